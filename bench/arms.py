@@ -1,0 +1,49 @@
+"""What is compared with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One model, in one precision, in one runtime.
+
+    Attributes:
+        id: Its name in results and reports, such as `student-fp32`.
+        model: The model it was exported from, such as `student`.
+        precision: Precision of its weights.
+        path: Directory the runtime loads; never written into results.
+        runtime: A key of `RUNTIMES`.
+        num_parameters: All parameters, embeddings included.
+    """
+
+    id: str
+    model: str
+    precision: str
+    path: Path
+    runtime: str
+    num_parameters: int
+
+    def without_path(self, text: str) -> str:
+        """`text`, such as a runtime's message, with the arm's directory replaced by its name."""
+        return text.replace(str(self.path.resolve()), self.id).replace(str(self.path), self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two arms measured against each other, in pairs, over the whole grid."""
+
+    baseline: Arm
+    candidate: Arm
+
+    @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """Baseline, then candidate: the A and B of A B B A."""
+        return self.baseline, self.candidate
+
+
+def distinct_arms(comparisons: tuple[Comparison, ...]) -> tuple[Arm, ...]:
+    """Every arm once, in order of appearance."""
+    return tuple(dict.fromkeys(arm for comparison in comparisons for arm in comparison.arms))

@@ -1,0 +1,165 @@
+"""One cell of one comparison: warm up, measure in A B B A order, summarise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.grid import Cell
+from bench.metrics.absent import Absent
+from bench.metrics.catalogue import METRICS, Metric
+from bench.metrics.latency import latency_s
+from bench.prompts import make_prompts
+from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
+from bench.runtimes.base import Session
+from bench.statistics import (
+    RatioInterval,
+    StoppingRule,
+    Trial,
+    coefficient_of_variation,
+    median,
+    paired_trial,
+    ratio_interval,
+)
+from bench.timeline import Timeline, verify_timeline
+
+MIN_WARMUP_RUNS = 2
+MAX_WARMUP_RUNS = 6
+WARMUP_TOLERANCE = 0.10
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How one arm settled before it was measured."""
+
+    num_runs: int
+    is_settled: bool
+
+
+def measure_cell(
+    baseline: Session,
+    candidate: Session,
+    *,
+    cell: Cell,
+    rule: StoppingRule,
+    seed: int,
+    on_pair: Callable[[], None] = lambda: None,
+) -> CellResult:
+    """Measure two loaded models against each other on the same prompts; `on_pair` follows every pair.
+
+    Raises:
+        VerificationError: when a runtime does other work than the cell asks for.
+    """
+    prompts = make_prompts((baseline, candidate), cell=cell, seed=seed)
+    warmups = [warm_up(session, prompts, cell=cell) for session in (baseline, candidate)]
+    order: list[str] = []
+
+    def measure_pair(index: int) -> tuple[Timeline, Timeline]:
+        if index == 0:
+            order.clear()  # a series begins: the order kept is the reported one's
+        timelines: dict[str, Timeline] = {}
+        for letter in "AB" if index % 2 == 0 else reversed("AB"):
+            session = baseline if letter == "A" else candidate
+            timelines[letter] = run_once(session, prompts, cell=cell)
+            order.append(letter)
+        on_pair()
+        return timelines["A"], timelines["B"]
+
+    trial = paired_trial(measure_pair, duration=latency_s, rule=rule)
+    return _summarise(trial, cell=cell, warmups=warmups, order="".join(order))
+
+
+def run_once(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Timeline:
+    """One generation, its tokens counted.
+
+    Raises:
+        VerificationError: when tokens in or out are not the cell's.
+    """
+    return verify_timeline(session.generate(prompts, osl=cell.osl), cell)
+
+
+def warm_up(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Warmup:
+    """Run until two successive latencies agree, at least 2 and at most 6 times."""
+    previous_s = latency_s(run_once(session, prompts, cell=cell))
+    for num_runs in range(MIN_WARMUP_RUNS, MAX_WARMUP_RUNS + 1):
+        current_s = latency_s(run_once(session, prompts, cell=cell))
+        if abs(current_s - previous_s) <= WARMUP_TOLERANCE * max(current_s, previous_s):
+            return Warmup(num_runs, is_settled=True)
+        previous_s = current_s
+    return Warmup(MAX_WARMUP_RUNS, is_settled=False)
+
+
+def _summarise(trial: Trial[Timeline], *, cell: Cell, warmups: list[Warmup], order: str) -> CellResult:
+    baseline, candidate = (
+        _arm_cell(
+            warmup,
+            exploration=[pair[side] for pair in trial.exploration],
+            reported=[pair[side] for pair in trial.reported],
+        )
+        for side, warmup in enumerate(warmups)
+    )
+    return CellResult(
+        isl=cell.isl,
+        osl=cell.osl,
+        batch_size=cell.batch_size,
+        status=trial.verdict,
+        reason=trial.reason,
+        is_confirmed=bool(trial.confirmation),
+        order=order,
+        speedup=_interval(trial.interval),
+        ratios={metric.name: _ratio(metric, trial) for metric in METRICS},
+        baseline=baseline,
+        candidate=candidate,
+    )
+
+
+def _arm_cell(warmup: Warmup, *, exploration: list[Timeline], reported: list[Timeline]) -> ArmCell:
+    return ArmCell(
+        num_warmup_runs=warmup.num_runs,
+        is_settled=warmup.is_settled,
+        exploration_latency_s=tuple(latency_s(timeline) for timeline in exploration),
+        metrics={metric.name: _summary(metric, reported) for metric in METRICS},
+    )
+
+
+def _summary(metric: Metric, timelines: list[Timeline]) -> Summary | AbsentRecord:
+    samples = _samples(metric, timelines)
+    if isinstance(samples, Absent):
+        return AbsentRecord(absent=samples.reason)
+    return Summary(
+        median=median(samples),
+        cv=coefficient_of_variation(samples),
+        minimum=min(samples),
+        maximum=max(samples),
+        samples=tuple(samples),
+    )
+
+
+def _ratio(metric: Metric, trial: Trial[Timeline]) -> Interval | AbsentRecord:
+    """Candidate over baseline for rates, the inverse for durations: above 1 the candidate is better."""
+    baseline = _samples(metric, [pair[0] for pair in trial.reported])
+    candidate = _samples(metric, [pair[1] for pair in trial.reported])
+    if isinstance(baseline, Absent):
+        return AbsentRecord(absent=baseline.reason)
+    if isinstance(candidate, Absent):
+        return AbsentRecord(absent=candidate.reason)
+    return _interval(
+        ratio_interval(candidate, baseline) if metric.is_rate else ratio_interval(baseline, candidate)
+    )
+
+
+def _samples(metric: Metric, timelines: list[Timeline]) -> list[float] | Absent:
+    samples: list[float] = []
+    for timeline in timelines:
+        value = metric.compute(timeline)
+        if isinstance(value, Absent):
+            return value
+        samples.append(value)
+    return samples
+
+
+def _interval(interval: RatioInterval) -> Interval:
+    return Interval(ratio=interval.ratio, low=interval.low, high=interval.high, num_pairs=interval.num_pairs)

@@ -1,0 +1,65 @@
+"""The one list of metrics: name, meaning, direction and function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.metrics.absent import Absent
+from bench.metrics.latency import latency_s
+from bench.metrics.output_throughput import output_tokens_per_s
+from bench.metrics.total_throughput import total_tokens_per_s
+from bench.metrics.tpot import tpot_s
+from bench.metrics.ttft import ttft_s
+from bench.timeline import Timeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number computed from one timeline.
+
+    Attributes:
+        name: Its key in results, unit as suffix.
+        definition: One line for readers of the report.
+        is_rate: More is better; otherwise it is a duration and less is better.
+        compute: The function.
+    """
+
+    name: str
+    definition: str
+    is_rate: bool
+    compute: Callable[[Timeline], float | Absent]
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="output_tokens_per_s",
+        definition="generated tokens of the whole batch, first tokens included, over latency",
+        is_rate=True,
+        compute=output_tokens_per_s,
+    ),
+    Metric(
+        name="total_tokens_per_s",
+        definition="prompt and generated tokens of the whole batch over latency",
+        is_rate=True,
+        compute=total_tokens_per_s,
+    ),
+    Metric(
+        name="latency_s",
+        definition="from the request (before its key/value cache is allocated) to the batch's last token",
+        is_rate=False,
+        compute=latency_s,
+    ),
+    Metric(
+        name="ttft_s",
+        definition="from the request to the batch's first token",
+        is_rate=False,
+        compute=ttft_s,
+    ),
+    Metric(
+        name="tpot_s",
+        definition="(latency - ttft) / (osl - 1)",
+        is_rate=False,
+        compute=tpot_s,
+    ),
+)

@@ -1,0 +1,11 @@
+"""Output throughput of the whole batch, the first tokens included."""
+
+from __future__ import annotations
+
+from bench.metrics.latency import latency_s
+from bench.timeline import Timeline
+
+
+def output_tokens_per_s(timeline: Timeline) -> float:
+    """Generated tokens of all sequences over the end-to-end latency, in tokens per second."""
+    return sum(timeline.num_output_tokens) / latency_s(timeline)

@@ -1,0 +1,12 @@
+"""Total throughput of the whole batch: tokens read and tokens written."""
+
+from __future__ import annotations
+
+from bench.metrics.latency import latency_s
+from bench.timeline import Timeline
+
+
+def total_tokens_per_s(timeline: Timeline) -> float:
+    """Prompt and generated tokens of all sequences over the end-to-end latency, in tokens per second."""
+    num_tokens = sum(timeline.num_input_tokens) + sum(timeline.num_output_tokens)
+    return num_tokens / latency_s(timeline)

@@ -1,0 +1,110 @@
+"""ONNX Runtime GenAI: directories made by `onnxruntime_genai.models.builder`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.timeline import Timeline
+from compressor.errors import DependencyError, UsageError, VerificationError
+
+ONNXRUNTIME_GENAI = "onnxruntime-genai"
+NO_TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+CONFIG_FILE = "genai_config.json"
+_SPECIAL_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class OnnxRuntimeGenai:
+    """Loads a directory with `genai_config.json` and an ONNX graph with key/value cache."""
+
+    def check(self, path: Path) -> None:
+        """See `bench.runtimes.base.Runtime.check`."""
+        if not (path / CONFIG_FILE).is_file():
+            raise UsageError(
+                "this directory holds no ONNX Runtime GenAI model", where=str(path), expected=CONFIG_FILE
+            )
+        _library()
+
+    def load(self, path: Path) -> OnnxRuntimeGenaiSession:
+        """See `bench.runtimes.base.Runtime.load`."""
+        self.check(path)
+        return OnnxRuntimeGenaiSession(_library(), path)
+
+
+class OnnxRuntimeGenaiSession:
+    """One loaded model; see `bench.runtimes.base.Session`."""
+
+    def __init__(self, library: Any, path: Path) -> None:
+        self._library = library
+        self._model = library.Model(str(path))
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        self._vocab_size = int(config["vocab_size"])
+        self._special_token_ids = frozenset(
+            token_id for field in _SPECIAL_ID_FIELDS for token_id in _as_ids(config.get(field))
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to below this."""
+        return self._vocab_size
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Padding, beginning and end of text."""
+        return self._special_token_ids
+
+    def generate(self, prompts: NDArray[np.int32], *, osl: int) -> Timeline:
+        """See `bench.runtimes.base.Session.generate`; the minimum length keeps end-of-text suppressed."""
+        batch_size, isl = prompts.shape
+        length = isl + osl
+        params = self._library.GeneratorParams(self._model)
+        params.set_search_options(
+            min_length=length, max_length=length, batch_size=batch_size, do_sample=False
+        )
+        token_times_s: list[float] = []
+        start_s = time.perf_counter()
+        generator = self._library.Generator(self._model, params)
+        generator.append_tokens(prompts)
+        while not generator.is_done():
+            generator.generate_next_token()
+            token_times_s.append(time.perf_counter())
+        sequences = [generator.get_sequence(index) for index in range(batch_size)]
+        if not all(
+            np.array_equal(sequence[:isl], prompt)
+            for sequence, prompt in zip(sequences, prompts, strict=True)
+        ):
+            raise VerificationError("the runtime's sequences do not begin with their prompts")
+        return Timeline(
+            start_s=start_s,
+            token_times_s=tuple(token_times_s),
+            num_input_tokens=(isl,) * batch_size,
+            num_output_tokens=tuple(len(sequence) - isl for sequence in sequences),
+        )
+
+
+def _library() -> Any:
+    """The module, imported late: it loads native libraries.
+
+    Since 1.29 ONNX Runtime's Linux builds send model names and host facts to Microsoft unless this
+    variable is set before they are loaded; the sending would also run beside the measurement.
+    """
+    os.environ.setdefault(NO_TELEMETRY_VARIABLE, "1")
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        raise DependencyError(
+            "onnxruntime-genai cannot be imported", found=error, hint="pip install onnxruntime-genai"
+        ) from error
+    return onnxruntime_genai
+
+
+def _as_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

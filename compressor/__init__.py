@@ -1,0 +1,3 @@
+"""Prune, distill, quantize, export and benchmark causal language models."""
+
+__version__ = "0.1.0"

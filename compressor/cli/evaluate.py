@@ -1,0 +1,55 @@
+"""`compress-export evaluate`: perplexity of one or more models on the same windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import OUTPUT, common
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--perplexity", "source", default=None, help="SOURCE of the text.")
+@click.option("--tasks", default=None, help="lm-eval tasks, comma separated (needs the lm-eval extra).")
+@click.option("--window", type=click.IntRange(8), default=1024, show_default=True, help="Tokens per window.")
+@click.option("--size", type=click.IntRange(1), default=64, show_default=True, help="Windows.")
+@OUTPUT
+@common
+def evaluate(
+    models: tuple[str, ...],
+    source: str | None,
+    tasks: str | None,
+    window: int,
+    size: int,
+    output_dir: str,
+    **flags: Any,
+) -> None:
+    """Measure perplexity, or lm-eval tasks; the first MODEL is the baseline."""
+    from compressor.cli.render import evaluation_text
+    from compressor.cli.session import emit, work
+    from compressor.errors import UsageError
+    from compressor.models.load import distinct_names
+
+    if (source is None) == (tasks is None):
+        raise UsageError("evaluate needs either --perplexity SOURCE or --tasks NAME,...")
+    names = distinct_names(models)
+    with work(flags) as console:
+        from compressor.cli.stage_command import execute_stage, open_model
+        from compressor.evaluation.harness import TASKS, TaskStageConfig
+        from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+
+        opened = [open_model(model, Path(output_dir), flags) for model in models]
+        others = dict(zip(names, opened, strict=True))
+        first = others[names[0]]
+        if source is not None:
+            config = EvaluateStageConfig(data=source, window=window, size=size)
+            artifact = execute_stage(EVALUATE, config, first, Path(output_dir), flags, console, others=others)
+        else:
+            chosen = tuple(part.strip() for part in str(tasks).split(","))
+            artifact = execute_stage(
+                TASKS, TaskStageConfig(tasks=chosen), first, Path(output_dir), flags, console, others=others
+            )
+    emit(artifact.details, flags, evaluation_text(artifact.details))

@@ -1,0 +1,56 @@
+"""`compress-export export`: write a model for a runtime, and verify what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.options import OUTPUT, common, recipe_overrides
+
+if TYPE_CHECKING:
+    from compressor.recipe import ExportFormat
+
+# Format and precision of the command line -> format of the recipe; the first precision is the default.
+FORMATS: dict[str, dict[str, ExportFormat]] = {
+    "huggingface": {"bf16": "huggingface", "fp16": "huggingface", "fp8": "huggingface-fp8"},
+    "onnx": {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"},
+}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--format", "family", type=click.Choice(sorted(FORMATS)), required=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int4"]), default=None)
+@click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
+@OUTPUT
+@common
+def export(family: str, precision: str | None, output_dir: str, **flags: Any) -> None:
+    """Export MODEL and compare every position's logits with it; beyond the tolerance, exit code 8."""
+    from compressor.cli.render import stage_text
+    from compressor.cli.session import emit, work
+    from compressor.errors import UnsupportedError
+    from compressor.recipe import load_recipe
+
+    precisions = FORMATS[family]
+    if precision is None:
+        precision = next(iter(precisions))
+    if precision not in precisions:
+        raise UnsupportedError(
+            f"{family} is not written in {precision}", where="--precision", expected=", ".join(precisions)
+        )
+    if family == "huggingface" and precision == "fp16":
+        flags["dtype"] = "float16"
+    settings = load_recipe(None, recipe_overrides(flags)).export
+    with work(flags) as console:
+        from compressor.cli.stage_command import execute_stage, open_model, quantised_artifact, result_of
+        from exporters.base import export_stage
+
+        if precision == "fp8":
+            source = quantised_artifact(flags["model"])
+        else:
+            source = open_model(flags["model"], Path(output_dir), flags)
+        stage = export_stage(precisions[precision])
+        artifact = execute_stage(stage, settings, source, Path(output_dir), flags, console)
+    emit(result_of(artifact), flags, stage_text(artifact))

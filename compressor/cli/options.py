@@ -1,0 +1,165 @@
+"""Options that several commands share, and how they become recipe sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OUTPUT = click.option("-o", "--output-dir", "output_dir", required=True, help="Directory to write.")
+
+
+def common(function: Command) -> Command:
+    """Options of every command that works on a model."""
+    options = [
+        click.option("--seed", type=click.IntRange(0), default=None, help="Seed of everything random. [0]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="[auto]"),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default=None,
+            help="Dtype of stored weights and forward passes. [auto: bfloat16]",
+        ),
+        click.option("--resume", is_flag=True, help="Assert that there is something to resume."),
+        click.option("--overwrite", is_flag=True, help="Start anew in a directory of ours."),
+        click.option("--trust-remote-code", is_flag=True, help="Run model code from a hub repository."),
+        *_REPORTING,
+    ]
+    return _apply(function, options)
+
+
+def reporting(function: Command) -> Command:
+    """Options of every command: what it prints."""
+    return _apply(function, _REPORTING)
+
+
+def calibration(function: Command) -> Command:
+    """Options of commands that calibrate."""
+    options = [
+        click.option("--calib-data", default=None, help="SOURCE: data set id, .txt, .jsonl or .parquet."),
+        click.option("--calib-size", type=click.IntRange(1), default=None, help="Windows. [1024]"),
+        click.option("--calib-seq-len", type=click.IntRange(8), default=None, help="Tokens each. [2048]"),
+    ]
+    return _apply(function, options)
+
+
+def training(function: Command) -> Command:
+    """Options of commands that distill."""
+    options = [
+        click.option("--train-data", default=None, help="SOURCE of the training text."),
+        click.option("--tokens", default=None, help="Token budget such as 100k; 0 only prunes. [1.8b]"),
+        click.option("--context-length", type=click.IntRange(8), default=None, help="Tokens per window."),
+        click.option("--train-batch-size", type=click.IntRange(1), default=None, help="Windows per step."),
+        click.option("--learning-rate", type=float, default=None, help="Peak. [1e-4]"),
+        click.option("--warmup-steps", type=click.IntRange(0), default=None),
+        click.option("--min-learning-rate-ratio", type=float, default=None, help="Cosine floor. [0.1]"),
+        click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]"),
+    ]
+    return _apply(function, options)
+
+
+_REPORTING = [
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr."),
+    click.option("-v", "--verbose", is_flag=True, help="More on stderr."),
+    click.option("--debug", is_flag=True, help="Tracebacks."),
+]
+
+# Flag of the command line -> field of the recipe.
+RECIPE_FIELDS = {
+    "model": "model",
+    "target": "target",
+    "seed": "seed",
+    "device": "device",
+    "dtype": "dtype",
+    "trust_remote_code": "trust_remote_code",
+    "importance": "prune.importance",
+    "shape": "prune.shape",
+    "calib_data": "calibration.data",
+    "calib_size": "calibration.size",
+    "calib_seq_len": "calibration.seq_len",
+    "train_data": "distill.data",
+    "tokens": "distill.tokens",
+    "context_length": "distill.context_length",
+    "train_batch_size": "distill.batch_size",
+    "learning_rate": "distill.learning_rate",
+    "warmup_steps": "distill.warmup_steps",
+    "min_learning_rate_ratio": "distill.min_learning_rate_ratio",
+    "temperature": "distill.temperature",
+    "fp8": "quantize.fp8",
+    "fp8_kv_cache": "quantize.fp8_kv_cache",
+    "formats": "export.formats",
+    "int4_min_top1": "export.int4_min_top1",
+    "eval_data": "evaluate.data",
+    "isl_osl": "bench.isl_osl",
+    "batch_size": "bench.batch_sizes",
+}
+
+
+def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """The recipe fields that the given flags set; flags that were not given set nothing.
+
+    Raises:
+        UsageError: for a value that cannot be parsed.
+    """
+    from compressor.pruning.target import parse_count
+
+    overrides: dict[str, Any] = {}
+    for flag, field in RECIPE_FIELDS.items():
+        value = flags.get(flag)
+        if value is None or value is False or value == ():
+            continue
+        if flag == "tokens":
+            value = parse_count(value, option="--tokens")
+        overrides[field] = value
+    return overrides
+
+
+def parse_shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`hidden_size=432,num_hidden_layers=30` as a mapping."""
+    if value is None:
+        return None
+    shape: dict[str, int] = {}
+    for part in value.split(","):
+        name, _, size = part.partition("=")
+        if not size.strip().isdigit():
+            raise click.BadParameter(f"{part!r} is not NAME=NUMBER")
+        shape[name.strip()] = int(size)
+    return shape
+
+
+def parse_pairs(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`128/128,1000/1000` as pairs of input and output length."""
+    if value is None:
+        return None
+    pairs = []
+    for part in value.split(","):
+        isl, _, osl = part.partition("/")
+        if not (isl.strip().isdigit() and osl.strip().isdigit() and int(isl) and int(osl)):
+            raise click.BadParameter(f"{part!r} is not ISL/OSL, two positive lengths")
+        pairs.append((int(isl), int(osl)))
+    return tuple(pairs)
+
+
+def parse_list(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`a,b` as a tuple."""
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def parse_integers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`1,8` as a tuple of positive integers."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of positive numbers")
+    return tuple(int(part) for part in parts)
+
+
+def _apply(function: Command, options: list[Any]) -> Command:
+    for option in reversed(options):
+        function = option(function)
+    return function

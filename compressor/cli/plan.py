@@ -1,0 +1,52 @@
+"""`compress-export plan`: what a run would do, without network, weights or torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import (
+    calibration,
+    parse_list,
+    parse_shape,
+    recipe_overrides,
+    reporting,
+    training,
+)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--target", default=None, help="Size (4b, 4.5B, 60%) or published shape (4b-width).")
+@click.option("--shape", callback=parse_shape, default=None, help="hidden_size=432,intermediate_size=1024")
+@click.option("--fp8", is_flag=True, default=None, help="FP8 weights and activations.")
+@click.option("--formats", callback=parse_list, default=None, help="Exports, comma separated.")
+@click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
+@click.option("--gpu", default="h100", show_default=True, help="Hardware of the estimates.")
+@click.option("--num-gpus", type=click.IntRange(1), default=8, show_default=True)
+@calibration
+@training
+@reporting
+def plan(config: str | None, gpu: str, num_gpus: int, **flags: Any) -> None:
+    """Show shapes, parameters, memory, disk and hours of a run."""
+    from compressor.cli.render import plan_text
+    from compressor.cli.session import default_output, emit
+    from compressor.errors import UsageError
+    from compressor.models.load import plan_dims, short_name
+    from compressor.planning import make_plan
+    from compressor.recipe import load_recipe
+
+    if flags["model"] is None and config is None:
+        example = "compress-export plan llama3.1-8b --target 4b"
+        raise UsageError("a plan needs a MODEL, or a recipe with one", hint=example)
+    recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
+    made = make_plan(
+        recipe,
+        plan_dims(recipe.model),
+        gpu=gpu,
+        num_gpus=num_gpus,
+        out_dir=str(default_output(short_name(recipe.model), recipe.target, fp8=recipe.quantize.fp8)),
+    )
+    emit(made.document, flags, plan_text(made.document))

@@ -1,0 +1,46 @@
+"""`compress-export prune`: cut a smaller checkpoint out of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import OUTPUT, calibration, common, parse_shape, recipe_overrides
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target", default=None, help="Size (4b, 4.5B, 60%) or published shape (4b-width).")
+@click.option("--shape", callback=parse_shape, default=None, help="hidden_size=432,intermediate_size=1024")
+@click.option("--importance", type=click.Choice(["activation", "weight-magnitude", "random"]), default=None)
+@OUTPUT
+@calibration
+@common
+def prune(output_dir: str, **flags: Any) -> None:
+    """Prune MODEL to a target size or shape; writes a Hugging Face checkpoint and the prune plan."""
+    from compressor.cli.render import stage_text
+    from compressor.cli.session import emit, work
+    from compressor.recipe import load_recipe
+
+    recipe = load_recipe(None, recipe_overrides(flags))
+    with work(flags) as console:
+        from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.models.checkpoint import read_config
+        from compressor.models.dims import PRUNABLE_FIELDS, dims_of_config
+        from compressor.planning import make_plan, require_prunable
+        from compressor.pruning.stage import PRUNE, PruneStageConfig
+
+        source = open_model(flags["model"], Path(output_dir), flags)
+        teacher = dims_of_config(read_config(source.path))
+        plan = make_plan(recipe, teacher)
+        require_prunable(teacher)
+        console.info(plan.target.rule)
+        config = PruneStageConfig(
+            shape={name: getattr(plan.target.student, name) for name in PRUNABLE_FIELDS},
+            prune=recipe.prune.model_copy(update={"shape": None}),
+            calibration=recipe.calibration,
+        )
+        artifact = execute_stage(PRUNE, config, source, Path(output_dir), flags, console)
+    emit(result_of(artifact), flags, stage_text(artifact))

@@ -1,0 +1,147 @@
+"""Results as text for a terminal: small tables, numbers with units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from compressor.report import result_tables
+
+_GIB = 1 << 30
+_PLAN_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "num_parameters", "num_non_embedding_parameters"),
+    *("flops_per_token", "kv_cache_bytes_per_token"),
+)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns aligned by width, numbers as they come."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """A plan as one table of shapes and one of costs."""
+    teacher, student = plan["teacher"], plan["student"]
+    rows = [(name, f"{teacher[name]:,}", f"{student[name]:,}") for name in _PLAN_FIELDS]
+    rows += [
+        (f"weights {name}", gib(teacher["weight_bytes"][name]), gib(student["weight_bytes"][name]))
+        for name in student["weight_bytes"]
+    ]
+    hours = plan["hours"]
+    memory = ", ".join(f"{stage} {gib(size)}" for stage, size in plan["memory_bytes"].items())
+    lines = [
+        f"{plan['model']} to {plan['target'] or 'an explicit shape'}: {plan['rule']}",
+        table(("", "teacher", "student"), rows),
+        f"exports       {', '.join(plan['exports'])}",
+        f"training      {plan['tokens']:,} tokens of {plan['text']['training']}",
+        f"memory        {memory}",
+        f"disk          {gib(plan['disk_bytes']['total'])}",
+        f"time          {_time_text(hours)}",
+    ]
+    if not plan["can_be_pruned"]:
+        lines.append(f"note          {student['model_type']} can be planned, not pruned yet")
+    return "\n".join(lines)
+
+
+def _time_text(hours: dict[str, Any]) -> str:
+    return (
+        f"calibration {duration(hours['calibration'])}, distillation {duration(hours['distill'])} on "
+        f"{hours['hardware']} at {hours['assumed_utilisation']:.0%} utilisation "
+        f"({hours['gpu_hours']:,.1f} GPU-hours; {hours['not_included']} not included)"
+    )
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The end of a run: what was reached, and where everything is."""
+    parts = []
+    for title, header, rows in result_tables(summary):
+        parts += [title, table(header, rows), ""]
+    parts += [f"warning: {warning}" for warning in summary["warnings"]]
+    parts += [f"student  {summary['student']}", f"report   {summary['out_dir']}/README.md"]
+    return "\n".join(parts)
+
+
+def stage_text(artifact: Any) -> str:
+    """What a stage command wrote."""
+    return f"{artifact.path}: {artifact.num_parameters:,} parameters, {' > '.join(artifact.lineage)}"
+
+
+def evaluation_text(report: dict[str, Any]) -> str:
+    """Perplexities or task scores of every model."""
+    models = report["models"]
+    if report["metric"] == "perplexity":
+        rows = [
+            (name, f"{entry['num_parameters']:,}", f"{entry['perplexity']:.3f}")
+            for name, entry in models.items()
+        ]
+        protocol = report["protocol"]
+        caption = f"window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']}"
+        return f"{table(('model', 'parameters', 'perplexity'), rows)}\n{caption}"
+    scores = [
+        (name, task, metric, f"{value:.4f}")
+        for name, entry in models.items()
+        for task, results in entry["tasks"].items()
+        for metric, value in results.items()
+    ]
+    return table(("model", "task", "metric", "value"), scores)
+
+
+def verification_text(report: dict[str, Any]) -> str:
+    """What was checked, one line each."""
+    lines = [f"{check['path']}: {check['kind']}: {check['status']}" for check in report["checked"]]
+    return "\n".join(lines)
+
+
+def doctor_text(report: dict[str, Any]) -> str:
+    """The machine and its libraries."""
+    rows: list[tuple[str, ...]] = []
+    for title, checks in (
+        ("default", report["dependencies"]),
+        ("TensorRT-LLM 1.2 container", report["tensorrt_llm_container_set"]),
+    ):
+        rows += [
+            (title, check["name"], check["required"], check["installed"] or "-", _yes(check["ok"]))
+            for check in checks
+        ]
+    machine = report["machine"]
+    lines = [
+        table(("dependency set", "library", "required", "installed", ""), rows),
+        f"machine       {machine['cpu']}, {machine['num_cpus']} CPUs, {gib(machine['memory_bytes'])}",
+        f"free disk     {gib(report['free_disk_bytes'])}",
+    ]
+    lines += [
+        f"GPU           {gpu['name']}, capability {gpu['compute_capability']}, "
+        f"FP8 {_yes(gpu['fp8'])}, 2:4 {_yes(gpu['sparsity_2_4'])}"
+        for gpu in report["gpus"]
+    ]
+    if not report["gpus"]:
+        lines.append("GPU           none: FP8 and 2:4 kernels cannot run here, their exports can be written")
+    builder = report["trtllm_build"]
+    lines.append(f"trtllm-build  {builder.get('version', '') if builder['found'] else 'not found'}")
+    hub = report["hub"]
+    state = "reachable" if hub["reachable"] else f"out of reach ({hub['reason']})"
+    lines.append(f"hub           {state}, token {hub['token']}")
+    return "\n".join(lines)
+
+
+def _yes(claim: bool) -> str:  # noqa: FBT001
+    return "yes" if claim else "no"
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    return f"{size / _GIB:.2f} GiB"
+
+
+def duration(hours: float) -> str:
+    """Hours in the unit that suits."""
+    if hours < 1 / 60:
+        return f"{math.ceil(hours * 3600)} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"

@@ -1,0 +1,85 @@
+"""`compress-export run`: the whole road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import (
+    calibration,
+    common,
+    parse_integers,
+    parse_list,
+    parse_pairs,
+    parse_shape,
+    recipe_overrides,
+    training,
+)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--target", default=None, help="Size (4b, 4.5B, 60%) or published shape (4b-width).")
+@click.option("--shape", callback=parse_shape, default=None, help="Instead of a target: NAME=NUMBER,...")
+@click.option("--fp8", is_flag=True, default=None, help="FP8 weights and activations.")
+@click.option("--fp8-kv-cache", is_flag=True, default=None, help="FP8 keys and values as well.")
+@click.option("-o", "--output-dir", default=None, help="Run directory. [./MODEL-TARGET[-fp8]]")
+@click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
+@click.option("--importance", type=click.Choice(["activation", "weight-magnitude", "random"]), default=None)
+@click.option("--formats", callback=parse_list, default=None, help="huggingface,huggingface-fp8,onnx,...")
+@click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
+@click.option("--eval-data", default=None, help="SOURCE. [held-out part of the training text]")
+@click.option("--isl-osl", callback=parse_pairs, default=None, help="Benchmark lengths: 128/128,1000/1000")
+@click.option("--batch-size", callback=parse_integers, default=None, help="Benchmark batch sizes: 1,8")
+@click.option("--restart-from", default=None, help="Discard this stage and all later ones first.")
+@click.option("--dry-run", is_flag=True, help="Only show the plan.")
+@calibration
+@training
+@common
+def run(**flags: Any) -> None:
+    r"""Prune, distill, quantize, export, verify and benchmark MODEL; MODEL alone means this command.
+
+    \b
+    MODEL   alias, Hugging Face id, directory or .gguf file
+    compress-export llama3.1-8b --target 4b --fp8
+    compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
+    """
+    from compressor.cli.render import plan_text, summary_text
+    from compressor.cli.session import default_output, emit, work
+    from compressor.errors import UsageError
+    from compressor.models.load import plan_dims, resolve_source, short_name
+    from compressor.planning import make_plan
+    from compressor.recipe import load_recipe
+
+    config = flags["config"]
+    if flags["model"] is None and config is None:
+        raise UsageError("a run needs a MODEL, or a recipe with one", hint="compress-export --help")
+    recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
+    default = default_output(short_name(recipe.model), recipe.target, fp8=recipe.quantize.fp8)
+    out_dir = Path(flags["output_dir"] or default)
+    plan = make_plan(recipe, plan_dims(recipe.model), out_dir=str(out_dir))
+    if flags["dry_run"]:
+        emit(plan.document, flags, plan_text(plan.document))
+        return
+    source = resolve_source(recipe.model)
+    with work(flags) as console:
+        from compressor.pipeline import STAGES, run_pipeline
+
+        if flags["restart_from"] not in (None, *STAGES):
+            raise UsageError(
+                f"unknown stage {flags['restart_from']!r}", where="--restart-from", expected=", ".join(STAGES)
+            )
+        console.info(plan_text(plan.document))
+        summary = run_pipeline(
+            recipe,
+            source,
+            plan,
+            out_dir,
+            console,
+            resume=flags["resume"],
+            overwrite=flags["overwrite"],
+            restart_from=flags["restart_from"],
+        )
+    emit(summary, flags, summary_text(summary))

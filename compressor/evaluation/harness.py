@@ -1,0 +1,66 @@
+"""Zero- and few-shot tasks through lm-eval, an optional extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import ModelArtifact, write_json
+from compressor.errors import DependencyError, UsageError, nearest
+from compressor.evaluation.stage import EVALUATION_FILE, SCHEMA
+from compressor.models.load import load_model, load_tokenizer
+from compressor.recipe import Section
+from compressor.stage import Stage, StageContext, StageResult
+
+
+class TaskStageConfig(Section):
+    """lm-eval task names; shots and metrics are the tasks' own."""
+
+    tasks: tuple[str, ...]
+
+
+def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Measure the context's models on every task.
+
+    Raises:
+        DependencyError: without lm-eval.
+        UsageError: for a task that lm-eval does not know.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise DependencyError(
+            "tasks need lm-eval", found=error, hint="pip install 'compress-export[lm-eval]'"
+        ) from error
+    manager = TaskManager()
+    unknown = [task for task in config.tasks if task not in manager.all_tasks]
+    if unknown:
+        raise UsageError(f"unknown task {unknown[0]!r}", hint=nearest(unknown[0], manager.all_tasks))
+    models: dict[str, Any] = {}
+    for name, artifact in context.others.items():
+        model = load_model(artifact.path, dtype=context.dtype, device=context.device)
+        wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(artifact.path))
+        measured = lm_eval.simple_evaluate(
+            model=wrapped, tasks=list(config.tasks), task_manager=manager, random_seed=context.seed
+        )
+        results = {task: _numbers(measured["results"][task]) for task in config.tasks}
+        models[name] = {"num_parameters": artifact.num_parameters, "tasks": results}
+    report = {
+        "schema": SCHEMA,
+        "metric": "tasks",
+        "protocol": {"lm_eval": lm_eval.__version__, "compute_dtype": context.dtype},
+        "models": models,
+    }
+    write_json(out_dir / EVALUATION_FILE, report)
+    return StageResult(num_parameters=source.num_parameters, details=report)
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in result.items() if isinstance(value, (int, float))}
+
+
+TASKS: Stage[TaskStageConfig] = Stage(
+    name="evaluate-tasks", run=run, libraries=("torch", "transformers", "lm-eval", "datasets")
+)

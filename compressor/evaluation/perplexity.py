@@ -1,0 +1,90 @@
+"""Perplexity: exp of the mean negative log-likelihood over non-overlapping windows, without BOS.
+
+Every window stands alone: its first token is context only, so a window of W tokens scores W - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from compressor.data.packing import TokenArray
+from compressor.errors import VerificationError
+from compressor.models.adapter import ModelAdapter
+
+_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """A perplexity and what it was measured over.
+
+    Attributes:
+        perplexity: exp(mean_nll).
+        mean_nll: Mean negative log-likelihood per scored token, in nats.
+        num_tokens: Scored tokens.
+        window: Tokens per window.
+        num_windows: Windows.
+    """
+
+    perplexity: float
+    mean_nll: float
+    num_tokens: int
+    window: int
+    num_windows: int
+
+
+def negative_log_likelihood(
+    hidden_TH: torch.Tensor, head_VH: torch.Tensor, targets_T: torch.Tensor
+) -> torch.Tensor:
+    """Sum over tokens of -log softmax(hidden head^T)[target], logits in float32, a chunk at a time.
+
+    Args:
+        hidden_TH: Final hidden states `[num_tokens, hidden_size]`.
+        head_VH: LM head `[vocab_size, hidden_size]`.
+        targets_T: Token ids `[num_tokens]`.
+
+    Returns:
+        A float64 scalar.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for hidden, targets in zip(hidden_TH.split(_CHUNK_TOKENS), targets_T.split(_CHUNK_TOKENS), strict=True):
+        logits = (hidden @ head_VH.T).float()
+        total += functional.cross_entropy(logits, targets, reduction="sum").double().cpu()
+    return total
+
+
+@torch.no_grad()
+def perplexity(
+    model: Any, windows: TokenArray, *, on_window: Callable[[], None] = lambda: None
+) -> Perplexity:
+    """Perplexity of a causal language model over windows of token ids, `[num_windows, window]`.
+
+    Raises:
+        VerificationError: when it is not finite.
+    """
+    adapter = ModelAdapter(model)
+    device = adapter.lm_head_weight.device
+    total = 0.0
+    for window in windows:
+        ids = torch.from_numpy(window.astype("int64"))[None].to(device)
+        hidden = adapter.body(ids, use_cache=False).last_hidden_state[0, :-1]
+        total += negative_log_likelihood(hidden, adapter.lm_head_weight, ids[0, 1:]).item()
+        on_window()
+    num_windows, size = windows.shape
+    num_tokens = num_windows * (size - 1)
+    mean_nll = total / num_tokens
+    if not math.isfinite(mean_nll):
+        raise VerificationError("the perplexity is not finite", found=mean_nll)
+    return Perplexity(
+        perplexity=math.exp(mean_nll),
+        mean_nll=mean_nll,
+        num_tokens=num_tokens,
+        window=size,
+        num_windows=num_windows,
+    )

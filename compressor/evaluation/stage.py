@@ -1,0 +1,86 @@
+"""The evaluate stage: perplexity of every model of a run on the same held-out windows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import ModelArtifact, write_json
+from compressor.data.packing import read_windows
+from compressor.data.sources import Split, source_fingerprint
+from compressor.evaluation.perplexity import perplexity
+from compressor.models.load import load_model, load_tokenizer
+from compressor.quantization.reader import load_fp8_model
+from compressor.recipe import Section
+from compressor.stage import Stage, StageContext, StageResult
+
+EVALUATION_FILE = "evaluation.json"
+SCHEMA = "compress-export/evaluation/1"
+UNIFIED_FP8 = "huggingface-fp8"
+
+
+class EvaluateStageConfig(Section):
+    """What to measure on.
+
+    Attributes:
+        data: SOURCE of the evaluation text.
+        seen: Sources used for training or calibration; where `data` is among them, its held-out part
+            is read, elsewhere all of it.
+        window: Tokens per window.
+        size: Number of windows.
+    """
+
+    data: str
+    seen: tuple[str, ...] = ()
+    window: int
+    size: int
+
+
+def run(
+    config: EvaluateStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Measure `context.others`, the first being the baseline; write `evaluation.json`."""
+    known = [source_fingerprint(spec) for spec in config.seen]
+    split: Split = "held_out" if source_fingerprint(config.data) in known else "all"
+    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
+    windows = read_windows(config.data, split, tokenizer, size=config.size, seq_len=config.window)
+    if len(windows) < config.size:
+        context.console.warn(
+            f"the evaluation text fills {len(windows)} windows of {config.window} tokens, not {config.size}"
+        )
+    models: dict[str, dict[str, Any]] = {}
+    for name, artifact in context.others.items():
+        model = _load(artifact, context)
+        with context.console.progress(f"perplexity of {name}", len(windows)) as tick:
+            measured = perplexity(model, windows, on_window=tick)
+        models[name] = {**asdict(measured), "num_parameters": artifact.num_parameters}
+    report = {
+        "schema": SCHEMA,
+        "metric": "perplexity",
+        "protocol": {
+            "window": config.window,
+            "stride": config.window,
+            "bos": False,
+            "split": split,
+            "compute_dtype": context.dtype,
+        },
+        "models": models,
+    }
+    write_json(out_dir / EVALUATION_FILE, report)
+    return StageResult(num_parameters=source.num_parameters, details=report)
+
+
+def _load(artifact: ModelArtifact, context: StageContext) -> Any:
+    """A 16-bit model, or a quantised artifact through our own dequantising reader."""
+    unified = artifact.path / UNIFIED_FP8
+    if unified.is_dir():
+        return load_fp8_model(unified, dtype=context.dtype, device=context.device)
+    return load_model(
+        artifact.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    )
+
+
+EVALUATE: Stage[EvaluateStageConfig] = Stage(
+    name="evaluate", run=run, data=lambda config: (config.data, *config.seen)
+)

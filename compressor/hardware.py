@@ -1,0 +1,73 @@
+"""What the machine is: device, dtype, memory, disk; and published rates of GPUs for estimates."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """Datasheet figures of one GPU: dense matrix rate in bf16, and memory."""
+
+    name: str
+    bf16_flops_per_s: float
+    memory_bytes: int
+
+
+GPUS: dict[str, Gpu] = {
+    "a100": Gpu(name="NVIDIA A100 80GB SXM", bf16_flops_per_s=312e12, memory_bytes=80 * 10**9),
+    "l40s": Gpu(name="NVIDIA L40S", bf16_flops_per_s=362e12, memory_bytes=48 * 10**9),
+    "h100": Gpu(name="NVIDIA H100 80GB SXM", bf16_flops_per_s=989e12, memory_bytes=80 * 10**9),
+    "h200": Gpu(name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9),
+}
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str) -> str:
+    """`auto` becomes `bfloat16`: the dtype of stored 16-bit weights and of forward passes."""
+    return "bfloat16" if dtype == "auto" else dtype
+
+
+def cpu_name() -> str:
+    """The processor's name as the system states it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free space where `path` is, or would be."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def describe() -> dict[str, object]:
+    """The machine, for manifests."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+    }

@@ -1,0 +1,295 @@
+"""Hugging Face checkpoints on disk: reading tensors lazily, writing them as a stream.
+
+The safetensors layout is eight bytes of header length, a JSON header and the raw tensors. Writing
+it here, tensor by tensor, keeps one chunk of one tensor in memory, whatever the checkpoint's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from compressor.errors import UsageError, VerificationError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+_CHUNK_BYTES = 1 << 25
+
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        UsageError: when the directory has none.
+        VerificationError: when it is not JSON.
+    """
+    file = directory / CONFIG_FILE
+    if not file.is_file():
+        raise UsageError(
+            "this directory is no Hugging Face checkpoint", where=str(directory), expected=CONFIG_FILE
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
+    if not isinstance(config, dict):
+        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
+    return config
+
+
+class CheckpointReader:
+    """The tensors of a safetensors checkpoint, one file or sharded, mapped lazily.
+
+    Use as a context manager. Iterating yields names in file order.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open every file of the checkpoint.
+
+        Raises:
+            UsageError: when there are no safetensors files.
+            VerificationError: when one is truncated or corrupt, or an index names what is not there.
+        """
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        self.paths = weight_files(directory)
+        for path in self.paths:
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                self._stack.close()
+                raise VerificationError(
+                    "a weight file is truncated or corrupt", where=str(path), found=error
+                ) from error
+            self._files |= dict.fromkeys(file.keys(), file)
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, its pages read when touched.
+
+        Raises:
+            VerificationError: when the checkpoint lacks it.
+        """
+        if name not in self._files:
+            raise VerificationError("the checkpoint lacks a tensor", where=name)
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        UsageError: when there are none (pickled weights are not read).
+        VerificationError: when the index is corrupt or names a missing file.
+    """
+    index = directory / INDEX_FILE
+    if index.is_file():
+        files = [directory / name for name in _shard_names(index)]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise VerificationError("the checkpoint lacks a file", where=str(index), found=", ".join(missing))
+        return files
+    if (directory / WEIGHTS_FILE).is_file():
+        return [directory / WEIGHTS_FILE]
+    raise UsageError(
+        "this directory holds no safetensors weights",
+        where=str(directory),
+        expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
+        hint="convert pickled weights with save_pretrained(safe_serialization=True) first",
+    )
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationError("the weight index is corrupt", where=str(index), found=error) from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise VerificationError("the index names a file elsewhere", where=str(index), found=outside[0])
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A tensor to be written: what it will be, and a function that yields it in row blocks.
+
+    `blocks` yields contiguous tensors whose concatenation along dimension 0 has `shape` and `dtype`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor's data."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def whole(name: str, tensor: torch.Tensor) -> TensorSpec:
+    """The spec of a tensor that is in memory already."""
+    return TensorSpec(
+        name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, blocks=lambda: (tensor.contiguous(),)
+    )
+
+
+def write_checkpoint(
+    directory: Path,
+    specs: list[TensorSpec],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_tensor: Callable[[], None] = lambda: None,
+) -> None:
+    """Write tensors as `model.safetensors`, or as shards with an index, block by block.
+
+    Raises:
+        VerificationError: when a spec's blocks do not add up to its shape.
+    """
+    shards = _split(specs, max_shard_bytes)
+    if len(shards) == 1:
+        write_safetensors(directory / WEIGHTS_FILE, shards[0], on_tensor=on_tensor)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(directory / name, shard, on_tensor=on_tensor)
+        weight_map |= {spec.name: name for spec in shard}
+    total = sum(spec.num_bytes for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_safetensors(
+    path: Path, specs: list[TensorSpec], *, on_tensor: Callable[[], None] = lambda: None
+) -> None:
+    """Write one safetensors file, block by block.
+
+    Raises:
+        VerificationError: when a spec's blocks do not add up to its shape.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        header[spec.name] = {
+            "dtype": _DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.num_bytes],
+        }
+        offset += spec.num_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for spec in specs:
+            written = 0
+            for block in spec.blocks():
+                if block.dtype != spec.dtype:
+                    raise VerificationError(
+                        "a block has another dtype", where=spec.name, expected=spec.dtype, found=block.dtype
+                    )
+                flat = block.contiguous().view(-1).view(torch.uint8)
+                written += file.write(flat.numpy().data)
+            if written != spec.num_bytes:
+                raise VerificationError(
+                    "a tensor's blocks do not add up", where=spec.name, expected=spec.num_bytes, found=written
+                )
+            on_tensor()
+
+
+def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of a tensor's rows, each about 32 MiB."""
+    if tensor.dim() == 0:
+        yield tensor
+        return
+    row_bytes = max(1, tensor[:1].numel() * tensor.element_size())
+    yield from tensor.split(max(1, _CHUNK_BYTES // row_bytes))
+
+
+def hash_and_check(directory: Path, *, on_file: Callable[[], None] = lambda: None) -> str:
+    """sha256 over config, tokenizer and weights; refuses corrupt and non-finite weights on the way.
+
+    Raises:
+        VerificationError: naming the first tensor with NaN or infinity, or the unreadable file.
+    """
+    digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
+    for tokenizer in sorted(directory.glob("tokenizer.*")):
+        digest.update(tokenizer.read_bytes())
+    with CheckpointReader(directory) as reader:
+        for name in reader:
+            check_finite(name, reader.tensor(name))
+        for path in reader.paths:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+            on_file()
+    return digest.hexdigest()
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinity.
+
+    Raises:
+        VerificationError: naming the tensor.
+    """
+    if not tensor.is_floating_point() or tensor.dtype == torch.float8_e4m3fn:
+        return
+    for block in row_blocks(tensor):
+        if not torch.isfinite(block).all():
+            raise VerificationError(
+                "weights are not finite", where=name, expected="finite", found="NaN or inf"
+            )
+
+
+def _split(specs: list[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.num_bytes
+    return shards

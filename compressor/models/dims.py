@@ -1,0 +1,138 @@
+"""Parameter, memory and FLOP arithmetic of a decoder, from its dimensions alone.
+
+No torch, no files: `plan` answers from here in milliseconds.
+
+Legend: H hidden, I intermediate, L layers, N query heads, K key/value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from compressor.errors import UnsupportedError
+from compressor.models.families import Family, family_of
+
+SHAPE_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+PRUNABLE_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """Dimensions of one decoder-only transformer, in Hugging Face names."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+    @property
+    def family(self) -> Family:
+        """The architecture's row in the table of families."""
+        return family_of(self.model_type)
+
+    def with_shape(self, **shape: int) -> Dims:
+        """A copy with some dimensions replaced."""
+        return replace(self, **cast(dict[str, Any], shape))
+
+    def same_architecture(self, other: Dims) -> bool:
+        """Whether every dimension is equal (names and weights may differ)."""
+        return self == other
+
+    def to_dict(self) -> dict[str, int | bool | str]:
+        """Plain values for JSON, with the parameter counts."""
+        return {
+            **asdict(self),
+            "num_parameters": num_parameters(self),
+            "num_non_embedding_parameters": num_non_embedding_parameters(self),
+        }
+
+
+def dims_of_config(config: dict[str, object]) -> Dims:
+    """Read the dimensions from the fields of a Hugging Face `config.json`.
+
+    Raises:
+        UnsupportedError: for a `model_type` the table of families does not hold, or a missing field.
+    """
+    model_type = str(config.get("model_type"))
+    family_of(model_type)
+
+    def number(field: str, default: int | None = None) -> int:
+        value = config.get(field)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or value <= 0:
+            raise UnsupportedError(
+                f"config.json has no usable {field}", expected="a positive integer", found=value
+            )
+        return value
+
+    hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
+    return Dims(
+        model_type=model_type,
+        hidden_size=hidden_size,
+        intermediate_size=number("intermediate_size"),
+        num_hidden_layers=number("num_hidden_layers"),
+        num_attention_heads=num_heads,
+        num_key_value_heads=number("num_key_value_heads", num_heads),
+        head_dim=number("head_dim", hidden_size // num_heads),
+        vocab_size=number("vocab_size"),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def num_embedding_parameters(dims: Dims) -> int:
+    """Embedding and LM head: V H once when tied, twice otherwise."""
+    return dims.vocab_size * dims.hidden_size * (1 if dims.tie_word_embeddings else 2)
+
+
+def num_linear_parameters(dims: Dims) -> int:
+    """Weights of all linear layers inside the decoder layers: what quantisation covers."""
+    attention = dims.hidden_size * dims.head_dim * 2 * (dims.num_attention_heads + dims.num_key_value_heads)
+    num_mlp_matrices = 3 if dims.family.gated_mlp else 2
+    return dims.num_hidden_layers * (attention + num_mlp_matrices * dims.hidden_size * dims.intermediate_size)
+
+
+def num_non_embedding_parameters(dims: Dims) -> int:
+    """Linear layers and norms, embedding and LM head left out."""
+    per_norm = dims.hidden_size * (2 if dims.family.norm_has_bias else 1)
+    return num_linear_parameters(dims) + per_norm * (2 * dims.num_hidden_layers + 1)
+
+
+def num_parameters(dims: Dims) -> int:
+    """All parameters, embeddings included."""
+    return num_embedding_parameters(dims) + num_non_embedding_parameters(dims)
+
+
+def weight_bytes(dims: Dims, precision: str) -> int:
+    """Bytes of the weights; FP8 and int4 cover the decoder's linear layers, the rest stays 16-bit."""
+    linear = num_linear_parameters(dims)
+    rest = num_parameters(dims) - linear
+    bits = {"fp32": (32, 32), "fp16": (16, 16), "bf16": (16, 16), "fp8": (8, 16), "int4": (4.5, 16)}
+    linear_bits, rest_bits = bits[precision]
+    return int((linear * linear_bits + rest * rest_bits) // 8)
+
+
+def kv_cache_bytes_per_token(dims: Dims, bytes_per_value: int = 2) -> int:
+    """Keys and values of all layers for one token of one sequence."""
+    return 2 * dims.num_hidden_layers * dims.num_key_value_heads * dims.head_dim * bytes_per_value
+
+
+def flops_per_token(dims: Dims, context: int = 0) -> int:
+    """FLOPs of one forward token: two per weight (LM head included), plus attention over `context`."""
+    head = dims.vocab_size * dims.hidden_size
+    attention = 2 * dims.num_hidden_layers * dims.num_attention_heads * dims.head_dim * context
+    return 2 * (num_linear_parameters(dims) + head + attention)

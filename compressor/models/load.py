@@ -1,0 +1,327 @@
+"""From MODEL on the command line to a checkpoint on disk, and from there to a model in memory.
+
+MODEL is an alias, a Hugging Face id, a local directory or a `.gguf` file. Only safetensors and GGUF
+are read, never pickle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact, sha256_of_file
+from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError, nearest
+from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.presets import PRESETS
+
+SourceKind = Literal["directory", "hub", "gguf"]
+_WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from: nothing is read yet."""
+
+    given: str
+    kind: SourceKind
+    location: str
+
+
+def short_name(model: str) -> str:
+    """What to call a MODEL in directories and tables: alias, hub name, directory or file name."""
+    path = Path(model)
+    return path.stem.lower() if path.suffix == ".gguf" else path.name
+
+
+def distinct_names(models: tuple[str, ...]) -> list[str]:
+    """Short names, numbered where they do not tell the models apart."""
+    names = [short_name(model) for model in models]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}-{number}" for number, name in enumerate(names, 1)]
+
+
+def resolve_source(model: str) -> ModelSource:
+    """Tell an alias, a hub id, a directory and a GGUF file apart.
+
+    Raises:
+        UsageError: for an unknown alias (with the nearest), or a missing path.
+        UnsupportedError: for an alias without Hugging Face weights.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        if not path.is_file():
+            raise UsageError("this GGUF file does not exist", where=model)
+        if path.suffix != ".gguf":
+            raise UsageError("this file is no model", where=model, expected="a directory or a .gguf file")
+        return ModelSource(given=model, kind="gguf", location=str(path))
+    if model in PRESETS:
+        hub_id = PRESETS[model].hub_id
+        if hub_id is None:
+            raise UnsupportedError(
+                "this alias has no Hugging Face weights; it can only be planned", where=model
+            )
+        return ModelSource(given=model, kind="hub", location=hub_id)
+    if path.is_dir():
+        return ModelSource(given=model, kind="directory", location=str(path))
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UsageError("this model path does not exist", where=model)
+    if "/" not in model:
+        raise UsageError(
+            f"unknown model alias {model!r}",
+            expected="an alias, a Hugging Face id, a directory or a .gguf file",
+            hint=nearest(model, PRESETS) or f"aliases: {', '.join(PRESETS)}",
+        )
+    return ModelSource(given=model, kind="hub", location=model)
+
+
+def plan_dims(model: str) -> Dims:
+    """A model's dimensions for planning; published models need neither network nor weights.
+
+    Raises:
+        UsageError, UnsupportedError, NetworkError: for what cannot be found or used.
+    """
+    known = {preset.hub_id: preset.dims for preset in PRESETS.values()} | {
+        alias: preset.dims for alias, preset in PRESETS.items()
+    }
+    return known[model] if model in known else source_dims(resolve_source(model))
+
+
+def source_dims(source: ModelSource) -> Dims:
+    """A model's dimensions, without its weights: from `config.json` or a GGUF file's header.
+
+    Raises:
+        UnsupportedError: for a model type the table does not hold, or a quantised checkpoint.
+    """
+    if source.kind == "gguf":
+        return _gguf_dims(Path(source.location))
+    from compressor.models.checkpoint import read_config
+
+    directory = Path(source.location)
+    if source.kind == "hub":
+        directory = _download(source.location, ["config.json"])
+    config = read_config(directory)
+    refuse_quantised(config, directory)
+    return dims_of_config(config)
+
+
+def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelArtifact:
+    """Bring a model onto this disk as a checked safetensors checkpoint.
+
+    Args:
+        source: The model.
+        scratch: Where a GGUF file is converted to, if it is one; others stay where they are.
+        dtype: Stored dtype of a converted GGUF file.
+
+    Raises:
+        UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
+    """
+    from compressor.models.checkpoint import hash_and_check, read_config
+
+    directory = Path(source.location)
+    if source.kind == "gguf":
+        directory = _convert_gguf(directory, scratch, dtype)
+    elif source.kind == "hub":
+        directory = _download(source.location, _WEIGHT_PATTERNS)
+    config = read_config(directory)
+    refuse_quantised(config, directory)
+    dims = dims_of_config(config)
+    lineage: tuple[str, ...] = ("source",)
+    if (directory / ARTIFACT_FILE).is_file():
+        lineage = read_artifact(directory).lineage
+    return ModelArtifact(
+        path=directory,
+        stage=lineage[-1],
+        fingerprint=hash_and_check(directory),
+        lineage=lineage,
+        num_parameters=num_parameters(dims),
+    )
+
+
+def refuse_quantised(config: dict[str, Any], directory: Path) -> None:
+    """Refuse a checkpoint whose weights are quantised already.
+
+    Raises:
+        UnsupportedError: naming what was found.
+    """
+    found = "quantization_config" if config.get("quantization_config") else None
+    if (directory / "hf_quant_config.json").is_file():
+        found = "hf_quant_config.json"
+    if found:
+        raise UnsupportedError(
+            "the checkpoint is already quantised",
+            where=str(directory),
+            expected="16- or 32-bit weights",
+            found=found,
+            hint="start from the model it was quantised from",
+        )
+
+
+def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
+    """Load a checkpoint for evaluation: `eval()` mode, gradients off.
+
+    Raises:
+        VerificationError: when weights are missing, left over or of the wrong shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (RuntimeError, OSError) as error:
+        raise VerificationError(
+            "the checkpoint cannot be loaded", where=str(directory), found=error
+        ) from error
+    problems = {key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]}
+    if problems:
+        raise VerificationError(
+            "the checkpoint does not fit its config", where=str(directory), found=problems
+        )
+    return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer beside a checkpoint.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
+    return AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the files beside the weights: tokenizer, chat template, generation settings."""
+    patterns = (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "*.jinja",
+        "vocab.*",
+        "merges.txt",
+        "generation_config.json",
+    )
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, destination / file.name)
+
+
+def copy_checkpoint(source: Path, destination: Path) -> None:
+    """Copy a checkpoint's weights byte by byte, with its config and the files beside them."""
+    from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, weight_files
+
+    for file in [*weight_files(source), source / CONFIG_FILE]:
+        shutil.copyfile(file, destination / file.name)
+    if (source / INDEX_FILE).is_file():
+        shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
+    copy_tokenizer(source, destination)
+
+
+def _download(hub_id: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UsageError("this is no Hugging Face id", where=hub_id, found=error) from error
+    except GatedRepoError as error:
+        raise NetworkError(
+            "access to this model is restricted",
+            where=hub_id,
+            hint="ask for access on its page and set HF_TOKEN",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise NetworkError(
+            "the hub has no such model, or it is private", where=hub_id, hint="check the id; set HF_TOKEN"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise NetworkError(
+            "the model cannot be downloaded",
+            where=hub_id,
+            found=type(error).__name__,
+            hint="go online, or give a local directory",
+        ) from error
+
+
+def _gguf_dims(path: Path) -> Dims:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise VerificationError(
+            "the GGUF file is truncated or corrupt", where=str(path), found=error
+        ) from error
+    architecture = reader.fields["general.architecture"].contents()
+
+    def value(key: str, default: Any = None) -> Any:
+        field = reader.fields.get(f"{architecture}.{key}")
+        return default if field is None else field.contents()
+
+    names = {tensor.name for tensor in reader.tensors}
+    hidden_size, num_heads = value("embedding_length"), value("attention.head_count")
+    return dims_of_config(
+        {
+            "model_type": architecture,
+            "hidden_size": hidden_size,
+            "intermediate_size": value("feed_forward_length"),
+            "num_hidden_layers": value("block_count"),
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": value("attention.head_count_kv", num_heads),
+            "head_dim": value("attention.key_length", hidden_size // num_heads),
+            "vocab_size": value("vocab_size", len(reader.fields["tokenizer.ggml.tokens"].data)),
+            "tie_word_embeddings": "output.weight" not in names,
+        }
+    )
+
+
+def _convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
+    """Dequantise a GGUF file into a safetensors checkpoint under `scratch`, once."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from compressor.models.portable import make_portable
+
+    _gguf_dims(path)
+    directory = scratch / f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}"
+    if directory.is_dir():
+        return directory
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(partial)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    for role in ("bos", "eos", "pad", "unk"):
+        # The converted tokenizer can disagree with the file's own metadata (an end token that is the
+        # start token); the metadata decides.
+        token_id = getattr(model.config, f"{role}_token_id", None)
+        if token_id is not None:
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token_id))
+    tokenizer.save_pretrained(partial)
+    make_portable(partial)
+    partial.rename(directory)
+    return directory

@@ -1,0 +1,66 @@
+"""Configs and tokenizers that transformers 4.57 and 5 read alike.
+
+transformers 5 writes only `rope_parameters` and `dtype`, and its own tokenizer class name. Read by
+4.57 (the TensorRT-LLM 1.2 container, vLLM) such a config silently means rope base 10000 without
+scaling, and the tokenizer does not load. So the older keys are written beside the new ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressor.models.checkpoint import CONFIG_FILE
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_LOCAL_KEYS = ("backend", "is_local", "local_files_only")
+_NEW_TOKENIZER_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+PORTABLE_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+
+
+def portable_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config with the keys of both generations.
+
+    Both spellings are filled from whichever is there: `rope_theta` and `rope_scaling` with
+    `rope_parameters`, `torch_dtype` with `dtype`.
+    """
+    both = {key: value for key, value in config.items() if key != "_model_name_or_path"}
+    rope = both.get("rope_parameters")
+    if rope:
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        both["rope_theta"] = rope["rope_theta"]
+        both["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    elif "rope_theta" in both:
+        scaling = both.get("rope_scaling") or {"rope_type": "default"}
+        both["rope_parameters"] = {"rope_theta": both["rope_theta"], **scaling}
+    dtype = both.get("dtype") or both.get("torch_dtype")
+    if dtype:
+        both["dtype"] = both["torch_dtype"] = dtype
+    return both
+
+
+def make_portable(directory: Path) -> None:
+    """Rewrite a checkpoint's config and tokenizer config in place for both generations."""
+    file = directory / CONFIG_FILE
+    write_config(directory, json.loads(file.read_text(encoding="utf-8")))
+    make_tokenizer_portable(directory)
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    """Write `config.json`, portable."""
+    text = json.dumps(portable_config(config), indent=2, sort_keys=True) + "\n"
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def make_tokenizer_portable(directory: Path) -> None:
+    """Give the tokenizer config a class name that both generations know."""
+    file = directory / _TOKENIZER_CONFIG
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") in _NEW_TOKENIZER_CLASSES:
+        config["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS
+        for key in _LOCAL_KEYS:
+            config.pop(key, None)
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

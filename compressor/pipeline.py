@@ -1,0 +1,265 @@
+"""The whole road, stage by stage: every stage reads one directory and writes the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from bench.stage import BENCH, BenchStageConfig, arm_name
+from compressor.artifact import ModelArtifact, write_json
+from compressor.console import Console
+from compressor.distillation.stage import DISTILL
+from compressor.errors import ResourceError
+from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
+from compressor.manifest import Manifest, open_run_directory
+from compressor.models.load import ModelSource, open_checkpoint
+from compressor.planning import Plan, require_prunable
+from compressor.pruning.stage import PRUNE, PruneStageConfig
+from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe import ExportFormat, Recipe, dump_recipe
+from compressor.report import write_model_card
+from compressor.stage import Stage, StageContext, execute
+from exporters.base import export_stage
+
+STAGES = ("prune", "distill", "quantize", "export", "evaluate", "bench", "report")
+STUDENT = "student"
+BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
+    "onnx": "fp32",
+    "onnx-fp16": "fp16",
+    "onnx-int4": "int4",
+}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run in progress: its recipe, where it writes, and what it has made so far."""
+
+    recipe: Recipe
+    plan: Plan
+    out_dir: Path
+    console: Console
+    manifest: Manifest
+    teacher: ModelArtifact
+    restart: frozenset[str]
+    made: dict[str, ModelArtifact] = field(default_factory=dict)
+
+    def execute(
+        self,
+        stage: Stage[Any],
+        config: BaseModel,
+        source: ModelArtifact,
+        where: str,
+        *,
+        part_of: str,
+        others: dict[str, ModelArtifact] | None = None,
+    ) -> ModelArtifact:
+        """Run one stage into `out_dir/where` and record it."""
+        self.console.info(f"{stage.name}: {where}")
+        context = StageContext(
+            console=self.console,
+            seed=self.recipe.seed,
+            device=resolve_device(self.recipe.device),
+            dtype=resolve_dtype(self.recipe.dtype),
+            teacher=self.teacher if stage is DISTILL else None,
+            others=others or {},
+            trust_remote_code=self.recipe.trust_remote_code,
+        )
+        outcome = execute(
+            stage, config, source, self.out_dir / where, context, restart=part_of in self.restart
+        )
+        self.manifest.add_stage(outcome, where=where)
+        state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
+        self.console.info(f"{stage.name}: {where}: {state}")
+        return outcome.artifact
+
+
+def run_pipeline(
+    recipe: Recipe,
+    source: ModelSource,
+    plan: Plan,
+    out_dir: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    restart_from: str | None = None,
+) -> dict[str, Any]:
+    """Compress, export, verify and measure a model; returns the summary printed by `--json`.
+
+    Args:
+        recipe: Every choice.
+        source: The teacher.
+        plan: The resolved shapes.
+        out_dir: The run directory.
+        console: Messages.
+        resume: Assert that there is something to resume.
+        overwrite: Start anew in a directory of ours.
+        restart_from: Discard this stage and all later ones first.
+    """
+    require_prunable(plan.teacher)
+    restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
+    with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
+        _require_disk(plan, out_dir)
+        manifest.update(hardware=describe())
+        teacher = open_checkpoint(source, out_dir / "stages", dtype=resolve_dtype(recipe.dtype))
+        run = Run(
+            recipe=recipe,
+            plan=plan,
+            out_dir=out_dir,
+            console=console,
+            manifest=manifest,
+            teacher=teacher,
+            restart=restart,
+        )
+        for name in STAGES:
+            _STEPS[name](run)
+            if name == "prune":
+                _record_choices(run)
+        return summary(run)
+
+
+def _require_disk(plan: Plan, out_dir: Path) -> None:
+    needed, free = plan.document["disk_bytes"]["total"], free_disk_bytes(out_dir)
+    if free < needed:
+        raise ResourceError(
+            "not enough disk", where=str(out_dir), expected=f"{needed:,} bytes", found=f"{free:,} bytes free"
+        )
+
+
+def _record_choices(run: Run) -> None:
+    """What to run again, and what was planned; written once the stages accepted the recipe."""
+    (run.out_dir / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+    write_json(run.out_dir / "plan.json", run.plan.document)
+
+
+def _prune(run: Run) -> None:
+    student = run.plan.target.student
+    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = PruneStageConfig(
+        shape={name: getattr(student, name) for name in fields},
+        prune=run.recipe.prune.model_copy(update={"shape": None}),
+        calibration=run.recipe.calibration,
+    )
+    run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
+
+
+def _distill(run: Run) -> None:
+    if run.recipe.distill.tokens:
+        run.made["distilled"] = run.execute(
+            DISTILL, run.recipe.distill, run.made["pruned"], "stages/distill", part_of="distill"
+        )
+
+
+def _dense(run: Run) -> ModelArtifact:
+    """The 16-bit model that is exported: the last that training or pruning made."""
+    return run.made.get("distilled", run.made["pruned"])
+
+
+def _quantize(run: Run) -> None:
+    if run.recipe.quantize.fp8:
+        config = QuantizeStageConfig(quantize=run.recipe.quantize, calibration=run.recipe.calibration)
+        run.made["quantized"] = run.execute(
+            QUANTIZE, config, _dense(run), "stages/quantize", part_of="quantize"
+        )
+
+
+def _export(run: Run) -> None:
+    settings = run.recipe.export.model_copy(update={"formats": None})
+    for name in run.recipe.export_formats():
+        source = run.made["quantized"] if name == "huggingface-fp8" else _dense(run)
+        where = STUDENT if name == "huggingface" else f"exports/{name}"
+        run.made[f"export {name}"] = run.execute(
+            export_stage(name), settings, source, where, part_of="export"
+        )
+
+
+def _evaluate(run: Run) -> None:
+    data = run.recipe.evaluate.data or run.recipe.distill.data
+    config = EvaluateStageConfig(
+        data=data,
+        seen=tuple(sorted({run.recipe.distill.data, run.recipe.calibration.data})),
+        window=run.recipe.evaluate.window,
+        size=run.recipe.evaluate.size,
+    )
+    models = {"teacher": run.teacher}
+    models |= {name: run.made[name] for name in ("pruned", "distilled", "quantized") if name in run.made}
+    run.made["evaluation"] = run.execute(
+        EVALUATE, config, _dense(run), "stages/evaluate", part_of="evaluate", others=models
+    )
+
+
+def _bench(run: Run) -> None:
+    """Teacher and student through the same runtime in the same precision, for every exported graph."""
+    if not run.recipe.bench.enabled:
+        return
+    graphs: dict[str, ModelArtifact] = {}
+    comparisons: list[tuple[str, str]] = []
+    for name, precision in BENCH_PRECISION_OF_FORMAT.items():
+        student = run.made.get(f"export {name}")
+        if student is None or precision not in run.recipe.bench.precisions:
+            continue
+        settings = run.recipe.export.model_copy(update={"formats": None, "int4_min_top1": None})
+        pair = (arm_name("teacher", precision), arm_name("student", precision))
+        comparisons.append(pair)
+        graphs[pair[0]] = run.execute(
+            export_stage(name), settings, run.teacher, f"stages/teacher-{name}", part_of="bench"
+        )
+        graphs[pair[1]] = student
+    if not graphs:
+        run.console.warn("no ONNX export to benchmark: add onnx or onnx-int4 to the formats")
+        return
+    config = BenchStageConfig(
+        bench=run.recipe.bench, comparisons=tuple(comparisons), not_measured=_not_measured(run)
+    )
+    run.made["bench"] = run.execute(BENCH, config, _dense(run), "bench", part_of="bench", others=graphs)
+
+
+def _not_measured(run: Run) -> tuple[tuple[str, str], ...]:
+    if not run.recipe.quantize.fp8:
+        return ()
+    return (("student FP8", "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"),)
+
+
+def _report(run: Run) -> None:
+    write_model_card(run.out_dir, summary(run))
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The run's result as one JSON document, read from what the stages recorded."""
+    made = run.made
+    return {
+        "schema": "compress-export/run/1",
+        "out_dir": str(run.out_dir),
+        "student": str(run.out_dir / STUDENT),
+        "plan": run.plan.document,
+        "stages": run.manifest.record["stages"],
+        "distill": made["distilled"].details if "distilled" in made else None,
+        "evaluation": made["evaluation"].details,
+        "exports": {
+            name.removeprefix("export "): artifact.details
+            for name, artifact in made.items()
+            if name.startswith("export ")
+        },
+        "bench": made["bench"].details if "bench" in made else None,
+        "versions": run.manifest.record["versions"],
+        "hardware": run.manifest.record["hardware"],
+        "warnings": [
+            warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]
+        ],
+    }
+
+
+_STEPS: dict[str, Callable[[Run], None]] = {
+    "prune": _prune,
+    "distill": _distill,
+    "quantize": _quantize,
+    "export": _export,
+    "evaluate": _evaluate,
+    "bench": _bench,
+    "report": _report,
+}

@@ -1,0 +1,163 @@
+"""Published architectures: model aliases, and the shapes they were compressed to.
+
+Facts from the models' published configurations. Compressed shapes: Llama-3.1-Minitron and
+MN-Minitron, arXiv 2408.11796; Minitron, arXiv 2407.14679; Sheared LLaMA, arXiv 2310.06694.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compressor.models.dims import Dims
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published model: hub id (None: no Hugging Face weights), dimensions, and its compressed shapes.
+
+    `targets` maps what a user may type after `--target` to the alias of the compressed model.
+    """
+
+    alias: str
+    hub_id: str | None
+    dims: Dims
+    source: str
+    targets: dict[str, str] = field(default_factory=dict)
+
+
+def _dims(
+    model_type: str,
+    hidden_size: int,
+    intermediate_size: int,
+    num_hidden_layers: int,
+    heads: tuple[int, int],
+    vocab_size: int,
+    *,
+    head_dim: int = 128,
+    tie_word_embeddings: bool = False,
+) -> Dims:
+    return Dims(
+        model_type=model_type,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+
+
+_MINITRON = "arXiv 2407.14679"
+_MINITRON_2 = "arXiv 2408.11796"
+_SHEARED = "arXiv 2310.06694"
+
+_PRESETS = (
+    Preset(
+        alias="llama3.1-8b",
+        hub_id="meta-llama/Llama-3.1-8B",
+        dims=_dims("llama", 4096, 14336, 32, (32, 8), 128256),
+        source="published configuration",
+        targets={"4b": "4b-width", "4b-width": "4b-width", "4b-depth": "4b-depth"},
+    ),
+    Preset(
+        alias="4b-width",
+        hub_id="nvidia/Llama-3.1-Minitron-4B-Width-Base",
+        dims=_dims("llama", 3072, 9216, 32, (32, 8), 128256),
+        source=_MINITRON_2,
+    ),
+    Preset(
+        alias="4b-depth",
+        hub_id="nvidia/Llama-3.1-Minitron-4B-Depth-Base",
+        dims=_dims("llama", 4096, 14336, 16, (32, 8), 128256),
+        source=_MINITRON_2,
+    ),
+    Preset(
+        alias="mistral-nemo-12b",
+        hub_id="mistralai/Mistral-Nemo-Base-2407",
+        dims=_dims("mistral", 5120, 14336, 40, (32, 8), 131072),
+        source="published configuration",
+        targets={"8b": "mn-minitron-8b"},
+    ),
+    Preset(
+        alias="mn-minitron-8b",
+        hub_id="nvidia/Mistral-NeMo-Minitron-8B-Base",
+        dims=_dims("mistral", 4096, 11520, 40, (32, 8), 131072),
+        source=_MINITRON_2,
+    ),
+    Preset(
+        alias="nemotron4-15b",
+        hub_id=None,
+        dims=_dims("nemotron", 6144, 24576, 32, (48, 8), 256000),
+        source=_MINITRON,
+        targets={"8b": "minitron-8b", "4b": "minitron-4b"},
+    ),
+    Preset(
+        alias="minitron-8b",
+        hub_id="nvidia/Minitron-8B-Base",
+        dims=_dims("nemotron", 4096, 16384, 32, (48, 8), 256000),
+        source=_MINITRON,
+        targets={"4b": "minitron-4b"},
+    ),
+    Preset(
+        alias="minitron-4b",
+        hub_id="nvidia/Minitron-4B-Base",
+        dims=_dims("nemotron", 3072, 9216, 32, (24, 8), 256000),
+        source=_MINITRON,
+    ),
+    Preset(
+        alias="nemotron3-8b",
+        hub_id=None,
+        dims=_dims("nemotron", 4096, 16384, 32, (32, 32), 256000),
+        source=_MINITRON,
+    ),
+    Preset(
+        alias="llama2-7b",
+        hub_id="meta-llama/Llama-2-7b-hf",
+        dims=_dims("llama", 4096, 11008, 32, (32, 32), 32000),
+        source="published configuration",
+        targets={"2.7b": "sheared-2.7b", "1.3b": "sheared-1.3b", "370m": "sheared-370m"},
+    ),
+    Preset(
+        alias="sheared-2.7b",
+        hub_id="princeton-nlp/Sheared-LLaMA-2.7B",
+        dims=_dims("llama", 2560, 6912, 32, (20, 20), 32000),
+        source=_SHEARED,
+    ),
+    Preset(
+        alias="sheared-1.3b",
+        hub_id="princeton-nlp/Sheared-LLaMA-1.3B",
+        dims=_dims("llama", 2048, 5504, 24, (16, 16), 32000),
+        source=_SHEARED,
+    ),
+    Preset(
+        alias="sheared-370m",
+        hub_id=None,
+        dims=_dims("llama", 1024, 2816, 24, (8, 8), 32000),
+        source=_SHEARED,
+    ),
+    Preset(
+        alias="smollm2-135m",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        dims=_dims("llama", 576, 1536, 30, (9, 3), 49152, head_dim=64, tie_word_embeddings=True),
+        source="published configuration",
+    ),
+)
+
+PRESETS: dict[str, Preset] = {preset.alias: preset for preset in _PRESETS}
+
+
+def preset_of_dims(dims: Dims) -> Preset | None:
+    """The published model with exactly these dimensions, or None."""
+    return next((preset for preset in _PRESETS if preset.dims == dims), None)
+
+
+def published_target(teacher: Dims, target: str) -> Preset | None:
+    """The published compressed shape that `target` names for this teacher, or None."""
+    preset = preset_of_dims(teacher)
+    if preset is None:
+        return None
+    name = target.lower()
+    alias = name if name in preset.targets.values() else preset.targets.get(name)
+    return PRESETS[alias] if alias else None

@@ -1,0 +1,96 @@
+"""The prune stage: score, plan, slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compressor.artifact import ModelArtifact
+from compressor.data.packing import read_windows
+from compressor.errors import UnsupportedError
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.load import copy_tokenizer, load_model, load_tokenizer
+from compressor.models.portable import make_tokenizer_portable
+from compressor.pruning.importance import (
+    ImportanceScores,
+    activation_importance,
+    random_importance,
+    weight_magnitude_importance,
+)
+from compressor.pruning.plan import make_plan
+from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.pruning.target import check_shape
+from compressor.recipe import Calibration, Prune, Section
+from compressor.stage import Stage, StageContext, StageResult
+
+
+class PruneStageConfig(Section):
+    """The prune stage's configuration: the student's resolved shape, and how units are scored."""
+
+    shape: dict[str, int]
+    prune: Prune
+    calibration: Calibration
+
+
+def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Score all units, write the plan, and slice the checkpoint by it."""
+    dims = dims_of_config(read_config(source.path))
+    if not dims.family.prunable:
+        raise UnsupportedError(
+            f"{dims.model_type} models can be planned but not pruned yet", where=str(source.path)
+        )
+    student = dims.with_shape(**config.shape)
+    check_shape(student)
+    scores = _scores(config, source, dims, context)
+    scores.save(out_dir)
+    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    plan.write(out_dir)
+    with context.console.progress("slicing", num_tensors(source.path)) as tick:
+        num_parameters = slice_checkpoint(
+            source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
+        )
+    copy_tokenizer(source.path, out_dir)
+    make_tokenizer_portable(out_dir)
+    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
+    return StageResult(num_parameters=num_parameters, details={"removed_layers": removed})
+
+
+def _scores(
+    config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
+) -> ImportanceScores:
+    if config.prune.importance == "random":
+        return random_importance(dims, seed=context.seed)
+    if config.prune.importance == "weight-magnitude":
+        with CheckpointReader(source.path) as reader:
+            return weight_magnitude_importance(reader, dims)
+    calibration = config.calibration
+    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
+    windows = read_windows(
+        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
+    )
+    if len(windows) < calibration.size:
+        context.console.warn(
+            f"the calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
+            f"not {calibration.size}"
+        )
+    model = load_model(
+        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    with context.console.progress("importance", len(windows)) as tick:
+        return activation_importance(
+            ModelAdapter(model),
+            windows,
+            batch_aggregation=config.prune.batch_aggregation,
+            sequence_aggregation=config.prune.sequence_aggregation,
+            on_window=tick,
+        )
+
+
+def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
+    return (config.calibration.data,) if config.prune.importance == "activation" else ()
+
+
+PRUNE: Stage[PruneStageConfig] = Stage(name="prune", run=run, data=_calibration_data)

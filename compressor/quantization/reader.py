@@ -1,0 +1,211 @@
+"""Our own reader of unified FP8 checkpoints: scaled weights, and activations as FP8 kernels see them.
+
+Stock transformers loads such a checkpoint without its scales, silently, with weights thousands of
+times too large. Here weights become E4M3 value times scale, and the input of every quantised linear
+layer is rounded to E4M3 with its recorded scale. Where the checkpoint holds KV-cache scales, keys
+(after rotation) and values are rounded as well, on their way into the cache. No ModelOpt is involved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from compressor.errors import UsageError, VerificationError
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import dims_of_config
+from compressor.quantization.amax import check_positive
+from compressor.quantization.e4m3 import E4M3, from_e4m3, simulate
+
+WEIGHT_SCALE, INPUT_SCALE = ".weight_scale", ".input_scale"
+K_SCALE, V_SCALE = ".k_scale", ".v_scale"
+_SCALES = (WEIGHT_SCALE, INPUT_SCALE, K_SCALE, V_SCALE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp8Scales:
+    """The checked scales of a checkpoint, float32 scalars.
+
+    Attributes:
+        weights: By linear layer.
+        inputs: By linear layer.
+        keys: By layer index; empty when the KV cache stays 16-bit.
+        values: By layer index.
+    """
+
+    weights: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
+    keys: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+
+
+def quantised_linears(config: dict[str, Any]) -> list[str]:
+    """Full names of the linear layers that an FP8 checkpoint of this config quantises."""
+    dims = dims_of_config(config)
+    family = dims.family
+    return [
+        f"{family.layers}.{index}.{name}"
+        for index in range(dims.num_hidden_layers)
+        for name in family.linear_layers
+    ]
+
+
+def attention_modules(config: dict[str, Any]) -> list[str]:
+    """Full names of the attention modules, by layer."""
+    dims = dims_of_config(config)
+    part = dims.family.k_proj.rpartition(".")[0]
+    return [f"{dims.family.layers}.{index}.{part}" for index in range(dims.num_hidden_layers)]
+
+
+def read_scales(reader: CheckpointReader, config: dict[str, Any]) -> Fp8Scales:
+    """Read every scale and refuse what would silently compute something else.
+
+    Raises:
+        VerificationError: naming a scale that is missing, zero, not finite or without its weight, a
+            linear layer that is not FP8, or scales that are all 1.0 (a writer that never set them).
+    """
+    linears = quantised_linears(config)
+    for name in linears:
+        dtype = reader.tensor(f"{name}.weight").dtype
+        if dtype != E4M3:
+            raise VerificationError("a weight is not FP8", where=f"{name}.weight", expected=E4M3, found=dtype)
+    weights = {name: _scale(reader, name + WEIGHT_SCALE) for name in linears}
+    inputs = {name: _scale(reader, name + INPUT_SCALE) for name in linears}
+    for kind, scales in (("weight", weights), ("input", inputs)):
+        if all(scale.item() == 1.0 for scale in scales.values()):
+            raise VerificationError(f"every {kind} scale is 1.0", where="scales", expected="amax / 448")
+    family = dims_of_config(config).family
+    expected = {name + suffix for name in linears for suffix in (WEIGHT_SCALE, INPUT_SCALE)}
+    keys, values = {}, {}
+    if any(name.endswith((K_SCALE, V_SCALE)) for name in reader):
+        for index in range(dims_of_config(config).num_hidden_layers):
+            key = f"{family.layers}.{index}.{family.k_proj}{K_SCALE}"
+            value = f"{family.layers}.{index}.{family.v_proj}{V_SCALE}"
+            keys[index], values[index] = _scale(reader, key), _scale(reader, value)
+            expected |= {key, value}
+    left_over = sorted(name for name in reader if name.endswith(_SCALES) and name not in expected)
+    if left_over:
+        raise VerificationError("a scale belongs to no quantised layer", where=left_over[0])
+    return Fp8Scales(weights=weights, inputs=inputs, keys=keys, values=values)
+
+
+def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
+    """Load a unified FP8 checkpoint for evaluation, computing as FP8 kernels would.
+
+    Args:
+        directory: The checkpoint.
+        dtype: Torch dtype name of the dequantised weights and of the forward pass.
+        device: Torch device name.
+
+    Raises:
+        UsageError: when the checkpoint is not an FP8 one.
+        VerificationError: for scales or tensors that are missing or unusable, by name.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    plain = read_config(directory)
+    if not plain.get("quantization_config"):
+        raise UsageError(
+            "this checkpoint is not quantised",
+            where=str(directory),
+            expected="quantization_config in config.json",
+        )
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    del config.quantization_config
+    with CheckpointReader(directory) as reader:
+        scales = read_scales(reader, plain)
+        state = _dequantised(reader, scales, getattr(torch, dtype))
+    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    problems = {key: sorted(map(str, report[key])) for key in report if report[key]}
+    if problems:
+        raise VerificationError(
+            "the checkpoint does not fit its config", where=str(directory), found=problems
+        )
+    _simulate_inputs_(model, scales)
+    if scales.keys:
+        _simulate_kv_cache_(model, scales)
+    return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+class SimulatedFp8Linear(nn.Linear):
+    """A linear layer whose input is rounded to E4M3 first."""
+
+    input_scale: torch.Tensor
+
+    @classmethod
+    def of(cls, linear: nn.Linear, input_scale: torch.Tensor) -> SimulatedFp8Linear:
+        """The same layer with the same parameters, and an input scale."""
+        made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        made.register_buffer("input_scale", input_scale)
+        return made
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Linear's name for it
+        """The layer's output for the rounded input."""
+        return super().forward(simulate(input, self.input_scale))
+
+
+def _scale(reader: CheckpointReader, name: str) -> torch.Tensor:
+    if name not in reader:
+        raise VerificationError("the checkpoint lacks a scale", where=name)
+    scale = reader.tensor(name)
+    check_positive(name, scale, what="a scale is unusable")
+    return scale.float().reshape(())
+
+
+def _dequantised(reader: CheckpointReader, scales: Fp8Scales, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every tensor but the scales, FP8 weights multiplied out in float32."""
+    state = {}
+    for name in reader:
+        if name.endswith(_SCALES):
+            continue
+        tensor = reader.tensor(name)
+        module = name.removesuffix(".weight")
+        if tensor.dtype == E4M3:
+            if module not in scales.weights:
+                raise VerificationError("an FP8 weight has no scale", where=name)
+            tensor = from_e4m3(tensor, scales.weights[module])
+        state[name] = tensor.to(dtype)
+    return state
+
+
+def _simulate_inputs_(model: Any, scales: Fp8Scales) -> None:
+    for name, scale in scales.inputs.items():
+        linear = cast(nn.Linear, model.get_submodule(name))
+        model.set_submodule(name, SimulatedFp8Linear.of(linear, scale))
+
+
+def _simulate_kv_cache_(model: Any, scales: Fp8Scales) -> None:
+    """Give every forward pass without a cache of its own one that rounds what enters it."""
+    from transformers import DynamicCache
+
+    class Fp8Cache(DynamicCache):
+        def update(
+            self,
+            key_states: torch.Tensor,
+            value_states: torch.Tensor,
+            layer_idx: int,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            device = key_states.device
+            keys = simulate(key_states, scales.keys[layer_idx].to(device))
+            values = simulate(value_states, scales.values[layer_idx].to(device))
+            return super().update(keys, values, layer_idx, *args, **kwargs)
+
+    def provide_cache(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get("past_key_values") is None:
+            kwargs = {**kwargs, "past_key_values": Fp8Cache(), "use_cache": True}
+        return args, kwargs
+
+    # The hook is part of this model for as long as it lives.
+    ModelAdapter(model).body.register_forward_pre_hook(provide_cache, with_kwargs=True)

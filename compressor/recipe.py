@@ -1,0 +1,210 @@
+"""The recipe: every choice of a run, typed, documented and checked.
+
+`--config recipe.yaml` sets everything, flags override it, and OUT/recipe.yaml says what to run
+again. Defaults follow the published settings (Minitron, arXiv 2407.14679 and 2408.11796).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.errors import UsageError, nearest
+
+DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
+SHORT_RETRAINING_TOKENS = 1_800_000_000
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Importance = Literal["activation", "weight-magnitude", "random"]
+Aggregation = Literal["mean", "l2", "var"]
+ExportFormat = Literal["huggingface", "huggingface-fp8", "onnx", "onnx-fp16", "onnx-int4"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(Section):
+    """Text that only sets statistics: importance scores and FP8 scales."""
+
+    data: str = Field(DEFAULT_TEXT, description="data set id, or a .txt, .jsonl or .parquet path")
+    size: int = Field(1024, ge=1, description="number of windows")
+    seq_len: int = Field(2048, ge=8, description="tokens per window")
+
+
+class Prune(Section):
+    """What makes a unit important, and an explicit shape instead of a target."""
+
+    importance: Importance = "activation"
+    batch_aggregation: Aggregation = "l2"
+    sequence_aggregation: Aggregation = "mean"
+    shape: dict[str, int] | None = Field(None, description="explicit dimensions of the student")
+
+
+class Distill(Section):
+    """Retraining by forward KL on the teacher's logits."""
+
+    data: str = Field(DEFAULT_TEXT, description="training text")
+    tokens: int = Field(SHORT_RETRAINING_TOKENS, ge=0, description="token budget; 0 only prunes")
+    context_length: int = Field(4096, ge=8, description="tokens per training window")
+    batch_size: int | None = Field(
+        None, ge=1, description="windows per optimizer step; by default 1152, less for short budgets"
+    )
+    micro_batch_size: int = Field(1, ge=1, description="windows per forward pass")
+    learning_rate: float = Field(1e-4, gt=0)
+    min_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="cosine floor over peak")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="by default 40, less for runs shorter than 400 steps"
+    )
+    temperature: float = Field(1.0, gt=0)
+    checkpoint_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+
+
+class Quantize(Section):
+    """Post-training quantisation of the decoder's linear layers."""
+
+    fp8: bool = Field(default=False, description="FP8 E4M3 weights and activations")
+    fp8_kv_cache: bool = Field(default=False, description="FP8 keys and values as well")
+
+
+class Export(Section):
+    """What is written, and how closely it must agree with the student."""
+
+    formats: tuple[ExportFormat, ...] | None = Field(
+        None, description="by default huggingface, onnx, onnx-int4, and huggingface-fp8 with --fp8"
+    )
+    int4_min_top1: float | None = Field(
+        None, ge=0, le=1, description="gate on int4's top-1 agreement; by default reported only"
+    )
+
+
+class Evaluate(Section):
+    """Perplexity on held-out text: non-overlapping windows, no BOS token."""
+
+    data: str | None = Field(None, description="by default the held-out part of the training text")
+    window: int = Field(1024, ge=8, description="tokens per window")
+    size: int = Field(64, ge=1, description="number of windows")
+
+
+class Bench(Section):
+    """The paired benchmark of student against teacher."""
+
+    isl_osl: tuple[tuple[int, int], ...] = ((128, 128), (1000, 1000))
+    batch_sizes: tuple[int, ...] = (1, 8)
+    precisions: tuple[Literal["fp32", "fp16", "int4"], ...] = ("fp32", "int4")
+    min_pairs: int = Field(5, ge=5)
+    max_pairs: int = Field(40, ge=5)
+    enabled: bool = True
+
+
+class Recipe(Section):
+    """One run of the whole road."""
+
+    model: str
+    target: str | None = None
+    seed: int = Field(0, ge=0)
+    device: Device = "auto"
+    dtype: Dtype = Field("auto", description="dtype of the stored 16-bit weights and of forward passes")
+    trust_remote_code: bool = False
+    calibration: Calibration = Calibration()
+    prune: Prune = Prune()
+    distill: Distill = Distill()
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    evaluate: Evaluate = Evaluate()
+    bench: Bench = Bench()
+
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The formats to write, defaults filled in."""
+        if self.export.formats is not None:
+            return self.export.formats
+        fp8: tuple[ExportFormat, ...] = ("huggingface-fp8",) if self.quantize.fp8 else ()
+        return ("huggingface", *fp8, "onnx", "onnx-int4")
+
+
+def load_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
+    """Read a recipe file and lay the given flags over it.
+
+    Args:
+        path: YAML file, or None for defaults only.
+        overrides: dotted field names to values, such as `{"distill.tokens": 100_000}`.
+
+    Raises:
+        UsageError: no such file, no mapping, an unknown key (with the nearest), or a bad value.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for dotted, value in overrides.items():
+        *sections, leaf = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UsageError(
+                    f"recipe section {section!r} is not a mapping", where=str(path), found=type(node).__name__
+                )
+        node[leaf] = value
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _readable(error, where=str(path) if path else "options") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_section(section: type[Section], values: dict[str, Any]) -> Any:
+    """Build one section from flags.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise _readable(error, where="options") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError("the recipe cannot be read", where=str(path), found=error.strerror) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError("the recipe is not YAML", where=str(path), found=error) from error
+    if not isinstance(tree, dict):
+        raise UsageError("the recipe is not a mapping", where=str(path), found=type(tree).__name__)
+    return tree
+
+
+def _readable(error: ValidationError, *, where: str) -> UsageError:
+    """The first of pydantic's complaints as one of ours."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(first["loc"])
+        return UsageError(
+            f"unknown recipe key {field!r}",
+            where=where,
+            expected=", ".join(known),
+            hint=nearest(str(first["loc"][-1]), known),
+        )
+    return UsageError(
+        f"recipe value {field!r} is not usable", where=where, expected=first["msg"], found=first["input"]
+    )
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

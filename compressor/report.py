@@ -1,0 +1,162 @@
+"""The end of a run in words: tables for the terminal, and the model card, both from recorded results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CARD_FILE = "README.md"
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
+
+def result_tables(summary: dict[str, Any]) -> list[Table]:
+    """Title, header and rows of every result a run has."""
+    tables = [_quality(summary), _exports(summary["exports"])]
+    if summary["bench"]:
+        tables.append(_speed(summary["bench"]))
+    return tables
+
+
+def closed_gap(evaluation: dict[str, Any]) -> float | None:
+    """The share of the log-perplexity gap between pruned student and teacher that distillation closed."""
+    models = evaluation["models"]
+    if "distilled" not in models:
+        return None
+    teacher, pruned, distilled = (models[name]["mean_nll"] for name in ("teacher", "pruned", "distilled"))
+    return float((pruned - distilled) / (pruned - teacher))
+
+
+def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
+    """Write OUT/README.md; every number comes from `summary`."""
+    plan, student = summary["plan"], summary["plan"]["student"]
+    lines = [
+        "---",
+        f"base_model: {Path(plan['model']).name}",
+        "library_name: transformers",
+        f"tags: [{', '.join(_tags(summary))}]",
+        "---",
+        "",
+        f"# {out_dir.absolute().name}",
+        "",
+        _origin(summary),
+        "",
+        _shape(student) + f" {plan['rule']}.",
+        "",
+        *_text_lines(plan),
+    ]
+    for title, header, rows in result_tables(summary):
+        lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
+    lines += ["", *_closing(summary)]
+    (out_dir / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _origin(summary: dict[str, Any]) -> str:
+    plan, distill = summary["plan"], summary["distill"]
+    training = f" and distillation on {distill['tokens']:,} tokens" if distill else ""
+    return (
+        f"A {plan['student']['num_parameters']:,}-parameter {plan['student']['model_type']} model, made from "
+        f"`{Path(plan['model']).name}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
+        f"pruning{training}."
+    )
+
+
+def _shape(student: dict[str, Any]) -> str:
+    return (
+        f"Shape: hidden size {student['hidden_size']}, intermediate size {student['intermediate_size']}, "
+        f"{student['num_hidden_layers']} layers, {student['num_attention_heads']} query and "
+        f"{student['num_key_value_heads']} key/value heads of {student['head_dim']}."
+    )
+
+
+def _tags(summary: dict[str, Any]) -> list[str]:
+    tags = ["pruned"]
+    if summary["distill"]:
+        tags.append("distilled")
+    if "huggingface-fp8" in summary["exports"]:
+        tags.append("fp8")
+    return tags
+
+
+def _text_lines(plan: dict[str, Any]) -> list[str]:
+    return [f"- {use} text: {Path(source).name}" for use, source in plan["text"].items()]
+
+
+def _quality(summary: dict[str, Any]) -> Table:
+    evaluation = summary["evaluation"]
+    protocol = evaluation["protocol"]
+    title = (
+        f"Perplexity on held-out text (window {protocol['window']}, non-overlapping, no BOS, "
+        f"{protocol['compute_dtype']})"
+        if protocol["split"] == "held_out"
+        else f"Perplexity (window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']})"
+    )
+    rows = [
+        (name, f"{entry['num_parameters']:,}", f"{entry['perplexity']:.3f}", f"{entry['num_tokens']:,}")
+        for name, entry in evaluation["models"].items()
+    ]
+    return title, ("model", "parameters", "perplexity", "scored tokens"), rows
+
+
+def _exports(exports: dict[str, Any]) -> Table:
+    rows = []
+    for name, details in exports.items():
+        logits = details["logits"].get("all")
+        if logits:
+            figures = (
+                f"{logits['max_relative']:.1e}",
+                f"{logits['kl']:.1e}",
+                f"{logits['top1_agreement']:.4%}",
+                f"{logits['num_positions']:,}",
+            )
+        else:
+            figures = ("-", "-", "-", "-")
+        rows.append((name, details["status"], *figures))
+    header = ("export", "verified", "largest relative difference", "KL", "top-1 agreement", "positions")
+    return "Exports against the student's logits", header, rows
+
+
+def _speed(bench: dict[str, Any]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for comparison in bench["comparisons"]:
+        for cell in comparison["cells"]:
+            where = (f"{cell['isl']}/{cell['osl']}", str(cell["batch_size"]))
+            pair = f"{comparison['candidate']} : {comparison['baseline']}"
+            speedup = cell["speedup"]
+            if speedup is None:
+                rows.append((pair, *where, "-", "-", "-", f"{cell['status']}: {cell['reason']}"))
+                continue
+            medians = [
+                f"{cell[arm]['metrics']['output_tokens_per_s']['median']:.1f}"
+                for arm in ("candidate", "baseline")
+            ]
+            ratio = f"{speedup['ratio']:.2f}x ({speedup['low']:.2f} to {speedup['high']:.2f})"
+            rows.append((pair, *where, *medians, ratio, f"{cell['status']}, {speedup['num_pairs']} pairs"))
+    rows += [
+        (entry["what"], *["-"] * 5, f"not measured: {entry['reason']}") for entry in bench["not_measured"]
+    ]
+    header = ("pair", "ISL/OSL", "batch", "student tok/s", "teacher tok/s", "speed-up (95 %)", "status")
+    return "Static-batch output throughput, student against teacher", header, rows
+
+
+def _closing(summary: dict[str, Any]) -> list[str]:
+    closed = closed_gap(summary["evaluation"])
+    lines = []
+    if closed is not None and math.isfinite(closed):
+        lines.append(
+            f"Distillation closed {closed:.0%} of the log-perplexity gap between pruned student and teacher."
+        )
+    lines += [f"Warning: {warning}" for warning in summary["warnings"]]
+    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    hardware = summary["hardware"]
+    lines += ["", f"Made on {hardware['cpu']} ({hardware['num_cpus']} CPUs) with {versions}."]
+    return lines
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *["| " + " | ".join(row) + " |" for row in rows],
+    ]

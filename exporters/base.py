@@ -1,0 +1,82 @@
+"""The door for formats: a small protocol, a literal table, and the stage that writes and verifies one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from compressor.artifact import ModelArtifact
+from compressor.errors import AccuracyGateError
+from compressor.recipe import Export, ExportFormat
+from compressor.stage import Stage, StageContext, StageResult, start_afresh
+from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
+from exporters.logits import VerifyOptions
+from exporters.onnx.exporter import OnnxExporter
+from exporters.record import Verification, write_verification
+
+
+class Exporter(Protocol):
+    """Writes one format and compares what it wrote with the student."""
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights; names a row of the tolerances."""
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose versions decide the files or the figures."""
+
+    def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
+        """Fill `out_dir` from the source artifact's directory."""
+
+    def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
+        """Reopen what was written and compare it with the 16-bit checkpoint in `student`.
+
+        Raises:
+            VerificationError: for what must be exact and is not; measured figures beyond their
+                tolerance are the caller's to enforce.
+        """
+
+
+EXPORTERS: dict[ExportFormat, Exporter] = {
+    "huggingface": HuggingFaceExporter(),
+    "huggingface-fp8": HuggingFaceFp8Exporter(),
+    "onnx": OnnxExporter("fp32"),
+    "onnx-fp16": OnnxExporter("fp16"),
+    "onnx-int4": OnnxExporter("int4"),
+}
+
+
+def export_stage(format_name: ExportFormat) -> Stage[Export]:
+    """The stage `export-<format>`: writes the format, verifies it, and leaves `verification.json`.
+
+    Its source is the 16-bit student; for huggingface-fp8 the quantize stage's artifact.
+    """
+    exporter = EXPORTERS[format_name]
+
+    def run(config: Export, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+        start_afresh(out_dir)
+        options = VerifyOptions(
+            console=context.console, device=context.device, trust_remote_code=context.trust_remote_code
+        )
+        exporter.write(source.path, out_dir, options)
+        verification = exporter.verify(out_dir, source.path, options)
+        write_verification(out_dir, verification)
+        verification.enforce()
+        if exporter.precision == "int4":
+            _enforce_gate(verification, config.int4_min_top1, format_name)
+        return StageResult(num_parameters=source.num_parameters, details=verification.to_dict())
+
+    return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries)
+
+
+def _enforce_gate(verification: Verification, min_top1: float | None, format_name: str) -> None:
+    agreement = verification.logits["all"].top1_agreement
+    if min_top1 is not None and agreement < min_top1:
+        raise AccuracyGateError(
+            "int4 agrees with the student on too few most likely tokens",
+            where=format_name,
+            expected=f"at least {min_top1:.1%} of positions",
+            found=f"{agreement:.2%}",
+            hint="leave the format out, or lower export.int4_min_top1",
+        )

@@ -1,0 +1,229 @@
+"""Hugging Face checkpoints: the 16-bit student as it is, and ModelOpt's unified FP8 checkpoint.
+
+Weights are copied, never encoded again. Configs and tokenizers are written so that transformers 4.57
+and 5 read the same rope and the same tokens. The FP8 checkpoint is verified through our own
+dequantising reader, because stock transformers loads it without its scales.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.load import copy_checkpoint, load_tokenizer
+from compressor.models.portable import make_portable, portable_config
+from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
+from compressor.quantization.reader import (
+    Fp8Scales,
+    attention_modules,
+    load_fp8_model,
+    quantised_linears,
+    read_scales,
+)
+from exporters.comparison import TOLERANCES
+from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
+from exporters.prompts import TEXTS, describe_prompts
+from exporters.record import Verification
+
+
+@dataclass(frozen=True)
+class HuggingFaceExporter:
+    """The 16-bit checkpoint."""
+
+    format: str = "huggingface"
+    precision: str = "16bit"
+    libraries: tuple[str, ...] = ("torch", "transformers")
+
+    def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
+        """Copy the checkpoint and make its config and tokenizer portable."""
+        copy_checkpoint(source, out_dir)
+        make_portable(out_dir)
+
+    def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
+        """Reopen the copy: equal tensors, an equal portable config, equal tokens, equal logits."""
+        prompts = student_prompts(student, options)
+        checks = {
+            "num_equal_tensors": _same_tensors(out_dir, student),
+            "config": _same_config(out_dir, student, without=()),
+            "tokenizer": _same_tokens(out_dir, student, options),
+        }
+        reference, candidate = student_logits(student, options), student_logits(out_dir, options)
+        return Verification(
+            format=self.format,
+            precision=self.precision,
+            prompts=describe_prompts(prompts),
+            logits=compare_models(reference, candidate, prompts, options.console),
+            tolerance=TOLERANCES[self.precision],
+            checks=checks,
+        )
+
+
+@dataclass(frozen=True)
+class HuggingFaceFp8Exporter:
+    """ModelOpt's unified FP8 checkpoint, made by the quantize stage."""
+
+    format: str = "huggingface-fp8"
+    precision: str = "fp8"
+    libraries: tuple[str, ...] = ("torch", "transformers", "nvidia-modelopt")
+
+    def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
+        """Copy the unified checkpoint out of the quantize stage's artifact.
+
+        Raises:
+            UsageError: when the source is not such an artifact.
+        """
+        unified = source / FP8_DIRECTORY
+        if not unified.is_dir():
+            raise UsageError(
+                "this checkpoint was not quantised",
+                where=str(source),
+                expected=f"{FP8_DIRECTORY}/",
+                hint="run `compress-export quantize MODEL --fp8 -o DIR` and export DIR",
+            )
+        shutil.copytree(unified, out_dir, dirs_exist_ok=True)
+        make_portable(out_dir)
+
+    def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
+        """Check every stored number against the student's, and report the logits' distance.
+
+        `student` may be the quantize stage's artifact, whose recorded maxima are then checked too.
+        """
+        prompts = student_prompts(student, options)
+        checks = {
+            **check_fp8_checkpoint(out_dir, student),
+            "config": _same_config(out_dir, student, without=("quantization_config",)),
+            "tokenizer": _same_tokens(out_dir, student, options),
+        }
+        candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
+        return Verification(
+            format=self.format,
+            precision=self.precision,
+            prompts=describe_prompts(prompts),
+            logits=compare_models(student_logits(student, options), candidate, prompts, options.console),
+            tolerance=TOLERANCES[self.precision],
+            checks=checks,
+            notes=("activations rounded to E4M3 in software; FP8 kernels were not run",),
+        )
+
+
+def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool]:
+    """Check a unified FP8 checkpoint against the student, number by number.
+
+    Every weight scale is the student's maximum over 448, every FP8 weight is the student's rounded
+    once with it, everything else is the student's unchanged; and all scales follow from the recorded
+    maxima, where `student` holds them.
+
+    Returns:
+        How many tensors of each kind were checked, and whether against recorded maxima.
+
+    Raises:
+        VerificationError: naming the first tensor that differs, or is missing.
+    """
+    config = read_config(directory)
+    with CheckpointReader(directory) as reader, CheckpointReader(student) as original:
+        scales = read_scales(reader, config)
+        linears = quantised_linears(config)
+        for name in linears:
+            weight = original.tensor(f"{name}.weight")
+            _expect_equal(f"{name}.weight_scale", scale_of(weight.abs().max()), scales.weights[name])
+            rounded = to_e4m3(weight, scales.weights[name])
+            _expect_equal(f"{name}.weight", rounded, reader.tensor(f"{name}.weight"))
+        quantised = {f"{name}.weight" for name in linears}
+        unchanged = [name for name in original if name not in quantised]
+        for name in unchanged:
+            _expect_equal(name, original.tensor(name), reader.tensor(name))
+    recorded = (student / AMAX_FILE).is_file()
+    if recorded:
+        _check_recorded(scales, read_amax(student), config)
+    return {
+        "num_equal_fp8_weights": len(linears),
+        "num_equal_tensors": len(unchanged),
+        "scales_follow_recorded_amax": recorded,
+    }
+
+
+def _check_recorded(scales: Fp8Scales, amax: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Every scale is its recorded maximum over 448."""
+    for name in quantised_linears(config):
+        for kind, found in (("weight", scales.weights[name]), ("input", scales.inputs[name])):
+            expected = scale_of(_recorded(amax, f"{name}.{kind}_amax"))
+            _expect_equal(f"{name}.{kind}_scale", expected, found)
+    for layer, name in enumerate(attention_modules(config) if scales.keys else ()):
+        _expect_equal(f"{name}.k_scale", scale_of(_recorded(amax, f"{name}.k_amax")), scales.keys[layer])
+        _expect_equal(f"{name}.v_scale", scale_of(_recorded(amax, f"{name}.v_amax")), scales.values[layer])
+
+
+def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in amax:
+        raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
+    return amax[name]
+
+
+def _expect_equal(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    """Refuse a tensor that is not, bit for bit, the expected one."""
+    if expected.dtype != found.dtype or expected.shape != found.shape:
+        raise VerificationError(
+            "an exported tensor has another kind or shape",
+            where=name,
+            expected=f"{expected.dtype} {list(expected.shape)}",
+            found=f"{found.dtype} {list(found.shape)}",
+        )
+    if expected.dtype == E4M3:
+        expected, found = expected.view(torch.uint8), found.view(torch.uint8)
+    if not torch.equal(expected, found):
+        num_different = int((expected != found).sum())
+        raise VerificationError(
+            "an exported tensor is not the student's",
+            where=name,
+            expected="equal values",
+            found=f"{num_different} of {found.numel()} differ",
+        )
+
+
+def _same_tensors(out_dir: Path, student: Path) -> int:
+    """Refuse a tensor that is missing, added or changed; returns their number."""
+    with CheckpointReader(out_dir) as reader, CheckpointReader(student) as original:
+        extra = sorted(set(reader) - set(original))
+        if extra:
+            raise VerificationError("the export holds a tensor that the student lacks", where=extra[0])
+        names = list(original)
+        for name in names:
+            _expect_equal(name, original.tensor(name), reader.tensor(name))
+    return len(names)
+
+
+def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> str:
+    """Refuse a config that says something else than the student's, in either generation's keys."""
+    found = {key: value for key, value in read_config(out_dir).items() if key not in without}
+    expected = portable_config(read_config(student))
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise VerificationError(
+                "the exported config differs from the student's",
+                where=f"config.json: {key}",
+                expected=expected.get(key),
+                found=found.get(key),
+            )
+    return "equal, with the keys of transformers 4.57 and 5"
+
+
+def _same_tokens(out_dir: Path, student: Path, options: VerifyOptions) -> str:
+    """Refuse a tokenizer that encodes the fixed texts differently."""
+    try:
+        original = load_tokenizer(student, trust_remote_code=options.trust_remote_code)
+    except UsageError:
+        return "none"
+    exported = load_tokenizer(out_dir, trust_remote_code=options.trust_remote_code)
+    for number, text in enumerate(TEXTS):
+        if exported(text).input_ids != original(text).input_ids:
+            raise VerificationError(
+                "the exported tokenizer encodes a text differently", where=f"text {number}"
+            )
+    return "equal on every fixed text"

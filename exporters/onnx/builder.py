@@ -1,0 +1,110 @@
+"""Building ONNX graphs with a KV cache through onnxruntime-genai's model builder, as a subprocess.
+
+A subprocess, because the builder prints, reads the command line and keeps much memory; and offline,
+because everything it needs lies in the checkpoint's directory. It builds into a directory of its own,
+so that one orphaned by a kill cannot write among the files of the run that follows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from compressor.errors import DependencyError, VerificationError
+
+Precision = Literal["fp32", "fp16", "int4"]
+
+GRAPH_FILE = "model.onnx"
+GENAI_CONFIG_FILE = "genai_config.json"
+_BUILDER = "onnxruntime_genai.models.builder"
+_REQUIRED = {"onnxruntime_genai": "onnxruntime-genai", "onnxruntime": "onnxruntime", "onnx_ir": "onnx_ir"}
+_WORK_PREFIX = ".build-"
+_NUM_LOG_LINES = 12
+
+
+def build_onnx(
+    checkpoint: Path, out_dir: Path, *, precision: Precision, trust_remote_code: bool = False
+) -> None:
+    """Build a checkpoint's graph for the CPU: `model.onnx`, its data, `genai_config.json`, tokenizer.
+
+    Args:
+        checkpoint: A Hugging Face checkpoint with its tokenizer.
+        out_dir: An existing directory; files of these names are replaced.
+        precision: Of the weights; int4 is blockwise round-to-nearest with the builder's defaults.
+        trust_remote_code: Whether the builder may run code from the checkpoint.
+
+    Raises:
+        DependencyError: when the builder or what it imports is missing.
+        VerificationError: when it fails, with the last lines it wrote.
+    """
+    _require_builder()
+    for stale in out_dir.glob(f"{_WORK_PREFIX}*"):
+        shutil.rmtree(stale)
+    work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=out_dir))
+    try:
+        built = work / "graph"
+        _run(_command(checkpoint, built, work / "cache", precision, trust_remote_code=trust_remote_code))
+        for name in (GRAPH_FILE, GENAI_CONFIG_FILE):
+            if not (built / name).is_file():
+                raise VerificationError("the model builder left no file", where=name)
+        for path in sorted(built.iterdir()):
+            path.replace(out_dir / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _require_builder() -> None:
+    for module, distribution in _REQUIRED.items():
+        if importlib.util.find_spec(module) is None:
+            raise DependencyError(
+                "the ONNX export needs a library that is not installed",
+                where="export",
+                expected=distribution,
+                hint=f"pip install {distribution}",
+            )
+
+
+def _command(
+    checkpoint: Path, built: Path, cache: Path, precision: Precision, *, trust_remote_code: bool
+) -> list[str]:
+    options = ["hf_token=false", f"hf_remote={'true' if trust_remote_code else 'false'}"]
+    return [
+        *(sys.executable, "-m", _BUILDER),
+        *("-i", str(checkpoint), "-o", str(built), "-c", str(cache)),
+        *("-p", precision, "-e", "cpu", "--extra_options", *options),
+    ]
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(  # noqa: S603 - this interpreter, and paths as single arguments
+        command,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        # Progress bars end their lines with a carriage return, which splitlines cuts at too.
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        message = "\n".join(lines[-_NUM_LOG_LINES:])
+        if "ModuleNotFoundError" in message or "ImportError" in message:
+            raise DependencyError(
+                "onnxruntime-genai's model builder cannot be imported",
+                where="export",
+                found=message,
+                hint="compress-export doctor shows the versions that work together",
+            )
+        raise VerificationError(
+            "onnxruntime-genai's model builder failed", where=f"exit code {done.returncode}", found=message
+        )

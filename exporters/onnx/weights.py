@@ -1,0 +1,140 @@
+"""A graph's stored weights against the student's, tensor by tensor.
+
+The builder stores every linear layer transposed for MatMul, joins q, k and v when it uses fused
+attention, names the final norm as a layer's, and stores a tied embedding once, as the LM head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CheckpointReader
+from compressor.models.dims import Dims
+from exporters.onnx.builder import GRAPH_FILE
+
+_ROPE_TABLES = ("cos_cache", "sin_cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """An initialiser of the graph: the student's tensors, joined on dimension 0, transposed or not."""
+
+    initialiser: str
+    tensors: tuple[str, ...]
+    transposed: bool
+
+
+def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
+    """Where the graph keeps each of the student's weights.
+
+    Args:
+        dims: The student's dimensions.
+        initialisers: Names found in the graph; they decide whether q, k and v are joined.
+    """
+    family = dims.family
+    found = []
+    for index in range(dims.num_hidden_layers):
+        ours, theirs = f"{family.layers}.{index}", f"model.layers.{index}"
+
+        def linear(name: str, *parts: str, ours: str = ours, theirs: str = theirs) -> StoredWeight:
+            tensors = tuple(f"{ours}.{part}.weight" for part in parts)
+            return StoredWeight(
+                initialiser=f"{theirs}.{name}.MatMul.weight", tensors=tensors, transposed=True
+            )
+
+        qkv = linear("attn.qkv_proj", family.q_proj, family.k_proj, family.v_proj)
+        separate = [
+            linear(f"attn.{part.rpartition('.')[2]}", part)
+            for part in (family.q_proj, family.k_proj, family.v_proj)
+        ]
+        found += [qkv] if qkv.initialiser in initialisers else separate
+        found += [linear("attn.o_proj", family.o_proj), linear(family.down_proj, family.down_proj)]
+        found += [linear(part, part) for part in family.mlp_inputs]
+        for theirs_norm, ours_norm in (
+            ("input_layernorm", family.attention_norm),
+            ("post_attention_layernorm", family.mlp_norm),
+        ):
+            found.append(_plain(f"{theirs}.{theirs_norm}.weight", f"{ours}.{ours_norm}.weight"))
+    last = dims.num_hidden_layers
+    found.append(_plain(f"model.layers.{last}.final_norm_layernorm.weight", f"{family.final_norm}.weight"))
+    embedding = f"{family.embedding}.weight"
+    head = embedding if dims.tie_word_embeddings else f"{family.lm_head}.weight"
+    found.append(StoredWeight(initialiser="lm_head.MatMul.weight", tensors=(head,), transposed=True))
+    if not dims.tie_word_embeddings or "model.embed_tokens.weight" in initialisers:
+        found.append(_plain("model.embed_tokens.weight", embedding))
+    return found
+
+
+def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.dtype) -> int:
+    """Check that the graph stores exactly the student's weights, cast to `dtype`.
+
+    Returns:
+        Number of initialisers compared.
+
+    Raises:
+        VerificationError: naming the first initialiser that is missing, unknown or different, or the
+            student's tensor that overflows the cast.
+    """
+    graph = _Initialisers(directory)
+    wanted = stored_weights(dims, set(graph))
+    unknown = set(graph) - {stored.initialiser for stored in wanted} - set(_ROPE_TABLES)
+    if unknown:
+        raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
+    with CheckpointReader(student) as reader:
+        for stored in wanted:
+            expected = torch.cat([_cast(reader, name, dtype) for name in stored.tensors])
+            found = graph.tensor(stored.initialiser)
+            if found.dtype != dtype or not torch.equal(expected.T if stored.transposed else expected, found):
+                raise VerificationError(
+                    "the graph's weight is not the student's",
+                    where=stored.initialiser,
+                    expected=f"{', '.join(stored.tensors)} as {dtype} {list(expected.shape)}",
+                    found=f"other values, {found.dtype} {list(found.shape)}",
+                )
+    return len(wanted)
+
+
+class _Initialisers:
+    """The floating-point initialisers of a graph, read one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        import onnx
+
+        self._directory = directory
+        graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+        floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        self._tensors = {entry.name: entry for entry in graph.initializer if entry.data_type in floating}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One initialiser.
+
+        Raises:
+            VerificationError: when the graph lacks it.
+        """
+        from onnx import numpy_helper
+
+        if name not in self._tensors:
+            raise VerificationError("the graph lacks a weight", where=name)
+        array: Any = numpy_helper.to_array(self._tensors[name], base_dir=str(self._directory))
+        return torch.from_numpy(np.array(array))
+
+
+def _plain(initialiser: str, tensor: str) -> StoredWeight:
+    return StoredWeight(initialiser=initialiser, tensors=(tensor,), transposed=False)
+
+
+def _cast(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
+    cast = reader.tensor(name).to(dtype)
+    if not torch.isfinite(cast).all():
+        raise VerificationError("a weight overflows the export's dtype", where=name, expected=dtype)
+    return cast

@@ -1,0 +1,134 @@
+"""`verification.json`: what an export was compared with, how, and what came out; and its files' sha256.
+
+It holds no time, host or path, so that equal exports leave equal records.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.artifact import ARTIFACT_FILE, sha256_of_file, write_json
+from compressor.errors import VerificationError
+from compressor.stage import STAGE_FILE
+from exporters.comparison import LogitComparison, Tolerance, check_tolerance
+
+VERIFICATION_FILE = "verification.json"
+SCHEMA = "compress-export/verification/1"
+_NOT_HASHED = {VERIFICATION_FILE, VERIFICATION_FILE + ".tmp", ARTIFACT_FILE, STAGE_FILE}
+
+Status = Literal["passed", "failed", "reported", "not executed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """One export against its student.
+
+    Attributes:
+        format: Name of the format.
+        precision: Precision of the weights.
+        prompts: What was fed, as `describe_prompts` says it; absent when nothing was executed.
+        logits: Comparisons over all positions (`all`), and over those of text and of random tokens.
+        tolerance: What `logits["all"]` must keep to; None is reported only.
+        checks: Exact checks that passed, with their counts.
+        notes: What a reader should know of the comparison.
+    """
+
+    format: str
+    precision: str
+    prompts: dict[str, int | str] = field(default_factory=dict)
+    logits: dict[str, LogitComparison] = field(default_factory=dict)
+    tolerance: Tolerance | None = None
+    checks: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def executed(self) -> bool:
+        """Whether the export was run here."""
+        return bool(self.logits)
+
+    @property
+    def status(self) -> Status:
+        """The outcome in one word or two."""
+        if not self.executed:
+            return "not executed"
+        if self.tolerance is None:
+            return "reported"
+        try:
+            self.enforce()
+        except VerificationError:
+            return "failed"
+        return "passed"
+
+    def enforce(self) -> None:
+        """Refuse an export beyond its tolerance.
+
+        Raises:
+            VerificationError: naming the figure.
+        """
+        if self.executed and self.tolerance is not None:
+            check_tolerance(self.logits["all"], self.tolerance, where=self.format)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "schema": SCHEMA,
+            "format": self.format,
+            "precision": self.precision,
+            "status": self.status,
+            "executed": self.executed,
+            "reference": "the student in float32",
+            "prompts": self.prompts,
+            "logits": {kind: comparison.to_dict() for kind, comparison in self.logits.items()},
+            "tolerance": self.tolerance.to_dict() if self.tolerance else None,
+            "checks": self.checks,
+            "notes": list(self.notes),
+        }
+
+
+def write_verification(directory: Path, verification: Verification) -> None:
+    """Write the record beside what it is about, with the sha256 of every other file there."""
+    record = {**verification.to_dict(), "files": file_hashes(directory)}
+    write_json(directory / VERIFICATION_FILE, record)
+
+
+def read_verification(directory: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        VerificationError: when it is not one of ours.
+    """
+    file = directory / VERIFICATION_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError("the verification record is corrupt", where=str(file), found=error) from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "files" not in record:
+        raise VerificationError("the verification record is not ours", where=str(file), expected=SCHEMA)
+    return record
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """sha256 of every file below `directory`, by relative path; records are left out."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in _NOT_HASHED)
+    return {path.relative_to(directory).as_posix(): sha256_of_file(path) for path in files}
+
+
+def check_hashes(directory: Path, recorded: dict[str, str]) -> None:
+    """Refuse files that are missing, changed or new since the record was written.
+
+    Raises:
+        VerificationError: naming the first such file.
+    """
+    found = file_hashes(directory)
+    for name in sorted({*recorded, *found}):
+        if recorded.get(name) != found.get(name):
+            raise VerificationError(
+                "an exported file is not the one that was verified",
+                where=str(directory / name),
+                expected=recorded.get(name, "no such file"),
+                found=found.get(name, "no such file"),
+                hint="export again",
+            )

@@ -1,0 +1,181 @@
+"""What `compress-export verify DIR` does: check a checkpoint, an export or a whole run, from files alone.
+
+Nothing is repaired. The first thing that is wrong is raised by name; what is returned was checked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import ARTIFACT_FILE, read_artifact
+from compressor.console import Console
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
+from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
+from compressor.quantization.e4m3 import E4M3
+from compressor.quantization.reader import read_scales
+from compressor.stage import PARTIAL_SUFFIX
+from exporters.base import EXPORTERS
+from exporters.huggingface import check_fp8_checkpoint
+from exporters.logits import VerifyOptions
+from exporters.onnx.builder import GENAI_CONFIG_FILE
+from exporters.record import VERIFICATION_FILE, check_hashes, read_verification
+
+SCHEMA = "compress-export/verify/1"
+_STUDENT, _EXPORTS, _MANIFEST = "student", "exports", "manifest.json"
+_SCALE_SUFFIXES = ("_scale",)
+
+
+def verify_directory(
+    directory: Path, *, console: Console | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Check a directory that this tool wrote, or any Hugging Face checkpoint.
+
+    A run directory's exports are compared with its student again; an export on its own only against
+    the sha256 of its files, and its structure.
+
+    Returns:
+        `schema`, `path`, `kind`, and `checked`: one entry per directory with `path`, `kind`, `status`
+        and what was found.
+
+    Raises:
+        UsageError: when there is nothing to check.
+        VerificationError: naming the first file, tensor or figure that is wrong.
+    """
+    options = VerifyOptions(console=console or Console(quiet=True), device=device)
+    if (directory / _MANIFEST).is_file():
+        kind, checked = "run", _check_run(directory, options)
+    else:
+        kind, entry = _check_one(directory)
+        checked = [entry]
+    return {"schema": SCHEMA, "path": str(directory), "kind": kind, "checked": checked}
+
+
+def _check_run(directory: Path, options: VerifyOptions) -> list[dict[str, Any]]:
+    student = directory / _STUDENT
+    if not student.is_dir():
+        raise UsageError("this run has no student yet", where=str(directory), hint="finish the run first")
+    checked = [_check_one(student)[1]]
+    exports = directory / _EXPORTS
+    for export in sorted(exports.iterdir()) if exports.is_dir() else ():
+        if export.name.endswith(PARTIAL_SUFFIX):
+            continue
+        if not (export / VERIFICATION_FILE).is_file():
+            raise VerificationError(
+                "an export was never verified", where=str(export), expected=VERIFICATION_FILE
+            )
+        _, entry = _check_one(export)
+        verification = _exporter_of(entry["format"]).verify(export, student, options)
+        verification.enforce()
+        figures = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
+        checked.append({**entry, "status": verification.status, "logits": figures})
+    return checked
+
+
+def _exporter_of(name: str) -> Any:
+    if name not in EXPORTERS:
+        raise VerificationError("the record names an unknown format", where=VERIFICATION_FILE, found=name)
+    return EXPORTERS[name]
+
+
+def _check_one(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Check a directory by itself: recorded hashes, then the structure of what it holds."""
+    entry: dict[str, Any] = {"path": str(directory)}
+    kind = "checkpoint"
+    if (directory / VERIFICATION_FILE).is_file():
+        record = read_verification(directory)
+        check_hashes(directory, record["files"])
+        kind, entry["format"], entry["num_files"] = "export", record["format"], len(record["files"])
+    if (directory / CONFIG_FILE).is_file():
+        entry |= check_checkpoint(directory)
+    elif not (directory / GENAI_CONFIG_FILE).is_file():
+        raise UsageError(
+            "there is nothing to verify here",
+            where=str(directory),
+            expected=f"a run, an export or a checkpoint ({_MANIFEST}, {VERIFICATION_FILE} or {CONFIG_FILE})",
+        )
+    if (directory / AMAX_FILE).is_file():
+        for name, value in read_amax(directory).items():
+            check_positive(name, value, what="a calibration statistic is unusable")
+        entry |= {"fp8": check_fp8_checkpoint(directory / FP8_DIRECTORY, directory)}
+    return kind, {**entry, "kind": kind, "status": "ok"}
+
+
+def check_checkpoint(directory: Path) -> dict[str, Any]:
+    """Check a Hugging Face checkpoint, 16-bit or unified FP8: headers, shapes, count, finite values, scales.
+
+    Raises:
+        VerificationError: naming the first tensor or file that is wrong.
+    """
+    config = read_config(directory)
+    dims = dims_of_config(config)
+    is_fp8 = bool(config.get("quantization_config"))
+    total = 0
+    with CheckpointReader(directory) as reader:
+        for name, shape in expected_shapes(dims).items():
+            if name not in reader:
+                raise VerificationError("the checkpoint lacks a tensor", where=name, expected=list(shape))
+            if reader.shape(name) != shape:
+                raise VerificationError(
+                    "a tensor has not the shape its config says",
+                    where=name,
+                    expected=list(shape),
+                    found=list(reader.shape(name)),
+                )
+        for name in reader:
+            tensor = reader.tensor(name)
+            check_finite(name, tensor.float() if tensor.dtype == E4M3 else tensor)
+            is_copy_of_embedding = dims.tie_word_embeddings and name == f"{dims.family.lm_head}.weight"
+            if not name.endswith(_SCALE_SUFFIXES) and not is_copy_of_embedding:
+                total += tensor.numel()
+        if is_fp8:
+            read_scales(reader, config)
+    _check_count(directory, total, num_parameters(dims))
+    return {"num_parameters": total, "precision": "fp8" if is_fp8 else "16bit"}
+
+
+def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight that a model of these dimensions must have, by full name."""
+    family, hidden = dims.family, dims.hidden_size
+    query, key = dims.num_attention_heads * dims.head_dim, dims.num_key_value_heads * dims.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        family.q_proj: (query, hidden),
+        family.k_proj: (key, hidden),
+        family.v_proj: (key, hidden),
+        family.o_proj: (hidden, query),
+        family.down_proj: (hidden, dims.intermediate_size),
+        family.attention_norm: (hidden,),
+        family.mlp_norm: (hidden,),
+        **dict.fromkeys(family.mlp_inputs, (dims.intermediate_size, hidden)),
+    }
+    shapes = {
+        f"{family.layers}.{index}.{name}.weight": shape
+        for index in range(dims.num_hidden_layers)
+        for name, shape in layer.items()
+    }
+    shapes[f"{family.embedding}.weight"] = (dims.vocab_size, hidden)
+    shapes[f"{family.final_norm}.weight"] = (hidden,)
+    if not dims.tie_word_embeddings:
+        shapes[f"{family.lm_head}.weight"] = (dims.vocab_size, hidden)
+    return shapes
+
+
+def _check_count(directory: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise VerificationError(
+            "the checkpoint holds another number of parameters than its config says",
+            where=str(directory),
+            expected=expected,
+            found=found,
+        )
+    if (directory / ARTIFACT_FILE).is_file():
+        recorded = read_artifact(directory).num_parameters
+        if recorded != expected:
+            raise VerificationError(
+                "the artifact's record names another number of parameters",
+                where=str(directory / ARTIFACT_FILE),
+                expected=expected,
+                found=recorded,
+            )

@@ -1,0 +1,59 @@
+"""The command line as a user runs it: a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PROGRAM = (sys.executable, "-c", "from compressor.cli.main import main; main()")
+TIMEOUT_S = 240
+POLL_S = 0.002
+
+
+def command(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Any:
+    """Run `compress-export` to its end; `stdout` and `stderr` are text."""
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def succeed(*arguments: object, cwd: Path | None = None) -> Any:
+    """Run `compress-export` with `--json`, expect success, return its document."""
+    done = command(*arguments, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def kill_when(condition: Callable[[], bool], *arguments: object) -> None:
+    """Start `compress-export` and kill it with SIGKILL as soon as `condition` holds."""
+    process = subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1]!r}"
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(POLL_S)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def digests(root: Path, parts: Iterable[str]) -> dict[str, str]:
+    """sha256 of every file under some parts of a directory."""
+    files = [path for part in parts for path in sorted((root / part).rglob("*")) if path.is_file()]
+    files += [root / part for part in parts if (root / part).is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,177 @@
+"""Every bad input: one clear message, its exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.cli.main import invoke
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def broken(tiny_checkpoint: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A maker of copies of the tiny checkpoint, each broken in one way."""
+
+    def make(how: str) -> Path:
+        path = tmp_path / how
+        shutil.copytree(tiny_checkpoint, path)
+        weights, config = path / "model.safetensors", path / "config.json"
+        if how == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        elif how == "nan":
+            tensors = load_file(weights)
+            tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+            save_file(tensors, weights, metadata={"format": "pt"})
+        elif how == "no-config":
+            config.unlink()
+        elif how == "no-weights":
+            weights.unlink()
+        else:
+            changes = {
+                "model-type": {"model_type": "mamba"},
+                "quantised": {"quantization_config": {"quant_method": "gptq"}},
+            }[how]
+            config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+        return path
+
+    return make
+
+
+def fails(capsys: Capture, code: int, message: str, *arguments: object) -> None:
+    assert invoke([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("error:") == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message"),
+    [
+        ("truncated", 8, "truncated or corrupt"),
+        ("nan", 8, "model.layers.1.mlp.up_proj.weight"),
+        ("no-config", 2, "config.json"),
+        ("no-weights", 2, "no safetensors weights"),
+        ("model-type", 3, "'mamba' is not supported"),
+        ("quantised", 3, "already quantised"),
+    ],
+)
+def test_broken_checkpoints(
+    broken: Callable[[str], Path],
+    tiny_text: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    how: str,
+    code: int,
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("prune", broken(how), "--target", "60%", "--calib-data", tiny_text, "-o", out)
+    fails(capsys, code, message, *arguments)
+    assert not out.exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("llama3.1-9b", 2, "did you mean llama3.1-8b"),
+        ("./nowhere", 2, "does not exist"),
+        ("./nowhere.gguf", 2, "does not exist"),
+        ("mistral-nemo-12b", 3, "not pruned yet"),
+        ("nobody/no-such-model", 9, "cannot be downloaded"),
+    ],
+)
+def test_models_that_are_not_there(
+    tmp_path: Path, capsys: Capture, model: str, code: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    fails(capsys, code, message, "run", model, "--target", "50%", "-o", out)
+    assert not (out / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("9b", "not below the teacher's size"),
+        ("1k", "too small to reach"),
+        ("four", "neither a size nor a published shape"),
+    ],
+)
+def test_targets_out_of_range(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, target: str, message: str
+) -> None:
+    fails(capsys, 2, message, tiny_checkpoint, "--target", target, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def prune(checkpoint: Path, text: Path | str, out: Path) -> tuple[object, ...]:
+    return ("prune", checkpoint, "--target", "60%", "--calib-data", text, "--calib-seq-len", 64, "-o", out)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "empty"), ("too short\n", "shorter than one window"), (None, "not exist")]
+)
+def test_calibration_texts(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, content: str | None, message: str
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_text(content)
+    fails(capsys, 2, message, *prune(tiny_checkpoint, text, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_stage_can_be_repeated_with_better_input(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short\n")
+    fails(capsys, 2, "shorter", *prune(tiny_checkpoint, short, tmp_path / "out"))
+    good = [str(argument) for argument in prune(tiny_checkpoint, tiny_text, tmp_path / "out")]
+    assert invoke([*good, "--calib-size", "4"]) == 0
+
+
+def test_a_directory_that_is_not_ours_is_not_touched(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    for flags in ((), ("--overwrite",)):
+        fails(capsys, 2, "in use", *prune(tiny_checkpoint, tiny_text, out), *flags)
+        fails(capsys, 2, "in use", tiny_checkpoint, "--target", "60%", "-o", out, *flags)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_to_resume(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: Capture) -> None:
+    fails(capsys, 2, "nothing to resume", *prune(tiny_checkpoint, tiny_text, tmp_path / "out"), "--resume")
+
+
+def test_unknown_recipe_key_names_the_nearest(tmp_path: Path, capsys: Capture) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: llama3.1-8b\ntarget: 4b\ndistill: {learning_rat: 1.0}\n")
+    fails(capsys, 2, "did you mean learning_rate", "plan", "--config", recipe)
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: Capture) -> None:
+    assert invoke(["plan", "llama3.1-8b", "--targt", "4b"]) == 2
+    assert "--target" in capsys.readouterr().err
+
+
+def test_an_infinite_weight_is_as_bad_as_nan(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "inf"
+    shutil.copytree(tiny_checkpoint, path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("inf"))
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    fails(capsys, 8, "model.norm.weight", "verify", path)

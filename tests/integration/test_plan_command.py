@@ -1,0 +1,67 @@
+"""`plan` and `--help`: no network, no weights, no torch; published shapes exactly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.command import command
+
+_LOADED = (
+    "import sys; from compressor.cli.main import invoke; code = invoke(sys.argv[1:]); "
+    "heavy = {'torch', 'transformers', 'datasets', 'onnx', 'modelopt', 'numpy'} & set(sys.modules); "
+    "sys.exit(f'imported {heavy}' if heavy else code)"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "expected"),
+    [
+        (
+            "llama3.1-8b",
+            "4b",
+            {
+                "num_parameters": 4512746496,
+                "hidden_size": 3072,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 32,
+                "head_dim": 128,
+            },
+        ),
+        ("llama3.1-8b", "4b-depth", {"num_parameters": 4540469248, "num_hidden_layers": 16}),
+        ("mistral-nemo-12b", "8b", {"num_parameters": 8414105600, "intermediate_size": 11520}),
+        ("meta-llama/Llama-3.1-8B", "4b-width", {"num_parameters": 4512746496}),
+        ("llama2-7b", "2.7b", {"num_parameters": 2701560320}),
+    ],
+)
+def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> None:
+    done = command("plan", model, "--target", target, "--fp8", "--json")
+    assert done.returncode == 0, done.stderr
+    student = json.loads(done.stdout)["student"]
+    assert {name: student[name] for name in expected} == expected
+
+
+def test_plan_is_what_dry_run_shows() -> None:
+    plans = [
+        command(*words, "llama3.1-8b", "--target", "60%", "--json")
+        for words in (("plan",), ("--dry-run",), ("run", "--dry-run"))
+    ]
+    documents = [json.loads(done.stdout) for done in plans]
+    assert documents[0] == documents[1] == documents[2]
+
+
+def test_the_plan_explains_its_rounding() -> None:
+    done = command("plan", "smollm2-135m", "--target", "80m")
+    assert "multiples of 144" in done.stdout
+    assert "+1.22%" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "llama3.1-8b", "--target", "4b"], ["run", "-h"]])
+def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,136 @@
+"""The main job on a tiny model: its parts, its second run, changed options, and kills."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.command import command, digests, kill_when, succeed
+
+COMPARED = (
+    "student",
+    "exports",
+    "stages/prune/prune_plan.json",
+    "stages/evaluate/evaluation.json",
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that takes the tiny model through every stage."""
+    text = str(tiny_text)
+    tree = {
+        "model": str(tiny_checkpoint),
+        "target": "60%",
+        "calibration": {"data": text, "size": 4, "seq_len": 32},
+        "distill": {
+            "data": text,
+            "tokens": 7680,
+            "context_length": 32,
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "learning_rate": 2e-3,
+            "checkpoint_steps": 10,
+        },
+        "quantize": {"fp8": True},
+        "evaluate": {"window": 64, "size": 4},
+        "bench": {"isl_osl": [[8, 4]], "batch_sizes": [1], "max_pairs": 5, "precisions": ["fp32"]},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One undisturbed run and its summary."""
+    out = tmp_path_factory.mktemp("runs") / "out"
+    return out, succeed("run", "--config", recipe, "-o", out)
+
+
+def test_every_part_of_the_run_directory_is_there(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    files = ("recipe.yaml", "plan.json", "manifest.json", "README.md")
+    files += ("student/model.safetensors", "student/tokenizer.json", "student/verification.json")
+    files += ("bench/results.json", "bench/report.md")
+    files += tuple(f"exports/{name}/verification.json" for name in ("huggingface-fp8", "onnx", "onnx-int4"))
+    assert [name for name in files if not (out / name).is_file()] == []
+    models = summary["evaluation"]["models"]
+    assert list(models) == ["teacher", "pruned", "distilled", "quantized"]
+    assert models["distilled"]["perplexity"] < models["pruned"]["perplexity"]
+    assert summary["exports"]["onnx"]["logits"]["all"]["top1_agreement"] >= 0.999
+    assert not list(out.rglob("*.partial"))
+
+
+def test_manifest_records_every_stage(finished: tuple[Path, dict[str, Any]]) -> None:
+    manifest = json.loads((finished[0] / "manifest.json").read_text())
+    stages = manifest["stages"]
+    expected = {"stages/prune", "stages/distill", "stages/quantize", "student", "exports/onnx", "bench"}
+    assert expected <= set(stages)
+    assert all(stage["seconds"] > 0 and stage["peak_memory_bytes"] > 0 for stage in stages.values())
+    assert manifest["versions"]["torch"] != "absent"
+
+
+def test_card_repeats_the_measured_numbers(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    card = (out / "README.md").read_text()
+    for model in summary["evaluation"]["models"].values():
+        assert f"{model['perplexity']:.3f}" in card
+    assert f"{summary['plan']['student']['num_parameters']:,}" in card
+    assert "not measured" in card
+
+
+def test_a_second_run_skips_everything(finished: tuple[Path, dict[str, Any]], recipe: Path) -> None:
+    out, summary = finished
+    before = digests(out, (*COMPARED, "bench"))
+    again = succeed("run", "--config", recipe, "-o", out, "--resume")
+    assert again["evaluation"] == summary["evaluation"]
+    assert again["bench"] == summary["bench"]
+    assert digests(out, (*COMPARED, "bench")) == before
+
+
+def test_a_changed_option_is_refused_with_what_changed(
+    finished: tuple[Path, dict[str, Any]], recipe: Path
+) -> None:
+    before = digests(finished[0], COMPARED)
+    done = command("run", "--config", recipe, "-o", finished[0], "--learning-rate", "0.004")
+    assert done.returncode == 2
+    assert "learning_rate: 0.002 -> 0.004" in done.stderr
+    assert "--restart-from distill" in done.stderr
+    assert digests(finished[0], COMPARED) == before
+
+
+def test_a_changed_data_file_is_refused(
+    tiny_checkpoint: Path, recipe: Path, tmp_path: Path, tiny_text: Path
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_bytes(tiny_text.read_bytes())
+    arguments = ("prune", tiny_checkpoint, "--target", "60%", "--calib-data", text, "--calib-size", 2)
+    arguments += ("--calib-seq-len", 32, "-o", tmp_path / "out")
+    succeed(*arguments)
+    text.write_text(text.read_text() + "one more line\n")
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "sha256" in done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_and_resumed_equals_undisturbed(
+    finished: tuple[Path, dict[str, Any]], recipe: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while pruning, distilling and exporting; then the same command."""
+    out = tmp_path / "out"
+    arguments = ("run", "--config", recipe, "-o", out)
+    moments = (
+        out / "stages" / "prune.partial" / "importance.safetensors",
+        out / "stages" / "distill.partial" / "checkpoints" / "checkpoint-20" / "complete",
+        out / "exports" / "onnx.partial",
+    )
+    for moment in moments:
+        kill_when(moment.exists, *arguments)
+    succeed(*arguments)
+    assert digests(out, COMPARED) == digests(finished[0], COMPARED)

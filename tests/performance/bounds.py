@@ -1,0 +1,234 @@
+"""The bounds of the design, each as a function that measures it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressor.artifact import sync_tree
+from compressor.data.packing import read_windows
+from compressor.distillation.losses import chunked_forward_kl, forward_kl
+from compressor.distillation.module import DistillationModule
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
+from compressor.models.dims import dims_of_config
+from compressor.models.load import load_model, load_tokenizer, open_checkpoint, resolve_source
+from compressor.models.portable import write_config
+from compressor.presets import PRESETS
+from compressor.pruning.importance import activation_importance, random_importance
+from compressor.pruning.plan import make_plan
+from compressor.pruning.slicing import slice_checkpoint
+from tests import assets
+from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
+
+GIB = 1 << 30
+SLICED_LAYERS = 4
+LOSS_VOCAB, LOSS_TOKENS, LOSS_HIDDEN = 128_256, 4096, 256
+
+
+def real_checkpoint(scratch: Path) -> Path:
+    """SmolLM2 as a safetensors checkpoint."""
+    found = assets.fetch(assets.DEFAULT_DIRECTORY)
+    return open_checkpoint(resolve_source(str(found.gguf)), scratch, dtype="bfloat16").path
+
+
+def importance(scratch: Path) -> list[Bound]:
+    """Importance of every axis against the same pass without hooks."""
+    checkpoint = real_checkpoint(scratch)
+    text = assets.fetch(assets.DEFAULT_DIRECTORY).texts["wiki"]
+    windows = read_windows(str(text), "train", load_tokenizer(checkpoint), size=2, seq_len=512)
+    adapter = ModelAdapter(load_model(checkpoint, dtype="float32", device="cpu"))
+
+    def bare() -> None:
+        with torch.no_grad():
+            for window in windows:
+                adapter.body(torch.from_numpy(window.astype("int64"))[None], use_cache=False)
+
+    ratio = paired_ratio(bare, lambda: activation_importance(adapter, windows))
+    what = "importance of all axes : bare forward pass, SmolLM2, CPU time"
+    return [Bound(what=what, measured=ratio.median, required=1.10, unit="x", low=ratio.low, high=ratio.high)]
+
+
+def slicing(scratch: Path) -> list[Bound]:
+    """Slicing real 8B tensors (fewer layers) to 4B-Width: memory, and speed against copying."""
+    source = scratch / "8b"
+    source.mkdir()
+    _write_8b_tensors(source)
+    peak = peak_memory_bytes(slice_in_process, source, scratch / "memory")
+    copied = scratch / "copied"
+    speeds = []
+    for _ in range(3):
+        speeds.append(_seconds(_copy, source, copied) / _seconds(_slice, source, scratch / "sliced"))
+        shutil.rmtree(copied)
+        shutil.rmtree(scratch / "sliced")
+    shutil.rmtree(source)
+    return [
+        Bound(
+            what="slicing 8B tensors to 4B-Width: peak memory", measured=peak / GIB, required=3, unit="GiB"
+        ),
+        Bound(
+            what="copying the files : slicing them, wall time, both synced",
+            measured=float(np.median(speeds)),
+            required=0.5,
+            unit="x",
+            is_upper=False,
+        ),
+    ]
+
+
+def slice_in_process(source: Path, out_dir: Path, sender: Any) -> None:
+    """Slice in this (fresh) process and send its peak memory."""
+    with counted_memory(sender):
+        _slice(source, out_dir)
+
+
+def distillation(scratch: Path) -> list[Bound]:
+    """The distillation step against the same step with full logits, on SmolLM2."""
+    checkpoint = real_checkpoint(scratch)
+    teacher = load_model(checkpoint, dtype="bfloat16", device="cpu")
+    student = load_model(checkpoint, dtype="float32", device="cpu").requires_grad_(requires_grad=True)
+    module = DistillationModule(student, teacher, temperature=1.0)
+    ids = torch.randint(0, 49_000, (4, 256), generator=torch.Generator().manual_seed(0))
+
+    def chunked() -> None:
+        student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module(ids)["loss"]
+        loss.backward()
+
+    def full() -> None:
+        student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                teacher_logits = teacher(ids, use_cache=False).logits
+            loss = forward_kl(student(ids, use_cache=False).logits, teacher_logits) / ids.numel()
+        loss.backward()
+
+    ratio = paired_ratio(chunked, full)
+    peak = peak_memory_bytes(loss_in_process)
+    return [
+        Bound(
+            what="distillation step: tokens/s, ours : full logits, CPU time",
+            measured=ratio.median,
+            required=0.9,
+            unit="x",
+            low=ratio.low,
+            high=ratio.high,
+            is_upper=False,
+        ),
+        Bound(
+            what=f"chunked loss, vocabulary {LOSS_VOCAB:,} x {LOSS_TOKENS} tokens: own memory",
+            measured=peak / GIB,
+            required=1,
+            unit="GiB",
+        ),
+    ]
+
+
+def loss_in_process(sender: Any) -> None:
+    """Forward and backward of the chunked loss; head gradients and inputs exist before counting."""
+    student = torch.randn(LOSS_TOKENS, LOSS_HIDDEN, requires_grad=True)
+    head = torch.randn(LOSS_VOCAB, LOSS_HIDDEN, requires_grad=True)
+    teacher, teacher_head = torch.randn(LOSS_TOKENS, LOSS_HIDDEN), torch.randn(LOSS_VOCAB, LOSS_HIDDEN)
+    student.grad, head.grad = torch.ones_like(student), torch.ones_like(head)
+    with counted_memory(sender):
+        chunked_forward_kl(student, head, teacher, teacher_head).backward()
+
+
+def start_up(scratch: Path) -> list[Bound]:
+    """`--help` and `plan` as processes: the fastest of five, since only noise adds."""
+    program = "import sys; from compressor.cli.main import invoke; sys.exit(invoke(sys.argv[1:]))"
+    imports = _fastest("import click, rich.console, rich.progress")
+    shown = _fastest(program, "--help")
+    planned = _fastest(program, "plan", "llama3.1-8b", "--target", "4b", "--json")
+    return [
+        Bound(what="--help, wall time", measured=shown, required=max(0.5, 3 * imports), unit="s"),
+        Bound(what="plan llama3.1-8b --target 4b, wall time", measured=planned, required=2, unit="s"),
+    ]
+
+
+BOUNDS = (start_up, importance, distillation, slicing)
+
+
+def measure_all() -> list[Bound]:
+    """Every bound, in order."""
+    found: list[Bound] = []
+    for measure in BOUNDS:
+        with tempfile.TemporaryDirectory() as scratch:
+            for bound in measure(Path(scratch)):
+                print(bound.row(), flush=True)
+                found.append(bound)
+    return found
+
+
+def _write_8b_tensors(directory: Path) -> None:
+    dims = PRESETS["llama3.1-8b"].dims.with_shape(num_hidden_layers=SLICED_LAYERS)
+    config = {**{name: getattr(dims, name) for name in dims.__dataclass_fields__}, "dtype": "bfloat16"}
+    write_config(directory, config)
+    family, heads = dims.family, dims.num_attention_heads * dims.head_dim
+    key_values = dims.num_key_value_heads * dims.head_dim
+    hidden, inner = dims.hidden_size, dims.intermediate_size
+    shapes = {
+        f"{family.embedding}.weight": (dims.vocab_size, hidden),
+        f"{family.final_norm}.weight": (hidden,),
+    }
+    for index in range(SLICED_LAYERS):
+        prefix = f"{family.layers}.{index}."
+        shapes |= {f"{prefix}{name}.weight": (hidden,) for name in (family.attention_norm, family.mlp_norm)}
+        shapes |= {f"{prefix}{name}.weight": (inner, hidden) for name in family.mlp_inputs}
+        shapes |= {
+            f"{prefix}{family.q_proj}.weight": (heads, hidden),
+            f"{prefix}{family.k_proj}.weight": (key_values, hidden),
+            f"{prefix}{family.v_proj}.weight": (key_values, hidden),
+            f"{prefix}{family.o_proj}.weight": (hidden, heads),
+            f"{prefix}{family.down_proj}.weight": (hidden, inner),
+        }
+    shapes[f"{family.lm_head}.weight"] = (dims.vocab_size, hidden)
+    write_checkpoint(directory, [_random_spec(name, shape) for name, shape in shapes.items()])
+
+
+def _random_spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
+    def blocks() -> Any:
+        for start in range(0, shape[0], 4096):
+            yield torch.randn(min(4096, shape[0] - start), *shape[1:], dtype=torch.bfloat16)
+
+    return TensorSpec(name=name, shape=shape, dtype=torch.bfloat16, blocks=blocks)
+
+
+def _slice(source: Path, out_dir: Path) -> None:
+    dims = dims_of_config(read_config(source))
+    target = PRESETS["4b-width"].dims.with_shape(num_hidden_layers=SLICED_LAYERS)
+    plan = make_plan(dims, target, random_importance(dims, seed=0), importance="random")
+    out_dir.mkdir()
+    slice_checkpoint(source, plan, out_dir)
+    sync_tree(out_dir)
+
+
+def _copy(source: Path, out_dir: Path) -> None:
+    shutil.copytree(source, out_dir)
+    sync_tree(out_dir)
+
+
+def _seconds(work: Any, *arguments: Any) -> float:
+    os.sync()
+    start = time.monotonic()
+    work(*arguments)
+    return time.monotonic() - start
+
+
+def _fastest(program: str, *arguments: str) -> float:
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", program, *arguments], check=True, stdout=subprocess.DEVNULL)
+        times.append(time.monotonic() - start)
+    return min(times)

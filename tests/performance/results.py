@@ -1,0 +1,206 @@
+"""`make results`: long measurements, kept as JSON in docs/results/ with their command and hardware.
+
+`python -m tests.performance.results NAME...` runs some of them; `--tables` only writes the tables of
+docs/results/README.md and README.md again from the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import write_json
+from compressor.hardware import describe
+from compressor.manifest import versions
+from compressor.report import closed_gap, result_tables
+from tests.performance.bounds import measure_all
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+SCHEMA = "compress-export/result/1"
+RECIPE = "recipes/demo.yaml"
+DEMO = ("run", "--config", RECIPE)
+ABLATED_SHAPE = "hidden_size=432,intermediate_size=1024"
+_MARKER = "<!-- table: {name} -->"
+_END = "<!-- end -->"
+
+
+def run_demo() -> dict[str, Any]:
+    """The main job on the real model, as `make demo` runs it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        summary = _command(*DEMO, "-o", f"{scratch}/demo-out")
+    return {
+        "closed_gap": closed_gap(summary["evaluation"]),
+        "curve": summary["distill"]["curve"],
+        "tokens": summary["distill"]["tokens"],
+        "evaluation": summary["evaluation"],
+        "exports": summary["exports"],
+        "bench": _without_hashes(summary["bench"]),
+        "stages": summary["stages"],
+        "plan": summary["plan"],
+        "warnings": summary["warnings"],
+    }
+
+
+def run_importance() -> dict[str, Any]:
+    """Zero-shot perplexity after the same cut by each importance."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pruned = {}
+        for importance in ("activation", "weight-magnitude", "random"):
+            out = f"{scratch}/{importance}"
+            _command(
+                *("prune", ".assets/SmolLM2-135M-Instruct.Q4_1.gguf", "--shape", ABLATED_SHAPE),
+                *("--importance", importance, "--calib-data", ".assets/wiki.txt"),
+                *("--calib-size", "32", "--calib-seq-len", "512", "-o", out),
+            )
+            pruned[importance] = out
+        # A text of its own, so nothing of it was calibrated on.
+        source = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "8")
+        report = _command("evaluate", *pruned.values(), *source, "-o", f"{scratch}/quality")
+    return {"shape": ABLATED_SHAPE, "evaluation": report}
+
+
+def run_perf() -> dict[str, Any]:
+    """The bounds of the design."""
+    return {"bounds": [{**asdict(bound), "passes": bound.passes} for bound in measure_all()]}
+
+
+MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "demo": run_demo,
+    "importance": run_importance,
+    "perf": run_perf,
+}
+
+
+def record(name: str) -> None:
+    """Run one measurement and keep it."""
+    started = datetime.now(timezone.utc)
+    data = MEASUREMENTS[name]()
+    write_json(
+        RESULTS / f"{name}.json",
+        {
+            "schema": SCHEMA,
+            "command": f"python -m tests.performance.results {name}",
+            "date": started.date().isoformat(),
+            "hardware": describe(),
+            "versions": versions(),
+            "seconds": round((datetime.now(timezone.utc) - started).total_seconds()),
+            "data": data,
+        },
+    )
+
+
+def demo_table(result: dict[str, Any]) -> str:
+    """Perplexities, exports and speed-ups of the demonstration."""
+    data = result["data"]
+    caption = (
+        f"{result['hardware']['cpu']}, {result['hardware']['num_cpus']} CPUs; distillation on "
+        f"{data['tokens']:,} tokens closed {data['closed_gap']:.0%} of the log-perplexity gap between pruned "
+        "student and teacher."
+    )
+    parts = [caption]
+    for title, header, rows in result_tables(data):
+        parts += ["", f"{title}:", "", *_rows(header, rows)]
+    return "\n".join(parts)
+
+
+def importance_table(result: dict[str, Any]) -> str:
+    """Perplexity by importance."""
+    models = result["data"]["evaluation"]["models"]
+    rows = [(name, f"{entry['perplexity']:.1f}") for name, entry in models.items()]
+    return "\n".join(_rows(("importance", "perplexity after pruning, before distillation"), rows))
+
+
+def perf_table(result: dict[str, Any]) -> str:
+    """Bounds as measured against required."""
+    rows = [
+        (
+            bound["what"],
+            f"{bound['measured']:.3f} {bound['unit']}",
+            "-" if bound["low"] is None else f"{bound['low']:.3f} to {bound['high']:.3f}",
+            f"{'at most' if bound['is_upper'] else 'at least'} {bound['required']:.2f}",
+            "yes" if bound["passes"] else "no",
+        )
+        for bound in result["data"]["bounds"]
+    ]
+    return "\n".join(_rows(("bound", "measured", "95 % interval", "required", "reached"), rows))
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": demo_table,
+    "importance": importance_table,
+    "perf": perf_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """A document with every marked table made again from its JSON."""
+    for name, make in TABLES.items():
+        marker, file = _MARKER.format(name=name), RESULTS / f"{name}.json"
+        if marker not in text or not file.is_file():
+            continue
+        table = make(json.loads(file.read_text(encoding="utf-8")))
+        before, _, rest = text.partition(marker)
+        _, end, after = rest.partition(_END)
+        text = f"{before}{marker}\n{table}\n{end}{after}"
+    return text
+
+
+def write_tables() -> None:
+    """Make the tables of every document again."""
+    for document in documents_with_tables():
+        document.write_text(with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def documents_with_tables() -> list[Path]:
+    """The documents whose tables come from JSON."""
+    return [ROOT / "README.md", RESULTS / "README.md"]
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _command(*arguments: str) -> dict[str, Any]:
+    program = "import sys; from compressor.cli.main import invoke; sys.exit(invoke(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--json"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def _without_hashes(bench: dict[str, Any]) -> dict[str, Any]:
+    arms = [{key: value for key, value in arm.items() if key != "files"} for arm in bench["arms"]]
+    return {**bench, "arms": arms}
+
+
+def main() -> None:
+    """Run what was asked for, all by default, then make the tables."""
+    parser = argparse.ArgumentParser(description="Long measurements into docs/results/.")
+    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], help="default: all")
+    parser.add_argument("--tables", action="store_true", help="only make the tables again")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        for name in arguments.names or MEASUREMENTS:
+            record(name)
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Both reports of results written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bench.report.markdown import render_markdown
+from bench.report.write import read_results, write_reports
+from bench.results import (
+    AbsentRecord,
+    ArmCell,
+    ArmRecord,
+    CellResult,
+    ComparisonResult,
+    Environment,
+    FileRecord,
+    Interval,
+    NotMeasured,
+    PeakMemory,
+    Protocol,
+    Results,
+    Snapshot,
+    Summary,
+)
+
+RATES = {"output_tokens_per_s": 16.0, "total_tokens_per_s": 1200.0}
+DURATIONS = {"latency_s": 0.0041, "ttft_s": 0.0011}
+
+
+def arm_cell(factor: float) -> ArmCell:
+    """Medians: rates times `factor`, durations divided by it; no time per further token."""
+    values = {name: value * factor for name, value in RATES.items()}
+    values |= {name: value / factor for name, value in DURATIONS.items()}
+    metrics = {
+        name: Summary(median=value, cv=0.02, minimum=value, maximum=value, samples=(value,) * 5)
+        for name, value in values.items()
+    }
+    return ArmCell(
+        num_warmup_runs=2,
+        is_settled=True,
+        exploration_latency_s=(1.0,) * 5,
+        metrics={**metrics, "tpot_s": AbsentRecord(absent="osl = 1")},
+    )
+
+
+def arm_record(name: str, peak: PeakMemory | AbsentRecord) -> ArmRecord:
+    return ArmRecord(
+        id=f"{name}-fp32",
+        model=name,
+        precision="fp32",
+        runtime="onnxruntime-genai",
+        num_parameters=1_234_567,
+        files={"model.onnx": FileRecord(sha256="0" * 64, size_bytes=2**30)},
+        peak_memory=peak,
+    )
+
+
+@pytest.fixture
+def results() -> Results:
+    speedup = Interval(ratio=2.0, low=1.95, high=2.05, num_pairs=5)
+    ratios: dict[str, Interval | AbsentRecord] = dict.fromkeys((*RATES, *DURATIONS), speedup)
+    measured = {"baseline": arm_cell(1.0), "candidate": arm_cell(2.0), "speedup": speedup}
+    good = CellResult(
+        isl=8, osl=1, batch_size=1, status="ok", is_confirmed=True, order="ABBAABBAAB", **measured,
+        ratios={**ratios, "tpot_s": AbsentRecord(absent="osl = 1")},
+    )  # fmt: skip
+    noisy = good.model_copy(update={"batch_size": 2, "status": "NOISY", "reason": "30.0 % wide"})
+    failed = CellResult(isl=9, osl=9, batch_size=64, status="FAIL", reason="out of | memory\nhere")
+    snapshot = Snapshot(load_average=(0.5, 0.5, 0.5), cpu_clock_mhz=None, gpus=())
+    return Results(
+        created="2026-01-01T00:00:00+00:00",
+        protocol=Protocol(
+            seed=0,
+            min_pairs=5,
+            max_pairs=40,
+            min_warmup_runs=2,
+            max_warmup_runs=6,
+            warmup_tolerance=0.1,
+            confidence=0.95,
+            max_relative_width=0.1,
+            metrics={"latency_s": "all of it"},
+        ),
+        environment=Environment(
+            cpu="Some CPU",
+            num_logical_cores=4,
+            num_usable_cores=2,
+            memory_bytes=8 * 2**30,
+            os="Linux",
+            cpu_governor=None,
+            container_digest=None,
+            git_commit="abc",
+            versions={"python": "3.12"},
+            before=snapshot,
+            after=snapshot,
+        ),
+        arms=(
+            arm_record(
+                "teacher", PeakMemory(isl=8, osl=1, batch_size=2, peak_bytes=2**31, baseline_bytes=2**27)
+            ),
+            arm_record("student", AbsentRecord(absent="no cell of the grid ran")),
+        ),
+        comparisons=(
+            ComparisonResult(baseline="teacher-fp32", candidate="student-fp32", cells=(good, noisy, failed)),
+        ),
+        not_measured=(NotMeasured(what="FP8 kernels", reason="no such GPU"),),
+    )
+
+
+def test_every_table_says_in_its_heading_what_it_shows(results: Results) -> None:
+    headings = [line for line in render_markdown(results).splitlines() if line.startswith("### ")]
+    arms = "student-fp32 against teacher-fp32"
+    assert headings == [
+        f"### Output throughput of the whole batch (generated tokens per second): {arms}",
+        f"### Total throughput of the whole batch (prompt and generated tokens per second): {arms}",
+        f"### Latency, request to last token: {arms}",
+        f"### Time to first token (prefill): {arms}",
+        f"### Time per output token after the first (decode step): {arms}",
+    ]
+
+
+def test_a_row_holds_median_spread_ratio_interval_pairs_and_verdict(results: Results) -> None:
+    report = render_markdown(results)
+    assert "| 8/1 | 1 | 16.0 ± 2.0% | 32.0 ± 2.0% | 2.00x [1.95, 2.05] | 5 | ok |" in report
+    assert "| 8/1 | 1 | 1,200 ± 2.0% | 2,400 ± 2.0% |" in report
+    assert "| 8/1 | 1 | 0.00410 ± 2.0% | 0.00205 ± 2.0% |" in report
+    assert "| 8/1 | 1 | 1.10 ± 2.0% | 0.550 ± 2.0% |" in report
+
+
+def test_noise_failure_and_absence_are_shown_and_explained(results: Results) -> None:
+    report = render_markdown(results)
+    assert report.count("| 9/9 | 64 | – | – | – | – | FAIL |") == 5
+    assert "| 8/1 | 1 | – | – | – | 5 | ok |" in report
+    assert "* 8/1, batch 2: **NOISY**, 30.0 % wide\n" in report
+    assert "* 9/9, batch 64: **FAIL**, out of \\| memory here\n" in report
+    assert "* **FP8 kernels**: no such GPU\n" in report
+    assert "not measured: no cell of the grid ran" in report
+    assert "2.00 GiB (0.12 GiB before loading), cell 8/1 x 2" in report
+
+
+def test_tables_are_whole(results: Results) -> None:
+    for block in render_markdown(results).split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.replace("\\|", "").count("|") for line in lines}) <= 1
+
+
+def test_both_files_are_written_and_the_json_reads_back(results: Results, tmp_path: Path) -> None:
+    write_reports(results, tmp_path / "bench")
+    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["report.md", "results.json"]
+    document = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert document["schema"] == "compress-export/bench/1"
+    assert read_results(tmp_path / "bench" / "results.json") == results
+
+
+def test_results_of_another_schema_are_refused(results: Results, tmp_path: Path) -> None:
+    other = results.model_dump(mode="json", by_alias=True) | {"schema": "compress-export/bench/2"}
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    with pytest.raises(ValidationError, match="schema"):
+        read_results(tmp_path / "results.json")
+
+
+def test_the_schema_can_be_published() -> None:
+    schema = Results.model_json_schema()
+    assert schema["properties"]["schema"]["const"] == "compress-export/bench/1"
+    assert "schema_id" not in schema["properties"]

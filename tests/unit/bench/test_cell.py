@@ -1,0 +1,103 @@
+"""Order, warm-up and summaries of one cell, on scripted stand-ins for sessions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cell import measure_cell, warm_up
+from bench.grid import Cell
+from bench.results import AbsentRecord, ArmCell, Interval, Summary
+from bench.statistics import StoppingRule
+from compressor.errors import VerificationError
+
+CELL = Cell(isl=8, osl=4, batch_size=2)
+RULE = StoppingRule(min_pairs=5, max_pairs=8)
+PROMPTS = np.ones((2, 8), dtype=np.int32)
+
+Scripted = Callable[..., Any]
+
+
+def summary(arm: ArmCell | None, metric: str) -> Summary:
+    assert arm is not None
+    found = arm.metrics[metric]
+    assert isinstance(found, Summary)
+    return found
+
+
+def test_runs_alternate_a_b_b_a_after_both_arms_are_warm(scripted: Scripted) -> None:
+    log: list[str] = []
+    steady = [
+        scripted(name, itertools.repeat(latency), log=log) for name, latency in (("A", 2.0), ("B", 1.0))
+    ]
+    result = measure_cell(*steady, cell=CELL, rule=RULE, seed=0)
+    series = "ABBAABBAAB"
+    assert "".join(log) == "AABB" + series + series
+    assert result.order == series
+    assert result.status == "ok"
+    assert result.is_confirmed
+
+
+def test_numbers_are_the_confirming_series_and_the_first_is_kept_raw(scripted: Scripted) -> None:
+    warm, first, fresh = [4.0] * 2, [4.0] * 5, [2.0] * 5
+    baseline = scripted("A", [*warm, *first, *fresh])
+    candidate = scripted("B", itertools.repeat(1.0))
+    result = measure_cell(baseline, candidate, cell=CELL, rule=RULE, seed=0)
+    assert result.speedup == Interval(ratio=2.0, low=2.0, high=2.0, num_pairs=5)
+    assert summary(result.baseline, "latency_s").samples == (2.0,) * 5
+    assert summary(result.baseline, "output_tokens_per_s").median == 4.0
+    assert summary(result.candidate, "total_tokens_per_s").median == 24.0
+    assert result.baseline is not None
+    assert result.baseline.exploration_latency_s == (4.0,) * 5
+
+
+def test_every_ratio_above_one_means_the_candidate_is_better(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
+    result = measure_cell(*pair, cell=CELL, rule=RULE, seed=0)
+    for name, ratio in result.ratios.items():
+        assert isinstance(ratio, Interval), name
+        assert ratio.ratio == pytest.approx(3.0), name
+
+
+def test_a_metric_that_cannot_be_computed_is_absent_with_its_reason(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
+    result = measure_cell(*pair, cell=Cell(isl=8, osl=1, batch_size=1), rule=RULE, seed=0)
+    assert result.baseline is not None
+    assert isinstance(result.baseline.metrics["tpot_s"], AbsentRecord)
+    assert isinstance(result.ratios["tpot_s"], AbsentRecord)
+
+
+def test_an_unsteady_cell_is_noisy_and_keeps_its_numbers(scripted: Scripted) -> None:
+    baseline = scripted("A", itertools.cycle([1.0, 4.0]))
+    candidate = scripted("B", itertools.repeat(1.0))
+    result = measure_cell(baseline, candidate, cell=CELL, rule=RULE, seed=0)
+    assert (result.status, result.is_confirmed) == ("NOISY", False)
+    assert result.speedup is not None
+    assert result.speedup.num_pairs == RULE.max_pairs
+    assert result.baseline is not None
+    assert not result.baseline.is_settled
+
+
+@pytest.mark.parametrize(
+    ("latencies_s", "num_runs", "is_settled"),
+    [
+        ([1.0, 1.05], 2, True),
+        ([9.0, 3.0, 1.0, 1.09], 4, True),
+        ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0], 6, False),
+    ],
+)
+def test_warm_up_ends_when_two_latencies_agree_or_at_its_bound(
+    scripted: Scripted, latencies_s: list[float], num_runs: int, is_settled: bool
+) -> None:
+    warmup = warm_up(scripted("A", latencies_s), PROMPTS, cell=CELL)
+    assert (warmup.num_runs, warmup.is_settled) == (num_runs, is_settled)
+
+
+def test_a_runtime_that_stops_early_is_refused(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(1.0), missing_tokens=1), scripted("B", itertools.repeat(1.0))
+    with pytest.raises(VerificationError, match="output tokens"):
+        measure_cell(*pair, cell=CELL, rule=RULE, seed=0)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.artifact import sha256_of_file
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.quantization.e4m3 import E4M3
+from compressor.recipe import Export
+from compressor.stage import execute
+from exporters.base import EXPORTERS, export_stage
+from exporters.huggingface import check_fp8_checkpoint
+from exporters.record import VERIFICATION_FILE
+from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_16_bit_export_is_exact(exports: Exports, tied: bool) -> None:
+    made, student = exports.make("huggingface", tied=tied), exports.student(tied=tied)
+    assert sha256_of_file(made / WEIGHTS_FILE) == sha256_of_file(student / WEIGHTS_FILE)
+    record = json.loads((made / VERIFICATION_FILE).read_text())
+    assert (record["status"], record["executed"]) == ("passed", True)
+    assert record["logits"]["all"]["max_abs"] == 0
+    assert record["logits"]["all"]["num_positions"] >= 2000
+    config = json.loads((made / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50_000.0
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+
+
+def test_a_config_of_one_generation_becomes_one_of_both(exports: Exports, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(exports.student(tied=True), student)
+    config = json.loads((student / "config.json").read_text())
+    for key in ("rope_theta", "rope_scaling", "torch_dtype"):
+        config.pop(key, None)
+    (student / "config.json").write_text(json.dumps(config))
+    stage = export_stage("huggingface")
+    made = execute(stage, Export(), artifact_of(student), tmp_path / "made", context()).artifact.path
+    assert json.loads((made / "config.json").read_text())["rope_theta"] == 50_000.0
+
+
+def test_a_dropped_rope_base_is_caught(exports: Exports, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(exports.make("huggingface"), made)
+    config = json.loads((made / "config.json").read_text())
+    del config["rope_theta"]
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VerificationError, match="rope_theta"):
+        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+
+
+def test_a_changed_weight_and_an_added_one_are_caught(exports: Exports, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(exports.make("huggingface"), made)
+    original = load_file(made / WEIGHTS_FILE)
+    name = "model.layers.1.mlp.down_proj.weight"
+    changed = {**original, name: original[name].clone()}
+    changed[name][3, 5] += 1
+    save_file(changed, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.down_proj[\s\S]*1 of 12288"):
+        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+    save_file({**original, "extra": torch.ones(1)}, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match="extra"):
+        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fp8_export_is_checked_number_by_number_and_its_logits_reported(
+    exports: Exports, tied: bool
+) -> None:
+    made = exports.make("huggingface-fp8", tied=tied)
+    record = json.loads((made / VERIFICATION_FILE).read_text())
+    assert (record["status"], record["executed"], record["tolerance"]) == ("reported", True, None)
+    assert record["checks"]["num_equal_fp8_weights"] == 21
+    assert record["checks"]["scales_follow_recorded_amax"] is True
+    assert 0 < record["logits"]["text"]["kl"] < 1.0
+    assert not (made / "amax.safetensors").exists()  # loaders read every safetensors file they find
+
+
+def flip(tensors: Tensors) -> None:
+    name = "model.layers.0.mlp.gate_proj.weight"
+    stored = tensors[name].view(torch.uint8).clone()
+    stored[0, 0] ^= 1
+    tensors[name] = stored.view(E4M3)
+
+
+def swap_gate_and_up(tensors: Tensors) -> None:
+    for suffix in ("weight", "weight_scale"):
+        gate, up = (f"model.layers.0.mlp.{part}_proj.{suffix}" for part in ("gate", "up"))
+        tensors[gate], tensors[up] = tensors[up], tensors[gate]
+
+
+def halve_input_scale(tensors: Tensors) -> None:
+    tensors["model.layers.2.self_attn.o_proj.input_scale"] /= 2
+
+
+def double_weight_scale(tensors: Tensors) -> None:
+    tensors["model.layers.2.self_attn.o_proj.weight_scale"] *= 2
+
+
+def change_norm(tensors: Tensors) -> None:
+    tensors["model.norm.weight"][0] += 1
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, swap_gate_and_up, halve_input_scale, double_weight_scale, change_norm]
+)
+def test_damage_to_an_fp8_checkpoint_is_caught(
+    exports: Exports, tmp_path: Path, damage: Callable[[Tensors], Any]
+) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(exports.make("huggingface-fp8"), made)
+    quantised = exports.quantised(tied=True).path
+    assert check_fp8_checkpoint(made, quantised)["num_equal_tensors"] == 8
+    tensors = load_file(made / WEIGHTS_FILE)
+    damage(tensors)
+    save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError):
+        check_fp8_checkpoint(made, quantised)
+
+
+def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:
+    source = artifact_of(exports.student(tied=True))
+    with pytest.raises(UsageError, match="was not quantised"):
+        execute(export_stage("huggingface-fp8"), Export(), source, tmp_path / "made", context())

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from compressor.errors import UnsupportedError
+from compressor.models.dims import (
+    Dims,
+    dims_of_config,
+    flops_per_token,
+    kv_cache_bytes_per_token,
+    num_linear_parameters,
+    num_non_embedding_parameters,
+    num_parameters,
+    weight_bytes,
+)
+from compressor.presets import PRESETS, preset_of_dims
+from tests.tiny_models import make_model
+
+# Minitron, arXiv 2407.14679 and 2408.11796; Sheared LLaMA, arXiv 2310.06694.
+PUBLISHED = {
+    "llama3.1-8b": (8_030_261_248, 6_979_588_096),
+    "4b-width": (4_512_746_496, 3_724_741_632),
+    "4b-depth": (4_540_469_248, 3_489_796_096),
+    "mistral-nemo-12b": (12_247_782_400, 10_905_605_120),
+    "mn-minitron-8b": (8_414_105_600, 7_340_363_776),
+    "sheared-1.3b": (1_345_423_360, None),
+    "sheared-2.7b": (2_701_560_320, None),
+    "smollm2-135m": (134_515_008, None),
+}
+ROUNDED = {
+    "nemotron4-15b": (15.6e9, 12.5e9),
+    "minitron-8b": (8.27e9, 6.2e9),
+    "minitron-4b": (4.19e9, 2.6e9),
+    "nemotron3-8b": (8.5e9, 6.4e9),
+}
+
+
+@pytest.mark.parametrize("alias", PUBLISHED)
+def test_published_counts(alias: str) -> None:
+    dims = PRESETS[alias].dims
+    total, non_embedding = PUBLISHED[alias]
+
+    assert num_parameters(dims) == total
+    if non_embedding is not None:
+        assert num_non_embedding_parameters(dims) == non_embedding
+
+
+@pytest.mark.parametrize("alias", ROUNDED)
+def test_counts_published_in_round_figures(alias: str) -> None:
+    total, non_embedding = ROUNDED[alias]
+
+    assert num_parameters(PRESETS[alias].dims) == pytest.approx(total, rel=0.015)
+    assert num_non_embedding_parameters(PRESETS[alias].dims) == pytest.approx(non_embedding, rel=0.015)
+
+
+@pytest.mark.parametrize("alias", PRESETS)
+def test_counts_equal_the_model_class(alias: str) -> None:
+    model = on_meta_device(PRESETS[alias].dims)
+
+    assert num_parameters(PRESETS[alias].dims) == sum(tensor.numel() for tensor in model.parameters())
+    assert dims_of_config(model.config.to_dict()) == PRESETS[alias].dims
+
+
+@pytest.mark.parametrize("tie_word_embeddings", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron"])
+def test_counts_of_tiny_models(model_type: str, tie_word_embeddings: bool) -> None:
+    model = make_model(model_type, tie_word_embeddings=tie_word_embeddings)
+    dims = dims_of_config(model.config.to_dict())
+    linear = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+
+    assert num_parameters(dims) == sum(tensor.numel() for tensor in model.parameters())
+    assert num_linear_parameters(dims) == sum(module.weight.numel() for module in linear)
+
+
+def on_meta_device(dims: Dims) -> Any:
+    fields = {
+        name: value
+        for name, value in dims.to_dict().items()
+        if name not in ("model_type", "num_parameters", "num_non_embedding_parameters")
+    }
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(dims.model_type, **fields))
+
+
+def test_targets_of_presets_are_presets() -> None:
+    for preset in PRESETS.values():
+        for alias in preset.targets.values():
+            assert PRESETS[alias].dims.model_type == preset.dims.model_type
+            assert num_parameters(PRESETS[alias].dims) < num_parameters(preset.dims)
+        assert preset_of_dims(preset.dims) is preset
+
+
+def test_config_without_optional_fields_means_the_class_defaults() -> None:
+    config: dict[str, object] = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 331,
+    }
+    dims = dims_of_config(config)
+
+    assert (dims.num_key_value_heads, dims.head_dim, dims.tie_word_embeddings) == (4, 16, False)
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, "64", 6.4])
+def test_config_with_an_unusable_field(value: object) -> None:
+    config = {**PRESETS["smollm2-135m"].dims.to_dict(), "intermediate_size": value}
+
+    with pytest.raises(UnsupportedError, match="no usable intermediate_size"):
+        dims_of_config(dict(config))
+
+
+def test_unknown_model_type_names_the_nearest() -> None:
+    with pytest.raises(UnsupportedError, match="'lama' is not supported") as caught:
+        dims_of_config({"model_type": "lama"})
+    assert caught.value.hint == "did you mean llama?"
+
+
+def test_memory_and_flops_by_hand() -> None:
+    dims = Dims(
+        model_type="llama",
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=3,
+        vocab_size=10,
+        tie_word_embeddings=False,
+    )
+    linear = 2 * (4 * 3 * 2 * 3 + 3 * 4 * 6)
+    rest = 2 * 10 * 4 + 5 * 4
+
+    assert num_linear_parameters(dims) == linear
+    assert num_parameters(dims) == linear + rest
+    assert weight_bytes(dims, "bf16") == 2 * (linear + rest)
+    assert weight_bytes(dims, "fp8") == linear + 2 * rest
+    assert kv_cache_bytes_per_token(dims) == 2 * 2 * 1 * 3 * 2
+    assert flops_per_token(dims) == 2 * (linear + 10 * 4)
+    # Scores and weighted values: two multiply-adds per head dimension, key and layer.
+    assert flops_per_token(dims, 5) - flops_per_token(dims) == 2 * 2 * (2 * 2 * 3) * 5

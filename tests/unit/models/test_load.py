@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError
+from compressor.models.checkpoint import CheckpointReader, whole, write_checkpoint
+from compressor.models.dims import num_parameters
+from compressor.models.load import (
+    copy_tokenizer,
+    load_model,
+    load_tokenizer,
+    open_checkpoint,
+    plan_dims,
+    resolve_source,
+    short_name,
+    source_dims,
+)
+from compressor.presets import PRESETS
+from tests.tiny_models import make_model, save_checkpoint
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def edit_config(checkpoint: Path, **fields: object) -> None:
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_alias() -> None:
+    source = resolve_source("llama3.1-8b")
+
+    assert (source.kind, source.location) == ("hub", "meta-llama/Llama-3.1-8B")
+
+
+@pytest.mark.parametrize("model", ["llama3.1-8b", "meta-llama/Llama-3.1-8B", "nemotron4-15b"])
+def test_published_models_are_planned_without_network(model: str) -> None:
+    preset = next(preset for preset in PRESETS.values() if model in (preset.alias, preset.hub_id))
+
+    assert plan_dims(model) == preset.dims
+
+
+def test_local_models_are_planned_from_their_config(tiny_checkpoint: Path) -> None:
+    assert plan_dims(str(tiny_checkpoint)).intermediate_size == 192
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("llama3.1-8b", "llama3.1-8b"), ("org/Name-1.5B", "Name-1.5B"), ("a/b/X.Q4_1.gguf", "x.q4_1")],
+)
+def test_short_names(model: str, name: str) -> None:
+    assert short_name(model) == name
+
+
+@pytest.mark.parametrize(
+    ("alias", "nearest"),
+    [("llama3.1-8B", "llama3.1-8b"), ("llama31-8b", "llama3.1-8b"), ("smolm2", "smollm2")],
+)
+def test_unknown_alias_is_answered_with_the_nearest(alias: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown model alias '{alias}'") as caught:
+        resolve_source(alias)
+    assert nearest in str(caught.value.hint)
+
+
+def test_alias_like_nothing_is_answered_with_all() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_source("zzzzzzzz")
+    assert "llama3.1-8b, 4b-width" in str(caught.value.hint)
+
+
+def test_alias_without_weights() -> None:
+    with pytest.raises(UnsupportedError, match="only be planned"):
+        resolve_source("nemotron4-15b")
+
+
+@pytest.mark.parametrize(
+    "model", ["./none", "/none/at/all", "~/none/at/all", "a/b/c", "none.gguf", "./x.gguf"]
+)
+def test_missing_path(model: str) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        resolve_source(model)
+
+
+def test_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+
+    with pytest.raises(UsageError, match="no model"):
+        resolve_source(str(tmp_path / "model.bin"))
+
+
+def test_directory_named_like_a_hub_id(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkpoint.parent.parent)
+
+    assert resolve_source(f"{checkpoint.parent.name}/checkpoint").kind == "directory"
+    assert resolve_source("someone/checkpoint").kind == "hub"
+
+
+def test_hub_model_without_network() -> None:
+    source = resolve_source("someone/some-model")
+
+    with pytest.raises(NetworkError, match="cannot be downloaded"):
+        source_dims(source)
+
+
+def test_directory_without_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no Hugging Face checkpoint"):
+        open_checkpoint(resolve_source(str(tmp_path)), tmp_path, dtype="float32")
+
+
+def test_checkpoint_is_opened_where_it_is(any_checkpoint: Path, tmp_path: Path) -> None:
+    artifact = open_checkpoint(resolve_source(str(any_checkpoint)), tmp_path / "scratch", dtype="float32")
+
+    assert artifact.path == any_checkpoint
+    assert artifact.lineage == ("source",)
+    assert artifact.num_parameters == num_parameters(source_dims(resolve_source(str(any_checkpoint))))
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["config", "hf_quant_config.json"], ids=["quantization_config", "hf_quant_config.json"]
+)
+def test_quantised_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    if name == "config":
+        edit_config(checkpoint, quantization_config={"quant_method": "fp8"})
+    else:
+        (checkpoint / name).write_text("{}")
+    source = resolve_source(str(checkpoint))
+
+    with pytest.raises(UnsupportedError, match="already quantised"):
+        source_dims(source)
+    with pytest.raises(UnsupportedError, match="already quantised"):
+        open_checkpoint(source, tmp_path, dtype="float32")
+
+
+def test_unsupported_model_type(checkpoint: Path, tmp_path: Path) -> None:
+    edit_config(checkpoint, model_type="mamba")
+
+    with pytest.raises(UnsupportedError, match="'mamba' is not supported"):
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+
+
+def test_loaded_model_is_the_saved_one(any_checkpoint: Path) -> None:
+    model = load_model(any_checkpoint, dtype="float32", device="cpu")
+    expected = make_model(tie_word_embeddings=model.config.tie_word_embeddings)
+    ids = torch.arange(40).reshape(2, 20)
+
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def without(name: str) -> Edit:
+    return lambda tensors: tensors.pop(name)
+
+
+def with_extra(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+
+
+def with_another_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.mlp.down_proj.weight"] = torch.zeros(64, 128)
+
+
+@pytest.mark.parametrize(
+    "edit", [without("model.layers.1.mlp.down_proj.weight"), with_extra, with_another_shape]
+)
+def test_weights_that_do_not_fit_the_config(checkpoint: Path, edit: Edit) -> None:
+    with CheckpointReader(checkpoint) as reader:
+        tensors = {name: reader.tensor(name).clone() for name in reader}
+    edit(tensors)
+    write_checkpoint(checkpoint, [whole(name, tensor) for name, tensor in tensors.items()])
+
+    with pytest.raises(VerificationError):
+        load_model(checkpoint, dtype="float32", device="cpu")
+
+
+def test_tokenizer_is_carried_along(tiny_checkpoint: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    copy_tokenizer(tiny_checkpoint, tmp_path)
+    text = "the river turns <|end|>"
+
+    loaded = load_tokenizer(tmp_path)
+
+    assert loaded(text).input_ids == tiny_tokenizer(text).input_ids
+    assert loaded.chat_template == tiny_tokenizer.chat_template
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_checkpoint_without_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a gguf file at all, by any means"])
+def test_corrupt_gguf(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+
+    with pytest.raises(VerificationError, match="truncated or corrupt"):
+        source_dims(resolve_source(str(path)))
+
+
+def test_artifacts_keep_their_lineage(checkpoint: Path, tmp_path: Path) -> None:
+    artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    (checkpoint / "artifact.json").write_text(
+        json.dumps(
+            {
+                "stage": "prune",
+                "fingerprint": "f",
+                "lineage": ["source", "prune"],
+                "num_parameters": artifact.num_parameters,
+                "inputs": {},
+                "details": {},
+            }
+        )
+    )
+
+    again = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+
+    assert (again.stage, again.lineage) == ("prune", ("source", "prune"))
+    assert again.fingerprint == artifact.fingerprint
+
+
+def test_float16_and_bfloat16_are_loaded_as_asked(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make_model().bfloat16())
+
+    for dtype in ("float32", "bfloat16"):
+        assert load_model(tmp_path, dtype=dtype, device="cpu").dtype == getattr(torch, dtype)

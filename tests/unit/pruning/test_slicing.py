@@ -1,0 +1,134 @@
+"""A sliced model equals the original with the same units zeroed and norms over the kept channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from compressor.errors import UnsupportedError, VerificationError
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import read_config, whole, write_checkpoint
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.load import load_model
+from compressor.pruning.importance import random_importance
+from compressor.pruning.plan import PrunePlan, make_plan
+from compressor.pruning.slicing import slice_checkpoint
+
+SHAPES: dict[str, dict[str, int]] = {
+    "intermediate": {"intermediate_size": 128},
+    "hidden": {"hidden_size": 48},
+    "heads": {"num_attention_heads": 2},
+    "depth": {"num_hidden_layers": 2},
+    "all": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},
+}
+
+
+def random_plan(checkpoint: Path, shape: dict[str, int], *, seed: int = 3) -> PrunePlan:
+    dims = dims_of_config(read_config(checkpoint))
+    scores = random_importance(dims, seed=seed)
+    return make_plan(dims, dims.with_shape(**shape), scores, importance="random")
+
+
+def zeroed_reference(checkpoint: Path, plan: PrunePlan) -> Any:
+    """The original with removed units zeroed, removed layers bypassed, norms over kept channels."""
+    model = load_model(checkpoint, dtype="float32", device="cpu")
+    adapter, dims = ModelAdapter(model), ModelAdapter(model).dims
+    kept_hidden = torch.zeros(dims.hidden_size)
+    kept_hidden[list(plan.hidden)] = 1
+    model.get_input_embeddings().weight.mul_(kept_hidden)
+    layers = adapter.layers
+    for position, index in enumerate(plan.layers):
+        layer = layers[index]
+        neurons = torch.zeros(dims.intermediate_size)
+        neurons[list(plan.intermediate[position])] = 1
+        heads = torch.zeros(dims.num_attention_heads, dims.head_dim)
+        heads[list(plan.heads[position])] = 1
+        layer.down_proj.weight.mul_(kept_hidden[:, None] * neurons)
+        layer.o_proj.weight.mul_(kept_hidden[:, None] * heads.flatten())
+    model.model.layers = torch.nn.ModuleList(layers[index].module for index in plan.layers)
+    for position, module in enumerate(model.model.layers):
+        module.self_attn.layer_idx = position
+    for norm in [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]:
+        norm.forward = _norm_over(kept_hidden, norm)
+    model.config.num_hidden_layers = len(plan.layers)
+    return model
+
+
+def _norm_over(kept: torch.Tensor, norm: Any) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        mean_square = (x * kept).square().sum(-1, keepdim=True) / kept.sum()
+        return norm.weight * kept * x * torch.rsqrt(mean_square + norm.variance_epsilon)
+
+    return forward
+
+
+@pytest.mark.parametrize("axis", SHAPES)
+def test_sliced_model_equals_zeroed_reference(any_checkpoint: Path, tmp_path: Path, axis: str) -> None:
+    plan = random_plan(any_checkpoint, SHAPES[axis])
+    num_parameters = slice_checkpoint(any_checkpoint, plan, tmp_path)
+    student = load_model(tmp_path, dtype="float32", device="cpu")
+    ids = torch.randint(0, 300, (2, 40))
+    expected = zeroed_reference(any_checkpoint, plan)(ids).logits
+    found = student(ids).logits
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert num_parameters == sum(p.numel() for p in student.parameters())
+    assert num_parameters == plan.student["num_parameters"]
+
+
+def test_keeping_everything_changes_nothing(any_checkpoint: Path, tmp_path: Path) -> None:
+    slice_checkpoint(any_checkpoint, random_plan(any_checkpoint, {}), tmp_path)
+    ids = torch.randint(0, 300, (1, 16))
+    models = [load_model(path, dtype="float32", device="cpu") for path in (any_checkpoint, tmp_path)]
+    assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
+def test_config_has_explicit_head_dim_and_both_rope_spellings(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, SHAPES["all"]), tmp_path)
+    config = read_config(tmp_path)
+    assert config["head_dim"] == 16 != config["hidden_size"] // config["num_attention_heads"] // 2
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50_000.0
+
+
+def test_dtype_is_cast_and_written_to_the_config(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, {}), tmp_path, dtype=torch.bfloat16)
+    assert read_config(tmp_path)["dtype"] == read_config(tmp_path)["torch_dtype"] == "bfloat16"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_plan_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plan = random_plan(tiny_checkpoint, {})
+    other = plan.model_copy(update={"source": {**plan.source, "hidden_size": 65}})
+    with pytest.raises(VerificationError, match="another model"):
+        slice_checkpoint(tiny_checkpoint, other, tmp_path)
+
+
+def test_an_unknown_tensor_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    write_checkpoint(tmp_path / "in", [whole("model.layers.0.mlp.extra.weight", torch.zeros(4, 4))])
+    with pytest.raises(UnsupportedError, match=r"mlp\.extra"):
+        slice_checkpoint(tmp_path / "in", random_plan(tiny_checkpoint, {}), tmp_path / "out")
+
+
+def test_reference_differs_when_norms_see_all_channels(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The reference's norms matter: without them the comparison above would fail."""
+    plan = random_plan(tiny_checkpoint, SHAPES["hidden"])
+    slice_checkpoint(tiny_checkpoint, plan, tmp_path)
+    reference = zeroed_reference(tiny_checkpoint, plan)
+    for norm in [m for m in reference.modules() if type(m).__name__.endswith("RMSNorm")]:
+        del norm.forward
+    ids = torch.randint(0, 300, (1, 16))
+    expected, found = reference(ids).logits, load_model(tmp_path, dtype="float32", device="cpu")(ids).logits
+    assert (found - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_source_dims_are_recorded(tiny_checkpoint: Path) -> None:
+    plan = random_plan(tiny_checkpoint, SHAPES["heads"])
+    fields = {name: plan.student[name] for name in Dims.__dataclass_fields__}
+    assert Dims(**fields) == dims_of_config(read_config(tiny_checkpoint)).with_shape(num_attention_heads=2)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.models.load import load_model
+from compressor.quantization.amax import FP8_DIRECTORY
+from compressor.quantization.fp8 import _fp8_config
+from compressor.quantization.reader import SimulatedFp8Linear, load_fp8_model
+from tests.tiny_models import VOCAB_SIZE
+from tests.unit.quantization.conftest import Quantiser, student_artifact
+
+TOKENS = torch.arange(96)[None] * 37 % VOCAB_SIZE
+
+
+@pytest.fixture
+def make_fp8(tmp_path: Path, quantise: Quantiser) -> Callable[..., tuple[Path, Path]]:
+    def make(*, tied: bool = True, **settings: Any) -> tuple[Path, Path]:
+        source = student_artifact(tmp_path / "student", tie_word_embeddings=tied)
+        return source.path, quantise(source, tmp_path / "quantize", **settings).artifact.path / FP8_DIRECTORY
+
+    return make
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("fp8_kv_cache", [True, False])
+def test_logits_agree_with_modelopts_simulation(
+    make_fp8: Callable[..., tuple[Path, Path]], tied: bool, fp8_kv_cache: bool
+) -> None:
+    import modelopt.torch.quantization as mtq
+
+    student, fp8 = make_fp8(tied=tied, fp8_kv_cache=fp8_kv_cache)
+    scales = load_file(fp8 / WEIGHTS_FILE)
+    simulated = load_model(student, dtype="float32", device="cpu")
+    plain = copy.deepcopy(simulated)
+    settings = _fp8_config(mtq)
+    mtq.quantize(simulated, settings, lambda model: model(TOKENS))
+    for name, module in simulated.named_modules():
+        if name.endswith("input_quantizer") and module.is_enabled:
+            module.amax = 448 * scales[f"{name.removesuffix('.input_quantizer')}.input_scale"]
+        for kind in ("k", "v"):
+            if name.endswith(f".{kind}_bmm_quantizer"):
+                projection = name.replace(f"{kind}_bmm_quantizer", f"{kind}_proj.{kind}_scale")
+                module.amax = 448 * scales[projection] if fp8_kv_cache else module.amax
+                if not fp8_kv_cache:
+                    module.disable()
+    ours = load_fp8_model(fp8, dtype="float32", device="cpu")
+    expected, found = simulated(TOKENS).logits, ours(TOKENS, use_cache=False).logits
+    quantisation_error = (expected - plain(TOKENS).logits).abs().mean()
+    # Both divide in another order, so a value now and then rounds to the other neighbour.
+    assert (expected - found).abs().mean() < 0.1 * quantisation_error
+    assert (expected.argmax(-1) == found.argmax(-1)).float().mean() > 0.95
+
+
+def test_stock_transformers_would_have_been_silently_wrong(
+    make_fp8: Callable[..., tuple[Path, Path]],
+) -> None:
+    student, fp8 = make_fp8()
+    reference = load_model(student, dtype="float32", device="cpu")(TOKENS).logits
+    ours = load_fp8_model(fp8, dtype="float32", device="cpu")
+    assert isinstance(ours.model.layers[0].mlp.up_proj, SimulatedFp8Linear)
+    assert not isinstance(ours.lm_head, SimulatedFp8Linear)
+    assert (ours(TOKENS).logits - reference).abs().mean() < 0.5 * reference.abs().mean()
+    weight, stored = ours.model.layers[0].mlp.up_proj.weight, load_file(fp8 / WEIGHTS_FILE)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(weight, stored[name].float() * stored[f"{name}_scale"])
+
+
+def test_an_fp8_kv_cache_changes_the_logits(
+    make_fp8: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    _, fp8 = make_fp8(fp8_kv_cache=True)
+    with_cache = load_fp8_model(fp8, dtype="float32", device="cpu")(TOKENS).logits
+    tensors = load_file(fp8 / WEIGHTS_FILE)
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((".k_scale", ".v_scale"))}
+    save_file(plain, fp8 / WEIGHTS_FILE, metadata={"format": "pt"})
+    without = load_fp8_model(fp8, dtype="float32", device="cpu")(TOKENS).logits
+    assert 0 < (with_cache - without).abs().mean() < 0.5 * without.abs().mean()
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("scale", ["self_attn.o_proj.weight_scale", "mlp.gate_proj.input_scale"])
+def test_an_unusable_scale_is_refused_by_name(
+    make_fp8: Callable[..., tuple[Path, Path]], scale: str, value: float
+) -> None:
+    _, fp8 = make_fp8()
+    name = f"model.layers.1.{scale}"
+    _edit(fp8, lambda tensors: tensors.update({name: torch.tensor(value)}))
+    with pytest.raises(VerificationError, match=name.replace(".", r"\.")):
+        load_fp8_model(fp8, dtype="float32", device="cpu")
+
+
+def test_a_missing_scale_a_foreign_scale_and_scales_of_one_are_refused(
+    make_fp8: Callable[..., tuple[Path, Path]],
+) -> None:
+    _, fp8 = make_fp8()
+    original = load_file(fp8 / WEIGHTS_FILE)
+    name = "model.layers.2.mlp.down_proj.input_scale"
+    _edit(fp8, lambda tensors: tensors.pop(name))
+    with pytest.raises(
+        VerificationError, match=r"lacks a scale[\s\S]*layers\.2\.mlp\.down_proj\.input_scale"
+    ):
+        load_fp8_model(fp8, dtype="float32", device="cpu")
+    save_file({**original, "lm_head.weight_scale": torch.tensor(0.5)}, fp8 / WEIGHTS_FILE)
+    with pytest.raises(VerificationError, match=r"lm_head\.weight_scale"):
+        load_fp8_model(fp8, dtype="float32", device="cpu")
+    ones = {key: torch.ones(()) if key.endswith("weight_scale") else value for key, value in original.items()}
+    save_file(ones, fp8 / WEIGHTS_FILE)
+    with pytest.raises(VerificationError, match=r"every weight scale is 1\.0"):
+        load_fp8_model(fp8, dtype="float32", device="cpu")
+
+
+def test_a_16_bit_weight_among_fp8_ones_is_refused(make_fp8: Callable[..., tuple[Path, Path]]) -> None:
+    _, fp8 = make_fp8()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    _edit(fp8, lambda tensors: tensors.update({name: tensors[name].to(torch.bfloat16)}))
+    with pytest.raises(VerificationError, match="is not FP8"):
+        load_fp8_model(fp8, dtype="float32", device="cpu")
+
+
+def test_a_16_bit_checkpoint_is_not_read_as_fp8(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="not quantised"):
+        load_fp8_model(tiny_checkpoint, dtype="float32", device="cpu")
+
+
+def test_the_reader_needs_no_modelopt(
+    make_fp8: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, fp8 = make_fp8()
+    monkeypatch.setitem(__import__("sys").modules, "modelopt", None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    assert torch.isfinite(load_fp8_model(fp8, dtype="float32", device="cpu")(TOKENS).logits).all()
+
+
+def _edit(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(directory / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.console import Console
+from compressor.errors import UsageError, VerificationError
+from compressor.stage import (
+    PARTIAL_SUFFIX,
+    STAGE_FILE,
+    Stage,
+    StageContext,
+    StageOutcome,
+    StageResult,
+    differences,
+    execute,
+)
+
+
+class Config(BaseModel):
+    width: int = 1
+    text: str | None = None
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing in the code under test may catch it."""
+
+
+@dataclass
+class Bed:
+    """One stage that writes a file in two steps, and what it is called with."""
+
+    out_dir: Path
+    source: ModelArtifact
+    context: StageContext
+    runs: list[str] = field(default_factory=list)
+    killed: bool = False
+
+    def stage(self) -> Stage[Config]:
+        return Stage(name="widen", run=self._run, data=lambda config: (config.text,) if config.text else ())
+
+    def _run(
+        self, config: Config, source: ModelArtifact, out_dir: Path, context: StageContext
+    ) -> StageResult:
+        begun = out_dir / "begun"
+        self.runs.append("continued" if begun.exists() else "new")
+        begun.write_text("1")
+        context.console.warn("narrow")
+        if self.killed:
+            raise Killed
+        (out_dir / "weights").write_text(str(config.width))
+        return StageResult(num_parameters=config.width, details={"width": config.width})
+
+    def execute(self, config: Config | None = None, *, restart: bool = False) -> StageOutcome:
+        return execute(
+            self.stage(), config or Config(), self.source, self.out_dir, self.context, restart=restart
+        )
+
+    @property
+    def partial(self) -> Path:
+        return self.out_dir.with_name(self.out_dir.name + PARTIAL_SUFFIX)
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Bed:
+    source = ModelArtifact(
+        path=tmp_path / "source", stage="source", fingerprint="f0", lineage=("source",), num_parameters=9
+    )
+    context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="float32")
+    return Bed(out_dir=tmp_path / "stages" / "widen", source=source, context=context)
+
+
+def test_finished_work_is_an_artifact(bed: Bed) -> None:
+    outcome = bed.execute(Config(width=3))
+
+    assert not outcome.skipped
+    assert outcome.warnings == ("narrow",)
+    assert outcome.artifact == read_artifact(bed.out_dir)
+    assert outcome.artifact.lineage == ("source", "widen")
+    assert outcome.artifact.num_parameters == 3
+    assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
+    assert not bed.partial.exists()
+
+
+def test_finished_work_is_skipped(bed: Bed) -> None:
+    first = bed.execute()
+    second = bed.execute()
+
+    assert second.skipped
+    assert second.artifact == first.artifact
+    assert bed.runs == ["new"]
+
+
+def test_equal_work_leaves_equal_bytes(bed: Bed, tmp_path: Path) -> None:
+    bed.execute()
+    first = (bed.out_dir / ARTIFACT_FILE).read_bytes()
+    bed.out_dir = tmp_path / "elsewhere" / "again"
+    bed.execute()
+
+    assert (bed.out_dir / ARTIFACT_FILE).read_bytes() == first
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_changed_option_is_refused_with_what_changed(bed: Bed, finished: bool) -> None:
+    begin(bed, finished)
+
+    with pytest.raises(UsageError, match=r"config\.width: 1 -> 2") as caught:
+        bed.execute(Config(width=2))
+    assert "--restart-from widen" in str(caught.value.hint)
+    assert len(bed.runs) == 1
+
+
+def begin(bed: Bed, finished: bool) -> None:
+    bed.killed = not finished
+    if finished:
+        bed.execute()
+        return
+    with pytest.raises(Killed):
+        bed.execute()
+    bed.killed = False
+
+
+def test_changed_source_seed_or_data_is_refused(bed: Bed, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one\n")
+    config = Config(text=str(text))
+    bed.execute(config)
+
+    bed.source = replace(bed.source, fingerprint="f1")
+    bed.context.seed = 5
+    text.write_text("two\n")
+    with pytest.raises(UsageError) as caught:
+        bed.execute(config)
+    for name in ("source: f0 -> f1", "seed: 0 -> 5", f"data.{text}.sha256"):
+        assert name in str(caught.value.found)
+
+
+def test_restart_discards_what_is_there(bed: Bed) -> None:
+    bed.execute()
+    outcome = bed.execute(Config(width=2), restart=True)
+
+    assert not outcome.skipped
+    assert (bed.out_dir / "weights").read_text() == "2"
+    assert bed.runs == ["new", "new"]
+
+
+def test_killed_work_continues_in_its_partial_directory(bed: Bed) -> None:
+    begin(bed, finished=False)
+    assert (bed.partial / STAGE_FILE).is_file()
+    assert not bed.out_dir.exists()
+
+    assert bed.execute().artifact.details == {"width": 1}
+    assert bed.runs == ["new", "continued"]
+
+
+def test_killed_while_the_record_was_begun(bed: Bed) -> None:
+    bed.partial.mkdir(parents=True)
+    (bed.partial / f"{STAGE_FILE}.tmp").write_text("{")
+
+    assert not bed.execute().skipped
+    assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
+
+
+@pytest.mark.parametrize("step", ["sync_tree", "sync_tree_parent"])
+def test_killed_while_publishing(bed: Bed, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"compressor.stage.{step}", kill)
+        with pytest.raises(Killed):
+            bed.execute()
+
+    bed.execute()
+    assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
+    assert not bed.partial.exists()
+
+
+def kill(*_arguments: object) -> None:
+    raise Killed
+
+
+def test_directory_with_something_else_is_refused(bed: Bed) -> None:
+    bed.out_dir.mkdir(parents=True)
+    (bed.out_dir / "thesis.tex").write_text("mine")
+
+    with pytest.raises(UsageError, match="in use"):
+        bed.execute()
+    assert [path.name for path in bed.out_dir.parent.rglob("*")] == ["widen", "thesis.tex"]
+
+
+def test_empty_directory_is_used(bed: Bed) -> None:
+    bed.out_dir.mkdir(parents=True)
+
+    assert not bed.execute().skipped
+
+
+def test_corrupt_record(bed: Bed) -> None:
+    bed.execute()
+    (bed.out_dir / ARTIFACT_FILE).write_text("{}")
+
+    with pytest.raises(VerificationError, match="record is corrupt"):
+        bed.execute()
+
+
+def test_differences_name_leaves() -> None:
+    before = {"a": {"b": 1, "c": 2}, "d": [1]}
+    now = {"a": {"b": 1, "c": 3}, "e": None, "d": [1]}
+
+    assert differences(before, now) == ["a.c: 2 -> 3"]
