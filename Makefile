@@ -51,7 +51,7 @@ install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(RUN) -m tests.assets
-	$(VENV)/bin/compress-export run --config recipes/demo.yaml --output $(DEMO_OUT)
+	$(VENV)/bin/compress-export --config recipes/demo.yaml -o $(DEMO_OUT)
 	@echo "report: $(DEMO_OUT)/bench/report.md"
 
 lint: $(INSTALLED)

@@ -25,6 +25,8 @@ GPUS: dict[str, Gpu] = {
     "h200": Gpu(name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9),
 }
 
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
 
 def resolve_device(device: str) -> str:
     """`auto` becomes `cuda` where torch sees a GPU, else `cpu`."""
@@ -38,6 +40,13 @@ def resolve_device(device: str) -> str:
 def resolve_dtype(dtype: str) -> str:
     """`auto` becomes `bfloat16`: the dtype of stored 16-bit weights and of forward passes."""
     return "bfloat16" if dtype == "auto" else dtype
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; elsewhere autocast only costs time."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
+    return not _BF16_FLAGS.isdisjoint(flags)
 
 
 def cpu_name() -> str:

@@ -13,6 +13,7 @@ from compressor.artifact import ModelArtifact
 from compressor.data.packing import PackedWindows, write_tokens
 from compressor.distillation.module import DistillationModule
 from compressor.errors import UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
 from compressor.models.load import copy_tokenizer, load_model, load_tokenizer
 from compressor.models.portable import write_config
@@ -59,7 +60,7 @@ def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> Training
         warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
         checkpoint_steps=config.checkpoint_steps,
         seed=seed,
-        bf16=dtype == "bfloat16",
+        bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
         use_cpu=device == "cpu",
     )
 

@@ -18,7 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from compressor.console import Console, Tick
 from compressor.data.packing import PackedWindows
@@ -95,6 +102,7 @@ def train(
             train_dataset=data,
             callbacks=[_Watch(tick), _MarkComplete()],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     return TrainingLog(

@@ -50,7 +50,7 @@ def test_dump_holds_every_field() -> None:
 @pytest.mark.parametrize(
     ("text", "key", "nearest"),
     [
-        ("model: m\ntargt: 4b\n", "targt", "target"),
+        ("model: m\ntargot: 4b\n", "targot", "target"),
         ("model: m\ndistill:\n  token: 5\n", "distill.token", "tokens"),
         ("model: m\ncalib: {}\n", "calib", "calibration"),
     ],

@@ -100,7 +100,7 @@ def test_depth_is_cut_when_width_does_not_reach() -> None:
     assert abs(num_parameters(student) / 1e9 - 1) <= TOLERANCE
 
 
-@pytest.mark.parametrize("target", ["", "four", "4bb", "-4b", "4 b", "1e9", "%", "nan", "4b-widht"])
+@pytest.mark.parametrize("target", ["", "four", "4bb", "-4b", "4 b", "1e9", "%", "nan", "4b-wid"])
 def test_target_that_is_no_size(target: str) -> None:
     with pytest.raises(UsageError, match="neither a size nor a published shape") as caught:
         resolve_target(LLAMA, target)
@@ -109,7 +109,7 @@ def test_target_that_is_no_size(target: str) -> None:
 
 def test_misspelt_shape_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        resolve_target(LLAMA, "4b-widht")
+        resolve_target(LLAMA, "4b-wid")
     assert "4b-width" in str(caught.value.hint)
 
 
@@ -147,8 +147,8 @@ def test_explicit_shape() -> None:
 
 
 def test_explicit_shape_with_an_unknown_dimension() -> None:
-    with pytest.raises(UsageError, match="unknown dimension 'hiden_size'") as caught:
-        resolve_shape(SMOLLM, {"hiden_size": 432})
+    with pytest.raises(UsageError, match="unknown dimension 'hidden_sz'") as caught:
+        resolve_shape(SMOLLM, {"hidden_sz": 432})
     assert "hidden_size" in str(caught.value.hint)
 
 

@@ -1,0 +1,105 @@
+"""The real model: known perplexity, exact slicing, and the main job's stages on real weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.evaluation.perplexity import perplexity
+from compressor.models.dims import num_parameters
+from compressor.models.load import (
+    load_model,
+    load_tokenizer,
+    open_checkpoint,
+    resolve_source,
+    source_dims,
+)
+from compressor.presets import PRESETS
+from compressor.pruning.slicing import slice_checkpoint
+from tests.assets import Assets
+from tests.integration.command import succeed
+from tests.unit.pruning.test_slicing import random_plan, zeroed_reference
+
+# Measured independently: fp32, first 16 windows of 1024 tokens, no BOS, non-overlapping.
+WIKI_PERPLEXITY = 19.82
+
+
+@pytest.fixture(scope="module")
+def checkpoint(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = resolve_source(str(real_assets.gguf))
+    return open_checkpoint(source, tmp_path_factory.mktemp("teacher"), dtype="float32").path
+
+
+def test_the_gguf_header_tells_the_shape(real_assets: Assets) -> None:
+    dims = source_dims(resolve_source(str(real_assets.gguf)))
+    assert dims == PRESETS["smollm2-135m"].dims
+    assert num_parameters(dims) == 134_515_008
+
+
+def test_special_tokens_follow_the_files_metadata(checkpoint: Path) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert tokenizer.eos_token_id == config["eos_token_id"] == 2
+    assert tokenizer.decode([tokenizer.eos_token_id]) == "<|im_end|>"
+
+
+def test_known_perplexity(checkpoint: Path, real_assets: Assets) -> None:
+    tokenizer = load_tokenizer(checkpoint)
+    text = real_assets.texts["wiki"].read_text(encoding="utf-8")[:120_000]
+    ids = tokenizer(text, return_tensors="np").input_ids[0, : 16 * 1024].astype("uint32")
+    measured = perplexity(load_model(checkpoint, dtype="float32", device="cpu"), ids.reshape(16, 1024))
+    assert measured.num_tokens == 16_368
+    assert measured.perplexity == pytest.approx(WIKI_PERPLEXITY, abs=0.01)
+
+
+def test_slicing_is_exact_on_real_weights(checkpoint: Path, tmp_path: Path) -> None:
+    shape = {"hidden_size": 432, "intermediate_size": 1024, "num_hidden_layers": 20}
+    plan = random_plan(checkpoint, shape)
+    slice_checkpoint(checkpoint, plan, tmp_path)
+    ids = torch.randint(0, 49_000, (1, 64))
+    found = load_model(tmp_path, dtype="float32", device="cpu")(ids).logits
+    expected = zeroed_reference(checkpoint, plan)(ids).logits
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.fixture(scope="module")
+def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The main job with a few seconds of everything."""
+    text = str(real_assets.texts["wiki"])
+    directory = tmp_path_factory.mktemp("runs")
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(
+        "calibration: {size: 4, seq_len: 256}\n"
+        "distill: {tokens: 12288, context_length: 256, batch_size: 4, micro_batch_size: 4}\n"
+        "evaluate: {window: 512, size: 4}\n"
+        "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
+        "bench: {isl_osl: [[16, 4]], batch_sizes: [1], max_pairs: 5}\n"
+    )
+    return succeed(
+        *("run", real_assets.gguf, "--config", recipe, "--target", "80m", "--fp8"),
+        *("--calib-data", text, "--train-data", text, "--learning-rate", 0.001),
+        *("-o", directory / "out"),
+    )
+
+
+@pytest.mark.timeout(900)
+def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
+    assert run["plan"]["student"]["num_parameters"] == 80_979_696
+    models = run["evaluation"]["models"]
+    assert models["teacher"]["perplexity"] < models["distilled"]["perplexity"]
+    assert models["distilled"]["perplexity"] < models["pruned"]["perplexity"]
+    assert models["quantized"]["perplexity"] == pytest.approx(models["distilled"]["perplexity"], rel=0.1)
+    logits = run["exports"]["onnx"]["logits"]["all"]
+    assert logits["num_positions"] >= 2000
+    assert logits["top1_agreement"] >= 0.999
+    assert logits["max_relative"] <= 1e-3
+
+
+def test_verify_accepts_the_run_directory(run: dict[str, Any]) -> None:
+    report = succeed("verify", run["out_dir"])
+    assert {check["status"] for check in report["checked"]} <= {"passed", "reported", "not executed"}
+    assert len(report["checked"]) == 3
