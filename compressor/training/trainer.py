@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -95,6 +96,8 @@ def train(
     last = last_complete_checkpoint(checkpoints)
     if last is not None:
         console.info(f"continuing from {last.name}")
+    # Precision is kept per process; an earlier training's must not leak into this one.
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - it has no public name
     with console.progress("distilling", config.max_steps) as tick:
         trainer = _StudentTrainer(
             model=module,

@@ -20,6 +20,10 @@ _PAST, _PRESENT = "past_key_values.", "present."
 Cache = dict[str, npt.NDArray[Any]]
 
 
+class GraphFailureError(VerificationError):
+    """onnxruntime loaded or ran the graph and failed."""
+
+
 class NotExecutableError(Exception):
     """This CPU has no kernel for an operator of the graph."""
 
@@ -117,6 +121,6 @@ def _attempt(work: Callable[[], Any]) -> Any:
         state.InvalidArgument,
         state.NoSuchFile,
     ) as error:
-        raise VerificationError("onnxruntime cannot run the graph", where=GRAPH_FILE, found=error) from error
+        raise GraphFailureError("onnxruntime cannot run the graph", where=GRAPH_FILE, found=error) from error
     except state.RuntimeException as error:
-        raise VerificationError("onnxruntime failed in the graph", where=GRAPH_FILE, found=error) from error
+        raise GraphFailureError("onnxruntime failed in the graph", where=GRAPH_FILE, found=error) from error

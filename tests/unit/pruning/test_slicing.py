@@ -96,7 +96,7 @@ def test_config_has_explicit_head_dim_and_both_rope_spellings(tiny_checkpoint: P
 def test_dtype_is_cast_and_written_to_the_config(tiny_checkpoint: Path, tmp_path: Path) -> None:
     slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, {}), tmp_path, dtype=torch.bfloat16)
     assert read_config(tmp_path)["dtype"] == read_config(tmp_path)["torch_dtype"] == "bfloat16"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
