@@ -28,10 +28,18 @@ from compressor.artifact import (
 )
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
-from compressor.errors import ResourceError, UsageError
+from compressor.errors import (
+    DependencyError,
+    NetworkError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+)
 
 STAGE_FILE = "stage.json"
 PARTIAL_SUFFIX = ".partial"
+
+_INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError, NetworkError)
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -127,9 +135,15 @@ def execute(
         _refuse_difference(stage.name, out_dir, finished.inputs, inputs)
         (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
+    is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = _open_partial(stage.name, out_dir, inputs)
     started, num_warnings = time.monotonic(), len(context.console.warnings)
-    result = stage.run(config, source, partial, context)
+    try:
+        result = stage.run(config, source, partial, context)
+    except _INPUT_ERRORS:
+        if is_new:  # nothing was begun that better input could continue
+            shutil.rmtree(partial)
+        raise
     artifact = ModelArtifact(
         path=partial,
         stage=stage.name,

@@ -40,17 +40,22 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
         raise UnsupportedError(
             f"{family} is not written in {precision}", where="--precision", expected=", ".join(precisions)
         )
-    if family == "huggingface" and precision == "fp16":
-        flags["dtype"] = "float16"
     settings = load_recipe(None, recipe_overrides(flags)).export
     with work(flags) as console:
-        from compressor.cli.stage_command import execute_stage, open_model, quantised_artifact, result_of
+        from compressor.cli.stage_command import (
+            execute_stage,
+            open_model,
+            quantised_artifact,
+            refuse_other_dtype,
+            result_of,
+        )
         from exporters.base import export_stage
 
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
         else:
             source = open_model(flags["model"], Path(output_dir), flags)
+            refuse_other_dtype(source, family, precision)
         stage = export_stage(precisions[precision])
         artifact = execute_stage(stage, settings, source, Path(output_dir), flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

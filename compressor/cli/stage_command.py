@@ -9,8 +9,9 @@ from pydantic import BaseModel
 
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.console import Console
-from compressor.errors import UsageError
+from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
+from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.stage import PARTIAL_SUFFIX, STAGE_FILE, Stage, StageContext, execute
 
@@ -77,6 +78,24 @@ def quantised_artifact(model: str) -> ModelArtifact:
             hint=f"compress-export quantize {model} --fp8 -o DIR",
         )
     return artifact
+
+
+def refuse_other_dtype(source: ModelArtifact, family: str, precision: str) -> None:
+    """Refuse a Hugging Face export in another dtype than the checkpoint's: it is copied, not cast.
+
+    Raises:
+        UnsupportedError: naming both.
+    """
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    stored = read_config(source.path).get("dtype") or read_config(source.path).get("torch_dtype")
+    if family == "huggingface" and stored != names[precision]:
+        raise UnsupportedError(
+            "the checkpoint is stored in another dtype, and this export copies it",
+            where="--precision",
+            expected=names[precision],
+            found=stored,
+            hint=f"--dtype {names[precision]} when the student is made",
+        )
 
 
 def result_of(artifact: ModelArtifact) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from compressor.errors import UnsupportedError, UsageError, nearest
 from compressor.models.dims import (
     PRUNABLE_FIELDS,
     Dims,
-    num_linear_parameters,
     num_parameters,
 )
 from compressor.presets import PRESETS, preset_of_dims, published_target
@@ -160,39 +159,52 @@ def _hidden_sizes(dims: Dims) -> list[int]:
 
 def _shrink(teacher: Dims, wanted: int) -> ResolvedTarget:
     smallest_depth = max(1, int(teacher.num_hidden_layers * SMALLEST_FRACTION))
+    seen: list[Dims] = []
     for num_layers in range(teacher.num_hidden_layers, smallest_depth - 1, -1):
-        candidates = _width_candidates(teacher.with_shape(num_hidden_layers=num_layers), wanted)
-        if candidates:
-            student = min(candidates, key=lambda dims: _imbalance(teacher, dims, wanted))
+        shapes = _width_candidates(teacher.with_shape(num_hidden_layers=num_layers), wanted)
+        close = [dims for dims in shapes if abs(num_parameters(dims) - wanted) <= TOLERANCE * wanted]
+        if close:
+            student = min(close, key=lambda dims: _imbalance(teacher, dims, wanted))
             return ResolvedTarget(
                 student=student, rule=_explain(teacher, student, wanted), requested_parameters=wanted
             )
-    raise UsageError(
-        "the target is too small to reach by width and depth",
+        seen += shapes
+    raise _unreachable(seen, wanted)
+
+
+def _unreachable(seen: list[Dims], wanted: int) -> UsageError:
+    """Why no shape fits: the target is below all of them, or between two of the grid."""
+    counts = [num_parameters(dims) for dims in seen]
+    nearest_count = min(counts, key=lambda count: abs(count - wanted))
+    if wanted < min(counts):
+        return UsageError(
+            "the target is too small to reach by width and depth",
+            where="--target",
+            expected=f"at least {min(counts):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
+            found=f"{wanted:,} parameters",
+            hint="compress in two steps, the first student being the second step's teacher",
+        )
+    return UsageError(
+        f"no shape on the grid is within {TOLERANCE:.0%} of the target",
         where="--target",
-        expected="hidden size, intermediate size and layers each above "
-        f"{SMALLEST_FRACTION:.0%} of the teacher's",
+        expected=f"near {nearest_count:,}",
         found=f"{wanted:,} parameters",
-        hint="compress in two steps, the first student being the second step's teacher",
+        hint=f"--target {nearest_count}, or --shape",
     )
 
 
 def _width_candidates(dims: Dims, wanted: int) -> list[Dims]:
-    """Per hidden size, the intermediate size closest to the count; those within the tolerance."""
+    """Per hidden size, the intermediate size on the grid that comes closest to the count."""
     candidates = []
+    step = INTERMEDIATE_MULTIPLE
     for hidden_size in _hidden_sizes(dims):
         narrow = dims.with_shape(hidden_size=hidden_size)
-        per_unit = num_linear_parameters(narrow.with_shape(intermediate_size=1)) - num_linear_parameters(
-            narrow.with_shape(intermediate_size=0)
-        )
-        rest = num_parameters(narrow.with_shape(intermediate_size=0))
-        step = INTERMEDIATE_MULTIPLE
-        intermediate_size = min(dims.intermediate_size, round((wanted - rest) / per_unit / step) * step)
-        if intermediate_size < max(step, dims.intermediate_size * SMALLEST_FRACTION):
-            continue
-        student = narrow.with_shape(intermediate_size=intermediate_size)
-        if abs(num_parameters(student) - wanted) <= TOLERANCE * wanted:
-            candidates.append(student)
+        without_mlp = narrow.with_shape(intermediate_size=0)
+        per_unit = num_parameters(narrow.with_shape(intermediate_size=1)) - num_parameters(without_mlp)
+        smallest = max(step, math.ceil(dims.intermediate_size * SMALLEST_FRACTION / step) * step)
+        units = round((wanted - num_parameters(without_mlp)) / per_unit / step) * step
+        size = min(dims.intermediate_size, max(smallest, units))
+        candidates.append(narrow.with_shape(intermediate_size=size))
     return candidates
 
 

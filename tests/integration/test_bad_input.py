@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from compressor.cli.main import invoke
 
 Capture = pytest.CaptureFixture[str]
+SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_broken_checkpoints(
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    arguments = ("prune", broken(how), "--target", "60%", "--calib-data", tiny_text, "-o", out)
+    arguments = ("prune", broken(how), *SHAPE, "--calib-data", tiny_text, "-o", out)
     fails(capsys, code, message, *arguments)
     assert not out.exists()
     assert not list(tmp_path.glob("*.partial"))
@@ -104,6 +105,7 @@ def test_models_that_are_not_there(
     [
         ("9b", "not below the teacher's size"),
         ("1k", "too small to reach"),
+        ("60%", "no shape on the grid is within 2%"),
         ("four", "neither a size nor a published shape"),
     ],
 )
@@ -115,7 +117,7 @@ def test_targets_out_of_range(
 
 
 def prune(checkpoint: Path, text: Path | str, out: Path) -> tuple[object, ...]:
-    return ("prune", checkpoint, "--target", "60%", "--calib-data", text, "--calib-seq-len", 64, "-o", out)
+    return ("prune", checkpoint, *SHAPE, "--calib-data", text, "--calib-seq-len", 64, "-o", out)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_a_directory_that_is_not_ours_is_not_touched(
     (out / "thesis.txt").write_text("precious")
     for flags in ((), ("--overwrite",)):
         fails(capsys, 2, "in use", *prune(tiny_checkpoint, tiny_text, out), *flags)
-        fails(capsys, 2, "in use", tiny_checkpoint, "--target", "60%", "-o", out, *flags)
+        fails(capsys, 2, "in use", tiny_checkpoint, *SHAPE, "--tokens", 0, "-o", out, *flags)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 

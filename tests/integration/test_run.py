@@ -25,7 +25,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
     text = str(tiny_text)
     tree = {
         "model": str(tiny_checkpoint),
-        "target": "60%",
+        "prune": {"shape": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}},
         "calibration": {"data": text, "size": 4, "seq_len": 32},
         "distill": {
             "data": text,
@@ -109,7 +109,16 @@ def test_a_changed_data_file_is_refused(
 ) -> None:
     text = tmp_path / "own.txt"
     text.write_bytes(tiny_text.read_bytes())
-    arguments = ("prune", tiny_checkpoint, "--target", "60%", "--calib-data", text, "--calib-size", 2)
+    arguments = (
+        "prune",
+        tiny_checkpoint,
+        "--shape",
+        "hidden_size=48",
+        "--calib-data",
+        text,
+        "--calib-size",
+        2,
+    )
     arguments += ("--calib-seq-len", 32, "-o", tmp_path / "out")
     succeed(*arguments)
     text.write_text(text.read_text() + "one more line\n")
