@@ -24,7 +24,8 @@ from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
 from compressor.report import write_model_card
 from compressor.stage import Stage, StageContext, execute
-from exporters.base import export_stage
+from exporters.base import export_stage, needs_quantised, settings_of
+from exporters.tensorrt_llm.versions import require_builder
 
 STAGES = ("prune", "distill", "quantize", "export", "evaluate", "bench", "report")
 STUDENT = "student"
@@ -102,6 +103,8 @@ def run_pipeline(
         restart_from: Discard this stage and all later ones first.
     """
     require_prunable(plan.teacher)
+    if recipe.export.tensorrt_llm.require_engine:
+        require_builder()
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         _require_disk(plan, out_dir)
@@ -169,9 +172,9 @@ def _quantize(run: Run) -> None:
 
 
 def _export(run: Run) -> None:
-    settings = run.recipe.export.model_copy(update={"formats": None})
     for name in run.recipe.export_formats():
-        source = run.made["quantized"] if name == "huggingface-fp8" else _dense(run)
+        source = run.made["quantized"] if needs_quantised(name) else _dense(run)
+        settings = settings_of(name, run.recipe.export)
         where = STUDENT if name == "huggingface" else f"exports/{name}"
         run.made[f"export {name}"] = run.execute(
             export_stage(name), settings, source, where, part_of="export"
@@ -203,7 +206,7 @@ def _bench(run: Run) -> None:
         student = run.made.get(f"export {name}")
         if student is None or precision not in run.recipe.bench.precisions:
             continue
-        settings = run.recipe.export.model_copy(update={"formats": None, "int4_min_top1": None})
+        settings = settings_of(name, run.recipe.export).model_copy(update={"int4_min_top1": None})
         pair = (arm_name("teacher", precision), arm_name("student", precision))
         comparisons.append(pair)
         graphs[pair[0]] = run.execute(

@@ -25,6 +25,9 @@ _PRECISION_OF_FORMAT = {
     "onnx": "fp32",
     "onnx-fp16": "fp16",
     "onnx-int4": "int4",
+    "tensorrt-llm": "bf16",
+    "tensorrt-llm-fp16": "fp16",
+    "tensorrt-llm-fp8": "fp8",
 }
 # AdamW in float32: weights, gradients and two moments of the student.
 _TRAINING_BYTES_PER_PARAMETER = 16

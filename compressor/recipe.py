@@ -21,7 +21,16 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Importance = Literal["activation", "weight-magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
-ExportFormat = Literal["huggingface", "huggingface-fp8", "onnx", "onnx-fp16", "onnx-int4"]
+ExportFormat = Literal[
+    "huggingface",
+    "huggingface-fp8",
+    "onnx",
+    "onnx-fp16",
+    "onnx-int4",
+    "tensorrt-llm",
+    "tensorrt-llm-fp16",
+    "tensorrt-llm-fp8",
+]
 
 
 class Section(BaseModel):
@@ -73,12 +82,30 @@ class Quantize(Section):
     fp8_kv_cache: bool = Field(default=False, description="FP8 keys and values as well")
 
 
+class TensorRTLLM(Section):
+    """How TensorRT-LLM checkpoints are cut into ranks, and what their engines are built for."""
+
+    tp_size: int = Field(1, ge=1, description="GPUs that share every layer")
+    pp_size: int = Field(1, ge=1, description="GPUs that share the layers among them")
+    require_engine: bool = Field(default=False, description="fail where no engine can be built")
+    max_batch_size: int = Field(64, ge=1, description="requests at once")
+    max_input_len: int = Field(1024, ge=1, description="tokens of one prompt")
+    max_seq_len: int | None = Field(None, ge=1, description="prompt and output; by default the model's")
+    max_num_tokens: int = Field(8192, ge=1, description="tokens of one step, padding removed")
+    opt_num_tokens: int | None = Field(None, ge=1, description="tokens the kernels are tuned for")
+    multiple_profiles: bool = Field(default=True, description="several optimisation profiles")
+    workers: int = Field(1, ge=1, description="ranks built at once")
+
+
 class Export(Section):
     """What is written, and how closely it must agree with the student."""
 
     formats: tuple[ExportFormat, ...] | None = Field(
-        None, description="by default huggingface, onnx, onnx-int4, and huggingface-fp8 with --fp8"
+        None,
+        description="by default huggingface, tensorrt-llm, onnx and onnx-int4; with --fp8 huggingface-fp8 "
+        "as well, and tensorrt-llm-fp8 instead of tensorrt-llm",
     )
+    tensorrt_llm: TensorRTLLM = TensorRTLLM()
     int4_min_top1: float | None = Field(
         None, ge=0, le=1, description="gate on int4's top-1 agreement; by default reported only"
     )
@@ -124,8 +151,9 @@ class Recipe(Section):
         """The formats to write, defaults filled in."""
         if self.export.formats is not None:
             return self.export.formats
-        fp8: tuple[ExportFormat, ...] = ("huggingface-fp8",) if self.quantize.fp8 else ()
-        return ("huggingface", *fp8, "onnx", "onnx-int4")
+        if self.quantize.fp8:
+            return ("huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4")
+        return ("huggingface", "tensorrt-llm", "onnx", "onnx-int4")
 
 
 def load_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:

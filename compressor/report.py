@@ -74,7 +74,7 @@ def _tags(summary: dict[str, Any]) -> list[str]:
     tags = ["pruned"]
     if summary["distill"]:
         tags.append("distilled")
-    if "huggingface-fp8" in summary["exports"]:
+    if any(name.endswith("-fp8") for name in summary["exports"]):
         tags.append("fp8")
     return tags
 
@@ -147,11 +147,23 @@ def _closing(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"Distillation closed {closed:.0%} of the log-perplexity gap between pruned student and teacher."
         )
+    lines += [
+        _engine_line(name, found["engine"]) for name, found in summary["exports"].items() if "engine" in found
+    ]
     lines += [f"Warning: {warning}" for warning in summary["warnings"]]
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
     hardware = summary["hardware"]
     lines += ["", f"Made on {hardware['cpu']} ({hardware['num_cpus']} CPUs) with {versions}."]
     return lines
+
+
+def _engine_line(name: str, engine: dict[str, Any]) -> str:
+    if engine["built"]:
+        return f"{name}: engine built with TensorRT-LLM {engine['tensorrt_llm']}."
+    return (
+        f"{name}: checkpoint only, no engine ({engine['reason']}). `exports/{name}/{engine['script']}` "
+        f"builds it in the container {engine['container']}."
+    )
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,12 +7,16 @@ from typing import Protocol
 
 from compressor.artifact import ModelArtifact
 from compressor.errors import AccuracyGateError
-from compressor.recipe import Export, ExportFormat
+from compressor.models.checkpoint import read_config
+from compressor.models.dims import dims_of_config
+from compressor.recipe import Export, ExportFormat, TensorRTLLM
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
 from exporters.logits import VerifyOptions
 from exporters.onnx.exporter import OnnxExporter
 from exporters.record import Verification, write_verification
+from exporters.tensorrt_llm.engine import make_engine
+from exporters.tensorrt_llm.exporter import TensorRTLLMExporter
 
 
 class Exporter(Protocol):
@@ -44,20 +48,40 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
     "onnx": OnnxExporter("fp32"),
     "onnx-fp16": OnnxExporter("fp16"),
     "onnx-int4": OnnxExporter("int4"),
+    "tensorrt-llm": TensorRTLLMExporter("bf16"),
+    "tensorrt-llm-fp16": TensorRTLLMExporter("fp16"),
+    "tensorrt-llm-fp8": TensorRTLLMExporter("fp8"),
 }
+
+
+def needs_quantised(format_name: ExportFormat) -> bool:
+    """Whether a format starts from the quantize stage's artifact instead of the 16-bit student."""
+    return EXPORTERS[format_name].precision == "fp8"
+
+
+def settings_of(format_name: ExportFormat, settings: Export) -> Export:
+    """The settings that decide this format, so that others' do not change its fingerprint."""
+    kept: dict[str, object] = {"formats": None}
+    if not isinstance(EXPORTERS[format_name], TensorRTLLMExporter):
+        kept["tensorrt_llm"] = TensorRTLLM()
+    return settings.model_copy(update=kept)
 
 
 def export_stage(format_name: ExportFormat) -> Stage[Export]:
     """The stage `export-<format>`: writes the format, verifies it, and leaves `verification.json`.
 
-    Its source is the 16-bit student; for huggingface-fp8 the quantize stage's artifact.
+    Its source is the 16-bit student; for FP8 the quantize stage's artifact. Engines are built last, of
+    checkpoints that passed.
     """
     exporter = EXPORTERS[format_name]
 
     def run(config: Export, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
         start_afresh(out_dir)
         options = VerifyOptions(
-            console=context.console, device=context.device, trust_remote_code=context.trust_remote_code
+            console=context.console,
+            device=context.device,
+            trust_remote_code=context.trust_remote_code,
+            export=config,
         )
         exporter.write(source.path, out_dir, options)
         verification = exporter.verify(out_dir, source.path, options)
@@ -65,7 +89,12 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
         verification.enforce()
         if exporter.precision == "int4":
             _enforce_gate(verification, config.int4_min_top1, format_name)
-        return StageResult(num_parameters=source.num_parameters, details=verification.to_dict())
+        details = verification.to_dict()
+        if isinstance(exporter, TensorRTLLMExporter):
+            dims = dims_of_config(read_config(source.path))
+            details["engine"] = make_engine(out_dir, dims, config.tensorrt_llm, context.console)
+            write_verification(out_dir, verification)
+        return StageResult(num_parameters=source.num_parameters, details=details)
 
     return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries)
 

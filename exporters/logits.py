@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model, load_tokenizer
+from compressor.recipe import Export
 from exporters.comparison import LogitComparison, combine, compare_logits
 from exporters.prompts import Prompt, verification_prompts
 
@@ -21,11 +22,12 @@ Logits = Callable[[Sequence[int]], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """How models are run for verification."""
+    """How models are run for verification, and the recipe's settings of exports."""
 
     console: Console
     device: str = "cpu"
     trust_remote_code: bool = False
+    export: Export = field(default_factory=Export)
 
 
 def student_prompts(student: Path, options: VerifyOptions) -> list[Prompt]:

@@ -12,7 +12,7 @@ from compressor.artifact import ARTIFACT_FILE, read_artifact
 from compressor.console import Console
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
-from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
@@ -22,9 +22,11 @@ from exporters.huggingface import check_fp8_checkpoint
 from exporters.logits import VerifyOptions
 from exporters.onnx.builder import GENAI_CONFIG_FILE
 from exporters.record import VERIFICATION_FILE, check_hashes, read_verification
+from exporters.shapes import expected_shapes
+from exporters.tensorrt_llm.exporter import CHECKPOINT, check_trtllm_checkpoint
 
 SCHEMA = "compress-export/verify/1"
-_STUDENT, _EXPORTS, _MANIFEST = "student", "exports", "manifest.json"
+_STUDENT, _EXPORTS, _MANIFEST, _QUANTISED = "student", "exports", "manifest.json", "stages/quantize"
 _SCALE_SUFFIXES = ("_scale",)
 
 
@@ -67,7 +69,10 @@ def _check_run(directory: Path, options: VerifyOptions) -> list[dict[str, Any]]:
                 "an export was never verified", where=str(export), expected=VERIFICATION_FILE
             )
         _, entry = _check_one(export)
-        verification = _exporter_of(entry["format"]).verify(export, student, options)
+        exporter, quantised = _exporter_of(entry["format"]), directory / _QUANTISED
+        # The quantize stage's artifact holds the student, and the maxima that FP8 scales come from.
+        source = quantised if exporter.precision == "fp8" and quantised.is_dir() else student
+        verification = exporter.verify(export, source, options)
         verification.enforce()
         figures = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
         checked.append({**entry, "status": verification.status, "logits": figures})
@@ -88,7 +93,9 @@ def _check_one(directory: Path) -> tuple[str, dict[str, Any]]:
         record = read_verification(directory)
         check_hashes(directory, record["files"])
         kind, entry["format"], entry["num_files"] = "export", record["format"], len(record["files"])
-    if (directory / CONFIG_FILE).is_file():
+    if (directory / CHECKPOINT / CONFIG_FILE).is_file():
+        entry |= check_trtllm_checkpoint(directory / CHECKPOINT)
+    elif (directory / CONFIG_FILE).is_file():
         entry |= check_checkpoint(directory)
     elif not (directory / GENAI_CONFIG_FILE).is_file():
         raise UsageError(
@@ -134,32 +141,6 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
             read_scales(reader, config)
     _check_count(directory, total, num_parameters(dims))
     return {"num_parameters": total, "precision": "fp8" if is_fp8 else "16bit"}
-
-
-def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight that a model of these dimensions must have, by full name."""
-    family, hidden = dims.family, dims.hidden_size
-    query, key = dims.num_attention_heads * dims.head_dim, dims.num_key_value_heads * dims.head_dim
-    layer: dict[str, tuple[int, ...]] = {
-        family.q_proj: (query, hidden),
-        family.k_proj: (key, hidden),
-        family.v_proj: (key, hidden),
-        family.o_proj: (hidden, query),
-        family.down_proj: (hidden, dims.intermediate_size),
-        family.attention_norm: (hidden,),
-        family.mlp_norm: (hidden,),
-        **dict.fromkeys(family.mlp_inputs, (dims.intermediate_size, hidden)),
-    }
-    shapes = {
-        f"{family.layers}.{index}.{name}.weight": shape
-        for index in range(dims.num_hidden_layers)
-        for name, shape in layer.items()
-    }
-    shapes[f"{family.embedding}.weight"] = (dims.vocab_size, hidden)
-    shapes[f"{family.final_norm}.weight"] = (hidden,)
-    if not dims.tie_word_embeddings:
-        shapes[f"{family.lm_head}.weight"] = (dims.vocab_size, hidden)
-    return shapes
 
 
 def _check_count(directory: Path, found: int, expected: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.options import OUTPUT, common, recipe_overrides
+from compressor.cli.options import OUTPUT, common, parallelism, recipe_overrides
 
 if TYPE_CHECKING:
     from compressor.recipe import ExportFormat
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FORMATS: dict[str, dict[str, ExportFormat]] = {
     "huggingface": {"bf16": "huggingface", "fp16": "huggingface", "fp8": "huggingface-fp8"},
     "onnx": {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"},
+    "tensorrt-llm": {"bf16": "tensorrt-llm", "fp16": "tensorrt-llm-fp16", "fp8": "tensorrt-llm-fp8"},
 }
 
 
@@ -24,6 +25,7 @@ FORMATS: dict[str, dict[str, ExportFormat]] = {
 @click.option("--format", "family", type=click.Choice(sorted(FORMATS)), required=True)
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int4"]), default=None)
 @click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
+@parallelism
 @OUTPUT
 @common
 def export(family: str, precision: str | None, output_dir: str, **flags: Any) -> None:
@@ -49,13 +51,17 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
             refuse_other_dtype,
             result_of,
         )
-        from exporters.base import export_stage
+        from exporters.base import export_stage, settings_of
+        from exporters.tensorrt_llm.versions import require_builder
 
+        if settings.tensorrt_llm.require_engine:
+            require_builder()
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
         else:
             source = open_model(flags["model"], Path(output_dir), flags)
             refuse_other_dtype(source, family, precision)
         stage = export_stage(precisions[precision])
+        settings = settings_of(precisions[precision], settings)
         artifact = execute_stage(stage, settings, source, Path(output_dir), flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

@@ -61,6 +61,16 @@ def training(function: Command) -> Command:
     return _apply(function, options)
 
 
+def parallelism(function: Command) -> Command:
+    """Options of commands that write TensorRT-LLM checkpoints."""
+    options = [
+        click.option("--tp-size", type=click.IntRange(1), default=None, help="GPUs per layer. [1]"),
+        click.option("--pp-size", type=click.IntRange(1), default=None, help="Pipeline stages. [1]"),
+        click.option("--require-engine", is_flag=True, help="Exit 4 where no engine can be built."),
+    ]
+    return _apply(function, options)
+
+
 _REPORTING = [
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr."),
@@ -93,6 +103,9 @@ RECIPE_FIELDS = {
     "fp8_kv_cache": "quantize.fp8_kv_cache",
     "formats": "export.formats",
     "int4_min_top1": "export.int4_min_top1",
+    "tp_size": "export.tensorrt_llm.tp_size",
+    "pp_size": "export.tensorrt_llm.pp_size",
+    "require_engine": "export.tensorrt_llm.require_engine",
     "eval_data": "evaluate.data",
     "isl_osl": "bench.isl_osl",
     "batch_size": "bench.batch_sizes",

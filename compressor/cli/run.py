@@ -10,6 +10,7 @@ import click
 from compressor.cli.options import (
     calibration,
     common,
+    parallelism,
     parse_integers,
     parse_list,
     parse_pairs,
@@ -35,6 +36,7 @@ from compressor.cli.options import (
 @click.option("--batch-size", callback=parse_integers, default=None, help="Benchmark batch sizes: 1,8")
 @click.option("--restart-from", default=None, help="Discard this stage and all later ones first.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
+@parallelism
 @calibration
 @training
 @common

@@ -68,7 +68,11 @@ def dims_of_config(config: dict[str, object]) -> Dims:
         UnsupportedError: for a `model_type` the table of families does not hold, or a missing field.
     """
     model_type = str(config.get("model_type"))
-    family_of(model_type)
+    for flag in family_of(model_type).unsupported_flags:
+        if config.get(flag):
+            raise UnsupportedError(
+                f"{model_type} models with {flag} are not supported", where=flag, expected=False, found=True
+            )
 
     def number(field: str, default: int | None = None) -> int:
         value = config.get(field)
@@ -107,9 +111,13 @@ def num_linear_parameters(dims: Dims) -> int:
 
 
 def num_non_embedding_parameters(dims: Dims) -> int:
-    """Linear layers and norms, embedding and LM head left out."""
-    per_norm = dims.hidden_size * (2 if dims.family.norm_has_bias else 1)
-    return num_linear_parameters(dims) + per_norm * (2 * dims.num_hidden_layers + 1)
+    """Linear layers with their biases, and norms; embedding and LM head left out."""
+    family = dims.family
+    per_norm = dims.hidden_size * (2 if family.norm_has_bias else 1)
+    per_layer = 2 * per_norm + len(family.head_norms) * dims.head_dim
+    if family.qkv_has_bias:
+        per_layer += (dims.num_attention_heads + 2 * dims.num_key_value_heads) * dims.head_dim
+    return num_linear_parameters(dims) + per_norm + per_layer * dims.num_hidden_layers
 
 
 def num_parameters(dims: Dims) -> int:

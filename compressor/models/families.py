@@ -12,12 +12,42 @@ from compressor.errors import UnsupportedError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorRTLLM:
+    """What TensorRT-LLM's checkpoint of a family holds besides what its tensors say.
+
+    Attributes:
+        architecture: Class name in `config.json`.
+        norm_epsilon: The Hugging Face field that becomes `norm_epsilon`.
+        activation: Hugging Face's `hidden_act` and TensorRT-LLM's name for it.
+        gate: Name of the gate's projection in the checkpoint, and of the input's; one for a plain MLP.
+        config: Further fields of `config.json`, as they are.
+        writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
+    """
+
+    architecture: str
+    norm_epsilon: str = "rms_norm_eps"
+    activation: tuple[str, str] = ("silu", "silu")
+    mlp_inputs: tuple[str, ...] = ("fc", "gate")
+    config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
+    writes_rotary_fraction: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """One architecture. Module names are relative to the model, or to a layer where said."""
+    """One architecture. Module names are relative to the model, or to a layer where said.
+
+    Attributes:
+        norm_offset: What the norms add to their stored weight.
+        qkv_has_bias: Whether q, k and v always carry a bias (o never does).
+        head_norms: Norms of every query and key head, `[head_dim]`; none in most families.
+        unsupported_flags: Config fields that would add tensors no rule here covers.
+    """
 
     model_type: str
     gated_mlp: bool = True
     norm_has_bias: bool = False
+    norm_offset: float = 0.0
+    qkv_has_bias: bool = False
     prunable: bool = True
     hidden_divisible_by_heads: bool = False
     embedding: str = "model.embed_tokens"
@@ -30,8 +60,11 @@ class Family:
     k_proj: str = "self_attn.k_proj"
     v_proj: str = "self_attn.v_proj"
     o_proj: str = "self_attn.o_proj"
+    head_norms: tuple[str, ...] = ()
     mlp_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down_proj: str = "mlp.down_proj"
+    unsupported_flags: tuple[str, ...] = ("attention_bias", "mlp_bias")
+    tensorrt_llm: TensorRTLLM | None = None
     runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
 
     @property
@@ -40,24 +73,54 @@ class Family:
         return (self.q_proj, self.k_proj, self.v_proj, self.o_proj, *self.mlp_inputs, self.down_proj)
 
 
+_ALL_RUNTIMES = frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"})
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         model_type="llama",
         hidden_divisible_by_heads=True,
-        runtimes=frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"}),
+        tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
+        runtimes=_ALL_RUNTIMES,
     ),
     "mistral": Family(
         model_type="mistral",
-        prunable=False,
-        runtimes=frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"}),
+        tensorrt_llm=TensorRTLLM(architecture="MistralForCausalLM"),
+        runtimes=_ALL_RUNTIMES,
     ),
     "nemotron": Family(
         model_type="nemotron",
         gated_mlp=False,
         norm_has_bias=True,
-        prunable=False,
+        norm_offset=1.0,
         mlp_inputs=("mlp.up_proj",),
-        runtimes=frozenset({"huggingface", "onnxruntime-genai", "vllm"}),
+        tensorrt_llm=TensorRTLLM(
+            architecture="NemotronForCausalLM",
+            norm_epsilon="norm_eps",
+            activation=("relu2", "squared-relu"),
+            mlp_inputs=("fc",),
+            config=(("bias", False), ("gpt_variant", "nemotron")),
+            writes_rotary_fraction=True,
+        ),
+        # The graph builder computes something else unless the config is changed first.
+        runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
+    ),
+    "qwen2": Family(
+        model_type="qwen2",
+        qkv_has_bias=True,
+        tensorrt_llm=TensorRTLLM(
+            architecture="Qwen2ForCausalLM",
+            config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
+        ),
+        runtimes=_ALL_RUNTIMES,
+    ),
+    "qwen3": Family(
+        model_type="qwen3",
+        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+        tensorrt_llm=TensorRTLLM(
+            architecture="Qwen3ForCausalLM",
+            config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
+        ),
+        runtimes=_ALL_RUNTIMES,
     ),
 }
 

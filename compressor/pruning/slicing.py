@@ -139,8 +139,8 @@ def _kept_of(name: str, plan: PrunePlan, dims: Dims) -> tuple[_Kept, _Kept]:
             return hidden, None
         if role == family.q_proj:
             return heads, columns
-        if role in (family.k_proj, family.v_proj):
-            return None, columns
+        if role in (family.k_proj, family.v_proj, *family.head_norms):
+            return None, columns if role in family.linear_layers else None
         if role in family.mlp_inputs:
             return neurons, columns
         if role == family.o_proj:

@@ -106,7 +106,7 @@ def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
         UsageError: when the checkpoint is not an FP8 one.
         VerificationError: for scales or tensors that are missing or unusable, by name.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     plain = read_config(directory)
     if not plain.get("quantization_config"):
@@ -120,18 +120,33 @@ def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
     with CheckpointReader(directory) as reader:
         scales = read_scales(reader, plain)
         state = _dequantised(reader, scales, getattr(torch, dtype))
+    model = model_of_state(config, state, dtype=dtype, where=str(directory))
+    simulate_fp8_(model, scales)
+    return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def model_of_state(config: Any, state: dict[str, torch.Tensor], *, dtype: str, where: str) -> Any:
+    """A causal language model from its config object and every one of its tensors.
+
+    Raises:
+        VerificationError: when tensors are missing, left over or of the wrong shape.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
     )
     problems = {key: sorted(map(str, report[key])) for key in report if report[key]}
     if problems:
-        raise VerificationError(
-            "the checkpoint does not fit its config", where=str(directory), found=problems
-        )
+        raise VerificationError("the checkpoint does not fit its config", where=where, found=problems)
+    return model
+
+
+def simulate_fp8_(model: Any, scales: Fp8Scales) -> None:
+    """Make a model round the inputs of its quantised layers, and its KV cache, as FP8 kernels would."""
     _simulate_inputs_(model, scales)
     if scales.keys:
         _simulate_kv_cache_(model, scales)
-    return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
 class SimulatedFp8Linear(nn.Linear):

@@ -1,0 +1,167 @@
+"""`config.json` of a TensorRT-LLM checkpoint, from a Hugging Face config, and the shapes it can express.
+
+Written out always: `head_size` (the default, hidden size over heads, is wrong after width pruning),
+`rotary_base` and `rotary_scaling` (the defaults, 10000 and none, are a silently different model).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.errors import UnsupportedError
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.families import Family, TensorRTLLM
+from compressor.models.portable import portable_config
+
+ROPE_TYPES = ("llama3", "linear")
+QUANTISED = "FP8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism:
+    """How a model is cut into ranks: rank = pp_rank * tp_size + tp_rank."""
+
+    tp_size: int = 1
+    pp_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.tp_size * self.pp_size
+
+    def layers_of(self, pp_rank: int, num_layers: int) -> range:
+        """The layers of one pipeline stage; the first stages take one more when they do not divide."""
+        size, longer = divmod(num_layers, self.pp_size)
+        start = pp_rank * size + min(pp_rank, longer)
+        return range(start, start + size + (pp_rank < longer))
+
+
+def padded_vocab(vocab_size: int, tp_size: int) -> int:
+    """The vocabulary size, rounded up to a multiple of `tp_size`."""
+    return -(-vocab_size // tp_size) * tp_size
+
+
+def format_of(family: Family) -> TensorRTLLM:
+    """What TensorRT-LLM calls this family.
+
+    Raises:
+        UnsupportedError: when no such checkpoint is confirmed for it.
+    """
+    if family.tensorrt_llm is None:
+        raise UnsupportedError(
+            f"no TensorRT-LLM checkpoint is known for {family.model_type} models",
+            where="export",
+            hint="--format huggingface serves newer TensorRT-LLM, vLLM and SGLang",
+        )
+    return family.tensorrt_llm
+
+
+def checkpoint_config(
+    config: dict[str, Any], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
+) -> dict[str, Any]:
+    """The checkpoint's `config.json`.
+
+    Args:
+        config: The Hugging Face config, of either generation.
+        dtype: `float16` or `bfloat16`, of everything that is not FP8.
+        parallelism: The ranks.
+        fp8: Whether the decoder's linear layers are FP8.
+        fp8_kv_cache: Whether keys and values are.
+
+    Raises:
+        UnsupportedError: for what such a checkpoint cannot express, naming the field.
+    """
+    dims = dims_of_config(config)
+    facts = format_of(dims.family)
+    check_expressible(config, dims, parallelism)
+    rope = portable_config(config)
+    quantization: dict[str, Any] = {
+        "quant_algo": QUANTISED if fp8 else None,
+        "kv_cache_quant_algo": QUANTISED if fp8_kv_cache else None,
+    }
+    if fp8:
+        quantization["exclude_modules"] = ["lm_head"]
+    rotary_fraction = {"rotary_pct": rotary_fraction_of(config)} if facts.writes_rotary_fraction else {}
+    return {
+        "architecture": facts.architecture,
+        "dtype": dtype,
+        "logits_dtype": "float32",
+        **{name: getattr(dims, name) for name in _DIMENSIONS},
+        "head_size": dims.head_dim,
+        "max_position_embeddings": config["max_position_embeddings"],
+        "hidden_act": facts.activation[1],
+        "norm_epsilon": config[facts.norm_epsilon],
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": rope["rope_theta"],
+        "rotary_scaling": rope.get("rope_scaling"),
+        **rotary_fraction,
+        **dict(facts.config),
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+        "mapping": {
+            "world_size": parallelism.world_size,
+            "tp_size": parallelism.tp_size,
+            "pp_size": parallelism.pp_size,
+        },
+        "quantization": quantization,
+    }
+
+
+_DIMENSIONS = (
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("hidden_size", "intermediate_size", "vocab_size"),
+)
+
+
+def rotary_fraction_of(config: dict[str, Any]) -> float:
+    """The part of every head that is rotated; transformers 5 keeps it beside the rope base."""
+    found = config.get("partial_rotary_factor")
+    if found is None:
+        found = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
+    return float(found)
+
+
+def sliding_window_of(config: dict[str, Any]) -> int | None:
+    """The attention window that the model class applies, or None."""
+    window = config.get("sliding_window")
+    return window if window and config.get("use_sliding_window", True) else None
+
+
+def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Parallelism) -> None:
+    """Refuse what a checkpoint would silently leave out, and cuts that do not come out even.
+
+    Raises:
+        UnsupportedError: naming the field.
+    """
+    facts, tp_size = format_of(dims.family), parallelism.tp_size
+    rope = portable_config(config)
+    if "rope_theta" not in rope:
+        raise UnsupportedError("the config has no rope base", where="rope_theta")
+    scaling = rope.get("rope_scaling") or {}
+    rope_type = scaling.get("rope_type", scaling.get("type"))
+    _expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
+    _expect(
+        "hidden_act", config["hidden_act"] == facts.activation[0], facts.activation[0], config["hidden_act"]
+    )
+    window, length = sliding_window_of(config), config["max_position_embeddings"]
+    _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
+    heads, key_heads = dims.num_attention_heads, dims.num_key_value_heads
+    _expect("num_attention_heads", heads % tp_size == 0, f"a multiple of tp_size {tp_size}", heads)
+    _expect(
+        "num_key_value_heads",
+        key_heads % tp_size == 0 or tp_size % key_heads == 0,
+        f"a multiple or a divisor of tp_size {tp_size}",
+        key_heads,
+    )
+    inner = dims.intermediate_size
+    _expect("intermediate_size", inner % tp_size == 0, f"a multiple of tp_size {tp_size}", inner)
+    layers, stages = dims.num_hidden_layers, parallelism.pp_size
+    _expect("num_hidden_layers", layers >= stages, f"at least pp_size {stages}", layers)
+
+
+def _expect(field: str, holds: bool, expected: str, found: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise UnsupportedError(
+            "a TensorRT-LLM checkpoint cannot express this model", where=field, expected=expected, found=found
+        )

@@ -1,0 +1,228 @@
+"""Building engines with TensorRT-LLM's `trtllm-build`, as a subprocess.
+
+A build that ends with exit code 0 has been seen to leave nothing: only engine files that are there, with
+a config that describes the checkpoint, count as an engine. Paths in commands are relative to the
+export's directory, so that equal exports leave equal records.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from compressor.console import Console
+from compressor.errors import VerificationError
+from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
+from compressor.recipe import TensorRTLLM
+from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
+from exporters.tensorrt_llm.versions import BUILDER, CONTAINER, Builder, find_builder, require_builder
+
+CHECKPOINT, ENGINE, DENSE_ENGINE = "checkpoint", "engine", "engine-dense"
+SCRIPT_FILE, LOG_FILE = "build-engine.sh", "build.log"
+_CONFIG_FILE = "config.json"
+_TIMING_CACHE = "timing.cache"
+# An engine holds the rank's weights; TensorRT may drop copies, such as a tied LM head.
+_SMALLEST_PART_OF_WEIGHTS = 0.25
+
+
+def build_command(
+    checkpoint: dict[str, Any], settings: TensorRTLLM, *, output: str = ENGINE, sparsity: bool = False
+) -> list[str]:
+    """The command that builds a checkpoint's engine, to be run in the export's directory.
+
+    GEMM plugins are dense cuBLASLt and hide the weights from TensorRT: sparse engines go without. NVIDIA
+    advises the plugin for 16-bit engines and against it for FP8.
+
+    Args:
+        checkpoint: The checkpoint's `config.json`.
+        settings: The recipe's.
+        output: Directory of the engine.
+        sparsity: Whether the weights are 2:4 sparse and TensorRT may use that.
+    """
+    quantization, mapping = checkpoint["quantization"], checkpoint["mapping"]
+    is_fp8 = quantization["quant_algo"] == "FP8"
+    has_fp8_cache = quantization["kv_cache_quant_algo"] == "FP8"
+    options: dict[str, object] = {
+        "checkpoint_dir": CHECKPOINT,
+        "output_dir": output,
+        "max_batch_size": settings.max_batch_size,
+        "max_input_len": settings.max_input_len,
+        "max_seq_len": settings.max_seq_len or checkpoint["max_position_embeddings"],
+        "max_num_tokens": settings.max_num_tokens,
+        "kv_cache_type": "paged",
+        "workers": min(settings.workers, mapping["world_size"]),
+        "gemm_plugin": "disable" if is_fp8 or sparsity else "auto",
+        "use_paged_context_fmha": "enable",
+        "use_fp8_context_fmha": _switch(is_fp8 and has_fp8_cache),
+        "multiple_profiles": _switch(settings.multiple_profiles),
+        "log_level": "verbose" if sparsity else "info",
+        "input_timing_cache": _TIMING_CACHE,
+        "output_timing_cache": _TIMING_CACHE,
+    }
+    if settings.opt_num_tokens is not None:
+        options["opt_num_tokens"] = settings.opt_num_tokens
+    if mapping["tp_size"] > 1:
+        options["reduce_fusion"] = "enable"
+    command = [BUILDER, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    return [*command, "--weight_sparsity"] if sparsity else command
+
+
+def container_command(command: list[str]) -> list[str]:
+    """The same command inside the release container, to be run in the export's directory."""
+    limits = ("--gpus", "all", "--ipc", "host", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
+    return ["docker", "run", "--rm", *limits, "-v", ".:/export", "-w", "/export", CONTAINER, *command]
+
+
+def predicted_memory(dims: Dims, checkpoint: dict[str, Any], settings: TensorRTLLM) -> dict[str, int]:
+    """Bytes per GPU: weights, and the KV cache of a full batch; activations left out."""
+    quantization, world_size = checkpoint["quantization"], checkpoint["mapping"]["world_size"]
+    weights = weight_bytes(dims, "fp8" if quantization["quant_algo"] else "bf16")
+    per_token = kv_cache_bytes_per_token(dims, 1 if quantization["kv_cache_quant_algo"] else 2)
+    length = settings.max_seq_len or checkpoint["max_position_embeddings"]
+    cache = settings.max_batch_size * length * per_token
+    return {
+        "weight_bytes_per_gpu": weights // world_size,
+        "full_kv_cache_bytes_per_gpu": cache // world_size,
+    }
+
+
+def make_engine(
+    out_dir: Path, dims: Dims, settings: TensorRTLLM, console: Console, *, sparsity: bool = False
+) -> dict[str, Any]:
+    """Build the engine of `out_dir/checkpoint` where that is possible; else leave how to.
+
+    With 2:4 sparsity a dense twin is built beside it for comparison.
+
+    Returns:
+        `built`, `reason` when it was not, the commands, predicted memory, and what the log says of
+        sparse tactics.
+
+    Raises:
+        DependencyError: when an engine is required and no builder is here.
+        VerificationError: when the builder fails, or leaves no engine.
+    """
+    checkpoint = json.loads((out_dir / CHECKPOINT / _CONFIG_FILE).read_text(encoding="utf-8"))
+    commands = {ENGINE: build_command(checkpoint, settings, sparsity=sparsity)}
+    if sparsity:
+        commands[DENSE_ENGINE] = build_command(checkpoint, settings, output=DENSE_ENGINE)
+    builder = require_builder() if settings.require_engine else find_builder()
+    record: dict[str, Any] = {
+        "built": isinstance(builder, Builder),
+        "command": shlex.join(commands[ENGINE]),
+        "container": CONTAINER,
+        "predicted_memory": predicted_memory(dims, checkpoint, settings),
+    }
+    if isinstance(builder, str):
+        _write_script(out_dir, commands)
+        console.info(f"engine not built: {builder}; {SCRIPT_FILE} builds it in {CONTAINER}")
+        return {**record, "reason": builder, "script": SCRIPT_FILE}
+    record["tensorrt_llm"] = builder.version
+    for name, command in commands.items():
+        log = _build(builder, command, out_dir, name, console)
+        _check_engine(out_dir, name, checkpoint)
+        if sparsity and name == ENGINE:
+            tactics = sparse_tactics(log)
+            record["sparsity"] = tactics.to_dict()
+            if not tactics.num_chosen:
+                console.warn(f"the 2:4 engine is {tactics.verdict}")
+    return record
+
+
+def _build(builder: Builder, command: list[str], out_dir: Path, name: str, console: Console) -> str:
+    """Run the builder in `out_dir`; returns its log, which it also leaves beside the engine."""
+    shutil.rmtree(out_dir / name, ignore_errors=True)
+    (out_dir / name).mkdir()
+    lines = []
+    console.info(f"building {name} with TensorRT-LLM {builder.version}")
+    with (
+        (out_dir / name / LOG_FILE).open("w", encoding="utf-8") as log,
+        subprocess.Popen(  # noqa: S603 - an executable found on PATH, arguments as a list
+            [builder.path, *command[1:]],
+            cwd=out_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            lines.append(line)
+            console.detail(f"  {BUILDER}: {line.rstrip()}")
+    text = "".join(lines)
+    if process.returncode:
+        raise VerificationError(
+            "the engine builder failed",
+            where=f"{name}: exit code {process.returncode}",
+            found=last_lines(text),
+            hint=f"the whole log: {out_dir / name / LOG_FILE}",
+        )
+    return text
+
+
+def _check_engine(out_dir: Path, name: str, checkpoint: dict[str, Any]) -> None:
+    """Believe an engine only when its files are there, describe this checkpoint and can hold its weights.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    directory = out_dir / name
+    file = directory / _CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        described = {field: config["pretrained_config"].get(field) for field in _DESCRIBED}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise VerificationError(
+            "the engine builder ended well but left no readable config",
+            where=f"{name}/{_CONFIG_FILE}",
+            found=error,
+        ) from error
+    for field, found in described.items():
+        if found != checkpoint[field]:
+            raise VerificationError(
+                "the engine is of another model",
+                where=f"{name}: {field}",
+                expected=checkpoint[field],
+                found=found,
+            )
+    for rank in range(checkpoint["mapping"]["world_size"]):
+        engine = directory / f"rank{rank}.engine"
+        weights = (out_dir / CHECKPOINT / f"rank{rank}.safetensors").stat().st_size
+        size = engine.stat().st_size if engine.is_file() else 0
+        if size < _SMALLEST_PART_OF_WEIGHTS * weights:
+            raise VerificationError(
+                "the engine builder ended well but left no engine",
+                where=f"{name}/{engine.name}",
+                expected=f"at least {_SMALLEST_PART_OF_WEIGHTS:.0%} of the rank's {weights:,} bytes",
+                found=f"{size:,} bytes",
+            )
+
+
+_DESCRIBED = (
+    *("architecture", "head_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "vocab_size", "rotary_base", "rotary_scaling"),
+)
+
+
+def _write_script(out_dir: Path, commands: dict[str, list[str]]) -> None:
+    """What to run where a GPU and the container are."""
+    lines = [
+        "#!/bin/sh",
+        "# Builds the engine in the release container; needs a GPU.",
+        "set -eu",
+        'cd "$(dirname "$0")"',
+    ]
+    lines += [shlex.join(container_command(command)) for command in commands.values()]
+    (out_dir / SCRIPT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _switch(on: bool) -> str:  # noqa: FBT001
+    return "enable" if on else "disable"

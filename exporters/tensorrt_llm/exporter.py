@@ -1,0 +1,183 @@
+"""The TensorRT-LLM exports: one class, three precisions; the checkpoint is proven, then the engine built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.load import load_model
+from compressor.models.portable import portable_config
+from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.reader import K_SCALE
+from exporters.comparison import TOLERANCES, LogitComparison, Tolerance
+from exporters.logits import VerifyOptions, compare_models, student_prompts, torch_logits
+from exporters.prompts import Prompt, describe_prompts
+from exporters.record import Verification
+from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
+from exporters.tensorrt_llm.config import Parallelism, format_of, rotary_fraction_of
+from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
+from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
+
+CHECKPOINT, ENGINE = "checkpoint", "engine"
+Precision = Literal["bf16", "fp16", "fp8"]
+_FORMATS: dict[Precision, str] = {
+    "bf16": "tensorrt-llm",
+    "fp16": "tensorrt-llm-fp16",
+    "fp8": "tensorrt-llm-fp8",
+}
+_SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TensorRTLLMExporter:
+    """A TensorRT-LLM checkpoint under `checkpoint/`."""
+
+    precision: Precision
+    libraries: tuple[str, ...] = ("torch", "transformers", "tensorrt_llm")
+
+    @property
+    def format(self) -> str:
+        """The recipe's name of the format."""
+        return _FORMATS[self.precision]
+
+    def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
+        """Write the checkpoint; FP8 takes the quantize stage's recorded maxima.
+
+        Raises:
+            UsageError: for FP8 of what was not quantised.
+            UnsupportedError: for what the format cannot express.
+            VerificationError: when a value overflows the cast.
+        """
+        directory = out_dir / CHECKPOINT
+        directory.mkdir()
+        is_fp8 = self.precision == "fp8"
+        settings = options.export.tensorrt_llm
+        write_trtllm_checkpoint(
+            source,
+            directory,
+            dtype=self._dtype(read_config(source)),
+            parallelism=Parallelism(tp_size=settings.tp_size, pp_size=settings.pp_size),
+            amax=read_amax(source) if is_fp8 else None,
+            fp8_kv_cache=is_fp8 and _has_fp8_kv_cache(source),
+        )
+
+    def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
+        """Read the checkpoint back: every number, the config, and the logits of what was written.
+
+        The logits must equal those of the student rounded here to what the checkpoint must hold; their
+        distance to the student itself is reported, and bounded where the cast should lose little.
+        """
+        amax = read_amax(student) if (student / AMAX_FILE).is_file() else None
+        with TrtLlmReader(out_dir / CHECKPOINT) as reader, CheckpointReader(student) as original:
+            reader.check_scales()
+            config = _check_config(reader, read_config(student))
+            equal = check_stored(reader, original, amax)
+            mapping = reader.raw["mapping"]
+            prompts = student_prompts(student, options)
+            logits, num_positions = self._compare(reader, out_dir, student, prompts, options)
+        checks = {
+            "num_equal_tensors": equal.num_tensors,
+            "num_equal_fp8_weights": equal.num_fp8_weights,
+            "scales_follow_recorded_amax": self.precision == "fp8" and amax is not None,
+            "config": config,
+            "mapping": mapping,
+            "num_positions_equal_to_rounded_student": num_positions,
+        }
+        return Verification(
+            format=self.format,
+            precision=self.precision,
+            prompts=describe_prompts(prompts),
+            logits=logits,
+            tolerance=self._tolerance(equal),
+            checks=checks,
+            notes=("what the files hold, computed in float32 by PyTorch; TensorRT-LLM was not run",),
+        )
+
+    def _dtype(self, config: dict[str, Any]) -> torch.dtype:
+        """Of what is not FP8: the precision's own, or under FP8 the student's, if it is a 16-bit one."""
+        if self.precision == "fp8":
+            name = str(config.get("dtype") or config.get("torch_dtype"))
+            return _SIXTEEN_BIT.get(name, torch.bfloat16)
+        return torch.float16 if self.precision == "fp16" else torch.bfloat16
+
+    def _tolerance(self, equal: Equal) -> Tolerance | None:
+        if self.precision == "fp8":
+            return TOLERANCES["fp8"]
+        return TOLERANCES["16bit" if equal.is_lossless else "fp16"]
+
+    def _compare(
+        self,
+        reader: TrtLlmReader,
+        out_dir: Path,
+        student: Path,
+        prompts: list[Prompt],
+        options: VerifyOptions,
+    ) -> tuple[dict[str, LogitComparison], int]:
+        """Logits against the student's, then against those of the student rounded in place."""
+        candidate = torch_logits(load_trtllm_model(out_dir / CHECKPOINT, device=options.device))
+        model = load_model(
+            student, dtype="float32", device=options.device, trust_remote_code=options.trust_remote_code
+        )
+        compared = compare_models(torch_logits(model), candidate, prompts, options.console)
+        round_(model, reader)
+        rounded = compare_models(torch_logits(model), candidate, prompts, options.console)["all"]
+        if rounded.max_abs:
+            raise VerificationError(
+                "the checkpoint computes something else than the student with its weights",
+                where=self.format,
+                expected="equal logits",
+                found=f"{rounded.max_relative:.3g} of the largest logit",
+            )
+        return compared, rounded.num_positions
+
+
+def check_trtllm_checkpoint(directory: Path) -> dict[str, Any]:
+    """Check a checkpoint by itself: names, dtypes, shapes, finite values, scales, ranks that agree.
+
+    Raises:
+        VerificationError: naming the first thing that is wrong.
+    """
+    with TrtLlmReader(directory) as reader:
+        reader.check_shapes()
+        reader.check_scales()
+        return {"num_tensors": len(reader.tensors), "mapping": reader.raw["mapping"], "fp8": reader.is_fp8}
+
+
+def _has_fp8_kv_cache(source: Path) -> bool:
+    """Whether the quantize stage was asked for it: then its unified checkpoint holds the scales."""
+    with CheckpointReader(source / FP8_DIRECTORY) as reader:
+        return any(name.endswith(K_SCALE) for name in reader)
+
+
+def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
+    """Refuse a checkpoint whose config says another model than the student's."""
+    dims = dims_of_config(student)
+    expected, found = _described(student, dims), _described(reader.config, reader.dims)
+    for field, value in expected.items():
+        if found[field] != value:
+            raise VerificationError(
+                "the checkpoint's config differs from the student's",
+                where=f"config.json: {field}",
+                expected=value,
+                found=found[field],
+            )
+    return "dimensions, rope, norms and activation equal"
+
+
+def _described(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
+    facts, both = format_of(dims.family), portable_config(config)
+    fields = (facts.norm_epsilon, "hidden_act", "max_position_embeddings", "rope_theta", "rope_scaling")
+    described = {field: both.get(field) for field in fields}
+    counts = {
+        name: value
+        for name, value in dims.to_dict().items()
+        if not name.startswith(("tie_", "num_p", "num_non"))
+    }
+    fraction = rotary_fraction_of(config) if facts.writes_rotary_fraction else None
+    return {**described, **counts, "partial_rotary_factor": fraction}

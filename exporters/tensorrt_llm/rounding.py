@@ -1,0 +1,154 @@
+"""The student as a checkpoint must hold it: cast, or rounded to FP8 with shared scales, value by value.
+
+Computed from the student and the recorded maxima alone, so that it can say what a file should hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compressor.errors import VerificationError
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import CheckpointReader
+from compressor.models.dims import Dims
+from compressor.quantization.amax import AMAX_FILE
+from compressor.quantization.e4m3 import from_e4m3, scale_of, to_e4m3
+from compressor.quantization.reader import simulate_fp8_
+from exporters.tensorrt_llm.reader import TrtLlmReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equal:
+    """What was found equal, and whether the cast lost nothing."""
+
+    num_tensors: int
+    num_fp8_weights: int
+    is_lossless: bool
+
+
+def groups(dims: Dims) -> Iterator[tuple[str, ...]]:
+    """Full names of the linear layers that share a scale."""
+    family = dims.family
+    for index in range(dims.num_hidden_layers):
+        layer = f"{family.layers}.{index}."
+        for roles in ((family.q_proj, family.k_proj, family.v_proj), family.mlp_inputs):
+            yield tuple(layer + role for role in roles)
+        yield (layer + family.o_proj,)
+        yield (layer + family.down_proj,)
+
+
+def check_stored(
+    reader: TrtLlmReader, student: CheckpointReader, amax: dict[str, torch.Tensor] | None
+) -> Equal:
+    """Compare every stored number with the student's, cast or rounded once.
+
+    Args:
+        reader: The checkpoint.
+        student: The 16- or 32-bit checkpoint it was written from.
+        amax: Recorded maxima, where there are any.
+
+    Raises:
+        VerificationError: naming the first tensor or scale that differs.
+    """
+    weight_scales = _check_scales(reader, student, amax) if reader.is_fp8 else {}
+    dtype, dims, is_lossless = getattr(torch, reader.raw["dtype"]), reader.dims, True
+    embedding, head = f"{dims.family.embedding}.weight", f"{dims.family.lm_head}.weight"
+    for name, source in reader.tensors.items():
+        is_tied_head = name == head and name not in student
+        original = student.tensor(embedding if is_tied_head else name)
+        found, module = reader.stored(name), name.removesuffix(".weight")
+        if module in weight_scales and source.is_linear:
+            expected = to_e4m3(original, weight_scales[module]).view(torch.uint8)
+            found = found.view(torch.uint8)
+        else:
+            shifted = original.float() + source.offset if source.offset else original
+            expected = shifted.to(dtype)
+            is_lossless = is_lossless and torch.equal(expected.float() - source.offset, original.float())
+        if not torch.equal(expected, found):
+            raise VerificationError(
+                "an exported tensor is not the student's",
+                where=name,
+                expected=f"equal values, {list(expected.shape)}",
+                found=f"other values, {list(found.shape)}",
+            )
+    return Equal(
+        num_tensors=len(reader.tensors) - len(weight_scales),
+        num_fp8_weights=len(weight_scales),
+        is_lossless=is_lossless and not weight_scales,
+    )
+
+
+def round_(model: Any, reader: TrtLlmReader) -> None:
+    """Make a float32 student compute with what the checkpoint must hold.
+
+    Weights are rounded here, from the model's own; only input and cache scales come from the file.
+    """
+    adapter, dtype = ModelAdapter(model), getattr(torch, reader.raw["dtype"])
+    weights = dict(model.named_parameters())
+    scales: dict[str, torch.Tensor] = {}
+    for sharing in groups(adapter.dims) if reader.is_fp8 else ():
+        largest = torch.stack([weights[f"{name}.weight"].abs().max() for name in sharing]).max()
+        scales |= dict.fromkeys((f"{name}.weight" for name in sharing), scale_of(largest))
+    for name, parameter in weights.items():
+        if name in scales:
+            rounded = from_e4m3(to_e4m3(parameter, scales[name]), scales[name])
+        else:
+            offset = reader.tensors[name].offset
+            rounded = (parameter + offset).to(dtype).float() - offset
+        parameter.data.copy_(rounded)
+    if reader.is_fp8:
+        simulate_fp8_(model, reader.fp8_scales())
+
+
+def _check_scales(
+    reader: TrtLlmReader, student: CheckpointReader, amax: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
+    """Every scale follows from the student's weights, and from the recorded maxima."""
+    expected_weight = {}
+    for sharing in groups(reader.dims):
+        largest = torch.stack(
+            [student.tensor(f"{name}.weight").abs().max().float() for name in sharing]
+        ).max()
+        for name in sharing:
+            expected_weight[name] = scale_of(largest)
+            weight, inputs = reader.scales(f"{name}.weight")
+            _expect(f"{name}: weights_scaling_factor", expected_weight[name], weight)
+            if amax is not None:
+                largest_input = torch.stack(
+                    [_recorded(amax, f"{other}.input_amax") for other in sharing]
+                ).max()
+                _expect(f"{name}: activation_scaling_factor", scale_of(largest_input), inputs)
+    if reader.has_fp8_kv_cache and amax is not None:
+        _check_cache_scales(reader, amax)
+    return expected_weight
+
+
+def _check_cache_scales(reader: TrtLlmReader, amax: dict[str, torch.Tensor]) -> None:
+    family = reader.dims.family
+    attention = family.k_proj.rpartition(".")[0]
+    for layer in range(reader.dims.num_hidden_layers):
+        name = f"{family.layers}.{layer}.{attention}"
+        wanted = {kind: max(1.0, scale_of(_recorded(amax, f"{name}.{kind}_amax")).item()) for kind in "kv"}
+        wanted["kv"] = max(wanted["k"], wanted["v"])
+        for kind, value in wanted.items():
+            _expect(f"{name}: {kind}_cache_scaling_factor", torch.tensor(value), reader.kv_scale(layer, kind))
+
+
+def _expect(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    if not torch.equal(expected.reshape(()), found):
+        raise VerificationError(
+            "a scale does not follow from calibration",
+            where=name,
+            expected=expected.item(),
+            found=found.item(),
+        )
+
+
+def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in amax:
+        raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
+    return amax[name].float().reshape(())
