@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.models.dims import Dims
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -17,6 +19,8 @@ class Arm:
         path: Directory the runtime loads; never written into results.
         runtime: A key of `RUNTIMES`.
         num_parameters: All parameters, embeddings included.
+        dims: Its shape, where known: the roofline needs it.
+        has_random_weights: Whether it is only a shape.
     """
 
     id: str
@@ -25,6 +29,8 @@ class Arm:
     path: Path
     runtime: str
     num_parameters: int
+    dims: Dims | None = None
+    has_random_weights: bool = False
 
     def without_path(self, text: str) -> str:
         """`text`, such as a runtime's message, with the arm's directory replaced by its name."""

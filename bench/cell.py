@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,8 @@ def measure_cell(
         VerificationError: when a runtime does other work than the cell asks for.
     """
     prompts = make_prompts((baseline, candidate), cell=cell, seed=seed)
-    warmups = [warm_up(session, prompts, cell=cell) for session in (baseline, candidate)]
+    arms = {"A": (baseline, cell.baseline), "B": (candidate, cell.candidate)}
+    warmups = [warm_up(session, prompts[: own.batch_size], cell=own) for session, own in arms.values()]
     order: list[str] = []
 
     def measure_pair(index: int) -> tuple[Timeline, Timeline]:
@@ -62,14 +63,19 @@ def measure_cell(
             order.clear()  # a series begins: the order kept is the reported one's
         timelines: dict[str, Timeline] = {}
         for letter in "AB" if index % 2 == 0 else reversed("AB"):
-            session = baseline if letter == "A" else candidate
-            timelines[letter] = run_once(session, prompts, cell=cell)
+            session, own = arms[letter]
+            timelines[letter] = run_once(session, prompts[: own.batch_size], cell=own)
             order.append(letter)
         on_pair()
         return timelines["A"], timelines["B"]
 
-    trial = paired_trial(measure_pair, duration=latency_s, rule=rule)
-    return _summarise(trial, cell=cell, warmups=warmups, order="".join(order))
+    trial = paired_trial(measure_pair, duration=seconds_per_output_token, rule=rule)
+    return summarise(trial, cell=cell, warmups=warmups, order="".join(order))
+
+
+def seconds_per_output_token(timeline: Timeline) -> float:
+    """What the speed-up compares: with equal batches its ratio is that of the latencies."""
+    return latency_s(timeline) / sum(timeline.num_output_tokens)
 
 
 def run_once(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Timeline:
@@ -92,7 +98,8 @@ def warm_up(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Warm
     return Warmup(MAX_WARMUP_RUNS, is_settled=False)
 
 
-def _summarise(trial: Trial[Timeline], *, cell: Cell, warmups: list[Warmup], order: str) -> CellResult:
+def summarise(trial: Trial[Timeline], *, cell: Cell, warmups: Sequence[Warmup], order: str) -> CellResult:
+    """A finished trial as a result: medians, spreads, raw samples, ratios, verdict."""
     baseline, candidate = (
         _arm_cell(
             warmup,
@@ -105,6 +112,7 @@ def _summarise(trial: Trial[Timeline], *, cell: Cell, warmups: list[Warmup], ord
         isl=cell.isl,
         osl=cell.osl,
         batch_size=cell.batch_size,
+        candidate_batch_size=cell.candidate_batch_size,
         status=trial.verdict,
         reason=trial.reason,
         is_confirmed=bool(trial.confirmation),

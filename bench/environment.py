@@ -15,7 +15,23 @@ from compressor.manifest import versions
 CONTAINER_DIGEST_VARIABLE = "COMPRESS_EXPORT_CONTAINER_DIGEST"
 _CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_GPU_FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit"
+# nvidia-smi's names, in the order of `_gpu`.
+_GPU_FIELDS = (
+    "name",
+    "driver_version",
+    "memory.total",
+    "clocks.sm",
+    "clocks.mem",
+    "power.limit",
+    "temperature.gpu",
+    "clocks_event_reasons.active",
+    "ecc.mode.current",
+    "mig.mode.current",
+    "uuid",
+)
+_FORMS = ("SXM", "PCIe", "NVL")
+# Data-centre boards of these names that carry no suffix are SXM modules.
+_MODULE_MEMORY = "HBM3"
 _COMMAND_TIMEOUT_S = 20
 
 
@@ -72,19 +88,39 @@ def _num_usable_cores() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    output = _output_of("nvidia-smi", f"--query-gpu={_GPU_FIELDS}", "--format=csv,noheader,nounits")
-    rows = [[value.strip() for value in line.split(",")] for line in (output or "").splitlines()]
-    return tuple(
-        Gpu(
-            name=name,
-            driver=driver,
-            memory_mib=memory,
-            sm_clock_mhz=sm_clock,
-            memory_clock_mhz=memory_clock,
-            power_limit_w=power_limit,
-        )
-        for name, driver, memory, sm_clock, memory_clock, power_limit in rows
+    output = _output_of("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits")
+    if output is None:
+        return ()
+    users = _output_of("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader,nounits")
+    return tuple(_gpu(line, users or "") for line in output.splitlines())
+
+
+def _gpu(line: str, users: str) -> Gpu:
+    """One line of `nvidia-smi`, with the lines that name processes on GPUs."""
+    value = dict(zip(_GPU_FIELDS, (part.strip() for part in line.split(",")), strict=True))
+    pids = [user.partition(",")[2].strip() for user in users.splitlines() if user.startswith(value["uuid"])]
+    return Gpu(
+        name=value["name"],
+        driver=value["driver_version"],
+        memory_mib=value["memory.total"],
+        sm_clock_mhz=value["clocks.sm"],
+        memory_clock_mhz=value["clocks.mem"],
+        power_limit_w=value["power.limit"],
+        form=gpu_form(value["name"]),
+        temperature_c=value["temperature.gpu"],
+        throttle_reasons=value["clocks_event_reasons.active"],
+        ecc=value["ecc.mode.current"],
+        mig=value["mig.mode.current"],
+        num_other_processes=sum(pid != str(os.getpid()) for pid in pids),
     )
+
+
+def gpu_form(name: str) -> str | None:
+    """How a board is built, as far as its name tells: `NVIDIA H100 PCIe`, `NVIDIA H100 80GB HBM3`."""
+    for form in _FORMS:
+        if form.lower() in name.lower():
+            return form
+    return "SXM" if _MODULE_MEMORY in name else None
 
 
 def _git_commit() -> str | None:

@@ -12,12 +12,24 @@ from datetime import datetime, timezone
 from bench.arms import Arm, Comparison, distinct_arms
 from bench.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, measure_cell
 from bench.environment import describe_environment, model_files, take_snapshot
-from bench.grid import Cell, grid_of
+from bench.grid import Cell, grid_of, wants_largest_batch
+from bench.largest_batch import largest_batch
 from bench.metrics.catalogue import METRICS
 from bench.peak_memory import MemoryProbe, probe_memory
-from bench.results import ArmRecord, CellResult, ComparisonResult, NotMeasured, Protocol, Results
+from bench.results import (
+    ArmRecord,
+    CellResult,
+    ComparisonResult,
+    NotMeasured,
+    Protocol,
+    Quality,
+    Rates,
+    Results,
+)
+from bench.roofline import roofline_of_cell
 from bench.runtimes.base import Session, runtime_named
 from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule
+from bench.worker import Seat, WorkerSession
 from compressor.console import Console, Tick
 from compressor.errors import ResourceError, UsageError, VerificationError
 from compressor.recipe import Bench
@@ -33,6 +45,8 @@ def run_bench(
     console: Console,
     seed: int,
     not_measured: Sequence[NotMeasured] = (),
+    quality: Sequence[Quality] = (),
+    rates: Rates | None = None,
 ) -> Results:
     """Measure every comparison over the grid.
 
@@ -42,6 +56,8 @@ def run_bench(
         console: Progress.
         seed: Of the prompts.
         not_measured: What the reader must know is missing; carried into the results.
+        quality: How good the models are; carried along.
+        rates: What the machine can do at best, for the roofline.
 
     Raises:
         UsageError: for two arms of one name, an unknown runtime, a directory of another kind, or
@@ -52,22 +68,62 @@ def run_bench(
     rule = _stopping_rule(config)
     _refuse_ambiguous_names(arms)
     for arm in arms:
-        runtime_named(arm.runtime).check(arm.path)
+        runtime_named(arm.runtime).check(arm.path, precision=arm.precision)
     cells, before = grid_of(config), take_snapshot()
     with console.progress("bench: peak memory", len(arms)) as tick:
         probes = {arm.id: _probe(arm, cells=cells, seed=seed, tick=tick) for arm in arms}
+    largest = _largest_cells(arms, cells, config, seed=seed, console=console)
     measured = [
-        _Benchmark(comparison, probes, rule=rule, seed=seed, console=console).run(cells)
+        _Benchmark(comparison, probes, rule=rule, seed=seed, console=console, rates=rates).run(
+            cells_of(comparison, cells, largest), is_alternating=config.processes == "alternating"
+        )
         for comparison in comparisons
     ]
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        protocol=_protocol(rule, seed=seed),
+        protocol=_protocol(rule, config, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(_arm_record(arm, probes[arm.id]) for arm in arms),
         comparisons=tuple(measured),
         not_measured=tuple(not_measured),
+        quality=tuple(quality),
+        rates=rates,
     )
+
+
+def cells_of(
+    comparison: Comparison, cells: tuple[Cell, ...], largest: dict[tuple[str, int, int], int]
+) -> tuple[Cell, ...]:
+    """The grid as it applies to one comparison.
+
+    A batch size per model needs two models; `largest` adds one cell of each model's own largest batch
+    to every pair of lengths, by arm, isl and osl.
+    """
+    baseline, candidate = comparison.arms
+    fitting = [
+        cell for cell in cells if cell.candidate_batch_size is None or baseline.model != candidate.model
+    ]
+    for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
+        sizes = [largest.get((arm.id, isl, osl)) for arm in comparison.arms]
+        if sizes[0] and sizes[1]:
+            fitting.append(Cell(isl, osl, sizes[0], None if sizes[0] == sizes[1] else sizes[1]))
+    return tuple(dict.fromkeys(fitting))
+
+
+def _largest_cells(
+    arms: tuple[Arm, ...], cells: tuple[Cell, ...], config: Bench, *, seed: int, console: Console
+) -> dict[tuple[str, int, int], int]:
+    """Each arm's largest batch at every pair of lengths; empty where it is not asked for."""
+    found: dict[tuple[str, int, int], int] = {}
+    if not wants_largest_batch(config):
+        return found
+    for arm in arms:
+        for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
+            size = largest_batch(arm, isl=isl, osl=osl, limit=config.batch_limit, seed=seed)
+            console.info(f"  bench: {arm.id}, {isl}/{osl}: largest batch {size or 'none'}")
+            if size:
+                found[arm.id, isl, osl] = size
+    return found
 
 
 class _Benchmark:
@@ -81,38 +137,58 @@ class _Benchmark:
         rule: StoppingRule,
         seed: int,
         console: Console,
+        rates: Rates | None,
     ) -> None:
         self._comparison, self._rule, self._seed, self._console = comparison, rule, seed, console
+        self._rates, self._seat = rates, Seat()
         self._name = f"bench: {comparison.candidate.id} against {comparison.baseline.id}"
-        self._failures = {
-            cell: reason for arm in comparison.arms for cell, reason in probes[arm.id].failures.items()
-        }
+        self._failures = [probes[arm.id].failures for arm in comparison.arms]
 
-    def run(self, cells: tuple[Cell, ...]) -> ComparisonResult:
+    def run(self, cells: tuple[Cell, ...], *, is_alternating: bool) -> ComparisonResult:
         """Every cell, failed ones included; both models are released at the end."""
-        loaded = self._load()
+        loaded = self._load(is_alternating=is_alternating)
         results: list[CellResult] = []
         for cell in cells:
-            if isinstance(loaded, str) or cell in self._failures:
-                reason = loaded if isinstance(loaded, str) else self._failures[cell]
-                result = _failed(cell, reason)
+            reason = loaded if isinstance(loaded, str) else self._known_failure(cell)
+            if isinstance(loaded, str) or reason is not None:
+                result = _failed(cell, str(reason))
             else:
-                result = self._measure(loaded, cell)
+                result = self._with_roofline(self._measure(loaded, cell), cell)
             self._report(result)
             results.append(result)
+        self._seat.take(None)
         return ComparisonResult(
             baseline=self._comparison.baseline.id,
             candidate=self._comparison.candidate.id,
             cells=tuple(results),
         )
 
-    def _load(self) -> tuple[Session, Session] | str:
+    def _known_failure(self, cell: Cell) -> str | None:
+        """Why a cell is not even tried: an arm alone in a process could not run its part."""
+        parts = (cell.baseline, cell.candidate)
+        reasons = [failures.get(part) for failures, part in zip(self._failures, parts, strict=True)]
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _with_roofline(self, result: CellResult, cell: Cell) -> CellResult:
+        if self._rates is None or result.speedup is None:
+            return result
+        roofline = roofline_of_cell(*self._comparison.arms, cell=cell, result=result, rates=self._rates)
+        return result.model_copy(update={"roofline": roofline})
+
+    def _load(self, *, is_alternating: bool) -> tuple[Session, Session] | str:
         """Both sessions, or why there are none."""
+        sessions: list[Session] = []
         try:
-            baseline, candidate = (runtime_named(arm.runtime).load(arm.path) for arm in self._comparison.arms)
+            for arm in self._comparison.arms:
+                runtime = runtime_named(arm.runtime)
+                sessions.append(
+                    WorkerSession(arm, self._seat)
+                    if is_alternating
+                    else runtime.load(arm.path, precision=arm.precision)
+                )
         except _CELL_FAILURES as error:
             return self._reason(error)
-        return baseline, candidate
+        return sessions[0], sessions[1]
 
     def _measure(self, sessions: tuple[Session, Session], cell: Cell) -> CellResult:
         most_pairs = 2 * self._rule.max_pairs
@@ -130,7 +206,7 @@ class _Benchmark:
         return text
 
     def _report(self, result: CellResult) -> None:
-        cell = Cell(result.isl, result.osl, result.batch_size)
+        cell = result.label
         if result.speedup is None:
             self._console.warn(f"{self._name}, {cell}: FAIL: {result.reason}")
             return
@@ -142,11 +218,19 @@ class _Benchmark:
 
 
 def _failed(cell: Cell, reason: str) -> CellResult:
-    return CellResult(isl=cell.isl, osl=cell.osl, batch_size=cell.batch_size, status="FAIL", reason=reason)
+    return CellResult(
+        isl=cell.isl,
+        osl=cell.osl,
+        batch_size=cell.batch_size,
+        candidate_batch_size=cell.candidate_batch_size,
+        status="FAIL",
+        reason=reason,
+    )
 
 
 def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> MemoryProbe:
-    probe = probe_memory(arm, cells=cells, seed=seed)
+    own = tuple(dict.fromkeys(part for cell in cells for part in (cell.baseline, cell.candidate)))
+    probe = probe_memory(arm, cells=own, seed=seed)
     tick(arm.id)
     return probe
 
@@ -164,8 +248,9 @@ def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:
         raise UsageError("two different models have one name", where="bench", found=", ".join(repeated))
 
 
-def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
+def _protocol(rule: StoppingRule, config: Bench, *, seed: int) -> Protocol:
     return Protocol(
+        processes=config.processes,
         seed=seed,
         min_pairs=rule.min_pairs,
         max_pairs=rule.max_pairs,
@@ -187,4 +272,5 @@ def _arm_record(arm: Arm, probe: MemoryProbe) -> ArmRecord:
         num_parameters=arm.num_parameters,
         files=model_files(arm),
         peak_memory=probe.peak,
+        has_random_weights=arm.has_random_weights,
     )

@@ -40,7 +40,7 @@ def probe_memory(arm: Arm, *, cells: tuple[Cell, ...], seed: int) -> MemoryProbe
     probe = MemoryProbe(peak=AbsentRecord(absent="no cell of the grid ran"))
     for cell in by_memory(cells):
         try:
-            probe.peak = _run_child(arm, cell=cell, seed=seed)
+            probe.peak = run_alone(arm, cell=cell, seed=seed)
         except ResourceError as error:
             probe.failures[cell] = str(error.found)
         else:
@@ -66,29 +66,52 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry of the child process: prints one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.peak_memory")
     parser.add_argument("--runtime", required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--memory-limit", type=int, default=None)
     parser.add_argument("--model", type=Path, required=True)
     for name in ("--isl", "--osl", "--batch-size", "--seed"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args(arguments)
     cell = Cell(options.isl, options.osl, options.batch_size)
+    if options.memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (options.memory_limit, options.memory_limit))
     baseline_bytes = peak_resident_bytes()
     try:
-        session = runtime_named(options.runtime).load(options.model)
+        session = runtime_named(options.runtime).load(options.model, precision=options.precision)
         run_once(session, make_prompts((session,), cell=cell, seed=options.seed), cell=cell)
     except CompressExportError as error:
         raise SystemExit("; ".join(line.strip() for line in str(error).splitlines())) from error
-    measured = {"peak_bytes": peak_resident_bytes(), "baseline_bytes": baseline_bytes}
+    measured = {
+        "peak_bytes": peak_resident_bytes(),
+        "baseline_bytes": baseline_bytes,
+        "device_bytes": _device_bytes(),
+    }
     sys.stdout.write(json.dumps(measured) + "\n")
 
 
-def _run_child(arm: Arm, *, cell: Cell, seed: int) -> PeakMemory:
+def _device_bytes() -> int | None:
+    """What torch reserved at most on the GPU of this process."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_reserved())
+
+
+def run_alone(arm: Arm, *, cell: Cell, seed: int, memory_limit: int | None = None) -> PeakMemory:
+    """Run one cell in a process of its own, which may be kept from taking more than some memory.
+
+    Raises:
+        ResourceError: when it does not run.
+    """
     options = {
         "runtime": arm.runtime,
+        "precision": arm.precision,
         "model": arm.path.resolve(),
         "isl": cell.isl,
         "osl": cell.osl,
         "batch-size": cell.batch_size,
         "seed": seed,
+        **({} if memory_limit is None else {"memory-limit": memory_limit}),
     }
     # -m puts the working directory on the module path: it must be the one that holds these packages,
     # not the user's, where a folder `bench` may well be the output of an earlier run.

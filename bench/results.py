@@ -21,6 +21,23 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
 
+class Quality(Record):
+    """How good one model is, as the evaluate stage measured it."""
+
+    model: str
+    metric: str
+    value: float
+    is_better_when_lower: bool = True
+
+
+class Rates(Record):
+    """What the machine can do at best, measured once."""
+
+    bandwidth_bytes_per_s: float = Field(description="reading large arrays from memory")
+    matmul_ops_per_s: dict[str, float] = Field(description="dense matrix product, by precision")
+    device: str
+
+
 class NotMeasured(Record):
     """Something a reader would look for that this machine cannot measure."""
 
@@ -43,6 +60,7 @@ class PeakMemory(Record):
     batch_size: int
     peak_bytes: int
     baseline_bytes: int = Field(description="the same process after its imports, before loading")
+    device_bytes: int | None = Field(None, description="largest reservation on the GPU, where one was used")
 
 
 class AbsentRecord(Record):
@@ -61,6 +79,12 @@ class ArmRecord(Record):
     num_parameters: int
     files: dict[str, FileRecord]
     peak_memory: PeakMemory | AbsentRecord
+    has_random_weights: bool = False
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of every file of the model, engine or graph."""
+        return sum(record.size_bytes for record in self.files.values())
 
 
 class Summary(Record):
@@ -91,12 +115,26 @@ class ArmCell(Record):
     metrics: dict[str, Summary | AbsentRecord]
 
 
+class Roofline(Record):
+    """The least time a cell can take on this machine: bytes over bandwidth or operations over rate."""
+
+    baseline_floor_s: float
+    candidate_floor_s: float
+    best_speedup: float = Field(description="ratio of the floors per output token")
+    reached: float = Field(description="measured speed-up over the best possible one")
+    baseline_share: float = Field(description="floor over the baseline's median latency")
+    candidate_share: float = Field(description="floor over the candidate's median latency")
+
+
 class CellResult(Record):
     """One cell of one comparison; a failed one has a reason and no numbers."""
 
     isl: int
     osl: int
     batch_size: int
+    candidate_batch_size: int | None = Field(
+        None, description="the candidate's, where each model has a batch size of its own"
+    )
     status: Status
     reason: str | None = None
     is_confirmed: bool = Field(
@@ -107,6 +145,13 @@ class CellResult(Record):
     ratios: dict[str, Interval | AbsentRecord] = {}
     baseline: ArmCell | None = None
     candidate: ArmCell | None = None
+    roofline: Roofline | AbsentRecord | None = None
+
+    @property
+    def label(self) -> str:
+        """`128/128 x 8`, or `128/128 x 32:64` with a batch size per model."""
+        own = "" if self.candidate_batch_size is None else f":{self.candidate_batch_size}"
+        return f"{self.isl}/{self.osl} x {self.batch_size}{own}"
 
 
 class ComparisonResult(Record):
@@ -126,6 +171,12 @@ class Gpu(Record):
     sm_clock_mhz: str
     memory_clock_mhz: str
     power_limit_w: str
+    form: str | None = Field(None, description="SXM, PCIe or NVL, from the name")
+    temperature_c: str | None = None
+    throttle_reasons: str | None = None
+    ecc: str | None = None
+    mig: str | None = None
+    num_other_processes: int | None = None
 
 
 class Snapshot(Record):
@@ -155,7 +206,8 @@ class Environment(Record):
 class Protocol(Record):
     """How the numbers were taken."""
 
-    mode: Literal["static_batch"] = "static_batch"
+    mode: Literal["static_batch", "concurrency"] = "static_batch"
+    processes: Literal["shared", "alternating"] = "shared"
     order: Literal["ABBA"] = "ABBA"
     seed: int
     min_pairs: int
@@ -178,6 +230,8 @@ class Results(Record):
     arms: tuple[ArmRecord, ...]
     comparisons: tuple[ComparisonResult, ...]
     not_measured: tuple[NotMeasured, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    rates: Rates | None = None
 
     def arm(self, arm_id: str) -> ArmRecord:
         """The arm called `arm_id`.

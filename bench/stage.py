@@ -1,18 +1,28 @@
-"""The bench stage: the context's arms, `teacher PRECISION` against `student PRECISION`, into reports."""
+"""The bench stage: the context's arms against each other, into reports."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from pydantic import Field
+
 from bench.arms import Arm, Comparison
+from bench.comparisons import parts_of_arm
+from bench.machine_rates import machine_rates
 from bench.measure import run_bench
 from bench.report.write import write_reports
-from bench.results import NotMeasured
+from bench.results import NotMeasured, Quality
+from bench.shape_only import is_shape_only
 from compressor.artifact import ModelArtifact
+from compressor.errors import UnsupportedError
+from compressor.models.dims import Dims, dims_of_config
 from compressor.recipe import Bench, Section
 from compressor.stage import Stage, StageContext, StageResult
 
-RUNTIME = "onnxruntime-genai"
+# Beside the output directory; not part of a result, so it survives it.
+SCRATCH = ".compress-export"
+_CONFIG_FILE = "config.json"
 
 
 class BenchStageConfig(Section):
@@ -21,23 +31,31 @@ class BenchStageConfig(Section):
     Attributes:
         bench: The recipe's section.
         comparisons: Pairs of names in the context's `others`: baseline, candidate.
+        runtime: What executes all of them.
         not_measured: What is missing, and why.
+        quality: Model, metric and value, measured elsewhere.
+        shapes: Dimensions of models whose directory does not tell them, by model.
     """
 
     bench: Bench
     comparisons: tuple[tuple[str, str], ...]
+    runtime: str = "onnxruntime-genai"
     not_measured: tuple[tuple[str, str], ...] = ()
+    quality: tuple[tuple[str, str, float], ...] = ()
+    shapes: dict[str, dict[str, int | bool | str]] = Field(default_factory=dict)
 
 
 def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Measure every comparison and write `results.json` and `report.md`."""
-    arms = {name: _arm(name, artifact) for name, artifact in context.others.items()}
+    """Measure every comparison and write the reports."""
+    arms = {name: _arm(name, artifact, config) for name, artifact in context.others.items()}
     results = run_bench(
         [Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons],
         config.bench,
         console=context.console,
         seed=context.seed,
         not_measured=[NotMeasured(what=what, reason=reason) for what, reason in config.not_measured],
+        quality=[Quality(model=model, metric=metric, value=value) for model, metric, value in config.quality],
+        rates=machine_rates(out_dir.absolute().parent / SCRATCH),
     )
     write_reports(results, out_dir)
     return StageResult(
@@ -45,21 +63,32 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
     )
 
 
-def arm_name(model: str, precision: str) -> str:
-    """How an arm is called: `student-fp32`."""
-    return f"{model}-{precision}"
-
-
-def _arm(name: str, artifact: ModelArtifact) -> Arm:
-    model, _, precision = name.rpartition("-")
+def _arm(name: str, artifact: ModelArtifact, config: BenchStageConfig) -> Arm:
+    model, precision = parts_of_arm(name)
     return Arm(
         id=name,
         model=model,
         precision=precision,
         path=artifact.path,
-        runtime=RUNTIME,
+        runtime=config.runtime,
         num_parameters=artifact.num_parameters,
+        dims=_dims(artifact.path, config.shapes.get(model)),
+        has_random_weights=is_shape_only(artifact.path),
     )
 
 
-BENCH: Stage[BenchStageConfig] = Stage(name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai"))
+def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | None:
+    """The shape that was given, else that of the directory's config, else None."""
+    file = directory / _CONFIG_FILE
+    if given is None and not file.is_file():
+        return None
+    config: dict[str, object] = dict(given or json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return dims_of_config(config)
+    except UnsupportedError:
+        return None
+
+
+BENCH: Stage[BenchStageConfig] = Stage(
+    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=2
+)

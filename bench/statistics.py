@@ -143,11 +143,21 @@ def paired_trial(
         exploration.append(measure_pair(len(exploration)))
         if len(exploration) >= rule.min_pairs and _is_narrow(_speedup(exploration, duration), rule):
             break
-    interval = _speedup(exploration, duration)
     confirmation: list[tuple[Sample, Sample]] = []
-    if _is_narrow(interval, rule):
+    if _is_narrow(_speedup(exploration, duration), rule):
         confirmation = [measure_pair(index) for index in range(len(exploration))]
-        interval = _speedup(confirmation, duration)
+    return conclude(exploration, confirmation, duration=duration, rule=rule)
+
+
+def conclude(
+    exploration: Sequence[tuple[Sample, Sample]],
+    confirmation: Sequence[tuple[Sample, Sample]],
+    *,
+    duration: Callable[[Sample], float],
+    rule: StoppingRule,
+) -> Trial[Sample]:
+    """The verdict on two finished series; `confirmation` is empty where the first was too wide."""
+    interval = _speedup(confirmation or exploration, duration)
     is_noisy = not _is_narrow(interval, rule)
     return Trial(
         exploration=tuple(exploration),

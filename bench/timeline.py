@@ -17,12 +17,14 @@ class Timeline:
         token_times_s: Clock after every generated token step, one for the whole batch, `[num_steps]`.
         num_input_tokens: Counted, not requested, prompt tokens of every sequence, `[batch_size]`.
         num_output_tokens: Counted, not requested, generated tokens of every sequence, `[batch_size]`.
+        num_gpus: GPUs that did the work.
     """
 
     start_s: float
     token_times_s: tuple[float, ...]
     num_input_tokens: tuple[int, ...]
     num_output_tokens: tuple[int, ...]
+    num_gpus: int = 0
 
 
 def verify_timeline(timeline: Timeline, cell: Cell) -> Timeline:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench.stage import BENCH, BenchStageConfig, arm_name
+from bench.comparisons import arm_name, fair_comparisons
+from bench.stage import BENCH, BenchStageConfig
 from compressor.artifact import ModelArtifact, write_json
 from compressor.console import Console
 from compressor.distillation.stage import DISTILL
@@ -201,25 +202,36 @@ def _bench(run: Run) -> None:
     if not run.recipe.bench.enabled:
         return
     graphs: dict[str, ModelArtifact] = {}
-    comparisons: list[tuple[str, str]] = []
     for name, precision in BENCH_PRECISION_OF_FORMAT.items():
         student = run.made.get(f"export {name}")
         if student is None or precision not in run.recipe.bench.precisions:
             continue
         settings = settings_of(name, run.recipe.export).model_copy(update={"int4_min_top1": None})
-        pair = (arm_name("teacher", precision), arm_name("student", precision))
-        comparisons.append(pair)
-        graphs[pair[0]] = run.execute(
+        graphs[arm_name("teacher", precision)] = run.execute(
             export_stage(name), settings, run.teacher, f"stages/teacher-{name}", part_of="bench"
         )
-        graphs[pair[1]] = student
+        graphs[arm_name("student", precision)] = student
     if not graphs:
         run.console.warn("no ONNX export to benchmark: add onnx or onnx-int4 to the formats")
         return
     config = BenchStageConfig(
-        bench=run.recipe.bench, comparisons=tuple(comparisons), not_measured=_not_measured(run)
+        bench=run.recipe.bench,
+        comparisons=fair_comparisons(tuple(graphs), which=run.recipe.bench.baselines),
+        not_measured=_not_measured(run),
+        quality=_quality(run),
+        shapes={"teacher": run.plan.teacher.to_dict(), "student": run.plan.target.student.to_dict()},
     )
     run.made["bench"] = run.execute(BENCH, config, _dense(run), "bench", part_of="bench", others=graphs)
+
+
+def _quality(run: Run) -> tuple[tuple[str, str, float], ...]:
+    """Perplexity of teacher and student, for the plot of quality against speed."""
+    models = run.made["evaluation"].details["models"]
+    student = "distilled" if "distilled" in models else "pruned"
+    return tuple(
+        (name, "perplexity", models[evaluated]["perplexity"])
+        for name, evaluated in (("teacher", "teacher"), ("student", student))
+    )
 
 
 def _not_measured(run: Run) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ ExportFormat = Literal[
     "tensorrt-llm-fp16",
     "tensorrt-llm-fp8",
 ]
+BenchPreset = Literal["quick", "published", "minitron-blog"]
 
 
 class Section(BaseModel):
@@ -124,6 +125,20 @@ class Bench(Section):
 
     isl_osl: tuple[tuple[int, int], ...] = ((128, 128), (1000, 1000))
     batch_sizes: tuple[int, ...] = (1, 8)
+    batch_pairs: tuple[tuple[int, int], ...] = Field(
+        (), description="a batch size for the baseline and one for the candidate"
+    )
+    largest_batch: bool = Field(
+        default=False, description="also each model at the largest batch that it can run"
+    )
+    batch_limit: int = Field(256, ge=1, description="where the search for the largest batch ends")
+    preset: BenchPreset | None = Field(None, description="a named grid instead of lengths and batches")
+    processes: Literal["shared", "alternating"] = Field(
+        "shared", description="alternating: only one model in memory at a time"
+    )
+    baselines: Literal["same-precision", "all"] = Field(
+        "all", description="all: also each precision against the widest one, and the total"
+    )
     precisions: tuple[Literal["fp32", "fp16", "int4"], ...] = ("fp32", "int4")
     min_pairs: int = Field(5, ge=5)
     max_pairs: int = Field(40, ge=5)

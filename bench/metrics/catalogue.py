@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.metrics.absent import Absent
+from bench.metrics.itl import itl_p50_s, itl_p99_s
 from bench.metrics.latency import latency_s
 from bench.metrics.output_throughput import output_tokens_per_s
+from bench.metrics.per_gpu import output_tokens_per_s_per_gpu
+from bench.metrics.per_user import output_tokens_per_s_per_user
+from bench.metrics.requests import requests_per_s
 from bench.metrics.total_throughput import total_tokens_per_s
 from bench.metrics.tpot import tpot_s
 from bench.metrics.ttft import ttft_s
@@ -61,5 +65,35 @@ METRICS: tuple[Metric, ...] = (
         definition="(latency - ttft) / (osl - 1)",
         is_rate=False,
         compute=tpot_s,
+    ),
+    Metric(
+        name="itl_p50_s",
+        definition="median gap between successive tokens of a run",
+        is_rate=False,
+        compute=itl_p50_s,
+    ),
+    Metric(
+        name="itl_p99_s",
+        definition="99th percentile of those gaps, where a run has at least a hundred",
+        is_rate=False,
+        compute=itl_p99_s,
+    ),
+    Metric(
+        name="output_tokens_per_s_per_user",
+        definition="generated tokens of one sequence over latency",
+        is_rate=True,
+        compute=output_tokens_per_s_per_user,
+    ),
+    Metric(
+        name="output_tokens_per_s_per_gpu",
+        definition="generated tokens of the whole batch over latency and number of GPUs",
+        is_rate=True,
+        compute=output_tokens_per_s_per_gpu,
+    ),
+    Metric(
+        name="requests_per_s",
+        definition="sequences of the batch over latency",
+        is_rate=True,
+        compute=requests_per_s,
     ),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.runtimes.onnxruntime_genai import ONNXRUNTIME_GENAI, OnnxRuntimeGenai
+from bench.runtimes.torch_eager import TORCH_EAGER, TorchEager
 from bench.timeline import Timeline
 from compressor.errors import UsageError, nearest
 
@@ -33,22 +34,24 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """Something that executes a model directory."""
+    """Something that executes a model directory with static batches."""
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path, *, precision: str) -> None:
         """Find out cheaply whether `path` can be loaded at all.
 
         Raises:
             UsageError: when the directory is not of this runtime's kind.
             DependencyError: when the runtime is not installed.
+            UnsupportedError: when this machine has no kernels for the precision.
         """
 
-    def load(self, path: Path) -> Session:
+    def load(self, path: Path, *, precision: str) -> Session:
         """Load the model in `path`; raises what `check` raises, and the runtime's own errors."""
 
 
 RUNTIMES: dict[str, Runtime] = {
     ONNXRUNTIME_GENAI: OnnxRuntimeGenai(),
+    TORCH_EAGER: TorchEager(),
 }
 
 

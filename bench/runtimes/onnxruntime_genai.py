@@ -23,17 +23,17 @@ _SPECIAL_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class OnnxRuntimeGenai:
     """Loads a directory with `genai_config.json` and an ONNX graph with key/value cache."""
 
-    def check(self, path: Path) -> None:
-        """See `bench.runtimes.base.Runtime.check`."""
+    def check(self, path: Path, *, precision: str) -> None:
+        """See `bench.runtimes.base.Runtime.check`; the graph itself holds its precision."""
         if not (path / CONFIG_FILE).is_file():
             raise UsageError(
                 "this directory holds no ONNX Runtime GenAI model", where=str(path), expected=CONFIG_FILE
             )
         _library()
 
-    def load(self, path: Path) -> OnnxRuntimeGenaiSession:
+    def load(self, path: Path, *, precision: str) -> OnnxRuntimeGenaiSession:
         """See `bench.runtimes.base.Runtime.load`."""
-        self.check(path)
+        self.check(path, precision=precision)
         return OnnxRuntimeGenaiSession(_library(), path)
 
 

@@ -108,7 +108,11 @@ RECIPE_FIELDS = {
     "require_engine": "export.tensorrt_llm.require_engine",
     "eval_data": "evaluate.data",
     "isl_osl": "bench.isl_osl",
-    "batch_size": "bench.batch_sizes",
+    "batch_sizes": "bench.batch_sizes",
+    "batch_pairs": "bench.batch_pairs",
+    "largest_batch": "bench.largest_batch",
+    "preset": "bench.preset",
+    "processes": "bench.processes",
 }
 
 
@@ -121,6 +125,7 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     from compressor.pruning.target import parse_count
 
     overrides: dict[str, Any] = {}
+    flags = {**flags, **(flags.get("batches") or {})}
     for flag, field in RECIPE_FIELDS.items():
         value = flags.get(flag)
         if value is None or value is False or value == ():
@@ -162,14 +167,26 @@ def parse_list(_context: click.Context, _parameter: click.Parameter, value: str 
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def parse_integers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`1,8` as a tuple of positive integers."""
+def parse_batches(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`1,8,32:64,max` as the recipe's fields: equal batches, one per model, each model's largest."""
     if value is None:
         return None
+    sizes: list[int] = []
+    pairs: list[tuple[int, int]] = []
     parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a list of positive numbers")
-    return tuple(int(part) for part in parts)
+    for part in parts:
+        numbers = part.split(":")
+        if part == "max":
+            continue
+        if len(numbers) > len(("baseline", "candidate")) or not all(
+            number.isdigit() and int(number) for number in numbers
+        ):
+            raise click.BadParameter(f"{part!r} is no batch size: 8, 32:64 (baseline:candidate) or max")
+        if len(numbers) == 1:
+            sizes.append(int(part))
+        else:
+            pairs.append((int(numbers[0]), int(numbers[1])))
+    return {"batch_sizes": tuple(sizes), "batch_pairs": tuple(pairs), "largest_batch": "max" in parts}
 
 
 def _apply(function: Command, options: list[Any]) -> Command:

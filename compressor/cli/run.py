@@ -11,7 +11,7 @@ from compressor.cli.options import (
     calibration,
     common,
     parallelism,
-    parse_integers,
+    parse_batches,
     parse_list,
     parse_pairs,
     parse_shape,
@@ -33,7 +33,9 @@ from compressor.cli.options import (
 @click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
 @click.option("--eval-data", default=None, help="SOURCE. [held-out part of the training text]")
 @click.option("--isl-osl", callback=parse_pairs, default=None, help="Benchmark lengths: 128/128,1000/1000")
-@click.option("--batch-size", callback=parse_integers, default=None, help="Benchmark batch sizes: 1,8")
+@click.option(
+    "--batch-size", "batches", callback=parse_batches, default=None, help="Benchmark batch sizes: 1,8"
+)
 @click.option("--restart-from", default=None, help="Discard this stage and all later ones first.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @parallelism

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from click_default_group import DefaultGroup
 
 from compressor.cli.main import cli, invoke
 from tests.performance.results import ROOT, documents_with_tables, with_tables
@@ -32,6 +33,8 @@ def test_every_example_names_known_options(capsys: pytest.CaptureFixture[str]) -
         command = cli.commands.get(name)
         if command is None:
             continue
+        if isinstance(command, DefaultGroup):
+            command = command.commands.get(rest.split()[0], command.commands[command.default_cmd_name])
         known = {option for parameter in command.params for option in parameter.opts}
         used = {word for word in rest.split() if word.startswith("-")}
         assert used <= known, f"{name}: {used - known}"

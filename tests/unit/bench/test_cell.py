@@ -47,7 +47,9 @@ def test_numbers_are_the_confirming_series_and_the_first_is_kept_raw(scripted: S
     baseline = scripted("A", [*warm, *first, *fresh])
     candidate = scripted("B", itertools.repeat(1.0))
     result = measure_cell(baseline, candidate, cell=CELL, rule=RULE, seed=0)
-    assert result.speedup == Interval(ratio=2.0, low=2.0, high=2.0, num_pairs=5)
+    assert result.speedup is not None
+    found = (result.speedup.ratio, result.speedup.low, result.speedup.high, result.speedup.num_pairs)
+    assert found == pytest.approx((2.0, 2.0, 2.0, 5), rel=1e-12)
     assert summary(result.baseline, "latency_s").samples == (2.0,) * 5
     assert summary(result.baseline, "output_tokens_per_s").median == 4.0
     assert summary(result.candidate, "total_tokens_per_s").median == 24.0
@@ -58,9 +60,19 @@ def test_numbers_are_the_confirming_series_and_the_first_is_kept_raw(scripted: S
 def test_every_ratio_above_one_means_the_candidate_is_better(scripted: Scripted) -> None:
     pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
     result = measure_cell(*pair, cell=CELL, rule=RULE, seed=0)
-    for name, ratio in result.ratios.items():
-        assert isinstance(ratio, Interval), name
+    found = {name: ratio for name, ratio in result.ratios.items() if isinstance(ratio, Interval)}
+    assert result.ratios.keys() - found.keys() == {"itl_p99_s", "output_tokens_per_s_per_gpu"}
+    for name, ratio in found.items():
         assert ratio.ratio == pytest.approx(3.0), name
+
+
+def test_each_model_may_have_a_batch_size_of_its_own_and_the_ratio_is_per_token(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(3.0))
+    result = measure_cell(*pair, cell=Cell(8, 4, 2, 6), rule=RULE, seed=0)
+    assert result.speedup is not None
+    assert result.speedup.ratio == pytest.approx(3.0)
+    assert summary(result.candidate, "output_tokens_per_s").median == 8.0
+    assert (result.batch_size, result.candidate_batch_size, result.label) == (2, 6, "8/4 x 2:6")
 
 
 def test_a_metric_that_cannot_be_computed_is_absent_with_its_reason(scripted: Scripted) -> None:

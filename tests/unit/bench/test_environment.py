@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -35,16 +36,23 @@ def test_every_file_of_a_model_is_digested_under_its_own_name(tmp_path: Path) ->
 
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 1980, 2619, 700.00\n"
+    facts = "570.86.15, 81559, 1980, 2619, 700.00, 41, 0x0000000000000004, Enabled, Disabled"
+    rows = f"NVIDIA H100 80GB HBM3, {facts}, GPU-1\nNVIDIA H100 PCIe, {facts}, GPU-2\n"
 
     def answer(command: tuple[str, ...], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, returncode=0, stdout=row * 2, stderr="")
+        is_about_processes = "compute-apps" in command[1]
+        stdout = f"GPU-1, 1\nGPU-1, {os.getpid()}\n" if is_about_processes else rows
+        return subprocess.CompletedProcess(command, returncode=0, stdout=stdout, stderr="")
 
     monkeypatch.setattr(subprocess, "run", answer)
     gpus = take_snapshot().gpus
     assert len(gpus) == 2
     assert gpus[0].name == "NVIDIA H100 80GB HBM3"
     assert gpus[0].power_limit_w == "700.00"
+    assert [gpu.form for gpu in gpus] == ["SXM", "PCIe"]
+    assert [gpu.num_other_processes for gpu in gpus] == [1, 0]
+    assert (gpus[0].temperature_c, gpus[0].throttle_reasons) == ("41", "0x0000000000000004")
+    assert (gpus[0].ecc, gpus[0].mig) == ("Enabled", "Disabled")
 
 
 def test_without_nvidia_smi_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.report.markdown import render_markdown
-from bench.report.write import read_results, write_reports
+from bench.report.write import SCHEMA_FILE, read_results, write_reports
 from bench.results import (
     AbsentRecord,
     ArmCell,
@@ -147,9 +147,14 @@ def test_tables_are_whole(results: Results) -> None:
         assert len({line.replace("\\|", "").count("|") for line in lines}) <= 1
 
 
-def test_both_files_are_written_and_the_json_reads_back(results: Results, tmp_path: Path) -> None:
+def test_all_files_are_written_and_the_json_reads_back(results: Results, tmp_path: Path) -> None:
     write_reports(results, tmp_path / "bench")
-    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == ["report.md", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "bench").iterdir()) == [
+        "report.html",
+        "report.md",
+        "results.csv",
+        "results.json",
+    ]
     document = json.loads((tmp_path / "bench" / "results.json").read_text())
     assert document["schema"] == "compress-export/bench/1"
     assert read_results(tmp_path / "bench" / "results.json") == results
@@ -162,7 +167,9 @@ def test_results_of_another_schema_are_refused(results: Results, tmp_path: Path)
         read_results(tmp_path / "results.json")
 
 
-def test_the_schema_can_be_published() -> None:
+def test_the_published_schema_is_the_one_in_use() -> None:
     schema = Results.model_json_schema()
+    published = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert published == schema, f"write {SCHEMA_FILE.name} again: python -m bench.report.write"
     assert schema["properties"]["schema"]["const"] == "compress-export/bench/1"
     assert "schema_id" not in schema["properties"]

@@ -22,7 +22,7 @@ GENAI = runtime_named("onnxruntime-genai")
 
 @pytest.fixture(scope="module")
 def session(comparison: Comparison) -> Session:
-    return GENAI.load(comparison.baseline.path)
+    return GENAI.load(comparison.baseline.path, precision="fp32")
 
 
 def test_the_session_knows_its_vocabulary(session: Session) -> None:
@@ -46,7 +46,7 @@ def test_a_cell_beyond_the_context_is_the_runtimes_error(session: Session) -> No
 def test_a_directory_of_another_kind_is_refused(tmp_path: Path) -> None:
     for method in (GENAI.check, GENAI.load):
         with pytest.raises(UsageError, match=r"genai_config\.json"):
-            method(tmp_path)
+            method(tmp_path, precision="fp32")
 
 
 def test_a_missing_library_is_named(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,18 +59,18 @@ def test_a_missing_library_is_named(comparison: Comparison, monkeypatch: pytest.
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(DependencyError, match="pip install onnxruntime-genai"):
-        GENAI.check(comparison.baseline.path)
+        GENAI.check(comparison.baseline.path, precision="fp32")
 
 
 def test_the_library_is_kept_from_sending_telemetry(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    GENAI.check(comparison.baseline.path)
+    GENAI.check(comparison.baseline.path, precision="fp32")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_the_table_of_runtimes_is_frozen_here() -> None:
-    assert list(RUNTIMES) == ["onnxruntime-genai"]
+    assert list(RUNTIMES) == ["onnxruntime-genai", "torch-eager"]
     with pytest.raises(UsageError, match="did you mean onnxruntime-genai"):
         runtime_named("onnxruntime")

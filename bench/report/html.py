@@ -1,0 +1,94 @@
+"""The HTML report: one page that opens from disk, asks nothing of a network and runs no script.
+
+Every number of a table carries the unrounded value of `results.json` in its `data-value`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.metrics.catalogue import METRICS
+from bench.report.charts import charts_of
+from bench.report.numbers import (
+    NO_NUMBER,
+    or_unknown,
+    show_gib,
+    show_interval,
+    show_number,
+    show_peak,
+)
+from bench.report.tables import TABLES
+from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
+
+TEMPLATE_FILE = "page.html.j2"
+
+
+def render_html(results: Results) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    environment.filters.update(gib=show_gib, or_unknown=or_unknown, number=show_number, peak=show_peak)
+    charts = [
+        {"title": chart.title, "caption": chart.caption, "svg": Markup(chart.svg)}  # noqa: S704 - ours
+        for chart in charts_of(results)
+    ]
+    return environment.get_template(TEMPLATE_FILE).render(
+        results=results,
+        charts=charts,
+        tables=TABLES,
+        definitions={metric.name: metric.definition for metric in METRICS},
+        spread=_spread,
+        ratio=_ratio,
+        roofline=_roofline,
+        has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),
+    )
+
+
+def _number(value: float, shown: str) -> Markup:
+    return Markup('<td class="n" data-value="{}">{}</td>').format(repr(value), shown)
+
+
+def _nothing(why: str) -> Markup:
+    return Markup('<td class="n" title="{}">{}</td>').format(why, NO_NUMBER)
+
+
+def _spread(arm: ArmCell | None, metric: str, scale: float) -> Markup:
+    """A median with its coefficient of variation."""
+    summary = arm.metrics.get(metric) if arm else None
+    if summary is None:
+        return _nothing("not measured")
+    if isinstance(summary, AbsentRecord):
+        return _nothing(summary.absent)
+    return _number(summary.median, f"{show_number(summary.median * scale)} ± {summary.cv:.1%}")
+
+
+def _ratio(cell: CellResult, metric: str) -> Markup:
+    """A paired ratio with its interval."""
+    ratio = cell.ratios.get(metric)
+    if isinstance(ratio, Interval):
+        return _number(ratio.ratio, show_interval(ratio))
+    return _nothing(ratio.absent if ratio else "not measured")
+
+
+def _roofline(cell: CellResult) -> Markup:
+    """Best possible speed-up, share of it reached, and each arm's share of its floor."""
+    roofline = cell.roofline
+    if not isinstance(roofline, Roofline):
+        why = roofline.absent if roofline else "not measured"
+        return Markup("").join([_nothing(why)] * 4)
+    return Markup("").join(
+        [
+            _number(roofline.best_speedup, f"{roofline.best_speedup:.2f}x"),
+            _number(roofline.reached, f"{roofline.reached:.0%}"),
+            _number(roofline.baseline_share, f"{roofline.baseline_share:.0%}"),
+            _number(roofline.candidate_share, f"{roofline.candidate_share:.0%}"),
+        ]
+    )

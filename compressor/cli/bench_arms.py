@@ -1,0 +1,89 @@
+"""From MODELs on the command line to the arms of a benchmark, by runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import UsageError
+
+if TYPE_CHECKING:
+    from compressor.artifact import ModelArtifact
+    from compressor.console import Console
+    from compressor.recipe import ExportFormat, Recipe
+
+GENAI = "onnxruntime-genai"
+ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
+
+
+def open_arms(
+    models: tuple[str, ...], recipe: Recipe, out_dir: Path, flags: dict[str, Any], console: Console
+) -> tuple[ModelArtifact, dict[str, ModelArtifact], dict[str, dict[str, Any]]]:
+    """The first model, every arm by name, and every model's dimensions.
+
+    Raises:
+        UsageError: for a precision or random weights that the runtime does not take.
+    """
+    from bench.comparisons import arm_name
+    from compressor.models.load import distinct_names
+
+    sources = _sources(models, out_dir, flags)
+    names = [name.replace(":", "-") for name in distinct_names(models)]
+    arms: dict[str, ModelArtifact] = {}
+    for name, source in zip(names, sources, strict=True):
+        for precision in flags["precisions"]:
+            arms[arm_name(name, precision)] = (
+                _graph(source, precision, recipe, out_dir, flags, console)
+                if flags["runtime"] == GENAI
+                else source
+            )
+    shapes = {name: _config(source) for name, source in zip(names, sources, strict=True)}
+    return sources[0], arms, shapes
+
+
+def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
+    from bench.shape_only import shape_of, write_shape
+    from compressor.cli.stage_command import SCRATCH, open_model
+
+    if not flags["random_weights"]:
+        return [open_model(model, out_dir, flags) for model in models]
+    if flags["runtime"] == GENAI:
+        raise UsageError(
+            "random weights are drawn by torch, a graph would need them on disk",
+            where="--random-weights",
+            hint="--runtime torch-eager",
+        )
+    scratch = out_dir.absolute().parent / SCRATCH / "shapes"
+    directories = [scratch / model.replace(":", "-") for model in models]
+    return [
+        write_shape(shape_of(model), directory) for model, directory in zip(models, directories, strict=True)
+    ]
+
+
+def _graph(
+    source: ModelArtifact,
+    precision: str,
+    recipe: Recipe,
+    out_dir: Path,
+    flags: dict[str, Any],
+    console: Console,
+) -> ModelArtifact:
+    """The ONNX graph of a model, built and verified once."""
+    from compressor.cli.stage_command import SCRATCH, execute_stage
+    from exporters.base import export_stage
+
+    if precision not in ONNX_FORMATS:
+        raise UsageError(
+            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
+        )
+    graph = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
+    stage = export_stage(ONNX_FORMATS[precision])
+    return execute_stage(stage, recipe.export, source, graph, {**flags, "resume": False}, console)
+
+
+def _config(source: ModelArtifact) -> dict[str, Any]:
+    """The fields of a checkpoint's config that say its shape."""
+    from compressor.models.checkpoint import read_config
+    from compressor.models.dims import dims_of_config
+
+    return dims_of_config(read_config(source.path)).to_dict()

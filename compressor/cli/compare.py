@@ -1,0 +1,89 @@
+"""`compress-export bench compare`: the release gate on speed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.options import reporting
+
+if TYPE_CHECKING:
+    from bench.results import Results
+
+STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+# What fails at each setting; another machine or other versions always do, unless nothing does.
+FAILING: dict[str, frozenset[str]] = {
+    "regression": frozenset({"REGRESSION", "MISMATCH"}),
+    "noisy": frozenset({"REGRESSION", "MISMATCH", "NOISY", "NO-BASELINE"}),
+    "never": frozenset(),
+}
+
+
+@click.command()
+@click.argument("baseline", metavar="BASELINE.json", type=click.Path(path_type=Path))
+@click.argument("current", metavar="CURRENT.json", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-on",
+    type=click.Choice(list(FAILING)),
+    default="regression",
+    show_default=True,
+    help="regression: also on a mismatch; noisy: on anything but PASS.",
+)
+@click.option("--ratio-tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True)
+@click.option("--absolute-tolerance", type=click.FloatRange(0, 1), default=0.25, show_default=True)
+@reporting
+def compare(
+    baseline: Path,
+    current: Path,
+    fail_on: str,
+    ratio_tolerance: float,
+    absolute_tolerance: float,
+    **flags: Any,
+) -> None:
+    """Compare two results.json of `bench`; exit code 7 on a regression or a mismatch.
+
+    Tight on the ratio to the first model of the same run, loose on absolute throughput. In a GitHub
+    workflow the table goes into the step's summary too.
+    """
+    from bench.gate import Thresholds, compare_results
+    from bench.report.gate import gate_document, render_gate
+    from compressor.cli.session import emit
+    from compressor.errors import SpeedGateError
+
+    thresholds = Thresholds(ratio=ratio_tolerance, absolute=absolute_tolerance)
+    report = compare_results(_read(baseline), _read(current), thresholds)
+    text = render_gate(report)
+    if summary := os.environ.get(STEP_SUMMARY_VARIABLE):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    emit(gate_document(report), flags, text)
+    if report.verdict in FAILING[fail_on]:
+        reasons = [cell.reason for cell in report.cells if cell.verdict == report.verdict]
+        raise SpeedGateError(
+            f"the speed gate says {report.verdict}",
+            where=str(current),
+            expected="PASS",
+            found=(reasons or list(report.mismatches))[0],
+        )
+
+
+def _read(path: Path) -> Results:
+    from pydantic import ValidationError
+
+    from bench.report.write import read_results
+    from compressor.errors import UsageError
+
+    try:
+        return read_results(path)
+    except OSError as error:
+        raise UsageError("the results cannot be read", where=str(path), found=error.strerror) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "this is no results.json of bench",
+            where=str(path),
+            expected="schema compress-export/bench/1",
+            found=str(error).splitlines()[0],
+        ) from error

@@ -1,0 +1,188 @@
+"""The gate's verdicts, by hand and on two thousand simulated series."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from bench.change import change_of
+from bench.gate import (
+    DEFAULT_THRESHOLDS,
+    absolute_change_of,
+    compare_results,
+    judge_cell,
+    ratio_change_of,
+)
+from bench.report.gate import gate_document, render_gate
+from bench.results import ArmCell, CellResult, Interval, Summary
+from bench.statistics import StoppingRule, conclude
+from tests.unit.bench.results_by_hand import CELL, cell_of, gpu, results_of
+
+NUM_SERIES = 2000
+NUM_PAIRS = 10
+TEACHER_S, STUDENT_S = 2.0, 1.0
+STEADY = cell_of([2.0, 2.02, 1.98, 2.01, 1.99], [1.0, 1.01, 0.99, 1.01, 0.99])
+SLOWER = cell_of([2.0, 2.02, 1.98, 2.01, 1.99], [1.2, 1.21, 1.19, 1.21, 1.19])
+
+
+def simulated_cells(*, cv: float, slowdown: float, seed: int) -> Iterator[CellResult]:
+    """Measurements of one machine and one student: lognormal latencies of the given spread."""
+    generator = np.random.default_rng(seed)
+    noise = np.exp(generator.normal(0.0, cv, size=(NUM_SERIES, 2, NUM_PAIRS)))
+    for teacher, student in noise * np.array([TEACHER_S, STUDENT_S * (1 + slowdown)])[:, None]:
+        yield bare_cell(teacher, student)
+
+
+def bare_cell(baseline_s: NDArray[np.float64], candidate_s: NDArray[np.float64]) -> CellResult:
+    """Only what the gate reads, with the benchmark's own verdict on the noise."""
+    pairs = list(zip(baseline_s.tolist(), candidate_s.tolist(), strict=True))
+    trial = conclude(pairs, pairs, duration=float, rule=StoppingRule(min_pairs=5, max_pairs=40))
+    interval = trial.interval
+    return CellResult(
+        isl=1, osl=1, batch_size=1, status=trial.verdict, reason=trial.reason,
+        speedup=Interval(
+            ratio=interval.ratio, low=interval.low, high=interval.high, num_pairs=interval.num_pairs
+        ),
+        baseline=bare_arm(baseline_s),
+        candidate=bare_arm(candidate_s),
+    )  # fmt: skip
+
+
+def bare_arm(latencies_s: NDArray[np.float64]) -> ArmCell:
+    samples = {"latency_s": latencies_s, "output_tokens_per_s": 1 / latencies_s}
+    return ArmCell(
+        num_warmup_runs=2,
+        is_settled=True,
+        exploration_latency_s=(),
+        metrics={
+            name: Summary(median=1.0, cv=0.0, minimum=1.0, maximum=1.0, samples=tuple(values.tolist()))
+            for name, values in samples.items()
+        },
+    )
+
+
+def verdicts(*, cv: float, slowdown: float, seeds: tuple[int, int]) -> dict[str, float]:
+    """The share of each verdict over the simulated pairs of benchmarks."""
+    before = simulated_cells(cv=cv, slowdown=0.0, seed=seeds[0])
+    now = simulated_cells(cv=cv, slowdown=slowdown, seed=seeds[1])
+    counts = Counter(
+        judge_cell(*pair, ratio_change_of(*pair), absolute_change_of(*pair), DEFAULT_THRESHOLDS)[0]
+        for pair in zip(before, now, strict=True)
+    )
+    return {verdict: count / NUM_SERIES for verdict, count in counts.items()}
+
+
+def test_an_unchanged_model_is_hardly_ever_called_slower() -> None:
+    found = verdicts(cv=0.03, slowdown=0.0, seeds=(1, 2))
+    assert found.get("REGRESSION", 0.0) <= 0.005
+    assert found["PASS"] >= 0.95
+
+
+def test_a_slow_down_of_15_percent_is_found() -> None:
+    assert verdicts(cv=0.03, slowdown=0.15, seeds=(3, 4))["REGRESSION"] >= 0.99
+
+
+@pytest.mark.parametrize(("cv", "slowdown"), [(0.105, 0.0), (0.12, 0.15), (0.2, 0.5)])
+def test_beyond_a_spread_of_10_percent_there_is_never_a_verdict(cv: float, slowdown: float) -> None:
+    assert verdicts(cv=cv, slowdown=slowdown, seeds=(5, 6)) == {"NOISY": 1.0}
+
+
+def test_intervals_cover_the_truth() -> None:
+    covered = 0
+    for cell in simulated_cells(cv=0.03, slowdown=0.0, seed=7):
+        assert cell.speedup is not None
+        covered += cell.speedup.low <= TEACHER_S / STUDENT_S <= cell.speedup.high
+    assert 0.93 <= covered / NUM_SERIES <= 0.97
+
+
+def test_changes_agree_with_scipy() -> None:
+    generator = np.random.default_rng(0)
+    before, now = generator.normal(0.0, 0.1, 12), generator.normal(0.2, 0.3, 7)
+    reference = stats.ttest_ind(now, before, equal_var=False).confidence_interval(0.998)
+    change = change_of(before, now)
+    assert np.log([change.low, change.high]) == pytest.approx([reference.low, reference.high], rel=1e-10)
+    assert np.log(change.ratio) == pytest.approx(now.mean() - before.mean(), rel=1e-12)
+
+
+def test_series_without_any_spread_have_an_interval_without_width() -> None:
+    change = change_of(np.zeros(5), np.full(5, np.log(2.0)))
+    assert (change.low, change.ratio, change.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_equal_results_pass() -> None:
+    report = compare_results(results_of([STEADY]), results_of([STEADY]))
+    assert report.verdict == "PASS"
+    assert report.cells[0].cell == str(CELL)
+
+
+def test_a_slower_student_is_a_regression_and_a_faster_one_is_not() -> None:
+    assert compare_results(results_of([STEADY]), results_of([SLOWER])).verdict == "REGRESSION"
+    assert compare_results(results_of([SLOWER]), results_of([STEADY])).verdict == "PASS"
+
+
+def test_a_machine_that_slows_both_arms_alike_keeps_the_ratio_and_passes_up_to_a_quarter() -> None:
+    series = ([2.0, 2.02, 1.98, 2.01, 1.99], [1.0, 1.01, 0.99, 1.01, 0.99])
+    slower = [cell_of(*([value * factor for value in arm] for arm in series)) for factor in (1.2, 1.5)]
+    found = [compare_results(results_of([STEADY]), results_of([cell])).cells[0] for cell in slower]
+    assert [cell.verdict for cell in found] == ["PASS", "REGRESSION"]
+    assert "absolute throughput" in found[1].reason
+
+
+def test_a_slow_down_too_small_in_seconds_does_not_count() -> None:
+    before, now = cell_of([0.002] * 5, [0.001] * 5), cell_of([0.002] * 5, [0.0015] * 5)
+    assert compare_results(results_of([before]), results_of([now])).verdict == "PASS"
+
+
+def test_a_large_but_uncertain_slow_down_is_noisy() -> None:
+    before = cell_of([2.0, 2.1, 1.9, 2.1, 1.9], [1.0, 1.05, 0.95, 1.05, 0.95])
+    now = cell_of([2.0, 2.1, 1.9, 2.0, 2.0], [1.07, 1.1, 1.05, 1.13, 1.07])
+    report = compare_results(results_of([before]), results_of([now]))
+    assert report.verdict == "NOISY"
+    assert "too few" in report.cells[0].reason
+
+
+def test_a_cell_that_is_new_has_no_baseline_and_one_that_is_gone_or_fails_is_a_regression() -> None:
+    failed = CellResult(isl=8, osl=4, batch_size=2, status="FAIL", reason="out of memory")
+    cases = (([failed], [STEADY]), ([], [STEADY]), ([STEADY], [failed]), ([STEADY], []))
+    found = [compare_results(results_of(before), results_of(now)).verdict for before, now in cases]
+    assert found == ["NO-BASELINE", "NO-BASELINE", "REGRESSION", "REGRESSION"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"torch": "2.9"}, "torch was 2.8, is 2.9"),
+        ({"gpus": (gpu("NVIDIA H100 PCIe"),)}, "NVIDIA H100 PCIe"),
+        ({"gpus": (gpu(driver="2"),)}, "GPU driver"),
+        ({"teacher_sha": "7"}, "model teacher-fp32"),
+    ],
+)
+def test_another_machine_version_or_teacher_fails_closed(changed: dict[str, str], named: str) -> None:
+    report = compare_results(
+        results_of([STEADY], gpus=(gpu(),)), results_of([STEADY], **{"gpus": (gpu(),), **changed})
+    )
+    assert report.verdict == "MISMATCH"
+    assert any(named in mismatch for mismatch in report.mismatches)
+    assert {cell.verdict for cell in report.cells} == {"MISMATCH"}
+
+
+def test_the_students_files_and_the_tools_version_may_differ() -> None:
+    before, now = results_of([STEADY]), results_of([STEADY])
+    student = now.arms[1].model_copy(update={"files": {}})
+    environment = now.environment.model_copy(update={"versions": {"compress-export": "2", "torch": "2.8"}})
+    now = now.model_copy(update={"arms": (now.arms[0], student), "environment": environment})
+    assert compare_results(before, now).verdict == "PASS"
+
+
+def test_the_report_is_a_whole_table_and_a_json_document() -> None:
+    report = compare_results(results_of([STEADY]), results_of([SLOWER]))
+    assert json.loads(json.dumps(gate_document(report)))["verdict"] == "REGRESSION"
+    rows = [line for line in render_gate(report).splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    assert "student-fp32 : teacher-fp32" in rows[2]

@@ -1,0 +1,68 @@
+"""Arms in processes of their own, on real, tiny graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from bench.arms import Comparison
+from bench.grid import Cell
+from bench.measure import run_bench
+from bench.timeline import verify_timeline
+from bench.worker import Seat, WorkerSession
+from compressor.console import Console
+from compressor.errors import ResourceError
+from compressor.recipe import Bench
+
+CELL = Cell(isl=8, osl=4, batch_size=2)
+PROMPTS = np.ones((2, 8), dtype=np.int32)
+
+
+def num_workers() -> int:
+    """Live child processes that hold a model."""
+    return sum("bench.worker" in child.cmdline() for child in psutil.Process().children())
+
+
+def test_only_one_model_is_alive_at_a_time(comparison: Comparison) -> None:
+    seat = Seat()
+    baseline, candidate = (WorkerSession(arm, seat) for arm in comparison.arms)
+    for session in (baseline, candidate, candidate, baseline):
+        verify_timeline(session.generate(PROMPTS, osl=4), CELL)
+        assert num_workers() == 1
+    seat.take(None)
+    assert num_workers() == 0
+
+
+def test_the_runtimes_errors_come_back(comparison: Comparison) -> None:
+    seat = Seat()
+    session = WorkerSession(comparison.baseline, seat)
+    with pytest.raises(RuntimeError, match="context_length"):
+        session.generate(np.ones((1, 60), dtype=np.int32), osl=60)
+    seat.take(None)
+
+
+def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="genai_config"):
+        WorkerSession(replace(comparison.baseline, path=tmp_path), Seat())
+
+
+def test_a_process_that_dies_is_a_resource_error(comparison: Comparison) -> None:
+    session = WorkerSession(comparison.baseline, Seat())
+    for child in psutil.Process().children():
+        if "bench.worker" in child.cmdline():
+            child.kill()
+    with pytest.raises(ResourceError, match="process ended"):
+        session.generate(PROMPTS, osl=4)
+
+
+def test_a_whole_benchmark_alternates(comparison: Comparison) -> None:
+    config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), min_pairs=5, max_pairs=5, processes="alternating")
+    results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
+    assert results.protocol.processes == "alternating"
+    (cell,) = results.comparisons[0].cells
+    assert cell.status in ("ok", "NOISY")
+    assert num_workers() == 0
