@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from compressor.artifact import ModelArtifact
 from compressor.errors import AccuracyGateError
 from compressor.recipe import Export, ExportFormat
+from compressor.sparsity.promise import carry_promise
+from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
 from exporters.logits import VerifyOptions
 from exporters.onnx.exporter import OnnxExporter
 from exporters.record import Verification, write_verification
+from exporters.sparsity import check_sparsity
 
 
 class Exporter(Protocol):
@@ -59,8 +63,12 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
         options = VerifyOptions(
             console=context.console, device=context.device, trust_remote_code=context.trust_remote_code
         )
+        if format_name != "huggingface":
+            refuse_adapter(source.path, by=f"the {format_name} export")
         exporter.write(source.path, out_dir, options)
+        carry_promise(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
+        verification = replace(verification, checks=verification.checks | check_sparsity(out_dir))
         write_verification(out_dir, verification)
         verification.enforce()
         if exporter.precision == "int4":
