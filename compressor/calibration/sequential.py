@@ -36,18 +36,18 @@ class Gram:
     """Sum over tokens of x xᵀ for the inputs x of one or several linear layers.
 
     Attributes:
-        total_CC: float32 `[C, C]`, accumulated outside autocast.
+        total: float32 `[C, C]`, accumulated outside autocast.
         num_tokens: Tokens seen.
     """
 
-    total_CC: torch.Tensor
+    total: torch.Tensor
     num_tokens: int = 0
 
     def add(self, inputs: torch.Tensor) -> None:
         """Add inputs `[..., C]`."""
         with torch.autocast(inputs.device.type, enabled=False):
             x_TC = inputs.detach().flatten(0, -2).float()
-            self.total_CC.addmm_(x_TC.T, x_TC)
+            self.total.addmm_(x_TC.T, x_TC)
         self.num_tokens += x_TC.shape[0]
 
 
@@ -230,7 +230,7 @@ def _gather(
         (family.down_proj,),
     ):
         size = linears[names[0]].in_features
-        gram = Gram(total_CC=torch.zeros(size, size, device=device))
+        gram = Gram(total=torch.zeros(size, size, device=device))
         grams |= dict.fromkeys(names, gram)
         inputs.append((linears[names[0]], gram.add))
     with observed(inputs=inputs):
@@ -242,7 +242,7 @@ def _gather(
 
 def _refuse_nonfinite(prefix: str, grams: dict[str, Gram]) -> None:
     for name, gram in grams.items():
-        if not torch.isfinite(gram.total_CC).all():
+        if not torch.isfinite(gram.total).all():
             raise VerificationError("an activation is not finite", where=prefix + name, found="NaN or inf")
 
 

@@ -42,7 +42,7 @@ from compressor.cli.options import (
 @training
 @common
 def run(**flags: Any) -> None:
-    r"""Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this command.
+    r"""Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
 
     \b
     MODEL   alias, Hugging Face id, directory or .gguf file

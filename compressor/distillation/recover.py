@@ -123,7 +123,7 @@ def _prepare_(
     for layer in layers.values():
         for parameter in (layer.slorb_down, layer.slorb_up):
             if parameter is not None:
-                parameter.requires_grad_(requires_grad=sparsify.slorb == "trained")
+                parameter.requires_grad = sparsify.slorb == "trained"
     if not is_moving:
         return HeldMasks(layers)
     interval, ramp_steps = moving_schedule(sparsify, max_steps)

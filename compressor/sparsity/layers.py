@@ -50,9 +50,9 @@ class SparseLinear(nn.Module):
         )
         self.slorb_down = self.slorb_up = None
         if branch is not None:
-            kind = {"device": device, "dtype": linear.weight.dtype, "copy": True}
-            self.slorb_down = nn.Parameter(branch.down.to(**kind))
-            self.slorb_up = nn.Parameter(branch.up.to(**kind))
+            dtype = linear.weight.dtype
+            self.slorb_down = nn.Parameter(branch.down.to(device=device, dtype=dtype, copy=True))
+            self.slorb_up = nn.Parameter(branch.up.to(device=device, dtype=dtype, copy=True))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Multiply `[..., in]` into `[..., out]`."""

@@ -125,4 +125,5 @@ def unpack_mask(packed: torch.Tensor, num_columns: int) -> torch.Tensor:
     """The bool mask `[rows, num_columns]` behind `pack_mask`."""
     shifts = torch.arange(_BITS, device=packed.device, dtype=torch.uint8)
     bits = (packed.unsqueeze(-1) >> shifts) & 1
-    return bits.flatten(-2)[..., :num_columns].bool()
+    mask: torch.Tensor = bits.flatten(-2)[..., :num_columns].bool()
+    return mask

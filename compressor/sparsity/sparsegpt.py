@@ -110,7 +110,7 @@ def _factor(
         try:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(dampened))
             return torch.linalg.cholesky(inverse, upper=True), fraction
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             if not raise_dampening or fraction >= _MAX_DAMPENING_FRACTION:
                 raise NotPositiveDefiniteError(
                     f"the Hessian is not positive definite at a dampening of {fraction:g}"

@@ -143,9 +143,7 @@ class _Visitor:
                 continue
             gram = layer.grams[name]
             try:
-                sparse = sparsify_matrix(
-                    linear.weight, gram.total_CC, num_tokens=gram.num_tokens, how=self._how
-                )
+                sparse = sparsify_matrix(linear.weight, gram.total, num_tokens=gram.num_tokens, how=self._how)
             except NotPositiveDefiniteError as error:
                 raise VerificationError(
                     str(error), where=full, hint="more calibration text, or --raise-dampening"

@@ -62,9 +62,7 @@ def stored_names(promise: Promise, stored: set[str]) -> dict[str, tuple[str, sli
 
 
 def _rows_of(promise: Promise, prefix: str, joined: tuple[str, ...], part: str) -> slice:
-    """A part's rows among joined ones: counted from the start, or from the end where a part before is
-    not promised.
-    """
+    """A part's rows among joined ones, counted from the end where a part before it is not promised."""
     sizes = [promise.shapes.get(f"{prefix}{name}.weight", (None, 0))[0] for name in joined]
     position = joined.index(part)
     before, after = sizes[:position], sizes[position + 1 :]

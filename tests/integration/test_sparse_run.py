@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.integration.command import command, succeed
 
 WEIGHTS_FILE = "model.safetensors"
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
     text = str(tiny_text)
     tree = {
         "model": str(tiny_checkpoint),
-        "target": "60%",
+        "prune": {"shape": SHAPE},
         "calibration": {"data": text, "size": 4, "seq_len": 32},
         "distill": {
             "data": text,
@@ -115,6 +116,7 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
 def test_runs_that_cannot_end_are_refused_at_once(
     tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = command("run", tiny_checkpoint, "--target", "60%", *options, "-o", tmp_path / "out")
+    shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
+    done = command("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
     assert done.returncode == code, done.stderr
     assert message in done.stderr

@@ -45,7 +45,7 @@ def walk(
 
     def visit(layer: LayerVisit) -> dict[str, torch.Tensor]:
         for name, gram in layer.grams.items():
-            seen[f"{layer.index}.{name}"] = gram.total_CC.clone()
+            seen[f"{layer.index}.{name}"] = gram.total.clone()
             assert gram.num_tokens == WINDOWS.size
         name = "mlp.down_proj"
         return {name: layer.linears[name].weight * 0.5} if change else {}

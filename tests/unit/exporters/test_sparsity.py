@@ -20,16 +20,16 @@ from compressor.quantization.amax import read_amax
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import Calibration, Export, ExportFormat, Sparsify
 from compressor.sparsity.pattern import Pattern
-from compressor.sparsity.promise import Promise
+from compressor.sparsity.promise import Promise, carry_promise
 from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import execute
-from exporters.base import export_stage
+from exporters.base import EXPORTERS, export_stage
 from exporters.onnx.sparsity import stored_names
 from exporters.record import read_verification
 from exporters.sparsity import check_sparsity
 from exporters.verify import verify_directory
 from tests.tiny_models import make_model, save_checkpoint
-from tests.unit.exporters.conftest import artifact_of, context
+from tests.unit.exporters.conftest import OPTIONS, artifact_of, context
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,20 @@ def sparse(tmp_path_factory: pytest.TempPathFactory, make_text: Callable[..., Pa
     return Sparse(tmp_path_factory.mktemp("sparse"), Calibration(data=str(text), size=4, seq_len=64))
 
 
-@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-fp16", "onnx-int4"])
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-int4"])
 def test_every_format_keeps_the_pattern(sparse: Sparse, name: ExportFormat) -> None:
     made = sparse.make(name)
     expected = {"pattern": "2:4", "num_tensors": 21}
     assert read_verification(made)["checks"]["sparsity"] == expected
     assert verify_directory(made)["checked"][0]["sparsity"] == expected
+
+
+def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path) -> None:
+    """Built and checked without being run, which not every CPU can."""
+    source = sparse.student()
+    EXPORTERS["onnx-fp16"].write(source.path, tmp_path, OPTIONS)
+    carry_promise(source.path, tmp_path)
+    assert check_sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
 
 
 def test_fp8_scales_are_those_of_the_masked_weights(sparse: Sparse) -> None:

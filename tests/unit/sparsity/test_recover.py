@@ -27,7 +27,7 @@ def recover(
 ) -> tuple[ModelArtifact, ModelArtifact]:
     source = made.make(method="sparsegpt", **(start or {}))
     distill = Distill(
-        data=str(made.text), tokens=960, context_length=32, batch_size=2, learning_rate=3e-3, warmup_steps=1
+        data=str(made.text), tokens=1920, context_length=32, batch_size=2, learning_rate=3e-3, warmup_steps=1
     )
     sparsify = Sparsify(**{"pattern": "2:4", **settings, **(start or {})})
     config = RecoverStageConfig(distill=distill, sparsify=sparsify)
