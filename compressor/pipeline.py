@@ -13,8 +13,9 @@ from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
 from compressor.artifact import ModelArtifact, write_json
 from compressor.console import Console
+from compressor.distillation.recover import RECOVER, RecoverStageConfig
 from compressor.distillation.stage import DISTILL
-from compressor.errors import ResourceError
+from compressor.errors import ResourceError, UnsupportedError, UsageError
 from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
 from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.manifest import Manifest, open_run_directory
@@ -24,12 +25,14 @@ from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
 from compressor.report import write_model_card
+from compressor.sparsity.stage import ADAPTIVE, SPARSIFY, SparsifyStageConfig
 from compressor.stage import Stage, StageContext, execute
 from exporters.base import export_stage, needs_quantised, settings_of
 from exporters.tensorrt_llm.versions import require_builder
 
-STAGES = ("prune", "distill", "quantize", "export", "evaluate", "bench", "report")
+STAGES = ("prune", "distill", "sparsify", "recover", "quantize", "export", "evaluate", "bench", "report")
 STUDENT = "student"
+SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
     "onnx": "fp32",
     "onnx-fp16": "fp16",
@@ -67,7 +70,7 @@ class Run:
             seed=self.recipe.seed,
             device=resolve_device(self.recipe.device),
             dtype=resolve_dtype(self.recipe.dtype),
-            teacher=self.teacher if stage is DISTILL else None,
+            teacher=self.teacher if stage in (DISTILL, RECOVER) else None,
             others=others or {},
             trust_remote_code=self.recipe.trust_remote_code,
         )
@@ -106,6 +109,7 @@ def run_pipeline(
     require_prunable(plan.teacher)
     if recipe.export.tensorrt_llm.require_engine:
         require_builder()
+    require_sparsifiable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         _require_disk(plan, out_dir)
@@ -159,22 +163,66 @@ def _distill(run: Run) -> None:
         )
 
 
-def _dense(run: Run) -> ModelArtifact:
-    """The 16-bit model that is exported: the last that training or pruning made."""
-    return run.made.get("distilled", run.made["pruned"])
+def require_sparsifiable(recipe: Recipe) -> None:
+    """Refuse, before any work, a sparse run that could not reach its end.
+
+    Raises:
+        UsageError: for adaptive training without tokens.
+        UnsupportedError: for a low-rank branch and an export that cannot carry it.
+    """
+    sparsify = recipe.sparsify
+    if sparsify.pattern is None:
+        return
+    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
+        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
+    others = [name for name in recipe.export_formats() if name != "huggingface"]
+    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
+        raise UnsupportedError(
+            "these exports cannot carry the low-rank branch of a sparse model",
+            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
+            found=", ".join(others) or "--fp8",
+        )
+
+
+def recovery_tokens(recipe: Recipe) -> int:
+    """Tokens of the training that follows sparsification."""
+    own = recipe.sparsify.tokens
+    return recipe.distill.tokens if own is None else own
+
+
+def _sparsify(run: Run) -> None:
+    if run.recipe.sparsify.pattern is None:
+        return
+    config = SparsifyStageConfig(sparsify=run.recipe.sparsify, calibration=run.recipe.calibration)
+    run.made["sparsified"] = run.execute(
+        SPARSIFY, config, _student(run), "stages/sparsify", part_of="sparsify"
+    )
+
+
+def _recover(run: Run) -> None:
+    if run.recipe.sparsify.pattern is None or recovery_tokens(run.recipe) == 0:
+        return
+    config = RecoverStageConfig(distill=run.recipe.distill, sparsify=run.recipe.sparsify)
+    run.made["recovered"] = run.execute(RECOVER, config, _student(run), "stages/recover", part_of="recover")
+
+
+def _student(run: Run) -> ModelArtifact:
+    """The 16-bit model that is exported: the last that training, sparsifying or pruning made."""
+    made = [run.made[name] for name in SIXTEEN_BIT if name in run.made]
+    return made[-1]
 
 
 def _quantize(run: Run) -> None:
     if run.recipe.quantize.fp8:
         config = QuantizeStageConfig(quantize=run.recipe.quantize, calibration=run.recipe.calibration)
         run.made["quantized"] = run.execute(
-            QUANTIZE, config, _dense(run), "stages/quantize", part_of="quantize"
+            QUANTIZE, config, _student(run), "stages/quantize", part_of="quantize"
         )
 
 
 def _export(run: Run) -> None:
     for name in run.recipe.export_formats():
-        source = run.made["quantized"] if needs_quantised(name) else _dense(run)
+        source = run.made["quantized"] if needs_quantised(name) else _student(run)
         settings = settings_of(name, run.recipe.export)
         where = STUDENT if name == "huggingface" else f"exports/{name}"
         run.made[f"export {name}"] = run.execute(
@@ -191,9 +239,9 @@ def _evaluate(run: Run) -> None:
         size=run.recipe.evaluate.size,
     )
     models = {"teacher": run.teacher}
-    models |= {name: run.made[name] for name in ("pruned", "distilled", "quantized") if name in run.made}
+    models |= {name: run.made[name] for name in (*SIXTEEN_BIT, "quantized") if name in run.made}
     run.made["evaluation"] = run.execute(
-        EVALUATE, config, _dense(run), "stages/evaluate", part_of="evaluate", others=models
+        EVALUATE, config, _student(run), "stages/evaluate", part_of="evaluate", others=models
     )
 
 
@@ -221,13 +269,13 @@ def _bench(run: Run) -> None:
         quality=_quality(run),
         shapes={"teacher": run.plan.teacher.to_dict(), "student": run.plan.target.student.to_dict()},
     )
-    run.made["bench"] = run.execute(BENCH, config, _dense(run), "bench", part_of="bench", others=graphs)
+    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=graphs)
 
 
 def _quality(run: Run) -> tuple[tuple[str, str, float], ...]:
     """Perplexity of teacher and student, for the plot of quality against speed."""
     models = run.made["evaluation"].details["models"]
-    student = "distilled" if "distilled" in models else "pruned"
+    student = [name for name in SIXTEEN_BIT if name in models][-1]
     return tuple(
         (name, "perplexity", models[evaluated]["perplexity"])
         for name, evaluated in (("teacher", "teacher"), ("student", student))
@@ -254,6 +302,8 @@ def summary(run: Run) -> dict[str, Any]:
         "plan": run.plan.document,
         "stages": run.manifest.record["stages"],
         "distill": made["distilled"].details if "distilled" in made else None,
+        "sparsify": made["sparsified"].details if "sparsified" in made else None,
+        "recover": made["recovered"].details if "recovered" in made else None,
         "evaluation": made["evaluation"].details,
         "exports": {
             name.removeprefix("export "): artifact.details
@@ -272,6 +322,8 @@ def summary(run: Run) -> dict[str, Any]:
 _STEPS: dict[str, Callable[[Run], None]] = {
     "prune": _prune,
     "distill": _distill,
+    "sparsify": _sparsify,
+    "recover": _recover,
     "quantize": _quantize,
     "export": _export,
     "evaluate": _evaluate,

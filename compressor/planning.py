@@ -126,6 +126,8 @@ def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
         parts["distill"] = sixteen
         parts["training_checkpoints"] = 2 * 12 * num_parameters(student)
         parts["tokens"] = 4 * recipe.distill.tokens
+    if recipe.sparsify.pattern:
+        parts["sparsify"] = parts["recover"] = sixteen + sixteen // 16
     if recipe.quantize.fp8:
         parts["quantize"] = sixteen + weight_bytes(student, "fp8")
     for name in recipe.export_formats():

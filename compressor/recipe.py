@@ -21,6 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Importance = Literal["activation", "weight-magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
+SparsityMethod = Literal["magnitude", "wanda", "ria", "sparsegpt", "ast"]
 ExportFormat = Literal[
     "huggingface",
     "huggingface-fp8",
@@ -74,6 +75,44 @@ class Distill(Section):
     )
     temperature: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+
+
+class Sparsify(Section):
+    """N:M sparsity of the decoder's linear layers, and the training that recovers from it.
+
+    Training follows the Adaptive Sparse Trainer (arXiv 2407.20584); what is not said here (text,
+    batch, warm-up) is as for distillation.
+    """
+
+    pattern: str | None = Field(None, pattern=r"^\d+:\d+$", description="such as 2:4; by default dense")
+    method: SparsityMethod = Field(
+        "sparsegpt", description="ast starts from sparsegpt and selects the mask again while it trains"
+    )
+    skip: tuple[str, ...] = Field(
+        (), description="shell patterns of further tensors to leave dense; embeddings and LM head always are"
+    )
+    block_size: int = Field(128, ge=4, description="SparseGPT's columns per block")
+    dampening_fraction: float = Field(0.01, ge=0, description="SparseGPT's, of the Hessian's mean diagonal")
+    raise_dampening: bool = Field(default=False, description="raise it where the Hessian demands it")
+    update_weights: bool = Field(default=True, description="keep SparseGPT's update; else its mask alone")
+    tokens: int | None = Field(None, ge=0, description="recovery's budget; by default distillation's")
+    learning_rate: float | None = Field(None, gt=0, description="by default distillation's")
+    kl_weight: float = Field(0.67, ge=0, le=1, description="of KL; cross-entropy has the rest")
+    temperature: float = Field(2.0, gt=0)
+    mask_interval: int | None = Field(
+        None, ge=1, description="ast: steps between selections; by default 10, less for short runs"
+    )
+    mask_decay: float = Field(1e-4, ge=0, description="ast: decay of masked weights at the ramp's end")
+    decay_ramp_steps: int | None = Field(
+        None, ge=1, description="ast: steps until then; by default a quarter of the run"
+    )
+    slorb: Literal["off", "fixed", "trained"] = Field("off", description="low-rank branch in adapter/")
+    slorb_group: int = Field(16, ge=2, description="input channels per rank of the branch")
+
+    @property
+    def slorb_group_size(self) -> int | None:
+        """Input channels per rank, None without a branch."""
+        return None if self.slorb == "off" else self.slorb_group
 
 
 class Quantize(Section):
@@ -157,6 +196,7 @@ class Recipe(Section):
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
     distill: Distill = Distill()
+    sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
     export: Export = Export()
     evaluate: Evaluate = Evaluate()

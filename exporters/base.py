@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +11,14 @@ from compressor.errors import AccuracyGateError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.recipe import Export, ExportFormat, TensorRTLLM
+from compressor.sparsity.promise import carry_promise
+from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
 from exporters.logits import VerifyOptions
 from exporters.onnx.exporter import OnnxExporter
 from exporters.record import Verification, write_verification
+from exporters.sparsity import check_sparsity
 from exporters.tensorrt_llm.engine import make_engine
 from exporters.tensorrt_llm.exporter import TensorRTLLMExporter
 
@@ -83,8 +87,12 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
             trust_remote_code=context.trust_remote_code,
             export=config,
         )
+        if format_name != "huggingface":
+            refuse_adapter(source.path, by=f"the {format_name} export")
         exporter.write(source.path, out_dir, options)
+        carry_promise(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
+        verification = replace(verification, checks=verification.checks | check_sparsity(out_dir))
         write_verification(out_dir, verification)
         verification.enforce()
         if exporter.precision == "int4":

@@ -27,6 +27,7 @@ from compressor.quantization.reader import (
     quantised_linears,
     read_scales,
 )
+from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
 from exporters.prompts import TEXTS, describe_prompts
@@ -44,6 +45,8 @@ class HuggingFaceExporter:
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the checkpoint and make its config and tokenizer portable."""
         copy_checkpoint(source, out_dir)
+        if has_adapter(source):
+            shutil.copytree(source / ADAPTER_DIRECTORY, out_dir / ADAPTER_DIRECTORY, dirs_exist_ok=True)
         make_portable(out_dir)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
@@ -53,6 +56,7 @@ class HuggingFaceExporter:
             "num_equal_tensors": _same_tensors(out_dir, student),
             "config": _same_config(out_dir, student, without=()),
             "tokenizer": _same_tokens(out_dir, student, options),
+            **_same_adapter(out_dir, student),
         }
         reference, candidate = student_logits(student, options), student_logits(out_dir, options)
         return Verification(
@@ -197,6 +201,19 @@ def _same_tensors(out_dir: Path, student: Path) -> int:
         for name in names:
             _expect_equal(name, original.tensor(name), reader.tensor(name))
     return len(names)
+
+
+def _same_adapter(out_dir: Path, student: Path) -> dict[str, int]:
+    """Refuse a low-rank branch that is missing, added or changed; returns how many layers have one."""
+    if not (has_adapter(student) or has_adapter(out_dir)):
+        return {}
+    expected, found = read_adapter(student), read_adapter(out_dir)
+    if set(expected) != set(found):
+        raise VerificationError("the export's adapter covers other layers", where=ADAPTER_DIRECTORY)
+    for name, branch in expected.items():
+        _expect_equal(f"{name}.lora_A", branch.down, found[name].down)
+        _expect_equal(f"{name}.lora_B", branch.up, found[name].up)
+    return {"num_equal_adapters": len(expected)}
 
 
 def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> str:

@@ -16,6 +16,9 @@ from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
+from compressor.sparsity.pattern import Pattern
+from compressor.sparsity.promise import Promise
+from compressor.sparsity.stage import covered_weights
 from compressor.stage import PARTIAL_SUFFIX
 from exporters.base import EXPORTERS
 from exporters.huggingface import check_fp8_checkpoint
@@ -23,6 +26,7 @@ from exporters.logits import VerifyOptions
 from exporters.onnx.builder import GENAI_CONFIG_FILE
 from exporters.record import VERIFICATION_FILE, check_hashes, read_verification
 from exporters.shapes import expected_shapes
+from exporters.sparsity import check_sparsity
 from exporters.tensorrt_llm.exporter import CHECKPOINT, check_trtllm_checkpoint
 
 SCHEMA = "compress-export/verify/1"
@@ -31,12 +35,18 @@ _SCALE_SUFFIXES = ("_scale",)
 
 
 def verify_directory(
-    directory: Path, *, console: Console | None = None, device: str = "cpu"
+    directory: Path, *, console: Console | None = None, device: str = "cpu", pattern: Pattern | None = None
 ) -> dict[str, Any]:
     """Check a directory that this tool wrote, or any Hugging Face checkpoint.
 
     A run directory's exports are compared with its student again; an export on its own only against
-    the sha256 of its files, and its structure.
+    the sha256 of its files, and its structure. Sparsity is checked wherever it is promised.
+
+    Args:
+        directory: What to check.
+        console: Progress.
+        device: Torch device name of comparisons.
+        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, promised or not.
 
     Returns:
         `schema`, `path`, `kind`, and `checked`: one entry per directory with `path`, `kind`, `status`
@@ -48,18 +58,18 @@ def verify_directory(
     """
     options = VerifyOptions(console=console or Console(quiet=True), device=device)
     if (directory / _MANIFEST).is_file():
-        kind, checked = "run", _check_run(directory, options)
+        kind, checked = "run", _check_run(directory, options, pattern)
     else:
-        kind, entry = _check_one(directory)
+        kind, entry = _check_one(directory, pattern)
         checked = [entry]
     return {"schema": SCHEMA, "path": str(directory), "kind": kind, "checked": checked}
 
 
-def _check_run(directory: Path, options: VerifyOptions) -> list[dict[str, Any]]:
+def _check_run(directory: Path, options: VerifyOptions, pattern: Pattern | None) -> list[dict[str, Any]]:
     student = directory / _STUDENT
     if not student.is_dir():
         raise UsageError("this run has no student yet", where=str(directory), hint="finish the run first")
-    checked = [_check_one(student)[1]]
+    checked = [_check_one(student, pattern)[1]]
     exports = directory / _EXPORTS
     for export in sorted(exports.iterdir()) if exports.is_dir() else ():
         if export.name.endswith(PARTIAL_SUFFIX):
@@ -85,7 +95,7 @@ def _exporter_of(name: str) -> Any:
     return EXPORTERS[name]
 
 
-def _check_one(directory: Path) -> tuple[str, dict[str, Any]]:
+def _check_one(directory: Path, pattern: Pattern | None = None) -> tuple[str, dict[str, Any]]:
     """Check a directory by itself: recorded hashes, then the structure of what it holds."""
     entry: dict[str, Any] = {"path": str(directory)}
     kind = "checkpoint"
@@ -107,7 +117,18 @@ def _check_one(directory: Path) -> tuple[str, dict[str, Any]]:
         for name, value in read_amax(directory).items():
             check_positive(name, value, what="a calibration statistic is unusable")
         entry |= {"fp8": check_fp8_checkpoint(directory / FP8_DIRECTORY, directory)}
+    entry |= check_sparsity(directory, promise=_demanded(directory, pattern))
     return kind, {**entry, "kind": kind, "status": "ok"}
+
+
+def _demanded(directory: Path, pattern: Pattern | None) -> Promise | None:
+    """A promise of every linear layer of a checkpoint, where one is demanded rather than made."""
+    if pattern is None or not (directory / CONFIG_FILE).is_file():
+        return None
+    dims = dims_of_config(read_config(directory))
+    shapes = expected_shapes(dims)
+    pairs = {name: (shapes[name][0], shapes[name][1]) for name in covered_weights(dims, ())}
+    return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
 
 
 def check_checkpoint(directory: Path) -> dict[str, Any]:

@@ -17,22 +17,32 @@ from compressor.cli.options import OUTPUT, common, recipe_overrides, training
 @training
 @common
 def distill(output_dir: str, **flags: Any) -> None:
-    """Retrain STUDENT by forward KL on the logits of a teacher."""
+    """Retrain STUDENT by forward KL on the logits of a teacher; a sparse STUDENT keeps its mask."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
     from compressor.errors import UsageError
-    from compressor.recipe import load_recipe
+    from compressor.recipe import Section, load_recipe
 
     recipe = load_recipe(None, recipe_overrides(flags))
     if recipe.distill.tokens == 0:
         raise UsageError("a distillation needs tokens", where="--tokens", expected="at least one window")
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.distillation.recover import RECOVER, RecoverStageConfig
         from compressor.distillation.stage import DISTILL
+        from compressor.sparsity.promise import read_promise
+        from compressor.stage import Stage
 
         student = open_model(flags["model"], Path(output_dir), flags)
         teacher = open_model(flags["teacher"], Path(output_dir), flags)
-        artifact = execute_stage(
-            DISTILL, recipe.distill, student, Path(output_dir), flags, console, teacher=teacher
-        )
+        stage: Stage[Any] = DISTILL
+        config: Section = recipe.distill
+        if read_promise(student.path) is not None:
+            console.info("the student is sparse: its mask is held")
+            settings: dict[str, Any] = {"method": "sparsegpt"}
+            if flags["temperature"] is not None:
+                settings["temperature"] = flags["temperature"]
+            held = recipe.sparsify.model_copy(update=settings)
+            stage, config = RECOVER, RecoverStageConfig(distill=recipe.distill, sparsify=held)
+        artifact = execute_stage(stage, config, student, Path(output_dir), flags, console, teacher=teacher)
     emit(result_of(artifact), flags, stage_text(artifact))

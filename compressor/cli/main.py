@@ -26,6 +26,7 @@ from compressor.cli.plan import plan
 from compressor.cli.prune import prune
 from compressor.cli.quantize import quantize
 from compressor.cli.run import run
+from compressor.cli.sparsify import sparsify
 from compressor.cli.verify import verify
 from compressor.errors import INTERRUPTED_EXIT_CODE, CompressExportError, ResourceError
 
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, prune, distill, quantize, export, bench, evaluate, verify, doctor):
+for _command in (run, plan, prune, distill, sparsify, quantize, export, bench, evaluate, verify, doctor):
     cli.add_command(_command)
 
 

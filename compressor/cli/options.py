@@ -71,6 +71,33 @@ def parallelism(function: Command) -> Command:
     return _apply(function, options)
 
 
+def sparsity(function: Command) -> Command:
+    """Options of commands that make a model sparse."""
+    options = [
+        click.option("--sparsity", default=None, help="Pattern N:M along the input dimension, such as 2:4."),
+        click.option(
+            "--sparsity-method",
+            type=click.Choice(["magnitude", "wanda", "ria", "sparsegpt", "ast"]),
+            default=None,
+            help="ast selects the mask again while it trains. [sparsegpt]",
+        ),
+        click.option("--skip", multiple=True, help="Shell pattern of tensors to leave dense; repeatable."),
+        click.option("--raise-dampening", is_flag=True, default=None, help="Where SparseGPT needs it."),
+        click.option("--mask-only", is_flag=True, help="SparseGPT's mask without its weight update."),
+        click.option(
+            "--slorb",
+            type=click.Choice(["off", "fixed", "trained"]),
+            default=None,
+            help="Low-rank branch beside the sparse weights, as a PEFT adapter. [off]",
+        ),
+        click.option(
+            "--slorb-group-size", type=click.IntRange(2), default=None, help="Channels per rank. [16]"
+        ),
+        click.option("--kl-weight", type=float, default=None, help="Of KL against cross-entropy. [0.67]"),
+    ]
+    return _apply(function, options)
+
+
 _REPORTING = [
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr."),
@@ -99,6 +126,15 @@ RECIPE_FIELDS = {
     "warmup_steps": "distill.warmup_steps",
     "min_learning_rate_ratio": "distill.min_learning_rate_ratio",
     "temperature": "distill.temperature",
+    "sparsity": "sparsify.pattern",
+    "sparsity_method": "sparsify.method",
+    "skip": "sparsify.skip",
+    "raise_dampening": "sparsify.raise_dampening",
+    "slorb": "sparsify.slorb",
+    "slorb_group_size": "sparsify.slorb_group",
+    "kl_weight": "sparsify.kl_weight",
+    "recover_tokens": "sparsify.tokens",
+    "recover_temperature": "sparsify.temperature",
     "fp8": "quantize.fp8",
     "fp8_kv_cache": "quantize.fp8_kv_cache",
     "formats": "export.formats",
@@ -130,9 +166,11 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
         value = flags.get(flag)
         if value is None or value is False or value == ():
             continue
-        if flag == "tokens":
-            value = parse_count(value, option="--tokens")
+        if flag in ("tokens", "recover_tokens"):
+            value = parse_count(value, option=f"--{flag.replace('_', '-')}")
         overrides[field] = value
+    if flags.get("mask_only"):
+        overrides["sparsify.update_weights"] = False
     return overrides
 
 

@@ -13,6 +13,7 @@ from compressor.cli.options import (
     parse_shape,
     recipe_overrides,
     reporting,
+    sparsity,
     training,
 )
 
@@ -26,6 +27,8 @@ from compressor.cli.options import (
 @click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
 @click.option("--gpu", default="h100", show_default=True, help="Hardware of the estimates.")
 @click.option("--num-gpus", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--recover-tokens", default=None, help="Budget after sparsifying. [as --tokens]")
+@sparsity
 @calibration
 @training
 @reporting

@@ -95,8 +95,16 @@ def evaluation_text(report: dict[str, Any]) -> str:
 
 def verification_text(report: dict[str, Any]) -> str:
     """What was checked, one line each."""
-    lines = [f"{check['path']}: {check['kind']}: {check['status']}" for check in report["checked"]]
+    lines = [
+        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}"
+        for check in report["checked"]
+    ]
     return "\n".join(lines)
+
+
+def _sparsity(check: dict[str, Any]) -> str:
+    found = check.get("sparsity")
+    return f", {found['pattern']} sparse in {found['num_tensors']} tensors" if found else ""
 
 
 def doctor_text(report: dict[str, Any]) -> str:

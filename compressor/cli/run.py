@@ -16,6 +16,7 @@ from compressor.cli.options import (
     parse_pairs,
     parse_shape,
     recipe_overrides,
+    sparsity,
     training,
 )
 
@@ -39,11 +40,13 @@ from compressor.cli.options import (
 @click.option("--restart-from", default=None, help="Discard this stage and all later ones first.")
 @click.option("--dry-run", is_flag=True, help="Only show the plan.")
 @parallelism
+@click.option("--recover-tokens", default=None, help="Budget after sparsifying. [as --tokens]")
+@sparsity
 @calibration
 @training
 @common
 def run(**flags: Any) -> None:
-    r"""Prune, distill, quantize, export, verify and benchmark MODEL; MODEL alone means this command.
+    r"""Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
 
     \b
     MODEL   alias, Hugging Face id, directory or .gguf file

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 CHUNK_VALUES = 1 << 25
+IGNORED = -100
 
 
 def forward_kl(
@@ -40,8 +41,12 @@ def chunked_forward_kl(
     *,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    targets_T: torch.Tensor | None = None,
+    kl_weight: float = 1.0,
 ) -> torch.Tensor:
     """`forward_kl` through both heads, chunk by chunk; gradients reach the student's two arguments.
+
+    With targets, kl_weight KL + (1 - kl_weight) CE, the cross-entropy at temperature 1.
 
     Args:
         student_hidden_TH: The student's final hidden states, after the last norm.
@@ -50,6 +55,9 @@ def chunked_forward_kl(
         teacher_head_VH: Its LM head; no gradient.
         temperature: Softmax temperature.
         chunk_tokens: Tokens per chunk; by default as many as make 2^25 logits.
+        targets_T: Next token ids, `IGNORED` where there is none; None for KL alone. Cross-entropy is
+            averaged over the others and multiplied by T, so that the whole divided by T mixes two means.
+        kl_weight: Of KL, 0 to 1.
 
     Returns:
         The sum over tokens, a float32 scalar. Matrix products run in the ambient autocast dtype.
@@ -62,10 +70,46 @@ def chunked_forward_kl(
             f"vocabularies differ: student {student_head_VH.shape[0]}, teacher {teacher_head_VH.shape[0]}"
         )
     chunk_tokens = chunk_tokens or max(1, CHUNK_VALUES // student_head_VH.shape[0])
-    loss: torch.Tensor = _ChunkedForwardKL.apply(  # type: ignore[no-untyped-call]
-        student_hidden_TH, student_head_VH, teacher_hidden_TH, teacher_head_VH, temperature, chunk_tokens
+    mix = _Mix(targets_T, temperature, kl_weight if targets_T is not None else 1.0)
+    loss: torch.Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        student_hidden_TH, student_head_VH, teacher_hidden_TH, teacher_head_VH, mix, chunk_tokens
     )
     return loss
+
+
+class _Mix:
+    """The loss of a chunk of logits, and its gradient."""
+
+    def __init__(self, targets_T: torch.Tensor | None, temperature: float, kl_weight: float) -> None:
+        self._targets, self._temperature, self._kl_weight = targets_T, temperature, kl_weight
+        self._ce_weight = 0.0
+        if targets_T is not None:
+            num_targets = max(1, int((targets_T != IGNORED).sum()))
+            self._ce_weight = (1 - kl_weight) * targets_T.shape[0] / num_targets
+
+    def loss_and_grad(
+        self, student: torch.Tensor, teacher: torch.Tensor, chunk: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both in float32; may use the logits' memory."""
+        hard = self._cross_entropy(student, chunk) if self._ce_weight else None
+        log_p = _log_softmax(teacher, self._temperature)
+        log_q = _log_softmax(student, self._temperature)
+        loss = functional.kl_div(log_q, log_p, log_target=True, reduction="sum")
+        loss = loss * (self._kl_weight * self._temperature**2)
+        # d/dlogits of temperature^2 KL is temperature (q - p).
+        grad = log_q.exp_().sub_(log_p.exp_()).mul_(self._kl_weight * self._temperature)
+        return (loss, grad) if hard is None else (loss + hard[0], grad.add_(hard[1]))
+
+    def _cross_entropy(self, student: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._targets is not None
+        targets = self._targets[chunk]
+        scored = targets != IGNORED
+        log_q = functional.log_softmax(student.float(), dim=-1)
+        loss = functional.nll_loss(log_q, targets, ignore_index=IGNORED, reduction="sum")
+        grad = log_q.exp_()
+        rows = torch.arange(targets.shape[0], device=targets.device)
+        grad[rows, targets.clamp_min(0)] -= 1
+        return loss * self._ce_weight, grad.mul_(scored.unsqueeze(-1) * self._ce_weight)
 
 
 def _compute_dtype(reference: torch.Tensor) -> torch.dtype:
@@ -73,7 +117,7 @@ def _compute_dtype(reference: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else reference.dtype
 
 
-class _ChunkedForwardKL(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -81,7 +125,7 @@ class _ChunkedForwardKL(torch.autograd.Function):
         student_head: torch.Tensor,
         teacher_hidden: torch.Tensor,
         teacher_head: torch.Tensor,
-        temperature: float,
+        mix: _Mix,
         chunk_tokens: int,
     ) -> torch.Tensor:
         dtype = _compute_dtype(student_head)
@@ -93,15 +137,14 @@ class _ChunkedForwardKL(torch.autograd.Function):
             for start in range(0, student_hidden.shape[0], chunk_tokens):
                 chunk = slice(start, start + chunk_tokens)
                 hidden = student_hidden[chunk].to(dtype)
-                log_p = _log_softmax(teacher_hidden[chunk].to(dtype) @ teacher_head.T, temperature)
-                log_q = _log_softmax(hidden @ head.T, temperature)
-                total += functional.kl_div(log_q, log_p, log_target=True, reduction="sum")
-                # d/dlogits of temperature^2 KL is temperature (q - p).
-                grad_logits = log_q.exp_().sub_(log_p.exp_()).mul_(temperature).to(dtype)
+                teacher_logits = teacher_hidden[chunk].to(dtype) @ teacher_head.T
+                loss, grad = mix.loss_and_grad(hidden @ head.T, teacher_logits, chunk)
+                total += loss
+                grad_logits = grad.to(dtype)
                 grad_hidden[chunk] = (grad_logits @ head).to(grad_hidden.dtype)
                 grad_head += grad_logits.T @ hidden
         ctx.save_for_backward(grad_hidden, grad_head.to(student_head.dtype))
-        return total * temperature**2
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

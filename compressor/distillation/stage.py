@@ -18,6 +18,7 @@ from compressor.models.checkpoint import CheckpointReader, read_config, whole, w
 from compressor.models.load import copy_tokenizer, load_model, load_tokenizer
 from compressor.models.portable import write_config
 from compressor.recipe import Distill
+from compressor.sparsity.promise import read_promise
 from compressor.stage import Stage, StageContext, StageResult
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, student_state, train
 
@@ -73,15 +74,21 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     """
     if context.teacher is None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL")
-    _refuse_other_vocabulary(source, context.teacher)
+    if read_promise(source.path) is not None:
+        raise UsageError(
+            "distillation would fill the zeros of a sparse student",
+            where=str(source.path),
+            hint="`compress-export distill` on a sparsified directory holds its mask",
+        )
+    refuse_other_vocabulary(source, context.teacher)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = _windows(config, plan, source, out_dir, context)
+    windows = training_windows(config, plan, source, out_dir, context)
     student = load_model(source.path, dtype="float32", device=context.device)
     student.requires_grad_(requires_grad=True).train()
     teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
     module = DistillationModule(student, teacher, temperature=config.temperature)
     log = train(module, windows, plan, out_dir, context.console)
-    _save_student(student, source, out_dir, getattr(torch, context.dtype))
+    save_student(student, source, out_dir, getattr(torch, context.dtype))
     shutil.rmtree(out_dir / CHECKPOINTS)
     (out_dir / TOKENS_FILE).unlink()
     return StageResult(
@@ -96,7 +103,12 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     )
 
 
-def _refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> None:
+def refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> None:
+    """Refuse models whose logits cannot be compared.
+
+    Raises:
+        UnsupportedError: when the vocabularies differ.
+    """
     sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise UnsupportedError(
@@ -104,9 +116,10 @@ def _refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> 
         )
 
 
-def _windows(
+def training_windows(
     config: Distill, plan: TrainingConfig, source: ModelArtifact, out_dir: Path, context: StageContext
 ) -> PackedWindows:
+    """Tokenise the training text into `out_dir`, as many windows as the plan takes."""
     num_windows = plan.max_steps * plan.micro_batch_size * plan.accumulation_steps
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
     path = out_dir / TOKENS_FILE
@@ -118,7 +131,7 @@ def _windows(
     return windows
 
 
-def _save_student(student: torch.nn.Module, source: ModelArtifact, out_dir: Path, dtype: torch.dtype) -> None:
+def save_student(student: torch.nn.Module, source: ModelArtifact, out_dir: Path, dtype: torch.dtype) -> None:
     """Write the student in the source checkpoint's order, so that names stay the plain ones."""
     state = student_state(student)
     with CheckpointReader(source.path) as reader:

@@ -13,6 +13,8 @@ from compressor.evaluation.perplexity import perplexity
 from compressor.models.load import load_model, load_tokenizer
 from compressor.quantization.reader import load_fp8_model
 from compressor.recipe import Section
+from compressor.sparsity.layers import install_sparse_layers_
+from compressor.sparsity.slorb import has_adapter, read_adapter
 from compressor.stage import Stage, StageContext, StageResult
 
 EVALUATION_FILE = "evaluation.json"
@@ -72,13 +74,16 @@ def run(
 
 
 def _load(artifact: ModelArtifact, context: StageContext) -> Any:
-    """A 16-bit model, or a quantised artifact through our own dequantising reader."""
+    """A 16-bit model with its low-rank branch, or a quantised one through our own dequantising reader."""
     unified = artifact.path / UNIFIED_FP8
     if unified.is_dir():
         return load_fp8_model(unified, dtype=context.dtype, device=context.device)
-    return load_model(
+    model = load_model(
         artifact.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
     )
+    if has_adapter(artifact.path):
+        install_sparse_layers_(model, branches=read_adapter(artifact.path))
+    return model
 
 
 EVALUATE: Stage[EvaluateStageConfig] = Stage(

@@ -255,8 +255,11 @@ def hash_and_check(directory: Path, *, on_file: Callable[[], None] = lambda: Non
         VerificationError: naming the first tensor with NaN or infinity, or the unreadable file.
     """
     digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
-    for tokenizer in sorted(directory.glob("tokenizer.*")):
-        digest.update(tokenizer.read_bytes())
+    # Masks, and what an adapter adds, decide what further stages make of equal weights.
+    for beside in [
+        p for kind in ("tokenizer.*", "masks.*", "adapter/*") for p in sorted(directory.glob(kind))
+    ]:
+        digest.update(beside.read_bytes())
     with CheckpointReader(directory) as reader:
         for name in reader:
             check_finite(name, reader.tensor(name))

@@ -38,6 +38,8 @@ from compressor.models.portable import make_tokenizer_portable, write_config
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.reader import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
+from compressor.sparsity.promise import carry_promise
+from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
 
@@ -63,6 +65,7 @@ def run(
         raise UsageError("there is nothing to quantise to", where="quantize", hint="--fp8")
     stored = read_config(source.path)
     refuse_quantised(stored, source.path)
+    refuse_adapter(source.path, by="an FP8 checkpoint")
     start_afresh(out_dir)
     windows = _windows(config.calibration, source.path, context)
     model = load_model(
@@ -75,6 +78,7 @@ def run(
         amax = _calibrate_(model, windows, context.console)
         write_amax(out_dir, amax)
         copy_checkpoint(source.path, out_dir)
+        carry_promise(source.path, out_dir)
         _export_(model, stored, source.path, out_dir / FP8_DIRECTORY, config.quantize)
     details = {"num_windows": len(windows), "window_tokens": windows.shape[1], "num_statistics": len(amax)}
     return StageResult(num_parameters=source.num_parameters, details=details)

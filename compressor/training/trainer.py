@@ -77,8 +77,34 @@ class TrainingLog:
     learning_rate: tuple[float, ...]
 
 
+class TrainingExtension:
+    """What a kind of training adds to the loop; as it stands, nothing.
+
+    Everything it changes outside the optimizer it saves with every checkpoint and loads again.
+    """
+
+    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
+        """The optimizer to use; None for AdamW with the config's settings."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step, the first being 1."""
+
+    def save(self, directory: Path) -> None:
+        """Write what a resumed run needs into a checkpoint."""
+
+    def load(self, directory: Path) -> None:
+        """Take it up again, after the student's weights."""
+
+
 def train(
-    module: nn.Module, data: PackedWindows, config: TrainingConfig, work_dir: Path, console: Console
+    module: nn.Module,
+    data: PackedWindows,
+    config: TrainingConfig,
+    work_dir: Path,
+    console: Console,
+    *,
+    extension: TrainingExtension | None = None,
 ) -> TrainingLog:
     """Train `module.student` in place, continuing from `work_dir/checkpoints` if there is something.
 
@@ -88,10 +114,12 @@ def train(
         config: Optimizer and schedule.
         work_dir: Where checkpoints live while the run lasts.
         console: Progress.
+        extension: What this kind of training adds.
 
     Raises:
         VerificationError: on a non-finite loss, with step and data position.
     """
+    extension = extension or TrainingExtension()
     checkpoints = work_dir / CHECKPOINTS
     last = last_complete_checkpoint(checkpoints)
     if last is not None:
@@ -103,7 +131,9 @@ def train(
             model=module,
             args=_arguments(config, checkpoints),
             train_dataset=data,
-            callbacks=[_Watch(tick), _MarkComplete()],
+            callbacks=[_Watch(tick), _Extend(extension), _MarkComplete()],
+            optimizers=(extension.make_optimizer(module, config), None),
+            extension=extension,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -160,7 +190,11 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
 
 
 class _StudentTrainer(Trainer):
-    """Trainer that saves and restores the student alone."""
+    """Trainer that saves and restores the student, and what its extension holds, alone."""
+
+    def __init__(self, *, extension: TrainingExtension, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._extension = extension
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
@@ -173,6 +207,7 @@ class _StudentTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / STUDENT_FILE)
         self._student().load_state_dict(state, strict=False)
+        self._extension.load(Path(resume_from_checkpoint))
 
     def _student(self) -> nn.Module:
         student: nn.Module = self.accelerator.unwrap_model(self.model).student
@@ -214,6 +249,23 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._tick(self._note, done=state.global_step)
+
+
+class _Extend(TrainerCallback):
+    """Calls the extension after every step and at every checkpoint."""
+
+    def __init__(self, extension: TrainingExtension) -> None:
+        self._extension = extension
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._extension.after_step(state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._extension.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 class _MarkComplete(TrainerCallback):

@@ -28,6 +28,7 @@ from compressor.pruning.importance import activation_importance, random_importan
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import slice_checkpoint
 from tests import assets
+from tests.performance import sparsity_bounds
 from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
 
 GIB = 1 << 30
@@ -156,7 +157,14 @@ def start_up(scratch: Path) -> list[Bound]:
     ]
 
 
-BOUNDS = (start_up, importance, distillation, slicing)
+BOUNDS = (
+    start_up,
+    importance,
+    distillation,
+    slicing,
+    sparsity_bounds.one_shot,
+    sparsity_bounds.moving_masks,
+)
 
 
 def measure_all() -> list[Bound]:

@@ -65,12 +65,14 @@ class Ratio:
     high: float
 
 
-def paired_ratio(baseline: Callable[[], object], candidate: Callable[[], object]) -> Ratio:
+def paired_ratio(
+    baseline: Callable[[], object], candidate: Callable[[], object], *, num_pairs: int = NUM_PAIRS
+) -> Ratio:
     """CPU time of `candidate` over `baseline`: nine A B B A rounds after one warm-up of each."""
     baseline()
     candidate()
     baseline_s, candidate_s = [], []
-    for _ in range(NUM_PAIRS):
+    for _ in range(num_pairs):
         times = [_cpu_time(work) for work in (baseline, candidate, candidate, baseline)]
         baseline_s.append(times[0] + times[3])
         candidate_s.append(times[1] + times[2])

@@ -23,6 +23,12 @@ from compressor.hardware import describe
 from compressor.manifest import versions
 from compressor.report import closed_gap, result_tables
 from tests.performance.bounds import measure_all
+from tests.performance.sparsity_results import (
+    run_sparse_training,
+    run_sparsity,
+    sparse_training_rows,
+    sparsity_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -77,6 +83,8 @@ def run_perf() -> dict[str, Any]:
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": run_demo,
     "importance": run_importance,
+    "sparsity": lambda: run_sparsity(_command),
+    "sparse-training": lambda: run_sparse_training(_command),
     "perf": run_perf,
 }
 
@@ -135,9 +143,21 @@ def perf_table(result: dict[str, Any]) -> str:
     return "\n".join(_rows(("bound", "measured", "95 % interval", "required", "reached"), rows))
 
 
+def sparsity_table(result: dict[str, Any]) -> str:
+    """One-shot methods against each other."""
+    return "\n".join(_rows(*sparsity_rows(result["data"])))
+
+
+def sparse_training_table(result: dict[str, Any]) -> str:
+    """What training recovers."""
+    return "\n".join([*_rows(*sparse_training_rows(result["data"])), "", result["data"]["not_measured"]])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "importance": importance_table,
+    "sparsity": sparsity_table,
+    "sparse-training": sparse_training_table,
     "perf": perf_table,
 }
 

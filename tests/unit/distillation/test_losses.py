@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compressor.distillation.losses import chunked_forward_kl, forward_kl
+from compressor.distillation.losses import IGNORED, chunked_forward_kl, forward_kl
 
 TOKENS, VOCAB, STUDENT, TEACHER = 37, 101, 16, 24
 
@@ -75,3 +75,33 @@ def test_different_vocabularies_are_refused() -> None:
     student, head, teacher, teacher_head = tensors()
     with pytest.raises(ValueError, match="vocabularies differ"):
         chunked_forward_kl(student, head, teacher, teacher_head[:-1])
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 100])
+@pytest.mark.parametrize("kl_weight", [0.0, 0.67, 1.0])
+def test_a_mix_with_cross_entropy_equals_autograd(kl_weight: float, chunk_tokens: int) -> None:
+    student, head, teacher, teacher_head = tensors()
+    targets = torch.randint(0, VOCAB, (TOKENS,))
+    targets[[4, 20, 36]] = IGNORED
+    logits = student @ head.T
+    kl = forward_kl(logits, teacher @ teacher_head.T, temperature=2.0) / TOKENS
+    ce = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+    plain = kl_weight * kl + (1 - kl_weight) * ce
+    expected = torch.autograd.grad(plain, (student, head))
+    mixed = (
+        chunked_forward_kl(
+            student,
+            head,
+            teacher,
+            teacher_head,
+            temperature=2.0,
+            chunk_tokens=chunk_tokens,
+            targets_T=targets,
+            kl_weight=kl_weight,
+        )
+        / TOKENS
+    )
+    found = torch.autograd.grad(mixed, (student, head))
+    torch.testing.assert_close(mixed.double(), plain.double(), rtol=1e-5, atol=1e-5)
+    for ours, reference in zip(found, expected, strict=True):
+        assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()

@@ -1,0 +1,252 @@
+"""Block by block through a model: one decoder layer in memory, activations on disk.
+
+Every layer sees the calibration windows twice: once as it is, to gather its linear layers' input
+statistics, and once as the visitor left it, to make the inputs of the next layer. So each layer is
+calibrated on what the layers before it really compute.
+
+Hidden states live in one mapped file, so memory holds one layer, its statistics and one window's
+activations, however many windows there are.
+
+Legend: T tokens, C input channels of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from compressor.calibration.hooks import observed
+from compressor.data.packing import TokenArray
+from compressor.errors import VerificationError
+from compressor.models.adapter import DecoderLayer, ModelAdapter
+from compressor.models.checkpoint import CheckpointReader
+
+STATES_FILE = "hidden_states.bin"
+
+
+@dataclass(kw_only=True)
+class Gram:
+    """Sum over tokens of x xᵀ for the inputs x of one or several linear layers.
+
+    Attributes:
+        total: float32 `[C, C]`, accumulated outside autocast.
+        num_tokens: Tokens seen.
+    """
+
+    total: torch.Tensor
+    num_tokens: int = 0
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add inputs `[..., C]`."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            x_TC = inputs.detach().flatten(0, -2).float()
+            self.total.addmm_(x_TC.T, x_TC)
+        self.num_tokens += x_TC.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerVisit:
+    """What a visitor sees of a layer.
+
+    Attributes:
+        index: Of the layer.
+        prefix: Of its tensors' names in the checkpoint, with a dot.
+        linears: The linear layers by name relative to the layer, weights in the compute dtype.
+        grams: Statistics of their inputs; layers with one input share one.
+    """
+
+    index: int
+    prefix: str
+    linears: dict[str, nn.Linear]
+    grams: dict[str, Gram]
+
+
+# Returns the new weights of some linear layers, by name relative to the layer.
+Visitor = Callable[[LayerVisit], dict[str, torch.Tensor]]
+
+
+@torch.no_grad()
+def run_sequentially(
+    checkpoint: Path,
+    windows: TokenArray,
+    visit: Visitor,
+    *,
+    scratch: Path,
+    dtype: torch.dtype,
+    device: str,
+    trust_remote_code: bool = False,
+    on_window: Callable[[], None] = lambda: None,
+) -> dict[str, Path]:
+    """Walk the decoder layers of a checkpoint, giving each its visitor's weights before going on.
+
+    Args:
+        checkpoint: A Hugging Face checkpoint.
+        windows: Calibration windows `[num_windows, seq_len]`.
+        visit: Called once per layer.
+        scratch: An existing directory for hidden states and changed weights.
+        dtype: Of weights and activations in the forward passes.
+        device: Torch device name.
+        trust_remote_code: Whether the checkpoint's own code may run.
+        on_window: Called after each window of each layer's first pass.
+
+    Returns:
+        Full names of the changed weights, and the file in `scratch` that holds each.
+
+    Raises:
+        VerificationError: when a statistic is not finite, naming the linear layer.
+    """
+    model = _empty_model(checkpoint, dtype, trust_remote_code=trust_remote_code)
+    adapter = ModelAdapter(model)
+    changed: dict[str, Path] = {}
+    with CheckpointReader(checkpoint) as reader:
+        states, calls = _embed(adapter, reader, windows, scratch, dtype=dtype, device=device)
+        for index, layer in enumerate(adapter.layers):
+            prefix = f"{adapter.family.layers}.{index}."
+            _materialise_(layer.module, reader, prefix, dtype=dtype, device=device)
+            grams = _gather(layer, states, calls[index], device=device, on_window=on_window)
+            _refuse_nonfinite(prefix, grams)
+            linears = layer.linear_layers()
+            replaced = visit(LayerVisit(index=index, prefix=prefix, linears=linears, grams=grams))
+            grams.clear()
+            for name, weight in replaced.items():
+                linears[name].weight.data = weight.to(device=device, dtype=dtype)
+            changed |= _keep(replaced, prefix, scratch / f"layer-{index}.safetensors")
+            for number in range(len(states)):
+                states[number] = _call(layer.module, states[number].to(device), calls[index]).cpu()
+            layer.module.to("meta")
+    (scratch / STATES_FILE).unlink()
+    return changed
+
+
+def _empty_model(checkpoint: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
+    """The model without weights; buffers, which a checkpoint does not hold, are real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(
+        checkpoint, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+class _Recorder(nn.Module):
+    """Stands in a layer's place: passes hidden states on and keeps what else the layer is called with."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+        self.call: dict[str, Any] = {}
+
+    def forward(self, hidden_states: torch.Tensor, **call: Any) -> torch.Tensor:
+        self.call = call
+        return hidden_states
+
+
+@contextmanager
+def _recorded(adapter: ModelAdapter) -> Iterator[list[_Recorder]]:
+    """The body with recorders for layers and nothing for the last norm, while the context lasts."""
+    model, family = adapter.model, adapter.family
+    originals, final_norm = model.get_submodule(family.layers), model.get_submodule(family.final_norm)
+    recorders = [_Recorder(layer) for layer in originals]
+    model.set_submodule(family.layers, nn.ModuleList(recorders))
+    model.set_submodule(family.final_norm, nn.Identity())
+    try:
+        yield recorders
+    finally:
+        model.set_submodule(family.layers, originals)
+        model.set_submodule(family.final_norm, final_norm)
+
+
+def _embed(
+    adapter: ModelAdapter,
+    reader: CheckpointReader,
+    windows: TokenArray,
+    scratch: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Every window's first hidden states in a mapped file, and how each layer is called."""
+    shape = (len(windows), 1, windows.shape[1], adapter.dims.hidden_size)
+    states = torch.from_file(
+        str(scratch / STATES_FILE), shared=True, size=torch.Size(shape).numel(), dtype=dtype
+    ).view(shape)
+    embedding = adapter.model.get_submodule(adapter.family.embedding)
+    _materialise_(embedding, reader, f"{adapter.family.embedding}.", dtype=dtype, device=device)
+    with _recorded(adapter) as recorders:
+        for buffer_owner in adapter.body.children():
+            if not any(parameter.is_meta for parameter in buffer_owner.parameters()):
+                buffer_owner.to(device)
+        for number, window in enumerate(windows):
+            ids = torch.from_numpy(window.astype("int64"))[None].to(device)
+            states[number] = adapter.body(ids, use_cache=False).last_hidden_state.cpu()
+    embedding.to("meta")
+    # Windows are equally long and stand alone, so one call serves all.
+    return states, [recorder.call for recorder in recorders]
+
+
+def _materialise_(
+    module: nn.Module, reader: CheckpointReader, prefix: str, *, dtype: torch.dtype, device: str
+) -> None:
+    state = {
+        name: reader.tensor(prefix + name).to(device=device, dtype=dtype) for name in module.state_dict()
+    }
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(requires_grad=False).to(device)
+
+
+def _call(module: nn.Module, hidden: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
+    output = module(hidden, **call)
+    result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+def _gather(
+    layer: DecoderLayer,
+    states: torch.Tensor,
+    call: dict[str, Any],
+    *,
+    device: str,
+    on_window: Callable[[], None],
+) -> dict[str, Gram]:
+    """One pass of the layer as it is: the Gram matrix of every linear layer's input."""
+    linears, family = layer.linear_layers(), layer.family
+    grams: dict[str, Gram] = {}
+    inputs = []
+    for names in (
+        (family.q_proj, family.k_proj, family.v_proj),
+        (family.o_proj,),
+        family.mlp_inputs,
+        (family.down_proj,),
+    ):
+        size = linears[names[0]].in_features
+        gram = Gram(total=torch.zeros(size, size, device=device))
+        grams |= dict.fromkeys(names, gram)
+        inputs.append((linears[names[0]], gram.add))
+    with observed(inputs=inputs):
+        for number in range(len(states)):
+            _call(layer.module, states[number].to(device), call)
+            on_window()
+    return grams
+
+
+def _refuse_nonfinite(prefix: str, grams: dict[str, Gram]) -> None:
+    for name, gram in grams.items():
+        if not torch.isfinite(gram.total).all():
+            raise VerificationError("an activation is not finite", where=prefix + name, found="NaN or inf")
+
+
+def _keep(replaced: dict[str, torch.Tensor], prefix: str, path: Path) -> dict[str, Path]:
+    tensors = {f"{prefix}{name}.weight": weight.cpu().contiguous() for name, weight in replaced.items()}
+    save_file(tensors, path)
+    return dict.fromkeys(tensors, path)

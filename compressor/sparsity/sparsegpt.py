@@ -1,0 +1,118 @@
+"""SparseGPT (arXiv 2301.00774): drop the weights whose loss can best be repaired, and repair it.
+
+With H the Hessian of the layer's squared output error and U the upper Cholesky factor of its inverse,
+a weight's cost is (w_j / U_jj)^2. Columns are visited from left to right; what dropping weights costs
+is moved onto the columns not yet visited.
+
+Legend: R rows (outputs), C columns (inputs), T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from compressor.sparsity.pattern import TWO_OF_FOUR, Pattern, keep_mask
+
+BLOCK_SIZE = 128
+DAMPENING_FRACTION = 0.01
+_DAMPENING_STEP = 10.0
+_MAX_DAMPENING_FRACTION = 10.0
+
+
+class NotPositiveDefiniteError(ValueError):
+    """The dampened Hessian has no Cholesky factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseGptResult:
+    """A matrix after SparseGPT.
+
+    Attributes:
+        weight: Updated, zero where not kept.
+        keep_mask: True = kept.
+        dampening_fraction: What was needed, at least what was asked for.
+    """
+
+    weight: torch.Tensor
+    keep_mask: torch.Tensor
+    dampening_fraction: float
+
+
+def sparsegpt(
+    weight_RC: torch.Tensor,
+    gram_CC: torch.Tensor,
+    *,
+    num_tokens: int,
+    pattern: Pattern = TWO_OF_FOUR,
+    block_size: int = BLOCK_SIZE,
+    dampening_fraction: float = DAMPENING_FRACTION,
+    raise_dampening: bool = False,
+) -> SparseGptResult:
+    """Sparsify one matrix and update what is kept.
+
+    Args:
+        weight_RC: float32 or float64; not changed.
+        gram_CC: Sum over the calibration tokens of x xᵀ, same dtype.
+        num_tokens: T.
+        pattern: N:M.
+        block_size: Columns between updates of the rest of the matrix; a multiple of M.
+        dampening_fraction: Added to H's diagonal, as a fraction of its mean.
+        raise_dampening: Take ten times the fraction, up to 10, while H is not positive definite.
+
+    Raises:
+        NotPositiveDefiniteError: when H is not, and the dampening may not be raised further.
+    """
+    if block_size % pattern.group_size:
+        raise ValueError(f"blocks of {block_size} columns split groups of {pattern.group_size}")
+    factor_CC, used = _factor(gram_CC, num_tokens, dampening_fraction, raise_dampening=raise_dampening)
+    factor_CC = factor_CC.to(weight_RC.dtype)
+    weight = weight_RC.masked_fill(gram_CC.diagonal() == 0, 0)
+    kept = torch.empty_like(weight, dtype=torch.bool)
+    for start in range(0, weight.shape[1], block_size):
+        end = min(start + block_size, weight.shape[1])
+        errors = _sparsify_block_(
+            weight[:, start:end], kept[:, start:end], factor_CC[start:end, start:end], pattern
+        )
+        weight[:, end:] -= errors @ factor_CC[start:end, end:]
+    return SparseGptResult(weight=weight.masked_fill(~kept, 0), keep_mask=kept, dampening_fraction=used)
+
+
+def _sparsify_block_(
+    weight: torch.Tensor, kept: torch.Tensor, factor: torch.Tensor, pattern: Pattern
+) -> torch.Tensor:
+    """Visit a block's columns in order; returns every column's error over its diagonal entry."""
+    errors = torch.empty_like(weight)
+    diagonal = factor.diagonal()
+    for column in range(weight.shape[1]):
+        if column % pattern.group_size == 0:
+            group = slice(column, column + pattern.group_size)
+            kept[:, group] = keep_mask((weight[:, group] / diagonal[group]).square(), pattern)
+        dropped = weight[:, column].masked_fill(kept[:, column], 0)
+        errors[:, column] = dropped / diagonal[column]
+        weight[:, column:] -= torch.outer(errors[:, column], factor[column, column:])
+    return errors
+
+
+def _factor(
+    gram_CC: torch.Tensor, num_tokens: int, dampening_fraction: float, *, raise_dampening: bool
+) -> tuple[torch.Tensor, float]:
+    """The upper Cholesky factor of the inverse Hessian, float64, and the dampening it took."""
+    hessian = gram_CC.double() * (2 / num_tokens)
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = 1
+    fraction = dampening_fraction
+    while True:
+        dampened = hessian.clone()
+        dampened.diagonal().add_(fraction * mean)
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(dampened))
+            return torch.linalg.cholesky(inverse, upper=True), fraction
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            if not raise_dampening or fraction >= _MAX_DAMPENING_FRACTION:
+                raise NotPositiveDefiniteError(
+                    f"the Hessian is not positive definite at a dampening of {fraction:g}"
+                ) from error
+        fraction = max(fraction, DAMPENING_FRACTION / _DAMPENING_STEP) * _DAMPENING_STEP

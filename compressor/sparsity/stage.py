@@ -1,0 +1,246 @@
+"""The sparsify stage: one-shot N:M sparsity, layer by layer, on the compressed model's own activations.
+
+It leaves a Hugging Face checkpoint, the promise in `sparsity.json`, and the packed masks. Embeddings,
+LM head and norms stay dense.
+"""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import ModelArtifact
+from compressor.calibration.sequential import LayerVisit, run_sequentially
+from compressor.data.packing import TokenArray, read_windows
+from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.models.checkpoint import (
+    CheckpointReader,
+    TensorSpec,
+    read_config,
+    row_blocks,
+    write_checkpoint,
+)
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.load import copy_tokenizer, load_tokenizer
+from compressor.models.portable import make_tokenizer_portable, write_config
+from compressor.recipe import Calibration, Section, Sparsify
+from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
+from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
+from compressor.sparsity.promise import MASKS_FILE, Promise, write_masks
+from compressor.sparsity.slorb import AdapterBranch, initial_branch, write_adapter
+from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
+from compressor.stage import Stage, StageContext, StageResult, start_afresh
+
+_SCRATCH = "scratch"
+ADAPTIVE = "ast"
+
+
+class SparsifyStageConfig(Section):
+    """The sections of a recipe that decide this stage."""
+
+    sparsify: Sparsify
+    calibration: Calibration
+
+
+def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
+    """Full names of the weights to make sparse: every linear layer of the decoder not on the skip list.
+
+    Args:
+        dims: Of the model.
+        skip: Shell patterns of full names to leave dense.
+    """
+    family = dims.family
+    names = [
+        f"{family.layers}.{index}.{name}.weight"
+        for index in range(dims.num_hidden_layers)
+        for name in family.linear_layers
+    ]
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
+
+
+def run(
+    config: SparsifyStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Sparsify `source` without training.
+
+    Raises:
+        UsageError: without a pattern, or when the skip list leaves nothing.
+        UnsupportedError: for a tensor that does not divide into groups.
+        VerificationError: when a Hessian is not positive definite, naming the linear layer.
+    """
+    start_afresh(out_dir)
+    stored = read_config(source.path)
+    dims = dims_of_config(stored)
+    sparsify = config.sparsify
+    pattern = parse_pattern(sparsify.pattern or "")
+    names = covered_weights(dims, sparsify.skip)
+    promise = _promise(source.path, dims, names, pattern)
+    scratch = out_dir / _SCRATCH
+    scratch.mkdir()
+    windows = _windows(config.calibration, source.path, context)
+    visitor = _Visitor(one_shot(sparsify, pattern), names, slorb_group=sparsify.slorb_group_size)
+    dtype = getattr(torch, context.dtype)
+    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows)) as tick:
+        changed = run_sequentially(
+            source.path,
+            windows,
+            visitor.visit,
+            scratch=scratch,
+            dtype=dtype,
+            device=context.device,
+            trust_remote_code=context.trust_remote_code,
+            on_window=tick,
+        )
+    _write(source.path, out_dir, changed, dtype)
+    promise.write(out_dir)
+    write_masks(out_dir / MASKS_FILE, visitor.masks)
+    if visitor.branches:
+        write_adapter(out_dir, visitor.branches)
+    shutil.rmtree(scratch)
+    raised = [name for name, entry in visitor.layers.items() if entry.get("dampening_was_raised")]
+    if raised:
+        context.console.warn(f"dampening was raised for {len(raised)} matrices, first {raised[0]}")
+    return StageResult(
+        num_parameters=source.num_parameters, details=_details(visitor, sparsify, pattern, windows)
+    )
+
+
+def one_shot(sparsify: Sparsify, pattern: Pattern) -> OneShot:
+    """The one-shot method of a recipe; adaptive training starts from SparseGPT."""
+    method = SPARSEGPT if sparsify.method == ADAPTIVE else sparsify.method
+    return OneShot(
+        method=method,
+        pattern=pattern,
+        block_size=sparsify.block_size,
+        dampening_fraction=sparsify.dampening_fraction,
+        raise_dampening=sparsify.raise_dampening,
+        update_weights=sparsify.update_weights,
+    )
+
+
+class _Visitor:
+    """Sparsifies layer by layer, keeping masks, figures and adapter branches."""
+
+    def __init__(self, how: OneShot, names: list[str], *, slorb_group: int | None) -> None:
+        self._how = how
+        self._names = frozenset(names)
+        self._slorb_group = slorb_group
+        self.masks: dict[str, torch.Tensor] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
+        self.branches: dict[str, AdapterBranch] = {}
+        self.num_nonzero = 0
+        self.num_weights = 0
+
+    def visit(self, layer: LayerVisit) -> dict[str, torch.Tensor]:
+        replaced = {}
+        for name, linear in layer.linears.items():
+            full = f"{layer.prefix}{name}.weight"
+            if full not in self._names:
+                continue
+            gram = layer.grams[name]
+            try:
+                sparse = sparsify_matrix(linear.weight, gram.total, num_tokens=gram.num_tokens, how=self._how)
+            except NotPositiveDefiniteError as error:
+                raise VerificationError(
+                    str(error), where=full, hint="more calibration text, or --raise-dampening"
+                ) from error
+            self._record(full, linear.weight, sparse)
+            replaced[name] = sparse.weight
+        return replaced
+
+    def _record(self, name: str, dense: torch.Tensor, sparse: SparseMatrix) -> None:
+        self.masks[name] = sparse.keep_mask.cpu()
+        num_nonzero = int((sparse.weight != 0).sum())
+        self.num_nonzero += num_nonzero
+        self.num_weights += sparse.weight.numel()
+        entry: dict[str, Any] = {
+            "relative_error": float(f"{sparse.relative_error:.6g}"),
+            "density": num_nonzero / sparse.weight.numel(),
+        }
+        if sparse.dampening_fraction is not None:
+            entry["dampening_fraction"] = sparse.dampening_fraction
+            entry["dampening_was_raised"] = sparse.dampening_fraction > self._how.dampening_fraction
+        self.layers[name] = entry
+        if self._slorb_group is not None:
+            module = name.removesuffix(".weight")
+            self.branches[module] = initial_branch(dense, sparse.weight, group_size=self._slorb_group)
+
+
+def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
+    """What the stage will promise, its shapes checked."""
+    if not names:
+        raise UsageError("the skip list leaves nothing to sparsify", where="--skip")
+    if (checkpoint / MASKS_FILE).is_file():
+        raise UnsupportedError(
+            "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"
+        )
+    with CheckpointReader(checkpoint) as reader:
+        shapes = {name: reader.shape(name) for name in names}
+    for name, shape in shapes.items():
+        require_whole_groups(name, shape, pattern)
+    pairs = {name: (rows, columns) for name, (rows, columns) in shapes.items()}
+    return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
+
+
+def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> TokenArray:
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
+    windows = read_windows(
+        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
+    )
+    if len(windows) < calibration.size:
+        context.console.warn(
+            f"the calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
+            f"not {calibration.size}"
+        )
+    return windows
+
+
+def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.dtype) -> None:
+    """Write the checkpoint in its source's order, changed weights from the files that hold them."""
+    from safetensors import safe_open
+
+    def read_changed(name: str) -> torch.Tensor:
+        with safe_open(changed[name], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    with CheckpointReader(source) as reader:
+
+        def spec(name: str) -> TensorSpec:
+            def blocks() -> Any:
+                tensor = read_changed(name) if name in changed else reader.tensor(name)
+                return (block.to(dtype) for block in row_blocks(tensor))
+
+            return TensorSpec(name=name, shape=reader.shape(name), dtype=dtype, blocks=blocks)
+
+        write_checkpoint(out_dir, [spec(name) for name in reader])
+    write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
+    copy_tokenizer(source, out_dir)
+    make_tokenizer_portable(out_dir)
+
+
+def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: TokenArray) -> dict[str, Any]:
+    details = {
+        "pattern": str(pattern),
+        "method": one_shot(sparsify, pattern).method,
+        "num_tensors": len(visitor.layers),
+        "num_windows": len(windows),
+        "window_tokens": windows.shape[1],
+        "density": round(visitor.num_nonzero / visitor.num_weights, 6),
+        "layers": visitor.layers,
+    }
+    if visitor.branches:
+        details["adapter_parameters"] = sum(branch.num_parameters for branch in visitor.branches.values())
+    return details
+
+
+SPARSIFY: Stage[SparsifyStageConfig] = Stage(
+    name="sparsify",
+    run=run,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: (config.calibration.data,),
+)

@@ -1,0 +1,38 @@
+"""Scores from weights and the size of their inputs: Wanda and RIA.
+
+Wanda (arXiv 2306.11695): |W_ij| ||X_j||. RIA (Relative Importance and Activations): |W_ij| relative to
+its column's and to its row's sum, times ||X_j||^0.5; without the optional channel permutation.
+
+Legend: R rows (outputs), C columns (inputs), T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+
+RIA_POWER = 0.5
+
+
+def input_norms(gram_CC: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
+    """||X_j||_2 of every input channel over the calibration tokens, root of the mean square.
+
+    Args:
+        gram_CC: Sum over tokens of x xᵀ.
+        num_tokens: T.
+    """
+    return (gram_CC.diagonal() / num_tokens).sqrt()
+
+
+def wanda_scores(weight_RC: torch.Tensor, norms_C: torch.Tensor) -> torch.Tensor:
+    """|W_ij| ||X_j||."""
+    return weight_RC.abs() * norms_C
+
+
+def ria_scores(weight_RC: torch.Tensor, norms_C: torch.Tensor) -> torch.Tensor:
+    """(|W_ij| / column sum + |W_ij| / row sum) ||X_j||^0.5; a row or column of zeros scores zero."""
+    size = weight_RC.abs()
+    tiny = torch.finfo(size.dtype).tiny
+    relative = size / size.sum(0, keepdim=True).clamp_min(tiny) + size / size.sum(1, keepdim=True).clamp_min(
+        tiny
+    )
+    return relative * norms_C**RIA_POWER

@@ -1,0 +1,45 @@
+"""Whether a directory's tensors, in whatever format, keep the sparsity that it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CONFIG_FILE
+from compressor.sparsity.promise import (
+    SPARSITY_FILE,
+    Promise,
+    check_checkpoint_sparsity,
+    read_promise,
+)
+from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.sparsity import check_graph_sparsity
+
+
+def check_sparsity(directory: Path, *, promise: Promise | None = None) -> dict[str, Any]:
+    """Check every promised tensor as it was written.
+
+    Args:
+        directory: A checkpoint, FP8 or not, or a graph.
+        promise: What to hold it to; by default its own.
+
+    Returns:
+        `sparsity` with the pattern and how many tensors keep it; nothing where nothing is promised.
+
+    Raises:
+        VerificationError: naming the first tensor with too many non-zeros, or a format that cannot be
+            checked.
+    """
+    promise = promise or read_promise(directory)
+    if promise is None:
+        return {}
+    if (directory / GRAPH_FILE).is_file():
+        num_tensors = check_graph_sparsity(directory, promise)
+    elif (directory / CONFIG_FILE).is_file():
+        num_tensors = check_checkpoint_sparsity(directory, promise)
+    else:
+        raise VerificationError(
+            "this format promises sparsity that cannot be checked", where=str(directory / SPARSITY_FILE)
+        )
+    return {"sparsity": {"pattern": str(promise.pattern), "num_tensors": num_tensors}}

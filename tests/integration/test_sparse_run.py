@@ -1,0 +1,122 @@
+"""The whole road with 2:4 sparsity on a tiny model, and the sparse commands one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.integration.command import command, succeed
+
+WEIGHTS_FILE = "model.safetensors"
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    text = str(tiny_text)
+    tree = {
+        "model": str(tiny_checkpoint),
+        "prune": {"shape": SHAPE},
+        "calibration": {"data": text, "size": 4, "seq_len": 32},
+        "distill": {
+            "data": text,
+            "tokens": 2560,
+            "context_length": 32,
+            "batch_size": 4,
+            "learning_rate": 2e-3,
+        },
+        "sparsify": {"pattern": "2:4", "method": "ast"},
+        "quantize": {"fp8": True},
+        "evaluate": {"window": 64, "size": 4},
+        "bench": {"enabled": False},
+    }
+    path = tmp_path_factory.mktemp("recipes") / "sparse.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("runs") / "out"
+    return out, succeed("run", "--config", recipe, "-o", out)
+
+
+def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    models = list(summary["evaluation"]["models"])
+    assert models == ["teacher", "pruned", "distilled", "sparsified", "recovered", "quantized"]
+    for details in summary["exports"].values():
+        assert details["checks"]["sparsity"]["pattern"] == "2:4"
+    assert set(summary["exports"]) == {"huggingface", "huggingface-fp8", "onnx", "onnx-int4"}
+    checked = succeed("verify", out)["checked"]
+    assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 4
+
+
+def test_verify_catches_a_planted_nonzero(finished: tuple[Path, dict[str, Any]]) -> None:
+    recovered = finished[0] / "stages" / "recover"
+    original = (recovered / WEIGHTS_FILE).read_bytes()
+    tensors, name = load_file(recovered / WEIGHTS_FILE), "model.layers.0.self_attn.v_proj.weight"
+    row = tensors[name][7]
+    row[4 + (row[4:8] == 0).nonzero()[0]] = 0.5
+    save_file(tensors, recovered / WEIGHTS_FILE, metadata={"format": "pt"})
+    done = command("verify", recovered)
+    (recovered / WEIGHTS_FILE).write_bytes(original)
+    assert done.returncode == 8
+    assert f"{name}[7, 4:8]" in done.stderr
+
+
+def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+    calibration = ("--calib-data", tiny_text, "--calib-size", 4, "--calib-seq-len", 32)
+    training = ("--train-data", tiny_text, "--tokens", 640, "--context-length", 32)
+    sparse, held = tmp_path / "sparse", tmp_path / "held"
+    made = succeed("sparsify", tiny_checkpoint, "--sparsity-method", "wanda", *calibration, "-o", sparse)
+    assert made["lineage"] == ["source", "sparsify"]
+    trained = succeed("distill", sparse, "--teacher", tiny_checkpoint, *training, "-o", held)
+    assert trained["lineage"] == ["source", "sparsify", "recover"]
+    assert trained["details"]["masks"] == "held"
+    assert succeed("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
+
+
+def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+    made = succeed(
+        *(
+            "sparsify",
+            tiny_checkpoint,
+            "--sparsity-method",
+            "ast",
+            "--slorb",
+            "trained",
+            "-o",
+            tmp_path / "ast",
+        ),
+        *("--calib-data", tiny_text, "--calib-size", 4, "--calib-seq-len", 32),
+        *("--train-data", tiny_text, "--tokens", 640, "--context-length", 32),
+    )
+    assert made["details"]["masks"] == "moving"
+    assert (tmp_path / "ast" / "adapter" / "adapter_config.json").is_file()
+    evaluation = succeed(
+        *("evaluate", tiny_checkpoint, tmp_path / "ast", "--perplexity", tiny_text),
+        *("--window", 64, "--size", 2, "-o", tmp_path / "quality"),
+    )
+    assert len(evaluation["models"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--sparsity", "2:x"), 2, "sparsify.pattern"),
+        (("--sparsity", "2:4", "--sparsity-method", "ast", "--tokens", "0"), 2, "ast trains"),
+        (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
+    ],
+)
+def test_runs_that_cannot_end_are_refused_at_once(
+    tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
+) -> None:
+    shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
+    done = command("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr

@@ -1,0 +1,159 @@
+"""2:4 through every export: the written tensors, and a planted non-zero in each format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.artifact import ModelArtifact
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.quantization.amax import read_amax
+from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe import Calibration, Export, ExportFormat, Sparsify
+from compressor.sparsity.pattern import Pattern
+from compressor.sparsity.promise import Promise, carry_promise
+from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
+from compressor.stage import execute
+from exporters.base import EXPORTERS, export_stage
+from exporters.onnx.sparsity import stored_names
+from exporters.record import read_verification
+from exporters.sparsity import check_sparsity
+from exporters.verify import verify_directory
+from tests.tiny_models import make_model, save_checkpoint
+from tests.unit.exporters.conftest import OPTIONS, artifact_of, context
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A sparse student and its exports, made once."""
+
+    root: Path
+    calibration: Calibration
+
+    def student(self) -> ModelArtifact:
+        dense = self.root / "dense"
+        if not dense.is_dir():
+            save_checkpoint(dense, make_model().to(torch.bfloat16))
+        config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=self.calibration)
+        return execute(SPARSIFY, config, artifact_of(dense), self.root / "sparse", context()).artifact
+
+    def quantised(self) -> ModelArtifact:
+        config = QuantizeStageConfig(calibration=self.calibration)
+        return execute(QUANTIZE, config, self.student(), self.root / "quantised", context()).artifact
+
+    def make(self, name: ExportFormat) -> Path:
+        source = self.quantised() if name == "huggingface-fp8" else self.student()
+        return execute(export_stage(name), Export(), source, self.root / name, context()).artifact.path
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory, make_text: Callable[..., Path]) -> Sparse:
+    text = make_text(num_words=300, name="calibration.txt")
+    return Sparse(tmp_path_factory.mktemp("sparse"), Calibration(data=str(text), size=4, seq_len=64))
+
+
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-int4"])
+def test_every_format_keeps_the_pattern(sparse: Sparse, name: ExportFormat) -> None:
+    made = sparse.make(name)
+    expected = {"pattern": "2:4", "num_tensors": 21}
+    assert read_verification(made)["checks"]["sparsity"] == expected
+    assert verify_directory(made)["checked"][0]["sparsity"] == expected
+
+
+def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path) -> None:
+    """Built and checked without being run, which not every CPU can."""
+    source = sparse.student()
+    EXPORTERS["onnx-fp16"].write(source.path, tmp_path, OPTIONS)
+    carry_promise(source.path, tmp_path)
+    assert check_sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
+
+
+def test_fp8_scales_are_those_of_the_masked_weights(sparse: Sparse) -> None:
+    quantised = sparse.quantised()
+    stored, amax = load_file(quantised.path / WEIGHTS_FILE), read_amax(quantised.path)
+    for module in ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.q_proj"):
+        weight = stored[f"{module}.weight"].float()
+        assert (weight == 0).float().mean() >= 0.5
+        assert amax[f"{module}.weight_amax"] == weight.abs().max()
+
+
+def plant(tensors: dict[str, torch.Tensor], name: str) -> None:
+    weight = tensors[name]
+    view = weight.view(torch.uint8) if weight.dtype == torch.float8_e4m3fn else weight
+    zero = (view[3, 8:12] == 0).nonzero()[0, 0]
+    view[3, 8 + zero] = 1
+
+
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8"])
+def test_a_third_nonzero_in_a_checkpoint_is_caught(
+    sparse: Sparse, tmp_path: Path, name: ExportFormat
+) -> None:
+    made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
+    (made / "verification.json").unlink()  # its hashes would catch it first
+    tensors, tensor = load_file(made / WEIGHTS_FILE), "model.layers.1.mlp.down_proj.weight"
+    plant(tensors, tensor)
+    save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match=r"down_proj\.weight\[3, 8:12\]"):
+        verify_directory(made)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-int4"])
+def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: ExportFormat) -> None:
+    dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
+    shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
+    with pytest.raises(VerificationError, match="promised to be 2:4 sparse is not"):
+        check_sparsity(dense)
+
+
+def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    made = Path(shutil.copytree(sparse.make("onnx-int4"), tmp_path / "made"))
+    model = onnx.load(made / "model.onnx")
+    node = next(
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits" and "layers.1.mlp.down" in node.input[1]
+    )
+    blob = next(entry for entry in model.graph.initializer if entry.name == node.input[1])
+    values = np.array(numpy_helper.to_array(blob))
+    # The first four inputs of output 2 share two bytes, low half first; 8 is zero.
+    first, second = values[2, 0, 0], values[2, 0, 1]
+    halves = [first & 15, first >> 4, second & 15, second >> 4]
+    halves[halves.index(8)] = 9
+    values[2, 0, 0], values[2, 0, 1] = halves[0] | halves[1] << 4, halves[2] | halves[3] << 4
+    nonzero = sum(half != 8 for half in halves)
+    blob.CopyFrom(numpy_helper.from_array(values, blob.name))
+    onnx.save(model, made / "model.onnx")
+    if nonzero > 2:
+        with pytest.raises(VerificationError, match=r"down_proj\.weight\[2, 0:4\]"):
+            check_sparsity(made)
+    else:
+        pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
+
+
+@pytest.mark.parametrize("skipped", [(), ("q_proj",), ("v_proj",), ("q_proj", "v_proj"), ("k_proj",)])
+def test_rows_of_joined_projections_are_found(skipped: tuple[str, ...]) -> None:
+    rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32}
+    shapes = {
+        f"model.layers.0.self_attn.{name}.weight": (size, 64)
+        for name, size in rows.items()
+        if name not in skipped
+    }
+    promise = Promise(pattern=Pattern(), model_type="llama", shapes=shapes)
+    found = stored_names(promise, {"model.layers.0.attn.qkv_proj.MatMul.weight"})
+    joined = torch.arange(128)
+    starts = {"q_proj": 0, "k_proj": 64, "v_proj": 96}
+    for name in shapes:
+        part = name.split(".")[-2]
+        assert joined[found[name][1]].tolist() == list(range(starts[part], starts[part] + rows[part]))

@@ -1,0 +1,161 @@
+"""The annealed optimizer against its formulas, the sign of the decay, and exact resume of both trainings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from compressor.console import Console
+from compressor.distillation.module import DistillationModule
+from compressor.errors import UnsupportedError
+from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
+from compressor.sparsity.layers import SparseLinear, install_sparse_layers_, require_rowwise
+from compressor.sparsity.pattern import Pattern, check_pattern, keep_mask
+from compressor.training.trainer import STUDENT_FILE, student_state, train
+from tests.tiny_models import make_model
+from tests.unit.training.test_trainer import make_config, make_data
+
+LR, DECAY, RAMP = 1e-2, 1e-1, 4
+
+
+def sparse_layer() -> SparseLinear:
+    linear = nn.Linear(8, 3, bias=False)
+    return SparseLinear(linear, keep_mask=keep_mask(linear.weight.abs()), straight_through=True)
+
+
+def optimizer_of(layer: SparseLinear, *, lr: float = LR) -> AnnealedAdamW:
+    return AnnealedAdamW([], [layer], lr=lr, mask_decay=DECAY, ramp_steps=RAMP)
+
+
+def test_with_no_gradient_a_pruned_weight_shrinks_and_a_kept_one_does_not_move() -> None:
+    layer = sparse_layer()
+    # A first step is 10 lr long, by the first moment's correction: short enough not to cross zero.
+    optimizer, before = optimizer_of(layer, lr=1e-5), layer.weight.detach().clone()
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    after, mask = layer.weight.detach(), layer.keep_mask
+    assert mask is not None
+    assert torch.equal(after[mask], before[mask])
+    assert (after[~mask].abs() < before[~mask].abs()).all()
+    assert torch.equal(after[~mask].sign(), before[~mask].sign())
+
+
+def test_updates_equal_the_formulas() -> None:
+    layer = sparse_layer()
+    optimizer = optimizer_of(layer)
+    weight = layer.weight.detach().double().clone()
+    mu, v = torch.zeros_like(weight), torch.zeros_like(weight)
+    assert layer.keep_mask is not None
+    dropped = (~layer.keep_mask).double()
+    for step in range(1, 8):
+        grad = torch.randn_like(layer.weight)
+        layer.weight.grad = grad.clone()
+        optimizer.step()
+        decay = DECAY / RAMP * min(step, RAMP)
+        mu = 0.9 * mu + 0.1 * grad.double()
+        u = mu + decay * dropped * weight
+        v = 0.95 * v + 0.05 * u**2
+        weight = weight - LR * (u / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + EPSILON)
+        torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(optimizer.state[layer.weight]["mu"].double(), mu, rtol=1e-5, atol=1e-6)
+
+
+def test_other_parameters_are_plain_adamws() -> None:
+    ours, theirs = (nn.Parameter(torch.arange(6.0).sin()) for _ in range(2))
+    optimizer = AnnealedAdamW([ours], [], lr=LR, mask_decay=DECAY, ramp_steps=RAMP)
+    reference = torch.optim.AdamW([theirs], lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(5):
+        grad = torch.randn(6)
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_annealing_step_is_state() -> None:
+    layer = sparse_layer()
+    optimizer = optimizer_of(layer)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    for _ in range(3):
+        optimizer.step()
+    again = optimizer_of(layer)
+    again.load_state_dict(optimizer.state_dict())
+    assert [group["annealing_step"] for group in again.param_groups] == [3]
+    assert again.decay_at(3) == pytest.approx(DECAY * 3 / RAMP)
+
+
+@pytest.mark.parametrize("straight_through", [True, False])
+def test_gradients_pass_straight_through_or_are_masked(straight_through: bool) -> None:
+    linear = nn.Linear(8, 3).double()
+    mask = keep_mask(linear.weight.abs())
+    layer = SparseLinear(linear, keep_mask=mask, straight_through=straight_through)
+    inputs = torch.randn(5, 8).double()
+    layer(inputs).square().sum().backward()
+    dense = (linear.weight.detach() * mask).requires_grad_()
+    (inputs @ dense.T + linear.bias).square().sum().backward()
+    assert dense.grad is not None
+    torch.testing.assert_close(linear.weight.grad, dense.grad if straight_through else dense.grad * mask)
+
+
+def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
+    student = make_model(seed=1, hidden_size=32)
+    names = [name for name, p in student.named_parameters() if "proj" in name and p.dim() == 2]
+    masks = {name: keep_mask(student.get_parameter(name).abs()) for name in names}
+    for name, mask in masks.items():
+        student.get_parameter(name).data.masked_fill_(~mask, 0)
+    layers = install_sparse_layers_(student, masks=masks, straight_through=moving)
+    student.requires_grad_(requires_grad=True).train()
+    module = DistillationModule(student, make_model(seed=2), temperature=2.0, kl_weight=0.67)
+    if not moving:
+        return module, HeldMasks(layers)
+    return module, MovingMasks(layers, pattern=Pattern(), interval=4, mask_decay=0.1, ramp_steps=3)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bool) -> None:
+    """The checkpoint resumed from lies between two selections of the mask."""
+    data, config = make_data(tmp_path / "tokens", 24), make_config(max_steps=12, learning_rate=5e-3)
+    whole, masks = make_student(moving=moving)
+    log = train(whole, data, config, tmp_path / "whole", Console(quiet=True), extension=masks)
+    first, unused = make_student(moving=moving)
+    train(first, data, config, tmp_path / "parts", Console(quiet=True), extension=unused)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-12")
+    resumed, restored = make_student(moving=moving)
+    assert train(resumed, data, config, tmp_path / "parts", Console(quiet=True), extension=restored) == log
+    for name, tensor in student_state(whole.student).items():
+        assert torch.equal(tensor, student_state(resumed.student)[name]), name
+    for name, mask in masks.masks().items():
+        assert torch.equal(mask, restored.masks()[name]), name
+
+
+def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
+    data, config = make_data(tmp_path / "tokens", 24), make_config(max_steps=12, learning_rate=5e-3)
+    for moving in (True, False):
+        module, masks = make_student(moving=moving)
+        before = {name: mask.clone() for name, mask in masks.masks().items()}
+        train(module, data, config, tmp_path / str(moving), Console(quiet=True), extension=masks)
+        changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
+        assert changed is moving
+        masks.apply_()
+        state = student_state(module.student)
+        for name, mask in masks.masks().items():
+            check_pattern(name, state[name], Pattern())
+            assert state[name][~mask].abs().max() == 0
+
+
+def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
+    module, masks = make_student(moving=True)
+    data = make_data(tmp_path / "tokens", 12)
+    train(module, data, make_config(), tmp_path, Console(quiet=True), extension=masks)
+    saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
+    assert set(saved) == {name for name, _ in make_model(hidden_size=32).named_parameters()}
+
+
+def test_a_flattened_parameter_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="flattened"):
+        require_rowwise("w", torch.zeros(32))

@@ -1,0 +1,94 @@
+"""Recovery of a sparse student: the pattern at the end, held masks, learned branches, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compressor.artifact import ModelArtifact
+from compressor.distillation.recover import RECOVER, RecoverStageConfig, moving_schedule
+from compressor.distillation.stage import DISTILL
+from compressor.errors import UsageError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.recipe import Distill, Sparsify
+from compressor.sparsity.promise import MASKS_FILE, read_masks, read_promise
+from compressor.sparsity.slorb import read_adapter
+from compressor.stage import execute
+from exporters.verify import verify_directory
+from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
+
+
+def recover(
+    made: Sparsified, out_dir: Path, *, start: dict[str, Any] | None = None, **settings: Any
+) -> tuple[ModelArtifact, ModelArtifact]:
+    source = made.make(method="sparsegpt", **(start or {}))
+    distill = Distill(
+        data=str(made.text), tokens=1920, context_length=32, batch_size=2, learning_rate=3e-3, warmup_steps=1
+    )
+    sparsify = Sparsify(**{"pattern": "2:4", **settings, **(start or {})})
+    config = RecoverStageConfig(distill=distill, sparsify=sparsify)
+    artifact = execute(RECOVER, config, source, out_dir, context(teacher=artifact_of(made.dense))).artifact
+    return source, artifact
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "ast"])
+def test_training_lowers_the_loss_and_keeps_the_pattern(
+    sparsified: Sparsified, tmp_path: Path, method: str
+) -> None:
+    source, made = recover(sparsified, tmp_path / "out", method=method)
+    promise = read_promise(made.path)
+    assert promise is not None
+    assert promise == read_promise(source.path)
+    assert verify_directory(made.path)["checked"][0]["sparsity"]["num_tensors"] == 21
+    loss = made.details["curve"]["loss"]
+    assert loss[-1] < loss[0]
+    before, after = (read_masks(a.path / MASKS_FILE, promise.shapes) for a in (source, made))
+    is_same = all(torch.equal(before[name], after[name]) for name in before)
+    assert is_same is (method == "sparsegpt")
+    assert (made.details["moved_share"] == 0) is is_same
+    weights = load_file(made.path / WEIGHTS_FILE)
+    assert set(weights) == set(load_file(source.path / WEIGHTS_FILE))
+    for name, mask in after.items():
+        assert weights[name][~mask].abs().max() == 0, name
+
+
+@pytest.mark.parametrize("slorb", ["fixed", "trained"])
+def test_the_branch_trains_only_when_asked(sparsified: Sparsified, tmp_path: Path, slorb: str) -> None:
+    source, made = recover(sparsified, tmp_path / "out", start={"slorb": slorb}, method="ast")
+    before, after = read_adapter(source.path), read_adapter(made.path)
+    assert set(before) == set(after)
+    same = [
+        torch.equal(before[n].up, after[n].up) and torch.equal(before[n].down, after[n].down) for n in before
+    ]
+    assert all(same) if slorb == "fixed" else not any(same)
+    assert made.details["adapter_parameters"] == sum(branch.num_parameters for branch in after.values())
+
+
+def test_plain_distillation_of_a_sparse_student_is_refused(sparsified: Sparsified, tmp_path: Path) -> None:
+    config = Distill(data=str(sparsified.text), tokens=64, context_length=32)
+    with pytest.raises(UsageError, match="fill the zeros"):
+        execute(
+            DISTILL,
+            config,
+            sparsified.make(method="wanda"),
+            tmp_path / "out",
+            context(teacher=artifact_of(sparsified.dense)),
+        )
+
+
+def test_a_dense_student_cannot_recover(sparsified: Sparsified, tmp_path: Path) -> None:
+    config = RecoverStageConfig(distill=Distill(data=str(sparsified.text)), sparsify=Sparsify())
+    dense = artifact_of(sparsified.dense)
+    with pytest.raises(UsageError, match="needs a sparsified checkpoint"):
+        execute(RECOVER, config, dense, tmp_path / "out", context(teacher=dense))
+
+
+def test_the_schedule_scales_to_the_runs_length() -> None:
+    assert moving_schedule(Sparsify(), 40_000) == (10, 10_000)
+    assert moving_schedule(Sparsify(), 200) == (5, 50)
+    assert moving_schedule(Sparsify(), 3) == (1, 1)
+    assert moving_schedule(Sparsify(mask_interval=7, decay_ramp_steps=9), 200) == (7, 9)

@@ -1,0 +1,113 @@
+"""The low-rank branch: its initialisation, PEFT's reading of it, and who refuses to carry it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressor.errors import UnsupportedError, VerificationError
+from compressor.models.load import load_model
+from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe import Export
+from compressor.sparsity.layers import install_sparse_layers_
+from compressor.sparsity.pattern import keep_mask
+from compressor.sparsity.slorb import (
+    ADAPTER_CONFIG,
+    ADAPTER_DIRECTORY,
+    initial_branch,
+    read_adapter,
+    refuse_adapter,
+    write_adapter,
+)
+from compressor.stage import execute
+from exporters.base import export_stage
+from tests.tiny_models import VOCAB_SIZE
+from tests.unit.sparsity.conftest import Sparsified, context
+
+IDS = torch.arange(40).remainder(VOCAB_SIZE)[None]
+
+
+def test_the_branch_starts_as_published() -> None:
+    weight = torch.randn(5, 32)
+    mask = keep_mask(weight.abs())
+    branch = initial_branch(weight, weight * mask, group_size=16)
+    removed = weight * ~mask
+    for i in range(5):
+        for j in range(2):
+            assert branch.up[i, j].item() == pytest.approx(removed[i, 16 * j : 16 * j + 16].mean().item())
+    for row in range(2):
+        expected = [1.0 if 16 * row <= column < 16 * row + 16 else 0.0 for column in range(32)]
+        assert branch.down[row].tolist() == expected
+    assert branch.num_parameters == 2 * 32 + 5 * 2
+
+
+def test_constant_groups_are_restored_exactly() -> None:
+    weight = torch.randn(5, 32).double()
+    sparse = weight * keep_mask(weight.abs())
+    branch = initial_branch(weight, sparse, group_size=16)
+    inputs = torch.randn(7, 2).double().repeat_interleave(16, dim=1)
+    found = inputs @ sparse.T + inputs @ branch.down.double().T @ branch.up.double().T
+    torch.testing.assert_close(found, inputs @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="multiple of 16"):
+        initial_branch(torch.zeros(4, 24), torch.zeros(4, 24))
+
+
+def test_peft_computes_exactly_the_same(sparsified: Sparsified) -> None:
+    peft = pytest.importorskip("peft")
+    made = sparsified.make(method="magnitude", slorb="fixed")
+    ours = load_model(made.path, dtype="float32", device="cpu")
+    plain = ours(IDS).logits
+    install_sparse_layers_(ours, branches=read_adapter(made.path))
+    base = load_model(made.path, dtype="float32", device="cpu")
+    theirs = peft.PeftModel.from_pretrained(base, made.path / ADAPTER_DIRECTORY)
+    with torch.no_grad():
+        expected, found = theirs(IDS).logits, ours(IDS).logits
+    assert torch.equal(found, expected)
+    assert (found - plain).abs().max() > 1e-3
+
+
+def test_the_branch_brings_outputs_closer(sparsified: Sparsified) -> None:
+    made = sparsified.make(method="magnitude", slorb="fixed")
+    dense = load_model(sparsified.dense, dtype="float32", device="cpu")
+    name = "model.layers.0.mlp.down_proj"
+    sparse = load_model(made.path, dtype="float32", device="cpu")
+    branch = read_adapter(made.path)[name]
+    inputs = torch.ones(1, 192)
+    wanted = dense.get_submodule(name)(inputs)
+    without = sparse.get_submodule(name)(inputs)
+    assert (without + inputs @ branch.down.T @ branch.up.T - wanted).norm() < 1e-3 * (without - wanted).norm()
+
+
+def test_exports_that_would_drop_it_refuse_and_huggingface_carries_it(
+    sparsified: Sparsified, tmp_path: Path
+) -> None:
+    made = sparsified.make(method="magnitude", slorb="fixed")
+    with pytest.raises(UnsupportedError, match="onnx export cannot carry the low-rank branch"):
+        execute(export_stage("onnx"), Export(), made, tmp_path / "onnx", context())
+    quantize = QuantizeStageConfig(calibration=sparsified.calibration)
+    with pytest.raises(UnsupportedError, match="FP8 checkpoint cannot carry"):
+        execute(QUANTIZE, quantize, made, tmp_path / "fp8", context())
+    carried = execute(export_stage("huggingface"), Export(), made, tmp_path / "hf", context()).artifact
+    assert carried.details["checks"]["num_equal_adapters"] == 21
+    assert carried.details["checks"]["sparsity"]["num_tensors"] == 21
+
+
+def test_a_merge_is_refused_because_it_fills_zeros(sparsified: Sparsified) -> None:
+    made = sparsified.make(method="magnitude", slorb="fixed")
+    with pytest.raises(UnsupportedError, match="would fill the zeros"):
+        refuse_adapter(made.path, by="a merged checkpoint")
+
+
+def test_another_scaling_is_caught(tmp_path: Path) -> None:
+    write_adapter(tmp_path, {"layer": initial_branch(torch.ones(4, 32), torch.zeros(4, 32))})
+    config = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
+    config.write_text(
+        config.read_text().replace('"alpha_pattern": {\n    "layer": 2', '"alpha_pattern": {\n    "layer": 4')
+    )
+    with pytest.raises(VerificationError, match="alphas"):
+        read_adapter(tmp_path)

@@ -1,0 +1,150 @@
+"""The sparsify stage on a tiny model: exact pattern, the methods' own order, what stays dense."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.recipe import Sparsify
+from compressor.sparsity.pattern import Pattern, keep_mask
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, read_masks, read_promise
+from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
+from compressor.stage import execute
+from exporters.verify import verify_directory
+from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
+
+METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_linear_layer_is_exactly_half_and_the_rest_is_untouched(
+    sparsified: Sparsified, method: str
+) -> None:
+    made = sparsified.make(method=method)
+    before, after = load_file(sparsified.dense / WEIGHTS_FILE), load_file(made.path / WEIGHTS_FILE)
+    promise = read_promise(made.path)
+    assert promise is not None
+    assert len(promise.shapes) == 21
+    masks = read_masks(made.path / MASKS_FILE, promise.shapes)
+    for name, weight in after.items():
+        if name not in promise.shapes:
+            assert torch.equal(weight, before[name]), name
+            continue
+        groups = (weight != 0).unflatten(-1, (-1, 4)).sum(-1)
+        assert torch.equal(groups, torch.full_like(groups, 2)), name
+        assert torch.equal(weight != 0, masks[name])
+    assert verify_directory(made.path)["checked"][0]["sparsity"] == {"pattern": "2:4", "num_tensors": 21}
+    assert made.details["density"] == 0.5
+
+
+def test_magnitude_keeps_what_it_keeps_as_it_was(sparsified: Sparsified) -> None:
+    before = load_file(sparsified.dense / WEIGHTS_FILE)
+    after = load_file(sparsified.make(method="magnitude").path / WEIGHTS_FILE)
+    name = "model.layers.2.mlp.gate_proj.weight"
+    assert torch.equal(after[name], before[name] * keep_mask(before[name].abs()))
+
+
+def test_errors_fall_in_the_published_order(sparsified: Sparsified) -> None:
+    """Summed over the first layer, whose inputs no method has changed yet."""
+    errors = {}
+    for settings in [{"method": method} for method in METHODS] + [
+        {"method": "sparsegpt", "update_weights": False}
+    ]:
+        layers = sparsified.make(**settings).details["layers"]
+        key = settings["method"] + ("" if settings.get("update_weights", True) else " mask")
+        errors[key] = sum(
+            entry["relative_error"] for name, entry in layers.items() if name.startswith("model.layers.0.")
+        )
+    assert errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
+    assert errors["sparsegpt"] < errors["sparsegpt mask"]
+
+
+def test_relative_error_is_that_of_the_outputs(sparsified: Sparsified) -> None:
+    from compressor.data.packing import read_windows
+    from compressor.models.load import load_model, load_tokenizer
+
+    made = sparsified.make(method="wanda")
+    before, after = load_file(sparsified.dense / WEIGHTS_FILE), load_file(made.path / WEIGHTS_FILE)
+    name = "model.layers.0.self_attn.q_proj"
+    inputs = []
+    model = load_model(sparsified.dense, dtype="float32", device="cpu")
+    model.get_submodule(name).register_forward_pre_hook(lambda _m, args: inputs.append(args[0][0].double()))
+    calibration = sparsified.calibration
+    tokenizer = load_tokenizer(sparsified.dense)
+    for window in read_windows(calibration.data, "train", tokenizer, size=6, seq_len=48):
+        model(torch.from_numpy(window.astype("int64"))[None])
+    x = torch.cat(inputs)
+    dense, sparse = (state[f"{name}.weight"].double() for state in (before, after))
+    expected = ((x @ (sparse - dense).T).square().sum() / (x @ dense.T).square().sum()).item()
+    assert made.details["layers"][f"{name}.weight"]["relative_error"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_skip_list_leaves_tensors_dense(sparsified: Sparsified) -> None:
+    made = sparsified.make(method="magnitude", skip=("*.k_proj.*", "model.layers.0.*"))
+    promise = read_promise(made.path)
+    assert promise is not None
+    assert len(promise.shapes) == 12
+    before, after = load_file(sparsified.dense / WEIGHTS_FILE), load_file(made.path / WEIGHTS_FILE)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    assert torch.equal(before[name], after[name])
+
+
+def test_bfloat16_is_sparse_too(sparsified: Sparsified) -> None:
+    made = sparsified.make(dtype="bfloat16", method="sparsegpt")
+    weight = load_file(made.path / WEIGHTS_FILE)["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype == torch.bfloat16
+    assert json.loads((made.path / "config.json").read_text())["dtype"] == "bfloat16"
+    verify_directory(made.path)
+
+
+def test_a_planted_third_nonzero_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
+    tensors, name = load_file(made / WEIGHTS_FILE), "model.layers.1.self_attn.o_proj.weight"
+    row = tensors[name][5]
+    row[(row[:4] == 0).nonzero()[0]] = 1e-3
+    save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.o_proj\.weight\[5, 0:4\]"):
+        verify_directory(made)
+
+
+def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> None:
+    with pytest.raises(VerificationError, match="promised to be 2:4"):
+        verify_directory(sparsified.dense, pattern=Pattern())
+    made = sparsified.make(method="wanda")
+    assert verify_directory(made.path, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"pattern": "2:4", "skip": ("*",)}, UsageError, "leaves nothing"),
+        ({"pattern": "2:5"}, UnsupportedError, "groups of 5"),
+        ({"pattern": None}, UsageError, "no sparsity pattern"),
+    ],
+)
+def test_what_cannot_be_sparsified_is_refused(
+    sparsified: Sparsified, tmp_path: Path, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    config = SparsifyStageConfig(sparsify=Sparsify(**settings), calibration=sparsified.calibration)
+    with pytest.raises(error, match=message):
+        execute(SPARSIFY, config, artifact_of(sparsified.dense), tmp_path / "out", context())
+
+
+def test_a_sparse_checkpoint_is_not_sparsified_again(sparsified: Sparsified, tmp_path: Path) -> None:
+    config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=sparsified.calibration)
+    with pytest.raises(UnsupportedError, match="sparse already"):
+        execute(SPARSIFY, config, sparsified.make(method="wanda"), tmp_path / "out", context())
+
+
+def test_a_corrupt_promise_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
+    (made / SPARSITY_FILE).write_text('{"pattern": "2:4", "tensors": 3}')
+    with pytest.raises(VerificationError, match="sparsity record is corrupt"):
+        verify_directory(made)
