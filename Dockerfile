@@ -30,3 +30,41 @@ VOLUME ["/cache/huggingface"]
 WORKDIR /work
 ENTRYPOINT ["compress-export"]
 CMD ["--help"]
+
+# GPU image with the engine builder, on the last TensorRT-LLM line that has one. Not the default: name it.
+#
+#   docker build --target gpu --tag compress-export:gpu .
+#   docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 \
+#     -v hf-cache:/cache/huggingface -v "$PWD:/work" compress-export:gpu run MODEL --target 4b --fp8
+#
+# docs/containers.md says what of this has been built.
+FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS gpu
+
+ENV HF_HOME=/cache/huggingface \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1
+
+WORKDIR /opt/compress-export
+COPY . .
+# What the image holds is the constraint: pip may add what is missing and must fail rather than replace
+# anything. Two packages that the image may lack need an older release than pip would take. The second
+# freeze proves that nothing was replaced.
+RUN python3 -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' | sort > /tmp/before.txt \
+    && cp /tmp/before.txt /tmp/constraints.txt \
+    && { grep -qi '^onnxruntime-genai==' /tmp/before.txt || echo 'onnxruntime-genai==0.14.1' >> /tmp/constraints.txt; } \
+    && { grep -qi '^pyarrow==' /tmp/before.txt || echo 'pyarrow==19.0.1' >> /tmp/constraints.txt; } \
+    && python3 -m pip install --constraint /tmp/constraints.txt . \
+    && python3 -m pip freeze --all | sort > /tmp/after.txt \
+    && test -z "$(comm -23 /tmp/before.txt /tmp/after.txt)" \
+    && rm /tmp/before.txt /tmp/after.txt /tmp/constraints.txt
+
+# The base image may have a user with this id already.
+RUN { id -u 1000 >/dev/null 2>&1 || useradd --create-home --uid 1000 compress; } \
+    && mkdir -p "$HF_HOME" /work /runs \
+    && chown -R 1000:1000 /cache /work /runs
+USER 1000
+VOLUME ["/cache/huggingface"]
+WORKDIR /work
+ENTRYPOINT ["compress-export"]
+CMD ["--help"]

@@ -92,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         gated_mlp=False,
         norm_has_bias=True,
         norm_offset=1.0,
+        prunable=False,
         mlp_inputs=("mlp.up_proj",),
         tensorrt_llm=TensorRTLLM(
             architecture="NemotronForCausalLM",

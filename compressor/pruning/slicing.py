@@ -74,6 +74,8 @@ def sliced_config(config: dict[str, Any], plan: PrunePlan, dtype: torch.dtype | 
     """The student's config: new dimensions, `head_dim` always explicit."""
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     changed = {name: plan.student[name] for name in (*fields, "num_key_value_heads", "head_dim")}
+    if config.get("layer_types") is not None:
+        changed["layer_types"] = [config["layer_types"][index] for index in plan.layers]
     if dtype is not None:
         changed["dtype"] = str(dtype).removeprefix("torch.")
     return {**config, **changed}

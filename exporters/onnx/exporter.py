@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
 from exporters.comparison import TOLERANCES, compare_logits
@@ -21,6 +21,7 @@ from exporters.prompts import Prompt, describe_prompts
 from exporters.record import Verification
 
 _CACHE_CHECK_TOKENS = 48
+_RUNTIME = "onnxruntime-genai"
 _FORMATS: dict[Precision, str] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
@@ -44,7 +45,18 @@ class OnnxExporter:
         return _FORMATS[self.precision]
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
-        """Build the graph from the 16-bit checkpoint."""
+        """Build the graph from the 16-bit checkpoint.
+
+        Raises:
+            UnsupportedError: for a family whose graphs are not confirmed.
+        """
+        family = dims_of_config(read_config(source)).family
+        if _RUNTIME not in family.runtimes:
+            raise UnsupportedError(
+                f"the graph builder is not known to compute {family.model_type} models right",
+                where=self.format,
+                hint="leave onnx out of the formats",
+            )
         options.console.info(f"building the {self.precision} ONNX graph")
         build_onnx(source, out_dir, precision=self.precision, trust_remote_code=options.trust_remote_code)
 

@@ -54,7 +54,13 @@ def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
             linear(f"attn.{part.rpartition('.')[2]}", part)
             for part in (family.q_proj, family.k_proj, family.v_proj)
         ]
+        first = len(found)
         found += [qkv] if qkv.initialiser in initialisers else separate
+        if family.qkv_has_bias:
+            found += [_bias_of(stored) for stored in found[first:]]
+        for role in family.head_norms:
+            name = f"{theirs}.attn.{role.rpartition('.')[2]}.layernorm.weight"
+            found.append(_plain(name, f"{ours}.{role}.weight"))
         found += [linear("attn.o_proj", family.o_proj), linear(family.down_proj, family.down_proj)]
         found += [linear(part, part) for part in family.mlp_inputs]
         for theirs_norm, ours_norm in (
@@ -127,6 +133,15 @@ class _Initialisers:
             raise VerificationError("the graph lacks a weight", where=name)
         array: Any = numpy_helper.to_array(self._tensors[name], base_dir=str(self._directory))
         return torch.from_numpy(np.array(array))
+
+
+def _bias_of(linear: StoredWeight) -> StoredWeight:
+    """The bias that a linear layer's own node adds."""
+    return StoredWeight(
+        initialiser=linear.initialiser.replace(".MatMul.weight", ".Add.bias"),
+        tensors=tuple(name.removesuffix("weight") + "bias" for name in linear.tensors),
+        transposed=False,
+    )
 
 
 def _plain(initialiser: str, tensor: str) -> StoredWeight:

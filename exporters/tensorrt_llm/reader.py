@@ -273,7 +273,7 @@ class TrtLlmReader:
         assert facts is not None
         linears = [(family.o_proj, "attention.dense", _columns), (family.down_proj, "mlp.proj", _columns)]
         inputs = zip(family.mlp_inputs, facts.mlp_inputs, strict=True)
-        linears += [(role, f"mlp.{name}", torch.cat) for role, name in inputs]
+        linears += [(role, f"mlp.{name}", _rows) for role, name in inputs]
         for role, name, merge in linears:
             sources[f"{ours}.{role}.weight"] = Stored(
                 name=f"{theirs}.{name}.weight", stage=stage, merge=merge, is_linear=True
@@ -343,7 +343,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError("there is no TensorRT-LLM checkpoint", where=str(directory), expected=CONFIG_FILE)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
     for field in _REQUIRED:
@@ -373,8 +373,10 @@ def _huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
                 expected=value,
                 found=raw.get(field),
             )
-    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")
-    names += ("intermediate_size", "vocab_size", "max_position_embeddings")
+    names = (
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
+        *("intermediate_size", "vocab_size", "max_position_embeddings"),
+    )
     config = {
         "model_type": family.model_type,
         **{name: raw.get(name) for name in names},
@@ -403,6 +405,10 @@ def _same(name: str) -> _Merge:
         return copies[0]
 
     return merge
+
+
+def _rows(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts)
 
 
 def _columns(parts: list[torch.Tensor]) -> torch.Tensor:

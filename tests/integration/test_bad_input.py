@@ -88,7 +88,7 @@ def test_broken_checkpoints(
         ("llama3.1-9b", 2, "did you mean llama3.1-8b"),
         ("./nowhere", 2, "does not exist"),
         ("./nowhere.gguf", 2, "does not exist"),
-        ("mistral-nemo-12b", 3, "not pruned yet"),
+        ("minitron-8b", 3, "not pruned yet"),
         ("nobody/no-such-model", 9, "cannot be downloaded"),
     ],
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from exporters.record import file_hashes
 from tests.integration.command import command, digests, kill_when, succeed
 
+EXPORTS = ("huggingface-fp8", "onnx", "onnx-int4", "tensorrt-llm-fp8")
 COMPARED = (
     "student",
     "exports",
@@ -57,13 +61,33 @@ def test_every_part_of_the_run_directory_is_there(finished: tuple[Path, dict[str
     files = ("recipe.yaml", "plan.json", "manifest.json", "README.md")
     files += ("student/model.safetensors", "student/tokenizer.json", "student/verification.json")
     files += ("bench/results.json", "bench/report.md")
-    files += tuple(f"exports/{name}/verification.json" for name in ("huggingface-fp8", "onnx", "onnx-int4"))
+    files += tuple(f"exports/{name}/verification.json" for name in EXPORTS)
     assert [name for name in files if not (out / name).is_file()] == []
     models = summary["evaluation"]["models"]
     assert list(models) == ["teacher", "pruned", "distilled", "quantized"]
     assert models["distilled"]["perplexity"] < models["pruned"]["perplexity"]
     assert summary["exports"]["onnx"]["logits"]["all"]["top1_agreement"] >= 0.999
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_checkpoint_of_a_run_verifies_again_and_a_changed_scale_does_not(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished[0], tmp_path / "out"))
+    export = out / "exports" / "tensorrt-llm-fp8"
+    assert finished[1]["exports"]["tensorrt-llm-fp8"]["checks"]["scales_follow_recorded_amax"] is True
+    checked = {Path(entry["path"]).name: entry for entry in succeed("verify", out)["checked"]}
+    assert checked["tensorrt-llm-fp8"]["status"] == "reported"
+    tensors = load_file(export / "checkpoint" / "rank0.safetensors")
+    tensors["transformer.layers.0.mlp.proj.activation_scaling_factor"] *= 2
+    save_file(tensors, export / "checkpoint" / "rank0.safetensors")
+    assert command("verify", out).returncode == 8
+    record = json.loads((export / "verification.json").read_text())
+    record["files"] = file_hashes(export)
+    (export / "verification.json").write_text(json.dumps(record))
+    done = command("verify", out)
+    assert done.returncode == 8
+    assert "does not follow from calibration" in done.stderr
 
 
 def test_manifest_records_every_stage(finished: tuple[Path, dict[str, Any]]) -> None:

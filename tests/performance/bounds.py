@@ -27,6 +27,9 @@ from compressor.presets import PRESETS
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import slice_checkpoint
+from compressor.quantization.reader import quantised_linears
+from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
+from exporters.tensorrt_llm.config import Parallelism
 from tests import assets
 from tests.performance import sparsity_bounds
 from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
@@ -157,11 +160,33 @@ def start_up(scratch: Path) -> list[Bound]:
     ]
 
 
+def trtllm_checkpoint(scratch: Path) -> list[Bound]:
+    """Writing an FP8 TensorRT-LLM checkpoint of real 8B tensors (fewer layers): memory."""
+    source = scratch / "8b"
+    source.mkdir()
+    _write_8b_tensors(source)
+    peak = peak_memory_bytes(write_trtllm_in_process, source, scratch / "checkpoint")
+    what = "writing an FP8 TensorRT-LLM checkpoint of 8B tensors: peak memory"
+    return [Bound(what=what, measured=peak / GIB, required=4, unit="GiB")]
+
+
+def write_trtllm_in_process(source: Path, out_dir: Path, sender: Any) -> None:
+    """Write two ranks in this (fresh) process and send its peak memory."""
+    names = quantised_linears(read_config(source))
+    amax = {f"{name}.{kind}_amax": torch.tensor(4.0) for name in names for kind in ("weight", "input")}
+    out_dir.mkdir()
+    with counted_memory(sender):
+        write_trtllm_checkpoint(
+            source, out_dir, dtype=torch.bfloat16, parallelism=Parallelism(tp_size=2), amax=amax
+        )
+
+
 BOUNDS = (
     start_up,
     importance,
     distillation,
     slicing,
+    trtllm_checkpoint,
     sparsity_bounds.one_shot,
     sparsity_bounds.moving_masks,
 )
@@ -180,8 +205,10 @@ def measure_all() -> list[Bound]:
 
 def _write_8b_tensors(directory: Path) -> None:
     dims = PRESETS["llama3.1-8b"].dims.with_shape(num_hidden_layers=SLICED_LAYERS)
-    config = {**{name: getattr(dims, name) for name in dims.__dataclass_fields__}, "dtype": "bfloat16"}
-    write_config(directory, config)
+    config = {name: getattr(dims, name) for name in dims.__dataclass_fields__}
+    rope = {"rope_theta": 5e5, "max_position_embeddings": 131_072}
+    others = {"dtype": "bfloat16", "hidden_act": "silu", "rms_norm_eps": 1e-5}
+    write_config(directory, {**config, **rope, **others})
     family, heads = dims.family, dims.num_attention_heads * dims.head_dim
     key_values = dims.num_key_value_heads * dims.head_dim
     hidden, inner = dims.hidden_size, dims.intermediate_size

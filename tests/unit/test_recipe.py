@@ -32,7 +32,13 @@ def test_flags_override_the_file(recipe_file: Path) -> None:
 def test_flags_alone_suffice() -> None:
     recipe = load_recipe(None, {"model": "smollm2-135m", "quantize.fp8": True})
 
-    assert recipe.export_formats() == ("huggingface", "huggingface-fp8", "onnx", "onnx-int4")
+    assert recipe.export_formats() == (
+        "huggingface",
+        "huggingface-fp8",
+        "tensorrt-llm-fp8",
+        "onnx",
+        "onnx-int4",
+    )
 
 
 def test_round_trip(recipe_file: Path, tmp_path: Path) -> None:

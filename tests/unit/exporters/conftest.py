@@ -16,7 +16,7 @@ from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import Calibration, Export, ExportFormat
 from compressor.stage import StageContext, execute
-from exporters.base import export_stage
+from exporters.base import export_stage, needs_quantised
 from exporters.logits import VerifyOptions
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -56,8 +56,7 @@ class Exports:
         return execute(QUANTIZE, config, source, self.root / f"quantize-{tied}", context()).artifact
 
     def make(self, name: ExportFormat, *, tied: bool = True, copy: str = "") -> Path:
-        is_fp8 = name == "huggingface-fp8"
-        source = self.quantised(tied=tied) if is_fp8 else artifact_of(self.student(tied=tied))
+        source = self.quantised(tied=tied) if needs_quantised(name) else artifact_of(self.student(tied=tied))
         out_dir = self.root / f"{name}-{tied}{copy}"
         return execute(export_stage(name), Export(), source, out_dir, context()).artifact.path
 

@@ -18,7 +18,7 @@ from compressor.models.dims import (
     weight_bytes,
 )
 from compressor.presets import PRESETS, preset_of_dims
-from tests.tiny_models import make_model
+from tests.tiny_models import MODEL_TYPES, make_model
 
 # Minitron, arXiv 2407.14679 and 2408.11796; Sheared LLaMA, arXiv 2310.06694.
 PUBLISHED = {
@@ -66,7 +66,7 @@ def test_counts_equal_the_model_class(alias: str) -> None:
 
 
 @pytest.mark.parametrize("tie_word_embeddings", [True, False])
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_counts_of_tiny_models(model_type: str, tie_word_embeddings: bool) -> None:
     model = make_model(model_type, tie_word_embeddings=tie_word_embeddings)
     dims = dims_of_config(model.config.to_dict())

@@ -17,6 +17,7 @@ from compressor.models.load import load_model
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint
+from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 
 SHAPES: dict[str, dict[str, int]] = {
     "intermediate": {"intermediate_size": 128},
@@ -52,18 +53,29 @@ def zeroed_reference(checkpoint: Path, plan: PrunePlan) -> Any:
     model.model.layers = torch.nn.ModuleList(layers[index].module for index in plan.layers)
     for position, module in enumerate(model.model.layers):
         module.self_attn.layer_idx = position
-    for norm in [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]:
+    for norm in hidden_norms(model):
         norm.forward = _norm_over(kept_hidden, norm)
     model.config.num_hidden_layers = len(plan.layers)
     return model
 
 
+def hidden_norms(model: Any) -> list[Any]:
+    """Norms over the hidden channels; those of single heads are left alone."""
+    norms = [m for m in model.modules() if type(m).__name__.endswith(("RMSNorm", "LayerNorm1P"))]
+    return [norm for norm in norms if norm.weight.shape[0] == model.config.hidden_size]
+
+
 def _norm_over(kept: torch.Tensor, norm: Any) -> Any:
+    def centred(x: torch.Tensor) -> torch.Tensor:
+        mean = (x * kept).sum(-1, keepdim=True) / kept.sum()
+        variance = ((x - mean) * kept).square().sum(-1, keepdim=True) / kept.sum()
+        return ((x - mean) * torch.rsqrt(variance + norm.eps) * (norm.weight + 1) + norm.bias) * kept
+
     def forward(x: torch.Tensor) -> torch.Tensor:
         mean_square = (x * kept).square().sum(-1, keepdim=True) / kept.sum()
         return norm.weight * kept * x * torch.rsqrt(mean_square + norm.variance_epsilon)
 
-    return forward
+    return centred if hasattr(norm, "bias") else forward
 
 
 @pytest.mark.parametrize("axis", SHAPES)
@@ -77,6 +89,19 @@ def test_sliced_model_equals_zeroed_reference(any_checkpoint: Path, tmp_path: Pa
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert num_parameters == sum(p.numel() for p in student.parameters())
     assert num_parameters == plan.student["num_parameters"]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_slices_to_its_zeroed_reference(tmp_path: Path, model_type: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model", make_model(model_type, tie_word_embeddings=False))
+    plan = random_plan(checkpoint, SHAPES["all"])
+    (tmp_path / "out").mkdir()
+    num_parameters = slice_checkpoint(checkpoint, plan, tmp_path / "out")
+    student = load_model(tmp_path / "out", dtype="float32", device="cpu")
+    ids = torch.randint(0, 300, (2, 40))
+    expected, found = zeroed_reference(checkpoint, plan)(ids).logits, student(ids).logits
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert num_parameters == plan.student["num_parameters"] == sum(p.numel() for p in student.parameters())
 
 
 def test_keeping_everything_changes_nothing(any_checkpoint: Path, tmp_path: Path) -> None:
@@ -121,7 +146,7 @@ def test_reference_differs_when_norms_see_all_channels(tiny_checkpoint: Path, tm
     plan = random_plan(tiny_checkpoint, SHAPES["hidden"])
     slice_checkpoint(tiny_checkpoint, plan, tmp_path)
     reference = zeroed_reference(tiny_checkpoint, plan)
-    for norm in [m for m in reference.modules() if type(m).__name__.endswith("RMSNorm")]:
+    for norm in hidden_norms(reference):
         del norm.forward
     ids = torch.randint(0, 300, (1, 16))
     expected, found = reference(ids).logits, load_model(tmp_path, dtype="float32", device="cpu")(ids).logits

@@ -1,0 +1,194 @@
+"""Exports through the stage, and what `verify` finds in damaged ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.recipe import Export, ExportFormat, TensorRTLLM
+from compressor.stage import execute
+from exporters.base import EXPORTERS, export_stage
+from exporters.record import VERIFICATION_FILE
+from exporters.verify import verify_directory
+from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
+
+FORMATS: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
+Tensors = dict[str, torch.Tensor]
+LAYER = "transformer.layers.1."
+
+
+def record_of(made: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((made / VERIFICATION_FILE).read_text())
+    return record
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_bf16_checkpoint_has_the_students_logits(exports: Exports, tied: bool) -> None:
+    record = record_of(exports.make("tensorrt-llm", tied=tied))
+    assert (record["status"], record["logits"]["all"]["max_abs"]) == ("passed", 0)
+    assert record["tolerance"]["max_relative"] == 0
+    assert record["checks"]["num_positions_equal_to_rounded_student"] >= 2000
+
+
+def test_the_fp16_checkpoint_of_a_bf16_student_is_close_and_exactly_cast(exports: Exports) -> None:
+    record = record_of(exports.make("tensorrt-llm-fp16"))
+    assert record["status"] == "passed"
+    assert record["checks"]["num_positions_equal_to_rounded_student"] >= 2000
+
+
+def test_the_fp8_checkpoint_follows_calibration(exports: Exports) -> None:
+    record = record_of(exports.make("tensorrt-llm-fp8"))
+    assert (record["status"], record["tolerance"]) == ("reported", None)
+    assert record["checks"]["scales_follow_recorded_amax"] is True
+    assert record["checks"]["num_equal_fp8_weights"] == 21
+    assert 0 < record["logits"]["text"]["kl"] < 1.0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_checkpoint_passes_verify_by_itself(exports: Exports, name: ExportFormat) -> None:
+    report = verify_directory(exports.make(name))
+    assert (report["kind"], report["checked"][0]["format"]) == ("export", name)
+    assert report["checked"][0]["mapping"] == {"world_size": 1, "tp_size": 1, "pp_size": 1}
+
+
+def test_ranks_come_from_the_recipe(exports: Exports, tmp_path: Path) -> None:
+    settings = Export(tensorrt_llm=TensorRTLLM(tp_size=2, pp_size=2))
+    source = exports.quantised(tied=True)
+    made = execute(export_stage("tensorrt-llm-fp8"), settings, source, tmp_path / "made", context()).artifact
+    assert len(list((made.path / "checkpoint").glob("rank*.safetensors"))) == 4
+    assert made.details["checks"]["mapping"]["world_size"] == 4
+
+
+def swapped(*names: str) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        first, second = (LAYER + name for name in names)
+        tensors[first], tensors[second] = tensors[second], tensors[first]
+
+    return damage
+
+
+def permute_q_and_k(tensors: Tensors) -> None:
+    name = LAYER + "attention.qkv.weight"
+    stored = tensors[name].view(torch.uint8 if tensors[name].dtype == torch.float8_e4m3fn else torch.int16)
+    query, key, value = stored.split([64, 32, 32])
+    order = [1, 0, 2, 3]
+    moved = torch.cat([query.unflatten(0, (4, 16))[order].flatten(0, 1), key.roll(16, 0), value])
+    tensors[name] = moved.view(tensors[name].dtype)
+
+
+def without(name: str) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.__delitem__(LAYER + name)
+
+
+def with_value(name: str, value: float) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors[LAYER + name] = torch.full_like(tensors[LAYER + name], value)
+
+    return damage
+
+
+def every_scale_one(suffix: str) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors |= {name: torch.ones(1) for name in tensors if name.endswith(suffix)}
+
+    return damage
+
+
+def left_over(tensors: Tensors) -> None:
+    tensors[LAYER + "attention.dense.bias"] = torch.zeros(64)
+
+
+DAMAGE: dict[str, tuple[Callable[[Tensors], None], str]] = {
+    "gate and up": (swapped("mlp.fc.weight", "mlp.gate.weight"), "not the student's"),
+    "q and k": (permute_q_and_k, "not the student's"),
+    "norms": (swapped("input_layernorm.weight", "post_layernorm.weight"), "not the student's"),
+    "dropped tensor": (without("mlp.proj.weight"), "lacks a tensor"),
+    "left over": (left_over, "nothing reads"),
+}
+FP8_DAMAGE = {
+    "dropped weight scale": (without("mlp.fc.weights_scaling_factor"), "lacks a tensor"),
+    "dropped input scale": (without("attention.qkv.activation_scaling_factor"), "lacks a tensor"),
+    "zero scale": (with_value("mlp.fc.weights_scaling_factor", 0.0), "unusable"),
+    "nan scale": (with_value("attention.dense.activation_scaling_factor", float("nan")), "unusable"),
+    "other weight scale": (with_value("attention.dense.weights_scaling_factor", 0.01), "calibration"),
+    "other input scale": (with_value("attention.dense.activation_scaling_factor", 0.01), "calibration"),
+    "weight scales all one": (every_scale_one("weights_scaling_factor"), "every weight scale is 1.0"),
+    "input scales all one": (every_scale_one("activation_scaling_factor"), "every activation scale is 1.0"),
+}
+
+
+def check_damage(made: Path, student: Path, name: ExportFormat, damage: Any, message: str) -> None:
+    file = made / "checkpoint" / "rank0.safetensors"
+    EXPORTERS[name].verify(made, student, OPTIONS)
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    with pytest.raises(VerificationError, match=message):
+        EXPORTERS[name].verify(made, student, OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_is_caught(exports: Exports, tmp_path: Path, name: ExportFormat, how: str) -> None:
+    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
+    student = exports.quantised(tied=True).path
+    check_damage(made, student, name, *DAMAGE[how])
+
+
+@pytest.mark.parametrize("how", FP8_DAMAGE)
+def test_damaged_scales_are_caught(exports: Exports, tmp_path: Path, how: str) -> None:
+    made = Path(shutil.copytree(exports.make("tensorrt-llm-fp8"), tmp_path / "made"))
+    check_damage(made, exports.quantised(tied=True).path, "tensorrt-llm-fp8", *FP8_DAMAGE[how])
+
+
+@pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rotary_base", 10_000.0),
+        ("norm_epsilon", 1e-5),
+        ("rotary_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ],
+)
+def test_a_config_of_another_model_is_caught(
+    exports: Exports, tmp_path: Path, name: ExportFormat, field: str, value: object
+) -> None:
+    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
+    file = made / "checkpoint" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(VerificationError, match="config differs"):
+        EXPORTERS[name].verify(made, exports.quantised(tied=True).path, OPTIONS)
+
+
+def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:
+    source = artifact_of(exports.student(tied=True))
+    with pytest.raises(UsageError, match="was not quantised"):
+        execute(export_stage("tensorrt-llm-fp8"), Export(), source, tmp_path / "made", context())
+
+
+def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    source = artifact_of(exports.student(tied=True))
+    made = execute(export_stage("tensorrt-llm"), Export(), source, tmp_path / "made", context()).artifact
+    engine = made.details["engine"]
+    assert (engine["built"], engine["reason"]) == (False, "no trtllm-build on PATH")
+    assert engine["command"].startswith("trtllm-build --checkpoint_dir checkpoint --output_dir engine ")
+    script = (made.path / engine["script"]).read_text()
+    assert engine["command"] in script
+    assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in script
+    (made.path / "engine").mkdir()
+    (made.path / "engine" / "rank0.engine").write_bytes(b"built later")
+    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+    required = Export(tensorrt_llm=TensorRTLLM(require_engine=True))
+    with pytest.raises(DependencyError, match="no trtllm-build"):
+        execute(export_stage("tensorrt-llm"), required, source, tmp_path / "required", context())
