@@ -17,6 +17,7 @@ from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
 from bench.runtimes.base import Session
 from bench.statistics import (
     RatioInterval,
+    Sample,
     StoppingRule,
     Trial,
     coefficient_of_variation,
@@ -70,7 +71,9 @@ def measure_cell(
         return timelines["A"], timelines["B"]
 
     trial = paired_trial(measure_pair, duration=seconds_per_output_token, rule=rule)
-    return summarise(trial, cell=cell, warmups=warmups, order="".join(order))
+    return summarise(
+        trial, cell=cell, warmups=warmups, order="".join(order), metrics=METRICS, latency=latency_s
+    )
 
 
 def seconds_per_output_token(timeline: Timeline) -> float:
@@ -98,13 +101,24 @@ def warm_up(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Warm
     return Warmup(MAX_WARMUP_RUNS, is_settled=False)
 
 
-def summarise(trial: Trial[Timeline], *, cell: Cell, warmups: Sequence[Warmup], order: str) -> CellResult:
+def summarise(
+    trial: Trial[Sample],
+    *,
+    cell: Cell,
+    warmups: Sequence[Warmup],
+    order: str,
+    metrics: Sequence[Metric[Sample]],
+    latency: Callable[[Sample], float],
+) -> CellResult:
     """A finished trial as a result: medians, spreads, raw samples, ratios, verdict."""
     baseline, candidate = (
-        _arm_cell(
-            warmup,
-            exploration=[pair[side] for pair in trial.exploration],
-            reported=[pair[side] for pair in trial.reported],
+        ArmCell(
+            num_warmup_runs=warmup.num_runs,
+            is_settled=warmup.is_settled,
+            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.exploration),
+            metrics={
+                metric.name: _summary(metric, [pair[side] for pair in trial.reported]) for metric in metrics
+            },
         )
         for side, warmup in enumerate(warmups)
     )
@@ -118,23 +132,14 @@ def summarise(trial: Trial[Timeline], *, cell: Cell, warmups: Sequence[Warmup], 
         is_confirmed=bool(trial.confirmation),
         order=order,
         speedup=_interval(trial.interval),
-        ratios={metric.name: _ratio(metric, trial) for metric in METRICS},
+        ratios={metric.name: _ratio(metric, trial) for metric in metrics},
         baseline=baseline,
         candidate=candidate,
     )
 
 
-def _arm_cell(warmup: Warmup, *, exploration: list[Timeline], reported: list[Timeline]) -> ArmCell:
-    return ArmCell(
-        num_warmup_runs=warmup.num_runs,
-        is_settled=warmup.is_settled,
-        exploration_latency_s=tuple(latency_s(timeline) for timeline in exploration),
-        metrics={metric.name: _summary(metric, reported) for metric in METRICS},
-    )
-
-
-def _summary(metric: Metric, timelines: list[Timeline]) -> Summary | AbsentRecord:
-    samples = _samples(metric, timelines)
+def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | AbsentRecord:
+    samples = _samples(metric, reported)
     if isinstance(samples, Absent):
         return AbsentRecord(absent=samples.reason)
     return Summary(
@@ -146,7 +151,7 @@ def _summary(metric: Metric, timelines: list[Timeline]) -> Summary | AbsentRecor
     )
 
 
-def _ratio(metric: Metric, trial: Trial[Timeline]) -> Interval | AbsentRecord:
+def _ratio(metric: Metric[Sample], trial: Trial[Sample]) -> Interval | AbsentRecord:
     """Candidate over baseline for rates, the inverse for durations: above 1 the candidate is better."""
     baseline = _samples(metric, [pair[0] for pair in trial.reported])
     candidate = _samples(metric, [pair[1] for pair in trial.reported])
@@ -159,10 +164,10 @@ def _ratio(metric: Metric, trial: Trial[Timeline]) -> Interval | AbsentRecord:
     )
 
 
-def _samples(metric: Metric, timelines: list[Timeline]) -> list[float] | Absent:
+def _samples(metric: Metric[Sample], reported: Sequence[Sample]) -> list[float] | Absent:
     samples: list[float] = []
-    for timeline in timelines:
-        value = metric.compute(timeline)
+    for one in reported:
+        value = metric.compute(one)
         if isinstance(value, Absent):
             return value
         samples.append(value)

@@ -13,6 +13,8 @@ from bench.machine_rates import machine_rates
 from bench.measure import run_bench
 from bench.report.write import write_reports
 from bench.results import NotMeasured, Quality
+from bench.runtimes.tensorrt_llm import TENSORRT_LLM
+from bench.serving import run_serving
 from bench.shape_only import is_shape_only
 from compressor.artifact import ModelArtifact
 from compressor.errors import UnsupportedError
@@ -48,15 +50,25 @@ class BenchStageConfig(Section):
 def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
     """Measure every comparison and write the reports."""
     arms = {name: _arm(name, artifact, config) for name, artifact in context.others.items()}
-    results = run_bench(
-        [Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons],
-        config.bench,
-        console=context.console,
-        seed=context.seed,
-        not_measured=[NotMeasured(what=what, reason=reason) for what, reason in config.not_measured],
-        quality=[Quality(model=model, metric=metric, value=value) for model, metric, value in config.quality],
-        rates=machine_rates(out_dir.absolute().parent / SCRATCH),
-    )
+    comparisons = [
+        Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons
+    ]
+    missing = [NotMeasured(what=what, reason=reason) for what, reason in config.not_measured]
+    quality = [Quality(model=model, metric=metric, value=value) for model, metric, value in config.quality]
+    if config.runtime == TENSORRT_LLM:
+        results = run_serving(
+            comparisons, config.bench, console=context.console, seed=context.seed, not_measured=missing
+        )
+    else:
+        results = run_bench(
+            comparisons,
+            config.bench,
+            console=context.console,
+            seed=context.seed,
+            not_measured=missing,
+            quality=quality,
+            rates=machine_rates(out_dir.absolute().parent / SCRATCH),
+        )
     write_reports(results, out_dir)
     return StageResult(
         num_parameters=source.num_parameters, details=results.model_dump(mode="json", by_alias=True)

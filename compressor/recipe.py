@@ -172,6 +172,8 @@ class Bench(Section):
     )
     batch_limit: int = Field(256, ge=1, description="where the search for the largest batch ends")
     preset: BenchPreset | None = Field(None, description="a named grid instead of lengths and batches")
+    concurrency: tuple[int, ...] = Field((1, 8, 64), description="requests in flight (tensorrt-llm)")
+    num_requests: int = Field(200, ge=2, description="requests of one run (tensorrt-llm)")
     processes: Literal["shared", "alternating"] = Field(
         "shared", description="alternating: only one model in memory at a time"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from bench.metrics.absent import Absent
 from bench.metrics.itl import itl_p50_s, itl_p99_s
@@ -17,10 +18,12 @@ from bench.metrics.tpot import tpot_s
 from bench.metrics.ttft import ttft_s
 from bench.timeline import Timeline
 
+Sample = TypeVar("Sample")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A number computed from one timeline.
+class Metric(Generic[Sample]):
+    """A number computed from one sample: a timeline of a static batch, or a server's report.
 
     Attributes:
         name: Its key in results, unit as suffix.
@@ -32,10 +35,10 @@ class Metric:
     name: str
     definition: str
     is_rate: bool
-    compute: Callable[[Timeline], float | Absent]
+    compute: Callable[[Sample], float | Absent]
 
 
-METRICS: tuple[Metric, ...] = (
+METRICS: tuple[Metric[Timeline], ...] = (
     Metric(
         name="output_tokens_per_s",
         definition="generated tokens of the whole batch, first tokens included, over latency",

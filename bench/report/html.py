@@ -10,7 +10,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.metrics.catalogue import METRICS
 from bench.report.charts import charts_of
 from bench.report.numbers import (
     NO_NUMBER,
@@ -44,7 +43,6 @@ def render_html(results: Results) -> str:
         results=results,
         charts=charts,
         tables=TABLES,
-        definitions={metric.name: metric.definition for metric in METRICS},
         spread=_spread,
         ratio=_ratio,
         roofline=_roofline,

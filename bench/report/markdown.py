@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.metrics.catalogue import METRICS
 from bench.report.numbers import (
     NO_NUMBER,
     one_line,
@@ -45,7 +44,6 @@ def render_markdown(results: Results) -> str:
     return template.render(
         results=results,
         tables=TABLES,
-        definitions={metric.name: metric.definition for metric in METRICS},
         row=_row,
         roofline=_roofline,
         has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),
@@ -76,8 +74,8 @@ def _batches(cell: CellResult) -> str:
 def _spread(arm: ArmCell | None, table: MetricTable) -> str:
     if arm is None:
         return NO_NUMBER
-    summary = arm.metrics[table.metric]
-    if isinstance(summary, AbsentRecord):
+    summary = arm.metrics.get(table.metric)
+    if summary is None or isinstance(summary, AbsentRecord):
         return NO_NUMBER
     return f"{show_number(summary.median * table.scale)} ± {summary.cv:.1%}"
 

@@ -64,7 +64,7 @@ def xy_chart(
         x_title: Name and unit of the horizontal axis.
         y_title: Of the vertical axis.
         x_categories: Values placed at equal distances instead of to scale, such as batch sizes.
-        front: Points of the Pareto front, drawn as a dashed line.
+        front: Points of the Pareto front, drawn as a broad band below the lines.
     """
     points = [point for one in series for point in one.points]
     x_ticks = list(x_categories) if x_categories is not None else ticks(max(point.x for point in points))
@@ -179,7 +179,7 @@ def _svg(parts: Sequence[str], names: Sequence[str], title: str, *, has_front: b
         top = HEIGHT + LEGEND_LINE * index
         is_front = has_front and index == len(names) - 1
         mark = "front-mark" if is_front else f"mark c{index % NUM_COLOURS}"
-        legend.append(f'<rect class="{mark}" x="8" y="{top}" width="10" height="{3 if is_front else 10}"/>')
+        legend.append(f'<rect class="{mark}" x="8" y="{top}" width="10" height="10"/>')
         legend.append(f'<text class="tick" x="24" y="{top + 9}">{escape(name)}</text>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'

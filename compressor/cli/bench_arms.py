@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compressor.console import Console
     from compressor.recipe import ExportFormat, Recipe
 
-GENAI = "onnxruntime-genai"
+GENAI, TORCH = "onnxruntime-genai", "torch-eager"
 ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
@@ -47,11 +47,11 @@ def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> l
 
     if not flags["random_weights"]:
         return [open_model(model, out_dir, flags) for model in models]
-    if flags["runtime"] == GENAI:
+    if flags["runtime"] != TORCH:
         raise UsageError(
-            "random weights are drawn by torch, a graph would need them on disk",
+            "random weights are drawn by torch; a graph or a server would need them on disk",
             where="--random-weights",
-            hint="--runtime torch-eager",
+            hint=f"--runtime {TORCH}",
         )
     scratch = out_dir.absolute().parent / SCRATCH / "shapes"
     directories = [scratch / model.replace(":", "-") for model in models]

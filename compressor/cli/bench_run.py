@@ -7,9 +7,17 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import OUTPUT, common, parse_batches, parse_list, parse_pairs, recipe_overrides
+from compressor.cli.options import (
+    OUTPUT,
+    common,
+    parse_batches,
+    parse_integers,
+    parse_list,
+    parse_pairs,
+    recipe_overrides,
+)
 
-RUNTIMES = ("onnxruntime-genai", "torch-eager")
+RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
 PRESETS = ("quick", "published", "minitron-blog")
 
 
@@ -40,6 +48,13 @@ PRESETS = ("quick", "published", "minitron-blog")
     default=None,
     help="alternating: one model in memory at a time. [shared]",
 )
+@click.option(
+    "--concurrency",
+    callback=parse_integers,
+    default=None,
+    help="Requests in flight: 1,8,64; a serving experiment of its own (tensorrt-llm).",
+)
+@click.option("--num-requests", type=click.IntRange(2), default=None, help="Of one serving run. [200]")
 @OUTPUT
 @common
 def run(models: tuple[str, ...], output_dir: str, **flags: Any) -> None:

@@ -149,6 +149,8 @@ RECIPE_FIELDS = {
     "largest_batch": "bench.largest_batch",
     "preset": "bench.preset",
     "processes": "bench.processes",
+    "concurrency": "bench.concurrency",
+    "num_requests": "bench.num_requests",
 }
 
 
@@ -203,6 +205,16 @@ def parse_pairs(_context: click.Context, _parameter: click.Parameter, value: str
 def parse_list(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
     """`a,b` as a tuple."""
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def parse_integers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """`1,8` as a tuple of positive integers."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of positive numbers")
+    return tuple(int(part) for part in parts)
 
 
 def parse_batches(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:

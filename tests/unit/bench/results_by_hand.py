@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from bench.cell import Warmup, seconds_per_output_token, summarise
 from bench.grid import Cell
+from bench.metrics.catalogue import METRICS
+from bench.metrics.latency import latency_s
 from bench.results import (
     AbsentRecord,
     ArmRecord,
@@ -43,7 +45,14 @@ def cell_of(baseline_s: Sequence[float], candidate_s: Sequence[float], cell: Cel
     rule = StoppingRule(min_pairs=5, max_pairs=40)
     trial = conclude(pairs, pairs, duration=seconds_per_output_token, rule=rule)
     order = ("ABBA" * len(pairs))[: 2 * len(pairs)]
-    return summarise(trial, cell=cell, warmups=[Warmup(2, is_settled=True)] * 2, order=order)
+    return summarise(
+        trial,
+        cell=cell,
+        warmups=[Warmup(2, is_settled=True)] * 2,
+        order=order,
+        metrics=METRICS,
+        latency=latency_s,
+    )
 
 
 def gpu(name: str = "NVIDIA H100 80GB HBM3", **fields: str) -> Gpu:

@@ -1,0 +1,177 @@
+"""TensorRT-LLM through its own benchmark, `trtllm-bench`, as a subprocess found on PATH.
+
+A run is a process: it loads an engine or a checkpoint, warms up, serves a data set of ours with a fixed
+number of requests in flight, and leaves a JSON report. Definitions are the tool's: total latency from
+the first request's start to the last one's end, output throughput with first tokens, time per output
+token without them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.metrics.absent import Absent
+from compressor.errors import DependencyError, ResourceError, UsageError, VerificationError
+
+TENSORRT_LLM = "tensorrt-llm"
+EXECUTABLE = "trtllm-bench"
+ENGINE_FILE = "rank0.engine"
+CONFIG_FILE = "config.json"
+NUM_WARMUP_REQUESTS = 2
+_MS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked of a server.
+
+    Attributes:
+        isl: Input tokens of every request.
+        osl: Output tokens of every request.
+        concurrency: Requests in flight.
+        num_requests: Requests in all.
+    """
+
+    isl: int
+    osl: int
+    concurrency: int
+    num_requests: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingRun:
+    """One report, in SI units; what the tool does not report is absent with a reason."""
+
+    duration_s: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    output_tokens_per_s_per_user: float
+    output_tokens_per_s_per_gpu: float
+    latency_s: float
+    latency_p99_s: float | Absent
+    ttft_s: float | Absent
+    tpot_s: float | Absent
+
+
+class TensorrtLlm:
+    """Serves engines (a directory with `rank0.engine`) and Hugging Face checkpoints."""
+
+    def check(self, path: Path) -> None:
+        """Find out cheaply whether `path` can be served at all.
+
+        Raises:
+            UsageError: when the directory is not of this runtime's kind.
+            DependencyError: when `trtllm-bench` is not on PATH.
+        """
+        if not (path / CONFIG_FILE).is_file():
+            raise UsageError(
+                "this directory holds neither an engine nor a checkpoint",
+                where=str(path),
+                expected=CONFIG_FILE,
+            )
+        if shutil.which(EXECUTABLE) is None:
+            raise DependencyError(
+                f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
+            )
+
+    def serve(self, path: Path, load: Load, *, vocab_size: int, seed: int) -> ServingRun:
+        """Run the benchmark once.
+
+        Raises:
+            ResourceError: when it fails, with its last line.
+            VerificationError: when it did other work than it was asked for.
+        """
+        self.check(path)
+        with tempfile.TemporaryDirectory() as scratch:
+            dataset, report = Path(scratch) / "dataset.jsonl", Path(scratch) / "report.json"
+            write_dataset(dataset, load, vocab_size=vocab_size, seed=seed)
+            done = subprocess.run(  # noqa: S603 - a fixed executable, no shell
+                command_line(path, load, dataset=dataset, report=report),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0 or not report.is_file():
+                last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+                raise ResourceError(f"{EXECUTABLE} failed", found=f"exit code {done.returncode}: {last}")
+            return read_report(json.loads(report.read_text(encoding="utf-8")), load)
+
+
+def command_line(path: Path, load: Load, *, dataset: Path, report: Path) -> list[str]:
+    """The call of `trtllm-bench`: engine backend for an engine, else the PyTorch backend."""
+    engine = ["--backend", "tensorrt", "--engine_dir", str(path)]
+    backend = engine if (path / ENGINE_FILE).is_file() else ["--backend", "pytorch"]
+    return [
+        *(EXECUTABLE, "--model", path.name, "--model_path", str(path), "throughput", *backend),
+        *("--dataset", str(dataset), "--streaming", "--concurrency", str(load.concurrency)),
+        *("--num_requests", str(load.num_requests), "--warmup", str(NUM_WARMUP_REQUESTS)),
+        *("--report_json", str(report)),
+    ]
+
+
+def write_dataset(path: Path, load: Load, *, vocab_size: int, seed: int) -> None:
+    """Seeded random prompts in the tool's format, equal for every model of a comparison."""
+    generator = np.random.default_rng([seed, load.isl, load.osl])
+    prompts = generator.integers(0, vocab_size, size=(load.num_requests, load.isl))
+    lines = [
+        json.dumps({"task_id": index, "input_ids": prompt.tolist(), "output_tokens": load.osl})
+        for index, prompt in enumerate(prompts)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_report(report: dict[str, Any], load: Load) -> ServingRun:
+    """A report as numbers in SI units.
+
+    Raises:
+        VerificationError: when a key is missing, or requests or tokens differ from the load.
+    """
+    try:
+        _verify_work(report["request_info"], load)
+        performance, streaming = report["performance"], report.get("streaming_metrics", {})
+        percentiles = performance["request_latency_percentiles_ms"]
+        return ServingRun(
+            duration_s=performance["total_latency_ms"] / _MS,
+            requests_per_s=performance["request_throughput_req_s"],
+            output_tokens_per_s=performance["system_output_throughput_tok_s"],
+            total_tokens_per_s=performance["system_total_throughput_tok_s"],
+            output_tokens_per_s_per_user=performance["output_throughput_per_user_tok_s"],
+            output_tokens_per_s_per_gpu=performance["output_throughput_per_gpu_tok_s"],
+            latency_s=performance["avg_request_latency_ms"] / _MS,
+            latency_p99_s=_tail(percentiles, load.num_requests),
+            ttft_s=_streamed(streaming, "avg_ttft_ms"),
+            tpot_s=_streamed(streaming, "avg_tpot_ms"),
+        )
+    except KeyError as error:
+        raise VerificationError(f"the report of {EXECUTABLE} lacks a key", found=error) from error
+
+
+def _verify_work(info: dict[str, Any], load: Load) -> None:
+    found = {name: info[name] for name in ("num_requests", "avg_input_length", "avg_output_length")}
+    expected = {
+        "num_requests": load.num_requests,
+        "avg_input_length": load.isl,
+        "avg_output_length": load.osl,
+    }
+    if found != expected:
+        raise VerificationError(f"{EXECUTABLE} did not do the requested work", expected=expected, found=found)
+
+
+def _tail(percentiles: dict[str, float], num_requests: int) -> float | Absent:
+    needed = 100
+    if num_requests < needed:
+        return Absent(f"the 99% point needs {needed} requests, there are {num_requests}")
+    return percentiles["p99"] / _MS
+
+
+def _streamed(metrics: dict[str, float], name: str) -> float | Absent:
+    return metrics[name] / _MS if name in metrics else Absent("reported only with streaming")

@@ -1,0 +1,163 @@
+"""The concurrency experiment: a fixed number of requests in flight, through `trtllm-bench`.
+
+It is not the static-batch experiment and never shares a table with it: batches form and dissolve inside
+the server, as they do in deployment. Every run is a process of its own, so the arms alternate A B B A as
+processes, and the statistics are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+
+from bench.arms import Arm, Comparison, distinct_arms
+from bench.cell import Warmup, summarise
+from bench.environment import describe_environment, model_files, take_snapshot
+from bench.grid import Cell
+from bench.metrics.serving import SERVING_METRICS
+from bench.results import (
+    AbsentRecord,
+    ArmRecord,
+    CellResult,
+    ComparisonResult,
+    NotMeasured,
+    Protocol,
+    Results,
+)
+from bench.runtimes.tensorrt_llm import NUM_WARMUP_REQUESTS, Load, ServingRun, TensorrtLlm
+from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule, paired_trial
+from compressor.console import Console
+from compressor.errors import CompressExportError, ResourceError, VerificationError
+from compressor.recipe import Bench
+
+_NO_PEAK = AbsentRecord(absent="the server's memory is its own: a fixed share of the GPU for its cache")
+Serve = Callable[[Arm, Load], ServingRun]
+
+
+def run_serving(
+    comparisons: Sequence[Comparison],
+    config: Bench,
+    *,
+    console: Console,
+    seed: int,
+    not_measured: Sequence[NotMeasured] = (),
+) -> Results:
+    """Measure every comparison at every pair of lengths and concurrency.
+
+    Raises:
+        UsageError, DependencyError: when a model cannot be served here at all.
+    """
+    runtime = TensorrtLlm()
+    arms = distinct_arms(tuple(comparisons))
+    for arm in arms:
+        runtime.check(arm.path)
+    vocab_size = min((arm.dims.vocab_size for arm in arms if arm.dims), default=0)
+    rule = StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
+    before = take_snapshot()
+
+    def serve(arm: Arm, load: Load) -> ServingRun:
+        return runtime.serve(arm.path, load, vocab_size=vocab_size, seed=seed)
+
+    measured = tuple(
+        ComparisonResult(
+            baseline=comparison.baseline.id,
+            candidate=comparison.candidate.id,
+            cells=tuple(
+                measure_load(comparison, load, serve=serve, rule=rule, console=console)
+                for load in loads_of(config)
+            ),
+        )
+        for comparison in comparisons
+    )
+    return Results(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        protocol=_protocol(rule, seed=seed),
+        environment=describe_environment(before=before, after=take_snapshot()),
+        arms=tuple(_arm_record(arm) for arm in arms),
+        comparisons=measured,
+        not_measured=tuple(not_measured),
+    )
+
+
+def loads_of(config: Bench) -> tuple[Load, ...]:
+    """Every pair of lengths at every concurrency."""
+    return tuple(
+        Load(isl=isl, osl=osl, concurrency=concurrency, num_requests=config.num_requests)
+        for isl, osl in config.isl_osl
+        for concurrency in config.concurrency
+    )
+
+
+def measure_load(
+    comparison: Comparison, load: Load, *, serve: Serve, rule: StoppingRule, console: Console
+) -> CellResult:
+    """One cell; a failure keeps its line with the reason. `batch_size` holds the concurrency."""
+    cell = Cell(load.isl, load.osl, load.concurrency)
+    order: list[str] = []
+
+    def measure_pair(index: int) -> tuple[ServingRun, ServingRun]:
+        if index == 0:
+            order.clear()
+        runs: dict[str, ServingRun] = {}
+        for letter in "AB" if index % 2 == 0 else reversed("AB"):
+            arm = comparison.baseline if letter == "A" else comparison.candidate
+            runs[letter] = serve(arm, load)
+            order.append(letter)
+        return runs["A"], runs["B"]
+
+    try:
+        trial = paired_trial(measure_pair, duration=_seconds_per_token, rule=rule)
+    except (ResourceError, VerificationError) as error:
+        reason = _reason(error, comparison)
+        console.warn(f"bench: {comparison.candidate.id}, {cell} in flight: FAIL: {reason}")
+        return CellResult(
+            isl=cell.isl, osl=cell.osl, batch_size=cell.batch_size, status="FAIL", reason=reason
+        )
+    warmups = [Warmup(NUM_WARMUP_REQUESTS, is_settled=True)] * 2
+    return summarise(
+        trial,
+        cell=cell,
+        warmups=warmups,
+        order="".join(order),
+        metrics=SERVING_METRICS,
+        latency=lambda run: run.latency_s,
+    )
+
+
+def _seconds_per_token(run: ServingRun) -> float:
+    return 1 / run.output_tokens_per_s
+
+
+def _reason(error: CompressExportError, comparison: Comparison) -> str:
+    text = "; ".join(line.strip() for line in str(error).splitlines())
+    for arm in comparison.arms:
+        text = arm.without_path(text)
+    return text
+
+
+def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
+    return Protocol(
+        mode="concurrency",
+        processes="alternating",
+        seed=seed,
+        min_pairs=rule.min_pairs,
+        max_pairs=rule.max_pairs,
+        min_warmup_runs=NUM_WARMUP_REQUESTS,
+        max_warmup_runs=NUM_WARMUP_REQUESTS,
+        warmup_tolerance=0.0,
+        confidence=CONFIDENCE,
+        max_relative_width=MAX_RELATIVE_WIDTH,
+        metrics={metric.name: metric.definition for metric in SERVING_METRICS},
+    )
+
+
+def _arm_record(arm: Arm) -> ArmRecord:
+    return ArmRecord(
+        id=arm.id,
+        model=arm.model,
+        precision=arm.precision,
+        runtime=arm.runtime,
+        num_parameters=arm.num_parameters,
+        files=model_files(arm),
+        peak_memory=_NO_PEAK,
+    )

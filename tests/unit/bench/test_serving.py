@@ -1,0 +1,173 @@
+"""The concurrency experiment, on a stand-in for `trtllm-bench` that writes reports of its shape."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.arms import Arm, Comparison
+from bench.metrics.absent import Absent
+from bench.report.html import render_html
+from bench.report.markdown import render_markdown
+from bench.results import AbsentRecord, Summary
+from bench.runtimes.tensorrt_llm import Load, TensorrtLlm, command_line, read_report, write_dataset
+from bench.serving import run_serving
+from compressor.console import Console
+from compressor.errors import DependencyError, ResourceError, UsageError, VerificationError
+from compressor.presets import PRESETS
+from compressor.recipe import Bench
+
+LOAD = Load(isl=6, osl=4, concurrency=2, num_requests=100)
+REPORT: dict[str, Any] = {
+    "request_info": {"num_requests": 100, "avg_input_length": 6.0, "avg_output_length": 4.0},
+    "performance": {
+        "total_latency_ms": 2000.0,
+        "avg_request_latency_ms": 40.0,
+        "request_throughput_req_s": 50.0,
+        "system_output_throughput_tok_s": 200.0,
+        "system_total_throughput_tok_s": 500.0,
+        "output_throughput_per_user_tok_s": 100.0,
+        "output_throughput_per_gpu_tok_s": 200.0,
+        "request_latency_percentiles_ms": {"p50": 39.0, "p90": 44.0, "p95": 45.0, "p99": 50.0},
+    },
+    "streaming_metrics": {"avg_ttft_ms": 10.0, "avg_tpot_ms": 10.0},
+}
+# Reads the data set and the options it was given; a model called "student" is twice as fast.
+STAND_IN = """#!{python}
+import json, pathlib, sys
+words = sys.argv[1:]
+option = lambda name: words[words.index(name) + 1]
+if option("--model") == "broken":
+    sys.exit("out of memory in " + option("--model_path"))
+lines = [json.loads(line) for line in pathlib.Path(option("--dataset")).read_text().splitlines()]
+report = json.loads({report!r})
+faster = 2.0 if option("--model") == "student" else 1.0
+for key in report["performance"]:
+    if key.endswith("_tok_s"):
+        report["performance"][key] *= faster
+report["request_info"] = dict(
+    num_requests=len(lines),
+    avg_input_length=sum(len(line["input_ids"]) for line in lines) / len(lines),
+    avg_output_length=sum(line["output_tokens"] for line in lines) / len(lines),
+)
+pathlib.Path(option("--report_json")).write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An executable of this name on PATH that is not NVIDIA's."""
+    file = tmp_path / "bin" / "trtllm-bench"
+    file.parent.mkdir()
+    file.write_text(STAND_IN.format(python=sys.executable, report=json.dumps(REPORT)))
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(file.parent))
+    return file
+
+
+def make_arm(root: Path, model: str) -> Arm:
+    path = root / model
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return Arm(
+        id=f"{model}-bf16",
+        model=model,
+        precision="bf16",
+        path=path,
+        runtime="tensorrt-llm",
+        num_parameters=1,
+        dims=PRESETS["smollm2-135m"].dims,
+    )
+
+
+def test_reports_are_read_in_si_units() -> None:
+    run = read_report(REPORT, LOAD)
+    assert (run.duration_s, run.latency_s, run.ttft_s, run.tpot_s) == (2.0, 0.04, 0.01, 0.01)
+    assert (run.output_tokens_per_s, run.total_tokens_per_s, run.requests_per_s) == (200.0, 500.0, 50.0)
+    assert (run.output_tokens_per_s_per_user, run.output_tokens_per_s_per_gpu) == (100.0, 200.0)
+    assert run.latency_p99_s == 0.05
+
+
+def test_too_few_requests_have_no_tail_and_no_streaming_no_first_token() -> None:
+    info = {**REPORT["request_info"], "num_requests": 99}
+    few = {"request_info": info, "performance": REPORT["performance"]}
+    run = read_report(few, Load(isl=6, osl=4, concurrency=2, num_requests=99))
+    for value in (run.latency_p99_s, run.ttft_s, run.tpot_s):
+        assert isinstance(value, Absent)
+
+
+@pytest.mark.parametrize("changed", [{"num_requests": 99}, {"avg_input_length": 5}, {"avg_output_length": 5}])
+def test_other_work_than_requested_is_refused(changed: dict[str, int]) -> None:
+    report = {**REPORT, "request_info": {**REPORT["request_info"], **changed}}
+    with pytest.raises(VerificationError, match="requested work"):
+        read_report(report, LOAD)
+
+
+def test_a_report_without_a_key_is_refused_by_name() -> None:
+    report = {**REPORT, "performance": {}}
+    with pytest.raises(VerificationError, match="request_latency_percentiles_ms"):
+        read_report(report, LOAD)
+
+
+def test_engines_and_checkpoints_take_their_own_backend(tmp_path: Path) -> None:
+    files = {"dataset": tmp_path / "d", "report": tmp_path / "r"}
+    checkpoint = command_line(tmp_path, LOAD, **files)
+    (tmp_path / "rank0.engine").touch()
+    engine = command_line(tmp_path, LOAD, **files)
+    assert checkpoint[checkpoint.index("--backend") + 1] == "pytorch"
+    assert engine[engine.index("--engine_dir") + 1] == str(tmp_path)
+    assert {"--streaming", "--concurrency", "--num_requests", "--report_json"} <= set(engine)
+
+
+def test_the_data_set_is_seeded_and_of_the_requested_lengths(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_dataset(tmp_path / name, LOAD, vocab_size=50, seed=seed)
+    first, again, other = ((tmp_path / name).read_text() for name in "abc")
+    assert first == again != other
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert len(lines) == 100
+    assert all(len(line["input_ids"]) == 6 and line["output_tokens"] == 4 for line in lines)
+    assert all(0 <= token < 50 for line in lines for token in line["input_ids"])
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"config\.json"):
+        TensorrtLlm().check(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DependencyError, match="trtllm-bench"):
+        TensorrtLlm().check(make_arm(tmp_path, "teacher").path)
+
+
+def test_the_whole_experiment_on_the_stand_in(tmp_path: Path, stand_in: Path) -> None:
+    config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20, min_pairs=5, max_pairs=6)
+    pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=make_arm(tmp_path, "student"))
+    results = run_serving([pair], config, console=Console(quiet=True), seed=0)
+    (cell,) = results.comparisons[0].cells
+    assert (results.protocol.mode, cell.status, cell.order) == ("concurrency", "ok", "ABBAABBAAB")
+    assert cell.speedup is not None
+    assert cell.speedup.ratio == pytest.approx(2.0)
+    assert cell.candidate is not None
+    throughput = cell.candidate.metrics["output_tokens_per_s"]
+    assert isinstance(throughput, Summary)
+    assert throughput.median == 400.0
+    assert isinstance(cell.candidate.metrics["latency_p99_s"], AbsentRecord)
+    for report in (render_markdown(results), render_html(results)):
+        assert "requests in flight" in report
+        assert "Static batch" not in report
+
+
+def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, stand_in: Path) -> None:
+    broken = make_arm(tmp_path, "broken")
+    with pytest.raises(ResourceError, match="out of memory"):
+        TensorrtLlm().serve(broken.path, LOAD, vocab_size=50, seed=0)
+    pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=broken)
+    config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20)
+    (cell,) = run_serving([pair], config, console=Console(quiet=True), seed=0).comparisons[0].cells
+    assert cell.status == "FAIL"
+    assert cell.reason is not None
+    assert "out of memory in broken-bf16" in cell.reason
