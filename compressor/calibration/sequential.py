@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from compressor.calibration.hooks import observed
-from compressor.data.packing import TokenArray
 from compressor.errors import VerificationError
 from compressor.models.adapter import DecoderLayer, ModelAdapter
 from compressor.models.checkpoint import CheckpointReader
@@ -75,7 +76,7 @@ Visitor = Callable[[LayerVisit], dict[str, torch.Tensor]]
 @torch.no_grad()
 def run_sequentially(
     checkpoint: Path,
-    windows: TokenArray,
+    windows: npt.NDArray[np.uint32],
     visit: Visitor,
     *,
     scratch: Path,
@@ -138,18 +139,30 @@ def _empty_model(checkpoint: Path, dtype: torch.dtype, *, trust_remote_code: boo
     return model.eval()
 
 
+class _TupleExpectedError(Exception):
+    """The body takes the first element of what a layer returns."""
+
+
 class _Recorder(nn.Module):
-    """Stands in a layer's place: passes hidden states on and keeps what else the layer is called with."""
+    """Stands in a layer's place: passes hidden states on and keeps what the layer is called with.
+
+    Layers return a tensor, or in older model classes a tuple, of which the body takes the first element.
+    A tensor in its place loses its first dimension, which the next recorder sees.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
+        self.hidden_states = torch.empty(0)
         self.call: dict[str, Any] = {}
+        self.returns_tuple = False
 
-    def forward(self, hidden_states: torch.Tensor, **call: Any) -> torch.Tensor:
-        self.call = call
-        return hidden_states
+    def forward(self, hidden_states: torch.Tensor, **call: Any) -> torch.Tensor | tuple[torch.Tensor]:
+        if hidden_states.dim() != 3:  # noqa: PLR2004 - [batch, tokens, hidden_size]
+            raise _TupleExpectedError
+        self.hidden_states, self.call = hidden_states, call
+        return (hidden_states,) if self.returns_tuple else hidden_states
 
 
 @contextmanager
@@ -170,7 +183,7 @@ def _recorded(adapter: ModelAdapter) -> Iterator[list[_Recorder]]:
 def _embed(
     adapter: ModelAdapter,
     reader: CheckpointReader,
-    windows: TokenArray,
+    windows: npt.NDArray[np.uint32],
     scratch: Path,
     *,
     dtype: torch.dtype,
@@ -189,10 +202,21 @@ def _embed(
                 buffer_owner.to(device)
         for number, window in enumerate(windows):
             ids = torch.from_numpy(window.astype("int64"))[None].to(device)
-            states[number] = adapter.body(ids, use_cache=False).last_hidden_state.cpu()
+            states[number] = _first_states(adapter, recorders, ids).cpu()
     embedding.to("meta")
     # Windows are equally long and stand alone, so one call serves all.
     return states, [recorder.call for recorder in recorders]
+
+
+def _first_states(adapter: ModelAdapter, recorders: list[_Recorder], ids: torch.Tensor) -> torch.Tensor:
+    """What the first layer is given."""
+    try:
+        adapter.body(ids, use_cache=False)
+    except _TupleExpectedError:
+        for recorder in recorders:
+            recorder.returns_tuple = True
+        adapter.body(ids, use_cache=False)
+    return recorders[0].hidden_states
 
 
 def _materialise_(

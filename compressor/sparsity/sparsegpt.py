@@ -83,16 +83,23 @@ def _sparsify_block_(
     weight: torch.Tensor, kept: torch.Tensor, factor: torch.Tensor, pattern: Pattern
 ) -> torch.Tensor:
     """Visit a block's columns in order; returns every column's error over its diagonal entry."""
-    errors = torch.empty_like(weight)
+    # Transposed, so that a column is contiguous.
+    columns, kept_columns = (
+        weight.T.contiguous(),
+        torch.empty_like(kept.T, memory_format=torch.contiguous_format),
+    )
+    errors = torch.empty_like(columns)
     diagonal = factor.diagonal()
-    for column in range(weight.shape[1]):
+    for column in range(len(columns)):
         if column % pattern.group_size == 0:
             group = slice(column, column + pattern.group_size)
-            kept[:, group] = keep_mask((weight[:, group] / diagonal[group]).square(), pattern)
-        dropped = weight[:, column].masked_fill(kept[:, column], 0)
-        errors[:, column] = dropped / diagonal[column]
-        weight[:, column:] -= torch.outer(errors[:, column], factor[column, column:])
-    return errors
+            scores = (columns[group] / diagonal[group, None]).square()
+            kept_columns[group] = keep_mask(scores.T, pattern).T
+        errors[column] = columns[column].masked_fill(kept_columns[column], 0) / diagonal[column]
+        columns[column:].addr_(factor[column, column:], errors[column], alpha=-1)
+    weight.copy_(columns.T)
+    kept.copy_(kept_columns.T)
+    return errors.T
 
 
 def _factor(

@@ -25,7 +25,7 @@ from tests import assets
 from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
 
 MIB = 1 << 20
-NUM_WINDOWS, WINDOW = 4, 512
+NUM_WINDOWS, WINDOW = 16, 512
 MASK_INTERVAL = 10
 STEP_SHAPE = (4, 256)
 LEARNING_RATE = 1e-5

@@ -24,7 +24,13 @@ PROMPTS = np.ones((2, 8), dtype=np.int32)
 
 def num_workers() -> int:
     """Live child processes that hold a model."""
-    return sum("bench.worker" in child.cmdline() for child in psutil.Process().children())
+    return len(workers())
+
+
+def workers() -> list[psutil.Process]:
+    """The live processes; one that was killed and not yet waited for holds nothing."""
+    alive = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
+    return [child for child in alive if "bench.worker" in child.cmdline()]
 
 
 def test_only_one_model_is_alive_at_a_time(comparison: Comparison) -> None:
@@ -52,9 +58,8 @@ def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Pa
 
 def test_a_process_that_dies_is_a_resource_error(comparison: Comparison) -> None:
     session = WorkerSession(comparison.baseline, Seat())
-    for child in psutil.Process().children():
-        if "bench.worker" in child.cmdline():
-            child.kill()
+    for child in workers():
+        child.kill()
     with pytest.raises(ResourceError, match="process ended"):
         session.generate(PROMPTS, osl=4)
 
