@@ -96,12 +96,14 @@ def cells_of(
 ) -> tuple[Cell, ...]:
     """The grid as it applies to one comparison.
 
-    A batch size per model needs two models; `largest` adds one cell of each model's own largest batch
-    to every pair of lengths, by arm, isl and osl.
+    A batch size per model needs two models: one model against itself is measured at both sizes instead.
+    `largest` adds one cell of each arm's own largest batch to every pair of lengths, by arm, isl and osl.
     """
     baseline, candidate = comparison.arms
     fitting = [
-        cell for cell in cells if cell.candidate_batch_size is None or baseline.model != candidate.model
+        part
+        for cell in cells
+        for part in ((cell,) if baseline.model != candidate.model else (cell.baseline, cell.candidate))
     ]
     for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
         sizes = [largest.get((arm.id, isl, osl)) for arm in comparison.arms]

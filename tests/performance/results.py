@@ -35,6 +35,9 @@ RESULTS = ROOT / "docs" / "results"
 SCHEMA = "compress-export/result/1"
 RECIPE = "recipes/demo.yaml"
 DEMO = ("run", "--config", RECIPE)
+SMOLLM2 = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
+GRID = ("--isl-osl", "128/32,512/16", "--batch-size", "1,4", "--precision", "fp32,int4")
+NO_GPU = "not measured: no CUDA GPU; python -m tests.gpu.bench_study OUT measures it"
 ABLATED_SHAPE = "hidden_size=432,intermediate_size=1024"
 _MARKER = "<!-- table: {name} -->"
 _END = "<!-- end -->"
@@ -64,7 +67,7 @@ def run_importance() -> dict[str, Any]:
         for importance in ("activation", "weight-magnitude", "random"):
             out = f"{scratch}/{importance}"
             _command(
-                *("prune", ".assets/SmolLM2-135M-Instruct.Q4_1.gguf", "--shape", ABLATED_SHAPE),
+                *("prune", SMOLLM2, "--shape", ABLATED_SHAPE),
                 *("--importance", importance, "--calib-data", ".assets/wiki.txt"),
                 *("--calib-size", "32", "--calib-seq-len", "512", "-o", out),
             )
@@ -73,6 +76,24 @@ def run_importance() -> dict[str, Any]:
         source = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "8")
         report = _command("evaluate", *pruned.values(), *source, "-o", f"{scratch}/quality")
     return {"shape": ABLATED_SHAPE, "evaluation": report}
+
+
+def run_bench() -> dict[str, Any]:
+    """SmolLM2 against a student of its own shape family, twice in a row, beside the roofline.
+
+    The student is only pruned: its speed is that of a distilled one.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        _command(
+            *("prune", SMOLLM2, "--shape", ABLATED_SHAPE, "--importance", "weight-magnitude"),
+            *("--calib-data", ".assets/wiki.txt", "--calib-size", "1", "--calib-seq-len", "64"),
+            *("-o", f"{scratch}/student"),
+        )
+        runs = [
+            _without_hashes(_command("bench", SMOLLM2, f"{scratch}/student", *GRID, "-o", f"{scratch}/{run}"))
+            for run in ("first", "second")
+        ]
+        return {"student": ABLATED_SHAPE, "first": runs[0], "second": runs[1], "gpu": NO_GPU}
 
 
 def run_perf() -> dict[str, Any]:
@@ -85,6 +106,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "importance": run_importance,
     "sparsity": lambda: run_sparsity(_command),
     "sparse-training": lambda: run_sparse_training(_command),
+    "bench": run_bench,
     "perf": run_perf,
 }
 
@@ -128,6 +150,50 @@ def importance_table(result: dict[str, Any]) -> str:
     return "\n".join(_rows(("importance", "perplexity after pruning, before distillation"), rows))
 
 
+def bench_table(result: dict[str, Any]) -> str:
+    """Both runs' ratios, whether they agree, and the roofline of the first."""
+    rows = []
+    for first, second in zip(
+        result["data"]["first"]["comparisons"], result["data"]["second"]["comparisons"], strict=True
+    ):
+        for one, other in zip(first["cells"], second["cells"], strict=True):
+            rows.append(
+                (
+                    f"{first['candidate']} : {first['baseline']}",
+                    f"{one['isl']}/{one['osl']} x {one['batch_size']}",
+                    _speedup(one),
+                    _speedup(other),
+                    _agreement(one, other),
+                    *_roofline(one),
+                )
+            )
+    header = ("pair", "cell", "speed-up (95 %)", "a second run", "agree", "best possible", "reached")
+    return "\n".join([*_rows(header, rows), "", f"GPU: {result['data']['gpu']}."])
+
+
+def _speedup(cell: dict[str, Any]) -> str:
+    interval = cell["speedup"]
+    if interval is None:
+        return f"{cell['status']}: {cell['reason']}"
+    noisy = "" if cell["status"] == "ok" else f", {cell['status']}"
+    return f"{interval['ratio']:.2f}x ({interval['low']:.2f} to {interval['high']:.2f}){noisy}"
+
+
+def _agreement(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether two intervals overlap; a NOISY or failed cell makes no claim."""
+    if {one["status"], other["status"]} != {"ok"}:
+        return "no claim"
+    low = max(one["speedup"]["low"], other["speedup"]["low"])
+    return "yes" if low <= min(one["speedup"]["high"], other["speedup"]["high"]) else "no"
+
+
+def _roofline(cell: dict[str, Any]) -> tuple[str, str]:
+    roofline = cell["roofline"]
+    if not roofline or "absent" in roofline:
+        return "-", "-"
+    return f"{roofline['best_speedup']:.2f}x", f"{roofline['reached']:.0%}"
+
+
 def perf_table(result: dict[str, Any]) -> str:
     """Bounds as measured against required."""
     rows = [
@@ -158,6 +224,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "importance": importance_table,
     "sparsity": sparsity_table,
     "sparse-training": sparse_training_table,
+    "bench": bench_table,
     "perf": perf_table,
 }
 

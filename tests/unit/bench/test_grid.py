@@ -1,7 +1,18 @@
 from __future__ import annotations
 
-from bench.grid import Cell, by_memory, grid_of
-from compressor.recipe import Bench
+from typing import get_args
+
+import click
+import pytest
+
+from bench.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
+from compressor.cli.bench_run import PRESETS as NAMES_OF_PRESETS
+from compressor.cli.bench_run import run
+from compressor.cli.options import parse_batches
+from compressor.recipe import Bench, BenchPreset
+
+CONTEXT = click.Context(run)
+OPTION = run.params[0]
 
 
 def test_grid_is_every_length_at_every_batch_size_once() -> None:
@@ -12,3 +23,41 @@ def test_grid_is_every_length_at_every_batch_size_once() -> None:
 def test_the_largest_cell_is_the_one_with_most_cached_tokens_then_longest_prefill() -> None:
     cells = (Cell(10, 90, 1), Cell(90, 10, 1), Cell(10, 10, 4), Cell(50, 50, 2))
     assert by_memory(cells) == [Cell(50, 50, 2), Cell(90, 10, 1), Cell(10, 90, 1), Cell(10, 10, 4)]
+
+
+def test_a_batch_size_per_model_makes_a_cell_of_two_parts() -> None:
+    cell = Cell(128, 64, 32, 64)
+    assert (cell.baseline, cell.candidate) == (Cell(128, 64, 32), Cell(128, 64, 64))
+    assert str(cell) == "128/64 x 32:64"
+    alike = Cell(128, 64, 8)
+    assert (alike.baseline, alike.candidate) == (alike, alike)
+
+
+def test_the_blogs_preset_measures_its_batches_and_equal_ones() -> None:
+    cells = grid_of(Bench(preset="minitron-blog"))
+    assert [str(cell) for cell in cells[:3]] == ["128/128 x 32", "128/128 x 64", "128/128 x 32:64"]
+    assert len(cells) == 3 * len(PUBLISHED_ISL_OSL)
+
+
+def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
+    assert set(get_args(BenchPreset)) == set(PRESETS) == set(NAMES_OF_PRESETS)
+    assert wants_largest_batch(Bench(preset="published"))
+    assert not wants_largest_batch(Bench(preset="quick", largest_batch=True))
+    assert wants_largest_batch(Bench(largest_batch=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("1,8", {"batch_sizes": (1, 8), "batch_pairs": (), "largest_batch": False}),
+        ("32:64, max", {"batch_sizes": (), "batch_pairs": ((32, 64),), "largest_batch": True}),
+    ],
+)
+def test_batches_are_read_from_the_command_line(given: str, expected: dict[str, object]) -> None:
+    assert parse_batches(CONTEXT, OPTION, given) == expected
+
+
+@pytest.mark.parametrize("given", ["0", "1:2:3", "a", "8:", "-1", ""])
+def test_batches_that_are_none_are_refused(given: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_batches(CONTEXT, OPTION, given)

@@ -1,0 +1,68 @@
+"""CUDA graphs, FP8 and 2:4 products on a real GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bench.machine_rates import measure_rates
+from bench.runtimes.static_decoder import StaticDecoder
+from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
+from compressor.errors import UnsupportedError
+from tests.gpu.bench_study import gemm_s
+from tests.tiny_models import make_model
+
+
+def need(precision: str) -> None:
+    try:
+        require_support(precision, "cuda")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+
+def test_a_replayed_graph_writes_what_transformers_writes() -> None:
+    model = make_model(hidden_size=128).to("cuda")
+    prompts = torch.randint(0, 300, (2, 9), device="cuda")
+    expected = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=12, min_new_tokens=12,
+        do_sample=False, eos_token_id=None,
+    )[:, 9:]  # fmt: skip
+    decoder = StaticDecoder(model, batch_size=2, max_length=21)
+    for _ in range(2):
+        tokens = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(11))]
+        assert torch.equal(torch.cat(tokens, dim=1), expected)
+
+
+def test_fp8_products_are_close_to_float64() -> None:
+    need("fp8")
+    linear = nn.Linear(256, 128, bias=False, device="cuda", dtype=torch.bfloat16)
+    states = torch.randn(32, 256, device="cuda", dtype=torch.bfloat16)
+    expected = states.double() @ linear.weight.double().t()
+    error = (Fp8Linear(linear)(states).double() - expected).norm() / expected.norm()
+    assert error < 0.05
+
+
+def test_2_of_4_products_are_those_of_the_thinned_matrix() -> None:
+    need("bf16+2:4")
+    weight = thin_to_2_of_4(torch.randn(256, 256, device="cuda", dtype=torch.bfloat16))
+    states = torch.randn(64, 256, device="cuda", dtype=torch.bfloat16)
+    found = nn.functional.linear(states, torch.sparse.to_sparse_semi_structured(weight))
+    torch.testing.assert_close(found, states @ weight.t(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "bf16+2:4"])
+def test_a_converted_model_decodes_from_a_graph(precision: str) -> None:
+    need(precision)
+    model = make_model(hidden_size=256, head_dim=64, intermediate_size=512).to("cuda", torch.bfloat16)
+    assert convert_linears_(model, precision) == 3 * 7
+    decoder = StaticDecoder(model, batch_size=2, max_length=16)
+    prompts = torch.randint(0, 300, (2, 8), device="cuda")
+    first = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(7))]
+    again = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(7))]
+    assert torch.equal(torch.cat(first), torch.cat(again))
+
+
+def test_rates_and_layers_can_be_measured() -> None:
+    assert measure_rates().bandwidth_bytes_per_s > 1e10
+    assert gemm_s((256, 256), 16, "bf16") > 0

@@ -1,0 +1,71 @@
+"""`bench` from the command line to its files, on a published alias cut to two layers, random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.results import PeakMemory, Results, Roofline
+from compressor.cli.main import invoke
+
+TEACHER = "smollm2-135m:num_hidden_layers=2+vocab_size=512"
+STUDENT = "smollm2-135m:num_hidden_layers=1+vocab_size=512"
+GRID = ("--runtime", "torch-eager", "--isl-osl", "8/4", "--batch-size", "1:2")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    out = tmp_path_factory.mktemp("bench") / "out"
+    words = ("bench", "--random-weights", TEACHER, STUDENT, *GRID, "--precision", "fp32,bf16")
+    assert invoke([*words, "-o", str(out)]) == 0
+    assert {"report.html", "report.md", "results.csv", "results.json"} <= {
+        file.name for file in out.iterdir()
+    }
+    return Results.model_validate_json((out / "results.json").read_text())
+
+
+def test_pruning_precision_and_the_total_are_each_measured(results: Results) -> None:
+    pairs = [(comparison.baseline[-4:], comparison.candidate[-4:]) for comparison in results.comparisons]
+    assert pairs == [
+        ("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp32", "bf16"), ("fp32", "bf16"),
+    ]  # fmt: skip
+    assert all(arm.has_random_weights for arm in results.arms)
+    assert all(isinstance(arm.peak_memory, PeakMemory) for arm in results.arms)
+
+
+def test_a_batch_size_per_model_is_both_sizes_for_one_model(results: Results) -> None:
+    labels = [[cell.label for cell in comparison.cells] for comparison in results.comparisons]
+    own, both = ["8/4 x 1:2"], ["8/4 x 1", "8/4 x 2"]
+    assert labels == [own, own, both, both, own]
+
+
+def test_every_measured_cell_has_a_roofline(results: Results) -> None:
+    cells = [cell for comparison in results.comparisons for cell in comparison.cells]
+    assert all(isinstance(cell.roofline, Roofline) for cell in cells)
+    assert results.rates is not None
+
+
+def test_the_same_command_again_is_skipped_and_its_document_is_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "--random-weights", TEACHER, STUDENT, *GRID, "-o", str(tmp_path / "out"), "--json"]
+    assert invoke(words) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert invoke(words) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--random-weights", TEACHER, STUDENT, "--runtime", "onnxruntime-genai"], 2),
+        (["--random-weights", "smollm2-135m:layers=2", STUDENT, *GRID], 2),
+        (["--random-weights", TEACHER, STUDENT, *GRID, "--precision", "fp9"], 3),
+        (["--random-weights", TEACHER], 2),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], code: int, tmp_path: Path) -> None:
+    assert invoke(["bench", *words, "-o", str(tmp_path / "out")]) == code
