@@ -39,7 +39,7 @@ def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
         initialisers: Names found in the graph; they decide whether q, k and v are joined.
     """
     family = dims.family
-    found = []
+    found: list[StoredWeight] = []
     for index in range(dims.num_hidden_layers):
         ours, theirs = f"{family.layers}.{index}", f"model.layers.{index}"
 

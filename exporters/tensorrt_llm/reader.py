@@ -343,11 +343,13 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError("there is no TensorRT-LLM checkpoint", where=str(directory), expected=CONFIG_FILE)
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
+    if not isinstance(config, dict):
+        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
     for field in _REQUIRED:
-        if not isinstance(config, dict) or field not in config:
+        if field not in config:
             raise VerificationError("the checkpoint's config lacks a field", where=f"{file.name}: {field}")
     return config
 
