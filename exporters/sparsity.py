@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE
+from compressor.sparsity.pattern import check_pattern
 from compressor.sparsity.promise import (
     SPARSITY_FILE,
     Promise,
@@ -15,13 +16,15 @@ from compressor.sparsity.promise import (
 )
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.sparsity import check_graph_sparsity
+from exporters.tensorrt_llm.exporter import CHECKPOINT
+from exporters.tensorrt_llm.reader import TrtLlmReader
 
 
 def check_sparsity(directory: Path, *, promise: Promise | None = None) -> dict[str, Any]:
     """Check every promised tensor as it was written.
 
     Args:
-        directory: A checkpoint, FP8 or not, or a graph.
+        directory: A checkpoint, FP8 or not, a graph, or a TensorRT-LLM export.
         promise: What to hold it to; by default its own.
 
     Returns:
@@ -36,6 +39,11 @@ def check_sparsity(directory: Path, *, promise: Promise | None = None) -> dict[s
         return {}
     if (directory / GRAPH_FILE).is_file():
         num_tensors = check_graph_sparsity(directory, promise)
+    elif (directory / CHECKPOINT / CONFIG_FILE).is_file():
+        with TrtLlmReader(directory / CHECKPOINT) as reader:
+            for name in promise.shapes:
+                check_pattern(name, reader.stored(name), promise.pattern)
+        num_tensors = len(promise.shapes)
     elif (directory / CONFIG_FILE).is_file():
         num_tensors = check_checkpoint_sparsity(directory, promise)
     else:

@@ -51,9 +51,10 @@ def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) 
     assert models == ["teacher", "pruned", "distilled", "sparsified", "recovered", "quantized"]
     for details in summary["exports"].values():
         assert details["checks"]["sparsity"]["pattern"] == "2:4"
-    assert set(summary["exports"]) == {"huggingface", "huggingface-fp8", "onnx", "onnx-int4"}
+    exports = {"huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4"}
+    assert set(summary["exports"]) == exports
     checked = succeed("verify", out)["checked"]
-    assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 4
+    assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 5
 
 
 def test_verify_catches_a_planted_nonzero(finished: tuple[Path, dict[str, Any]]) -> None:
