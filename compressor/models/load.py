@@ -17,6 +17,7 @@ from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.presets import PRESETS
 
 SourceKind = Literal["directory", "hub", "gguf"]
+_FIRST_WITH_ROPE_PARAMETERS = 5
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -168,6 +169,7 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     import torch
     from transformers import AutoModelForCausalLM
 
+    _refuse_newer_rope(directory)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -186,6 +188,24 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
             "the checkpoint does not fit its config", where=str(directory), found=problems
         )
     return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def _refuse_newer_rope(directory: Path) -> None:
+    """Refuse a config that this transformers would silently read as rope base 10000 without scaling."""
+    from transformers import __version__
+
+    from compressor.models.checkpoint import read_config
+
+    config = read_config(directory)
+    if int(__version__.split(".")[0]) < _FIRST_WITH_ROPE_PARAMETERS and (
+        "rope_parameters" in config and "rope_theta" not in config
+    ):
+        raise UnsupportedError(
+            f"transformers {__version__} does not read rope_parameters",
+            where=str(directory / "config.json"),
+            expected="rope_theta and rope_scaling beside it",
+            hint="export --format huggingface under transformers 5 writes both",
+        )
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:

@@ -9,6 +9,7 @@ bytes.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,9 @@ def train(
     last = last_complete_checkpoint(checkpoints)
     if last is not None:
         console.info(f"continuing from {last.name}")
-    # Precision is kept per process; an earlier training's must not leak into this one.
+    # Precision is kept per process; an earlier training's must not leak into this one. transformers
+    # before 5 keeps it in the environment as well.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - it has no public name
     with console.progress("distilling", config.max_steps) as tick:
         trainer = _StudentTrainer(

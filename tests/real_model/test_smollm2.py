@@ -49,9 +49,8 @@ def test_perplexity_equals_transformers_own_loss(checkpoint: Path, real_assets: 
     text = real_assets.texts["wiki"].read_text(encoding="utf-8")[:40_000]
     windows = tokenizer(text, return_tensors="np").input_ids[0, : 4 * 1024].astype("uint32").reshape(4, 1024)
     model = load_model(checkpoint, dtype="float32", device="cpu")
-    losses = []
-    for window in torch.from_numpy(windows.astype("int64")):
-        losses.append(model(window[None], labels=window[None]).loss.item())
+    ids = torch.from_numpy(windows.astype("int64"))
+    losses = [model(window[None], labels=window[None]).loss.item() for window in ids]
     measured = perplexity(model, windows)
     assert measured.num_tokens == 4 * 1023
     assert measured.mean_nll == pytest.approx(sum(losses) / 4, rel=1e-5)

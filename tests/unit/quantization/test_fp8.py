@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from compressor.artifact import sha256_of_file
@@ -17,6 +19,8 @@ from tests.unit.quantization.conftest import Quantiser, student_artifact
 
 LAYERS = 3
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+MODELOPT = Version(version("nvidia-modelopt"))
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -79,7 +83,9 @@ def test_the_kv_cache_is_exported_in_fp8_only_when_asked(
     assert quantization["kv_cache_quant_algo"] == ("FP8" if wanted else None)
     if wanted:
         found = exported["model.layers.1.self_attn.v_proj.v_scale"].reshape(())
-        assert torch.equal(found, scale_of(amax["model.layers.1.self_attn.v_amax"]))
+        expected = scale_of(amax["model.layers.1.self_attn.v_amax"])
+        # ModelOpt 0.37 clamps KV scales to 1 in this format too, later versions do not.
+        assert torch.equal(found, expected.clamp_min(1) if Version("0.38") > MODELOPT else expected)
 
 
 def test_output_is_byte_identical_from_run_to_run(tmp_path: Path, quantise: Quantiser) -> None:

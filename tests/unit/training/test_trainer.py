@@ -114,15 +114,18 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    """Gradients say it; Adam hides their scale, and magnifies the rounding of those near zero."""
     data = make_data(tmp_path / "tokens", 24)
-    states = []
+    states, logs = [], []
     for name, micro, accumulation in (("one", 4, 1), ("four", 1, 4)):
         module = make_module()
         config = make_config(micro_batch_size=micro, accumulation_steps=accumulation)
-        train(module, data, config, tmp_path / name, quiet())
+        logs.append(train(module, data, config, tmp_path / name, quiet()))
         states.append(student_state(module.student))
+    assert logs[0].grad_norm == pytest.approx(logs[1].grad_norm, rel=1e-3)
+    assert logs[0].loss == pytest.approx(logs[1].loss, rel=1e-3)
     for name, tensor in states[0].items():
-        torch.testing.assert_close(tensor, states[1][name], rtol=1e-3, atol=1e-4)
+        assert (tensor - states[1][name]).abs().mean() < 2e-5, name
 
 
 def test_a_non_finite_loss_stops_with_step_and_position(tmp_path: Path) -> None:
