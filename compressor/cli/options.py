@@ -153,6 +153,9 @@ RECIPE_FIELDS = {
     "num_requests": "bench.num_requests",
 }
 
+# Only batches of one model each: no equal ones.
+_MAY_BE_EMPTY = ("batch_sizes", "batch_pairs")
+
 
 def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """The recipe fields that the given flags set; flags that were not given set nothing.
@@ -166,7 +169,7 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     flags = {**flags, **(flags.get("batches") or {})}
     for flag, field in RECIPE_FIELDS.items():
         value = flags.get(flag)
-        if value is None or value is False or value == ():
+        if value is None or value is False or (value == () and flag not in _MAY_BE_EMPTY):
             continue
         if flag in ("tokens", "recover_tokens"):
             value = parse_count(value, option=f"--{flag.replace('_', '-')}")
