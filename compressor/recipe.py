@@ -58,23 +58,101 @@ class Prune(Section):
     shape: dict[str, int] | None = Field(None, description="explicit dimensions of the student")
 
 
+class Domain(Section):
+    """One of several training texts."""
+
+    name: str = Field(min_length=1)
+    data: str = Field(description="data set id, or a .txt, .jsonl or .parquet path")
+    weight: float = Field(1.0, gt=0, description="share of the windows, relative to the others'")
+    reference_loss: float | None = Field(
+        None, gt=0, description="cross-entropy (nats) that dynamic batches aim at; by default the teacher's"
+    )
+
+
+class DynamicBatches(Section):
+    """Dynamic batch loading (Sheared LLaMA, arXiv 2310.06694): domains that lag are sampled more often."""
+
+    variant: Literal["off", "paper", "code"] = Field(
+        "off", description="paper: excess losses only; code: shortfalls count too, weights smoothed by 1e-4"
+    )
+    interval_steps: int = Field(400, ge=1, description="optimizer steps between updates (50 with masks)")
+    eval_windows: int = Field(16, ge=1, description="held-out windows per domain and update")
+
+
+class Correction(Section):
+    """Teacher correction (arXiv 2408.11796): fine-tuning the teacher on the distillation text."""
+
+    mode: Literal["off", "first", "alongside"] = "off"
+    tokens: int | None = Field(None, ge=1, description="first: by default distillation's budget")
+    learning_rate: float | None = Field(None, gt=0, description="by default a fifth of distillation's")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="by default 120, a tenth of the run where that is shorter"
+    )
+
+
+class Generate(Section):
+    """Text sampled from the teacher, as one more training domain."""
+
+    tokens: int = Field(0, ge=0, description="tokens to sample; 0 for none")
+    prompts: str | None = Field(None, description="text whose windows begin the samples; by default none")
+    prompt_tokens: int = Field(16, ge=1, description="tokens taken from each prompt")
+    max_new_tokens: int = Field(512, ge=1, description="tokens sampled after each prompt, at most")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    weight: float = Field(1.0, gt=0, description="of the sampled text among the domains")
+
+
 class Distill(Section):
-    """Retraining by forward KL on the teacher's logits."""
+    """Retraining on the teacher's logits."""
 
     data: str = Field(DEFAULT_TEXT, description="training text")
+    domains: tuple[Domain, ...] = Field((), description="several weighted texts, instead of data")
+    dynamic_batches: DynamicBatches = DynamicBatches()
+    correction: Correction = Correction()
+    generate: Generate = Generate()
     tokens: int = Field(SHORT_RETRAINING_TOKENS, ge=0, description="token budget; 0 only prunes")
     context_length: int = Field(4096, ge=8, description="tokens per training window")
+    isolate_documents: bool = Field(
+        default=False, description="attention and loss do not cross the documents packed into a window"
+    )
     batch_size: int | None = Field(
         None, ge=1, description="windows per optimizer step; by default 1152, less for short budgets"
     )
-    micro_batch_size: int = Field(1, ge=1, description="windows per forward pass")
+    micro_batch_size: int = Field(1, ge=1, description="windows per forward pass and process")
     learning_rate: float = Field(1e-4, gt=0)
     min_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="cosine floor over peak")
     warmup_steps: int | None = Field(
         None, ge=0, description="by default 40, less for runs shorter than 400 steps"
     )
+    loss: Literal["forward-kl", "reverse-kl"] = "forward-kl"
+    kl_weight: float = Field(1.0, ge=0, le=1, description="of KL; cross-entropy has the rest")
     temperature: float = Field(1.0, gt=0)
+    top_k: int | None = Field(
+        None, ge=1, description="KL over the teacher's k likeliest tokens, renormalised; by default all"
+    )
+    intermediate: Literal["auto", "off", "cosine", "mse"] = Field(
+        "auto", description="loss on hidden states; auto: cosine for large depth cuts"
+    )
+    embedding: Literal["auto", "off", "cosine", "mse"] = Field(
+        "auto", description="loss on embeddings; auto: with the intermediate loss"
+    )
+    layer_pairs: tuple[tuple[int, int], ...] | None = Field(
+        None, description="(teacher, student) layers, from 0; by default two before the last of each"
+    )
+    teacher_logits: str | None = Field(
+        None, description="directory of stored teacher logits, instead of a teacher in memory"
+    )
+    sharding: Literal["auto", "replicate", "full"] = Field(
+        "auto", description="over processes: replicate (DDP) or full (FSDP2); auto: full where it can"
+    )
+    activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     checkpoint_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+
+    def mixture(self) -> tuple[Domain, ...]:
+        """The training domains: those given, or the one text."""
+        return self.domains or (Domain(name="text", data=self.data, weight=1.0, reference_loss=None),)
 
 
 class Sparsify(Section):
