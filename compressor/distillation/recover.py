@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compressor.artifact import ModelArtifact
+from compressor.data.packing import remove_tokens
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.stage import (
     TOKENS_FILE,
@@ -107,7 +108,7 @@ def run(
         "curve": asdict(log),
     }
     shutil.rmtree(out_dir / CHECKPOINTS)
-    (out_dir / TOKENS_FILE).unlink()
+    remove_tokens(out_dir / TOKENS_FILE)
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 

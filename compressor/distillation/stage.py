@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compressor.artifact import ModelArtifact
-from compressor.data.packing import PackedWindows, write_tokens
+from compressor.data.packing import PackedWindows, remove_tokens, write_tokens
 from compressor.distillation.module import DistillationModule
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import cpu_has_bf16
@@ -90,7 +90,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     log = train(module, windows, plan, out_dir, context.console)
     save_student(student, source, out_dir, getattr(torch, context.dtype))
     shutil.rmtree(out_dir / CHECKPOINTS)
-    (out_dir / TOKENS_FILE).unlink()
+    remove_tokens(out_dir / TOKENS_FILE)
     return StageResult(
         num_parameters=source.num_parameters,
         details={

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from compressor.data.packing import PackedWindows, read_windows, write_tokens
-from compressor.errors import UsageError
+from compressor.data.packing import (
+    IGNORED,
+    PackedWindows,
+    TokenWindows,
+    read_windows,
+    starts_path,
+    write_tokens,
+)
+from compressor.errors import UsageError, VerificationError
+from tests.tiny_models import make_model
 
 SEQ_LEN = 32
 
@@ -107,3 +117,115 @@ def test_token_file_of_a_short_text_holds_all_of_it(
     written = write_tokens(str(text), "all", tiny_tokenizer, tmp_path / "tokens", max_tokens=10**6)
 
     assert written == len(ids_of(tiny_tokenizer, text.read_text()))
+
+
+def write_documents(path: Path, tokenizer: Any, texts: list[str]) -> Path:
+    rows = path.with_suffix(".jsonl")
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    write_tokens(str(rows), "all", tokenizer, path, max_tokens=10**6)
+    return path
+
+
+def isolated(path: Path, starts: list[int], num_tokens: int, seq_len: int) -> TokenWindows:
+    """Windows over the tokens 0, 1, 2, ... of documents that start as given."""
+    np.arange(num_tokens, dtype="<u4").tofile(path)
+    np.asarray(starts, dtype="<u8").tofile(starts_path(path))
+    return TokenWindows(path, seq_len=seq_len, isolate_documents=True)
+
+
+def test_labels_are_the_next_tokens_over_the_edges_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    np.arange(2 * SEQ_LEN + 1, dtype="<u4").tofile(path)
+    windows = TokenWindows(path, seq_len=SEQ_LEN)
+
+    assert [len(windows), sorted(windows[0])] == [2, ["input_ids", "labels"]]
+    for index in range(2):
+        assert windows[index]["labels"].tolist() == (windows[index]["input_ids"] + 1).tolist()
+        assert windows[index]["labels"].dtype == np.int64
+
+
+def test_the_last_token_of_the_text_has_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    np.arange(2 * SEQ_LEN, dtype="<u4").tofile(path)
+    labels = TokenWindows(path, seq_len=SEQ_LEN)[1]["labels"]
+
+    assert labels[-1] == IGNORED
+    assert labels[:-1].tolist() == list(range(SEQ_LEN + 1, 2 * SEQ_LEN))
+
+
+def test_document_starts_are_kept_beside_the_tokens(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    texts = ["river", "", "stone wall"]
+    path = write_documents(tmp_path / "tokens", tiny_tokenizer, texts)
+    lengths = [len(ids_of(tiny_tokenizer, text)) + 1 for text in texts]
+    ends = np.cumsum(lengths)
+    tokens = np.fromfile(path, "<u4")
+
+    assert np.fromfile(starts_path(path), "<u8").tolist() == [0, *ends[:-1].tolist()]
+    assert (tokens[ends - 1] == tiny_tokenizer.eos_token_id).all()
+
+
+def test_a_text_file_is_one_document(make_text: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    text = make_text(num_words=9000)  # several blocks
+    path = tmp_path / "tokens"
+    write_tokens(str(text), "all", tiny_tokenizer, path, max_tokens=10**6)
+
+    assert np.fromfile(starts_path(path), "<u8").tolist() == [0]
+    assert tiny_tokenizer.eos_token_id not in np.fromfile(path, "<u4")
+
+
+def test_documents_cut_off_by_the_budget_leave_no_start_behind_it(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    rows = tmp_path / "x.jsonl"
+    rows.write_text("".join(json.dumps({"text": "stone"}) + "\n" for _ in range(9)))
+    path = tmp_path / "tokens"
+    length = len(ids_of(tiny_tokenizer, "stone")) + 1
+    write_tokens(str(rows), "all", tiny_tokenizer, path, max_tokens=2 * length)
+
+    assert np.fromfile(starts_path(path), "<u8").tolist() == [0, length]
+
+
+def test_isolated_documents_by_hand(tmp_path: Path) -> None:
+    windows = isolated(tmp_path / "tokens", [0, 3, 4, 8, 13], 16, 8)
+    no = IGNORED
+
+    assert windows[0]["position_ids"].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert windows[0]["labels"].tolist() == [1, 2, no, no, 5, 6, 7, no]
+    assert windows[1]["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert windows[1]["labels"].tolist() == [9, 10, 11, 12, no, 14, 15, no]
+
+
+def test_a_document_over_two_windows_keeps_the_label_between_them(tmp_path: Path) -> None:
+    windows = isolated(tmp_path / "tokens", [0, 5], 17, 8)
+
+    assert windows[0]["labels"][-1] == windows[1]["input_ids"][0]
+    assert windows[1]["position_ids"].tolist() == list(range(8))
+
+
+def test_isolation_needs_the_starts(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    np.arange(16, dtype="<u4").tofile(path)
+
+    with pytest.raises(VerificationError, match="where the documents"):
+        TokenWindows(path, seq_len=8, isolate_documents=True)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_an_isolated_document_has_the_logits_it_has_alone(
+    tmp_path: Path, tiny_tokenizer: Any, model_type: str
+) -> None:
+    texts = ["the old river", "x", "a stone garden keeps one letter", "winter"]
+    path = write_documents(tmp_path / "tokens", tiny_tokenizer, texts)
+    num_tokens = len(np.fromfile(path, "<u4"))
+    window = TokenWindows(path, seq_len=num_tokens, isolate_documents=True)[0]
+    model = make_model(model_type)
+    ids, positions = (torch.from_numpy(window[key])[None] for key in ("input_ids", "position_ids"))
+    packed_logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+    crossing = model(input_ids=ids, use_cache=False).logits[0]
+    starts = [*np.fromfile(starts_path(path), "<u8").astype(int).tolist(), num_tokens]
+
+    assert len(starts) == len(texts) + 1
+    for first, end in itertools.pairwise(starts):
+        alone = model(input_ids=ids[:, first:end], use_cache=False).logits[0]
+        assert (packed_logits[first:end] - alone).abs().max() < 5e-5
+        assert first == 0 or (crossing[first:end] - alone).abs().max() > 1e-2
