@@ -7,43 +7,47 @@ tokens, so that attention and loss can be kept from crossing the documents of a 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from compressor.data.sources import Split, documents
+from compressor.artifact import write_json
+from compressor.data.conversations import Document, render
+from compressor.data.sources import Documents, Position, Split, documents
 from compressor.errors import UsageError, VerificationError
 
 # The label of a position that has no next token to predict; torch's cross-entropy skips it by default.
 IGNORED = -100
 STARTS_SUFFIX = ".starts"
+PROGRESS_SUFFIX = ".json"
+SAVE_EVERY_TOKENS = 1 << 24
 
 TokenArray = npt.NDArray[np.uint32]
 Window = dict[str, Any]
 
 
-def token_stream(spec: str, split: Split, tokenizer: Any) -> Iterator[tuple[TokenArray, bool]]:
-    """Token ids of a source, piece by piece, and whether the piece begins a document.
+def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
+    """A document's token ids, without BOS.
 
-    A row of a table is a document and ends with the end-of-text token; a text file is one document,
-    in pieces of whole lines.
-
-    Args:
-        spec: SOURCE.
-        split: Which part of it.
-        tokenizer: A Hugging Face tokenizer.
+    A row of a table ends with the end-of-text token; the pieces of a text file do not.
     """
-    is_one_document = spec.endswith(".txt")
-    end = None if is_one_document else tokenizer.eos_token_id
-    for number, text in enumerate(documents(spec, split)):
-        # Not verbose: a text longer than the model's context is no mistake here.
-        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if end is not None and (not ids or ids[-1] != end):
-            ids.append(end)
-        yield np.asarray(ids, dtype=np.uint32), number == 0 or not is_one_document
+    # Not verbose: a text longer than the model's context is no mistake here.
+    ids = tokenizer(render(document, tokenizer), add_special_tokens=False, verbose=False).input_ids
+    end = None if _is_one_document(spec) else tokenizer.eos_token_id
+    if end is not None and (not ids or ids[-1] != end):
+        ids.append(end)
+    return np.asarray(ids, dtype=np.uint32)
+
+
+def _is_one_document(spec: str) -> bool:
+    return spec.endswith(".txt")
 
 
 def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len: int) -> TokenArray:
@@ -54,7 +58,8 @@ def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len:
     """
     parts: list[TokenArray] = []
     num_tokens = 0
-    for ids, _ in token_stream(spec, split, tokenizer):
+    for document in documents(spec, split):
+        ids = tokenise(spec, document, tokenizer)
         parts.append(ids)
         num_tokens += len(ids)
         if num_tokens >= size * seq_len:
@@ -76,29 +81,87 @@ def starts_path(path: Path) -> Path:
     return path.with_name(path.name + STARTS_SUFFIX)
 
 
+def progress_path(path: Path) -> Path:
+    """Where it is kept how far a token file has been written."""
+    return path.with_name(path.name + PROGRESS_SUFFIX)
+
+
 def write_tokens(spec: str, split: Split, tokenizer: Any, path: Path, *, max_tokens: int) -> int:
     """Write up to `max_tokens` ids of a source as little-endian uint32; returns their number.
 
     Beside them, in `starts_path(path)`, the index of every document's first token as little-endian
-    uint64.
+    uint64. What an interrupted call has written is continued, what a finished one has is kept.
     """
-    num_tokens = 0
-    with path.open("wb") as file, starts_path(path).open("wb") as starts:
-        for ids, begins_document in token_stream(spec, split, tokenizer):
-            kept = ids[: max_tokens - num_tokens].astype("<u4")
-            if begins_document and len(kept):
+    wanted = {"source": spec, "split": split, "max_tokens": max_tokens}
+    done = _read_progress(path, wanted)
+    if done.complete:
+        return done.num_tokens
+    reader = Documents(spec, split, position=done.position)
+    with (
+        _continued(path, done.num_tokens * 4) as file,
+        _continued(starts_path(path), done.num_documents * 8) as starts,
+    ):
+        num_tokens, num_documents, last_saved = done.num_tokens, done.num_documents, done.num_tokens
+        for document in reader:
+            kept = tokenise(spec, document, tokenizer)[: max_tokens - num_tokens]
+            if len(kept) and (num_tokens == 0 or not _is_one_document(spec)):
                 starts.write(np.uint64(num_tokens).astype("<u8").tobytes())
-            file.write(kept.tobytes())
+                num_documents += 1
+            file.write(kept.astype("<u4").tobytes())
             num_tokens += len(kept)
             if num_tokens >= max_tokens:
                 break
+            if num_tokens - last_saved >= SAVE_EVERY_TOKENS:
+                _sync(file, starts)
+                last_saved = num_tokens
+                progress = _Progress(num_tokens, num_documents, reader.position(), complete=False)
+                write_json(progress_path(path), {**wanted, **asdict(progress)})
+        _sync(file, starts)
+    progress = _Progress(num_tokens, num_documents, None, complete=True)
+    write_json(progress_path(path), {**wanted, **asdict(progress)})
     return num_tokens
 
 
 def remove_tokens(path: Path) -> None:
     """Remove a token file and what `write_tokens` keeps beside it."""
-    for file in (path, starts_path(path)):
+    for file in (path, starts_path(path), progress_path(path)):
         file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far a token file is written."""
+
+    num_tokens: int
+    num_documents: int
+    position: Position | None
+    complete: bool
+
+
+def _read_progress(path: Path, wanted: dict[str, Any]) -> _Progress:
+    """What is recorded beside a token file, if it is of the same text; else nothing done."""
+    if not progress_path(path).is_file():
+        return _Progress(0, 0, None, complete=False)
+    record = json.loads(progress_path(path).read_text(encoding="utf-8"))
+    if any(record.pop(key) != value for key, value in wanted.items()):
+        return _Progress(0, 0, None, complete=False)
+    return _Progress(**record)
+
+
+@contextlib.contextmanager
+def _continued(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
+    """A file to append to, cut to what is recorded of it."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(num_bytes)
+        file.seek(num_bytes)
+        yield file
+
+
+def _sync(*files: BinaryIO) -> None:
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class TokenWindows:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.data import packing
 from compressor.data.packing import (
     IGNORED,
     PackedWindows,
     TokenWindows,
+    progress_path,
     read_windows,
+    remove_tokens,
     starts_path,
     write_tokens,
 )
@@ -229,3 +232,56 @@ def test_an_isolated_document_has_the_logits_it_has_alone(
         alone = model(input_ids=ids[:, first:end], use_cache=False).logits[0]
         assert (packed_logits[first:end] - alone).abs().max() < 5e-5
         assert first == 0 or (crossing[first:end] - alone).abs().max() > 1e-2
+
+
+class Killed(BaseException):
+    """Stands for a process that ends anywhere."""
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+def test_an_interrupted_token_file_is_continued_to_the_same_bytes(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    source = tmp_path / f"x{suffix}"
+    lines = [f"the old river {number} keeps one letter" for number in range(2000)]
+    rows = [json.dumps({"text": line}) if suffix == ".jsonl" else line for line in lines]
+    source.write_text("\n".join(rows) + "\n")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    written = write_tokens(str(source), "train", tiny_tokenizer, whole, max_tokens=40_000)
+    monkeypatch.setattr(packing, "SAVE_EVERY_TOKENS", 2000)
+    calls = itertools.count()
+    real, texts = packing.tokenise, []
+
+    def killed_later(spec: str, document: Any, tokenizer: Any) -> Any:
+        if next(calls) == (700 if suffix == ".jsonl" else 1):
+            raise Killed
+        texts.append(document)
+        return real(spec, document, tokenizer)
+
+    monkeypatch.setattr(packing, "tokenise", killed_later)
+    with pytest.raises(Killed):
+        write_tokens(str(source), "train", tiny_tokenizer, parts, max_tokens=40_000)
+    assert parts.stat().st_size > 0
+    texts.clear()
+    assert write_tokens(str(source), "train", tiny_tokenizer, parts, max_tokens=40_000) == written
+
+    assert texts
+    assert lines[0] not in texts[0]  # it did not start from the first document
+    for name in (lambda path: path, starts_path):
+        assert name(parts).read_bytes() == name(whole).read_bytes()
+
+
+def test_a_finished_token_file_is_kept_and_another_text_starts_anew(
+    make_text: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (str(make_text(num_words=100, seed=seed)) for seed in range(2))
+    path = tmp_path / "tokens"
+    num_tokens = write_tokens(one, "all", tiny_tokenizer, path, max_tokens=10**6)
+    monkeypatch.setattr(packing, "Documents", None)
+    assert write_tokens(one, "all", tiny_tokenizer, path, max_tokens=10**6) == num_tokens
+    monkeypatch.undo()
+    write_tokens(other, "all", tiny_tokenizer, path, max_tokens=10**6)
+    assert np.fromfile(path, "<u4").tolist() == ids_of(tiny_tokenizer, Path(other).read_text())
+
+    remove_tokens(path)
+    assert not any(file.exists() for file in (path, starts_path(path), progress_path(path)))
