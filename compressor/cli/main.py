@@ -22,6 +22,7 @@ from compressor.cli.distill import distill
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
+from compressor.cli.generate import generate
 from compressor.cli.plan import plan
 from compressor.cli.prune import prune
 from compressor.cli.quantize import quantize
@@ -52,7 +53,10 @@ def cli() -> None:
     """
 
 
-for _command in (run, plan, prune, distill, sparsify, quantize, export, bench, evaluate, verify, doctor):
+for _command in (
+    *(run, plan, prune, generate, distill, sparsify, quantize),
+    *(export, bench, evaluate, verify, doctor),
+):
     cli.add_command(_command)
 
 
