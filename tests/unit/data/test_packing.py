@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from compressor.data import packing
 from compressor.data.packing import (
@@ -21,7 +20,6 @@ from compressor.data.packing import (
     write_tokens,
 )
 from compressor.errors import UsageError, VerificationError
-from tests.tiny_models import make_model
 
 SEQ_LEN = 32
 
@@ -211,27 +209,6 @@ def test_isolation_needs_the_starts(tmp_path: Path) -> None:
 
     with pytest.raises(VerificationError, match="where the documents"):
         TokenWindows(path, seq_len=8, isolate_documents=True)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mistral"])
-def test_an_isolated_document_has_the_logits_it_has_alone(
-    tmp_path: Path, tiny_tokenizer: Any, model_type: str
-) -> None:
-    texts = ["the old river", "x", "a stone garden keeps one letter", "winter"]
-    path = write_documents(tmp_path / "tokens", tiny_tokenizer, texts)
-    num_tokens = len(np.fromfile(path, "<u4"))
-    window = TokenWindows(path, seq_len=num_tokens, isolate_documents=True)[0]
-    model = make_model(model_type)
-    ids, positions = (torch.from_numpy(window[key])[None] for key in ("input_ids", "position_ids"))
-    packed_logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
-    crossing = model(input_ids=ids, use_cache=False).logits[0]
-    starts = [*np.fromfile(starts_path(path), "<u8").astype(int).tolist(), num_tokens]
-
-    assert len(starts) == len(texts) + 1
-    for first, end in itertools.pairwise(starts):
-        alone = model(input_ids=ids[:, first:end], use_cache=False).logits[0]
-        assert (packed_logits[first:end] - alone).abs().max() < 5e-5
-        assert first == 0 or (crossing[first:end] - alone).abs().max() > 1e-2
 
 
 class Killed(BaseException):
