@@ -123,8 +123,10 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         yield manifest
 
 
-def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool) -> None:
+def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
     """Refuse a directory that holds something else, or nothing to resume.
+
+    `marker` is the file that makes a directory ours.
 
     Raises:
         UsageError: see above.
@@ -134,12 +136,12 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool) -> None:
         raise UsageError("the output path is a file", where=str(out_dir))
     if resume and not is_ours:
         raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
-    begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # all that a kill in the first moment leaves
+    begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
     if not is_ours and out_dir.exists() and any(path.name not in begun for path in out_dir.iterdir()):
         raise UsageError(
             "the output directory is in use and holds nothing of ours",
             where=str(out_dir),
-            expected=f"an empty directory, or one with {MANIFEST_FILE}",
+            expected=f"an empty directory, or one with {marker}",
         )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,9 @@ def emit(result: dict[str, Any], flags: dict[str, Any], text: str) -> None:
 
 
 def default_output(model_name: str, target: str | None, *, fp8: bool) -> Path:
-    """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`."""
-    parts = [model_name, (target or "shape").replace("%", "pct"), *(["fp8"] if fp8 else [])]
+    """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`; a family's targets follow each other."""
+    named = (target or "shape").replace("%", "pct").replace(",", "-").replace(" ", "")
+    parts = [model_name, named, *(["fp8"] if fp8 else [])]
     return Path("-".join(parts))
 
 

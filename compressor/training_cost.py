@@ -1,0 +1,404 @@
+"""What training costs: memory per GPU, seconds per step, GPU-hours and money, from numbers alone.
+
+No torch. Everything is an estimate from dimensions: matrix FLOPs at an assumed utilisation (which
+stands for communication, kernels and waiting alike), and the tensors that mixed-precision AdamW
+keeps. FLOPs: a backward pass costs two forward passes, so distillation costs one teacher forward
+and three student forwards per token; recomputed activations cost one more.
+
+Legend: P parameters, H hidden, I intermediate, L layers, N query heads, K key/value heads,
+D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.errors import UsageError
+from compressor.hardware import GPUS, Gpu
+from compressor.models.dims import (
+    Dims,
+    flops_per_token,
+    num_embedding_parameters,
+    num_non_embedding_parameters,
+    num_parameters,
+)
+from compressor.presets import preset_of_dims
+from compressor.recipe import Distill, Recipe
+
+GPU_COUNTS = (1, 8, 64, 256, 1024)
+ASSUMED_UTILISATION = 0.4
+# Sampling reads all weights for every token: it is bound by memory, not by matrix FLOPs.
+SAMPLING_UTILISATION = 0.05
+# Left free for the CUDA context, communication buffers and fragmentation.
+USABLE_MEMORY = 0.9
+# Hoffmann et al. 2022, arXiv 2203.15556: the compute-optimal budget.
+TOKENS_PER_PARAMETER = 20
+
+PUBLISHED_BATCH_SIZE = 1152
+SHORTEST_PUBLISHED_RUN_STEPS = 400
+
+_WEIGHT_BYTES = _GRADIENT_BYTES = 4
+_MOMENTS_BYTES = 8
+_BF16 = 2
+_FP32 = 4
+# A chunk of the loss: 2^25 logits, in float32, of which six copies live at once (both models'
+# logits, both log-probabilities, their product, the gradient).
+_CHUNK_VALUES = 1 << 25
+_CHUNK_COPIES = 6
+# Layers whose weights are whole at the same time: the one that computes and the next.
+_GATHERED_LAYERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The stated hardware of an estimate.
+
+    Attributes:
+        gpu: Key of `hardware.GPUS`.
+        num_gpus: How many of them.
+        utilisation: Share of the datasheet's dense bf16 rate that training reaches.
+        gpu_hour_price: US dollars; None for the GPU's assumed price.
+    """
+
+    gpu: str = "h100"
+    num_gpus: int = 8
+    utilisation: float = ASSUMED_UTILISATION
+    gpu_hour_price: float | None = None
+
+    @property
+    def device(self) -> Gpu:
+        """The GPU's figures.
+
+        Raises:
+            UsageError: for an unknown one.
+        """
+        if self.gpu not in GPUS:
+            raise UsageError(f"unknown GPU {self.gpu!r}", where="--gpu", expected=", ".join(GPUS))
+        return GPUS[self.gpu]
+
+    @property
+    def price(self) -> float:
+        """US dollars per GPU-hour."""
+        return self.device.assumed_hour_price if self.gpu_hour_price is None else self.gpu_hour_price
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One training of a run.
+
+    Attributes:
+        name: distill, recover, correction or scratch.
+        student: The model that is trained.
+        teacher: The model that is asked for logits, if there is one in memory.
+        trains_teacher: Whether the teacher is trained on the same batches.
+        steps: Optimizer steps.
+        batch_size: Windows per step, over all GPUs.
+        context_length: Tokens per window.
+        micro_batch_size: Windows per forward pass and GPU.
+        sharded: Whether weights, gradients, moments and teacher are cut over the GPUs.
+        recomputes: Whether activations are recomputed.
+    """
+
+    name: str
+    student: Dims
+    teacher: Dims | None
+    steps: int
+    batch_size: int
+    context_length: int
+    micro_batch_size: int = 1
+    trains_teacher: bool = False
+    sharded: bool = True
+    recomputes: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen."""
+        return self.steps * self.batch_size * self.context_length
+
+
+def batch_and_steps(config: Distill) -> tuple[int, int]:
+    """Windows per optimizer step and the number of steps that a budget buys.
+
+    1152 windows (arXiv 2408.11796), fewer where the budget would not make 400 steps (arXiv 2407.14679).
+    """
+    num_windows = config.tokens // config.context_length
+    wanted = config.batch_size or min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
+    batch_size = max(1, min(wanted, num_windows))
+    return batch_size, num_windows // batch_size
+
+
+def training_flops_per_token(phase: Phase) -> int:
+    """FLOPs of one trained token: forward, and twice that for backward, per trained model.
+
+    Attention is causal, so a token attends to half of its window on average.
+    """
+    context = phase.context_length // 2
+    trained = 4 if phase.recomputes else 3
+    student = trained * flops_per_token(phase.student, context)
+    if phase.teacher is None:
+        return student
+    return student + (trained if phase.trains_teacher else 1) * flops_per_token(phase.teacher, context)
+
+
+def activation_bytes_per_token(dims: Dims) -> int:
+    """Bytes that one decoder layer keeps of a token for its backward pass.
+
+    Sixteen-bit: both norms' inputs and outputs, queries, keys and values before and after rotation
+    (values once), attention's output and the MLP's intermediate tensors; in float32 what RMS norms
+    compute in it. Attention matrices are never kept (fused kernels).
+    """
+    family = dims.family
+    queries = dims.num_attention_heads * dims.head_dim
+    keys = dims.num_key_value_heads * dims.head_dim
+    mlp = (4 if family.gated_mlp else 2) * dims.intermediate_size
+    sixteen_bit = 4 * dims.hidden_size + 3 * queries + 3 * keys + mlp
+    float32 = 0 if family.norm_has_bias else 2 * dims.hidden_size
+    return _BF16 * sixteen_bit + _FP32 * float32
+
+
+def memory_per_gpu(phase: Phase, num_gpus: int, *, recomputes: bool) -> dict[str, int]:
+    """Bytes on one GPU, part by part.
+
+    Float32 weights, gradients and AdamW's two moments of what is trained, the teacher in bf16, all
+    sharded over the GPUs; the bf16 weights that are whole at one time; activations of one
+    micro-batch; the loss's chunk and the gradient of the LM head.
+    """
+    ways = num_gpus if phase.sharded else 1
+    frozen = None if phase.trains_teacher else phase.teacher
+    trained = [phase.student, *([phase.teacher] if phase.teacher and phase.trains_teacher else [])]
+    parameters = sum(map(num_parameters, trained))
+    tokens = phase.micro_batch_size * phase.context_length
+    parts = {
+        "weights": _split(_WEIGHT_BYTES * parameters, ways),
+        "gradients": _split(_GRADIENT_BYTES * parameters, ways),
+        "optimizer": _split(_MOMENTS_BYTES * parameters, ways),
+        "teacher": _split(_BF16 * num_parameters(frozen), ways) if frozen else 0,
+        "whole_weights": _whole_weights(trained, frozen, ways),
+        "activations": sum(_activations(dims, tokens, recomputes=recomputes) for dims in trained)
+        + (_forward_only(frozen, tokens) if frozen else 0),
+        "loss": sum(_loss(dims, tokens) for dims in trained),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def step_seconds(phase: Phase, hardware: Hardware, num_gpus: int) -> float:
+    """Seconds of one optimizer step: the GPU with the most windows decides."""
+    tokens = windows_per_gpu(phase.batch_size, num_gpus) * phase.context_length
+    rate = hardware.device.bf16_flops_per_s * hardware.utilisation
+    return tokens * training_flops_per_token(phase) / rate
+
+
+def windows_per_gpu(batch_size: int, num_gpus: int) -> int:
+    """Windows of a step on the fullest GPU."""
+    return _split(batch_size, num_gpus)
+
+
+def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
+    """FLOPs of the text sampled from the teacher: one forward per sampled and per prompt token."""
+    generate = recipe.distill.generate
+    num_samples = _split(generate.tokens, generate.max_new_tokens)
+    prompt_tokens = num_samples * generate.prompt_tokens if generate.prompts else 0
+    context = (generate.prompt_tokens + generate.max_new_tokens) // 2
+    return (generate.tokens + prompt_tokens) * flops_per_token(teacher, context)
+
+
+def training_phases(recipe: Recipe, teacher: Dims, student: Dims) -> tuple[Phase, ...]:
+    """The trainings a recipe asks for, in the order they run; none for a budget of 0."""
+    distill = recipe.distill
+    phases = []
+    if distill.tokens and distill.correction.mode == "first":
+        tokens = distill.correction.tokens or distill.tokens
+        phases.append(_phase("correction", distill, tokens, student=teacher, teacher=None))
+    if distill.tokens:
+        asked = None if distill.teacher_logits else teacher
+        alongside = asked is not None and distill.correction.mode == "alongside"
+        phases.append(
+            _phase(
+                "distill", distill, distill.tokens, student=student, teacher=asked, trains_teacher=alongside
+            )
+        )
+    own = recipe.sparsify.tokens
+    recovery = distill.tokens if own is None else own
+    if recipe.sparsify.pattern and recovery:
+        phases.append(_phase("recover", distill, recovery, student=student, teacher=teacher))
+    return tuple(phases)
+
+
+def scratch_phase(recipe: Recipe, student: Dims, origin: Dims) -> tuple[Phase, str]:
+    """Training the student from random weights instead, and where the number of tokens is from.
+
+    Args:
+        recipe: For context, batch and how the training is laid out.
+        student: What is trained.
+        origin: The published model at the start: its pre-training budget is taken where it is known.
+    """
+    preset = preset_of_dims(origin)
+    if preset is not None and preset.pretraining_tokens is not None:
+        tokens = preset.pretraining_tokens
+        rule = f"the published pre-training budget of {preset.alias} ({preset.pretraining_source})"
+    else:
+        tokens = TOKENS_PER_PARAMETER * num_parameters(student)
+        rule = f"{TOKENS_PER_PARAMETER} tokens per parameter (arXiv 2203.15556)"
+    return _phase("scratch", recipe.distill, tokens, student=student, teacher=None), rule
+
+
+def training_estimate(
+    recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, *, origin: Dims
+) -> dict[str, Any] | None:
+    """All of a recipe's trainings on 1 to 1024 GPUs, beside training from scratch; None without any."""
+    phases = training_phases(recipe, teacher, student)
+    if not phases:
+        return None
+    sampling = sampling_flops(recipe, teacher)
+    counts = sorted({*GPU_COUNTS, hardware.num_gpus})
+    rows = [_row(phases, hardware, count, sampling=sampling) for count in counts]
+    scratch, rule = scratch_phase(recipe, student, origin)
+    scratch_rows = [_row((scratch,), hardware, count, sampling=0) for count in counts]
+    ours, theirs = (_row_of(found, hardware.num_gpus) for found in (rows, scratch_rows))
+    own_tokens = sum(phase.tokens for phase in phases if phase.name != "correction")
+    return {
+        "gpu": hardware.device.name,
+        "assumed_utilisation": hardware.utilisation,
+        "assumed_sampling_utilisation": SAMPLING_UTILISATION,
+        "gpu_hour_price_usd": hardware.price,
+        "price_is_assumed": hardware.gpu_hour_price is None,
+        "usable_memory_bytes": int(USABLE_MEMORY * hardware.device.memory_bytes),
+        "activation_checkpointing": recipe.distill.activation_checkpointing,
+        "phases": [_describe(phase) for phase in phases],
+        "sampling_flops": sampling,
+        "by_num_gpus": rows,
+        "from_scratch": {
+            "tokens_rule": rule,
+            **_describe(scratch),
+            "by_num_gpus": scratch_rows,
+            "ratio": {
+                "tokens": _ratio(scratch.tokens, own_tokens),
+                "gpu_hours": _ratio(theirs["gpu_hours"], ours["gpu_hours"]),
+            },
+        },
+    }
+
+
+def _phase(
+    name: str,
+    config: Distill,
+    tokens: int,
+    *,
+    student: Dims,
+    teacher: Dims | None,
+    trains_teacher: bool = False,
+) -> Phase:
+    batch_size, steps = batch_and_steps(config.model_copy(update={"tokens": tokens}))
+    return Phase(
+        name=name,
+        student=student,
+        teacher=teacher,
+        trains_teacher=trains_teacher,
+        steps=steps,
+        batch_size=batch_size,
+        context_length=config.context_length,
+        micro_batch_size=min(config.micro_batch_size, batch_size),
+        sharded=config.sharding != "replicate",
+        recomputes=config.activation_checkpointing,
+    )
+
+
+def _row(phases: Iterable[Phase], hardware: Hardware, num_gpus: int, *, sampling: int) -> dict[str, Any]:
+    """Memory, time and money on one number of GPUs."""
+    phases = tuple(phases)
+    plain, recomputed = (
+        {phase.name: memory_per_gpu(phase, num_gpus, recomputes=recomputes) for phase in phases}
+        for recomputes in (False, True)
+    )
+    usable = USABLE_MEMORY * hardware.device.memory_bytes
+    rate = hardware.device.bf16_flops_per_s * num_gpus
+    seconds = {phase.name: step_seconds(phase, hardware, num_gpus) for phase in phases}
+    hours = {phase.name: phase.steps * seconds[phase.name] / 3600 for phase in phases}
+    if sampling:
+        hours["generate"] = sampling / (rate * SAMPLING_UTILISATION) / 3600
+    total = sum(hours.values())
+    return {
+        "num_gpus": num_gpus,
+        "memory_bytes": plain,
+        "memory_with_checkpointing_bytes": recomputed,
+        "fits": all(parts["total"] <= usable for parts in plain.values()),
+        "fits_with_checkpointing": all(parts["total"] <= usable for parts in recomputed.values()),
+        "batch": {phase.name: _share(phase.batch_size, num_gpus) for phase in phases},
+        "step_s": {name: round(value, 4) for name, value in seconds.items()},
+        "phase_hours": {name: round(value, 4) for name, value in hours.items()},
+        "hours": round(total, 4),
+        "gpu_hours": round(total * num_gpus, 3),
+        "cost_usd": round(total * num_gpus * hardware.price, 2),
+    }
+
+
+def _share(batch_size: int, num_gpus: int) -> dict[str, Any]:
+    """How a batch falls on the GPUs, and the closest one that falls evenly."""
+    return {
+        "windows_per_gpu": windows_per_gpu(batch_size, num_gpus),
+        "divides": batch_size % num_gpus == 0,
+        "closest_that_divides": max(1, round(batch_size / num_gpus)) * num_gpus,
+    }
+
+
+def _describe(phase: Phase) -> dict[str, Any]:
+    return {
+        "name": phase.name,
+        "tokens": phase.tokens,
+        "steps": phase.steps,
+        "batch_size": phase.batch_size,
+        "context_length": phase.context_length,
+        "flops_per_token": training_flops_per_token(phase),
+    }
+
+
+def _row_of(rows: list[dict[str, Any]], num_gpus: int) -> dict[str, Any]:
+    return next(row for row in rows if row["num_gpus"] == num_gpus)
+
+
+def _ratio(larger: float, smaller: float) -> float | None:
+    return round(larger / smaller, 2) if smaller else None
+
+
+def _split(number: int, ways: int) -> int:
+    return -(-number // ways)
+
+
+def _whole_weights(trained: list[Dims], frozen: Dims | None, ways: int) -> int:
+    """Bf16 weights that are whole at one time.
+
+    Unsharded, autocast keeps a bf16 copy of everything trained. Sharded, embedding, LM head and two
+    layers of each model are gathered, with the gradients of those that are trained.
+    """
+    if ways == 1:
+        return _BF16 * sum(map(num_parameters, trained))
+    whole = 2 * sum(_gathered_parameters(dims) for dims in trained)
+    return _BF16 * (whole + (_gathered_parameters(frozen) if frozen else 0))
+
+
+def _gathered_parameters(dims: Dims) -> int:
+    layers = min(_GATHERED_LAYERS, dims.num_hidden_layers)
+    return (
+        num_embedding_parameters(dims) + layers * num_non_embedding_parameters(dims) // dims.num_hidden_layers
+    )
+
+
+def _activations(dims: Dims, tokens: int, *, recomputes: bool) -> int:
+    """Of all layers; recomputed, of one layer and every layer's input."""
+    layer = tokens * activation_bytes_per_token(dims)
+    if recomputes:
+        return layer + tokens * _BF16 * dims.hidden_size * dims.num_hidden_layers
+    return layer * dims.num_hidden_layers
+
+
+def _forward_only(dims: Dims, tokens: int) -> int:
+    """What one layer without a backward pass holds at its widest: the residual stream and the MLP."""
+    return tokens * _BF16 * (2 * dims.hidden_size + 3 * dims.intermediate_size)
+
+
+def _loss(dims: Dims, tokens: int) -> int:
+    """One chunk of logits, and the LM head's gradient in float32."""
+    chunk = min(tokens * dims.vocab_size, _CHUNK_VALUES)
+    return _FP32 * (_CHUNK_COPIES * chunk + dims.vocab_size * dims.hidden_size)
