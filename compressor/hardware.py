@@ -65,6 +65,16 @@ def cpu_has_bf16() -> bool:
     return not _BF16_FLAGS.isdisjoint(flags)
 
 
+def peak_bf16_flops_per_s() -> float | None:
+    """The dense bf16 rate of this process's GPU from its datasheet; None without a GPU in the table."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next((gpu.bf16_flops_per_s for key, gpu in GPUS.items() if key in name), None)
+
+
 def cpu_name() -> str:
     """The processor's name as the system states it."""
     cpuinfo = Path("/proc/cpuinfo")

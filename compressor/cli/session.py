@@ -15,12 +15,15 @@ from typing import Any
 import click
 
 from compressor.console import Console
+from compressor.hardware import resolve_device
+from compressor.processes import is_main, start
 
 
 @contextlib.contextmanager
 def work(flags: dict[str, Any]) -> Iterator[Console]:
     """Run a command's work: what libraries print goes to stderr, their chatter is silenced."""
-    console = Console(quiet=flags["quiet"], verbose=flags["verbose"])
+    start(resolve_device(flags.get("device") or "auto"))
+    console = Console(quiet=flags["quiet"] or not is_main(), verbose=flags["verbose"])
     # ONNX Runtime keeps a device id and an event log in the user's cache unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -37,7 +40,9 @@ def work(flags: dict[str, Any]) -> Iterator[Console]:
 
 
 def emit(result: dict[str, Any], flags: dict[str, Any], text: str) -> None:
-    """Print a result on stdout: one JSON document with `--json`, else text."""
+    """Print a result on stdout: one JSON document with `--json`, else text; once for all processes."""
+    if not is_main():
+        return
     click.echo(json.dumps(result, indent=2, default=str) if flags["as_json"] else text)
 
 

@@ -101,6 +101,11 @@ class WindowStream:
         return tuple(self._drawn)
 
     @property
+    def num_distinct(self) -> tuple[int, ...]:
+        """Distinct windows of each domain."""
+        return tuple(len(domain.windows) for domain in self._domains)
+
+    @property
     def num_epochs(self) -> tuple[float, ...]:
         """How often each domain's distinct text has been seen so far."""
         return tuple(
@@ -179,23 +184,33 @@ def count_windows(weights: Sequence[float], *, num_steps: int, batch_size: int, 
     return tuple(counts.tolist())
 
 
-def open_stream(
-    domains: Sequence[Domain],
-    tokenizer: Any,
-    directory: Path,
-    *,
-    num_windows: Sequence[int],
-    seq_len: int,
-    isolate_documents: bool,
-    seed: int,
-) -> WindowStream:
-    """Tokenise the training part of every domain into `directory` and mix them by their weights.
+def write_domains(
+    domains: Sequence[Domain], tokenizer: Any, directory: Path, *, num_windows: Sequence[int], seq_len: int
+) -> None:
+    """Tokenise the training part of every domain into `directory`, as `0.bin`, `1.bin` ...
 
     Args:
         domains: The recipe's training texts.
         tokenizer: A Hugging Face tokenizer.
-        directory: Where the token files `0.bin`, `1.bin` ... are written.
+        directory: Made if it is not there.
         num_windows: Distinct windows wanted per domain; a domain with less text repeats itself.
+        seq_len: Tokens per window.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for index, (domain, count) in enumerate(zip(domains, num_windows, strict=True)):
+        # One more token than the windows hold: the last one's label.
+        max_tokens = max(1, count) * seq_len + 1
+        write_tokens(domain.data, "train", tokenizer, _tokens_path(directory, index), max_tokens=max_tokens)
+
+
+def open_stream(
+    domains: Sequence[Domain], directory: Path, *, seq_len: int, isolate_documents: bool, seed: int
+) -> WindowStream:
+    """Mix the domains that `write_domains` tokenised, by their weights.
+
+    Args:
+        domains: The recipe's training texts.
+        directory: Of the token files.
         seq_len: Tokens per window.
         isolate_documents: Keep labels and positions from crossing documents.
         seed: Decides the order.
@@ -203,15 +218,12 @@ def open_stream(
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     opened = []
-    for index, (domain, count) in enumerate(zip(domains, num_windows, strict=True)):
-        path = directory / f"{index}.bin"
-        # One more token than the windows hold: the last one's label.
-        max_tokens = max(1, count) * seq_len + 1
-        write_tokens(domain.data, "train", tokenizer, path, max_tokens=max_tokens)
+    for index, domain in enumerate(domains):
         try:
-            windows = TokenWindows(path, seq_len=seq_len, isolate_documents=isolate_documents)
+            windows = TokenWindows(
+                _tokens_path(directory, index), seq_len=seq_len, isolate_documents=isolate_documents
+            )
         except UsageError as error:
             raise UsageError(
                 error.what,
@@ -221,3 +233,7 @@ def open_stream(
             ) from error
         opened.append(DomainWindows(name=domain.name, windows=windows))
     return WindowStream(opened, [domain.weight for domain in domains], seed=seed)
+
+
+def _tokens_path(directory: Path, index: int) -> Path:
+    return directory / f"{index}.bin"

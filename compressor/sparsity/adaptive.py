@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from compressor.processes import is_main
 from compressor.sparsity.layers import SparseLinear
 from compressor.sparsity.pattern import Pattern, keep_mask
 from compressor.sparsity.promise import MASKS_FILE, read_masks, write_masks
-from compressor.training.trainer import TrainingConfig, TrainingExtension
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.trainer import TrainingConfig
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
@@ -107,7 +109,7 @@ class AnnealedAdamW(torch.optim.Optimizer):
 def _like(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A mask sharded as its weight is."""
     if isinstance(weight, DTensor):
-        return distribute_tensor(mask, weight.device_mesh, weight.placements)
+        return distribute_tensor(mask, weight.device_mesh, weight.placements, src_data_rank=None)
     return mask
 
 
@@ -135,7 +137,8 @@ class HeldMasks(TrainingExtension):
 
     def save(self, directory: Path) -> None:
         """Write the packed masks into a checkpoint."""
-        write_masks(directory / MASKS_FILE, self.masks())
+        if is_main():
+            write_masks(directory / MASKS_FILE, self.masks())
 
     def load(self, directory: Path) -> None:
         """Restore the masks exactly."""

@@ -19,8 +19,9 @@ from compressor.data.dynamic_weights import Variant, updated_weights
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import TokenArray, read_windows
 from compressor.errors import UsageError, VerificationError
+from compressor.processes import is_main
 from compressor.recipe import Domain
-from compressor.training.trainer import TrainingExtension
+from compressor.training.callbacks import TrainingExtension
 
 STATE_FILE = "dynamic_batches.json"
 
@@ -106,7 +107,8 @@ class DynamicBatchLoading(TrainingExtension):
 
     def save(self, directory: Path) -> None:
         """Write references and course into a checkpoint."""
-        write_json(directory / STATE_FILE, self.report())
+        if is_main():
+            write_json(directory / STATE_FILE, self.report())
 
     def load(self, directory: Path) -> None:
         """Take both up again.

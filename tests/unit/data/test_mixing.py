@@ -18,6 +18,7 @@ from compressor.data.mixing import (
     choose_domains,
     count_windows,
     open_stream,
+    write_domains,
 )
 from compressor.data.packing import PackedWindows, TokenWindows
 from compressor.errors import UsageError
@@ -171,15 +172,8 @@ def test_the_recipes_domains_become_a_stream(make_text: Any, tiny_tokenizer: Any
         Domain(name="long", data=str(make_text(num_words=900)), weight=3.0),
         Domain(name="short", data=str(make_text(num_words=60, seed=1)), weight=1.0),
     ]
-    stream = open_stream(
-        domains,
-        tiny_tokenizer,
-        tmp_path / "tokens",
-        num_windows=(4, 100),
-        seq_len=16,
-        isolate_documents=True,
-        seed=0,
-    )
+    write_domains(domains, tiny_tokenizer, tmp_path / "tokens", num_windows=(4, 100), seq_len=16)
+    stream = open_stream(domains, tmp_path / "tokens", seq_len=16, isolate_documents=True, seed=0)
     windows = stream.step_windows(16)
 
     assert stream.names == ("long", "short")
@@ -195,15 +189,8 @@ def test_a_domain_shorter_than_one_window_is_named(
     make_text: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     domains = [Domain(name="prose", data=str(make_text(num_words=12)))]
+    write_domains(domains, tiny_tokenizer, tmp_path, num_windows=(1,), seq_len=4096)
 
     with pytest.raises(UsageError, match="shorter than one window") as caught:
-        open_stream(
-            domains,
-            tiny_tokenizer,
-            tmp_path,
-            num_windows=(1,),
-            seq_len=4096,
-            isolate_documents=False,
-            seed=0,
-        )
+        open_stream(domains, tmp_path, seq_len=4096, isolate_documents=False, seed=0)
     assert "prose" in str(caught.value.where)
