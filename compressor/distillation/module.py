@@ -12,44 +12,178 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.distillation.losses import IGNORED, chunked_forward_kl
-from compressor.models.adapter import ModelAdapter
+from compressor.distillation.chunked import TeacherLogits, chunked_loss, compute_dtype
+from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
+from compressor.distillation.head import Head, head_of
+from compressor.distillation.losses import IGNORED, cosine_distance, dynamic_weight, mean_squared_error
+from compressor.distillation.states import EMBEDDING, Body, States, body_states
+
+STATE_LOSSES = {"cosine": cosine_distance, "mse": mean_squared_error}
+PROJECTION_SEED = 0
 
 
 class DistillationModule(nn.Module):
-    """Student with a frozen teacher beside it; `forward` returns the loss of a batch."""
+    """Student with a teacher beside it; `forward` returns the loss of a batch.
 
-    def __init__(self, student: Any, teacher: Any, *, temperature: float, kl_weight: float = 1.0) -> None:
-        super().__init__()
-        self.student = student
-        self._teacher = (ModelAdapter(teacher),)
-        self._temperature = temperature
-        self._kl_weight = kl_weight
+    Attributes:
+        student: The trained model, with its head.
+        projection: Maps the student's states to the teacher's width, shared by all that are compared;
+            None where widths agree or no states are compared.
+    """
 
-    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mean over tokens of KL(teacher || student), mixed with cross-entropy below a KL weight of 1.
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any | None,
+        loss: LossConfig | None = None,
+        *,
+        corrects_teacher: bool = False,
+    ) -> None:
+        """Put a loss between two models.
 
         Args:
-            input_ids: `[batch, seq_len]`; every position's next-token distribution counts.
+            student: To be trained.
+            teacher: A frozen one; None when the loss needs none or its logits come with the batches.
+            loss: Which losses; by default forward KL on logits.
+            corrects_teacher: Train the teacher as well, by cross-entropy on the same batches; its
+                parameters must require gradients, and its optimizer is the caller's.
+
+        Raises:
+            ValueError: for a loss that needs a teacher in memory, without one.
+            UnsupportedError: when an LM head has a bias.
         """
-        student, teacher = ModelAdapter(self.student), self._teacher[0]
-        with torch.no_grad():
-            teacher_hidden = teacher.body(input_ids, use_cache=False).last_hidden_state
-        student_hidden = student.body(input_ids, use_cache=False).last_hidden_state
-        total = chunked_forward_kl(
-            student_hidden.flatten(0, 1),
-            student.lm_head_weight,
-            teacher_hidden.flatten(0, 1),
-            teacher.lm_head_weight,
-            temperature=self._temperature,
-            targets_T=_next_tokens(input_ids) if self._kl_weight < 1 else None,
-            kl_weight=self._kl_weight,
-        )
-        return {"loss": total / input_ids.numel()}
+        super().__init__()
+        self.student = student
+        self.loss = loss or LossConfig()
+        self._teacher = (Body(teacher),) if teacher is not None else ()
+        self._corrects_teacher = corrects_teacher
+        if teacher is None and (self.loss.compares_states or corrects_teacher):
+            raise ValueError("losses on hidden states and teacher correction need a teacher in memory")
+        head_of(student)
+        self.projection = _projection(student, teacher) if self.loss.compares_states else None
+
+    @property
+    def teacher(self) -> Body | None:
+        """The teacher, to be sharded by itself."""
+        return self._teacher[0] if self._teacher else None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        domain_ids: torch.Tensor | None = None,
+        num_tokens: torch.Tensor | int | None = None,
+        teacher_top_ids: torch.Tensor | None = None,
+        teacher_top_logprobs: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The loss of a batch of B windows of S tokens.
+
+        Args:
+            input_ids: `[B, S]`.
+            labels: `[B, S]` next token ids; positions where they are `IGNORED` count nowhere. By default
+                the next tokens, none for a window's last.
+            position_ids: `[B, S]`; restarting ones keep packed documents apart.
+            domain_ids: `[B]`; of no influence on the loss.
+            num_tokens: What the sum over tokens is divided by; by default the batch's counted positions.
+            teacher_top_ids: `[B, S, K]` stored teacher logits, instead of a teacher in memory.
+            teacher_top_logprobs: `[B, S, K]` their log-probabilities.
+
+        Returns:
+            `loss`, the scalar to train on; `window_losses` `[B]`, detached sums of the loss on logits;
+            `window_tokens` `[B]`, counted positions. Minitron's weight of losses on states is set once
+            per call; correction adds the teacher's own cross-entropy to `loss`.
+        """
+        labels = next_tokens(input_ids) if labels is None else labels
+        positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+        teacher_layers, student_layers = self._layers()
+        teacher = self._teacher_states(input_ids, position_ids, teacher_layers)
+        student = body_states(self.student, input_ids, position_ids, student_layers)
+        head = head_of(self.student)
+        reference: TeacherLogits | StoredTop | None = _stored(teacher_top_ids, teacher_top_logprobs)
+        if reference is None and teacher is not None:
+            reference = self._teacher_logits(teacher, compute_dtype(head.weight))
+        if reference is None and self.loss.kl_weight > 0:
+            raise ValueError("KL needs a teacher in memory or stored logits in the batch")
+        criterion = LogitsCriterion(config=self.loss, labels=labels.flatten(), teacher=reference)
+        total, losses = chunked_loss(student.last.flatten(0, 1), head, criterion, positions)
+        if self.loss.compares_states and teacher is not None:
+            states = self._state_loss(student, teacher, positions)
+            total = total + dynamic_weight(total, states) * states
+        if self._corrects_teacher and teacher is not None:
+            total = total + self._teacher_loss(teacher, labels, positions)
+        return {
+            "loss": total / (max(1, len(positions)) if num_tokens is None else num_tokens),
+            "window_losses": losses.view(labels.shape).sum(1).float(),
+            "window_tokens": (labels != IGNORED).sum(1),
+        }
+
+    def _layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(teacher, student) layers whose outputs are compared, pair by pair, the embeddings last."""
+        pairs = self.loss.layer_pairs if self.loss.intermediate != "off" else ()
+        if self.loss.embedding != "off":
+            pairs = (*pairs, (EMBEDDING, EMBEDDING))
+        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+
+    def _teacher_states(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, layers: tuple[int, ...]
+    ) -> States | None:
+        if self.teacher is None or not (self.loss.needs_teacher or self._corrects_teacher):
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._corrects_teacher):
+            states: States = self.teacher(input_ids, position_ids, layers)
+        return states
+
+    def _teacher_logits(self, teacher: States, dtype: torch.dtype) -> TeacherLogits:
+        assert self.teacher is not None
+        head = self.teacher.head()
+        frozen = Head(weight=head.weight.detach().to(dtype), scale=head.scale, softcap=head.softcap)
+        return TeacherLogits(hidden=teacher.last.detach().flatten(0, 1), head=frozen)
+
+    def _teacher_loss(self, teacher: States, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The teacher's own cross-entropy, summed over tokens."""
+        assert self.teacher is not None
+        criterion = LogitsCriterion(config=LossConfig(kl_weight=0), labels=labels.flatten())
+        hidden = teacher.last.flatten(0, 1)
+        return chunked_loss(hidden, self.teacher.head(), criterion, positions)[0]
+
+    def _state_loss(self, student: States, teacher: States, positions: torch.Tensor) -> torch.Tensor:
+        """Losses on states summed over the counted tokens, their mean over what is compared."""
+        total = torch.zeros((), device=positions.device)
+        pairs = list(zip(*self._layers(), strict=True))
+        for teacher_layer, student_layer in pairs:
+            kind = self.loss.embedding if student_layer == EMBEDDING else self.loss.intermediate
+            ours = student.inner[student_layer].flatten(0, 1)[positions]
+            theirs = teacher.inner[teacher_layer].detach().flatten(0, 1)[positions]
+            if self.projection is not None:
+                ours = self.projection(ours)
+            total = total + STATE_LOSSES[kind](ours, theirs).sum()
+        return total / len(pairs)
 
 
-def _next_tokens(input_ids: torch.Tensor) -> torch.Tensor:
-    """Every position's target, flat; the last of each window has none."""
-    targets = input_ids.roll(-1, dims=1)
-    targets[:, -1] = IGNORED
-    return targets.flatten()
+def next_tokens(input_ids: torch.Tensor) -> torch.Tensor:
+    """Every position's label within its window `[B, S]`; the last has none."""
+    labels = input_ids.roll(-1, dims=1)
+    labels[:, -1] = IGNORED
+    return labels
+
+
+def _stored(ids: torch.Tensor | None, logprobs: torch.Tensor | None) -> StoredTop | None:
+    if ids is None or logprobs is None:
+        return None
+    return StoredTop(ids=ids.flatten(0, 1), logprobs=logprobs.flatten(0, 1))
+
+
+def _projection(student: Any, teacher: Any) -> nn.Linear | None:
+    """One bias-free map from the student's to the teacher's width, where they differ.
+
+    It starts near an isometry, from a seed of its own, so that equal runs start equal.
+    """
+    widths = (student.config.hidden_size, teacher.config.hidden_size)
+    if widths[0] == widths[1]:
+        return None
+    projection = nn.Linear(*widths, bias=False)
+    generator = torch.Generator().manual_seed(PROJECTION_SEED)
+    with torch.no_grad():
+        projection.weight.normal_(std=widths[1] ** -0.5, generator=generator)
+    return projection.to(next(student.parameters()).device)

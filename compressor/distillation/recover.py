@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compressor.artifact import ModelArtifact
+from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.stage import (
     TOKENS_FILE,
@@ -81,9 +82,8 @@ def run(
     student = load_model(source.path, dtype="float32", device=context.device)
     extension = _prepare_(student, source.path, promise, config.sparsify, plan.max_steps)
     teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
-    module = DistillationModule(
-        student, teacher, temperature=settings.temperature, kl_weight=config.sparsify.kl_weight
-    )
+    loss = LossConfig(temperature=settings.temperature, kl_weight=config.sparsify.kl_weight)
+    module = DistillationModule(student, teacher, loss)
     log = train(module, windows, plan, out_dir, context.console, extension=extension)
     extension.apply_()
     branches = _branches(extension.layers)

@@ -11,6 +11,7 @@ import torch
 
 from compressor.artifact import ModelArtifact
 from compressor.data.packing import PackedWindows, write_tokens
+from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import cpu_has_bf16
@@ -86,7 +87,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     student = load_model(source.path, dtype="float32", device=context.device)
     student.requires_grad_(requires_grad=True).train()
     teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
-    module = DistillationModule(student, teacher, temperature=config.temperature)
+    module = DistillationModule(student, teacher, LossConfig(temperature=config.temperature))
     log = train(module, windows, plan, out_dir, context.console)
     save_student(student, source, out_dir, getattr(torch, context.dtype))
     shutil.rmtree(out_dir / CHECKPOINTS)

@@ -55,7 +55,7 @@ def make_data(path: Path, num_windows: int) -> PackedWindows:
 def make_module(*, tied: bool = True) -> DistillationModule:
     student = make_model(tie_word_embeddings=tied, seed=1, hidden_size=32)
     student.requires_grad_(requires_grad=True).train()
-    return DistillationModule(student, make_model(seed=2), temperature=1.0)
+    return DistillationModule(student, make_model(seed=2))
 
 
 def quiet() -> Console:

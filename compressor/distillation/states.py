@@ -1,0 +1,100 @@
+"""Final hidden states of a model's body, and those inside it that a loss compares.
+
+What is compared behind layer k is the decoder layer's output: the residual stream after its MLP was
+added, before the next layer's norm (and before the final norm for the last layer). Of the embeddings it
+is the embedding's output, as it enters layer 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from compressor.distillation.head import Head, head_of
+from compressor.models.adapter import ModelAdapter
+
+EMBEDDING = -1  # the "layer" before layer 0
+
+
+class States(NamedTuple):
+    """Hidden states of a batch.
+
+    Attributes:
+        last: After the final norm, `[batch, seq_len, hidden_size]`.
+        inner: Outputs of the layers asked for, `EMBEDDING` among them, of the same shape.
+    """
+
+    last: torch.Tensor
+    inner: dict[int, torch.Tensor]
+
+
+class Body(nn.Module):
+    """A causal language model as the loss sees it: hidden states from `forward`, then a head.
+
+    A module, so that a teacher can be sharded by itself: the head's weight is read after the forward,
+    when it is whole.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, layers: tuple[int, ...] = ()
+    ) -> States:
+        """Hidden states of a batch `[batch, seq_len]`; `layers` as in `States.inner`."""
+        return body_states(self.model, input_ids, position_ids, layers)
+
+    def head(self) -> Head:
+        """The LM head."""
+        return head_of(self.model)
+
+
+def body_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None, layers: tuple[int, ...]
+) -> States:
+    """Run a model without its head.
+
+    Raises:
+        RuntimeError: when a layer's output has lost its graph.
+    """
+    with _captured(model, layers) as inner:
+        last = ModelAdapter(model).body(input_ids, position_ids=position_ids, use_cache=False)
+    for layer, state in inner.items():
+        if last.last_hidden_state.requires_grad and not state.requires_grad:
+            raise RuntimeError(
+                f"the output of layer {layer} carries no gradient: checkpoint activations with "
+                "use_reentrant=False"
+            )
+    return States(last.last_hidden_state, inner)
+
+
+@contextmanager
+def _captured(model: Any, layers: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
+    """The outputs of these layers while the block runs; no hook outlives it."""
+    inner: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            inner[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    modules = {layer: _module_of(model, layer) for layer in layers}
+    handles = [module.register_forward_hook(keep(layer)) for layer, module in modules.items()]
+    try:
+        yield inner
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _module_of(model: Any, layer: int) -> nn.Module:
+    if layer == EMBEDDING:
+        embedding: nn.Module = model.get_input_embeddings()
+        return embedding
+    return ModelAdapter(model).layers[layer].module
