@@ -16,10 +16,10 @@ from compressor.distillation.chunked import TeacherLogits, chunked_loss, compute
 from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
 from compressor.distillation.head import Head, head_of
 from compressor.distillation.losses import IGNORED, cosine_distance, dynamic_weight, mean_squared_error
+from compressor.distillation.projection import make_projection
 from compressor.distillation.states import EMBEDDING, Body, States, body_states
 
 STATE_LOSSES = {"cosine": cosine_distance, "mse": mean_squared_error}
-PROJECTION_SEED = 0
 
 
 class DistillationModule(nn.Module):
@@ -60,7 +60,7 @@ class DistillationModule(nn.Module):
         if teacher is None and (self.loss.compares_states or corrects_teacher):
             raise ValueError("losses on hidden states and teacher correction need a teacher in memory")
         head_of(student)
-        self.projection = _projection(student, teacher) if self.loss.compares_states else None
+        self.projection = make_projection(student, teacher) if self.loss.compares_states else None
 
     @property
     def teacher(self) -> Body | None:
@@ -118,20 +118,6 @@ class DistillationModule(nn.Module):
             "window_tokens": (labels != IGNORED).sum(1),
         }
 
-    @torch.no_grad()
-    def cross_entropy(self, input_ids: torch.Tensor, *, of_teacher: bool) -> tuple[torch.Tensor, int]:
-        """One model's summed cross-entropy on windows `[B, S]`, and how many tokens were predicted."""
-        labels = next_tokens(input_ids).flatten()
-        positions = (labels != IGNORED).nonzero().squeeze(1)
-        body = self.teacher if of_teacher else None
-        if body is None:
-            states, head = body_states(self.student, input_ids, None, ()), head_of(self.student)
-        else:
-            states, head = body(input_ids), body.head()
-        criterion = LogitsCriterion(config=LossConfig(kl_weight=0), labels=labels)
-        total, _ = chunked_loss(states.last.flatten(0, 1), head, criterion, positions)
-        return total, len(positions)
-
     def _layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(teacher, student) layers whose outputs are compared, pair by pair, the embeddings last."""
         pairs = self.loss.layer_pairs if self.loss.intermediate != "off" else ()
@@ -186,18 +172,3 @@ def _stored(ids: torch.Tensor | None, logprobs: torch.Tensor | None) -> StoredTo
     if ids is None or logprobs is None:
         return None
     return StoredTop(ids=ids.flatten(0, 1), logprobs=logprobs.flatten(0, 1))
-
-
-def _projection(student: Any, teacher: Any) -> nn.Linear | None:
-    """One bias-free map from the student's to the teacher's width, where they differ.
-
-    It starts near an isometry, from a seed of its own, so that equal runs start equal.
-    """
-    widths = (student.config.hidden_size, teacher.config.hidden_size)
-    if widths[0] == widths[1]:
-        return None
-    projection = nn.Linear(*widths, bias=False)
-    generator = torch.Generator().manual_seed(PROJECTION_SEED)
-    with torch.no_grad():
-        projection.weight.normal_(std=widths[1] ** -0.5, generator=generator)
-    return projection.to(next(student.parameters()).device)

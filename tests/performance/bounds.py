@@ -16,7 +16,10 @@ import torch
 
 from compressor.artifact import sync_tree
 from compressor.data.packing import read_windows
-from compressor.distillation.losses import chunked_forward_kl, forward_kl
+from compressor.distillation.chunked import TeacherLogits, chunked_loss
+from compressor.distillation.criterion import LogitsCriterion, LossConfig
+from compressor.distillation.head import Head
+from compressor.distillation.losses import forward_kl
 from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
@@ -100,7 +103,7 @@ def distillation(scratch: Path) -> list[Bound]:
     checkpoint = real_checkpoint(scratch)
     teacher = load_model(checkpoint, dtype="bfloat16", device="cpu")
     student = load_model(checkpoint, dtype="float32", device="cpu").requires_grad_(requires_grad=True)
-    module = DistillationModule(student, teacher, temperature=1.0)
+    module = DistillationModule(student, teacher)
     ids = torch.randint(0, 49_000, (4, 256), generator=torch.Generator().manual_seed(0))
 
     def chunked() -> None:
@@ -114,7 +117,8 @@ def distillation(scratch: Path) -> list[Bound]:
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 teacher_logits = teacher(ids, use_cache=False).logits
-            loss = forward_kl(student(ids, use_cache=False).logits, teacher_logits) / ids.numel()
+            logits = student(ids, use_cache=False).logits
+            loss = forward_kl(logits.flatten(0, 1), teacher_logits.flatten(0, 1)).mean()
         loss.backward()
 
     ratio = paired_ratio(chunked, full)
@@ -145,7 +149,10 @@ def loss_in_process(sender: Any) -> None:
     teacher, teacher_head = torch.randn(LOSS_TOKENS, LOSS_HIDDEN), torch.randn(LOSS_VOCAB, LOSS_HIDDEN)
     student.grad, head.grad = torch.ones_like(student), torch.ones_like(head)
     with counted_memory(sender):
-        chunked_forward_kl(student, head, teacher, teacher_head).backward()
+        reference = TeacherLogits(hidden=teacher, head=Head(weight=teacher_head))
+        labels = torch.zeros(LOSS_TOKENS, dtype=torch.int64)
+        criterion = LogitsCriterion(config=LossConfig(), labels=labels, teacher=reference)
+        chunked_loss(student, Head(weight=head), criterion, torch.arange(LOSS_TOKENS))[0].backward()
 
 
 def start_up(scratch: Path) -> list[Bound]:

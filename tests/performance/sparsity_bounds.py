@@ -10,6 +10,7 @@ import torch
 from compressor.artifact import ModelArtifact
 from compressor.console import Console
 from compressor.data.packing import TokenArray, read_windows
+from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
@@ -130,7 +131,8 @@ def moving_masks(scratch: Path) -> list[Bound]:
     for student in students:
         student.requires_grad_(requires_grad=True)
     dense, sparse = (
-        DistillationModule(student, teacher, temperature=2.0, kl_weight=0.67) for student in students
+        DistillationModule(student, teacher, LossConfig(temperature=2.0, kl_weight=0.67))
+        for student in students
     )
     masks = {name: keep_mask(sparse.student.get_parameter(name).abs()) for name in covered_weights(dims, ())}
     layers = install_sparse_layers_(sparse.student, masks=masks, straight_through=True)

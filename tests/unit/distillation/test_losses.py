@@ -1,107 +1,157 @@
-"""The chunked loss equals the plain one: values, gradients, dtypes."""
+"""Losses against their definitions, written out."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from compressor.distillation.losses import IGNORED, chunked_forward_kl, forward_kl
+from compressor.distillation.losses import (
+    IGNORED,
+    bucketed_forward_kl,
+    cosine_distance,
+    cross_entropy,
+    cross_entropy_and_gradient,
+    dynamic_weight,
+    forward_kl,
+    forward_kl_and_gradient,
+    mean_squared_error,
+    reverse_kl,
+)
 
-TOKENS, VOCAB, STUDENT, TEACHER = 37, 101, 16, 24
+TOKENS, VOCAB = 5, 11
 
 
-def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    shapes = ((TOKENS, STUDENT), (VOCAB, STUDENT), (TOKENS, TEACHER), (VOCAB, TEACHER))
-    made = [torch.randn(*shape, dtype=dtype) for shape in shapes]
-    return (made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3])
+def logits(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(TOKENS, VOCAB, dtype=torch.float64, generator=generator)
+
+
+def kl_by_hand(p: list[float], q: list[float]) -> float:
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def softmax_by_hand(row: list[float], temperature: float) -> list[float]:
+    weights = [math.exp(value / temperature) for value in row]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("top_k", [None, 1, 4, VOCAB, 1000])
+def test_kl_in_both_directions_equals_the_definition(temperature: float, top_k: int | None) -> None:
+    student, teacher = logits(0), logits(1)
+    forward, backward = [], []
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        kept = sorted(range(VOCAB), key=lambda index: -theirs[index])[:top_k]
+        p = softmax_by_hand([theirs[index] for index in kept], temperature)
+        q = softmax_by_hand([ours[index] for index in kept], temperature)
+        forward.append(kl_by_hand(p, q) * temperature**2)
+        backward.append(kl_by_hand(q, p) * temperature**2)
+    options = {"temperature": temperature, "top_k": top_k}
+    assert forward_kl(student, teacher, **options).tolist() == pytest.approx(forward, abs=1e-12)
+    assert reverse_kl(student, teacher, **options).tolist() == pytest.approx(backward, abs=1e-12)
 
 
 def test_kl_of_equal_distributions_is_zero() -> None:
-    logits = torch.randn(5, 7)
-    assert forward_kl(logits, logits).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_kl_equals_the_definition() -> None:
-    student, teacher = torch.randn(4, 6), torch.randn(4, 6)
-    p, q = (teacher / 2).softmax(-1).double(), (student / 2).softmax(-1).double()
-    expected = (p * (p / q).log()).sum() * 4
-    assert forward_kl(student, teacher, temperature=2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert forward_kl(logits(0), logits(0) + 5).abs().max() < 1e-12
+    assert reverse_kl(logits(0), logits(0) + 5).abs().max() < 1e-12
 
 
 def test_kl_is_forward_not_reverse() -> None:
     sharp, flat = torch.tensor([[8.0, 0.0, 0.0]]), torch.zeros(1, 3)
     assert forward_kl(sharp, flat) > 2 * forward_kl(flat, sharp)
+    torch.testing.assert_close(reverse_kl(sharp, flat), forward_kl(flat, sharp))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("chunk_tokens", [1, 8, 37, 100])
-def test_chunked_gradients_equal_autograd(temperature: float, chunk_tokens: int) -> None:
-    student, head, teacher, teacher_head = tensors()
-    plain = forward_kl(student @ head.T, teacher @ teacher_head.T, temperature=temperature)
-    expected = torch.autograd.grad(plain / 3, (student, head))
-    chunked = chunked_forward_kl(
-        student, head, teacher, teacher_head, temperature=temperature, chunk_tokens=chunk_tokens
+def test_hand_written_gradients_equal_autograd(temperature: float) -> None:
+    student, teacher, labels = logits(0).requires_grad_(), logits(1), torch.tensor([3, 0, 10, 2, 2])
+    cases = (
+        (
+            forward_kl(student, teacher, temperature=temperature),
+            forward_kl_and_gradient(student.detach(), teacher, temperature=temperature),
+        ),
+        (cross_entropy(student, labels), cross_entropy_and_gradient(student.detach(), labels)),
     )
-    found = torch.autograd.grad(chunked / 3, (student, head))
-    torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-5)
-    for ours, reference in zip(found, expected, strict=True):
-        assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()
+    for plain, (loss, gradient) in cases:
+        torch.testing.assert_close(loss, plain.detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), student)[0])
 
 
-def test_tied_head_gets_both_gradients() -> None:
-    weight = torch.randn(VOCAB, STUDENT, requires_grad=True)
-    ids = torch.arange(TOKENS)
-    teacher, teacher_head = torch.randn(TOKENS, TEACHER), torch.randn(VOCAB, TEACHER)
-    plain = forward_kl(weight[ids].tanh() @ weight.T, teacher @ teacher_head.T)
-    chunked = chunked_forward_kl(weight[ids].tanh(), weight, teacher, teacher_head, chunk_tokens=10)
-    expected, found = torch.autograd.grad(plain, weight)[0], torch.autograd.grad(chunked, weight)[0]
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+def test_losses_leave_their_arguments_alone() -> None:
+    student, teacher = logits(0), logits(1)
+    forward_kl_and_gradient(student, teacher, temperature=2.0)
+    cross_entropy_and_gradient(student, torch.zeros(TOKENS, dtype=torch.int64))
+    assert torch.equal(student, logits(0))
+    assert torch.equal(teacher, logits(1))
 
 
-def test_autocast_runs_the_matrix_products_in_bfloat16() -> None:
-    student, head, teacher, teacher_head = tensors(torch.float32)
-    full = chunked_forward_kl(student, head, teacher, teacher_head)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = chunked_forward_kl(student, head, teacher, teacher_head)
-    assert half.dtype == torch.float32
-    assert half != full
-    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
-    half.backward()
-    assert student.grad is not None
-    assert student.grad.dtype == torch.float32
+def test_half_precision_is_widened() -> None:
+    student, teacher = logits(0).half(), logits(1).half()
+    assert forward_kl(student, teacher).dtype == torch.float32
+    torch.testing.assert_close(forward_kl(student, teacher), forward_kl(student.float(), teacher.float()))
 
 
-def test_different_vocabularies_are_refused() -> None:
-    student, head, teacher, teacher_head = tensors()
-    with pytest.raises(ValueError, match="vocabularies differ"):
-        chunked_forward_kl(student, head, teacher, teacher_head[:-1])
+def test_cross_entropy_ignores_what_has_no_label() -> None:
+    labels = torch.tensor([1, IGNORED, 0, 7, IGNORED])
+    expected = [
+        -math.log(softmax_by_hand(row, 1)[label]) if label >= 0 else 0.0
+        for row, label in zip(logits(0).tolist(), labels.tolist(), strict=True)
+    ]
+    assert cross_entropy(logits(0), labels).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 8, 100])
-@pytest.mark.parametrize("kl_weight", [0.0, 0.67, 1.0])
-def test_a_mix_with_cross_entropy_equals_autograd(kl_weight: float, chunk_tokens: int) -> None:
-    student, head, teacher, teacher_head = tensors()
-    targets = torch.randint(0, VOCAB, (TOKENS,))
-    targets[[4, 20, 36]] = IGNORED
-    logits = student @ head.T
-    kl = forward_kl(logits, teacher @ teacher_head.T, temperature=2.0) / TOKENS
-    ce = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
-    plain = kl_weight * kl + (1 - kl_weight) * ce
-    expected = torch.autograd.grad(plain, (student, head))
-    mixed = (
-        chunked_forward_kl(
-            student,
-            head,
-            teacher,
-            teacher_head,
-            temperature=2.0,
-            chunk_tokens=chunk_tokens,
-            targets_T=targets,
-            kl_weight=kl_weight,
-        )
-        / TOKENS
-    )
-    found = torch.autograd.grad(mixed, (student, head))
-    torch.testing.assert_close(mixed.double(), plain.double(), rtol=1e-5, atol=1e-5)
-    for ours, reference in zip(found, expected, strict=True):
-        assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()
+def test_bucketed_kl_equals_the_definition() -> None:
+    student, teacher = logits(0), logits(1)
+    top, ids = teacher.log_softmax(-1).topk(4, dim=-1)
+    expected = []
+    for row in range(TOKENS):
+        p, q = (softmax_by_hand(model[row].tolist(), 1) for model in (teacher, student))
+        kept = ids[row].tolist()
+        p_kept, q_kept = ([values[index] for index in kept] for values in (p, q))
+        expected.append(kl_by_hand([*p_kept, 1 - sum(p_kept)], [*q_kept, 1 - sum(q_kept)]))
+    assert bucketed_forward_kl(student, ids, top).tolist() == pytest.approx(expected)
+
+
+def test_bucketed_kl_is_exact_over_the_whole_vocabulary_and_a_lower_bound_below() -> None:
+    student, teacher = logits(0), logits(1)
+    exact = forward_kl(student, teacher)
+    previous = torch.zeros(TOKENS, dtype=torch.float64)
+    for size in range(1, VOCAB + 1):
+        top, ids = teacher.log_softmax(-1).topk(size, dim=-1)
+        bound = bucketed_forward_kl(student, ids, top)
+        assert (bound >= previous - 1e-12).all()
+        previous = bound
+    torch.testing.assert_close(previous, exact)
+
+
+def test_bucketed_kl_stands_rounding_of_what_is_stored() -> None:
+    student, teacher = logits(0).float(), 4 * logits(1).float()
+    for size in (3, VOCAB - 1, VOCAB):
+        top, ids = teacher.log_softmax(-1).topk(size, dim=-1)
+        exact = bucketed_forward_kl(student, ids, top)
+        leaf = student.clone().requires_grad_()
+        rounded = bucketed_forward_kl(leaf, ids.int(), top.half())
+        torch.testing.assert_close(rounded.detach(), exact, rtol=5e-3, atol=5e-3)
+        assert torch.isfinite(torch.autograd.grad(rounded.sum(), leaf)[0]).all()
+
+
+def test_state_losses_equal_their_definitions() -> None:
+    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 3.0], [-2.0, 0.0]])
+    assert cosine_distance(student, teacher).tolist() == pytest.approx([1 - 24 / 25, 2.0])
+    assert mean_squared_error(student, teacher).tolist() == pytest.approx([1.0, 4.5])
+
+
+def test_the_dynamic_weight_makes_both_losses_equal_and_is_a_constant() -> None:
+    logits_loss = torch.tensor(6.0, requires_grad=True)
+    state_loss = torch.tensor(1.5, requires_grad=True)
+    total = logits_loss + dynamic_weight(logits_loss, state_loss) * state_loss
+    assert total.item() == 12
+    assert [g.item() for g in torch.autograd.grad(total, (logits_loss, state_loss))] == [1, 4]
+
+
+def test_the_dynamic_weight_of_nothing_is_finite() -> None:
+    zero = torch.zeros((), requires_grad=True)
+    total = dynamic_weight(torch.tensor(2.0), zero) * zero
+    assert total.item() == 0

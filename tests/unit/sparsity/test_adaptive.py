@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor.console import Console
+from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.errors import UnsupportedError
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
@@ -110,7 +111,7 @@ def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
         student.get_parameter(name).data.masked_fill_(~mask, 0)
     layers = install_sparse_layers_(student, masks=masks, straight_through=moving)
     student.requires_grad_(requires_grad=True).train()
-    module = DistillationModule(student, make_model(seed=2), temperature=2.0, kl_weight=0.67)
+    module = DistillationModule(student, make_model(seed=2), LossConfig(temperature=2.0, kl_weight=0.67))
     if not moving:
         return module, HeldMasks(layers)
     return module, MovingMasks(layers, pattern=Pattern(), interval=4, mask_decay=0.1, ramp_steps=3)

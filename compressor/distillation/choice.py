@@ -1,0 +1,116 @@
+"""From the recipe to the losses of a run, and the sentence that says which rule chose them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.distillation.criterion import LossConfig, StateLoss
+from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
+from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
+from compressor.errors import UsageError
+from compressor.recipe import Distill
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossChoice:
+    """The losses of a run.
+
+    Attributes:
+        loss: What the module computes.
+        rule: Why states are compared, or are not; one sentence for the report.
+        warnings: What the user should know of this choice.
+    """
+
+    loss: LossConfig
+    rule: str
+    warnings: tuple[str, ...] = ()
+
+
+def choose_losses(
+    config: Distill, *, num_teacher_layers: int, num_student_layers: int, has_stored_logits: bool = False
+) -> LossChoice:
+    """Resolve the recipe's `auto` fields.
+
+    Args:
+        config: The recipe's section.
+        num_teacher_layers: Of the teacher.
+        num_student_layers: Of the student.
+        has_stored_logits: The teacher is not in memory; its logits come with the batches.
+
+    Raises:
+        UsageError: for layer pairs out of range, or a loss that stored logits cannot give.
+    """
+    may_compare = config.kl_weight > 0 and not has_stored_logits
+    cuts_deep = is_large_depth_cut(num_teacher_layers, num_student_layers)
+    automatic: StateLoss = "cosine" if cuts_deep and may_compare else "off"
+    intermediate = automatic if config.intermediate == "auto" else config.intermediate
+    embedding = intermediate if config.embedding == "auto" else config.embedding
+    pairs: tuple[tuple[int, int], ...] = ()
+    if intermediate != "off":
+        pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
+        check_pairs(pairs, num_teacher_layers, num_student_layers)
+    loss = LossConfig(
+        loss=config.loss,
+        kl_weight=config.kl_weight,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        intermediate=intermediate,
+        embedding=embedding,
+        layer_pairs=pairs,
+    )
+    if has_stored_logits:
+        _require_stored(loss)
+    layers = f"the student keeps {num_student_layers} of {num_teacher_layers} layers"
+    return LossChoice(loss=loss, rule=_rule(config, loss, layers, may_compare), warnings=_warnings(loss))
+
+
+def describe(loss: LossConfig) -> str:
+    """The losses in words, for the report."""
+    parts: list[str] = []
+    if loss.kl_weight > 0:
+        over = "logits" if loss.top_k is None else f"the teacher's {loss.top_k} likeliest tokens"
+        weight = "" if loss.kl_weight == 1 else f"{loss.kl_weight:g} "
+        name = "forward KL" if loss.loss == "forward-kl" else "reverse KL"
+        parts.append(f"{weight}{name} on {over}")
+    if loss.kl_weight < 1:
+        weight = "" if loss.kl_weight == 0 else f"{1 - loss.kl_weight:g} "
+        parts.append(f"{weight}cross-entropy")
+    if loss.intermediate != "off":
+        pairs = ", ".join(f"{teacher}:{student}" for teacher, student in loss.layer_pairs)
+        parts.append(f"{loss.intermediate} on hidden states (teacher:student {pairs})")
+    if loss.embedding != "off":
+        parts.append(f"{loss.embedding} on embeddings")
+    return f"{' + '.join(parts)}, mean over tokens"
+
+
+def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> str:  # noqa: FBT001 - private
+    if config.intermediate != "auto":
+        return "the recipe chooses the losses on states"
+    if not may_compare:
+        return "no losses on states: they need KL and a teacher in memory"
+    if loss.intermediate == "off":
+        return f"logits only: {layers}, less than a third is cut"
+    return f"losses on hidden states as well: {layers}, at least a third is cut"
+
+
+def _warnings(loss: LossConfig) -> tuple[str, ...]:
+    if loss.kl_weight == 0 or loss.top_k is None or loss.top_k >= SMALLEST_SAFE_TOP_K:
+        return ()
+    return (f"KL over {loss.top_k} tokens: fewer than {SMALLEST_SAFE_TOP_K} are known to do harm",)
+
+
+def _require_stored(loss: LossConfig) -> None:
+    """Refuse what cannot be computed from the likeliest tokens and their tail."""
+    if loss.compares_states:
+        raise UsageError(
+            "losses on hidden states and embeddings need a teacher in memory",
+            where="distill.teacher_logits",
+            expected="distill.intermediate and distill.embedding off",
+        )
+    if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or loss.loss != "forward-kl"):
+        raise UsageError(
+            "stored logits with their tail give forward KL at temperature 1 only",
+            where="distill.teacher_logits",
+            found=f"{loss.loss} at temperature {loss.temperature:g}",
+            hint="set distill.top_k to renormalise over the stored tokens",
+        )

@@ -1,0 +1,194 @@
+"""Teacher correction: fine-tuning the teacher on the distillation text, before or during distillation.
+
+Minitron 2 (arXiv 2408.11796, section 3): a peak learning rate a fifth of distillation's, 120 warm-up
+steps, batch, minimum learning rate and schedule as there. It may run beside distillation; pruning may
+start from the uncorrected teacher.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from compressor.artifact import ModelArtifact
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.stage import TOKENS_FILE, save_student, schedule, training_windows
+from compressor.errors import UnsupportedError, UsageError
+from compressor.models.load import load_model
+from compressor.recipe import Distill
+from compressor.stage import Stage, StageContext, StageResult
+from compressor.training.trainer import (
+    CHECKPOINTS,
+    TrainingConfig,
+    TrainingExtension,
+    student_state,
+    train,
+)
+
+TEACHER_FILE = "teacher.safetensors"
+LEARNING_RATE_SHARE = 1 / 5
+PUBLISHED_WARMUP_STEPS = 120
+MAX_GRAD_NORM = 1.0
+
+
+def correction_learning_rate(config: Distill) -> float:
+    """The teacher's peak learning rate."""
+    return config.correction.learning_rate or config.learning_rate * LEARNING_RATE_SHARE
+
+
+def correction_budget(config: Distill) -> Distill:
+    """Distillation's settings with the correction's budget and peak; the batch stays distillation's."""
+    return config.model_copy(
+        update={
+            "tokens": config.correction.tokens or config.tokens,
+            "learning_rate": correction_learning_rate(config),
+        }
+    )
+
+
+def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
+    """Optimizer steps of a correction that comes first.
+
+    Raises:
+        UsageError: when the budget does not fill one window.
+    """
+    distillation = schedule(config, seed=seed, device=device, dtype=dtype)
+    budget = correction_budget(config).model_copy(
+        update={"batch_size": distillation.micro_batch_size * distillation.accumulation_steps}
+    )
+    plan = schedule(budget, seed=seed, device=device, dtype=dtype)
+    warmup = config.correction.warmup_steps
+    floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
+    return replace(
+        plan,
+        warmup_steps=min(PUBLISHED_WARMUP_STEPS, plan.max_steps // 10) if warmup is None else warmup,
+        min_learning_rate_ratio=min(1.0, floor),
+    )
+
+
+def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Fine-tune the teacher `source` by cross-entropy and write it in 16 bits.
+
+    Raises:
+        UsageError: when the text or the budget does not fill one window.
+    """
+    plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    windows = training_windows(correction_budget(config), plan, source, out_dir, context)
+    teacher = load_model(
+        source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    teacher.requires_grad_(requires_grad=True).train()
+    module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
+    log = train(module, windows, plan, out_dir, context.console)
+    save_student(teacher, source, out_dir, getattr(torch, context.dtype))
+    shutil.rmtree(out_dir / CHECKPOINTS)
+    (out_dir / TOKENS_FILE).unlink()
+    return StageResult(
+        num_parameters=source.num_parameters,
+        details={
+            "loss": "cross-entropy of the teacher, mean over tokens",
+            "schedule": asdict(plan),
+            "tokens": len(windows) * config.context_length,
+            "epochs": round(windows.num_epochs, 4),
+            "curve": asdict(log),
+        },
+    )
+
+
+class CorrectAlongside(TrainingExtension):
+    """Trains the teacher of a `DistillationModule` in the same steps as the student.
+
+    The schedule is distillation's, warm-up included, around a peak of its own. The Trainer clips and
+    clears the gradients of its own module only, so the teacher's are clipped and cleared here.
+    """
+
+    def __init__(self, teacher: nn.Module, *, learning_rate: float) -> None:
+        """Make a teacher trainable.
+
+        Args:
+            teacher: The one that the module was given; its parameters in float32.
+            learning_rate: Its peak.
+        """
+        self._teacher = teacher.requires_grad_(requires_grad=True).train()
+        self._learning_rate = learning_rate
+
+    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
+        """AdamW with the trainer's settings: one group for the module, one for the teacher.
+
+        Raises:
+            UnsupportedError: for several processes that each hold a whole teacher.
+        """
+        _require_one_teacher(self._teacher)
+        own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": own, "lr": config.learning_rate},
+            {"params": list(self._teacher.parameters()), "lr": self._learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer.register_step_pre_hook(self._clip)
+        return optimizer
+
+    def after_step(self, step: int) -> None:
+        """Clear the teacher's gradients."""
+        self._teacher.zero_grad(set_to_none=True)
+
+    def save(self, directory: Path) -> None:
+        """Write the teacher beside the student."""
+        save_file(student_state(self._teacher), directory / TEACHER_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Take it up again; tied weights are stored once."""
+        self._teacher.load_state_dict(load_file(directory / TEACHER_FILE), strict=False)
+
+    def _clip(self, *_arguments: Any) -> None:
+        nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
+
+
+def require_alongside(config: Distill) -> None:
+    """Refuse settings that a correction alongside cannot follow.
+
+    Raises:
+        UsageError: for a budget or a warm-up of its own, or stored teacher logits.
+    """
+    correction = config.correction
+    if correction.tokens is not None or correction.warmup_steps is not None:
+        raise UsageError(
+            "a teacher corrected alongside follows distillation's budget and warm-up",
+            where="distill.correction",
+            expected="neither tokens nor warmup_steps",
+        )
+    if config.teacher_logits is not None:
+        raise UsageError(
+            "stored logits are those of a teacher that does not change",
+            where="distill.correction.mode",
+            expected="off",
+            found=correction.mode,
+        )
+
+
+def _require_one_teacher(teacher: nn.Module) -> None:
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    whole = not any(isinstance(p, distributed.tensor.DTensor) for p in teacher.parameters())
+    if distributed.get_world_size() > 1 and whole:
+        raise UnsupportedError(
+            "several processes would each correct a teacher of their own",
+            where="distill.correction.mode alongside",
+            expected="distill.sharding full",
+        )
+
+
+CORRECT: Stage[Distill] = Stage(
+    name="correct",
+    run=run,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: (config.data,),
+)

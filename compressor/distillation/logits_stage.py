@@ -1,0 +1,162 @@
+"""The logits stage: run a teacher over the training windows and keep its likeliest tokens on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from compressor.artifact import ModelArtifact, sha256_of_file
+from compressor.console import Tick
+from compressor.distillation.chunked import CHUNK_VALUES
+from compressor.distillation.stage import TOKENS_FILE, schedule, training_windows
+from compressor.distillation.states import Body
+from compressor.distillation.stored_logits import (
+    LogitsHeader,
+    TopTokens,
+    digest_of,
+    shard_name,
+    write_index,
+    write_shard,
+)
+from compressor.errors import UsageError
+from compressor.models.load import load_model
+from compressor.recipe import Distill
+from compressor.stage import Stage, StageContext, StageResult
+
+STORED_TOP_K = 1024
+SHARD_VALUES = 1 << 26
+
+
+class Windows(Protocol):
+    """Training windows by their index, as dicts of arrays."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids` `[seq_len]`, and `position_ids` where documents are kept apart."""
+
+
+def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Store the logits of the teacher `source` for every window that training will see.
+
+    A killed run continues with the first shard that is not whole, and ends in the same bytes.
+
+    Raises:
+        UsageError: when the text or the budget does not fill one window.
+    """
+    plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    windows = training_windows(config, plan, source, out_dir, context)
+    distinct: dict[str, int] = {}
+    for index in range(len(windows)):
+        distinct.setdefault(digest_of(windows[index]["input_ids"]), index)
+    teacher = load_model(
+        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    vocab_size = teacher.config.vocab_size
+    header = LogitsHeader(
+        top_k=min(config.top_k or STORED_TOP_K, vocab_size),
+        seq_len=config.context_length,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer_fingerprint(source.path),
+        teacher=source.fingerprint,
+        isolates_documents=config.isolate_documents,
+    )
+    per_shard = max(1, SHARD_VALUES // (header.seq_len * header.top_k))
+    with context.console.progress("storing logits", len(distinct)) as tick:
+        num_bytes = write_logits(
+            Body(teacher),
+            windows,
+            distinct,
+            out_dir,
+            header,
+            windows_per_shard=per_shard,
+            micro_batch_size=config.micro_batch_size,
+            tick=tick,
+        )
+    (out_dir / TOKENS_FILE).unlink()
+    details = {"top_k": header.top_k, "windows": len(distinct), "bytes": num_bytes}
+    return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def write_logits(
+    teacher: Body,
+    windows: Windows,
+    distinct: dict[str, int],
+    out_dir: Path,
+    header: LogitsHeader,
+    *,
+    windows_per_shard: int,
+    micro_batch_size: int,
+    tick: Tick,
+) -> int:
+    """Write the shards that are not there yet, then the index; returns the bytes of all shards.
+
+    Args:
+        teacher: In evaluation mode, on its device.
+        windows: The training windows.
+        distinct: Which of them to store, by digest, in the order of the shards.
+        out_dir: The store.
+        header: What it will say of itself.
+        windows_per_shard: How the windows are divided.
+        micro_batch_size: Windows per forward pass, within a shard.
+        tick: Counts windows.
+    """
+    digests = list(distinct)
+    shards: list[tuple[str, list[str]]] = []
+    for number, start in enumerate(range(0, len(digests), windows_per_shard)):
+        members = digests[start : start + windows_per_shard]
+        path = out_dir / shard_name(number)
+        if not path.is_file():
+            found: dict[str, TopTokens] = {}
+            for first in range(0, len(members), micro_batch_size):
+                batch = members[first : first + micro_batch_size]
+                inputs = [windows[distinct[digest]] for digest in batch]
+                found |= zip(batch, top_tokens(teacher, inputs, header.top_k), strict=True)
+            write_shard(path, found)
+        shards.append((path.name, members))
+        tick(done=start + len(members))
+    write_index(out_dir, header, shards)
+    return sum((out_dir / name).stat().st_size for name, _ in shards)
+
+
+def top_tokens(teacher: Body, windows: list[dict[str, Any]], top_k: int) -> Iterator[TopTokens]:
+    """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
+    device = next(teacher.parameters()).device
+
+    def stacked(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([window[name] for window in windows])).to(device)
+
+    with torch.no_grad():
+        position_ids = stacked("position_ids") if "position_ids" in windows[0] else None
+        states = teacher(stacked("input_ids"), position_ids).last
+        head = teacher.head()
+        chunk_tokens = max(1, CHUNK_VALUES // head.weight.shape[0])
+        for hidden in states:
+            ids, logprobs = [], []
+            for chunk in hidden.split(chunk_tokens):
+                values, tokens = head.logits(chunk).log_softmax(-1).topk(top_k, dim=-1)
+                ids.append(tokens.to(device="cpu", dtype=torch.int32))
+                logprobs.append(values.to(device="cpu", dtype=torch.float16))
+            yield TopTokens(ids=torch.cat(ids).numpy(), logprobs=torch.cat(logprobs).numpy())
+
+
+def tokenizer_fingerprint(directory: Path) -> str:
+    """sha256 of a checkpoint's tokenizer.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (directory / name).is_file():
+            return sha256_of_file(directory / name)
+    raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
+
+
+LOGITS: Stage[Distill] = Stage(
+    name="logits",
+    run=run,
+    libraries=("torch", "transformers", "numpy"),
+    data=lambda config: (config.data,),
+)

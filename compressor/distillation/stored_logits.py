@@ -1,0 +1,247 @@
+"""A teacher's logits on disk: the likeliest tokens of every position, for machines that hold one model.
+
+A directory of shards `logits-00000.npz`, each a compressed zip of NumPy arrays, two per window: ids
+`[seq_len, K]` int32, most likely first, and log-probabilities float16 at temperature 1; what they leave
+to one is the tail. `index.json` says what they are of. A window is found by a digest of its token ids, so
+training may visit the windows in any order. Equal windows and weights leave equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from compressor.artifact import write_json
+from compressor.errors import UnsupportedError, UsageError, VerificationError
+
+INDEX_FILE = "index.json"
+SCHEMA = "compress-export/teacher-logits/1"
+_FIXED_DATE = (1980, 1, 1, 0, 0, 0)
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsHeader:
+    """What stored logits are of.
+
+    Attributes:
+        top_k: Tokens stored per position.
+        seq_len: Tokens per window.
+        vocab_size: Of the teacher.
+        tokenizer: sha256 of its tokenizer.
+        teacher: Fingerprint of its checkpoint.
+        dtype: Of the stored log-probabilities.
+        isolates_documents: Whether attention stopped at the boundaries of packed documents.
+    """
+
+    top_k: int
+    seq_len: int
+    vocab_size: int
+    tokenizer: str
+    teacher: str
+    isolates_documents: bool
+    dtype: str = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopTokens:
+    """One window's stored part: `[seq_len, K]` int32 ids and float16 log-probabilities."""
+
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float16]
+
+
+def digest_of(input_ids: Ids) -> str:
+    """A window's name in the store."""
+    return hashlib.blake2b(input_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"logits-{number:05d}.npz"
+
+
+def write_shard(path: Path, windows: dict[str, TopTokens]) -> None:
+    """Write a shard under a temporary name and rename it, so that a shard that exists is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for digest, window in windows.items():
+            for name, array in (("ids", window.ids), ("logprobs", window.logprobs)):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, array, allow_pickle=False)
+                # A date of its own in every member would make equal shards differ.
+                member = zipfile.ZipInfo(f"{digest}.{name}.npy", date_time=_FIXED_DATE)
+                archive.writestr(member, buffer.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
+    temporary.replace(path)
+
+
+def write_index(directory: Path, header: LogitsHeader, shards: list[tuple[str, list[str]]]) -> None:
+    """Write `index.json`, the last file of a finished store.
+
+    Args:
+        directory: The store.
+        header: What it is of.
+        shards: File names and the digests of their windows.
+    """
+    entries = [
+        {"file": name, "bytes": (directory / name).stat().st_size, "windows": digests}
+        for name, digests in shards
+    ]
+    num_windows = sum(len(digests) for _, digests in shards)
+    record = {"schema": SCHEMA, **asdict(header), "num_windows": num_windows, "shards": entries}
+    write_json(directory / INDEX_FILE, record)
+
+
+class StoredLogits:
+    """A finished store, read window by window with one shard open at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the index and check that every shard is there.
+
+        Raises:
+            UsageError: when the directory is no such store.
+            VerificationError: when the index is corrupt, or a shard missing or of another size.
+        """
+        self._directory = directory
+        self.header, shards = _read_index(directory / INDEX_FILE)
+        self._shard_of: dict[str, str] = {}
+        for entry in shards:
+            path = directory / entry["file"]
+            found = path.stat().st_size if path.is_file() else None
+            if found != entry["bytes"]:
+                raise VerificationError(
+                    "a shard of the stored teacher logits is missing or damaged",
+                    where=str(path),
+                    expected=f"{entry['bytes']} bytes",
+                    found="no file" if found is None else f"{found} bytes",
+                )
+            self._shard_of |= dict.fromkeys(entry["windows"], entry["file"])
+        self._open: tuple[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._shard_of)
+
+    def require(
+        self, *, vocab_size: int, seq_len: int, tokenizer: str, isolates_documents: bool, top_k: int | None
+    ) -> None:
+        """Refuse a store that does not fit a training.
+
+        Raises:
+            UnsupportedError: for another vocabulary.
+            UsageError: for other windows, or fewer tokens than asked for.
+        """
+        header, where = self.header, str(self._directory)
+        theirs, ours = (header.vocab_size, header.tokenizer), (vocab_size, tokenizer)
+        if theirs != ours:
+            raise UnsupportedError(
+                "the stored teacher logits are over a different vocabulary",
+                where=where,
+                expected=f"{vocab_size} tokens, tokenizer {tokenizer[:12]}",
+                found=f"{header.vocab_size} tokens, tokenizer {header.tokenizer[:12]}",
+            )
+        for name, expected, found in (
+            ("distill.context_length", seq_len, header.seq_len),
+            ("distill.isolate_documents", isolates_documents, header.isolates_documents),
+        ):
+            if expected != found:
+                raise UsageError(
+                    "the stored teacher logits are of other windows",
+                    where=f"{where}, {name}",
+                    expected=expected,
+                    found=found,
+                )
+        if top_k is not None and top_k > header.top_k:
+            raise UsageError(
+                "fewer tokens are stored than the loss takes",
+                where=f"{where}, distill.top_k",
+                expected=f"at most {header.top_k}",
+                found=top_k,
+            )
+
+    def window(self, input_ids: Ids) -> TopTokens:
+        """What is stored of one window `[seq_len]`.
+
+        Raises:
+            UsageError: for a window that is not in the store.
+            VerificationError: when its shard is damaged.
+        """
+        digest = digest_of(input_ids)
+        if digest not in self._shard_of:
+            raise UsageError(
+                "a training window is not among the stored teacher logits",
+                where=str(self._directory),
+                hint="store them for the same text, token budget and seed",
+            )
+        name = self._shard_of[digest]
+        try:
+            shard = self._shard(name)
+            found = TopTokens(ids=shard[f"{digest}.ids"], logprobs=shard[f"{digest}.logprobs"])
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise VerificationError(
+                "a shard of the stored teacher logits is damaged",
+                where=str(self._directory / name),
+                found=error,
+            ) from error
+        shape = (self.header.seq_len, self.header.top_k)
+        if found.ids.shape != shape or found.logprobs.shape != shape:
+            raise VerificationError(
+                "a shard of the stored teacher logits is damaged",
+                where=str(self._directory / name),
+                expected=shape,
+                found=found.ids.shape,
+            )
+        return found
+
+    def batch(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `DistillationModule.forward` takes for windows `[B, seq_len]`, on the CPU."""
+        windows = [self.window(row) for row in input_ids.cpu().numpy()]
+        return {
+            "teacher_top_ids": torch.from_numpy(np.stack([window.ids for window in windows])),
+            "teacher_top_logprobs": torch.from_numpy(np.stack([window.logprobs for window in windows])),
+        }
+
+    def _shard(self, name: str) -> Any:
+        if self._open is None or self._open[0] != name:
+            if self._open is not None:
+                self._open[1].close()
+                self._open = None
+            self._open = (name, np.load(self._directory / name, allow_pickle=False))
+        return self._open[1]
+
+
+def _read_index(file: Path) -> tuple[LogitsHeader, list[dict[str, Any]]]:
+    if not file.is_file():
+        raise UsageError(
+            "this directory holds no stored teacher logits",
+            where=str(file.parent),
+            expected=INDEX_FILE,
+            hint="an interrupted run is continued by the same command",
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise UsageError(
+                "the stored teacher logits are of another version", expected=SCHEMA, found=record["schema"]
+            )
+        header = LogitsHeader(**{name: record[name] for name in LogitsHeader.__dataclass_fields__})
+        shards = [
+            {"file": Path(entry["file"]).name, "bytes": entry["bytes"], "windows": list(entry["windows"])}
+            for entry in record["shards"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationError(
+            "the index of the stored teacher logits is corrupt", where=str(file), found=error
+        ) from error
+    return header, shards

@@ -1,0 +1,172 @@
+"""The chunked loss equals the plain one: values, gradients, dtypes, final transforms, ignored tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from compressor.distillation.chunked import TeacherLogits, chunked_loss
+from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
+from compressor.distillation.head import Head
+from compressor.distillation.losses import (
+    IGNORED,
+    bucketed_forward_kl,
+    cross_entropy,
+    forward_kl,
+    reverse_kl,
+)
+
+TOKENS, VOCAB, STUDENT, TEACHER = 37, 101, 16, 24
+COUNTED = torch.tensor([position for position in range(TOKENS) if position not in (0, 4, 20, 36)])
+Plain = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((TOKENS, STUDENT), (VOCAB, STUDENT), (TOKENS, TEACHER), (VOCAB, TEACHER))
+    made = [torch.randn(*shape, dtype=dtype, generator=generator) for shape in shapes]
+    return (made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3])
+
+
+def labels() -> torch.Tensor:
+    drawn = torch.randint(0, VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(1))
+    found = torch.full((TOKENS,), IGNORED)
+    found[COUNTED] = drawn[COUNTED]
+    return found
+
+
+def check_gradients(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for ours, reference in zip(found, expected, strict=True):
+        assert (ours - reference).abs().max() <= 1e-10 * reference.abs().max()
+
+
+CASES: dict[str, tuple[LossConfig, Plain]] = {
+    "forward": (LossConfig(), lambda s, t, _: forward_kl(s, t)),
+    "warm": (LossConfig(temperature=2.0), lambda s, t, _: forward_kl(s, t, temperature=2.0)),
+    "reverse": (
+        LossConfig(loss="reverse-kl", temperature=0.5),
+        lambda s, t, _: reverse_kl(s, t, temperature=0.5),
+    ),
+    "top": (LossConfig(top_k=7), lambda s, t, _: forward_kl(s, t, top_k=7)),
+    "cross-entropy": (LossConfig(kl_weight=0.0), lambda s, _, y: cross_entropy(s, y)),
+    "mix": (
+        LossConfig(kl_weight=0.67, temperature=2.0),
+        lambda s, t, y: 0.67 * forward_kl(s, t, temperature=2.0) + 0.33 * cross_entropy(s, y),
+    ),
+}
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)])
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 100])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_autograd_on_full_logits(
+    name: str, chunk_tokens: int, scale: float, softcap: float | None
+) -> None:
+    config, plain = CASES[name]
+    student, weight, teacher, teacher_weight = tensors()
+    transforms = {"scale": scale, "softcap": softcap}
+    head, teacher_head = Head(weight=weight, **transforms), Head(weight=teacher_weight, **transforms)
+    per_token = plain(head.logits(student), teacher_head.logits(teacher), labels())[COUNTED]
+    expected = torch.autograd.grad(per_token.sum() / 3, (student, weight))
+    criterion = LogitsCriterion(
+        config=config, labels=labels(), teacher=TeacherLogits(hidden=teacher, head=teacher_head)
+    )
+    total, losses = chunked_loss(student, head, criterion, COUNTED, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(losses[COUNTED], per_token.detach())
+    assert not losses.requires_grad
+    assert losses.sum() == total
+    assert losses[0] == losses[36] == 0
+    check_gradients(torch.autograd.grad(total / 3, (student, weight)), expected)
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 100])
+@pytest.mark.parametrize("stored", [9, VOCAB])
+def test_stored_logits_give_the_gradients_of_their_definition(stored: int, chunk_tokens: int) -> None:
+    student, weight, teacher, teacher_weight = tensors()
+    logprobs, ids = (teacher @ teacher_weight.T).log_softmax(-1).topk(stored, dim=-1)
+    per_token = bucketed_forward_kl(student @ weight.T, ids, logprobs)[COUNTED]
+    expected = torch.autograd.grad(per_token.sum(), (student, weight))
+    top = StoredTop(ids=ids.int(), logprobs=logprobs)
+    criterion = LogitsCriterion(config=LossConfig(), labels=labels(), teacher=top)
+    total, _ = chunked_loss(student, Head(weight=weight), criterion, COUNTED, chunk_tokens=chunk_tokens)
+    check_gradients(torch.autograd.grad(total, (student, weight)), expected)
+
+
+def test_stored_logits_renormalise_over_fewer_tokens() -> None:
+    student, weight, teacher, teacher_weight = tensors()
+    teacher_logits = teacher @ teacher_weight.T
+    logprobs, ids = teacher_logits.log_softmax(-1).topk(9, dim=-1)
+    config = LossConfig(loss="reverse-kl", top_k=5, temperature=2.0)
+    top = StoredTop(ids=ids.int(), logprobs=logprobs)
+    criterion = LogitsCriterion(config=config, labels=labels(), teacher=top)
+    total, losses = chunked_loss(student, Head(weight=weight), criterion, COUNTED)
+    expected = reverse_kl(student @ weight.T, teacher_logits, temperature=2.0, top_k=5)[COUNTED]
+    torch.testing.assert_close(losses[COUNTED], expected.detach())
+    check_gradients(
+        torch.autograd.grad(total, (student, weight)), torch.autograd.grad(expected.sum(), (student, weight))
+    )
+
+
+def test_no_counted_position_gives_zero_and_zero_gradients() -> None:
+    student, weight, _, _ = tensors()
+    criterion = LogitsCriterion(config=LossConfig(kl_weight=0), labels=torch.full((TOKENS,), IGNORED))
+    total, losses = chunked_loss(student, Head(weight=weight), criterion, torch.zeros(0, dtype=torch.int64))
+    gradients = torch.autograd.grad(total, (student, weight))
+    assert total == 0
+    assert losses.abs().max() == 0
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
+
+
+def test_ignored_positions_may_hold_anything() -> None:
+    student, weight, teacher, teacher_weight = tensors()
+    reference = TeacherLogits(hidden=teacher, head=Head(weight=teacher_weight))
+    criterion = LogitsCriterion(config=LossConfig(kl_weight=0.5), labels=labels(), teacher=reference)
+    with torch.no_grad():
+        student[4] = float("nan")
+        teacher[20] = float("inf")
+    total, _ = chunked_loss(student, Head(weight=weight), criterion, COUNTED, chunk_tokens=6)
+    gradients = torch.autograd.grad(total, (student, weight))
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[0][4].abs().max() == 0
+
+
+def test_a_tied_head_gets_both_gradients() -> None:
+    _, weight, teacher, teacher_weight = tensors()
+    ids = torch.arange(TOKENS)
+    plain = forward_kl(weight[ids].tanh() @ weight.T, teacher @ teacher_weight.T).sum()
+    reference = TeacherLogits(hidden=teacher, head=Head(weight=teacher_weight))
+    criterion = LogitsCriterion(config=LossConfig(), labels=ids, teacher=reference)
+    total, _ = chunked_loss(weight[ids].tanh(), Head(weight=weight), criterion, ids, chunk_tokens=10)
+    check_gradients(torch.autograd.grad(total, weight), torch.autograd.grad(plain, weight))
+
+
+def test_autocast_runs_the_matrix_products_in_bfloat16() -> None:
+    student, weight, teacher, teacher_weight = tensors(torch.float32)
+
+    def loss(dtype: torch.dtype) -> torch.Tensor:
+        reference = TeacherLogits(hidden=teacher, head=Head(weight=teacher_weight.to(dtype)))
+        criterion = LogitsCriterion(config=LossConfig(), labels=labels(), teacher=reference)
+        return chunked_loss(student, Head(weight=weight), criterion, COUNTED)[0]
+
+    full = loss(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(torch.bfloat16)
+    assert half.dtype == torch.float32
+    assert half != full
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05)
+    half.backward()
+    assert student.grad is not None
+    assert student.grad.dtype == torch.float32
+
+
+def test_nothing_is_differentiated_without_gradients() -> None:
+    student, weight, _, _ = tensors()
+    criterion = LogitsCriterion(config=LossConfig(kl_weight=0), labels=labels())
+    with torch.no_grad():
+        total, _ = chunked_loss(student, Head(weight=weight), criterion, COUNTED)
+    expected = cross_entropy(student @ weight.T, labels()).sum()
+    assert not total.requires_grad
+    torch.testing.assert_close(total, expected.detach())

@@ -1,0 +1,160 @@
+"""Teacher correction: published settings, training beside the student, resume, and a plain checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.console import Console
+from compressor.data.packing import PackedWindows
+from compressor.distillation.correction import (
+    CORRECT,
+    TEACHER_FILE,
+    CorrectAlongside,
+    correction_schedule,
+    require_alongside,
+)
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.projection import ProjectionState
+from compressor.distillation.stage import schedule
+from compressor.errors import UsageError
+from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.recipe import Correction, Distill
+from compressor.stage import StageContext, execute
+from compressor.training.trainer import TrainingConfig, student_state, train
+from tests.tiny_models import make_model, save_checkpoint
+
+SEQ_LEN, STEPS = 8, 4
+WHERE = {"seed": 0, "device": "cpu", "dtype": "float32"}
+
+
+def make_config(**changes: Any) -> TrainingConfig:
+    fields = {
+        "max_steps": STEPS,
+        "micro_batch_size": 1,
+        "accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "min_learning_rate_ratio": 0.1,
+        "warmup_steps": 0,
+        "checkpoint_steps": 2,
+        "seed": 0,
+        "bf16": False,
+        "use_cpu": True,
+    }
+    return TrainingConfig(**{**fields, **changes})
+
+
+def make_data(path: Path) -> PackedWindows:
+    path.write_bytes(np.random.default_rng(0).integers(0, 320, 12 * SEQ_LEN).astype("<u4").tobytes())
+    return PackedWindows(path, seq_len=SEQ_LEN, num_windows=2 * STEPS, seed=0)
+
+
+def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
+    student = make_model(seed=1, hidden_size=32, num_hidden_layers=2).requires_grad_(requires_grad=True)
+    teacher = make_model(seed=2, num_hidden_layers=2)
+    extension = CorrectAlongside(teacher, learning_rate=2e-4)
+    return DistillationModule(student.train(), teacher, corrects_teacher=True), extension
+
+
+def teacher_of(module: DistillationModule) -> dict[str, torch.Tensor]:
+    assert module.teacher is not None
+    return student_state(module.teacher.model)
+
+
+def test_the_published_settings() -> None:
+    config = Distill(tokens=1_888_000_000, correction=Correction(mode="first"))
+    distillation, correction = schedule(config, **WHERE), correction_schedule(config, **WHERE)
+    assert correction.learning_rate == pytest.approx(distillation.learning_rate / 5)
+    assert correction.warmup_steps == 40  # a tenth of 400 steps
+    assert correction.accumulation_steps == distillation.accumulation_steps == 1152
+    floors = [plan.learning_rate * plan.min_learning_rate_ratio for plan in (distillation, correction)]
+    assert floors[0] == pytest.approx(floors[1])
+    long = Distill(
+        tokens=1_888_000_000, correction=Correction(mode="first", tokens=100_000_000_000, learning_rate=1e-6)
+    )
+    plan = correction_schedule(long, **WHERE)
+    assert (plan.warmup_steps, plan.accumulation_steps, plan.learning_rate) == (120, 1152, 1e-6)
+    assert plan.min_learning_rate_ratio == 1
+
+
+def test_alongside_resumes_to_the_same_student_and_teacher(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "tokens")
+    whole, extension = make_pair()
+    before = {name: tensor.clone() for name, tensor in teacher_of(whole).items()}
+    log = train(whole, data, make_config(), tmp_path / "run", Console(quiet=True), extension=extension)
+    assert all(not torch.equal(before[name], tensor) for name, tensor in teacher_of(whole).items())
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}")
+    resumed, restored = make_pair()
+    assert (
+        train(resumed, data, make_config(), tmp_path / "run", Console(quiet=True), extension=restored) == log
+    )
+    for name, tensor in teacher_of(whole).items():
+        assert torch.equal(tensor, teacher_of(resumed)[name]), name
+    for name, tensor in student_state(whole.student).items():
+        assert torch.equal(tensor, student_state(resumed.student)[name]), name
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}" / TEACHER_FILE).is_file()
+
+
+def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) -> None:
+    """One step: the same data, learning rate and clipping, with and without a student."""
+    data, config = make_data(tmp_path / "tokens"), make_config(max_steps=1, checkpoint_steps=1)
+    module, extension = make_pair()
+    train(module, data, config, tmp_path / "beside", Console(quiet=True), extension=extension)
+    teacher = make_model(seed=2, num_hidden_layers=2).requires_grad_(requires_grad=True).train()
+    alone = DistillationModule(teacher, None, LossConfig(kl_weight=0))
+    own = make_config(max_steps=1, checkpoint_steps=1, learning_rate=2e-4)
+    train(alone, data, own, tmp_path / "alone", Console(quiet=True))
+    for name, tensor in student_state(teacher).items():
+        torch.testing.assert_close(teacher_of(module)[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_alongside_has_no_budget_of_its_own() -> None:
+    require_alongside(Distill(correction=Correction(mode="alongside")))
+    with pytest.raises(UsageError, match="budget and warm-up"):
+        require_alongside(Distill(correction=Correction(mode="alongside", tokens=1000)))
+    with pytest.raises(UsageError, match="does not change"):
+        require_alongside(Distill(correction=Correction(mode="alongside"), teacher_logits="logits"))
+
+
+def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=2))
+    (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
+    source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
+    context = StageContext(console=Console(quiet=True), **WHERE)
+    config = Distill(
+        data=str(tmp_path / "text.txt"),
+        tokens=16 * 12,
+        context_length=16,
+        batch_size=2,
+        checkpoint_steps=5,
+        correction=Correction(mode="first", learning_rate=2e-3),
+    )
+    artifact = execute(CORRECT, config, source, tmp_path / "corrected", context).artifact
+    corrected = load_model(artifact.path, dtype="float32", device="cpu")
+    ids = torch.arange(300, 316)[None]
+    assert not torch.equal(
+        corrected(ids).logits, load_model(source.path, dtype="float32", device="cpu")(ids).logits
+    )
+    assert artifact.details["schedule"]["max_steps"] == 6
+    assert {path.name for path in artifact.path.iterdir()} >= {"model.safetensors", "tokenizer.json"}
+    assert not (artifact.path / "checkpoints").exists()
+
+
+def test_a_projection_is_in_the_checkpoints(tmp_path: Path) -> None:
+    student, teacher = make_model(hidden_size=32, num_hidden_layers=2), make_model(num_hidden_layers=2)
+    loss = LossConfig(intermediate="cosine", layer_pairs=((0, 0),))
+    first, second = (DistillationModule(student, teacher, loss).projection for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first.weight, second.weight)
+    with torch.no_grad():
+        first.weight.mul_(2)
+    ProjectionState(first).save(tmp_path)
+    ProjectionState(second).load(tmp_path)
+    assert torch.equal(first.weight, second.weight)

@@ -1,0 +1,199 @@
+"""Stored teacher logits: the same bytes after a kill, read by content, and clear errors for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.console import Console
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.logits_stage import LOGITS, write_logits
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.states import Body
+from compressor.distillation.stored_logits import (
+    INDEX_FILE,
+    LogitsHeader,
+    StoredLogits,
+    digest_of,
+    shard_name,
+)
+from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.recipe import Distill
+from compressor.stage import StageContext, execute
+from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
+
+SEQ_LEN, NUM_WINDOWS, TOP_K = 12, 5, 6
+
+
+def make_windows() -> list[dict[str, Any]]:
+    ids = np.random.default_rng(0).integers(0, VOCAB_SIZE, (NUM_WINDOWS, SEQ_LEN))
+    return [{"input_ids": row} for row in ids]
+
+
+def header(**changes: Any) -> LogitsHeader:
+    fields = {"top_k": TOP_K, "seq_len": SEQ_LEN, "vocab_size": VOCAB_SIZE}
+    known = {"tokenizer": "tokenizer", "teacher": "teacher", "isolates_documents": False}
+    return LogitsHeader(**{**fields, **known, **changes})
+
+
+def write(out_dir: Path, **changes: Any) -> StoredLogits:
+    windows = make_windows()
+    distinct = {digest_of(window["input_ids"]): index for index, window in enumerate(windows)}
+    out_dir.mkdir(exist_ok=True)
+    with Console(quiet=True).progress("storing", NUM_WINDOWS) as tick:
+        write_logits(
+            Body(make_model(seed=2)),
+            windows,
+            distinct,
+            out_dir,
+            header(**changes),
+            windows_per_shard=2,
+            micro_batch_size=2,
+            tick=tick,
+        )
+    return StoredLogits(out_dir)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def fitting(**changes: Any) -> dict[str, Any]:
+    fields = {"vocab_size": VOCAB_SIZE, "seq_len": SEQ_LEN, "tokenizer": "tokenizer"}
+    return {**fields, "isolates_documents": False, "top_k": None, **changes}
+
+
+def test_what_is_stored_are_the_teachers_likeliest_tokens(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    assert len(store) == NUM_WINDOWS
+    teacher = make_model(seed=2)
+    for window in make_windows():
+        found = store.window(window["input_ids"])
+        logits = teacher(torch.from_numpy(window["input_ids"])[None]).logits[0]
+        values, ids = logits.log_softmax(-1).topk(TOP_K)
+        assert found.ids.tolist() == ids.tolist()
+        assert found.logprobs.dtype == np.float16
+        np.testing.assert_allclose(found.logprobs, values.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_position_ids_reach_the_teacher(tmp_path: Path) -> None:
+    """Two documents in one window are two windows of their own to a teacher that keeps them apart."""
+    half = SEQ_LEN // 2
+    window = make_windows()[0]
+    restarting = np.concatenate([np.arange(half), np.arange(half)])
+    teacher = Body(make_model(seed=2))
+    last = teacher(torch.from_numpy(window["input_ids"])[None], torch.from_numpy(restarting)[None]).last[
+        0, half:
+    ]
+    alone = teacher(torch.from_numpy(window["input_ids"][half:])[None]).last[0]
+    torch.testing.assert_close(last, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "whole")
+    write(tmp_path / "parts")
+    (tmp_path / "parts" / INDEX_FILE).unlink()
+    (tmp_path / "parts" / shard_name(1)).rename(tmp_path / "parts" / f"{shard_name(1)}.tmp")
+    (tmp_path / "parts" / shard_name(2)).unlink()
+    kept = (tmp_path / "parts" / shard_name(0)).stat().st_mtime_ns
+    write(tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert (tmp_path / "parts" / shard_name(0)).stat().st_mtime_ns == kept
+
+
+def test_training_on_the_whole_vocabulary_equals_training_on_the_teacher(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", top_k=VOCAB_SIZE)
+    input_ids = torch.from_numpy(np.stack([window["input_ids"] for window in make_windows()[:3]]))
+    student = make_model(seed=1, hidden_size=32).requires_grad_(requires_grad=True)
+    beside = DistillationModule(student, make_model(seed=2))(input_ids)
+    stored = DistillationModule(student, None)(input_ids, **store.batch(input_ids))
+    torch.testing.assert_close(stored["loss"], beside["loss"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(stored["window_losses"], beside["window_losses"], rtol=1e-3, atol=1e-2)
+    weights = list(student.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(stored["loss"], weights),
+        torch.autograd.grad(beside["loss"], weights),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().max() <= 5e-3 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "flipped"])
+def test_a_damaged_shard_is_an_error(tmp_path: Path, damage: str) -> None:
+    store = write(tmp_path / "store")
+    window = make_windows()[2]["input_ids"]
+    path = tmp_path / "store" / shard_name(1)
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "shorter":
+        path.write_bytes(content[:-1])
+    else:
+        content[200] ^= 0xFF
+        path.write_bytes(content)
+        with pytest.raises(VerificationError, match="damaged"):
+            store.window(window)
+        return
+    with pytest.raises(VerificationError, match="missing or damaged"):
+        StoredLogits(tmp_path / "store")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "compress-export/teacher-logits/1"}'])
+def test_a_corrupt_index_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(VerificationError, match="index"):
+        StoredLogits(tmp_path)
+
+
+def test_a_directory_without_index_and_another_version_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no stored teacher logits"):
+        StoredLogits(tmp_path)
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"schema": "compress-export/teacher-logits/0"}))
+    with pytest.raises(UsageError, match="another version"):
+        StoredLogits(tmp_path)
+
+
+def test_an_unknown_window_is_refused(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    with pytest.raises(UsageError, match="not among the stored"):
+        store.window(make_windows()[0]["input_ids"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"vocab_size": VOCAB_SIZE + 1}, UnsupportedError, "different vocabulary"),
+        ({"tokenizer": "other"}, UnsupportedError, "different vocabulary"),
+        ({"seq_len": SEQ_LEN * 2}, UsageError, "context_length"),
+        ({"isolates_documents": True}, UsageError, "isolate_documents"),
+        ({"top_k": TOP_K + 1}, UsageError, "top_k"),
+    ],
+)
+def test_a_store_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    store = write(tmp_path / "store")
+    store.require(**fitting(top_k=TOP_K))
+    with pytest.raises(error, match=message):
+        store.require(**fitting(**changes))
+
+
+def test_the_stage_stores_every_training_window(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "teacher", make_model(seed=2))
+    (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
+    source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
+    context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="float32")
+    config = Distill(data=str(tmp_path / "text.txt"), tokens=16 * 40, context_length=16, top_k=8)
+    artifact = execute(LOGITS, config, source, tmp_path / "store", context).artifact
+    store = StoredLogits(tmp_path / "store")
+    assert artifact.details["windows"] == len(store) > 0
+    assert artifact.details["bytes"] == (tmp_path / "store" / shard_name(0)).stat().st_size
+    assert store.header.teacher == source.fingerprint
+    assert not (tmp_path / "store" / "tokens.bin").exists()
+    assert LossConfig(top_k=store.header.top_k).top_k == 8
