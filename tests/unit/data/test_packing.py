@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compressor.data import packing
 from compressor.data.packing import (
@@ -201,6 +203,28 @@ def test_a_document_over_two_windows_keeps_the_label_between_them(tmp_path: Path
 
     assert windows[0]["labels"][-1] == windows[1]["input_ids"][0]
     assert windows[1]["position_ids"].tolist() == list(range(8))
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), seq_len=st.integers(1, 12))
+def test_isolated_documents_by_brute_force(
+    lengths: list[int], seq_len: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Token by token: the document it is in, and where that began, or the window did."""
+    num_tokens = max(sum(lengths), seq_len)
+    ends = [*np.cumsum(lengths)[:-1].tolist(), num_tokens]
+    starts = [0, *ends[:-1]]
+    windows = isolated(tmp_path_factory.mktemp("tokens") / "x", starts, num_tokens, seq_len)
+    document = [sum(start <= token for start in starts) - 1 for token in range(num_tokens)]
+
+    assert len(windows) == num_tokens // seq_len
+    for index in range(len(windows)):
+        window = windows[index]
+        for offset in range(seq_len):
+            token = index * seq_len + offset
+            follows = token + 1 < num_tokens and document[token + 1] == document[token]
+            assert window["labels"][offset] == (token + 1 if follows else IGNORED)
+            assert window["position_ids"][offset] == token - max(starts[document[token]], index * seq_len)
 
 
 def test_isolation_needs_the_starts(tmp_path: Path) -> None:
