@@ -11,6 +11,7 @@ D head_dim, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,27 @@ class Hardware:
     num_gpus: int = 8
     utilisation: float = ASSUMED_UTILISATION
     gpu_hour_price: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse shares and prices that are none.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        if not 0 < self.utilisation <= 1:
+            raise UsageError(
+                "the utilisation is no share of the GPU's rate",
+                where="--utilisation",
+                expected="above 0, at most 1",
+                found=self.utilisation,
+            )
+        if self.gpu_hour_price is not None and not 0 <= self.gpu_hour_price < math.inf:
+            raise UsageError(
+                "the price of a GPU-hour is no amount of money",
+                where="--gpu-hour-price",
+                expected="US dollars, 0 or more",
+                found=self.gpu_hour_price,
+            )
 
     @property
     def device(self) -> Gpu:
