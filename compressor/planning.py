@@ -15,7 +15,8 @@ from compressor.models.dims import (
 )
 from compressor.pruning.target import ResolvedTarget, resolve_shape, resolve_target
 from compressor.recipe import Recipe
-from compressor.training_cost import Hardware, memory_per_gpu, training_estimate, training_phases
+from compressor.training_cost import Hardware, training_estimate, training_phases
+from compressor.training_phase import memory_per_gpu
 
 SCHEMA = "compress-export/plan/1"
 _PRECISION_OF_FORMAT = {

@@ -26,14 +26,12 @@ from compressor.cli.training_options import distillation, training
 @click.option("--num-gpus", type=click.IntRange(1), default=8, show_default=True)
 @click.option(
     "--utilisation",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=float,
     default=0.4,
     show_default=True,
     help="Share of the GPU's bf16 rate.",
 )
-@click.option(
-    "--gpu-hour-price", type=click.FloatRange(0), default=None, help="US dollars. [assumed, per GPU]"
-)
+@click.option("--gpu-hour-price", type=float, default=None, help="US dollars. [assumed, per GPU]")
 @click.option("--recover-tokens", default=None, help="Budget after sparsifying. [as --tokens]")
 @sparsity
 @calibration

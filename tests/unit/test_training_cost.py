@@ -16,16 +16,18 @@ from compressor.presets import PRESETS
 from compressor.recipe import Distill, Recipe, load_recipe
 from compressor.training_cost import (
     Hardware,
+    sampling_flops,
+    step_seconds,
+    training_estimate,
+    training_phases,
+    windows_per_gpu,
+)
+from compressor.training_phase import (
     Phase,
     activation_bytes_per_token,
     batch_and_steps,
     memory_per_gpu,
-    sampling_flops,
-    step_seconds,
-    training_estimate,
     training_flops_per_token,
-    training_phases,
-    windows_per_gpu,
 )
 from tests.tiny_models import make_model
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from compressor.cli import stage_command
 from compressor.cli.main import cli, invoke
 from compressor.cli.options import RECIPE_FIELDS, recipe_overrides
 from compressor.cli.sections import OPTIONS, SectionedCommand
@@ -139,6 +140,9 @@ def test_one_text_replaces_the_domains_of_a_recipe(tmp_path: Path) -> None:
         (["--generate-tokens", "many"], "--generate-tokens"),
         (["--utilisation", "0"], "--utilisation"),
         (["--utilisation", "1.1"], "--utilisation"),
+        (["--utilisation", "nan"], "--utilisation"),
+        (["--gpu-hour-price", "inf"], "--gpu-hour-price"),
+        (["--gpu-hour-price", "nan"], "--gpu-hour-price"),
         (["--gpu-hour-price", "-1"], "--gpu-hour-price"),
         (["--gpu", "b300"], "--gpu"),
     ],
@@ -192,3 +196,23 @@ def test_commands_that_distill_take_every_flag_of_it(name: str) -> None:
     assert {*TRAINING_FIELDS, *DISTILLATION_FIELDS} <= names
     assert names & {"kl_weight"} == ({"kl_weight"} if name != "distill" else set())
     assert {*TRAINING_FIELDS, *DISTILLATION_FIELDS} <= set(RECIPE_FIELDS)
+
+
+def test_distill_takes_a_recipe_and_flags_override_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, capsys: Capture
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stand_in(stage: Any, config: Any, source: Any, out_dir: Path, flags: Any, *_: Any, **__: Any) -> Any:
+        seen.update(config=config, flags=flags)
+        return source
+
+    monkeypatch.setattr(stage_command, "execute_stage", stand_in)
+    tree = {"model": "m", "seed": 7, "dtype": "float32", "distill": {"top_k": 1000, "tokens": 9000}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    words = ["distill", str(tiny_checkpoint), "--teacher", str(tiny_checkpoint), "--config", str(recipe)]
+    assert invoke([*words, "--tokens", "5k", "-o", str(tmp_path / "out")]) == 0
+    assert (seen["config"].top_k, seen["config"].tokens) == (1000, 5000)
+    assert (seen["flags"]["seed"], seen["flags"]["dtype"]) == (7, "float32")
+    assert str(tiny_checkpoint) in capsys.readouterr().out
