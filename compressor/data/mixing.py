@@ -44,6 +44,22 @@ class DomainWindows:
         return {**self.windows[int(self._order[1][position])], "domain_id": domain}
 
 
+class DistinctWindows:
+    """Every distinct window of several domains by one index, domain after domain."""
+
+    def __init__(self, domains: Sequence[DomainWindows]) -> None:
+        self._domains = domains
+        self._ends = np.cumsum([len(domain.windows) for domain in domains])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Window:
+        domain = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[domain]) - len(self._domains[domain].windows)
+        return self._domains[domain].windows[index - first]
+
+
 class WindowStream:
     """Draws the windows of one optimizer step after the other.
 
@@ -99,6 +115,11 @@ class WindowStream:
     def drawn(self) -> tuple[int, ...]:
         """Windows drawn so far, per domain."""
         return tuple(self._drawn)
+
+    @property
+    def distinct(self) -> DistinctWindows:
+        """The windows that the stream draws from."""
+        return DistinctWindows(self._domains)
 
     @property
     def num_distinct(self) -> tuple[int, ...]:

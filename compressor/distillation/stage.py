@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ import torch
 
 from compressor.artifact import ModelArtifact
 from compressor.data.mixing import WindowStream
-from compressor.distillation.choice import choose_loss, describe_loss, warn_of_small_top_k
+from compressor.data.packing import Window
+from compressor.distillation.choice import LossChoice, choose_losses, describe
+from compressor.distillation.correction import CorrectAlongside, correction_learning_rate, require_alongside
 from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.generate import TEXT_FILE
+from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
+from compressor.distillation.projection import ProjectionState
+from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
     open_training_stream,
@@ -29,40 +35,66 @@ from compressor.models.load import load_model, load_tokenizer
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.promise import read_promise
 from compressor.stage import Stage, StageContext, StageResult
+from compressor.training.callbacks import TrainingExtension
 from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
 from compressor.training.trainer import TrainingConfig, train
 
 GENERATED = "generated"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pupil:
+    """A student beside what teaches it.
+
+    Attributes:
+        module: Student, teacher and loss.
+        choice: The losses, and the rule that chose them.
+        stored: The teacher's stored logits, where they replace it.
+    """
+
+    module: DistillationModule
+    choice: LossChoice
+    stored: StoredLogits | None
+
+    def complete(self, window: Window) -> Window:
+        """A window with the stored logits of its positions."""
+        if self.stored is None:
+            return window
+        top = self.stored.window(window["input_ids"])
+        return {**window, "teacher_top_ids": top.ids, "teacher_top_logprobs": top.logprobs}
+
+
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Distill `source` from the context's teacher.
+    """Distill `source` from the context's teacher, or from its stored logits.
 
     Raises:
         UsageError: without a teacher, or for a sparse student.
         UnsupportedError: when the vocabularies differ.
     """
-    teacher = _require_teacher(source, context)
+    _require_dense(source)
+    pupil = _pupil(config, source, context)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)
     stream = open_training_stream(config, plan, domains, source, out_dir, context)
-    module, rule = _module(config, source, teacher, context)
-    place_(module, config, plan, context.device)
-    dynamic = dynamic_batches(config, plan, domains, stream, module, source, context)
+    place_(pupil.module, config, plan, context.device)
+    dynamic = dynamic_batches(config, plan, domains, stream, pupil.module, source, context)
+    in_memory = context.teacher.path if context.teacher and pupil.module.teacher else None
     log = train(
-        module,
+        pupil.module,
         stream,
         plan,
         out_dir,
         context.console,
-        extensions=[dynamic] if dynamic else [],
-        flops_per_token=training_flops_per_token(teacher.path, source.path, config.context_length),
+        extensions=[*_extensions(config, pupil.module), *([dynamic] if dynamic else [])],
+        complete=pupil.complete,
+        flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
     )
-    save_trained(module.student, source, out_dir, getattr(torch, context.dtype))
+    save_trained(pupil.module.student, source, out_dir, getattr(torch, context.dtype))
     clean_up(out_dir)
     details = {
-        "loss": describe_loss(module.loss),
-        "loss_rule": rule,
+        "loss": describe(pupil.module.loss),
+        "loss_rule": pupil.choice.rule,
+        "teacher": _teacher_details(config, pupil),
         **training_details(stream, plan, log, config.context_length),
     }
     if dynamic is not None:
@@ -93,11 +125,18 @@ def dynamic_batches(
     """Dynamic batch loading over these domains, where the recipe asks for it.
 
     Raises:
-        UsageError: for a domain without held-out text.
+        UsageError: for a domain without held-out text, or without a reference where no teacher gives it.
     """
     dynamic = config.dynamic_batches
     if dynamic.variant == "off":
         return None
+    references = [domain.reference_loss for domain in domains]
+    if module.teacher is None and None in references:
+        raise UsageError(
+            "dynamic batches compare with a teacher in memory, or with reference losses",
+            where="distill.domains[].reference_loss",
+            expected="one for every domain",
+        )
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
     windows = held_out_windows(domains, tokenizer, size=dynamic.eval_windows, seq_len=config.context_length)
     losses = DomainLosses(module, windows, plan)
@@ -105,38 +144,94 @@ def dynamic_batches(
         stream,
         losses.student,
         losses.teacher,
-        references=[domain.reference_loss for domain in domains],
+        references=references,
         variant=dynamic.variant,
         interval_steps=dynamic.interval_steps,
     )
 
 
-def _require_teacher(source: ModelArtifact, context: StageContext) -> ModelArtifact:
-    if context.teacher is None:
-        raise UsageError("distillation needs a teacher", hint="--teacher MODEL")
+def _require_dense(source: ModelArtifact) -> None:
     if read_promise(source.path) is not None:
         raise UsageError(
             "distillation would fill the zeros of a sparse student",
             where=str(source.path),
             hint="`compress-export distill` on a sparsified directory holds its mask",
         )
-    refuse_other_vocabulary(source, context.teacher)
-    return context.teacher
 
 
-def _module(
-    config: Distill, source: ModelArtifact, teacher: ModelArtifact, context: StageContext
-) -> tuple[DistillationModule, str]:
-    """Student, teacher and the loss between them, and the rule that chose it."""
-    layers = [read_config(artifact.path)["num_hidden_layers"] for artifact in (teacher, source)]
-    loss, rule = choose_loss(config, *layers)
-    warn_of_small_top_k(loss.top_k, context.console)
+def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pupil:
+    """Student, teacher and the losses between them."""
+    teacher = context.teacher
+    stored = _stored_logits(config, source)
+    if teacher is not None:
+        refuse_other_vocabulary(source, teacher)
+    elif stored is None:
+        raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
+    num_layers = read_config(source.path)["num_hidden_layers"]
+    choice = choose_losses(
+        config,
+        num_teacher_layers=read_config(teacher.path)["num_hidden_layers"] if teacher else num_layers,
+        num_student_layers=num_layers,
+        has_stored_logits=stored is not None,
+    )
+    for warning in choice.warnings:
+        context.console.warn(warning)
     student: Any = load_model(source.path, dtype="float32", device=context.device)
     student.requires_grad_(requires_grad=True).train()
-    # Cross-entropy alone needs no teacher, unless domains are to be compared with it.
-    is_needed = loss.needs_teacher or config.dynamic_batches.variant != "off"
-    frozen = load_model(teacher.path, dtype=context.dtype, device=context.device) if is_needed else None
-    return DistillationModule(student, frozen, loss), rule
+    loaded = None
+    if teacher is not None and stored is None:
+        loaded = _load_teacher(config, choice, teacher, context)
+    alongside = config.correction.mode == "alongside"
+    module = DistillationModule(student, loaded, choice.loss, corrects_teacher=alongside)
+    return Pupil(module=module, choice=choice, stored=stored)
+
+
+def _load_teacher(
+    config: Distill, choice: LossChoice, teacher: ModelArtifact, context: StageContext
+) -> Any | None:
+    """The teacher in its own dtype, in float32 if it trains too; None where nothing asks for it."""
+    if config.correction.mode == "alongside":
+        require_alongside(config)
+        return load_model(teacher.path, dtype="float32", device=context.device)
+    if not choice.loss.needs_teacher and config.dynamic_batches.variant == "off":
+        return None
+    return load_model(teacher.path, dtype=context.dtype, device=context.device)
+
+
+def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | None:
+    """The store that the recipe names, if it is over this student's windows and vocabulary."""
+    if config.teacher_logits is None:
+        return None
+    if config.correction.mode == "alongside":
+        require_alongside(config)
+    stored = StoredLogits(Path(config.teacher_logits))
+    stored.require(
+        vocab_size=read_config(source.path)["vocab_size"],
+        seq_len=config.context_length,
+        tokenizer=tokenizer_fingerprint(source.path),
+        isolates_documents=config.isolate_documents,
+        top_k=config.top_k,
+    )
+    return stored
+
+
+def _extensions(config: Distill, module: DistillationModule) -> list[TrainingExtension]:
+    """What the losses add to the training loop."""
+    extensions: list[TrainingExtension] = []
+    if config.correction.mode == "alongside" and module.teacher is not None:
+        rate = correction_learning_rate(config)
+        extensions.append(CorrectAlongside(module.teacher.model, learning_rate=rate))
+    if module.projection is not None:
+        extensions.append(ProjectionState(module.projection))
+    return extensions
+
+
+def _teacher_details(config: Distill, pupil: Pupil) -> str:
+    if pupil.stored is not None:
+        return f"stored logits, {pupil.stored.header.top_k} tokens per position"
+    if pupil.module.teacher is None:
+        return "none: the loss needs no teacher"
+    return "in memory, corrected alongside" if config.correction.mode == "alongside" else "in memory, frozen"
 
 
 DISTILL: Stage[Distill] = Stage(

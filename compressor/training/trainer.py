@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from compressor.console import Console
 from compressor.data.mixing import WindowStream
-from compressor.data.packing import IGNORED
+from compressor.data.packing import IGNORED, Window
 from compressor.processes import barrier, is_main, rank, sum_over_processes, world_size
 from compressor.training.callbacks import (
     COMPLETE_MARK,
@@ -109,6 +109,7 @@ def train(
     console: Console,
     *,
     extensions: Sequence[TrainingExtension] = (),
+    complete: Callable[[Window], Window] = lambda window: window,
     flops_per_token: float | None = None,
 ) -> TrainingLog:
     """Train `module.student` in place, continuing from `work_dir/checkpoints` if there is something.
@@ -121,6 +122,7 @@ def train(
         work_dir: Where checkpoints live while the run lasts.
         console: Progress.
         extensions: What this kind of training adds; at most one brings an optimizer.
+        complete: Adds to each of this process's windows what the stream does not hold.
         flops_per_token: Of a training step, for the utilisation of a known GPU.
 
     Raises:
@@ -147,7 +149,7 @@ def train(
             ],
             optimizers=(_optimizer(extensions, module, config), None),
         )
-        trainer.set_up(stream, config, extensions, Speed(flops_per_token))
+        trainer.set_up(_Batches(stream, config, complete), config, extensions, Speed(flops_per_token))
         trainer.add_callback(Guard(trainer.check_step))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -203,8 +205,10 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
 class _Batches:
     """This process's micro-batches, drawn step by step: a step's windows only when it begins."""
 
-    def __init__(self, stream: WindowStream, config: TrainingConfig) -> None:
-        self._stream, self._config = stream, config
+    def __init__(
+        self, stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]
+    ) -> None:
+        self.stream, self._config, self._complete = stream, config, complete
 
     def __len__(self) -> int:
         return self._config.max_steps * self._config.accumulation_steps
@@ -212,12 +216,12 @@ class _Batches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         size = self._config.micro_batch_size
         while True:
-            windows = self._stream.step_windows(self._config.batch_size)[rank() :: world_size()]
+            windows = self.stream.step_windows(self._config.batch_size)[rank() :: world_size()]
             for start in range(0, len(windows), size):
-                yield collate(windows[start : start + size])
+                yield collate([self._complete(window) for window in windows[start : start + size]])
 
 
-def collate(windows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
     """Windows as one batch; `domain_id` becomes `domain_ids`."""
     batch = {
         name: torch.from_numpy(np.stack([window[name] for window in windows]))
@@ -233,20 +237,21 @@ class _StudentTrainer(Trainer):
 
     def set_up(
         self,
-        stream: WindowStream,
+        batches: _Batches,
         config: TrainingConfig,
         extensions: Sequence[TrainingExtension],
         speed: Speed,
     ) -> None:
         """Set what the Trainer itself does not know."""
-        self._stream, self._config, self._extensions, self._speed = stream, config, extensions, speed
-        self._domains = torch.zeros(len(stream.names), 2, dtype=torch.float64)
+        self._batches, self._stream, self._config = batches, batches.stream, config
+        self._extensions, self._speed = extensions, speed
+        self._domains = torch.zeros(self._stream.num_domains, 2, dtype=torch.float64)
         self._step_batches: list[dict[str, torch.Tensor]] = []
         self._step_losses: list[torch.Tensor] = []
         self.model_accepts_loss_kwargs = True  # losses are normalised here, not by accumulation steps
 
     def get_train_dataloader(self) -> Any:
-        return _Batches(self._stream, self._config)
+        return self._batches
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """A step's micro-batches, and its counted tokens over all processes."""
