@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import DependencyError, UsageError, VerificationError
-from compressor.recipe import Export, ExportFormat, TensorRTLLM
+from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe import Calibration, Export, ExportFormat, TensorRTLLM
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
 from exporters.record import VERIFICATION_FILE, file_hashes
 from exporters.verify import verify_directory
+from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 FORMATS: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
@@ -218,6 +220,73 @@ def test_verify_compares_a_runs_checkpoints_with_its_student(
     assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
     with pytest.raises(VerificationError, match=message):
         verify_directory(run)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="module")
+def llama31(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A student of Llama-3.1's rope, quantised, in both formats; not to be changed."""
+    root = tmp_path_factory.mktemp("llama31")
+    rope = {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rope_scaling": {**LLAMA3}}
+    model = make_model(rope_theta=500_000.0, **rope).to(torch.bfloat16)
+    student = artifact_of(save_checkpoint(root / "student", model))
+    config = QuantizeStageConfig(calibration=Calibration(data=str(exports.text), size=4, seq_len=64))
+    source = execute(QUANTIZE, config, student, root / "quantised", context()).artifact
+    made = {"quantised": source.path}
+    names: tuple[ExportFormat, ...] = ("huggingface-fp8", "tensorrt-llm-fp8")
+    for name in names:
+        made[name] = execute(export_stage(name), Export(), source, root / name, context()).artifact.path
+    return made
+
+
+def damaged_copy(made: Path, where: Path, file: str, changes: dict[str, Any]) -> Path:
+    copy = Path(shutil.copytree(made, where))
+    config = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rotary_scaling": None}, {"rotary_base": 10_000.0}], ids=["scaling", "base"]
+)
+def test_rope_of_llama31_is_kept_in_the_checkpoint_and_its_loss_is_caught(
+    llama31: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made, file = llama31["tensorrt-llm-fp8"], "checkpoint/config.json"
+    config = json.loads((made / file).read_text())
+    assert (config["rotary_base"], config["rotary_scaling"]) == (500_000.0, LLAMA3)
+    copy = damaged_copy(made, tmp_path / "made", file, changes)
+    with pytest.raises(VerificationError, match="config differs"):
+        EXPORTERS["tensorrt-llm-fp8"].verify(copy, llama31["quantised"], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": None},
+        {"rope_theta": 10_000.0},
+        {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}},
+    ],
+    ids=["scaling of 4.57", "base of 4.57", "scaling of 5"],
+)
+def test_rope_of_llama31_is_kept_in_the_unified_checkpoint_and_its_loss_is_caught(
+    llama31: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made, file = llama31["huggingface-fp8"], "config.json"
+    config = json.loads((made / file).read_text())
+    assert (config["rope_theta"], config["rope_scaling"]) == (500_000.0, LLAMA3)
+    assert config["rope_parameters"] == {"rope_theta": 500_000.0, **LLAMA3}
+    copy = damaged_copy(made, tmp_path / "made", file, changes)
+    with pytest.raises(VerificationError, match="config differs"):
+        EXPORTERS["huggingface-fp8"].verify(copy, llama31["quantised"], OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
