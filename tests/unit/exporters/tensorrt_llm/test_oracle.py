@@ -31,17 +31,10 @@ if Version(version("nvidia-modelopt")) >= Version("0.47"):
     DECODERS |= {"qwen2": "qwen", "qwen3": "qwen"}
 # Under transformers 5 ModelOpt leaves rope out altogether; everything else here must agree.
 COMPARED = (
-    *(
-        "architecture",
-        "dtype",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_size",
-    ),
-    *("hidden_size", "intermediate_size", "vocab_size", "head_size", "max_position_embeddings", "hidden_act"),
-    *("norm_epsilon", "position_embedding_type", "use_parallel_embedding", "embedding_sharding_dim"),
-    *("mapping", "quantization"),
+    *("architecture", "dtype", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("hidden_size", "intermediate_size", "vocab_size", "head_size", "max_position_embeddings"),
+    *("hidden_act", "norm_epsilon", "position_embedding_type", "use_parallel_embedding"),
+    *("embedding_sharding_dim", "mapping", "quantization"),
 )
 
 
