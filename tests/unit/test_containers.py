@@ -161,7 +161,7 @@ def test_actionlint_has_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
-        ("github.ref_type", "github.ref_tpye", "ref_tpye"),
+        ("github.ref_type", "github.ref_kind", "ref_kind"),
         ("retention-days", "retention", "retention"),
         ("[self-hosted, linux, x64, gpu]", "[self-hosted, linux, x64, gpus]", "gpus"),
     ],
