@@ -69,6 +69,8 @@ class Console:
         if self.quiet or not self.rich.is_terminal:
             yield Tick(self, description, total, None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Notes may be another program's lines, which hold brackets.
+        description_column = TextColumn("{task.description}", markup=False)
+        columns = (description_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.rich, transient=True) as progress:
             yield Tick(self, description, total, progress)

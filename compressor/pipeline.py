@@ -109,7 +109,7 @@ def run_pipeline(
     """
     require_prunable(plan.teacher)
     if recipe.export.tensorrt_llm.require_engine:
-        require_builder()
+        require_builder(recipe.export_formats())
     require_sparsifiable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:

@@ -165,7 +165,9 @@ def _closing(summary: dict[str, Any]) -> list[str]:
 
 def _engine_line(name: str, engine: dict[str, Any]) -> str:
     if engine["built"]:
-        return f"{name}: engine built with TensorRT-LLM {engine['tensorrt_llm']}."
+        tactics = engine.get("sparsity")
+        sparse = f"; with 2:4 weights it is {tactics['engine']}" if tactics else ""
+        return f"{name}: engine built with TensorRT-LLM {engine['tensorrt_llm']}{sparse}."
     return (
         f"{name}: checkpoint only, no engine ({engine['reason']}). `exports/{name}/{engine['script']}` "
         f"builds it in the container {engine['container']}."

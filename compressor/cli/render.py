@@ -158,7 +158,7 @@ def doctor_text(report: dict[str, Any]) -> str:
     if not report["gpus"]:
         lines.append("GPU           none: FP8 and 2:4 kernels cannot run here, their exports can be written")
     builder = report["trtllm_build"]
-    lines.append(f"trtllm-build  {builder.get('version', '') if builder['found'] else 'not found'}")
+    lines.append(f"trtllm-build  {builder['version'] if builder['found'] else builder['reason']}")
     hub = report["hub"]
     state = "reachable" if hub["reachable"] else f"out of reach ({hub['reason']})"
     lines.append(f"hub           {state}, token {hub['token']}")
