@@ -196,6 +196,40 @@ def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Pat
         pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
 
 
+@pytest.mark.parametrize("name", ["onnx", "onnx-fp16"])
+def test_a_third_nonzero_in_a_graphs_matrix_is_caught(
+    sparse: Sparse, tmp_path: Path, name: ExportFormat
+) -> None:
+    """Stored transposed, inputs in rows; the key's share of joined projections, or its own matrix."""
+    import onnx
+    from onnx import numpy_helper
+
+    source = sparse.student()
+    EXPORTERS[name].write(source.path, tmp_path, OPTIONS)
+    carry_promise(source.path, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    stored = {entry.name: entry for entry in model.graph.initializer}
+    # Joined, 64 queries come before the keys.
+    starts = {"model.layers.1.attn.qkv_proj.MatMul.weight": 64, "model.layers.1.attn.k_proj.MatMul.weight": 0}
+    matrix = next(stored[key] for key in starts if key in stored)
+    values = np.array(numpy_helper.to_array(matrix))
+    output = starts[matrix.name] + 3
+    values[8 + int((values[8:12, output] == 0).argmax()), output] = 1
+    matrix.CopyFrom(numpy_helper.from_array(values, matrix.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.k_proj\.weight\[3, 8:12\]"):
+        check_sparsity(tmp_path)
+
+
+def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
+    made = sparse.make("onnx")
+    assert verify_directory(made, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+        verify_directory(made, pattern=Pattern(1, 4))
+    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+        verify_directory(exports.make("onnx"), pattern=Pattern())
+
+
 @pytest.mark.parametrize("skipped", [(), ("q_proj",), ("v_proj",), ("q_proj", "v_proj"), ("k_proj",)])
 def test_rows_of_joined_projections_are_found(skipped: tuple[str, ...]) -> None:
     rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32}
