@@ -13,6 +13,7 @@ from bench.machine_rates import machine_rates
 from bench.measure import run_bench
 from bench.report.write import write_reports
 from bench.results import NotMeasured, Quality
+from bench.roofline import compute_precision
 from bench.runtimes.tensorrt_llm import TENSORRT_LLM
 from bench.serving import run_serving
 from bench.shape_only import is_shape_only
@@ -67,7 +68,7 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
             seed=context.seed,
             not_measured=missing,
             quality=quality,
-            rates=machine_rates(out_dir.absolute().parent / SCRATCH),
+            rates=machine_rates(out_dir.absolute().parent / SCRATCH, precisions=_computed(arms)),
         )
     write_reports(results, out_dir)
     return StageResult(
@@ -87,6 +88,11 @@ def _arm(name: str, artifact: ModelArtifact, config: BenchStageConfig) -> Arm:
         dims=_dims(artifact.path, config.shapes.get(model)),
         has_random_weights=is_shape_only(artifact.path),
     )
+
+
+def _computed(arms: dict[str, Arm]) -> set[str]:
+    """The precisions that the arms multiply in."""
+    return {name for arm in arms.values() if (name := compute_precision(arm.precision))}
 
 
 def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | None:

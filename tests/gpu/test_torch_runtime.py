@@ -64,5 +64,7 @@ def test_a_converted_model_decodes_from_a_graph(precision: str) -> None:
 
 
 def test_rates_and_layers_can_be_measured() -> None:
-    assert measure_rates().bandwidth_bytes_per_s > 1e10
+    rates = measure_rates(["bf16"])
+    assert rates.bandwidth_bytes_per_s > 1e10
+    assert rates.matmul_ops_per_s["bf16"] > 1e12
     assert gemm_s((256, 256), 16, "bf16") > 0
