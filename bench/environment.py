@@ -60,10 +60,10 @@ def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
 def model_files(arm: Arm) -> dict[str, FileRecord]:
     """Digest and size of every file in an arm's directory, by name within it."""
     return {
-        path.relative_to(arm.path).as_posix(): FileRecord(
+        path.relative_to(arm.weights).as_posix(): FileRecord(
             sha256=sha256_of_file(path), size_bytes=path.stat().st_size
         )
-        for path in sorted(arm.path.rglob("*"))
+        for path in sorted(arm.weights.rglob("*"))
         if path.is_file()
     }
 

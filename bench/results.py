@@ -81,10 +81,9 @@ class ArmRecord(Record):
     peak_memory: PeakMemory | AbsentRecord
     has_random_weights: bool = False
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of every file of the model, engine or graph."""
-        return sum(record.size_bytes for record in self.files.values())
+    weight_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
+    engine_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
+    file_bytes: int = Field(0, description="all files of the model on disk")
 
 
 class Summary(Record):

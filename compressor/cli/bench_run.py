@@ -44,7 +44,7 @@ PRESETS = ("quick", "published", "minitron-blog")
     default=None,
     help=(
         "fp32, fp16, int4 (ONNX); fp32, bf16, fp16, fp8, bf16+2:4, fp16+2:4 (torch). "
-        "[fp32; bf16 for random weights]"
+        "[fp32; bf16 for random weights; as stored for tensorrt-llm]"
     ),
 )
 @click.option("--random-weights", is_flag=True, help="MODEL is ALIAS[:SHAPE]; measure its shape only.")
@@ -61,6 +61,12 @@ PRESETS = ("quick", "published", "minitron-blog")
     help="Requests in flight: 1,8,64; a serving experiment of its own (tensorrt-llm).",
 )
 @click.option("--num-requests", type=click.IntRange(2), default=None, help="Of one serving run. [200]")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    help="TensorRT engine of each MODEL, in order; without it MODEL is served by PyTorch (tensorrt-llm).",
+)
 @click.option("-o", "--output-dir", default=None, help="Directory to write. [./bench-MODEL]")
 @common
 def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
@@ -83,7 +89,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     flags = {**flags, **_defaults(flags)}
     if flags["preset"] and (flags["isl_osl"] or flags["batches"]):
         raise UsageError("a preset is a whole grid", where="--preset", hint="leave out lengths and batches")
-    if len(models) == 1 and len(flags["precisions"]) == 1:
+    if len(models) == 1 and len(flags["precisions"] or ()) <= 1:
         raise UsageError("a benchmark compares a baseline with at least one other model or precision")
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
@@ -94,14 +100,14 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
         from bench.stage import BENCH, BenchStageConfig
         from compressor.cli.stage_command import execute_stage
 
-        source, arms, shapes = open_arms(models, recipe, out_dir, flags, console)
+        source, arms, engines, shapes = open_arms(models, recipe, out_dir, flags, console)
         config = BenchStageConfig(
             bench=recipe.bench,
             comparisons=fair_comparisons(tuple(arms), which=recipe.bench.baselines),
             runtime=flags["runtime"],
             shapes=shapes,
         )
-        artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others=arms)
+        artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
         report = render_markdown(Results.model_validate(artifact.details))
     emit(artifact.details, flags, report)
 
@@ -109,7 +115,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
 def _defaults(flags: dict[str, Any]) -> dict[str, Any]:
     """Runtime and precision where they were not given: shapes are drawn by torch, in 16 bits."""
     is_shape = flags["random_weights"]
-    return {
-        "runtime": flags["runtime"] or ("torch-eager" if is_shape else "onnxruntime-genai"),
-        "precisions": flags["precisions"] or (("bf16",) if is_shape else ("fp32",)),
-    }
+    runtime = flags["runtime"] or ("torch-eager" if is_shape else "onnxruntime-genai")
+    precisions = flags["precisions"] or (("bf16",) if is_shape else ("fp32",))
+    is_as_stored = runtime == "tensorrt-llm" and not is_shape
+    return {"runtime": runtime, "precisions": flags["precisions"] if is_as_stored else precisions}

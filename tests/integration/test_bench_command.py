@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.results import PeakMemory, Results, Roofline
 from compressor.cli.main import invoke
@@ -15,6 +17,15 @@ from compressor.presets import PRESETS
 TEACHER = "smollm2-135m:num_hidden_layers=2+vocab_size=512"
 STUDENT = "smollm2-135m:num_hidden_layers=1+vocab_size=512"
 GRID = ("--runtime", "torch-eager", "--isl-osl", "8/4", "--batch-size", "1:2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take a hundred times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
