@@ -69,6 +69,8 @@ def measure_rates(precisions: Iterable[str], known: Rates | None = None) -> Rate
         elif name == _E4M3 and device == "cuda" and torch.cuda.get_device_capability() >= _FP8_CAPABILITY:
             ops[name] = _fp8_rate()
     bandwidth = known.bandwidth_bytes_per_s if known else _bandwidth(device)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the models need the room
     return Rates(bandwidth_bytes_per_s=bandwidth, matmul_ops_per_s=ops, device=device_name())
 
 

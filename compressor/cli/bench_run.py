@@ -52,7 +52,7 @@ PRESETS = ("quick", "published", "minitron-blog")
     "--processes",
     type=click.Choice(["shared", "alternating"]),
     default=None,
-    help="alternating: one model in memory at a time. [shared]",
+    help="alternating: one model in memory at a time. [shared where both fit]",
 )
 @click.option(
     "--concurrency",
