@@ -136,6 +136,10 @@ class CellResult(Record):
     )
     status: Status
     reason: str | None = None
+    gated: bool = Field(
+        default=True, description="set to false in a baseline by hand: the gate then only reports this cell"
+    )
+    not_gated_reason: str | None = Field(None, description="why it is not gated")
     is_confirmed: bool = Field(
         default=False, description="whether the numbers are a fresh series of fixed length"
     )

@@ -128,9 +128,9 @@ def _latency(lengths: tuple[int, int], found: list[Measured], load: Load) -> Cha
             _by_arm(points),
             x_title="latency per output token [ms]",
             y_title=load.throughput,
-            front=pareto_front(list(points.values())),
+            front=pareto_front([point for point in points.values() if not point.is_hollow]),
         ),
-        caption="Up and to the left is better; along a line the load grows.",
+        caption="Up and to the left is better; along a line the load grows. No NOISY mark is in the front.",
     )
 
 

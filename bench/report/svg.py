@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 LEGEND_LINE = 16
 NUM_COLOURS = 6
 _TICKS = 4
-_LEGEND_LETTERS = 52  # what fits into a line
+_LEGEND_LETTERS = 48  # what fits into a line
 Place = Callable[[float], float]
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 

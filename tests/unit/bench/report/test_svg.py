@@ -25,7 +25,7 @@ def test_a_noisy_bar_is_hollow() -> None:
 def test_a_long_name_loses_its_middle_in_the_legend_and_keeps_it_when_pointed_at() -> None:
     name = "a" * 40 + "b" * 40
     drawn = xy_chart([Series(name=name, points=[Point(x=1.0, y=1.0, label="p")])], x_title="x", y_title="y")
-    assert f"{'a' * 26}…{'b' * 25}<title>{name}</title>" in drawn
+    assert f"{'a' * 24}…{'b' * 23}<title>{name}</title>" in drawn
 
 
 def test_a_front_of_one_point_is_drawn() -> None:
