@@ -94,6 +94,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
     with work(flags) as console:
+        _refuse_other_device(flags)
         from bench.comparisons import fair_comparisons
         from bench.report.markdown import render_markdown
         from bench.results import Results
@@ -110,6 +111,22 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
         artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
         report = render_markdown(Results.model_validate(artifact.details))
     emit(artifact.details, flags, report)
+
+
+def _refuse_other_device(flags: dict[str, Any]) -> None:
+    """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
+    from compressor import hardware
+    from compressor.errors import UsageError
+
+    own = hardware.resolve_device("auto")
+    if flags["device"] not in (None, "auto", own):
+        raise UsageError(
+            "a benchmark runs on this machine's own device",
+            where="--device",
+            expected=own,
+            found=flags["device"],
+            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+        )
 
 
 def _defaults(flags: dict[str, Any]) -> dict[str, Any]:
