@@ -21,6 +21,8 @@ class Arm:
         num_parameters: All parameters, embeddings included.
         dims: Its shape, where known: the roofline needs it.
         has_random_weights: Whether it is only a shape.
+        engine: A TensorRT engine that runs instead of the checkpoint in `path`, which then only
+            gives the tokenizer.
     """
 
     id: str
@@ -31,10 +33,18 @@ class Arm:
     num_parameters: int
     dims: Dims | None = None
     has_random_weights: bool = False
+    engine: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The directory that holds what is executed."""
+        return self.engine or self.path
 
     def without_path(self, text: str) -> str:
         """`text`, such as a runtime's message, with the arm's directory replaced by its name."""
-        return text.replace(str(self.path.resolve()), self.id).replace(str(self.path), self.id)
+        for path in filter(None, (self.engine, self.path)):
+            text = text.replace(str(path.resolve()), self.id).replace(str(path), self.id)
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ def _facts(results: Results) -> dict[str, str]:
         **_machine(environment),
         **{name: number for name, number in environment.versions.items() if name != _OWN_VERSION},
         "experiment": results.protocol.mode,
+        "processes": results.protocol.processes,
+        "runtime": ", ".join(sorted({arm.runtime for arm in results.arms})),
         "seed": str(results.protocol.seed),
     }
 

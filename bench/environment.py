@@ -15,6 +15,8 @@ from compressor.manifest import versions
 CONTAINER_DIGEST_VARIABLE = "COMPRESS_EXPORT_CONTAINER_DIGEST"
 _CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+# The second is what older drivers call it; one unknown field and nvidia-smi tells nothing.
+_THROTTLE_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 # nvidia-smi's names, in the order of `_gpu`.
 _GPU_FIELDS = (
     "name",
@@ -60,10 +62,10 @@ def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
 def model_files(arm: Arm) -> dict[str, FileRecord]:
     """Digest and size of every file in an arm's directory, by name within it."""
     return {
-        path.relative_to(arm.path).as_posix(): FileRecord(
+        path.relative_to(arm.weights).as_posix(): FileRecord(
             sha256=sha256_of_file(path), size_bytes=path.stat().st_size
         )
-        for path in sorted(arm.path.rglob("*"))
+        for path in sorted(arm.weights.rglob("*"))
         if path.is_file()
     }
 
@@ -88,7 +90,10 @@ def _num_usable_cores() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    output = _output_of("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits")
+    output = None
+    for reasons in _THROTTLE_FIELDS:
+        fields = ",".join(reasons if name == _THROTTLE_FIELDS[0] else name for name in _GPU_FIELDS)
+        output = output or _output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     if output is None:
         return ()
     users = _output_of("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader,nounits")

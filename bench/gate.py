@@ -59,6 +59,7 @@ class CellVerdict:
         reason: Why, in one sentence.
         ratio_change: Speed-up now over speed-up before, with its interval; None without a measurement.
         absolute_change: Throughput of the candidate now over before.
+        is_gated: Whether it counts for the whole; the baseline may exempt a cell.
     """
 
     baseline: str
@@ -68,6 +69,7 @@ class CellVerdict:
     reason: str
     ratio_change: Change | None = None
     absolute_change: Change | None = None
+    is_gated: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,10 @@ class GateReport:
 
     @property
     def verdict(self) -> Verdict:
-        """The most severe of all."""
-        found = [cell.verdict for cell in self.cells] + (["MISMATCH"] if self.mismatches else [])
+        """The most severe of all gated cells."""
+        found = [cell.verdict for cell in self.cells if cell.is_gated] + (
+            ["MISMATCH"] if self.mismatches else []
+        )
         return max(found, key=SEVERITY.index, default="NO-BASELINE")
 
 
@@ -125,12 +129,17 @@ def _judge(
     else:
         ratio_change, absolute_change = ratio_change_of(before, now), absolute_change_of(before, now)
         verdict, reason = judge_cell(before, now, ratio_change, absolute_change, thresholds)
+    is_gated = before is None or before.gated
+    exempt = ""
+    if before is not None and not is_gated:
+        exempt = f"not gated ({before.not_gated_reason or 'no reason given'}): "
     return CellVerdict(
         baseline=baseline,
         candidate=candidate,
         cell=cell,
         verdict=verdict,
-        reason=reason,
+        reason=exempt + reason,
+        is_gated=is_gated,
         ratio_change=ratio_change,
         absolute_change=absolute_change,
     )

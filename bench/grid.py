@@ -99,7 +99,7 @@ class Cell:
 
 
 def grid_of(config: Bench) -> tuple[Cell, ...]:
-    """The cells of a benchmark, lengths outermost, each once; a preset replaces what was not given."""
+    """The cells of a benchmark, lengths outermost, each once; a preset is a whole grid."""
     preset = PRESETS[config.preset] if config.preset else None
     isl_osl = preset.isl_osl if preset else config.isl_osl
     batch_sizes = preset.batch_sizes if preset else config.batch_sizes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,29 @@ from compressor.hardware import cpu_name, resolve_device
 RATES_FILE = "machine_rates.json"
 NUM_REPETITIONS = 7
 _CPU_BYTES, _CUDA_BYTES = 1 << 28, 1 << 32
-_CPU_SIZE, _CUDA_SIZE = 1536, 8192
-_E4M3 = "fp8"
+# Larger products are more efficient, but a CPU without kernels for a dtype takes minutes over them.
+_CPU_SIZES, _CUDA_SIZES = (384, 768, 1536), (8192,)
+_SLOW_S = 0.25
+_E4M3, _FP8_CAPABILITY = "fp8", (8, 9)
 
 
-def machine_rates(directory: Path) -> Rates:
-    """The rates kept in `directory`, measured first where they are not there or of another machine."""
+def machine_rates(directory: Path, *, precisions: Iterable[str]) -> Rates:
+    """The rates kept in `directory`; what is not there, or of another machine, is measured first.
+
+    Args:
+        directory: Where the rates are kept.
+        precisions: Those whose matrix rate is wanted: `fp32`, `bf16`, `fp16`, `fp8`.
+    """
     file = directory / RATES_FILE
+    known: Rates | None = None
     if file.is_file():
-        rates = Rates.model_validate_json(file.read_text(encoding="utf-8"))
-        if rates.device == device_name():
-            return rates
-    rates = measure_rates()
+        known = Rates.model_validate_json(file.read_text(encoding="utf-8"))
+    if known is not None and known.device != device_name():
+        known = None
+    wanted = sorted(set(precisions) - (known.matmul_ops_per_s.keys() if known else set()))
+    if known is not None and not wanted:
+        return known
+    rates = measure_rates(wanted, known)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(file, rates.model_dump(mode="json"))
     return rates
@@ -40,17 +53,25 @@ def device_name() -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
-def measure_rates() -> Rates:
-    """Best of several: a rate is what the machine can do, not what it does on a bad day."""
+def measure_rates(precisions: Iterable[str], known: Rates | None = None) -> Rates:
+    """Best of several: a rate is what the machine can do, not what it does on a bad day.
+
+    A precision that this machine has no kernels for is left out. Rates in `known` are kept.
+    """
     import torch
 
     device = resolve_device("auto")
-    ops = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        ops[name] = _matmul_rate(dtype, device)
-    if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
-        ops[_E4M3] = _fp8_rate()
-    return Rates(bandwidth_bytes_per_s=_bandwidth(device), matmul_ops_per_s=ops, device=device_name())
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    ops = dict(known.matmul_ops_per_s) if known else {}
+    for name in precisions:
+        if name in dtypes:
+            ops[name] = _matmul_rate(dtypes[name], device)
+        elif name == _E4M3 and device == "cuda" and torch.cuda.get_device_capability() >= _FP8_CAPABILITY:
+            ops[name] = _fp8_rate()
+    bandwidth = known.bandwidth_bytes_per_s if known else _bandwidth(device)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the models need the room
+    return Rates(bandwidth_bytes_per_s=bandwidth, matmul_ops_per_s=ops, device=device_name())
 
 
 def _bandwidth(device: str) -> float:
@@ -63,17 +84,24 @@ def _bandwidth(device: str) -> float:
 
 
 def _matmul_rate(dtype: Any, device: str) -> float:
+    """Operations per second of the best size; sizes beyond a slow one are not tried."""
     import torch
 
-    size = _CUDA_SIZE if device == "cuda" else _CPU_SIZE
-    left = torch.ones((size, size), dtype=dtype, device=device)
-    return 2 * size**3 / _best_s(lambda: left @ left, device)
+    best = 0.0
+    for size in _CUDA_SIZES if device == "cuda" else _CPU_SIZES:
+        left = torch.ones((size, size), dtype=dtype, device=device)
+        seconds = _best_s(partial(operator.matmul, left, left), device)
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > _SLOW_S:
+            break
+    return best
 
 
 def _fp8_rate() -> float:
     import torch
 
-    left = torch.ones((_CUDA_SIZE, _CUDA_SIZE), device="cuda").to(torch.float8_e4m3fn)
+    size = _CUDA_SIZES[-1]
+    left = torch.ones((size, size), device="cuda").to(torch.float8_e4m3fn)
     scale = torch.ones((), device="cuda")
 
     def multiply() -> Any:
@@ -81,7 +109,7 @@ def _fp8_rate() -> float:
             left, left.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
         )
 
-    return 2 * _CUDA_SIZE**3 / _best_s(multiply, "cuda")
+    return 2 * size**3 / _best_s(multiply, "cuda")
 
 
 def _best_s(run: Callable[[], object], device: str) -> float:
@@ -94,5 +122,7 @@ def _best_s(run: Callable[[], object], device: str) -> float:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    once()
+    first = once()
+    if first > _SLOW_S:
+        return first
     return min(once() for _ in range(NUM_REPETITIONS))

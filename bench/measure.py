@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
+from bench.arm_record import record_of
 from bench.arms import Arm, Comparison, distinct_arms
 from bench.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, measure_cell
-from bench.environment import describe_environment, model_files, take_snapshot
+from bench.environment import describe_environment, take_snapshot
 from bench.grid import Cell, grid_of, wants_largest_batch
 from bench.largest_batch import largest_batch
 from bench.metrics.catalogue import METRICS
 from bench.peak_memory import MemoryProbe, probe_memory
+from bench.placement import Processes, placement
 from bench.results import (
-    ArmRecord,
     CellResult,
     ComparisonResult,
     NotMeasured,
@@ -72,18 +73,20 @@ def run_bench(
     cells, before = grid_of(config), take_snapshot()
     with console.progress("bench: peak memory", len(arms)) as tick:
         probes = {arm.id: _probe(arm, cells=cells, seed=seed, tick=tick) for arm in arms}
+    processes, why = placement(config, comparisons, probes, before)
+    console.info(f"  bench: {processes} processes: {why}")
     largest = _largest_cells(arms, cells, config, seed=seed, console=console)
     measured = [
         _Benchmark(comparison, probes, rule=rule, seed=seed, console=console, rates=rates).run(
-            cells_of(comparison, cells, largest), is_alternating=config.processes == "alternating"
+            cells_of(comparison, cells, largest), is_alternating=processes == "alternating"
         )
         for comparison in comparisons
     ]
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        protocol=_protocol(rule, config, seed=seed),
+        protocol=_protocol(rule, processes, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
-        arms=tuple(_arm_record(arm, probes[arm.id]) for arm in arms),
+        arms=tuple(record_of(arm, probes[arm.id].peak) for arm in arms),
         comparisons=tuple(measured),
         not_measured=tuple(not_measured),
         quality=tuple(quality),
@@ -250,9 +253,9 @@ def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:
         raise UsageError("two different models have one name", where="bench", found=", ".join(repeated))
 
 
-def _protocol(rule: StoppingRule, config: Bench, *, seed: int) -> Protocol:
+def _protocol(rule: StoppingRule, processes: Processes, *, seed: int) -> Protocol:
     return Protocol(
-        processes=config.processes,
+        processes=processes,
         seed=seed,
         min_pairs=rule.min_pairs,
         max_pairs=rule.max_pairs,
@@ -262,17 +265,4 @@ def _protocol(rule: StoppingRule, config: Bench, *, seed: int) -> Protocol:
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
         metrics={metric.name: metric.definition for metric in METRICS},
-    )
-
-
-def _arm_record(arm: Arm, probe: MemoryProbe) -> ArmRecord:
-    return ArmRecord(
-        id=arm.id,
-        model=arm.model,
-        precision=arm.precision,
-        runtime=arm.runtime,
-        num_parameters=arm.num_parameters,
-        files=model_files(arm),
-        peak_memory=probe.peak,
-        has_random_weights=arm.has_random_weights,
     )

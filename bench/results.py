@@ -81,10 +81,9 @@ class ArmRecord(Record):
     peak_memory: PeakMemory | AbsentRecord
     has_random_weights: bool = False
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of every file of the model, engine or graph."""
-        return sum(record.size_bytes for record in self.files.values())
+    weight_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
+    engine_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
+    file_bytes: int = Field(0, description="all files of the model on disk")
 
 
 class Summary(Record):
@@ -137,6 +136,10 @@ class CellResult(Record):
     )
     status: Status
     reason: str | None = None
+    gated: bool = Field(
+        default=True, description="set to false in a baseline by hand: the gate then only reports this cell"
+    )
+    not_gated_reason: str | None = Field(None, description="why it is not gated")
     is_confirmed: bool = Field(
         default=False, description="whether the numbers are a fresh series of fixed length"
     )

@@ -22,6 +22,11 @@ _CACHE_BYTES = {"int4": 4, "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 2}
 _SPARSE_SPEEDUP = 2  # 2:4 halves the operations of the linear layers at best
 
 
+def compute_precision(precision: str) -> str | None:
+    """What an arm of this precision multiplies in, such as `fp32` for `int4`; None where unknown."""
+    return _COMPUTE.get(split_precision(precision)[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What one generation has to move and to compute, at the very least."""
@@ -109,8 +114,7 @@ def roofline_of_cell(
     for arm, measured in ((baseline, result.baseline), (candidate, result.candidate)):
         if arm.dims is None:
             return AbsentRecord(absent=f"the shape of {arm.id} is not known")
-        rate = _COMPUTE.get(split_precision(arm.precision)[0])
-        if rate not in rates.matmul_ops_per_s:
+        if compute_precision(arm.precision) not in rates.matmul_ops_per_s:
             return AbsentRecord(absent=f"this machine's matrix rate in {arm.precision} was not measured")
         facts.append(ArmFacts(dims=arm.dims, precision=arm.precision, latency_s=_latency_s(measured)))
     return roofline_of(facts[0], facts[1], cell=cell, speedup=result.speedup, rates=rates)

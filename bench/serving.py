@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 
+from bench.arm_record import record_of
 from bench.arms import Arm, Comparison, distinct_arms
 from bench.cell import Warmup, summarise
-from bench.environment import describe_environment, model_files, take_snapshot
-from bench.grid import Cell
+from bench.environment import describe_environment, take_snapshot
+from bench.grid import Cell, grid_of
 from bench.metrics.serving import SERVING_METRICS
 from bench.results import (
     AbsentRecord,
-    ArmRecord,
     CellResult,
     ComparisonResult,
     NotMeasured,
@@ -27,7 +27,7 @@ from bench.results import (
 from bench.runtimes.tensorrt_llm import NUM_WARMUP_REQUESTS, Load, ServingRun, TensorrtLlm
 from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule, paired_trial
 from compressor.console import Console
-from compressor.errors import CompressExportError, ResourceError, VerificationError
+from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
 from compressor.recipe import Bench
 
 _NO_PEAK = AbsentRecord(absent="the server's memory is its own: a fixed share of the GPU for its cache")
@@ -50,13 +50,13 @@ def run_serving(
     runtime = TensorrtLlm()
     arms = distinct_arms(tuple(comparisons))
     for arm in arms:
-        runtime.check(arm.path)
-    vocab_size = min((arm.dims.vocab_size for arm in arms if arm.dims), default=0)
+        runtime.check(arm.path, engine=arm.engine)
+    vocab_size = _vocab_size(arms)
     rule = StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
     before = take_snapshot()
 
     def serve(arm: Arm, load: Load) -> ServingRun:
-        return runtime.serve(arm.path, load, vocab_size=vocab_size, seed=seed)
+        return runtime.serve(arm.path, load, vocab_size=vocab_size, seed=seed, engine=arm.engine)
 
     measured = tuple(
         ComparisonResult(
@@ -73,17 +73,25 @@ def run_serving(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         protocol=_protocol(rule, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
-        arms=tuple(_arm_record(arm) for arm in arms),
+        arms=tuple(record_of(arm, _NO_PEAK) for arm in arms),
         comparisons=measured,
         not_measured=tuple(not_measured),
     )
 
 
+def _vocab_size(arms: Sequence[Arm]) -> int:
+    """Token ids that every arm knows."""
+    for arm in arms:
+        if arm.dims is None:
+            raise UsageError("the vocabulary of this model is not known", where=arm.id)
+    return min(arm.dims.vocab_size for arm in arms if arm.dims)
+
+
 def loads_of(config: Bench) -> tuple[Load, ...]:
-    """Every pair of lengths at every concurrency."""
+    """Every pair of lengths, or those of the preset, at every concurrency."""
     return tuple(
         Load(isl=isl, osl=osl, concurrency=concurrency, num_requests=config.num_requests)
-        for isl, osl in config.isl_osl
+        for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in grid_of(config))
         for concurrency in config.concurrency
     )
 
@@ -148,16 +156,4 @@ def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
         metrics={metric.name: metric.definition for metric in SERVING_METRICS},
-    )
-
-
-def _arm_record(arm: Arm) -> ArmRecord:
-    return ArmRecord(
-        id=arm.id,
-        model=arm.model,
-        precision=arm.precision,
-        runtime=arm.runtime,
-        num_parameters=arm.num_parameters,
-        files=model_files(arm),
-        peak_memory=_NO_PEAK,
     )

@@ -13,6 +13,7 @@ from bench.machine_rates import machine_rates
 from bench.measure import run_bench
 from bench.report.write import write_reports
 from bench.results import NotMeasured, Quality
+from bench.roofline import compute_precision
 from bench.runtimes.tensorrt_llm import TENSORRT_LLM
 from bench.serving import run_serving
 from bench.shape_only import is_shape_only
@@ -32,7 +33,8 @@ class BenchStageConfig(Section):
 
     Attributes:
         bench: The recipe's section.
-        comparisons: Pairs of names in the context's `others`: baseline, candidate.
+        comparisons: Pairs of names in the context's `others`: baseline, candidate. A model that runs
+            as an engine has that there too, as `engine_of` its name.
         runtime: What executes all of them.
         not_measured: What is missing, and why.
         quality: Model, metric and value, measured elsewhere.
@@ -49,7 +51,8 @@ class BenchStageConfig(Section):
 
 def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
     """Measure every comparison and write the reports."""
-    arms = {name: _arm(name, artifact, config) for name, artifact in context.others.items()}
+    names = dict.fromkeys(name for pair in config.comparisons for name in pair)
+    arms = {name: _arm(name, context.others, config) for name in names}
     comparisons = [
         Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons
     ]
@@ -67,7 +70,7 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
             seed=context.seed,
             not_measured=missing,
             quality=quality,
-            rates=machine_rates(out_dir.absolute().parent / SCRATCH),
+            rates=machine_rates(out_dir.absolute().parent / SCRATCH, precisions=_computed(arms)),
         )
     write_reports(results, out_dir)
     return StageResult(
@@ -75,7 +78,13 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
     )
 
 
-def _arm(name: str, artifact: ModelArtifact, config: BenchStageConfig) -> Arm:
+def engine_of(arm: str) -> str:
+    """The role, in the context's `others`, of the TensorRT engine that an arm runs."""
+    return f"engine of {arm}"
+
+
+def _arm(name: str, artifacts: dict[str, ModelArtifact], config: BenchStageConfig) -> Arm:
+    artifact, engine = artifacts[name], artifacts.get(engine_of(name))
     model, precision = parts_of_arm(name)
     return Arm(
         id=name,
@@ -86,7 +95,13 @@ def _arm(name: str, artifact: ModelArtifact, config: BenchStageConfig) -> Arm:
         num_parameters=artifact.num_parameters,
         dims=_dims(artifact.path, config.shapes.get(model)),
         has_random_weights=is_shape_only(artifact.path),
+        engine=engine.path if engine else None,
     )
+
+
+def _computed(arms: dict[str, Arm]) -> set[str]:
+    """The precisions that the arms multiply in."""
+    return {name for arm in arms.values() if (name := compute_precision(arm.precision))}
 
 
 def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -50,6 +52,7 @@ class WorkerSession:
     def __init__(self, arm: Arm, seat: Seat) -> None:
         self._arm, self._seat = arm, seat
         self._process: subprocess.Popen[str] | None = None
+        self._complaints: IO[str] | None = None
         self._seat.take(self)
         facts = self._ask({"ask": "facts"})
         self._vocab_size = int(facts["vocab_size"])
@@ -81,6 +84,7 @@ class WorkerSession:
 
     def start(self) -> None:
         """Start the process; it loads the model before it answers."""
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # -m finds these packages by the working directory: see bench/peak_memory.py.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
             [
@@ -90,7 +94,7 @@ class WorkerSession:
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaints,
             text=True,
         )
 
@@ -99,6 +103,9 @@ class WorkerSession:
         if self._process is not None:
             self._process.communicate()
             self._process = None
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None
@@ -111,15 +118,24 @@ class WorkerSession:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise ResourceError(
-                "the model's process ended",
-                where=self._arm.id,
-                found=f"exit code {self._process.wait()}, most likely for want of memory",
-            )
+            reason = self._reason_of_death()
+            self._seat.take(None)  # the next cell begins with a process of its own
+            raise ResourceError("the model's process ended", where=self._arm.id, found=reason)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer
+
+    def _reason_of_death(self) -> str:
+        assert self._process is not None
+        assert self._complaints is not None
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return name + (", most likely for want of memory" if name == "SIGKILL" else "")
+        self._complaints.seek(0)
+        lines = self._complaints.read().strip().splitlines()
+        return f"exit code {code}: {lines[-1] if lines else 'without a word'}"
 
 
 def main(arguments: list[str] | None = None) -> None:

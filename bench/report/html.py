@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.report.charts import charts_of
+from bench.report.load import load_of
 from bench.report.numbers import (
     NO_NUMBER,
     or_unknown,
@@ -18,6 +19,7 @@ from bench.report.numbers import (
     show_interval,
     show_number,
     show_peak,
+    show_size,
 )
 from bench.report.tables import TABLES
 from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
@@ -34,7 +36,9 @@ def render_html(results: Results) -> str:
         lstrip_blocks=True,
         autoescape=True,
     )
-    environment.filters.update(gib=show_gib, or_unknown=or_unknown, number=show_number, peak=show_peak)
+    environment.filters.update(
+        gib=show_gib, or_unknown=or_unknown, number=show_number, peak=show_peak, size=show_size
+    )
     charts = [
         {"title": chart.title, "caption": chart.caption, "svg": Markup(chart.svg)}  # noqa: S704 - ours
         for chart in charts_of(results)
@@ -43,6 +47,7 @@ def render_html(results: Results) -> str:
         results=results,
         charts=charts,
         tables=TABLES,
+        load=load_of(results),
         spread=_spread,
         ratio=_ratio,
         roofline=_roofline,

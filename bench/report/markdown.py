@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bench.report.load import load_of
 from bench.report.numbers import (
     NO_NUMBER,
     one_line,
@@ -14,6 +15,7 @@ from bench.report.numbers import (
     show_interval,
     show_number,
     show_peak,
+    show_size,
 )
 from bench.report.tables import TABLES, MetricTable
 from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
@@ -38,12 +40,14 @@ def render_markdown(results: Results) -> str:
         interval=show_interval,
         number=show_number,
         peak=show_peak,
+        size=show_size,
         reason=one_line,
     )
     template = environment.get_template(TEMPLATE_FILE)
     return template.render(
         results=results,
         tables=TABLES,
+        load=load_of(results),
         row=_row,
         roofline=_roofline,
         has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),

@@ -8,7 +8,7 @@ from bench.results import AbsentRecord, Interval, PeakMemory
 
 NO_NUMBER = "–"
 SIGNIFICANT_DIGITS = 3
-_GIB = 1024**3
+_MIB, _GIB = 1024**2, 1024**3
 
 
 def show_number(value: float) -> str:
@@ -29,12 +29,22 @@ def show_gib(num_bytes: float) -> str:
     return f"{num_bytes / _GIB:.2f} GiB"
 
 
+def show_size(num_bytes: int | AbsentRecord) -> str:
+    """`1.25 GiB`, `12.5 MiB` for a small one, or a dash where there is none."""
+    if isinstance(num_bytes, AbsentRecord):
+        return NO_NUMBER
+    is_small = num_bytes < _GIB / 10
+    return f"{show_number(num_bytes / _MIB)} MiB" if is_small else show_gib(num_bytes)
+
+
 def show_peak(memory: PeakMemory | AbsentRecord) -> str:
     """A peak with its cell and its baseline, or why there is none."""
     if isinstance(memory, AbsentRecord):
         return f"not measured: {one_line(memory.absent)}"
     cell = f"{memory.isl}/{memory.osl} x {memory.batch_size}"
-    return f"{show_gib(memory.peak_bytes)} ({show_gib(memory.baseline_bytes)} before loading), cell {cell}"
+    device = "" if memory.device_bytes is None else f"GPU {show_gib(memory.device_bytes)}, host "
+    host = f"{show_gib(memory.peak_bytes)} ({show_gib(memory.baseline_bytes)} before loading)"
+    return f"{device}{host}, cell {cell}"
 
 
 def or_unknown(value: object) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.report.numbers import show_number
-
 WIDTH, HEIGHT = 360, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
 LEGEND_LINE = 16
 NUM_COLOURS = 6
 _TICKS = 4
+_LEGEND_LETTERS = 48  # what fits into a line
 Place = Callable[[float], float]
 _NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -42,11 +41,12 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar; `note` stands above it."""
+    """One bar; `note` stands above it, and a hollow one is a NOISY number."""
 
     name: str
     value: float
     note: str
+    is_hollow: bool = False
 
 
 def xy_chart(
@@ -109,8 +109,9 @@ def bar_chart(bars: Sequence[Bar], *, y_title: str) -> str:
         left, top = LEFT + step * (index + 0.15), place_y(bar.value)
         size = f'width="{step * 0.7:.1f}" height="{HEIGHT - BOTTOM - top:.1f}"'
         centre = LEFT + step * (index + 0.5)
+        colour = f"bar c{index % NUM_COLOURS}{' hollow' if bar.is_hollow else ''}"
         parts += [
-            f'<rect class="bar c{index % NUM_COLOURS}" x="{left:.1f}" y="{top:.1f}" {size}/>',
+            f'<rect class="{colour}" x="{left:.1f}" y="{top:.1f}" {size}/>',
             f'<text class="note" x="{centre:.1f}" y="{top - 4:.1f}">{escape(bar.note)}</text>',
             f'<text class="tick middle" x="{centre:.1f}" y="{HEIGHT - BOTTOM + 14}">{index + 1}</text>',
         ]
@@ -137,6 +138,8 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def _path(points: Sequence[Point], place_x: Place, place_y: Place) -> str:
+    """Corners of a line; a single point twice, so that the round end of a front is drawn."""
+    points = [*points, *points] if len(points) == 1 else points
     return " ".join(f"{place_x(point.x):.1f},{place_y(point.y):.1f}" for point in points)
 
 
@@ -169,7 +172,13 @@ def _x_axis(values: Sequence[float], place: Place, title: str) -> str:
 
 def show_tick(value: float) -> str:
     """A tick without needless zeros."""
-    return f"{value:,.0f}" if value == round(value) else show_number(value)
+    return f"{value:,.10g}"
+
+
+def _shortened(name: str) -> str:
+    """A name that fits into the legend; the middle of a long one is left out."""
+    half = _LEGEND_LETTERS // 2
+    return name if len(name) <= _LEGEND_LETTERS else f"{name[:half]}…{name[-half + 1 :]}"
 
 
 def _svg(parts: Sequence[str], names: Sequence[str], title: str, *, has_front: bool = False) -> str:
@@ -180,7 +189,10 @@ def _svg(parts: Sequence[str], names: Sequence[str], title: str, *, has_front: b
         is_front = has_front and index == len(names) - 1
         mark = "front-mark" if is_front else f"mark c{index % NUM_COLOURS}"
         legend.append(f'<rect class="{mark}" x="8" y="{top}" width="10" height="10"/>')
-        legend.append(f'<text class="tick" x="24" y="{top + 9}">{escape(name)}</text>')
+        legend.append(
+            f'<text class="tick" x="24" y="{top + 9}">{escape(_shortened(name))}'
+            f"<title>{escape(name)}</title></text>"
+        )
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
         + "".join([*parts, *legend])

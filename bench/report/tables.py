@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MetricTable:
-    """How one metric's table is headed and its numbers shown; `scale` goes from SI to the unit shown."""
+    """How one metric's table is headed and its numbers shown.
+
+    `{of}` in the title says what throughput is of; `scale` goes from SI to the unit shown.
+    """
 
     metric: str
     title: str
@@ -18,12 +21,12 @@ class MetricTable:
 TABLES: tuple[MetricTable, ...] = (
     MetricTable(
         metric="output_tokens_per_s",
-        title="Output throughput of the whole batch (generated tokens per second)",
+        title="Output throughput {of} (generated tokens per second)",
         unit="tok/s",
     ),
     MetricTable(
         metric="total_tokens_per_s",
-        title="Total throughput of the whole batch (prompt and generated tokens per second)",
+        title="Total throughput {of} (prompt and generated tokens per second)",
         unit="tok/s",
     ),
     MetricTable(metric="latency_s", title="Latency, request to last token", unit="s"),

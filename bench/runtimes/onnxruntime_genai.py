@@ -44,6 +44,7 @@ class OnnxRuntimeGenaiSession:
         self._library = library
         self._model = library.Model(str(path))
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        self._num_gpus = 1 if _runs_on_cuda(config) else 0
         self._vocab_size = int(config["vocab_size"])
         self._special_token_ids = frozenset(
             token_id for field in _SPECIAL_ID_FIELDS for token_id in _as_ids(config.get(field))
@@ -85,6 +86,7 @@ class OnnxRuntimeGenaiSession:
             token_times_s=tuple(token_times_s),
             num_input_tokens=(isl,) * batch_size,
             num_output_tokens=tuple(len(sequence) - isl for sequence in sequences),
+            num_gpus=self._num_gpus,
         )
 
 
@@ -102,6 +104,12 @@ def _library() -> Any:
             "onnxruntime-genai cannot be imported", found=error, hint="pip install onnxruntime-genai"
         ) from error
     return onnxruntime_genai
+
+
+def _runs_on_cuda(model_config: dict[str, Any]) -> bool:
+    """Whether the decoder's session names the CUDA provider; the graph's builder chose it."""
+    session = model_config.get("decoder", {}).get("session_options", {})
+    return any("cuda" in options for options in session.get("provider_options", []))
 
 
 def _as_ids(value: int | list[int] | None) -> list[int]:

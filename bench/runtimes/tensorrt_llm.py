@@ -19,13 +19,21 @@ from typing import Any
 import numpy as np
 
 from bench.metrics.absent import Absent
-from compressor.errors import DependencyError, ResourceError, UsageError, VerificationError
+from compressor.errors import (
+    DependencyError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 
 TENSORRT_LLM = "tensorrt-llm"
 EXECUTABLE = "trtllm-bench"
 ENGINE_FILE = "rank0.engine"
 CONFIG_FILE = "config.json"
 NUM_WARMUP_REQUESTS = 2
+_QUANT_CONFIG_FILE = "hf_quant_config.json"
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "FP8": "fp8"}
 _MS = 1000
 
 
@@ -63,10 +71,10 @@ class ServingRun:
 
 
 class TensorrtLlm:
-    """Serves engines (a directory with `rank0.engine`) and Hugging Face checkpoints."""
+    """Serves Hugging Face checkpoints, and engines with the checkpoint they were built from."""
 
-    def check(self, path: Path) -> None:
-        """Find out cheaply whether `path` can be served at all.
+    def check(self, path: Path, *, engine: Path | None = None) -> None:
+        """Find out cheaply whether `path`, or the engine made from it, can be served at all.
 
         Raises:
             UsageError: when the directory is not of this runtime's kind.
@@ -74,28 +82,30 @@ class TensorrtLlm:
         """
         if not (path / CONFIG_FILE).is_file():
             raise UsageError(
-                "this directory holds neither an engine nor a checkpoint",
-                where=str(path),
-                expected=CONFIG_FILE,
+                "this directory holds no Hugging Face checkpoint", where=str(path), expected=CONFIG_FILE
             )
+        if engine is not None and not (engine / ENGINE_FILE).is_file():
+            raise UsageError("this directory holds no engine", where=str(engine), expected=ENGINE_FILE)
         if shutil.which(EXECUTABLE) is None:
             raise DependencyError(
                 f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
             )
 
-    def serve(self, path: Path, load: Load, *, vocab_size: int, seed: int) -> ServingRun:
+    def serve(
+        self, path: Path, load: Load, *, vocab_size: int, seed: int, engine: Path | None = None
+    ) -> ServingRun:
         """Run the benchmark once.
 
         Raises:
             ResourceError: when it fails, with its last line.
             VerificationError: when it did other work than it was asked for.
         """
-        self.check(path)
+        self.check(path, engine=engine)
         with tempfile.TemporaryDirectory() as scratch:
             dataset, report = Path(scratch) / "dataset.jsonl", Path(scratch) / "report.json"
             write_dataset(dataset, load, vocab_size=vocab_size, seed=seed)
             done = subprocess.run(  # noqa: S603 - a fixed executable, no shell
-                command_line(path, load, dataset=dataset, report=report),
+                command_line(path, load, dataset=dataset, report=report, engine=engine),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -106,16 +116,44 @@ class TensorrtLlm:
             return read_report(json.loads(report.read_text(encoding="utf-8")), load)
 
 
-def command_line(path: Path, load: Load, *, dataset: Path, report: Path) -> list[str]:
-    """The call of `trtllm-bench`: engine backend for an engine, else the PyTorch backend."""
-    engine = ["--backend", "tensorrt", "--engine_dir", str(path)]
-    backend = engine if (path / ENGINE_FILE).is_file() else ["--backend", "pytorch"]
+def command_line(
+    path: Path, load: Load, *, dataset: Path, report: Path, engine: Path | None = None
+) -> list[str]:
+    """The call of `trtllm-bench`: engine backend for an engine, else the PyTorch backend.
+
+    The checkpoint is named in both: the tool takes the tokenizer from it.
+    """
+    backend = ["--backend", "pytorch"]
+    if engine is not None:
+        backend = ["--backend", "tensorrt", "--engine_dir", str(engine)]
     return [
         *(EXECUTABLE, "--model", path.name, "--model_path", str(path), "throughput", *backend),
         *("--dataset", str(dataset), "--streaming", "--concurrency", str(load.concurrency)),
         *("--num_requests", str(load.num_requests), "--warmup", str(NUM_WARMUP_REQUESTS)),
         *("--report_json", str(report)),
     ]
+
+
+def stored_precision(directory: Path) -> str:
+    """The precision of a checkpoint or an engine, from its configuration: `bf16`, `fp16`, `fp32`, `fp8`.
+
+    Raises:
+        UnsupportedError: for a quantisation or a dtype that has no name here.
+    """
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    built = config.get("pretrained_config", {})
+    quantisation = built.get("quantization", {}).get("quant_algo")
+    if (file := directory / _QUANT_CONFIG_FILE).is_file():
+        quantisation = json.loads(file.read_text(encoding="utf-8"))["quantization"]["quant_algo"]
+    found = quantisation or built.get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    if found not in _PRECISIONS:
+        raise UnsupportedError(
+            "this model is stored in a precision without a name here",
+            where=str(directory),
+            expected=", ".join(_PRECISIONS),
+            found=found,
+        )
+    return _PRECISIONS[found]
 
 
 def write_dataset(path: Path, load: Load, *, vocab_size: int, seed: int) -> None:

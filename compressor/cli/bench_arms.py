@@ -12,25 +12,33 @@ if TYPE_CHECKING:
     from compressor.console import Console
     from compressor.recipe import ExportFormat, Recipe
 
-GENAI, TORCH = "onnxruntime-genai", "torch-eager"
+GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
 ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
 def open_arms(
     models: tuple[str, ...], recipe: Recipe, out_dir: Path, flags: dict[str, Any], console: Console
-) -> tuple[ModelArtifact, dict[str, ModelArtifact], dict[str, dict[str, Any]]]:
-    """The first model, every arm by name, and every model's dimensions.
+) -> tuple[ModelArtifact, dict[str, ModelArtifact], dict[str, ModelArtifact], dict[str, dict[str, Any]]]:
+    """The first model, every arm by name, the engines that arms run, and every model's dimensions.
 
     Raises:
         UsageError: for a precision or random weights that the runtime does not take.
     """
     from bench.comparisons import arm_name
+    from bench.stage import engine_of
     from compressor.models.load import distinct_names
 
     sources = _sources(models, out_dir, flags)
     names = [name.replace(":", "-") for name in distinct_names(models)]
     arms: dict[str, ModelArtifact] = {}
-    for name, source in zip(names, sources, strict=True):
+    engines: dict[str, ModelArtifact] = {}
+    _refuse_stray_engines(models, flags)
+    for index, (name, source) in enumerate(zip(names, sources, strict=True)):
+        if flags["runtime"] == TENSORRT_LLM:
+            arm, engine = _served(name, source, flags, index)
+            arms[arm] = source
+            engines |= {engine_of(arm): engine} if engine else {}
+            continue
         for precision in flags["precisions"]:
             arms[arm_name(name, precision)] = (
                 _graph(source, precision, recipe, out_dir, flags, console)
@@ -38,7 +46,7 @@ def open_arms(
                 else source
             )
     shapes = {name: _config(source) for name, source in zip(names, sources, strict=True)}
-    return sources[0], arms, shapes
+    return sources[0], arms, engines, shapes
 
 
 def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
@@ -58,6 +66,48 @@ def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> l
     return [
         write_shape(shape_of(model), directory) for model, directory in zip(models, directories, strict=True)
     ]
+
+
+def _refuse_stray_engines(models: tuple[str, ...], flags: dict[str, Any]) -> None:
+    engines = flags["engines"]
+    if engines and (flags["runtime"] != TENSORRT_LLM or len(engines) != len(models)):
+        raise UsageError(
+            "every MODEL needs an engine of its own",
+            where="--engine",
+            expected=f"--runtime {TENSORRT_LLM} and {len(models)} engines, in the order of the models",
+            found=f"{flags['runtime']} and {len(engines)}",
+        )
+
+
+def _served(
+    name: str, source: ModelArtifact, flags: dict[str, Any], index: int
+) -> tuple[str, ModelArtifact | None]:
+    """The arm of a checkpoint or of the engine built from it, named by how it is stored; and that engine."""
+    from bench.comparisons import arm_name
+    from bench.runtimes.tensorrt_llm import TensorrtLlm, stored_precision
+    from compressor.artifact import ModelArtifact, fingerprint_of, sha256_of_file
+
+    engine = Path(flags["engines"][index]) if flags["engines"] else None
+    TensorrtLlm().check(source.path, engine=engine)
+    precision = stored_precision(engine or source.path)
+    if flags["precisions"] not in (None, (precision,)):
+        raise UsageError(
+            "a server runs a model in the precision it is stored in",
+            where="--precision",
+            expected=precision,
+            found=", ".join(flags["precisions"]),
+        )
+    arm = arm_name(name, precision)
+    if engine is None:
+        return arm, None
+    digests = {file.name: sha256_of_file(file) for file in sorted(engine.iterdir()) if file.is_file()}
+    return arm, ModelArtifact(
+        path=engine,
+        stage="engine",
+        fingerprint=fingerprint_of(digests),
+        lineage=(*source.lineage, "engine"),
+        num_parameters=source.num_parameters,
+    )
 
 
 def _graph(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import OUTPUT, common, recipe_overrides
+from compressor.cli.options import common, recipe_overrides
 from compressor.cli.parsing import parse_batches, parse_integers, parse_list, parse_pairs
 
 RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
@@ -24,22 +24,29 @@ PRESETS = ("quick", "published", "minitron-blog")
     default=None,
     help="Batch sizes: 1,8; 32:64 is one per model (baseline:candidate), max the largest each can run.",
 )
-@click.option("--preset", type=click.Choice(PRESETS), default=None, help="A named grid instead.")
-@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime-genai", show_default=True)
+@click.option("--preset", type=click.Choice(PRESETS), default=None, help="A named grid instead of both.")
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default=None,
+    help="[onnxruntime-genai; torch-eager for random weights]",
+)
 @click.option(
     "--precision",
     "precisions",
     callback=parse_list,
-    default="fp32",
-    show_default=True,
-    help="fp32, fp16, int4 (ONNX); fp32, bf16, fp16, fp8, each also as bf16+2:4 (torch).",
+    default=None,
+    help=(
+        "fp32, fp16, int4 (ONNX); fp32, bf16, fp16, fp8, bf16+2:4, fp16+2:4 (torch). "
+        "[fp32; bf16 for random weights; as stored for tensorrt-llm]"
+    ),
 )
 @click.option("--random-weights", is_flag=True, help="MODEL is ALIAS[:SHAPE]; measure its shape only.")
 @click.option(
     "--processes",
     type=click.Choice(["shared", "alternating"]),
     default=None,
-    help="alternating: one model in memory at a time. [shared]",
+    help="alternating: one model in memory at a time. [shared where both fit]",
 )
 @click.option(
     "--concurrency",
@@ -48,38 +55,78 @@ PRESETS = ("quick", "published", "minitron-blog")
     help="Requests in flight: 1,8,64; a serving experiment of its own (tensorrt-llm).",
 )
 @click.option("--num-requests", type=click.IntRange(2), default=None, help="Of one serving run. [200]")
-@OUTPUT
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    help="TensorRT engine of each MODEL, in order; without it MODEL is served by PyTorch (tensorrt-llm).",
+)
+@click.option("-o", "--output-dir", default=None, help="Directory to write. [./bench-MODEL]")
 @common
-def run(models: tuple[str, ...], output_dir: str, **flags: Any) -> None:
-    """Measure throughput of MODELs in pairs; the first MODEL is the baseline.
+def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
+    r"""Measure throughput of MODELs in pairs; the first MODEL is the baseline.
 
     Every model is measured against the first in each precision, each precision against the first
     precision given, and the ends of that road against each other. ONNX graphs are built and verified
     once, beside the output directory, and used again.
+
+    \b
+    compress-export bench teacher student --batch-size 1,8 -o speed
+    compress-export bench --random-weights llama3.1-8b 4b-width 4b-depth
     """
     from compressor.cli.bench_arms import open_arms
     from compressor.cli.session import emit, work
     from compressor.errors import UsageError
+    from compressor.models.load import short_name
     from compressor.recipe import load_recipe
 
-    if len(models) == 1 and len(flags["precisions"]) == 1:
+    flags = {**flags, **_defaults(flags)}
+    if flags["preset"] and (flags["isl_osl"] or flags["batches"]):
+        raise UsageError("a preset is a whole grid", where="--preset", hint="leave out lengths and batches")
+    if len(models) == 1 and len(flags["precisions"] or ()) <= 1:
         raise UsageError("a benchmark compares a baseline with at least one other model or precision")
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
-    out_dir = Path(output_dir)
+    out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
     with work(flags) as console:
+        _refuse_other_device(flags)
         from bench.comparisons import fair_comparisons
         from bench.report.markdown import render_markdown
         from bench.results import Results
         from bench.stage import BENCH, BenchStageConfig
         from compressor.cli.stage_command import execute_stage
 
-        source, arms, shapes = open_arms(models, recipe, out_dir, flags, console)
+        source, arms, engines, shapes = open_arms(models, recipe, out_dir, flags, console)
         config = BenchStageConfig(
             bench=recipe.bench,
             comparisons=fair_comparisons(tuple(arms), which=recipe.bench.baselines),
             runtime=flags["runtime"],
             shapes=shapes,
         )
-        artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others=arms)
+        artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
         report = render_markdown(Results.model_validate(artifact.details))
     emit(artifact.details, flags, report)
+
+
+def _refuse_other_device(flags: dict[str, Any]) -> None:
+    """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
+    from compressor import hardware
+    from compressor.errors import UsageError
+
+    own = hardware.resolve_device("auto")
+    if flags["device"] not in (None, "auto", own):
+        raise UsageError(
+            "a benchmark runs on this machine's own device",
+            where="--device",
+            expected=own,
+            found=flags["device"],
+            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+        )
+
+
+def _defaults(flags: dict[str, Any]) -> dict[str, Any]:
+    """Runtime and precision where they were not given: shapes are drawn by torch, in 16 bits."""
+    is_shape = flags["random_weights"]
+    runtime = flags["runtime"] or ("torch-eager" if is_shape else "onnxruntime-genai")
+    precisions = flags["precisions"] or (("bf16",) if is_shape else ("fp32",))
+    is_as_stored = runtime == "tensorrt-llm" and not is_shape
+    return {"runtime": runtime, "precisions": flags["precisions"] if is_as_stored else precisions}

@@ -61,7 +61,7 @@ def compare(
             file.write(text)
     emit(gate_document(report), flags, text)
     if report.verdict in FAILING[fail_on]:
-        reasons = [cell.reason for cell in report.cells if cell.verdict == report.verdict]
+        reasons = [cell.reason for cell in report.cells if cell.is_gated and cell.verdict == report.verdict]
         raise SpeedGateError(
             f"the speed gate says {report.verdict}",
             where=str(current),

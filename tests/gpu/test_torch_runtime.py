@@ -10,7 +10,6 @@ from bench.machine_rates import measure_rates
 from bench.runtimes.static_decoder import StaticDecoder
 from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
 from compressor.errors import UnsupportedError
-from tests.gpu.bench_study import gemm_s
 from tests.tiny_models import make_model
 
 
@@ -63,6 +62,7 @@ def test_a_converted_model_decodes_from_a_graph(precision: str) -> None:
     assert torch.equal(torch.cat(first), torch.cat(again))
 
 
-def test_rates_and_layers_can_be_measured() -> None:
-    assert measure_rates().bandwidth_bytes_per_s > 1e10
-    assert gemm_s((256, 256), 16, "bf16") > 0
+def test_rates_can_be_measured() -> None:
+    rates = measure_rates(["bf16"])
+    assert rates.bandwidth_bytes_per_s > 1e10
+    assert rates.matmul_ops_per_s["bf16"] > 1e12

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.results import PeakMemory, Results, Roofline
 from compressor.cli.main import invoke
+from compressor.presets import PRESETS
 
 TEACHER = "smollm2-135m:num_hidden_layers=2+vocab_size=512"
 STUDENT = "smollm2-135m:num_hidden_layers=1+vocab_size=512"
 GRID = ("--runtime", "torch-eager", "--isl-osl", "8/4", "--batch-size", "1:2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take a hundred times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,22 @@ def test_the_same_command_again_is_skipped_and_its_document_is_the_file(
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
 
 
+def test_published_shapes_are_named_alone_and_everything_else_has_a_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three names as they are, each made tiny; only the grid is given, to be quick."""
+    monkeypatch.chdir(tmp_path)
+    for name, num_hidden_layers in (("llama3.1-8b", 2), ("4b-width", 1), ("4b-depth", 1)):
+        tiny = PRESETS["smollm2-135m"].dims.with_shape(num_hidden_layers=num_hidden_layers, vocab_size=512)
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], dims=tiny))
+    words = ("bench", "--random-weights", "llama3.1-8b", "4b-width", "4b-depth")
+    assert invoke([*words, "--isl-osl", "8/2", "--batch-size", "1"]) == 0
+    found = Results.model_validate_json((tmp_path / "bench-llama3.1-8b" / "results.json").read_text())
+    assert [arm.id for arm in found.arms] == ["llama3.1-8b-bf16", "4b-width-bf16", "4b-depth-bf16"]
+    assert [arm.runtime for arm in found.arms] == ["torch-eager"] * 3
+    assert [len(comparison.cells) for comparison in found.comparisons] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -65,6 +94,7 @@ def test_the_same_command_again_is_skipped_and_its_document_is_the_file(
         (["--random-weights", "smollm2-135m:layers=2", STUDENT, *GRID], 2),
         (["--random-weights", TEACHER, STUDENT, *GRID, "--precision", "fp9"], 3),
         (["--random-weights", TEACHER], 2),
+        (["--random-weights", TEACHER, STUDENT, "--preset", "quick", "--batch-size", "4"], 2),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], code: int, tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (gpus[0].ecc, gpus[0].mig) == ("Enabled", "Disabled")
 
 
+def test_an_older_driver_is_asked_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "NVIDIA A100-PCIE-40GB, 470.1, 40960, 1410, 1215, 250.00, 40, 0x1, Enabled, Disabled, GPU-1\n"
+
+    def answer(command: tuple[str, ...], **options: object) -> subprocess.CompletedProcess[str]:
+        if "clocks_event_reasons" in command[1]:
+            raise subprocess.CalledProcessError(2, command)
+        return subprocess.CompletedProcess(command, 0, "" if "compute-apps" in command[1] else line, "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    (gpu,) = take_snapshot().gpus
+    assert (gpu.name, gpu.form, gpu.throttle_reasons) == ("NVIDIA A100-PCIE-40GB", "PCIe", "0x1")
+
+
 def test_without_nvidia_smi_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert take_snapshot().gpus == ()

@@ -172,6 +172,28 @@ def test_another_machine_version_or_teacher_fails_closed(changed: dict[str, str]
     assert {cell.verdict for cell in report.cells} == {"MISMATCH"}
 
 
+def test_a_cell_that_the_baseline_exempts_is_reported_and_does_not_count() -> None:
+    exempt = STEADY.model_copy(update={"gated": False, "not_gated_reason": "one sequence of four tokens"})
+    report = compare_results(results_of([exempt]), results_of([SLOWER]))
+    assert report.cells[0].verdict == "REGRESSION"
+    assert report.cells[0].reason.startswith("not gated (one sequence of four tokens): ")
+    assert report.verdict == "NO-BASELINE"
+    other = STEADY.model_copy(update={"batch_size": 4})
+    assert compare_results(results_of([exempt, other]), results_of([SLOWER, other])).verdict == "PASS"
+
+
+def test_another_runtime_or_placement_fails_closed() -> None:
+    before, now = results_of([STEADY]), results_of([STEADY])
+    other = now.model_copy(
+        update={"arms": tuple(arm.model_copy(update={"runtime": "torch-eager"}) for arm in now.arms)}
+    )
+    apart = now.model_copy(update={"protocol": now.protocol.model_copy(update={"processes": "alternating"})})
+    for changed, named in ((other, "runtime"), (apart, "processes")):
+        report = compare_results(before, changed)
+        assert report.verdict == "MISMATCH"
+        assert any(mismatch.startswith(named) for mismatch in report.mismatches)
+
+
 def test_the_students_files_and_the_tools_version_may_differ() -> None:
     before, now = results_of([STEADY]), results_of([STEADY])
     student = now.arms[1].model_copy(update={"files": {}})

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
 
 from bench.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
+from bench.shape_only import shape_of
 from compressor.cli.bench_run import PRESETS as NAMES_OF_PRESETS
 from compressor.cli.bench_run import run
 from compressor.cli.parsing import parse_batches
+from compressor.presets import PRESETS as PUBLISHED_SHAPES
 from compressor.recipe import Bench, BenchPreset
+from tests.gpu.bench_study import PUBLISHED, bench_words
 
 CONTEXT = click.Context(run)
 OPTION = run.params[0]
@@ -44,6 +48,16 @@ def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
     assert wants_largest_batch(Bench(preset="published"))
     assert not wants_largest_batch(Bench(preset="quick", largest_batch=True))
     assert wants_largest_batch(Bench(largest_batch=True))
+
+
+def test_the_gpu_studys_command_line_is_the_published_grid(tmp_path: Path) -> None:
+    words = bench_words(PUBLISHED, tmp_path)
+    given = run.make_context("run", words[1:]).params
+    assert given["isl_osl"] == PUBLISHED_ISL_OSL
+    assert given["batches"] == {"batch_sizes": (32, 64), "batch_pairs": ((32, 64),), "largest_batch": True}
+    assert [shape_of(model) for model in given["models"]] == [
+        PUBLISHED_SHAPES[name].dims for name in ("llama3.1-8b", "4b-width", "4b-depth")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import machine_rates as machine_rates_module
 from bench.arms import Arm
@@ -86,12 +87,37 @@ def test_what_is_not_known_is_absent(fields: dict[str, object], reason: str) -> 
 
 
 def test_rates_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("_CPU_BYTES", 1 << 20), ("_CPU_SIZE", 64), ("NUM_REPETITIONS", 2)):
+    for name, size in (("_CPU_BYTES", 1 << 20), ("_CPU_SIZES", (64,)), ("NUM_REPETITIONS", 2)):
         monkeypatch.setattr(machine_rates_module, name, size)
-    first = machine_rates(tmp_path)
+    first = machine_rates(tmp_path, precisions=("fp32",))
     assert first.bandwidth_bytes_per_s > 0
-    assert {"fp32", "bf16", "fp16"} <= first.matmul_ops_per_s.keys()
-    assert machine_rates(tmp_path) == first
+    assert first.matmul_ops_per_s.keys() == {"fp32"}
+    assert machine_rates(tmp_path, precisions=("fp32",)) == first
+    more = machine_rates(tmp_path, precisions=("fp32", "bf16"))
+    assert more.matmul_ops_per_s.keys() == {"fp32", "bf16"}
+    assert more.matmul_ops_per_s["fp32"] == first.matmul_ops_per_s["fp32"]
+    assert more.bandwidth_bytes_per_s == first.bandwidth_bytes_per_s
     other = first.model_copy(update={"device": "another machine"})
     (tmp_path / RATES_FILE).write_text(other.model_dump_json())
-    assert machine_rates(tmp_path).device == first.device
+    assert machine_rates(tmp_path, precisions=("fp32",)).device == first.device
+
+
+def test_a_slow_product_is_timed_once_and_larger_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without half-precision kernels would take a minute over the largest size."""
+    sizes: list[int] = []
+
+    class Slow:
+        def __init__(self, shape: tuple[int, int], **_options: object) -> None:
+            self.size = shape[0]
+
+        def __matmul__(self, other: Slow) -> Slow:
+            sizes.append(self.size)
+            clock[0] += self.size / 1000
+            return other
+
+    clock = [0.0]
+    monkeypatch.setattr(machine_rates_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "ones", Slow)
+    rate = machine_rates_module._matmul_rate(torch.float16, "cpu")
+    assert sizes == [384]
+    assert rate == pytest.approx(2 * 384**3 / 0.384)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,29 @@ from bench.arms import Arm, Comparison
 from bench.metrics.absent import Absent
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
+from bench.report.write import read_results
 from bench.results import AbsentRecord, Summary
-from bench.runtimes.tensorrt_llm import Load, TensorrtLlm, command_line, read_report, write_dataset
-from bench.serving import run_serving
+from bench.runtimes.tensorrt_llm import (
+    Load,
+    TensorrtLlm,
+    command_line,
+    read_report,
+    stored_precision,
+    write_dataset,
+)
+from bench.serving import loads_of, run_serving
+from compressor.cli.main import invoke
 from compressor.console import Console
-from compressor.errors import DependencyError, ResourceError, UsageError, VerificationError
+from compressor.errors import (
+    DependencyError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from compressor.presets import PRESETS
 from compressor.recipe import Bench
+from tests.tiny_models import make_model, save_checkpoint
 
 LOAD = Load(isl=6, osl=4, concurrency=2, num_requests=100)
 REPORT: dict[str, Any] = {
@@ -117,11 +134,69 @@ def test_a_report_without_a_key_is_refused_by_name() -> None:
 def test_engines_and_checkpoints_take_their_own_backend(tmp_path: Path) -> None:
     files = {"dataset": tmp_path / "d", "report": tmp_path / "r"}
     checkpoint = command_line(tmp_path, LOAD, **files)
-    (tmp_path / "rank0.engine").touch()
-    engine = command_line(tmp_path, LOAD, **files)
+    engine = command_line(tmp_path, LOAD, engine=tmp_path / "engine", **files)
     assert checkpoint[checkpoint.index("--backend") + 1] == "pytorch"
-    assert engine[engine.index("--engine_dir") + 1] == str(tmp_path)
-    assert {"--streaming", "--concurrency", "--num_requests", "--report_json"} <= set(engine)
+    assert engine[engine.index("--backend") + 1] == "tensorrt"
+    assert engine[engine.index("--engine_dir") + 1] == str(tmp_path / "engine")
+    for words in (checkpoint, engine):
+        assert words[words.index("--model_path") + 1] == str(tmp_path)
+        assert {"--streaming", "--concurrency", "--num_requests", "--report_json"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("config", "quantisation", "expected"),
+    [
+        ({"dtype": "bfloat16"}, None, "bf16"),
+        ({"torch_dtype": "float16"}, None, "fp16"),
+        ({"dtype": "bfloat16"}, {"quantization": {"quant_algo": "FP8"}}, "fp8"),
+        ({"pretrained_config": {"dtype": "float16", "quantization": {"quant_algo": None}}}, None, "fp16"),
+        ({"pretrained_config": {"dtype": "float16", "quantization": {"quant_algo": "FP8"}}}, None, "fp8"),
+    ],
+)
+def test_the_precision_is_that_of_the_files(
+    tmp_path: Path, config: dict[str, Any], quantisation: dict[str, Any] | None, expected: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if quantisation:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantisation))
+    assert stored_precision(tmp_path) == expected
+
+
+def test_a_precision_without_a_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"pretrained_config": {"quantization": {"quant_algo": "W4A16"}}})
+    )
+    with pytest.raises(UnsupportedError, match="W4A16"):
+        stored_precision(tmp_path)
+
+
+def make_engine(directory: Path) -> Path:
+    """What the benchmark looks at: a config and a file of that name."""
+    directory.mkdir(parents=True)
+    config = {"pretrained_config": {"dtype": "bfloat16", "quantization": {"quant_algo": "FP8"}}}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "rank0.engine").write_bytes(b"plan")
+    return directory
+
+
+def test_the_command_measures_engines_in_flight(tmp_path: Path, stand_in: Path) -> None:
+    models = [save_checkpoint(tmp_path / name, make_model()) for name in ("teacher", "student")]
+    engines = [make_engine(tmp_path / name / "engine") for name in ("teacher", "student")]
+    words = ["bench", *map(str, models), "--runtime", "tensorrt-llm", "--isl-osl", "6/4"]
+    words += ["--concurrency", "2", "--num-requests", "20", "-o", str(tmp_path / "out")]
+    given = [word for engine in engines for word in ("--engine", str(engine))]
+    assert invoke([*words, *given]) == 0
+    results = read_results(tmp_path / "out" / "results.json")
+    assert [arm.id for arm in results.arms] == ["teacher-fp8", "student-fp8"]
+    assert [arm.engine_bytes for arm in results.arms] == [4, 4]
+    assert results.comparisons[0].cells[0].status == "ok"
+    assert invoke([*words, *given[:2], "--overwrite"]) == 2
+    assert invoke([*words, *given, "--precision", "bf16", "--overwrite"]) == 2
+
+
+def test_presets_give_the_lengths_of_loads() -> None:
+    loads = loads_of(Bench(preset="quick", concurrency=(1, 4)))
+    assert [(load.isl, load.osl, load.concurrency) for load in loads] == [(128, 128, 1), (128, 128, 4)]
 
 
 def test_the_data_set_is_seeded_and_of_the_requested_lengths(tmp_path: Path) -> None:
@@ -159,6 +234,16 @@ def test_the_whole_experiment_on_the_stand_in(tmp_path: Path, stand_in: Path) ->
     for report in (render_markdown(results), render_html(results)):
         assert "requests in flight" in report
         assert "Static batch" not in report
+        assert "Output throughput of all requests" in report
+        assert "whole batch" not in report.partition("How it was measured")[0]
+        assert "Warm-up per model" not in report
+
+
+def test_a_vocabulary_that_is_not_known_is_refused(tmp_path: Path, stand_in: Path) -> None:
+    teacher, student = (make_arm(tmp_path, model) for model in ("teacher", "student"))
+    pair = Comparison(baseline=teacher, candidate=replace(student, dims=None))
+    with pytest.raises(UsageError, match="vocabulary"):
+        run_serving([pair], Bench(), console=Console(quiet=True), seed=0)
 
 
 def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, stand_in: Path) -> None:

@@ -56,12 +56,27 @@ def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Pa
         WorkerSession(replace(comparison.baseline, path=tmp_path), Seat())
 
 
-def test_a_process_that_dies_is_a_resource_error(comparison: Comparison) -> None:
-    session = WorkerSession(comparison.baseline, Seat())
+def test_a_process_that_dies_fails_one_run_and_the_next_begins_anew(comparison: Comparison) -> None:
+    seat = Seat()
+    session = WorkerSession(comparison.baseline, seat)
     for child in workers():
         child.kill()
-    with pytest.raises(ResourceError, match="process ended"):
+    with pytest.raises(ResourceError, match=r"process ended[\s\S]*SIGKILL, most likely for want of memory"):
         session.generate(PROMPTS, osl=4)
+    assert num_workers() == 0
+    verify_timeline(session.generate(PROMPTS, osl=4), CELL)
+    seat.take(None)
+
+
+def test_a_process_that_gives_up_leaves_its_last_words(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho first >&2\necho no such library >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("bench.worker.sys.executable", str(script))
+    with pytest.raises(ResourceError, match="exit code 3: no such library"):
+        WorkerSession(comparison.baseline, Seat())
 
 
 def test_a_whole_benchmark_alternates(comparison: Comparison) -> None:

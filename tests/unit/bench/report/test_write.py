@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.report.markdown import render_markdown
+from bench.report.numbers import show_peak, show_size
 from bench.report.write import SCHEMA_FILE, read_results, write_reports
 from bench.results import (
     AbsentRecord,
@@ -56,6 +57,8 @@ def arm_record(name: str, peak: PeakMemory | AbsentRecord) -> ArmRecord:
         num_parameters=1_234_567,
         files={"model.onnx": FileRecord(sha256="0" * 64, size_bytes=2**30)},
         peak_memory=peak,
+        weight_bytes=2**30,
+        file_bytes=2**30,
     )
 
 
@@ -139,6 +142,20 @@ def test_noise_failure_and_absence_are_shown_and_explained(results: Results) -> 
     assert "* **FP8 kernels**: no such GPU\n" in report
     assert "not measured: no cell of the grid ran" in report
     assert "2.00 GiB (0.12 GiB before loading), cell 8/1 x 2" in report
+    assert "| 1,234,567 | 1.00 GiB | – | 1.00 GiB |" in report
+
+
+def test_a_peak_on_a_gpu_comes_first() -> None:
+    peak = PeakMemory(
+        isl=8, osl=1, batch_size=2, peak_bytes=2**31, baseline_bytes=2**27, device_bytes=5 * 2**30
+    )
+    assert show_peak(peak) == "GPU 5.00 GiB, host 2.00 GiB (0.12 GiB before loading), cell 8/1 x 2"
+
+
+def test_small_files_are_shown_in_mebibytes() -> None:
+    assert show_size(5 * 2**20) == "5.00 MiB"
+    assert show_size(2**30) == "1.00 GiB"
+    assert show_size(AbsentRecord(absent="no engine")) == "–"
 
 
 def test_tables_are_whole(results: Results) -> None:

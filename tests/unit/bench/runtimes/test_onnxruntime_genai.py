@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from bench.arms import Comparison
 from bench.grid import Cell
 from bench.prompts import make_prompts
 from bench.runtimes.base import RUNTIMES, Session, runtime_named
+from bench.runtimes.onnxruntime_genai import OnnxRuntimeGenaiSession
 from bench.timeline import verify_timeline
 from compressor.errors import DependencyError, UsageError
 from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
@@ -36,6 +39,45 @@ def test_exactly_the_requested_tokens_are_read_and_written(session: Session, cel
     verify_timeline(timeline, cell)
     times = (timeline.start_s, *timeline.token_times_s)
     assert all(before < after for before, after in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize(
+    ("providers", "num_gpus"), [([], 0), ([{"cuda": {"enable_cuda_graph": "0"}}], 1), ([{"dml": {}}], 0)]
+)
+def test_a_graph_built_for_cuda_counts_its_gpu(
+    tmp_path: Path, providers: list[dict[str, Any]], num_gpus: int
+) -> None:
+    decoder = {"session_options": {"provider_options": providers}}
+    config = {"model": {"vocab_size": 9, "eos_token_id": 2, "decoder": decoder}}
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+
+    class Generator:
+        def __init__(self, *_arguments: object) -> None:
+            self._tokens: list[int] = []
+
+        def append_tokens(self, prompts: Any) -> None:
+            self._tokens += prompts[0].tolist()
+
+        def is_done(self) -> bool:
+            return len(self._tokens) == 5
+
+        def generate_next_token(self) -> None:
+            self._tokens.append(1)
+
+        def get_sequence(self, _index: int) -> list[int]:
+            return self._tokens
+
+    class Parameters:
+        def __init__(self, _model: object) -> None:
+            self.options: dict[str, object] = {}
+
+        def set_search_options(self, **options: object) -> None:
+            self.options |= options
+
+    library = SimpleNamespace(Model=str, GeneratorParams=Parameters, Generator=Generator)
+    session = OnnxRuntimeGenaiSession(library, tmp_path)
+    timeline = verify_timeline(session.generate(np.ones((1, 3), dtype=np.int32), osl=2), Cell(3, 2, 1))
+    assert timeline.num_gpus == num_gpus
 
 
 def test_a_cell_beyond_the_context_is_the_runtimes_error(session: Session) -> None:

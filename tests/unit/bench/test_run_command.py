@@ -1,0 +1,24 @@
+"""What `bench run` refuses before it opens a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compressor import hardware
+from compressor.cli.main import invoke
+
+
+@pytest.mark.parametrize(("own", "wanted"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_another_device_than_the_machines_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own: str,
+    wanted: str,
+) -> None:
+    monkeypatch.setattr(hardware, "resolve_device", lambda _wanted: own)
+    words = ["bench", "--random-weights", "llama3.1-8b", "4b-width", "--device", wanted]
+    assert invoke([*words, "-o", str(tmp_path / "out")]) == 2
+    assert "CUDA_VISIBLE_DEVICES" in capsys.readouterr().err
