@@ -12,6 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from compressor.errors import DependencyError
 from compressor.hardware import describe, free_disk_bytes
 
 DISTRIBUTION = "compress-export"
@@ -27,6 +28,7 @@ CONTAINER_SET = {
 FP8_CAPABILITY = (8, 9)
 SPARSITY_CAPABILITY = (8, 0)
 _HUB_TIMEOUT_S = 5
+_BUILDER_TIMEOUT_S = 120
 
 
 def examine() -> dict[str, Any]:
@@ -46,7 +48,13 @@ def examine() -> dict[str, Any]:
 def _declared() -> list[dict[str, Any]]:
     """The installed distribution's own requirements, extras left out."""
     found = []
-    for line in requires(DISTRIBUTION) or []:
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError as error:
+        raise DependencyError(
+            "this is a source tree that was never installed", expected=DISTRIBUTION, hint="pip install ."
+        ) from error
+    for line in lines:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             found.append(_check(requirement.name, str(requirement.specifier)))
@@ -84,10 +92,14 @@ def _engine_builder() -> dict[str, Any]:
     path = shutil.which("trtllm-build")
     if path is None:
         return {"found": False}
-    answer = subprocess.run(  # noqa: S603 - an executable found on PATH, fixed arguments
-        [path, "--version"], capture_output=True, text=True, timeout=120, check=False
-    )
-    return {"found": True, "version": (answer.stdout or answer.stderr).strip().splitlines()[-1:]}
+    try:
+        answer = subprocess.run(  # noqa: S603 - an executable found on PATH, fixed arguments
+            [path, "--version"], capture_output=True, text=True, timeout=_BUILDER_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"found": True, "version": f"unknown: {type(error).__name__}"}
+    lines = (answer.stdout or answer.stderr).strip().splitlines()
+    return {"found": True, "version": lines[-1] if lines else "unknown"}
 
 
 def _hub() -> dict[str, Any]:

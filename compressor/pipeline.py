@@ -15,23 +15,32 @@ from compressor.artifact import ModelArtifact, write_json
 from compressor.console import Console
 from compressor.distillation.recover import RECOVER, RecoverStageConfig
 from compressor.distillation.stage import DISTILL
-from compressor.errors import ResourceError, UnsupportedError, UsageError
-from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+from compressor.errors import ResourceError
+from compressor.evaluation.stage import EVALUATE
 from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.manifest import Manifest, open_run_directory
-from compressor.models.load import ModelSource, open_checkpoint
+from compressor.models.load import ModelSource, load_tokenizer, open_checkpoint
 from compressor.planning import Plan, require_prunable
+from compressor.preflight import (
+    evaluation_config,
+    recovery_tokens,
+    require_consistent,
+    require_sparsifiable,
+    require_texts,
+    require_windows,
+)
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
 from compressor.report import write_model_card
-from compressor.sparsity.stage import ADAPTIVE, SPARSIFY, SparsifyStageConfig
+from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import Stage, StageContext, execute
 from exporters.base import export_stage, needs_quantised, settings_of
 from exporters.tensorrt_llm.versions import require_builder
 
 STAGES = ("prune", "distill", "sparsify", "recover", "quantize", "export", "evaluate", "bench", "report")
 STUDENT = "student"
+RECIPE_FILE = "recipe.yaml"
 SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
     "onnx": "fp32",
@@ -107,11 +116,13 @@ def run_pipeline(
         restart_from: Discard this stage and all later ones first.
     """
     require_prunable(plan.teacher)
+    require_consistent(recipe)
     if recipe.export.tensorrt_llm.require_engine:
         require_builder()
     require_sparsifiable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
+        require_texts(recipe)
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         teacher = open_checkpoint(source, out_dir / "stages", dtype=resolve_dtype(recipe.dtype))
@@ -124,10 +135,13 @@ def run_pipeline(
             teacher=teacher,
             restart=restart,
         )
+        tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
+        require_windows(recipe, tokenizer)
         for name in STAGES:
             _STEPS[name](run)
-            if name == "prune":
+            if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
                 _record_choices(run)
+        _record_choices(run)
         return summary(run)
 
 
@@ -140,8 +154,12 @@ def _require_disk(plan: Plan, out_dir: Path) -> None:
 
 
 def _record_choices(run: Run) -> None:
-    """What to run again, and what was planned; written once the stages accepted the recipe."""
-    (run.out_dir / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+    """What to run again, and what was planned.
+
+    Written after the first stage, for a run that is interrupted; but over another recipe's record only
+    when every stage accepted this one, or was told to start again.
+    """
+    (run.out_dir / RECIPE_FILE).write_text(dump_recipe(run.recipe), encoding="utf-8")
     write_json(run.out_dir / "plan.json", run.plan.document)
 
 
@@ -161,33 +179,6 @@ def _distill(run: Run) -> None:
         run.made["distilled"] = run.execute(
             DISTILL, run.recipe.distill, run.made["pruned"], "stages/distill", part_of="distill"
         )
-
-
-def require_sparsifiable(recipe: Recipe) -> None:
-    """Refuse, before any work, a sparse run that could not reach its end.
-
-    Raises:
-        UsageError: for adaptive training without tokens.
-        UnsupportedError: for a low-rank branch and an export that cannot carry it.
-    """
-    sparsify = recipe.sparsify
-    if sparsify.pattern is None:
-        return
-    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
-        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
-    others = [name for name in recipe.export_formats() if name != "huggingface"]
-    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
-        raise UnsupportedError(
-            "these exports cannot carry the low-rank branch of a sparse model",
-            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
-            found=", ".join(others) or "--fp8",
-        )
-
-
-def recovery_tokens(recipe: Recipe) -> int:
-    """Tokens of the training that follows sparsification."""
-    own = recipe.sparsify.tokens
-    return recipe.distill.tokens if own is None else own
 
 
 def _sparsify(run: Run) -> None:
@@ -221,7 +212,8 @@ def _quantize(run: Run) -> None:
 
 
 def _export(run: Run) -> None:
-    for name in run.recipe.export_formats():
+    # The 16-bit student is what every other format is compared with, asked for or not.
+    for name in dict.fromkeys(("huggingface", *run.recipe.export_formats())):
         source = run.made["quantized"] if needs_quantised(name) else _student(run)
         settings = settings_of(name, run.recipe.export)
         where = STUDENT if name == "huggingface" else f"exports/{name}"
@@ -231,13 +223,7 @@ def _export(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    data = run.recipe.evaluate.data or run.recipe.distill.data
-    config = EvaluateStageConfig(
-        data=data,
-        seen=tuple(sorted({run.recipe.distill.data, run.recipe.calibration.data})),
-        window=run.recipe.evaluate.window,
-        size=run.recipe.evaluate.size,
-    )
+    config = evaluation_config(run.recipe)
     models = {"teacher": run.teacher}
     models |= {name: run.made[name] for name in (*SIXTEEN_BIT, "quantized") if name in run.made}
     run.made["evaluation"] = run.execute(
@@ -260,7 +246,9 @@ def _bench(run: Run) -> None:
         )
         graphs[arm_name("student", precision)] = student
     if not graphs:
-        run.console.warn("no ONNX export to benchmark: add onnx or onnx-int4 to the formats")
+        message = "no ONNX export to benchmark: add onnx or onnx-int4 to the formats"
+        run.console.warn(message)
+        run.manifest.update(warnings=[message])
         return
     config = BenchStageConfig(
         bench=run.recipe.bench,
@@ -314,7 +302,8 @@ def summary(run: Run) -> dict[str, Any]:
         "versions": run.manifest.record["versions"],
         "hardware": run.manifest.record["hardware"],
         "warnings": [
-            warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]
+            *run.manifest.record.get("warnings", ()),
+            *(warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]),
         ],
     }
 

@@ -127,7 +127,6 @@ def execute(
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
     """
     inputs = stage_inputs(stage, config, source, context)
-    fingerprint = fingerprint_of(inputs)
     if restart:
         discard(out_dir)
     if (out_dir / ARTIFACT_FILE).is_file():
@@ -140,14 +139,15 @@ def execute(
     started, num_warnings = time.monotonic(), len(context.console.warnings)
     try:
         result = stage.run(config, source, partial, context)
-    except _INPUT_ERRORS:
-        if is_new:  # nothing was begun that better input could continue
+    except Exception as error:
+        # Nothing was begun that better input could continue, or nothing at all.
+        if is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
             shutil.rmtree(partial)
         raise
     artifact = ModelArtifact(
         path=partial,
         stage=stage.name,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of(inputs),
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
         inputs=inputs,
@@ -253,6 +253,10 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any]) -> Path:
             "the output directory cannot be written", where=str(partial), found=error.strerror
         ) from error
     return partial
+
+
+def _is_untouched(partial: Path) -> bool:
+    return [path.name for path in partial.iterdir()] == [STAGE_FILE]
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:

@@ -36,7 +36,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="compress-export")
 def cli() -> None:
-    r"""Prune and distill a language model to a target size, export it, and prove the speed-up.
+    """Prune and distill a language model to a target size, export it, and prove the speed-up.
 
     \b
     compress-export llama3.1-8b --target 4b --fp8      the whole road
@@ -94,7 +94,9 @@ def _fail(error: Exception, *, debug: bool) -> int:
 
 def _resource_error(error: Exception) -> ResourceError | None:
     """Memory and disk errors of any library as ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch has a class of its own for a GPU, and only a sentence for the CPU.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return ResourceError("out of memory", found=error, hint="smaller batches or windows")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
         where = str(error.filename)

@@ -46,7 +46,7 @@ from compressor.cli.options import (
 @training
 @common
 def run(**flags: Any) -> None:
-    r"""Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
+    """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
 
     \b
     MODEL   alias, Hugging Face id, directory or .gguf file

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from compressor.cli.main import invoke
 from exporters.record import file_hashes
 from tests.integration.command import command, digests, kill_when, succeed
 
@@ -120,12 +121,27 @@ def test_a_second_run_skips_everything(finished: tuple[Path, dict[str, Any]], re
 def test_a_changed_option_is_refused_with_what_changed(
     finished: tuple[Path, dict[str, Any]], recipe: Path
 ) -> None:
-    before = digests(finished[0], COMPARED)
+    kept = (*COMPARED, "recipe.yaml", "plan.json")
+    before = digests(finished[0], kept)
     done = command("run", "--config", recipe, "-o", finished[0], "--learning-rate", "0.004")
     assert done.returncode == 2
     assert "learning_rate: 0.002 -> 0.004" in done.stderr
     assert "--restart-from distill" in done.stderr
-    assert digests(finished[0], COMPARED) == before
+    assert digests(finished[0], kept) == before
+
+
+def test_the_student_is_written_whatever_else_is(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("run", tiny_checkpoint, "--shape", "hidden_size=48", "--importance", "random", "--tokens", 0)
+    words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet", "--json")
+    assert invoke([str(word) for word in words]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (out / "student" / "verification.json").is_file()
+    assert list(summary["exports"]) == ["huggingface", "tensorrt-llm"]
+    assert summary["warnings"][0].startswith("no ONNX export to benchmark")
+    assert json.loads((out / "manifest.json").read_text())["warnings"] == summary["warnings"][:1]
 
 
 def test_a_changed_data_file_is_refused(
@@ -151,7 +167,7 @@ def test_a_changed_data_file_is_refused(
     assert "sha256" in done.stderr
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_in_every_stage_and_resumed_equals_undisturbed(
     finished: tuple[Path, dict[str, Any]], recipe: Path, tmp_path: Path
 ) -> None:

@@ -87,7 +87,6 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     )
 
 
-@pytest.mark.timeout(900)
 def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
     assert run["plan"]["student"]["num_parameters"] == 80_979_696
     models = run["evaluation"]["models"]
