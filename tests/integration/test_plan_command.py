@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.command import command
+from tests.integration.command import command_here
 
 _LOADED = (
     "import sys; from compressor.cli.main import invoke; code = invoke(sys.argv[1:]); "
@@ -38,7 +38,7 @@ _LOADED = (
     ],
 )
 def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> None:
-    done = command("plan", model, "--target", target, "--fp8", "--json")
+    done = command_here("plan", model, "--target", target, "--fp8", "--json")
     assert done.returncode == 0, done.stderr
     student = json.loads(done.stdout)["student"]
     assert {name: student[name] for name in expected} == expected
@@ -46,7 +46,7 @@ def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> 
 
 def test_plan_is_what_dry_run_shows() -> None:
     plans = [
-        command(*words, "llama3.1-8b", "--target", "60%", "--json")
+        command_here(*words, "llama3.1-8b", "--target", "60%", "--json")
         for words in (("plan",), ("--dry-run",), ("run", "--dry-run"))
     ]
     documents = [json.loads(done.stdout) for done in plans]
@@ -54,7 +54,7 @@ def test_plan_is_what_dry_run_shows() -> None:
 
 
 def test_the_plan_explains_its_rounding() -> None:
-    done = command("plan", "smollm2-135m", "--target", "80m")
+    done = command_here("plan", "smollm2-135m", "--target", "80m")
     assert "multiples of 144" in done.stdout
     assert "+1.22%" in done.stdout
 
