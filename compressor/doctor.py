@@ -10,6 +10,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from compressor.errors import DependencyError
 from compressor.hardware import describe, free_disk_bytes
 from exporters.tensorrt_llm.versions import find_builder
 
@@ -26,6 +27,7 @@ CONTAINER_SET = {
 FP8_CAPABILITY = (8, 9)
 SPARSITY_CAPABILITY = (8, 0)
 _HUB_TIMEOUT_S = 5
+_BUILDER_TIMEOUT_S = 120
 
 
 def examine() -> dict[str, Any]:
@@ -45,7 +47,13 @@ def examine() -> dict[str, Any]:
 def _declared() -> list[dict[str, Any]]:
     """The installed distribution's own requirements, extras left out."""
     found = []
-    for line in requires(DISTRIBUTION) or []:
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError as error:
+        raise DependencyError(
+            "this is a source tree that was never installed", expected=DISTRIBUTION, hint="pip install ."
+        ) from error
+    for line in lines:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             found.append(_check(requirement.name, str(requirement.specifier)))

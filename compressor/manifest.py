@@ -20,7 +20,7 @@ from typing import Any
 
 from compressor import __version__
 from compressor.artifact import write_json
-from compressor.errors import ResourceError, UsageError, VerificationError
+from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
 from compressor.processes import is_main
 from compressor.stage import StageOutcome
 
@@ -114,18 +114,24 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         yield Manifest(out_dir, _new_record())
         return
     file = out_dir / MANIFEST_FILE
-    is_ours = file.is_file()
+    is_ours, existed = file.is_file(), out_dir.is_dir()
     claim_directory(out_dir, is_ours=is_ours, resume=resume)
     with _locked(out_dir):
+        is_new = not is_ours
         if overwrite and is_ours:
-            for path in out_dir.iterdir():
-                if path.name != LOCK_FILE:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _empty(out_dir, but=LOCK_FILE)
             is_ours = False
         record = _read(file) if is_ours else _new_record()
         manifest = Manifest(out_dir, record)
         manifest.update(versions=versions())
-        yield manifest
+        try:
+            yield manifest
+        except CompressExportError:
+            if is_new and not record["stages"]:  # nothing was made that better input could continue
+                _empty(out_dir)
+                if not existed:
+                    out_dir.rmdir()
+            raise
 
 
 def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
@@ -170,6 +176,12 @@ def _locked(out_dir: Path) -> Iterator[None]:
         except OSError as error:
             raise UsageError("another process works in this output directory", where=str(out_dir)) from error
         yield
+
+
+def _empty(directory: Path, but: str | None = None) -> None:
+    for path in directory.iterdir():
+        if path.name != but:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _new_record() -> dict[str, Any]:

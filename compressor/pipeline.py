@@ -11,28 +11,53 @@ from pydantic import BaseModel
 
 from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
-from compressor.artifact import ModelArtifact, write_json
+from compressor.artifact import ModelArtifact, read_artifact, write_json
 from compressor.console import Console
+from compressor.distillation.correction import CORRECT
+from compressor.distillation.generate import GENERATE
 from compressor.distillation.recover import RECOVER, RecoverStageConfig
-from compressor.distillation.stage import DISTILL
-from compressor.errors import ResourceError, UnsupportedError, UsageError
-from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+from compressor.distillation.stage import DISTILL, GENERATED, STORED_LOGITS
+from compressor.errors import ResourceError
+from compressor.evaluation.stage import EVALUATE
 from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.manifest import Manifest, open_run_directory
-from compressor.models.load import ModelSource, open_checkpoint
+from compressor.models.load import ModelSource, load_tokenizer, open_checkpoint
 from compressor.planning import Plan, require_prunable
-from compressor.processes import is_main, on_main
+from compressor.preflight import (
+    evaluation_config,
+    recovery_tokens,
+    require_consistent,
+    require_sparsifiable,
+    require_texts,
+    require_trainable,
+    require_windows,
+)
+from compressor.processes import on_main
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
 from compressor.report import write_model_card
-from compressor.sparsity.stage import ADAPTIVE, SPARSIFY, SparsifyStageConfig
+from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import Stage, StageContext, execute
 from exporters.base import export_stage, needs_quantised, settings_of
 from exporters.tensorrt_llm.versions import require_builder
 
-STAGES = ("prune", "distill", "sparsify", "recover", "quantize", "export", "evaluate", "bench", "report")
+STAGES = (
+    "prune",
+    "generate",
+    "correct",
+    "distill",
+    "sparsify",
+    "recover",
+    "quantize",
+    "export",
+    "evaluate",
+    "bench",
+    "report",
+)
 STUDENT = "student"
+CORRECTED = "corrected teacher"
+RECIPE_FILE = "recipe.yaml"
 SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
     "onnx": "fp32",
@@ -71,7 +96,7 @@ class Run:
             seed=self.recipe.seed,
             device=resolve_device(self.recipe.device),
             dtype=resolve_dtype(self.recipe.dtype),
-            teacher=self.teacher if stage in (DISTILL, RECOVER) else None,
+            teacher=self.made.get(CORRECTED, self.teacher) if stage in (DISTILL, RECOVER) else None,
             others=others or {},
             trust_remote_code=self.recipe.trust_remote_code,
         )
@@ -108,11 +133,14 @@ def run_pipeline(
         restart_from: Discard this stage and all later ones first.
     """
     require_prunable(plan.teacher)
+    require_consistent(recipe)
     if recipe.export.tensorrt_llm.require_engine:
         require_builder(recipe.export_formats())
     require_sparsifiable(recipe)
+    require_trainable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
+        require_texts(recipe)
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
@@ -126,10 +154,13 @@ def run_pipeline(
             teacher=teacher,
             restart=restart,
         )
+        tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
+        require_windows(recipe, tokenizer)
         for name in STAGES:
             _STEPS[name](run)
-            if name == "prune" and is_main():
+            if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
                 _record_choices(run)
+        _record_choices(run)
         return on_main(lambda: summary(run))
 
 
@@ -142,8 +173,12 @@ def _require_disk(plan: Plan, out_dir: Path) -> None:
 
 
 def _record_choices(run: Run) -> None:
-    """What to run again, and what was planned; written once the stages accepted the recipe."""
-    (run.out_dir / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+    """What to run again, and what was planned.
+
+    Written after the first stage, for a run that is interrupted; but over another recipe's record only
+    when every stage accepted this one, or was told to start again.
+    """
+    (run.out_dir / RECIPE_FILE).write_text(dump_recipe(run.recipe), encoding="utf-8")
     write_json(run.out_dir / "plan.json", run.plan.document)
 
 
@@ -158,38 +193,37 @@ def _prune(run: Run) -> None:
     run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
 
 
+def _generate(run: Run) -> None:
+    generate = run.recipe.distill.generate
+    if generate.tokens and run.recipe.distill.tokens:
+        own = generate.model_copy(update={"weight": 1.0})  # how often it is read changes no text
+        run.made[GENERATED] = run.execute(GENERATE, own, run.teacher, "stages/generate", part_of="generate")
+
+
+def _correct(run: Run) -> None:
+    if run.recipe.distill.correction.mode == "first" and run.recipe.distill.tokens:
+        run.made[CORRECTED] = run.execute(
+            CORRECT, run.recipe.distill, run.teacher, "stages/correct", part_of="correct"
+        )
+
+
 def _distill(run: Run) -> None:
     if run.recipe.distill.tokens:
         run.made["distilled"] = run.execute(
-            DISTILL, run.recipe.distill, run.made["pruned"], "stages/distill", part_of="distill"
+            DISTILL,
+            run.recipe.distill,
+            run.made["pruned"],
+            "stages/distill",
+            part_of="distill",
+            others=_teaching(run),
         )
 
 
-def require_sparsifiable(recipe: Recipe) -> None:
-    """Refuse, before any work, a sparse run that could not reach its end.
-
-    Raises:
-        UsageError: for adaptive training without tokens.
-        UnsupportedError: for a low-rank branch and an export that cannot carry it.
-    """
-    sparsify = recipe.sparsify
-    if sparsify.pattern is None:
-        return
-    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
-        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
-    others = [name for name in recipe.export_formats() if name != "huggingface"]
-    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
-        raise UnsupportedError(
-            "these exports cannot carry the low-rank branch of a sparse model",
-            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
-            found=", ".join(others) or "--fp8",
-        )
-
-
-def recovery_tokens(recipe: Recipe) -> int:
-    """Tokens of the training that follows sparsification."""
-    own = recipe.sparsify.tokens
-    return recipe.distill.tokens if own is None else own
+def _teaching(run: Run) -> dict[str, ModelArtifact]:
+    """What training reads beside student and teacher."""
+    others = {GENERATED: run.made[GENERATED]} if GENERATED in run.made else {}
+    stored = run.recipe.distill.teacher_logits
+    return others | ({STORED_LOGITS: read_artifact(Path(stored))} if stored else {})
 
 
 def _sparsify(run: Run) -> None:
@@ -205,7 +239,9 @@ def _recover(run: Run) -> None:
     if run.recipe.sparsify.pattern is None or recovery_tokens(run.recipe) == 0:
         return
     config = RecoverStageConfig(distill=run.recipe.distill, sparsify=run.recipe.sparsify)
-    run.made["recovered"] = run.execute(RECOVER, config, _student(run), "stages/recover", part_of="recover")
+    run.made["recovered"] = run.execute(
+        RECOVER, config, _student(run), "stages/recover", part_of="recover", others=_teaching(run)
+    )
 
 
 def _student(run: Run) -> ModelArtifact:
@@ -223,7 +259,8 @@ def _quantize(run: Run) -> None:
 
 
 def _export(run: Run) -> None:
-    for name in run.recipe.export_formats():
+    # The 16-bit student is what every other format is compared with, asked for or not.
+    for name in dict.fromkeys(("huggingface", *run.recipe.export_formats())):
         source = run.made["quantized"] if needs_quantised(name) else _student(run)
         settings = settings_of(name, run.recipe.export)
         where = STUDENT if name == "huggingface" else f"exports/{name}"
@@ -233,14 +270,9 @@ def _export(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    data = run.recipe.evaluate.data or run.recipe.distill.data
-    config = EvaluateStageConfig(
-        data=data,
-        seen=tuple(sorted({run.recipe.distill.data, run.recipe.calibration.data})),
-        window=run.recipe.evaluate.window,
-        size=run.recipe.evaluate.size,
-    )
+    config = evaluation_config(run.recipe)
     models = {"teacher": run.teacher}
+    models |= {CORRECTED: run.made[CORRECTED]} if CORRECTED in run.made else {}
     models |= {name: run.made[name] for name in (*SIXTEEN_BIT, "quantized") if name in run.made}
     run.made["evaluation"] = run.execute(
         EVALUATE, config, _student(run), "stages/evaluate", part_of="evaluate", others=models
@@ -262,7 +294,9 @@ def _bench(run: Run) -> None:
         )
         graphs[arm_name("student", precision)] = student
     if not graphs:
-        run.console.warn("no ONNX export to benchmark: add onnx or onnx-int4 to the formats")
+        message = "no ONNX export to benchmark: add onnx or onnx-int4 to the formats"
+        run.console.warn(message)
+        run.manifest.update(warnings=[message])
         return
     config = BenchStageConfig(
         bench=run.recipe.bench,
@@ -303,6 +337,8 @@ def summary(run: Run) -> dict[str, Any]:
         "student": str(run.out_dir / STUDENT),
         "plan": run.plan.document,
         "stages": run.manifest.record["stages"],
+        "generate": made[GENERATED].details if GENERATED in made else None,
+        "correct": made[CORRECTED].details if CORRECTED in made else None,
         "distill": made["distilled"].details if "distilled" in made else None,
         "sparsify": made["sparsified"].details if "sparsified" in made else None,
         "recover": made["recovered"].details if "recovered" in made else None,
@@ -316,13 +352,16 @@ def summary(run: Run) -> dict[str, Any]:
         "versions": run.manifest.record["versions"],
         "hardware": run.manifest.record["hardware"],
         "warnings": [
-            warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]
+            *run.manifest.record.get("warnings", ()),
+            *(warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]),
         ],
     }
 
 
 _STEPS: dict[str, Callable[[Run], None]] = {
     "prune": _prune,
+    "generate": _generate,
+    "correct": _correct,
     "distill": _distill,
     "sparsify": _sparsify,
     "recover": _recover,

@@ -90,7 +90,7 @@ def make_plan(
         "text": {
             "calibration": recipe.calibration.data,
             "training": _training_text(recipe),
-            "evaluation": recipe.evaluate.data or f"held-out part of {_training_text(recipe)}",
+            "evaluation": recipe.evaluate.data or f"held-out part of {recipe.distill.mixture()[0].data}",
         },
         "tokens": recipe.distill.tokens,
         "out_dir": out_dir,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from compressor.data.sources import is_local
+from compressor.presets import PRESETS
 
 CARD_FILE = "README.md"
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
@@ -20,12 +22,15 @@ def result_tables(summary: dict[str, Any]) -> list[Table]:
 
 
 def closed_gap(evaluation: dict[str, Any]) -> float | None:
-    """The share of the log-perplexity gap between pruned student and teacher that distillation closed."""
+    """The share of the log-perplexity gap between pruned student and teacher that distillation closed.
+
+    None without distillation, or without a gap.
+    """
     models = evaluation["models"]
     if "distilled" not in models:
         return None
     teacher, pruned, distilled = (models[name]["mean_nll"] for name in ("teacher", "pruned", "distilled"))
-    return float((pruned - distilled) / (pruned - teacher))
+    return float((pruned - distilled) / (pruned - teacher)) if pruned > teacher else None
 
 
 def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
@@ -33,7 +38,7 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
     plan, student = summary["plan"], summary["plan"]["student"]
     lines = [
         "---",
-        f"base_model: {_name_of(plan['model'])}",
+        f"base_model: {_public_name(plan['model'])}",
         "library_name: transformers",
         f"tags: [{', '.join(_tags(summary))}]",
         "---",
@@ -57,15 +62,9 @@ def _origin(summary: dict[str, Any]) -> str:
     training = f" and distillation on {distill['tokens']:,} tokens" if distill else ""
     return (
         f"A {plan['student']['num_parameters']:,}-parameter {plan['student']['model_type']} model, made from "
-        f"`{_name_of(plan['model'])}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
+        f"`{_public_name(plan['model'])}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
         f"pruning{training}."
     )
-
-
-def _name_of(model: str) -> str:
-    """A model's name; another run's student is called by that run."""
-    path = Path(model)
-    return f"{path.parent.name}/{path.name}" if path.name == "student" else path.name
 
 
 def _shape(student: dict[str, Any]) -> str:
@@ -86,7 +85,27 @@ def _tags(summary: dict[str, Any]) -> list[str]:
 
 
 def _text_lines(plan: dict[str, Any]) -> list[str]:
-    return [f"- {use} text: {Path(source).name}" for use, source in plan["text"].items()]
+    return [f"- {use} text: {_text_name(source)}" for use, source in plan["text"].items()]
+
+
+def _public_name(model: str) -> str:
+    """A MODEL as others can find it: its hub id, or the name of a local directory or file.
+
+    Another run's student is called by that run.
+    """
+    if model in PRESETS:
+        return PRESETS[model].hub_id or model
+    path = Path(model)
+    if path.name == "student":
+        return f"{path.parent.name}/{path.name}"
+    return path.name if path.expanduser().exists() else model
+
+
+def _text_name(source: str) -> str:
+    """A plan's SOURCE without this machine's folders."""
+    part, _, spec = source.rpartition(" of ")
+    name = Path(spec).name if is_local(spec) else spec
+    return f"{part} of {name}" if part else name
 
 
 def _quality(summary: dict[str, Any]) -> Table:
@@ -149,7 +168,7 @@ def _speed(bench: dict[str, Any]) -> Table:
 def _closing(summary: dict[str, Any]) -> list[str]:
     closed = closed_gap(summary["evaluation"])
     lines = []
-    if closed is not None and math.isfinite(closed):
+    if closed is not None:
         lines.append(
             f"Distillation closed {closed:.0%} of the log-perplexity gap between pruned student and teacher."
         )

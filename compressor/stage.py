@@ -142,8 +142,9 @@ def execute(
 
     try:
         result = run() if stage.parallel else on_main(run)
-    except _INPUT_ERRORS:
-        if is_new and is_main():  # nothing was begun that better input could continue
+    except Exception as error:
+        # Nothing was begun that better input could continue, or nothing at all.
+        if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
             shutil.rmtree(partial)
         raise
     artifact = ModelArtifact(
@@ -267,6 +268,10 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any]) -> Path:
             "the output directory cannot be written", where=str(partial), found=error.strerror
         ) from error
     return partial
+
+
+def _is_untouched(partial: Path) -> bool:
+    return [path.name for path in partial.iterdir()] == [STAGE_FILE]
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:

@@ -13,6 +13,7 @@ from compressor.console import Console
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
 from compressor.models.dims import dims_of_config, num_parameters
+from compressor.models.shapes import check_shapes, expected_shapes, repeated_head
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
@@ -25,7 +26,6 @@ from exporters.huggingface import check_fp8_checkpoint
 from exporters.logits import VerifyOptions
 from exporters.onnx.builder import GENAI_CONFIG_FILE
 from exporters.record import VERIFICATION_FILE, check_hashes, read_verification
-from exporters.shapes import expected_shapes
 from exporters.sparsity import check_sparsity
 from exporters.tensorrt_llm.exporter import CHECKPOINT, check_trtllm_checkpoint
 
@@ -158,21 +158,11 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     is_fp8 = bool(config.get("quantization_config"))
     total = 0
     with CheckpointReader(directory) as reader:
-        for name, shape in expected_shapes(dims).items():
-            if name not in reader:
-                raise VerificationError("the checkpoint lacks a tensor", where=name, expected=list(shape))
-            if reader.shape(name) != shape:
-                raise VerificationError(
-                    "a tensor has not the shape its config says",
-                    where=name,
-                    expected=list(shape),
-                    found=list(reader.shape(name)),
-                )
+        check_shapes(reader, dims)
         for name in reader:
             tensor = reader.tensor(name)
             check_finite(name, tensor.float() if tensor.dtype == E4M3 else tensor)
-            is_copy_of_embedding = dims.tie_word_embeddings and name == f"{dims.family.lm_head}.weight"
-            if not name.endswith(_SCALE_SUFFIXES) and not is_copy_of_embedding:
+            if not name.endswith(_SCALE_SUFFIXES) and name != repeated_head(dims):
                 total += tensor.numel()
         if is_fp8:
             read_scales(reader, config)

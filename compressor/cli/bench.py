@@ -16,7 +16,7 @@ def bench() -> None:
     \b
     compress-export bench MODEL STUDENT -o DIR     the same as: compress-export bench run ...
     compress-export bench compare BEFORE.json NOW.json
-    """  # noqa: D301 - the \b must reach click as one character
+    """
 
 
 bench.add_command(run)

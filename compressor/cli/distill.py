@@ -14,7 +14,7 @@ from compressor.cli.training_options import distillation, training
 
 @click.command(cls=SectionedCommand)
 @click.argument("model", metavar="STUDENT")
-@click.option("--teacher", required=True, help="MODEL to distill from.")
+@click.option("--teacher", default=None, help="MODEL to distill from; not needed with --teacher-logits.")
 @OUTPUT
 @click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
 @training
@@ -31,15 +31,19 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     flags |= {name: getattr(recipe, name) for name in ("seed", "device", "dtype", "trust_remote_code")}
     if recipe.distill.tokens == 0:
         raise UsageError("a distillation needs tokens", where="--tokens", expected="at least one window")
+    _refuse_other_stages(recipe.distill)
     with work(flags) as console:
+        from compressor.artifact import read_artifact
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.distillation.recover import RECOVER, RecoverStageConfig
-        from compressor.distillation.stage import DISTILL
+        from compressor.distillation.stage import DISTILL, STORED_LOGITS
         from compressor.sparsity.promise import read_promise
         from compressor.stage import Stage
 
         student = open_model(flags["model"], Path(output_dir), flags)
-        teacher = open_model(flags["teacher"], Path(output_dir), flags)
+        teacher = open_model(flags["teacher"], Path(output_dir), flags) if flags["teacher"] else None
+        stored = recipe.distill.teacher_logits
+        others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
         stage: Stage[Any] = DISTILL
         settings: Section = recipe.distill
         if read_promise(student.path) is not None:
@@ -49,5 +53,25 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
                 changes["temperature"] = flags["temperature"]
             held = recipe.sparsify.model_copy(update=changes)
             stage, settings = RECOVER, RecoverStageConfig(distill=recipe.distill, sparsify=held)
-        artifact = execute_stage(stage, settings, student, Path(output_dir), flags, console, teacher=teacher)
+        artifact = execute_stage(
+            stage, settings, student, Path(output_dir), flags, console, teacher=teacher, others=others
+        )
     emit(result_of(artifact), flags, stage_text(artifact))
+
+
+def _refuse_other_stages(settings: Any) -> None:
+    """Refuse what is a stage of its own, and in a run comes before this one."""
+    from compressor.errors import UsageError
+
+    if settings.correction.mode == "first":
+        raise UsageError(
+            "a teacher is corrected before distillation, by a stage of its own",
+            where="--teacher-correction first",
+            hint="compress-export correct MODEL -o DIR, then --teacher DIR",
+        )
+    if settings.generate.tokens:
+        raise UsageError(
+            "text is sampled before distillation, by a stage of its own",
+            where="--generate-tokens",
+            hint="compress-export generate MODEL -o DIR, then --domain generated=DIR/text.jsonl",
+        )

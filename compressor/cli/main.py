@@ -18,11 +18,13 @@ from click_default_group import DefaultGroup
 
 from compressor import __version__
 from compressor.cli.bench import bench
+from compressor.cli.correct import correct
 from compressor.cli.distill import distill
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
 from compressor.cli.generate import generate
+from compressor.cli.logits import logits
 from compressor.cli.plan import plan
 from compressor.cli.prune import prune
 from compressor.cli.quantize import quantize
@@ -50,11 +52,11 @@ def cli() -> None:
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 unsupported, 4 missing dependency, 5 memory or disk,
     6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
     authorisation, 130 interrupted (run the same command again to resume).
-    """  # noqa: D301 - the \b must reach click as one character
+    """
 
 
 for _command in (
-    *(run, plan, prune, generate, distill, sparsify, quantize),
+    *(run, plan, prune, generate, correct, logits, distill, sparsify, quantize),
     *(export, bench, evaluate, verify, doctor),
 ):
     cli.add_command(_command)
@@ -98,7 +100,9 @@ def _fail(error: Exception, *, debug: bool) -> int:
 
 def _resource_error(error: Exception) -> ResourceError | None:
     """Memory and disk errors of any library as ours."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch has a class of its own for a GPU, and only a sentence for the CPU.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return ResourceError("out of memory", found=error, hint="smaller batches or windows")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
         where = str(error.filename)

@@ -47,7 +47,7 @@ def run(**flags: Any) -> None:
     MODEL   alias, Hugging Face id, directory or .gguf file
     compress-export llama3.1-8b --target 4b --fp8
     compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
-    """  # noqa: D301 - the \b must reach click as one character
+    """
     from compressor.cli.render import family_text, summary_text
     from compressor.cli.session import default_output, emit, work
     from compressor.cli.show_plan import planned

@@ -39,7 +39,9 @@ from compressor.training.callbacks import TrainingExtension
 from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
 from compressor.training.trainer import TrainingConfig, train
 
+# Roles of what training may read beside student and teacher.
 GENERATED = "generated"
+STORED_LOGITS = "teacher_logits"
 
 
 @dataclass(frozen=True, kw_only=True)

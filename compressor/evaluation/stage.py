@@ -43,8 +43,7 @@ def run(
     config: EvaluateStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
 ) -> StageResult:
     """Measure `context.others`, the first being the baseline; write `evaluation.json`."""
-    known = [source_fingerprint(spec) for spec in config.seen]
-    split: Split = "held_out" if source_fingerprint(config.data) in known else "all"
+    split = evaluation_split(config)
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
     windows = read_windows(config.data, split, tokenizer, size=config.size, seq_len=config.window)
     if len(windows) < config.size:
@@ -71,6 +70,12 @@ def run(
     }
     write_json(out_dir / EVALUATION_FILE, report)
     return StageResult(num_parameters=source.num_parameters, details=report)
+
+
+def evaluation_split(config: EvaluateStageConfig) -> Split:
+    """The held-out part of a text that training or calibration reads, all of any other."""
+    seen = [source_fingerprint(spec) for spec in config.seen]
+    return "held_out" if source_fingerprint(config.data) in seen else "all"
 
 
 def _load(artifact: ModelArtifact, context: StageContext) -> Any:

@@ -257,7 +257,7 @@ def hash_and_check(directory: Path, *, on_file: Callable[[], None] = lambda: Non
     digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
     # Masks, and what an adapter adds, decide what further stages make of equal weights.
     for beside in [
-        p for kind in ("tokenizer.*", "masks.*", "adapter/*") for p in sorted(directory.glob(kind))
+        p for kind in ("tokenizer*", "masks.*", "adapter/*") for p in sorted(directory.glob(kind))
     ]:
         digest.update(beside.read_bytes())
     with CheckpointReader(directory) as reader:

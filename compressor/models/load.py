@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact, sha256_of_file
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.presets import PRESETS
@@ -97,7 +97,9 @@ def source_dims(source: ModelSource) -> Dims:
         UnsupportedError: for a model type the table does not hold, or a quantised checkpoint.
     """
     if source.kind == "gguf":
-        return _gguf_dims(Path(source.location))
+        from compressor.models.gguf import gguf_dims
+
+        return gguf_dims(Path(source.location))
     from compressor.models.checkpoint import read_config
 
     directory = Path(source.location)
@@ -119,16 +121,21 @@ def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelA
     Raises:
         UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
     """
-    from compressor.models.checkpoint import hash_and_check, read_config
+    from compressor.models.checkpoint import CheckpointReader, hash_and_check, read_config
+    from compressor.models.shapes import check_shapes
 
     directory = Path(source.location)
     if source.kind == "gguf":
-        directory = _convert_gguf(directory, scratch, dtype)
+        from compressor.models.gguf import convert_gguf
+
+        directory = convert_gguf(directory, scratch, dtype)
     elif source.kind == "hub":
         directory = _download(source.location, _WEIGHT_PATTERNS)
     config = read_config(directory)
     refuse_quantised(config, directory)
     dims = dims_of_config(config)
+    with CheckpointReader(directory) as reader:
+        check_shapes(reader, dims)
     lineage: tuple[str, ...] = ("source",)
     if (directory / ARTIFACT_FILE).is_file():
         lineage = read_artifact(directory).lineage
@@ -169,6 +176,8 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     import torch
     from transformers import AutoModelForCausalLM
 
+    from compressor.models.shapes import refuse_misfit
+
     _refuse_newer_rope(directory)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -182,11 +191,7 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
         raise VerificationError(
             "the checkpoint cannot be loaded", where=str(directory), found=error
         ) from error
-    problems = {key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]}
-    if problems:
-        raise VerificationError(
-            "the checkpoint does not fit its config", where=str(directory), found=problems
-        )
+    refuse_misfit(report, directory)
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
@@ -213,14 +218,20 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         UsageError: when there is none.
+        VerificationError: when its files cannot be read.
     """
     from transformers import AutoTokenizer
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
-    return AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+        raise VerificationError(
+            "the tokenizer cannot be loaded", where=str(directory), found=f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
@@ -228,6 +239,7 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     patterns = (
         "tokenizer*",
         "special_tokens_map.json",
+        "added_tokens.json",
         "*.jinja",
         "vocab.*",
         "merges.txt",
@@ -280,68 +292,3 @@ def _download(hub_id: str, patterns: list[str]) -> Path:
             found=type(error).__name__,
             hint="go online, or give a local directory",
         ) from error
-
-
-def _gguf_dims(path: Path) -> Dims:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
-        raise VerificationError(
-            "the GGUF file is truncated or corrupt", where=str(path), found=error
-        ) from error
-    architecture = reader.fields["general.architecture"].contents()
-
-    def value(key: str, default: Any = None) -> Any:
-        field = reader.fields.get(f"{architecture}.{key}")
-        return default if field is None else field.contents()
-
-    names = {tensor.name for tensor in reader.tensors}
-    hidden_size, num_heads = value("embedding_length"), value("attention.head_count")
-    return dims_of_config(
-        {
-            "model_type": architecture,
-            "hidden_size": hidden_size,
-            "intermediate_size": value("feed_forward_length"),
-            "num_hidden_layers": value("block_count"),
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": value("attention.head_count_kv", num_heads),
-            "head_dim": value("attention.key_length", hidden_size // num_heads),
-            "vocab_size": value("vocab_size", len(reader.fields["tokenizer.ggml.tokens"].data)),
-            "tie_word_embeddings": "output.weight" not in names,
-        }
-    )
-
-
-def _convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
-    """Dequantise a GGUF file into a safetensors checkpoint under `scratch`, once."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from compressor.models.portable import make_portable
-
-    _gguf_dims(path)
-    directory = scratch / f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}"
-    if directory.is_dir():
-        return directory
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), local_files_only=True
-    )
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(partial)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    for role in ("bos", "eos", "pad", "unk"):
-        # The converted tokenizer can disagree with the file's own metadata (an end token that is the
-        # start token); the metadata decides.
-        token_id = getattr(model.config, f"{role}_token_id", None)
-        if token_id is not None:
-            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token_id))
-    tokenizer.save_pretrained(partial)
-    make_portable(partial)
-    partial.rename(directory)
-    return directory

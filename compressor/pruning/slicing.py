@@ -22,6 +22,7 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.portable import write_config
+from compressor.models.shapes import repeated_head
 from compressor.pruning.plan import PrunePlan
 
 # Buffers that old checkpoints carry and current model classes compute themselves.
@@ -84,8 +85,8 @@ def sliced_config(config: dict[str, Any], plan: PrunePlan, dtype: torch.dtype | 
 def _sliced(
     reader: CheckpointReader, name: str, plan: PrunePlan, dims: Dims, dtype: torch.dtype | None
 ) -> TensorSpec | None:
-    """The spec of one sliced tensor, or None when its layer goes or it is no parameter."""
-    if _COMPUTED_BUFFERS.search(name):
+    """The spec of one sliced tensor, or None when its layer goes or it is no parameter of its own."""
+    if _COMPUTED_BUFFERS.search(name) or name == repeated_head(dims):
         return None
     target = _renamed(name, plan, dims)
     if target is None:

@@ -148,8 +148,12 @@ def check_shape(student: Dims) -> None:
 
 def hidden_multiple(dims: Dims, hidden_size: int) -> int:
     """The step of the hidden-size grid at this size."""
-    step = LARGE_HIDDEN_MULTIPLE if hidden_size >= LARGE_HIDDEN_SIZE else SMALL_HIDDEN_MULTIPLE
+    step = _hidden_grid(hidden_size)
     return math.lcm(step, dims.num_attention_heads) if dims.family.hidden_divisible_by_heads else step
+
+
+def _hidden_grid(hidden_size: int) -> int:
+    return LARGE_HIDDEN_MULTIPLE if hidden_size >= LARGE_HIDDEN_SIZE else SMALL_HIDDEN_MULTIPLE
 
 
 def _hidden_sizes(dims: Dims) -> list[int]:
@@ -223,10 +227,12 @@ def _imbalance(teacher: Dims, student: Dims, wanted: int) -> tuple[float, float]
 def _explain(teacher: Dims, student: Dims, wanted: int) -> str:
     count = num_parameters(student)
     hidden_step = hidden_multiple(teacher, student.hidden_size)
+    step, heads = _hidden_grid(student.hidden_size), student.num_attention_heads
+    reason = "" if hidden_step == step else f": of {step}, and of its {heads} query heads"
     intermediate = f"{teacher.intermediate_size} to {student.intermediate_size}"
     parts = [
         f"asked {wanted:,}, reached {count:,} ({count / wanted - 1:+.2%})",
-        f"hidden {teacher.hidden_size} to {student.hidden_size} (multiples of {hidden_step})",
+        f"hidden {teacher.hidden_size} to {student.hidden_size} (multiples of {hidden_step}{reason})",
         f"intermediate {intermediate} (multiples of {INTERMEDIATE_MULTIPLE})",
     ]
     if student.num_hidden_layers < teacher.num_hidden_layers:

@@ -23,10 +23,10 @@ from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import FAMILIES, Family
 from compressor.models.portable import portable_config
+from compressor.models.shapes import expected_shapes
 from compressor.quantization.amax import check_positive
 from compressor.quantization.e4m3 import E4M3, from_e4m3
 from compressor.quantization.reader import Fp8Scales, model_of_state, simulate_fp8_
-from exporters.shapes import expected_shapes
 
 _REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
 _WEIGHT_SCALE, _INPUT_SCALE = ".weights_scaling_factor", ".activation_scaling_factor"

@@ -31,6 +31,14 @@ def broken(tiny_checkpoint: Path, tmp_path: Path) -> Callable[[str], Path]:
             tensors = load_file(weights)
             tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
             save_file(tensors, weights, metadata={"format": "pt"})
+        elif how in ("lacking", "other-shape"):
+            tensors = load_file(weights)
+            up = tensors.pop("model.layers.1.mlp.up_proj.weight")
+            if how == "other-shape":
+                tensors["model.layers.1.mlp.up_proj.weight"] = up[:-8].clone()
+            save_file(tensors, weights, metadata={"format": "pt"})
+        elif how == "tokenizer":
+            (path / "tokenizer.json").write_text("{")
         elif how == "no-config":
             config.unlink()
         elif how == "no-weights":
@@ -60,6 +68,9 @@ def fails(capsys: Capture, code: int, message: str, *arguments: object) -> None:
     [
         ("truncated", 8, "truncated or corrupt"),
         ("nan", 8, "model.layers.1.mlp.up_proj.weight"),
+        ("lacking", 8, "lacks a tensor"),
+        ("other-shape", 8, "not the shape its config says"),
+        ("tokenizer", 8, "the tokenizer cannot be loaded"),
         ("no-config", 2, "config.json"),
         ("no-weights", 2, "no safetensors weights"),
         ("model-type", 3, "'mamba' is not supported"),
@@ -97,7 +108,7 @@ def test_models_that_are_not_there(
 ) -> None:
     out = tmp_path / "out"
     fails(capsys, code, message, "run", model, "--target", "50%", "-o", out)
-    assert not (out / "student").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +142,32 @@ def test_calibration_texts(
         text.write_text(content)
     fails(capsys, 2, message, *prune(tiny_checkpoint, text, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--calib-data", "nowhere.txt"), "does not exist"),
+        (("--train-data", "nowhere.txt"), "does not exist"),
+        (("--eval-data", "nowhere.txt"), "does not exist"),
+        (("--calib-seq-len", 100_000), "shorter than one window"),
+        (("--formats", "huggingface,huggingface-fp8"), "does not quantise"),
+        (("--fp8-kv-cache",), "does not quantise"),
+        (("--target", "50%"), "not both"),
+    ],
+)
+def test_a_run_that_cannot_end_writes_nothing(
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    texts = ("--calib-data", tiny_text, "--train-data", tiny_text, "--tokens", 640, "--quiet")
+    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *options, "-o", out)
+    assert not out.exists()
 
 
 def test_a_failed_stage_can_be_repeated_with_better_input(

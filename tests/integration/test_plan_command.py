@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.command import command
+from tests.integration.command import command_here
 
 _LOADED = (
     "import sys; from compressor.cli.main import invoke; code = invoke(sys.argv[1:]); "
@@ -38,7 +38,7 @@ _LOADED = (
     ],
 )
 def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> None:
-    done = command("plan", model, "--target", target, "--fp8", "--json")
+    done = command_here("plan", model, "--target", target, "--fp8", "--json")
     assert done.returncode == 0, done.stderr
     student = json.loads(done.stdout)["student"]
     assert {name: student[name] for name in expected} == expected
@@ -46,7 +46,7 @@ def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> 
 
 def test_plan_is_what_dry_run_shows() -> None:
     plans = [
-        command(*words, "llama3.1-8b", "--target", "60%", "--json")
+        command_here(*words, "llama3.1-8b", "--target", "60%", "--json")
         for words in (("plan",), ("--dry-run",), ("run", "--dry-run"))
     ]
     documents = [json.loads(done.stdout) for done in plans]
@@ -54,14 +54,14 @@ def test_plan_is_what_dry_run_shows() -> None:
 
 
 def test_the_plan_explains_its_rounding() -> None:
-    done = command("plan", "smollm2-135m", "--target", "80m")
+    done = command_here("plan", "smollm2-135m", "--target", "80m")
     assert "multiples of 144" in done.stdout
     assert "+1.22%" in done.stdout
 
 
 def test_a_family_is_planned_member_by_member() -> None:
     words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", "32", "--gpu-hour-price", "2")
-    done = command("plan", *words, "--json")
+    done = command_here("plan", *words, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "compress-export/family-plan/1"
@@ -71,13 +71,13 @@ def test_a_family_is_planned_member_by_member() -> None:
     hours = sum(plan["hours"]["gpu_hours"] for plan in plans)
     assert document["total"]["gpu_hours"] == pytest.approx(hours)
     assert document["total"]["cost_usd"] == pytest.approx(2 * hours, abs=0.02)
-    shown = command("plan", *words).stdout
+    shown = command_here("plan", *words).stdout
     assert ("== 6b ==" in shown, "== 4b ==" in shown) == (True, True)
     assert f"{document['total']['gpu_hours']:,.1f} GPU-hours" in shown
 
 
 def test_the_cost_of_a_training_beside_training_from_scratch() -> None:
-    done = command(
+    done = command_here(
         "plan", "llama3.1-8b", "--target", "4b", "--tokens", "94b", "--utilisation", "0.5", "--json"
     )
     assert done.returncode == 0, done.stderr

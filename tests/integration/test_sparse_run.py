@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.integration.command import command, succeed
+from tests.integration.command import command_here, succeed_here
 
 WEIGHTS_FILE = "model.safetensors"
 TENSORRT_LLM = ["tensorrt-llm-fp16", "tensorrt-llm-fp8"]
@@ -45,7 +45,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("runs") / "out"
-    return out, succeed("run", "--config", recipe, "-o", out)
+    return out, succeed_here("run", "--config", recipe, "-o", out)
 
 
 def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -59,7 +59,7 @@ def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) 
         engine = summary["exports"][name]["engine"]
         assert set(engine["commands"]) == {"engine", "engine-dense"}
         assert engine["commands"]["engine"].endswith("--weight_sparsity")
-    checked = succeed("verify", out)["checked"]
+    checked = succeed_here("verify", out)["checked"]
     assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 6
 
 
@@ -70,7 +70,7 @@ def test_verify_catches_a_planted_nonzero(finished: tuple[Path, dict[str, Any]])
     row = tensors[name][7]
     row[4 + (row[4:8] == 0).nonzero()[0]] = 0.5
     save_file(tensors, recovered / WEIGHTS_FILE, metadata={"format": "pt"})
-    done = command("verify", recovered)
+    done = command_here("verify", recovered)
     (recovered / WEIGHTS_FILE).write_bytes(original)
     assert done.returncode == 8
     assert f"{name}[7, 4:8]" in done.stderr
@@ -80,16 +80,16 @@ def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: 
     calibration = ("--calib-data", tiny_text, "--calib-size", 4, "--calib-seq-len", 32)
     training = ("--train-data", tiny_text, "--tokens", 640, "--context-length", 32)
     sparse, held = tmp_path / "sparse", tmp_path / "held"
-    made = succeed("sparsify", tiny_checkpoint, "--sparsity-method", "wanda", *calibration, "-o", sparse)
+    made = succeed_here("sparsify", tiny_checkpoint, "--sparsity-method", "wanda", *calibration, "-o", sparse)
     assert made["lineage"] == ["source", "sparsify"]
-    trained = succeed("distill", sparse, "--teacher", tiny_checkpoint, *training, "-o", held)
+    trained = succeed_here("distill", sparse, "--teacher", tiny_checkpoint, *training, "-o", held)
     assert trained["lineage"] == ["source", "sparsify", "recover"]
     assert trained["details"]["masks"] == "held"
-    assert succeed("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert succeed_here("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
 
 
 def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
-    made = succeed(
+    made = succeed_here(
         *(
             "sparsify",
             tiny_checkpoint,
@@ -105,7 +105,7 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     )
     assert made["details"]["masks"] == "moving"
     assert (tmp_path / "ast" / "adapter" / "adapter_config.json").is_file()
-    evaluation = succeed(
+    evaluation = succeed_here(
         *("evaluate", tiny_checkpoint, tmp_path / "ast", "--perplexity", tiny_text),
         *("--window", 64, "--size", 2, "-o", tmp_path / "quality"),
     )
@@ -124,6 +124,6 @@ def test_runs_that_cannot_end_are_refused_at_once(
     tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
 ) -> None:
     shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
-    done = command("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
+    done = command_here("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
     assert done.returncode == code, done.stderr
     assert message in done.stderr

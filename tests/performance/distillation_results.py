@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.performance.processes import in_parallel
 
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
@@ -65,18 +66,18 @@ def run_distillation(command: Command) -> dict[str, Any]:
                 *("distill", students[VARIANTS[name].student], "--teacher", MODEL, *TRAINING),
                 *VARIANTS[name].options,
                 *("--learning-rate", str(learning_rate), "--seed", str(seed), "-o", out),
+                num_threads=1,
             )
             return _perplexity(command, out, f"{out}-quality")
 
-        with ThreadPoolExecutor(2) as pool:
-            tasks = [(name, rate, SEEDS[0]) for name in VARIANTS for rate in LEARNING_RATES]
-            swept = dict(zip(tasks, pool.map(measure, tasks), strict=True))
-            best = {
-                name: min(LEARNING_RATES, key=lambda rate, name=name: swept[name, rate, SEEDS[0]])
-                for name in VARIANTS
-            }
-            tasks = [(name, best[name], seed) for name, of in VARIANTS.items() for seed in of.seeds[1:]]
-            repeated = dict(zip(tasks, pool.map(measure, tasks), strict=True))
+        tasks = [(name, rate, SEEDS[0]) for name in VARIANTS for rate in LEARNING_RATES]
+        swept = dict(zip(tasks, in_parallel(measure, tasks), strict=True))
+        best = {
+            name: min(LEARNING_RATES, key=lambda rate, name=name: swept[name, rate, SEEDS[0]])
+            for name in VARIANTS
+        }
+        tasks = [(name, best[name], seed) for name, of in VARIANTS.items() for seed in of.seeds[1:]]
+        repeated = dict(zip(tasks, in_parallel(measure, tasks), strict=True))
         untrained = {
             name: _perplexity(command, path, f"{scratch}/quality-{name}")
             for name, path in {"teacher": MODEL, **students}.items()
@@ -150,6 +151,6 @@ def _write_random(like: Path, out_dir: Path) -> None:
 
 
 def _perplexity(command: Command, model: str, out: str) -> float:
-    models = command("evaluate", model, *QUALITY, "-o", out)["models"]
+    models = command("evaluate", model, *QUALITY, "-o", out, num_threads=1)["models"]
     perplexity: float = next(iter(models.values()))["perplexity"]
     return perplexity

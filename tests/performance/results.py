@@ -23,6 +23,7 @@ from compressor.hardware import describe
 from compressor.manifest import versions
 from compressor.report import closed_gap, result_tables
 from tests.performance.bounds import measure_all
+from tests.performance.distillation_results import distillation_rows, run_distillation
 from tests.performance.sparsity_results import (
     run_sparse_training,
     run_sparsity,
@@ -106,6 +107,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "importance": run_importance,
     "sparsity": lambda: run_sparsity(_command),
     "sparse-training": lambda: run_sparse_training(_command),
+    "distillation": lambda: run_distillation(_command),
     "bench": run_bench,
     "perf": run_perf,
 }
@@ -219,11 +221,17 @@ def sparse_training_table(result: dict[str, Any]) -> str:
     return "\n".join([*_rows(*sparse_training_rows(result["data"])), "", result["data"]["not_measured"]])
 
 
+def distillation_table(result: dict[str, Any]) -> str:
+    """Losses against each other, each at its best learning rate."""
+    return "\n".join(_rows(*distillation_rows(result["data"])))
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "importance": importance_table,
     "sparsity": sparsity_table,
     "sparse-training": sparse_training_table,
+    "distillation": distillation_table,
     "bench": bench_table,
     "perf": perf_table,
 }
@@ -258,7 +266,9 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _command(*arguments: str) -> dict[str, Any]:
+def _command(*arguments: str, num_threads: int | None = None) -> dict[str, Any]:
+    """Run one command line in a process of its own, with so many threads; returns its document."""
+    threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     program = "import sys; from compressor.cli.main import invoke; sys.exit(invoke(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments, "--json"],
@@ -266,7 +276,7 @@ def _command(*arguments: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **threads},
     )
     document: dict[str, Any] = json.loads(done.stdout)
     return document

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import assets
+from tests.performance.processes import in_parallel
 
 Command = Callable[..., dict[str, Any]]
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -39,24 +40,27 @@ ZERO_SHOT = (
 def run_sparsity(command: Command) -> dict[str, Any]:
     """Perplexity and reconstruction error of every one-shot method, and the spread over calibration texts."""
     with tempfile.TemporaryDirectory() as scratch:
-        made, layers = {"dense": MODEL}, {}
-        for name, options in ONE_SHOT.items():
-            out = f"{scratch}/{name.replace(', ', '-').replace(' ', '-')}"
-            result = command(
-                "sparsify", MODEL, *options, "--calib-data", ".assets/wiki.txt", *CALIBRATION, "-o", out
-            )
-            made[name] = out
-            layers[name] = {
-                tensor: entry["relative_error"] for tensor, entry in result["details"]["layers"].items()
-            }
-        for number in range(1, NUM_TEXTS):
-            text = rotated_text(Path(scratch) / f"text-{number}.txt", number)
-            for name in CALIBRATED:
-                out = f"{scratch}/{name}-text-{number}"
-                command(
-                    "sparsify", MODEL, *ONE_SHOT[name], "--calib-data", str(text), *CALIBRATION, "-o", out
-                )
-                made[f"{name}, text {number}"] = out
+        texts = {
+            number: rotated_text(Path(scratch) / f"{number}.txt", number) for number in range(1, NUM_TEXTS)
+        }
+        tasks = [(name, name, ".assets/wiki.txt") for name in ONE_SHOT]
+        tasks += [(f"{name}, text {n}", name, str(text)) for n, text in texts.items() for name in CALIBRATED]
+
+        def sparsify(task: tuple[str, str, str]) -> dict[str, Any]:
+            label, method, text = task
+            out = f"{scratch}/{label.replace(', ', '-').replace(' ', '-')}"
+            options = (*ONE_SHOT[method], "--calib-data", text, *CALIBRATION, "-o", out)
+            return command("sparsify", MODEL, *options, num_threads=1)
+
+        results = in_parallel(sparsify, tasks)
+        made = {
+            "dense": MODEL,
+            **{task[0]: result["path"] for task, result in zip(tasks, results, strict=True)},
+        }
+        layers = {
+            name: {tensor: entry["relative_error"] for tensor, entry in result["details"]["layers"].items()}
+            for name, result in zip(ONE_SHOT, results, strict=False)
+        }
         report = command("evaluate", *made.values(), *QUALITY, "-o", f"{scratch}/quality")
     perplexities = _named(made, report)
     return {
@@ -95,22 +99,23 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         made = {"dense": MODEL, "sparsegpt": f"{scratch}/sparsegpt"}
         command("sparsify", MODEL, *calibration, "-o", made["sparsegpt"])
-        details = {}
-        for name, arguments in {
+        runs = {
             "held masks": ("distill", made["sparsegpt"], "--teacher", MODEL),
             "ast": ("sparsify", MODEL, "--sparsity-method", "ast", *calibration),
             "ast + slorb": (
                 *("sparsify", MODEL, "--sparsity-method", "ast", "--slorb", "trained"),
                 *calibration,
             ),
-        }.items():
-            made[name] = f"{scratch}/{name.replace(' ', '-')}"
+        }
+        made |= {name: f"{scratch}/{name.replace(' ', '-')}" for name in runs}
+
+        def train(name: str) -> dict[str, Any]:
             options = TRAINING if name != "held masks" else (*TRAINING, "--temperature", "2")
-            result = command(*arguments, *options, "-o", made[name])
-            details[name] = {
-                "num_parameters": result["num_parameters"],
-                **{key: value for key, value in result["details"].items() if key != "layers"},
-            }
+            result = command(*runs[name], *options, "-o", made[name], num_threads=1)
+            details = {key: value for key, value in result["details"].items() if key != "layers"}
+            return {"num_parameters": result["num_parameters"], **details}
+
+        details = dict(zip(runs, in_parallel(train, list(runs)), strict=True))
         report = command("evaluate", *made.values(), *QUALITY, "-o", f"{scratch}/quality")
     found = _named(made, report)
     return {

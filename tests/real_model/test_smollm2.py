@@ -21,7 +21,7 @@ from compressor.models.load import (
 from compressor.presets import PRESETS
 from compressor.pruning.slicing import slice_checkpoint
 from tests.assets import Assets
-from tests.integration.command import succeed
+from tests.integration.command import succeed, succeed_here
 from tests.unit.pruning.test_slicing import random_plan, zeroed_reference
 
 
@@ -46,13 +46,13 @@ def test_special_tokens_follow_the_files_metadata(checkpoint: Path) -> None:
 
 def test_perplexity_equals_transformers_own_loss(checkpoint: Path, real_assets: Assets) -> None:
     tokenizer = load_tokenizer(checkpoint)
-    text = real_assets.texts["wiki"].read_text(encoding="utf-8")[:40_000]
-    windows = tokenizer(text, return_tensors="np").input_ids[0, : 4 * 1024].astype("uint32").reshape(4, 1024)
+    text = real_assets.texts["wiki"].read_text(encoding="utf-8")[:20_000]
+    windows = tokenizer(text, return_tensors="np").input_ids[0, : 4 * 512].astype("uint32").reshape(4, 512)
     model = load_model(checkpoint, dtype="float32", device="cpu")
     ids = torch.from_numpy(windows.astype("int64"))
     losses = [model(window[None], labels=window[None]).loss.item() for window in ids]
     measured = perplexity(model, windows)
-    assert measured.num_tokens == 4 * 1023
+    assert measured.num_tokens == 4 * 511
     assert measured.mean_nll == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert 5 < measured.perplexity < 40
 
@@ -75,10 +75,10 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     recipe = directory / "recipe.yaml"
     recipe.write_text(
         "calibration: {size: 4, seq_len: 256}\n"
-        "distill: {tokens: 12288, context_length: 256, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {window: 512, size: 4}\n"
+        "distill: {tokens: 6144, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
+        "evaluate: {window: 512, size: 2}\n"
         "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
-        "bench: {isl_osl: [[16, 4]], batch_sizes: [1], max_pairs: 5}\n"
+        "bench: {enabled: false}\n"
     )
     return succeed(
         *("run", real_assets.gguf, "--config", recipe, "--target", "80m", "--fp8"),
@@ -87,7 +87,6 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     )
 
 
-@pytest.mark.timeout(900)
 def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
     assert run["plan"]["student"]["num_parameters"] == 80_979_696
     models = run["evaluation"]["models"]
@@ -101,6 +100,6 @@ def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
 
 
 def test_verify_accepts_the_run_directory(run: dict[str, Any]) -> None:
-    report = succeed("verify", run["out_dir"])
+    report = succeed_here("verify", run["out_dir"])
     assert {check["status"] for check in report["checked"]} <= {"ok", "passed", "reported"}
     assert len(report["checked"]) == 3

@@ -75,6 +75,14 @@ def names_known_options(name: str, rest: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("command", [[], ["run"], ["bench"]])
+def test_examples_in_help_keep_their_lines(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*command, "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert sum(line.startswith("compress-export ") for line in lines) >= 2
+    assert not any("\\b" in line for line in lines)
+
+
 def test_help_and_readme_list_the_same_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -52,6 +52,32 @@ def test_skipped_stage_keeps_its_figures(run: Path) -> None:
     assert stages["stages/prune"]["warnings"] == ["narrow"]
 
 
+def refused(run: Path, *, finished: bool) -> None:
+    """A run that is refused, before or after its first stage."""
+    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+        (run / "stages" / "converted").mkdir(parents=True)
+        if finished:
+            manifest.add_stage(outcome(run, skipped=False, seconds=7), where="stages/prune")
+        raise UsageError("too short")
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_new_run_that_made_nothing_leaves_nothing(tmp_path: Path, existed: bool) -> None:
+    if existed:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(UsageError, match="too short"):
+        refused(tmp_path / "run", finished=False)
+
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "run"] if existed else [])
+
+
+def test_a_run_that_made_something_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too short"):
+        refused(tmp_path / "run", finished=True)
+
+    assert read(tmp_path / "run")["stages"]
+
+
 def test_overwrite_starts_anew(run: Path) -> None:
     (run / "student").mkdir()
     with open_run_directory(run, resume=False, overwrite=True) as manifest:

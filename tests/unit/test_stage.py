@@ -39,6 +39,7 @@ class Bed:
     context: StageContext
     runs: list[str] = field(default_factory=list)
     killed: bool = False
+    refuses: bool = False
 
     def stage(self) -> Stage[Config]:
         return Stage(name="widen", run=self._run, data=lambda config: (config.text,) if config.text else ())
@@ -46,6 +47,8 @@ class Bed:
     def _run(
         self, config: Config, source: ModelArtifact, out_dir: Path, context: StageContext
     ) -> StageResult:
+        if self.refuses:
+            raise VerificationError("weights are not finite")
         begun = out_dir / "begun"
         self.runs.append("continued" if begun.exists() else "new")
         begun.write_text("1")
@@ -155,6 +158,23 @@ def test_killed_work_continues_in_its_partial_directory(bed: Bed) -> None:
 
     assert bed.execute().artifact.details == {"width": 1}
     assert bed.runs == ["new", "continued"]
+
+
+def test_a_stage_that_wrote_nothing_leaves_nothing(bed: Bed) -> None:
+    bed.refuses = True
+    with pytest.raises(VerificationError):
+        bed.execute()
+
+    assert not bed.partial.exists()
+
+
+def test_a_stage_that_was_begun_is_kept(bed: Bed) -> None:
+    begin(bed, finished=False)
+    bed.refuses = True
+    with pytest.raises(VerificationError):
+        bed.execute()
+
+    assert (bed.partial / "begun").is_file()
 
 
 def test_killed_while_the_record_was_begun(bed: Bed) -> None:

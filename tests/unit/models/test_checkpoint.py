@@ -199,14 +199,14 @@ def test_integers_and_fp8_are_not_asked_whether_they_are_finite() -> None:
 
 def test_hash_follows_weights_config_and_tokenizer(checkpoint: Path) -> None:
     seen = {hash_and_check(checkpoint)}
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         file = checkpoint / name
         file.write_text(file.read_text() + "\n")
         seen.add(hash_and_check(checkpoint))
     save_checkpoint(checkpoint, make_model(seed=1))
     seen.add(hash_and_check(checkpoint))
 
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_no_safetensors(checkpoint: Path) -> None:

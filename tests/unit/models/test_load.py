@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -186,6 +188,30 @@ def test_weights_that_do_not_fit_the_config(checkpoint: Path, edit: Edit) -> Non
         load_model(checkpoint, dtype="float32", device="cpu")
 
 
+def with_another_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without("model.layers.1.mlp.down_proj.weight"), "lacks a tensor"),
+        (with_another_shape, "not the shape"),
+        (with_another_head, "ties the embeddings"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_not_opened(
+    checkpoint: Path, tmp_path: Path, edit: Edit, message: str
+) -> None:
+    with CheckpointReader(checkpoint) as reader:
+        tensors = {name: reader.tensor(name).clone() for name in reader}
+    edit(tensors)
+    write_checkpoint(checkpoint, [whole(name, tensor) for name, tensor in tensors.items()])
+
+    with pytest.raises(VerificationError, match=message):
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+
+
 def test_tokenizer_is_carried_along(tiny_checkpoint: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
     copy_tokenizer(tiny_checkpoint, tmp_path)
     text = "the river turns <|end|>"
@@ -202,12 +228,44 @@ def test_checkpoint_without_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_corrupt_tokenizer(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_text("{")
+
+    with pytest.raises(VerificationError, match="tokenizer cannot be loaded"):
+        load_tokenizer(checkpoint)
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a gguf file at all, by any means"])
 def test_corrupt_gguf(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
 
     with pytest.raises(VerificationError, match="truncated or corrupt"):
+        source_dims(resolve_source(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "error", "message"),
+    [("llama", VerificationError, "llama.embedding_length"), ("clip", UnsupportedError, "'clip'")],
+)
+def test_gguf_that_is_no_whole_language_model(
+    tmp_path: Path, architecture: str, error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    with pytest.raises(error, match=message):
+        source_dims(resolve_source(str(path)))
+
+
+def test_gguf_without_an_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+
+    with pytest.raises(VerificationError, match=r"general\.architecture"):
         source_dims(resolve_source(str(path)))
 
 

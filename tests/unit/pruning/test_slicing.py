@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compressor.errors import UnsupportedError, VerificationError
@@ -139,6 +141,19 @@ def test_an_unknown_tensor_is_refused_by_name(tiny_checkpoint: Path, tmp_path: P
     write_checkpoint(tmp_path / "in", [whole("model.layers.0.mlp.extra.weight", torch.zeros(4, 4))])
     with pytest.raises(UnsupportedError, match=r"mlp\.extra"):
         slice_checkpoint(tmp_path / "in", random_plan(tiny_checkpoint, {}), tmp_path / "out")
+
+
+def test_a_head_that_repeats_the_embedding_goes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source, out_dir = tmp_path / "source", tmp_path / "student"
+    shutil.copytree(tiny_checkpoint, source)
+    out_dir.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    write_checkpoint(source, [whole(name, tensor) for name, tensor in tensors.items()])
+    plan = random_plan(source, SHAPES["hidden"])
+    num_written = slice_checkpoint(source, plan, out_dir)
+    assert num_written == plan.student["num_parameters"]
+    assert "lm_head.weight" not in load_file(out_dir / "model.safetensors")
 
 
 def test_reference_differs_when_norms_see_all_channels(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_percentage_means_of_all_parameters() -> None:
 
     assert resolved.requested_parameters == round(0.6 * 134_515_008)
     assert "asked 80,709,005" in resolved.rule
-    assert "multiples of 144" in resolved.rule  # lcm of 16 and nine query heads
+    assert "multiples of 144: of 16, and of its 9 query heads" in resolved.rule
 
 
 def test_depth_is_cut_when_width_does_not_reach() -> None:

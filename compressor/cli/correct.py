@@ -1,0 +1,34 @@
+"""`compress-export correct`: fine-tune a teacher on the text that its student will be distilled on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compressor.cli.options import OUTPUT, common, recipe_overrides
+from compressor.cli.sections import SectionedCommand
+from compressor.cli.training_options import training
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("model", metavar="TEACHER")
+@OUTPUT
+@click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
+@training
+@common
+def correct(output_dir: str, config: str | None, **flags: Any) -> None:
+    """Fine-tune TEACHER by cross-entropy at a fifth of --learning-rate: teacher correction."""
+    from compressor.cli.render import stage_text
+    from compressor.cli.session import emit, work
+    from compressor.recipe import load_recipe
+
+    recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
+    with work(flags) as console:
+        from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.distillation.correction import CORRECT
+
+        source = open_model(flags["model"], Path(output_dir), flags)
+        artifact = execute_stage(CORRECT, recipe.distill, source, Path(output_dir), flags, console)
+    emit(result_of(artifact), flags, stage_text(artifact))

@@ -1,0 +1,91 @@
+"""The shape of every weight that a model must have, and the check that a checkpoint has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CheckpointReader
+from compressor.models.dims import Dims
+
+
+def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight that a model of these dimensions must have, by full name."""
+    family, hidden = dims.family, dims.hidden_size
+    query, key = dims.num_attention_heads * dims.head_dim, dims.num_key_value_heads * dims.head_dim
+    weights: dict[str, tuple[int, ...]] = {
+        family.q_proj: (query, hidden),
+        family.k_proj: (key, hidden),
+        family.v_proj: (key, hidden),
+        family.o_proj: (hidden, query),
+        family.down_proj: (hidden, dims.intermediate_size),
+        family.attention_norm: (hidden,),
+        family.mlp_norm: (hidden,),
+        **dict.fromkeys(family.mlp_inputs, (dims.intermediate_size, hidden)),
+        **dict.fromkeys(family.head_norms, (dims.head_dim,)),
+    }
+    layer = {f"{name}.weight": shape for name, shape in weights.items()}
+    norms = (family.attention_norm, family.mlp_norm) if family.norm_has_bias else ()
+    layer |= {f"{name}.bias": (hidden,) for name in norms}
+    if family.qkv_has_bias:
+        layer |= {f"{family.q_proj}.bias": (query,), f"{family.k_proj}.bias": (key,)}
+        layer |= {f"{family.v_proj}.bias": (key,)}
+    shapes = {
+        f"{family.layers}.{index}.{name}": shape
+        for index in range(dims.num_hidden_layers)
+        for name, shape in layer.items()
+    }
+    shapes[f"{family.embedding}.weight"] = (dims.vocab_size, hidden)
+    shapes[f"{family.final_norm}.weight"] = (hidden,)
+    if family.norm_has_bias:
+        shapes[f"{family.final_norm}.bias"] = (hidden,)
+    if not dims.tie_word_embeddings:
+        shapes[f"{family.lm_head}.weight"] = (dims.vocab_size, hidden)
+    return shapes
+
+
+def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
+    """Refuse a checkpoint that lacks a weight, or holds one of another shape than its config says.
+
+    A tied model's checkpoint may repeat the embedding as its head, but not hold another one: which of
+    the two a library takes depends on its version.
+
+    Raises:
+        VerificationError: naming the first such tensor.
+    """
+    for name, shape in expected_shapes(dims).items():
+        if name not in reader:
+            raise VerificationError("the checkpoint lacks a tensor", where=name, expected=list(shape))
+        if reader.shape(name) != shape:
+            raise VerificationError(
+                "a tensor has not the shape its config says",
+                where=name,
+                expected=list(shape),
+                found=list(reader.shape(name)),
+            )
+    head, embedding = repeated_head(dims), f"{dims.family.embedding}.weight"
+    if head in reader and not torch.equal(reader.tensor(head), reader.tensor(embedding)):
+        raise VerificationError(
+            "the config ties the embeddings, but the checkpoint holds a head of its own",
+            where=head,
+            expected=f"{embedding} again, or tie_word_embeddings: false",
+        )
+
+
+def repeated_head(dims: Dims) -> str:
+    """The name under which a tied model's checkpoint may repeat its embedding; "" for an untied one."""
+    return f"{dims.family.lm_head}.weight" if dims.tie_word_embeddings else ""
+
+
+def refuse_misfit(report: dict[str, Any], where: Path) -> None:
+    """Refuse what transformers says it initialised at random, left over or found in another shape.
+
+    Raises:
+        VerificationError: listing it.
+    """
+    problems = {key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]}
+    if problems:
+        raise VerificationError("the checkpoint does not fit its config", where=str(where), found=problems)

@@ -1,0 +1,143 @@
+"""What a run is refused for before it writes anything: contradictions, and texts that are not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.data.packing import read_windows
+from compressor.data.sources import source_fingerprint
+from compressor.distillation.correction import require_alongside
+from compressor.errors import UnsupportedError, UsageError
+from compressor.evaluation.stage import EvaluateStageConfig, evaluation_split
+from compressor.recipe import Recipe
+from compressor.sparsity.stage import ADAPTIVE
+from exporters.base import needs_quantised
+
+
+def require_consistent(recipe: Recipe) -> None:
+    """Refuse, before any work, choices that contradict each other.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if recipe.target is not None and recipe.prune.shape is not None:
+        raise UsageError(
+            "a run takes a target or an explicit shape, not both",
+            where="--target",
+            found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
+        )
+    if recipe.quantize.fp8:
+        return
+    quantised = [name for name in recipe.export_formats() if needs_quantised(name)]
+    if quantised or recipe.quantize.fp8_kv_cache:
+        raise UsageError(
+            "this run does not quantise",
+            where=", ".join(quantised) or "--fp8-kv-cache",
+            hint="add --fp8, or leave it out",
+        )
+
+
+def require_texts(recipe: Recipe) -> None:
+    """Refuse, before any work, a text that is not there.
+
+    Raises:
+        UsageError, NetworkError: as `source_fingerprint` does.
+    """
+    for spec in sorted({evaluation_config(recipe).data, *_seen(recipe)}):
+        source_fingerprint(spec)
+
+
+def _seen(recipe: Recipe) -> tuple[str, ...]:
+    """Texts that calibration and training read."""
+    calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
+    trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
+    return tuple(
+        sorted(
+            {
+                *((recipe.calibration.data,) if calibrates else ()),
+                *(domain.data for domain in recipe.distill.mixture() if trains),
+            }
+        )
+    )
+
+
+def evaluation_config(recipe: Recipe) -> EvaluateStageConfig:
+    """What the evaluate stage measures on, by default the first training text.
+
+    Of a text that is used elsewhere, it is the held-out part.
+    """
+    return EvaluateStageConfig(
+        data=recipe.evaluate.data or recipe.distill.mixture()[0].data,
+        seen=_seen(recipe),
+        window=recipe.evaluate.window,
+        size=recipe.evaluate.size,
+    )
+
+
+def require_windows(recipe: Recipe, tokenizer: Any) -> None:
+    """Refuse, before any work, a text too short to calibrate on or to be measured on.
+
+    Args:
+        recipe: The run.
+        tokenizer: The teacher's.
+
+    Raises:
+        UsageError: naming the text and its part.
+    """
+    evaluation = evaluation_config(recipe)
+    parts = [(evaluation.data, evaluation_split(evaluation), evaluation.window)]
+    if recipe.calibration.data in evaluation.seen:
+        parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
+    for spec, split, seq_len in parts:
+        read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
+
+
+def require_sparsifiable(recipe: Recipe) -> None:
+    """Refuse, before any work, a sparse run that could not reach its end.
+
+    Raises:
+        UsageError: for adaptive training without tokens.
+        UnsupportedError: for a low-rank branch and an export that cannot carry it.
+    """
+    sparsify = recipe.sparsify
+    if sparsify.pattern is None:
+        return
+    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
+        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
+    others = [name for name in recipe.export_formats() if name != "huggingface"]
+    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
+        raise UnsupportedError(
+            "these exports cannot carry the low-rank branch of a sparse model",
+            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
+            found=", ".join(others) or "--fp8",
+        )
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse, before any work, contradictions in how the student is to be distilled.
+
+    Raises:
+        UsageError: for correction or sampling without a teacher in memory, or settings of one that
+            another replaces.
+    """
+    distill = recipe.distill
+    if distill.correction.mode == "alongside":
+        require_alongside(distill)
+    if distill.teacher_logits is None:
+        return
+    for setting, is_given in (
+        ("distill.correction", distill.correction.mode != "off"),
+        ("distill.generate", distill.generate.tokens > 0),
+    ):
+        if is_given:
+            raise UsageError(
+                "stored teacher logits are over the windows and of the teacher they were made with",
+                where=setting,
+                expected="nothing that changes the text or the teacher",
+            )
+
+
+def recovery_tokens(recipe: Recipe) -> int:
+    """Tokens of the training that follows sparsification."""
+    own = recipe.sparsify.tokens
+    return recipe.distill.tokens if own is None else own
