@@ -49,13 +49,14 @@ WORKDIR /opt/compress-export
 COPY . .
 # What the image holds is the constraint: pip may add what is missing and must fail rather than replace
 # anything. Two packages that the image may lack need an older release than pip would take. The second
-# freeze proves that nothing was replaced.
-RUN python3 -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' | sort > /tmp/before.txt \
-    && cp /tmp/before.txt /tmp/constraints.txt \
+# list proves that nothing was replaced. (`pip list`: `pip freeze` names NVIDIA's own builds by file, not
+# by version.)
+RUN python3 -m pip list --format=freeze | sort > /tmp/before.txt \
+    && grep -E '^[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+$' /tmp/before.txt > /tmp/constraints.txt \
     && { grep -qi '^onnxruntime-genai==' /tmp/before.txt || echo 'onnxruntime-genai==0.14.1' >> /tmp/constraints.txt; } \
     && { grep -qi '^pyarrow==' /tmp/before.txt || echo 'pyarrow==19.0.1' >> /tmp/constraints.txt; } \
-    && python3 -m pip install --constraint /tmp/constraints.txt . \
-    && python3 -m pip freeze --all | sort > /tmp/after.txt \
+    && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --constraint /tmp/constraints.txt . \
+    && python3 -m pip list --format=freeze | sort > /tmp/after.txt \
     && test -z "$(comm -23 /tmp/before.txt /tmp/after.txt)" \
     && rm /tmp/before.txt /tmp/after.txt /tmp/constraints.txt
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from compressor.processes import is_main
+
 LINE_INTERVAL_S = 15.0
 
 
@@ -58,7 +60,8 @@ class Console:
     def warn(self, message: str) -> None:
         """A warning: shown even when quiet, and kept."""
         self.warnings.append(message)
-        sys.stderr.write(f"warning: {message}\n")
+        if is_main():
+            sys.stderr.write(f"warning: {message}\n")
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
@@ -66,6 +69,8 @@ class Console:
         if self.quiet or not self.rich.is_terminal:
             yield Tick(self, description, total, None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Notes may be another program's lines, which hold brackets.
+        description_column = TextColumn("{task.description}", markup=False)
+        columns = (description_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.rich, transient=True) as progress:
             yield Tick(self, description, total, progress)

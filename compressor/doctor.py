@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from compressor.hardware import describe, free_disk_bytes
+from exporters.tensorrt_llm.versions import find_builder
 
 DISTRIBUTION = "compress-export"
 # What the TensorRT-LLM 1.2.1 release container holds; 1.2.1 is the last stable line with engines.
@@ -81,13 +80,10 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _engine_builder() -> dict[str, Any]:
-    path = shutil.which("trtllm-build")
-    if path is None:
-        return {"found": False}
-    answer = subprocess.run(  # noqa: S603 - an executable found on PATH, fixed arguments
-        [path, "--version"], capture_output=True, text=True, timeout=120, check=False
-    )
-    return {"found": True, "version": (answer.stdout or answer.stderr).strip().splitlines()[-1:]}
+    found = find_builder()
+    if isinstance(found, str):
+        return {"found": False, "reason": found}
+    return {"found": True, "version": found.version}
 
 
 def _hub() -> dict[str, Any]:

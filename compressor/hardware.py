@@ -11,18 +11,34 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Datasheet figures of one GPU: dense matrix rate in bf16, and memory."""
+    """Datasheet figures of one GPU: dense matrix rate in bf16, and memory; and a price.
+
+    `assumed_hour_price` is an assumption in US dollars, of the order of what clouds ask on demand.
+    """
 
     name: str
     bf16_flops_per_s: float
     memory_bytes: int
+    assumed_hour_price: float
 
 
 GPUS: dict[str, Gpu] = {
-    "a100": Gpu(name="NVIDIA A100 80GB SXM", bf16_flops_per_s=312e12, memory_bytes=80 * 10**9),
-    "l40s": Gpu(name="NVIDIA L40S", bf16_flops_per_s=362e12, memory_bytes=48 * 10**9),
-    "h100": Gpu(name="NVIDIA H100 80GB SXM", bf16_flops_per_s=989e12, memory_bytes=80 * 10**9),
-    "h200": Gpu(name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9),
+    "a100": Gpu(
+        name="NVIDIA A100 80GB SXM",
+        bf16_flops_per_s=312e12,
+        memory_bytes=80 * 10**9,
+        assumed_hour_price=2.0,
+    ),
+    "l40s": Gpu(name="NVIDIA L40S", bf16_flops_per_s=362e12, memory_bytes=48 * 10**9, assumed_hour_price=1.0),
+    "h100": Gpu(
+        name="NVIDIA H100 80GB SXM",
+        bf16_flops_per_s=989e12,
+        memory_bytes=80 * 10**9,
+        assumed_hour_price=3.0,
+    ),
+    "h200": Gpu(
+        name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9, assumed_hour_price=4.0
+    ),
 }
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -47,6 +63,16 @@ def cpu_has_bf16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
     return not _BF16_FLAGS.isdisjoint(flags)
+
+
+def peak_bf16_flops_per_s() -> float | None:
+    """The dense bf16 rate of this process's GPU from its datasheet; None without a GPU in the table."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next((gpu.bf16_flops_per_s for key, gpu in GPUS.items() if key in name), None)
 
 
 def cpu_name() -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from compressor import __version__
 from compressor.artifact import write_json
 from compressor.errors import ResourceError, UsageError, VerificationError
+from compressor.processes import is_main
 from compressor.stage import StageOutcome
 
 MANIFEST_FILE = "manifest.json"
@@ -91,13 +92,14 @@ class Manifest:
         self.write()
 
     def write(self) -> None:
-        """Write the file, synced."""
-        write_json(self._path, self.record)
+        """Write the file, synced; the main process does it for all."""
+        if is_main():
+            write_json(self._path, self.record)
 
 
 @contextmanager
 def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Iterator[Manifest]:
-    """Claim a run directory for this process and read or begin its manifest.
+    """Claim a run directory and read or begin its manifest; the main process does it for all.
 
     Args:
         out_dir: The directory; created if absent.
@@ -108,6 +110,9 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         UsageError: a non-empty directory that is not ours, another process in it, nothing to resume.
         ResourceError: a directory that cannot be written.
     """
+    if not is_main():
+        yield Manifest(out_dir, _new_record())
+        return
     file = out_dir / MANIFEST_FILE
     is_ours = file.is_file()
     claim_directory(out_dir, is_ours=is_ours, resume=resume)
@@ -123,8 +128,10 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         yield manifest
 
 
-def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool) -> None:
+def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
     """Refuse a directory that holds something else, or nothing to resume.
+
+    `marker` is the file that makes a directory ours.
 
     Raises:
         UsageError: see above.
@@ -134,12 +141,12 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool) -> None:
         raise UsageError("the output path is a file", where=str(out_dir))
     if resume and not is_ours:
         raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
-    begun = {LOCK_FILE, f"{MANIFEST_FILE}.tmp"}  # all that a kill in the first moment leaves
+    begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
     if not is_ours and out_dir.exists() and any(path.name not in begun for path in out_dir.iterdir()):
         raise UsageError(
             "the output directory is in use and holds nothing of ours",
             where=str(out_dir),
-            expected=f"an empty directory, or one with {MANIFEST_FILE}",
+            expected=f"an empty directory, or one with {marker}",
         )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

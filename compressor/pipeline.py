@@ -21,6 +21,7 @@ from compressor.hardware import describe, free_disk_bytes, resolve_device, resol
 from compressor.manifest import Manifest, open_run_directory
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.planning import Plan, require_prunable
+from compressor.processes import is_main, on_main
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
@@ -108,13 +109,14 @@ def run_pipeline(
     """
     require_prunable(plan.teacher)
     if recipe.export.tensorrt_llm.require_engine:
-        require_builder()
+        require_builder(recipe.export_formats())
     require_sparsifiable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
-        teacher = open_checkpoint(source, out_dir / "stages", dtype=resolve_dtype(recipe.dtype))
+        stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
+        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype))
         run = Run(
             recipe=recipe,
             plan=plan,
@@ -126,9 +128,9 @@ def run_pipeline(
         )
         for name in STAGES:
             _STEPS[name](run)
-            if name == "prune":
+            if name == "prune" and is_main():
                 _record_choices(run)
-        return summary(run)
+        return on_main(lambda: summary(run))
 
 
 def _require_disk(plan: Plan, out_dir: Path) -> None:
@@ -289,7 +291,7 @@ def _not_measured(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _report(run: Run) -> None:
-    write_model_card(run.out_dir, summary(run))
+    on_main(lambda: write_model_card(run.out_dir, summary(run)))
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import GPUS
 from compressor.models.dims import (
     Dims,
     flops_per_token,
@@ -16,9 +15,10 @@ from compressor.models.dims import (
 )
 from compressor.pruning.target import ResolvedTarget, resolve_shape, resolve_target
 from compressor.recipe import Recipe
+from compressor.training_cost import Hardware, training_estimate, training_phases
+from compressor.training_phase import memory_per_gpu
 
 SCHEMA = "compress-export/plan/1"
-ASSUMED_UTILISATION = 0.4
 _PRECISION_OF_FORMAT = {
     "huggingface": "bf16",
     "huggingface-fp8": "fp8",
@@ -29,8 +29,7 @@ _PRECISION_OF_FORMAT = {
     "tensorrt-llm-fp16": "fp16",
     "tensorrt-llm-fp8": "fp8",
 }
-# AdamW in float32: weights, gradients and two moments of the student.
-_TRAINING_BYTES_PER_PARAMETER = 16
+_MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +48,26 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, teacher: Dims, *, gpu: str = "h100", num_gpus: int = 8, out_dir: str = ""
+    recipe: Recipe,
+    teacher: Dims,
+    *,
+    hardware: Hardware | None = None,
+    out_dir: str = "",
+    origin: Dims | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions.
 
     Args:
         recipe: The run.
         teacher: The teacher's dimensions.
-        gpu: Key of `hardware.GPUS`, the stated hardware of the hours.
-        num_gpus: How many of them.
+        hardware: The stated hardware of hours and costs; by default 8 H100.
         out_dir: Where the run will write.
+        origin: The published model that the teacher was itself made from; by default the teacher.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU.
     """
-    if gpu not in GPUS:
-        raise UsageError(f"unknown GPU {gpu!r}", where="--gpu", expected=", ".join(GPUS))
+    hardware = hardware or Hardware()
     if recipe.prune.shape is not None:
         target = resolve_shape(teacher, recipe.prune.shape)
     elif recipe.target is not None:
@@ -72,6 +75,7 @@ def make_plan(
     else:
         choices = "--target 4b, --target 60%, or prune.shape in a recipe"
         raise UsageError("a run needs a target size", hint=choices)
+    training = training_estimate(recipe, teacher, target.student, hardware, origin=origin or teacher)
     document = {
         "schema": SCHEMA,
         "model": recipe.model,
@@ -85,14 +89,15 @@ def make_plan(
         "can_be_pruned": teacher.family.prunable,
         "text": {
             "calibration": recipe.calibration.data,
-            "training": recipe.distill.data,
-            "evaluation": recipe.evaluate.data or f"held-out part of {recipe.distill.data}",
+            "training": _training_text(recipe),
+            "evaluation": recipe.evaluate.data or f"held-out part of {_training_text(recipe)}",
         },
         "tokens": recipe.distill.tokens,
         "out_dir": out_dir,
         "disk_bytes": _disk(recipe, teacher, target.student),
         "memory_bytes": _memory(recipe, teacher, target.student),
-        "hours": _hours(recipe, teacher, target.student, gpu=gpu, num_gpus=num_gpus),
+        "hours": _hours(recipe, teacher, target.student, hardware, training),
+        "training": training,
     }
     return Plan(teacher=teacher, target=target, document=document)
 
@@ -125,7 +130,7 @@ def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     if recipe.distill.tokens:
         parts["distill"] = sixteen
         parts["training_checkpoints"] = 2 * 12 * num_parameters(student)
-        parts["tokens"] = 4 * recipe.distill.tokens
+        parts["tokens"] = 4 * (recipe.distill.tokens + recipe.distill.generate.tokens)
     if recipe.sparsify.pattern:
         parts["sparsify"] = parts["recover"] = sixteen + sixteen // 16
     if recipe.quantize.fp8:
@@ -143,30 +148,44 @@ def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     """Largest model memory per stage, activations left out."""
     teacher_bytes = weight_bytes(teacher, "bf16")
     memory = {"prune": teacher_bytes}
-    if recipe.distill.tokens:
-        memory["distill"] = teacher_bytes + _TRAINING_BYTES_PER_PARAMETER * num_parameters(student)
+    for phase in training_phases(recipe, teacher, student):
+        parts = memory_per_gpu(phase, 1, recomputes=phase.recomputes)
+        memory[phase.name] = sum(parts[name] for name in _MODEL_MEMORY)
     if recipe.quantize.fp8:
         memory["quantize"] = weight_bytes(student, "bf16")
     memory["verify"] = 2 * weight_bytes(student, "fp32")
     return memory
 
 
-def _hours(recipe: Recipe, teacher: Dims, student: Dims, *, gpu: str, num_gpus: int) -> dict[str, Any]:
-    """Hours from FLOPs: teacher forward, student forward and backward (three forwards) per token."""
-    rate = GPUS[gpu].bf16_flops_per_s * ASSUMED_UTILISATION * num_gpus
-    context = recipe.distill.context_length // 2
-    teacher_flops = flops_per_token(teacher, context)
-    student_flops = flops_per_token(student, context)
-    calibration_tokens = recipe.calibration.size * recipe.calibration.seq_len
-    calibration_flops = calibration_tokens * teacher_flops
+def _hours(
+    recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, training: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Hours on the stated hardware: calibration by its forward FLOPs, then every training."""
+    context = recipe.calibration.seq_len // 2
+    tokens = recipe.calibration.size * recipe.calibration.seq_len
+    flops = tokens * flops_per_token(teacher, context)
     if recipe.quantize.fp8:
-        calibration_flops += calibration_tokens * student_flops
-    distill_flops = recipe.distill.tokens * (teacher_flops + 3 * student_flops)
+        flops += tokens * flops_per_token(student, context)
+    rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
+    calibration = flops / rate / 3600
+    rows = training["by_num_gpus"] if training else []
+    trained = [row["phase_hours"] for row in rows if row["num_gpus"] == hardware.num_gpus]
+    phases: dict[str, float] = trained[0] if trained else {"distill": 0.0}
+    gpu_hours = (calibration + sum(phases.values())) * hardware.num_gpus
     return {
-        "hardware": f"{num_gpus} x {GPUS[gpu].name}",
-        "assumed_utilisation": ASSUMED_UTILISATION,
-        "calibration": round(calibration_flops / rate / 3600, 4),
-        "distill": round(distill_flops / rate / 3600, 4),
-        "gpu_hours": round((calibration_flops + distill_flops) / rate / 3600 * num_gpus, 3),
+        "hardware": f"{hardware.num_gpus} x {hardware.device.name}",
+        "assumed_utilisation": hardware.utilisation,
+        "calibration": round(calibration, 4),
+        **phases,
+        "gpu_hours": round(gpu_hours, 3),
+        "cost_usd": round(gpu_hours * hardware.price, 2),
         "not_included": "loading, evaluation, export, benchmark",
     }
+
+
+def _training_text(recipe: Recipe) -> str:
+    """The training text, or every domain with its weight."""
+    domains = recipe.distill.domains
+    if not domains:
+        return recipe.distill.data
+    return ", ".join(f"{domain.name}={domain.data}@{domain.weight:g}" for domain in domains)

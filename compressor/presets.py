@@ -16,6 +16,7 @@ class Preset:
     """A published model: hub id (None: no Hugging Face weights), dimensions, and its compressed shapes.
 
     `targets` maps what a user may type after `--target` to the alias of the compressed model.
+    `pretraining_tokens` is the published budget it was trained on from random weights, with its source.
     """
 
     alias: str
@@ -23,6 +24,8 @@ class Preset:
     dims: Dims
     source: str
     targets: dict[str, str] = field(default_factory=dict)
+    pretraining_tokens: int | None = None
+    pretraining_source: str | None = None
 
 
 def _dims(
@@ -60,6 +63,8 @@ _PRESETS = (
         dims=_dims("llama", 4096, 14336, 32, (32, 8), 128256),
         source="published configuration",
         targets={"4b": "4b-width", "4b-width": "4b-width", "4b-depth": "4b-depth"},
+        pretraining_tokens=15_000_000_000_000,
+        pretraining_source="15T, as cited by arXiv 2408.11796",
     ),
     Preset(
         alias="4b-width",
@@ -92,6 +97,8 @@ _PRESETS = (
         dims=_dims("nemotron", 6144, 24576, 32, (48, 8), 256000),
         source=_MINITRON,
         targets={"8b": "minitron-8b", "4b": "minitron-4b"},
+        pretraining_tokens=8_000_000_000_000,
+        pretraining_source="8T, arXiv 2402.16819",
     ),
     Preset(
         alias="minitron-8b",
@@ -118,6 +125,8 @@ _PRESETS = (
         dims=_dims("llama", 4096, 11008, 32, (32, 32), 32000),
         source="published configuration",
         targets={"2.7b": "sheared-2.7b", "1.3b": "sheared-1.3b", "370m": "sheared-370m"},
+        pretraining_tokens=2_000_000_000_000,
+        pretraining_source="2T, arXiv 2307.09288",
     ),
     Preset(
         alias="sheared-2.7b",
@@ -142,6 +151,8 @@ _PRESETS = (
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         dims=_dims("llama", 576, 1536, 30, (9, 3), 49152, head_dim=64, tie_word_embeddings=True),
         source="published configuration",
+        pretraining_tokens=2_000_000_000_000,
+        pretraining_source="2T, arXiv 2502.02737",
     ),
 )
 

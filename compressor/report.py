@@ -33,7 +33,7 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
     plan, student = summary["plan"], summary["plan"]["student"]
     lines = [
         "---",
-        f"base_model: {Path(plan['model']).name}",
+        f"base_model: {_name_of(plan['model'])}",
         "library_name: transformers",
         f"tags: [{', '.join(_tags(summary))}]",
         "---",
@@ -47,7 +47,7 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
         *_text_lines(plan),
     ]
     for title, header, rows in result_tables(summary):
-        lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
+        lines += ["", f"## {title}", "", *markdown_table(header, rows)]
     lines += ["", *_closing(summary)]
     (out_dir / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -57,9 +57,15 @@ def _origin(summary: dict[str, Any]) -> str:
     training = f" and distillation on {distill['tokens']:,} tokens" if distill else ""
     return (
         f"A {plan['student']['num_parameters']:,}-parameter {plan['student']['model_type']} model, made from "
-        f"`{Path(plan['model']).name}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
+        f"`{_name_of(plan['model'])}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
         f"pruning{training}."
     )
+
+
+def _name_of(model: str) -> str:
+    """A model's name; another run's student is called by that run."""
+    path = Path(model)
+    return f"{path.parent.name}/{path.name}" if path.name == "student" else path.name
 
 
 def _shape(student: dict[str, Any]) -> str:
@@ -159,14 +165,17 @@ def _closing(summary: dict[str, Any]) -> list[str]:
 
 def _engine_line(name: str, engine: dict[str, Any]) -> str:
     if engine["built"]:
-        return f"{name}: engine built with TensorRT-LLM {engine['tensorrt_llm']}."
+        tactics = engine.get("sparsity")
+        sparse = f"; with 2:4 weights it is {tactics['engine']}" if tactics else ""
+        return f"{name}: engine built with TensorRT-LLM {engine['tensorrt_llm']}{sparse}."
     return (
         f"{name}: checkpoint only, no engine ({engine['reason']}). `exports/{name}/{engine['script']}` "
         f"builds it in the container {engine['container']}."
     )
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     return [
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

@@ -35,6 +35,7 @@ from compressor.errors import (
     UnsupportedError,
     UsageError,
 )
+from compressor.processes import is_main, on_main, world_size
 
 STAGE_FILE = "stage.json"
 PARTIAL_SUFFIX = ".partial"
@@ -77,6 +78,7 @@ class Stage(Generic[Config]):
         format_version: Raised when the stage's output changes for equal input.
         libraries: Distributions whose versions decide its numbers.
         data: The text sources its configuration names.
+        parallel: Runs in every process of a run, which share its work; else in the main one alone.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Stage(Generic[Config]):
     format_version: int = 1
     libraries: tuple[str, ...] = ("torch", "transformers")
     data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,41 +129,50 @@ def execute(
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
     """
-    inputs = stage_inputs(stage, config, source, context)
-    fingerprint = fingerprint_of(inputs)
-    if restart:
-        discard(out_dir)
-    if (out_dir / ARTIFACT_FILE).is_file():
-        finished = read_artifact(out_dir)
-        _refuse_difference(stage.name, out_dir, finished.inputs, inputs)
-        (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
+    inputs = on_main(lambda: stage_inputs(stage, config, source, context))
+    finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart))
+    if finished is not None:
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
-    partial = _open_partial(stage.name, out_dir, inputs)
+    partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
+
+    def run() -> StageResult:
+        return stage.run(config, source, partial, context)
+
     try:
-        result = stage.run(config, source, partial, context)
+        result = run() if stage.parallel else on_main(run)
     except _INPUT_ERRORS:
-        if is_new:  # nothing was begun that better input could continue
+        if is_new and is_main():  # nothing was begun that better input could continue
             shutil.rmtree(partial)
         raise
     artifact = ModelArtifact(
         path=partial,
         stage=stage.name,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of(inputs),
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
         inputs=inputs,
         details=result.details,
     )
-    artifact.write()
-    finished = _publish(artifact, out_dir)
     return StageOutcome(
-        artifact=finished,
+        artifact=on_main(lambda: _publish(artifact, out_dir)),
         skipped=False,
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+def _finished(stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool) -> ModelArtifact | None:
+    """The finished output of the same inputs, if it is there."""
+    if restart:
+        discard(out_dir)
+    if not (out_dir / ARTIFACT_FILE).is_file():
+        return None
+    finished = read_artifact(out_dir)
+    _refuse_difference(stage, out_dir, finished.inputs, inputs)
+    (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
+    return finished
 
 
 def stage_inputs(
@@ -180,6 +192,8 @@ def stage_inputs(
         "dtype": context.dtype,
         "versions": {name: _version(name) for name in stage.libraries},
     }
+    if stage.parallel:
+        inputs["processes"] = world_size()
     plain: dict[str, Any] = json.loads(json.dumps(inputs))
     return plain
 
@@ -256,6 +270,7 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any]) -> Path:
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
+    artifact.write()
     sync_tree(artifact.path)
     if out_dir.exists():
         out_dir.rmdir()

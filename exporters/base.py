@@ -11,7 +11,8 @@ from compressor.errors import AccuracyGateError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.recipe import Export, ExportFormat, TensorRTLLM
-from compressor.sparsity.promise import carry_promise
+from compressor.sparsity.pattern import TWO_OF_FOUR
+from compressor.sparsity.promise import carry_promise, read_promise
 from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
@@ -99,12 +100,23 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
             _enforce_gate(verification, config.int4_min_top1, format_name)
         details = verification.to_dict()
         if isinstance(exporter, TensorRTLLMExporter):
-            dims = dims_of_config(read_config(source.path))
-            details["engine"] = make_engine(out_dir, dims, config.tensorrt_llm, context.console)
+            details["engine"] = make_engine(
+                out_dir,
+                dims_of_config(read_config(source.path)),
+                config.tensorrt_llm,
+                context.console,
+                sparsity=_has_sparse_tactics(out_dir),
+            )
             write_verification(out_dir, verification)
         return StageResult(num_parameters=source.num_parameters, details=details)
 
     return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries)
+
+
+def _has_sparse_tactics(out_dir: Path) -> bool:
+    """Whether the promised pattern is the one that TensorRT has sparse tactics for."""
+    promise = read_promise(out_dir)
+    return promise is not None and promise.pattern == TWO_OF_FOUR
 
 
 def _enforce_gate(verification: Verification, min_top1: float | None, format_name: str) -> None:

@@ -17,7 +17,7 @@ from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positiv
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
 from compressor.sparsity.pattern import Pattern
-from compressor.sparsity.promise import Promise
+from compressor.sparsity.promise import Promise, read_promise
 from compressor.sparsity.stage import covered_weights
 from compressor.stage import PARTIAL_SUFFIX
 from exporters.base import EXPORTERS
@@ -46,7 +46,8 @@ def verify_directory(
         directory: What to check.
         console: Progress.
         device: Torch device name of comparisons.
-        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, promised or not.
+        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, promised or not; of
+            an export that has no checkpoint's config, of what it promises.
 
     Returns:
         `schema`, `path`, `kind`, and `checked`: one entry per directory with `path`, `kind`, `status`
@@ -78,7 +79,7 @@ def _check_run(directory: Path, options: VerifyOptions, pattern: Pattern | None)
             raise VerificationError(
                 "an export was never verified", where=str(export), expected=VERIFICATION_FILE
             )
-        _, entry = _check_one(export)
+        _, entry = _check_one(export, pattern)
         exporter, quantised = _exporter_of(entry["format"]), directory / _QUANTISED
         # The quantize stage's artifact holds the student, and the maxima that FP8 scales come from.
         source = quantised if exporter.precision == "fp8" and quantised.is_dir() else student
@@ -122,9 +123,24 @@ def _check_one(directory: Path, pattern: Pattern | None = None) -> tuple[str, di
 
 
 def _demanded(directory: Path, pattern: Pattern | None) -> Promise | None:
-    """A promise of every linear layer of a checkpoint, where one is demanded rather than made."""
-    if pattern is None or not (directory / CONFIG_FILE).is_file():
+    """A promise of every linear layer of a checkpoint, where one is demanded rather than made.
+
+    Raises:
+        VerificationError: when another format does not promise the pattern.
+    """
+    if pattern is None:
         return None
+    if not (directory / CONFIG_FILE).is_file():
+        promise = read_promise(directory)
+        if promise is None or promise.pattern != pattern:
+            raise VerificationError(
+                "this export does not promise the sparsity demanded of it",
+                where=str(directory),
+                expected=pattern,
+                found="no promise" if promise is None else promise.pattern,
+                hint="the checkpoint it was made from can be checked without a promise",
+            )
+        return promise
     dims = dims_of_config(read_config(directory))
     shapes = expected_shapes(dims)
     pairs = {name: (shapes[name][0], shapes[name][1]) for name in covered_weights(dims, ())}

@@ -7,15 +7,8 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import (
-    OUTPUT,
-    common,
-    parse_batches,
-    parse_integers,
-    parse_list,
-    parse_pairs,
-    recipe_overrides,
-)
+from compressor.cli.options import OUTPUT, common, recipe_overrides
+from compressor.cli.parsing import parse_batches, parse_integers, parse_list, parse_pairs
 
 RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
 PRESETS = ("quick", "published", "minitron-blog")

@@ -55,7 +55,7 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
         from exporters.tensorrt_llm.versions import require_builder
 
         if settings.tensorrt_llm.require_engine:
-            require_builder()
+            require_builder((precisions[precision],))
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
         else:

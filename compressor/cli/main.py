@@ -22,6 +22,7 @@ from compressor.cli.distill import distill
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
+from compressor.cli.generate import generate
 from compressor.cli.plan import plan
 from compressor.cli.prune import prune
 from compressor.cli.quantize import quantize
@@ -36,7 +37,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="compress-export")
 def cli() -> None:
-    r"""Prune and distill a language model to a target size, export it, and prove the speed-up.
+    """Prune and distill a language model to a target size, export it, and prove the speed-up.
 
     \b
     compress-export llama3.1-8b --target 4b --fp8      the whole road
@@ -49,10 +50,13 @@ def cli() -> None:
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 unsupported, 4 missing dependency, 5 memory or disk,
     6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
     authorisation, 130 interrupted (run the same command again to resume).
-    """
+    """  # noqa: D301 - the \b must reach click as one character
 
 
-for _command in (run, plan, prune, distill, sparsify, quantize, export, bench, evaluate, verify, doctor):
+for _command in (
+    *(run, plan, prune, generate, distill, sparsify, quantize),
+    *(export, bench, evaluate, verify, doctor),
+):
     cli.add_command(_command)
 
 
@@ -104,3 +108,7 @@ def _resource_error(error: Exception) -> ResourceError | None:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

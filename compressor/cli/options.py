@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from compressor.cli.parsing import Command, apply_options
+from compressor.cli.training_options import DISTILLATION_FIELDS, TRAINING_FIELDS
 
 OUTPUT = click.option("-o", "--output-dir", "output_dir", required=True, help="Directory to write.")
 
@@ -28,12 +28,12 @@ def common(function: Command) -> Command:
         click.option("--trust-remote-code", is_flag=True, help="Run model code from a hub repository."),
         *_REPORTING,
     ]
-    return _apply(function, options)
+    return apply_options(function, options)
 
 
 def reporting(function: Command) -> Command:
     """Options of every command: what it prints."""
-    return _apply(function, _REPORTING)
+    return apply_options(function, _REPORTING)
 
 
 def calibration(function: Command) -> Command:
@@ -43,22 +43,7 @@ def calibration(function: Command) -> Command:
         click.option("--calib-size", type=click.IntRange(1), default=None, help="Windows. [1024]"),
         click.option("--calib-seq-len", type=click.IntRange(8), default=None, help="Tokens each. [2048]"),
     ]
-    return _apply(function, options)
-
-
-def training(function: Command) -> Command:
-    """Options of commands that distill."""
-    options = [
-        click.option("--train-data", default=None, help="SOURCE of the training text."),
-        click.option("--tokens", default=None, help="Token budget such as 100k; 0 only prunes. [1.8b]"),
-        click.option("--context-length", type=click.IntRange(8), default=None, help="Tokens per window."),
-        click.option("--train-batch-size", type=click.IntRange(1), default=None, help="Windows per step."),
-        click.option("--learning-rate", type=float, default=None, help="Peak. [1e-4]"),
-        click.option("--warmup-steps", type=click.IntRange(0), default=None),
-        click.option("--min-learning-rate-ratio", type=float, default=None, help="Cosine floor. [0.1]"),
-        click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]"),
-    ]
-    return _apply(function, options)
+    return apply_options(function, options)
 
 
 def parallelism(function: Command) -> Command:
@@ -68,7 +53,7 @@ def parallelism(function: Command) -> Command:
         click.option("--pp-size", type=click.IntRange(1), default=None, help="Pipeline stages. [1]"),
         click.option("--require-engine", is_flag=True, help="Exit 4 where no engine can be built."),
     ]
-    return _apply(function, options)
+    return apply_options(function, options)
 
 
 def sparsity(function: Command) -> Command:
@@ -93,9 +78,14 @@ def sparsity(function: Command) -> Command:
         click.option(
             "--slorb-group-size", type=click.IntRange(2), default=None, help="Channels per rank. [16]"
         ),
-        click.option("--kl-weight", type=float, default=None, help="Of KL against cross-entropy. [0.67]"),
+        click.option(
+            "--kl-weight",
+            type=float,
+            default=None,
+            help="Of KL while recovering; cross-entropy has the rest. [0.67]",
+        ),
     ]
-    return _apply(function, options)
+    return apply_options(function, options)
 
 
 _REPORTING = [
@@ -118,14 +108,8 @@ RECIPE_FIELDS = {
     "calib_data": "calibration.data",
     "calib_size": "calibration.size",
     "calib_seq_len": "calibration.seq_len",
-    "train_data": "distill.data",
-    "tokens": "distill.tokens",
-    "context_length": "distill.context_length",
-    "train_batch_size": "distill.batch_size",
-    "learning_rate": "distill.learning_rate",
-    "warmup_steps": "distill.warmup_steps",
-    "min_learning_rate_ratio": "distill.min_learning_rate_ratio",
-    "temperature": "distill.temperature",
+    **TRAINING_FIELDS,
+    **DISTILLATION_FIELDS,
     "sparsity": "sparsify.pattern",
     "sparsity_method": "sparsify.method",
     "skip": "sparsify.skip",
@@ -153,8 +137,8 @@ RECIPE_FIELDS = {
     "num_requests": "bench.num_requests",
 }
 
-# Only batches of one model each: no equal ones.
-_MAY_BE_EMPTY = ("batch_sizes", "batch_pairs")
+# Only batches of one model each: no equal ones. No trackers at all.
+_MAY_BE_EMPTY = ("batch_sizes", "batch_pairs", "report_to")
 
 
 def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
@@ -163,86 +147,22 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: for a value that cannot be parsed.
     """
+    from compressor.errors import UsageError
     from compressor.pruning.target import parse_count
 
+    if flags.get("train_data") and flags.get("domains"):
+        raise UsageError("the training text is given twice", where="--domain", found="--train-data as well")
     overrides: dict[str, Any] = {}
     flags = {**flags, **(flags.get("batches") or {})}
     for flag, field in RECIPE_FIELDS.items():
         value = flags.get(flag)
         if value is None or value is False or (value == () and flag not in _MAY_BE_EMPTY):
             continue
-        if flag in ("tokens", "recover_tokens"):
+        if flag in ("tokens", "recover_tokens", "generate_tokens"):
             value = parse_count(value, option=f"--{flag.replace('_', '-')}")
         overrides[field] = value
+    if flags.get("train_data"):
+        overrides["distill.domains"] = ()  # a recipe's domains would silently win
     if flags.get("mask_only"):
         overrides["sparsify.update_weights"] = False
     return overrides
-
-
-def parse_shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`hidden_size=432,num_hidden_layers=30` as a mapping."""
-    if value is None:
-        return None
-    shape: dict[str, int] = {}
-    for part in value.split(","):
-        name, _, size = part.partition("=")
-        if not size.strip().isdigit():
-            raise click.BadParameter(f"{part!r} is not NAME=NUMBER")
-        shape[name.strip()] = int(size)
-    return shape
-
-
-def parse_pairs(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`128/128,1000/1000` as pairs of input and output length."""
-    if value is None:
-        return None
-    pairs = []
-    for part in value.split(","):
-        isl, _, osl = part.partition("/")
-        if not (isl.strip().isdigit() and osl.strip().isdigit() and int(isl) and int(osl)):
-            raise click.BadParameter(f"{part!r} is not ISL/OSL, two positive lengths")
-        pairs.append((int(isl), int(osl)))
-    return tuple(pairs)
-
-
-def parse_list(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`a,b` as a tuple."""
-    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def parse_integers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`1,8` as a tuple of positive integers."""
-    if value is None:
-        return None
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a list of positive numbers")
-    return tuple(int(part) for part in parts)
-
-
-def parse_batches(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
-    """`1,8,32:64,max` as the recipe's fields: equal batches, one per model, each model's largest."""
-    if value is None:
-        return None
-    sizes: list[int] = []
-    pairs: list[tuple[int, int]] = []
-    parts = [part.strip() for part in value.split(",")]
-    for part in parts:
-        numbers = part.split(":")
-        if part == "max":
-            continue
-        if len(numbers) > len(("baseline", "candidate")) or not all(
-            number.isdigit() and int(number) for number in numbers
-        ):
-            raise click.BadParameter(f"{part!r} is no batch size: 8, 32:64 (baseline:candidate) or max")
-        if len(numbers) == 1:
-            sizes.append(int(part))
-        else:
-            pairs.append((int(numbers[0]), int(numbers[1])))
-    return {"batch_sizes": tuple(sizes), "batch_pairs": tuple(pairs), "largest_batch": "max" in parts}
-
-
-def _apply(function: Command, options: list[Any]) -> Command:
-    for option in reversed(options):
-        function = option(function)
-    return function

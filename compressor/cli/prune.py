@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import OUTPUT, calibration, common, parse_shape, recipe_overrides
+from compressor.cli.options import OUTPUT, calibration, common, recipe_overrides
+from compressor.cli.parsing import parse_shape
 
 
 @click.command()

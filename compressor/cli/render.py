@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from compressor.cli.render_training import training_text
+from compressor.cli.tables import duration, gib, table
 from compressor.report import result_tables
 
-_GIB = 1 << 30
 _PLAN_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns aligned by width, numbers as they come."""
-    lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -40,21 +29,58 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{plan['model']} to {plan['target'] or 'an explicit shape'}: {plan['rule']}",
         table(("", "teacher", "student"), rows),
         f"exports       {', '.join(plan['exports'])}",
-        f"training      {plan['tokens']:,} tokens of {plan['text']['training']}",
+        f"text          {plan['tokens']:,} training tokens of {plan['text']['training']}",
         f"memory        {memory}",
         f"disk          {gib(plan['disk_bytes']['total'])}",
         f"time          {_time_text(hours)}",
     ]
     if not plan["can_be_pruned"]:
         lines.append(f"note          {student['model_type']} can be planned, not pruned yet")
+    if plan["training"]:
+        lines += ["", training_text(plan["training"])]
     return "\n".join(lines)
 
 
+def family_plan_text(document: dict[str, Any]) -> str:
+    """One plan per member of a family, and their sum."""
+    total = document["total"]
+    parts = [f"== {member['name']} ==\n{plan_text(member['plan'])}\n" for member in document["members"]]
+    parts.append(
+        f"together      {total['tokens']:,} training tokens, {duration(total['hours'])} on "
+        f"{total['hardware']} ({total['gpu_hours']:,.1f} GPU-hours, ${total['cost_usd']:,.0f}), "
+        f"disk {gib(total['disk_bytes'])}"
+    )
+    return "\n".join(parts)
+
+
+def family_text(family: dict[str, Any]) -> str:
+    """The end of a family's run: every member's size and quality, and where everything is."""
+    rows = [
+        (
+            entry["name"],
+            f"{entry['num_parameters']:,}",
+            f"{entry['perplexity']:.3f}",
+            f"{entry['teacher_perplexity']:.3f}",
+        )
+        for entry in family["members"]
+    ]
+    lines = [table(("model", "parameters", "perplexity", "its teacher's"), rows)]
+    lines += [
+        f"warning: {entry['name']}: {text}" for entry in family["members"] for text in entry["warnings"]
+    ]
+    return "\n".join([*lines, f"report   {family['out_dir']}/README.md"])
+
+
 def _time_text(hours: dict[str, Any]) -> str:
+    stages = [
+        f"{name} {duration(value)}"
+        for name, value in hours.items()
+        if isinstance(value, float) and name not in ("assumed_utilisation", "gpu_hours", "cost_usd")
+    ]
     return (
-        f"calibration {duration(hours['calibration'])}, distillation {duration(hours['distill'])} on "
-        f"{hours['hardware']} at {hours['assumed_utilisation']:.0%} utilisation "
-        f"({hours['gpu_hours']:,.1f} GPU-hours; {hours['not_included']} not included)"
+        f"{', '.join(stages)} on {hours['hardware']} at {hours['assumed_utilisation']:.0%} utilisation "
+        f"({hours['gpu_hours']:,.1f} GPU-hours, ${hours['cost_usd']:,.0f}; "
+        f"{hours['not_included']} not included)"
     )
 
 
@@ -132,7 +158,7 @@ def doctor_text(report: dict[str, Any]) -> str:
     if not report["gpus"]:
         lines.append("GPU           none: FP8 and 2:4 kernels cannot run here, their exports can be written")
     builder = report["trtllm_build"]
-    lines.append(f"trtllm-build  {builder.get('version', '') if builder['found'] else 'not found'}")
+    lines.append(f"trtllm-build  {builder['version'] if builder['found'] else builder['reason']}")
     hub = report["hub"]
     state = "reachable" if hub["reachable"] else f"out of reach ({hub['reason']})"
     lines.append(f"hub           {state}, token {hub['token']}")
@@ -141,15 +167,3 @@ def doctor_text(report: dict[str, Any]) -> str:
 
 def _yes(claim: bool) -> str:  # noqa: FBT001
     return "yes" if claim else "no"
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / _GIB:.2f} GiB"
-
-
-def duration(hours: float) -> str:
-    """Hours in the unit that suits."""
-    if hours < 1 / 60:
-        return f"{math.ceil(hours * 3600)} s"
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"

@@ -7,23 +7,17 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import (
-    calibration,
-    common,
-    parallelism,
-    parse_batches,
-    parse_list,
-    parse_pairs,
-    parse_shape,
-    recipe_overrides,
-    sparsity,
-    training,
-)
+from compressor.cli.options import calibration, common, parallelism, recipe_overrides, sparsity
+from compressor.cli.parsing import parse_batches, parse_list, parse_pairs, parse_shape
+from compressor.cli.sections import SectionedCommand
+from compressor.cli.training_options import distillation, training
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("model", required=False)
-@click.option("--target", default=None, help="Size (4b, 4.5B, 60%) or published shape (4b-width).")
+@click.option(
+    "--target", default=None, help="Size (4b, 4.5B, 60%) or published shape (4b-width); 8b,4b for a family."
+)
 @click.option("--shape", callback=parse_shape, default=None, help="Instead of a target: NAME=NUMBER,...")
 @click.option("--fp8", is_flag=True, default=None, help="FP8 weights and activations.")
 @click.option("--fp8-kv-cache", is_flag=True, default=None, help="FP8 keys and values as well.")
@@ -44,20 +38,22 @@ from compressor.cli.options import (
 @sparsity
 @calibration
 @training
+@distillation
 @common
 def run(**flags: Any) -> None:
-    r"""Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
+    """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
 
     \b
     MODEL   alias, Hugging Face id, directory or .gguf file
     compress-export llama3.1-8b --target 4b --fp8
     compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
-    """
-    from compressor.cli.render import plan_text, summary_text
+    """  # noqa: D301 - the \b must reach click as one character
+    from compressor.cli.render import family_text, summary_text
     from compressor.cli.session import default_output, emit, work
+    from compressor.cli.show_plan import planned
     from compressor.errors import UsageError
+    from compressor.family import FamilyPlan, run_family
     from compressor.models.load import plan_dims, resolve_source, short_name
-    from compressor.planning import make_plan
     from compressor.recipe import load_recipe
 
     config = flags["config"]
@@ -66,9 +62,9 @@ def run(**flags: Any) -> None:
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     default = default_output(short_name(recipe.model), recipe.target, fp8=recipe.quantize.fp8)
     out_dir = Path(flags["output_dir"] or default)
-    plan = make_plan(recipe, plan_dims(recipe.model), out_dir=str(out_dir))
+    plan, text = planned(recipe, plan_dims(recipe.model), out_dir=out_dir)
     if flags["dry_run"]:
-        emit(plan.document, flags, plan_text(plan.document))
+        emit(plan.document, flags, text)
         return
     source = resolve_source(recipe.model)
     with work(flags) as console:
@@ -78,15 +74,12 @@ def run(**flags: Any) -> None:
             raise UsageError(
                 f"unknown stage {flags['restart_from']!r}", where="--restart-from", expected=", ".join(STAGES)
             )
-        console.info(plan_text(plan.document))
-        summary = run_pipeline(
-            recipe,
-            source,
-            plan,
-            out_dir,
-            console,
-            resume=flags["resume"],
-            overwrite=flags["overwrite"],
-            restart_from=flags["restart_from"],
-        )
-    emit(summary, flags, summary_text(summary))
+        console.info(text)
+        how = {name: flags[name] for name in ("resume", "overwrite", "restart_from")}
+        if isinstance(plan, FamilyPlan):
+            summary = run_family(source, plan, out_dir, console, **how)
+            shown = family_text(summary)
+        else:
+            summary = run_pipeline(recipe, source, plan, out_dir, console, **how)
+            shown = summary_text(summary)
+    emit(summary, flags, shown)

@@ -15,12 +15,15 @@ from typing import Any
 import click
 
 from compressor.console import Console
+from compressor.hardware import resolve_device
+from compressor.processes import is_main, start
 
 
 @contextlib.contextmanager
 def work(flags: dict[str, Any]) -> Iterator[Console]:
     """Run a command's work: what libraries print goes to stderr, their chatter is silenced."""
-    console = Console(quiet=flags["quiet"], verbose=flags["verbose"])
+    start(resolve_device(flags.get("device") or "auto"))
+    console = Console(quiet=flags["quiet"] or not is_main(), verbose=flags["verbose"])
     # ONNX Runtime keeps a device id and an event log in the user's cache unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -37,13 +40,16 @@ def work(flags: dict[str, Any]) -> Iterator[Console]:
 
 
 def emit(result: dict[str, Any], flags: dict[str, Any], text: str) -> None:
-    """Print a result on stdout: one JSON document with `--json`, else text."""
+    """Print a result on stdout: one JSON document with `--json`, else text; once for all processes."""
+    if not is_main():
+        return
     click.echo(json.dumps(result, indent=2, default=str) if flags["as_json"] else text)
 
 
 def default_output(model_name: str, target: str | None, *, fp8: bool) -> Path:
-    """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`."""
-    parts = [model_name, (target or "shape").replace("%", "pct"), *(["fp8"] if fp8 else [])]
+    """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`; a family's targets follow each other."""
+    named = (target or "shape").replace("%", "pct").replace(",", "-").replace(" ", "")
+    parts = [model_name, named, *(["fp8"] if fp8 else [])]
     return Path("-".join(parts))
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from compressor.cli.options import OUTPUT, calibration, common, recipe_overrides, sparsity, training
+from compressor.cli.options import OUTPUT, calibration, common, recipe_overrides, sparsity
+from compressor.cli.sections import SectionedCommand
+from compressor.cli.training_options import training
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("model")
 @click.option("--teacher", default=None, help="ast: MODEL to distill from. [MODEL itself]")
 @OUTPUT

@@ -13,6 +13,7 @@ from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
+from compressor.processes import on_main
 from compressor.stage import PARTIAL_SUFFIX, STAGE_FILE, Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
@@ -22,7 +23,8 @@ SCRATCH = ".compress-export"
 def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifact:
     """A MODEL argument as an artifact; a GGUF file is converted beside the output directory."""
     scratch = out_dir.absolute().parent / SCRATCH
-    return open_checkpoint(resolve_source(model), scratch, dtype=resolve_dtype(flags.get("dtype") or "auto"))
+    dtype = resolve_dtype(flags.get("dtype") or "auto")
+    return on_main(lambda: open_checkpoint(resolve_source(model), scratch, dtype=dtype))
 
 
 def execute_stage(

@@ -1,12 +1,13 @@
 """Text by name: a hub data set, or a .txt, .jsonl or .parquet file; and its split into used and held out.
 
 Training and calibration read the `train` part of a source, evaluation the `held_out` part, so a
-model is never measured on what set it. A text file's held-out part is its tail. A hub stream has no
-tail within reach, so its first documents are held out.
+model is never measured on what set it. A file's held-out part is its tail, the last tenth. A hub
+stream has no tail within reach, so its first documents are held out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifact import sha256_of_file
+from compressor.data.conversations import MESSAGES_FIELD, TEXT_FIELD, Document, document_of
+from compressor.data.hub import hub_revision, open_hub_data_set
 from compressor.errors import NetworkError, UsageError
 
 Split = Literal["train", "held_out", "all"]
+Position = dict[str, Any]
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_HUB_DOCUMENTS = 1000
-TEXT_FIELD = "text"
 _TEXT_BLOCK_CHARACTERS = 20_000
 _FILE_KINDS = (".txt", ".jsonl", ".parquet")
 
@@ -41,34 +44,62 @@ def source_fingerprint(spec: str) -> dict[str, str]:
     if is_local(spec):
         path = _checked_file(spec)
         return {"sha256": _cached_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size)}
-    return {"revision": _hub_revision(spec)}
+    return {"revision": hub_revision(spec)}
 
 
-def documents(spec: str, split: Split) -> Iterator[str]:
-    """Stream a source's documents in order.
+class Documents:
+    """A source's documents in order, and the position from which they can be taken up again."""
 
-    Args:
-        spec: SOURCE as given on the command line; `ID:CONFIG` names a hub data set's configuration.
-        split: Which part.
+    def __init__(self, spec: str, split: Split, *, position: Position | None = None) -> None:
+        """Open a source.
 
-    Raises:
-        UsageError: for a file that is missing, empty or malformed.
-        NetworkError: when the hub cannot be reached.
-    """
-    if not is_local(spec):
-        yield from _hub_documents(spec, split)
-        return
-    path = _checked_file(spec)
+        Args:
+            spec: SOURCE as given on the command line; `ID:CONFIG` names a hub data set's configuration.
+            split: Which part.
+            position: Where to continue: what `position` returned when the last document was taken.
+
+        Raises:
+            UsageError: for a file that is missing, empty or malformed, here or on reading.
+            NetworkError: when the hub cannot be reached.
+        """
+        self._num_taken = int(position["documents"]) if position else 0
+        if is_local(spec):
+            self._hub = None
+            self._rows = _local_documents(_checked_file(spec), split, self._num_taken)
+        else:
+            self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
+            self._rows = _hub_documents(self._hub, spec, self._num_taken)
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._rows:
+            self._num_taken += 1
+            yield document
+
+    def position(self) -> Position:
+        """Behind the last document taken, as plain JSON values."""
+        if self._hub is None:
+            return {"documents": self._num_taken}
+        return {"documents": self._num_taken, "stream": self._hub.state_dict()}
+
+
+def documents(spec: str, split: Split) -> Iterator[Document]:
+    """Stream a source's documents from the first; see `Documents`."""
+    yield from Documents(spec, split)
+
+
+def _local_documents(path: Path, split: Split, num_skipped: int) -> Iterator[Document]:
     if path.suffix == ".txt":
-        yield from _text_blocks(path, split)
+        yield from itertools.islice(_text_blocks(path, split), num_skipped, None)
         return
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
-    texts = [_text_of(row, path, number) for number, row in enumerate(rows, 1)]
-    if not texts:
-        raise UsageError("this text is empty", where=spec, found="no rows")
-    first_held_out = len(texts) - max(1, round(len(texts) * HELD_OUT_FRACTION))
-    bounds = {"train": (0, first_held_out), "held_out": (first_held_out, None), "all": (0, None)}
-    yield from itertools.islice(texts, *bounds[split])
+    num_rows = _num_rows(path)
+    if num_rows == 0:
+        raise UsageError("this text is empty", where=str(path), found="no rows")
+    first_held_out = num_rows - max(1, round(num_rows * HELD_OUT_FRACTION))
+    bounds = {"train": (0, first_held_out), "held_out": (first_held_out, num_rows), "all": (0, num_rows)}
+    first, end = bounds[split]
+    read = _jsonl_rows if path.suffix == ".jsonl" else _parquet_rows
+    for number, row in read(path, first + num_skipped, end):
+        yield document_of(row, where=f"{path}:{number}")
 
 
 def _checked_file(spec: str) -> Path:
@@ -107,71 +138,70 @@ def _text_blocks(path: Path, split: Split) -> Iterator[str]:
         yield "".join(block)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Any]:
+def _num_rows(path: Path) -> int:
+    return _cached_num_rows(str(path), path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@functools.lru_cache
+def _cached_num_rows(path: str, _mtime_ns: int, _size: int) -> int:
+    if path.endswith(".jsonl"):
+        with Path(path).open("rb") as file:
+            return sum(1 for _ in file)
+    with _parquet_file(Path(path)) as table:
+        return int(table.metadata.num_rows)
+
+
+def _jsonl_rows(path: Path, first: int, end: int) -> Iterator[tuple[int, Any]]:
+    """Rows `first` up to `end` with their line numbers; lines before them are not parsed."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in itertools.islice(enumerate(file, 1), first, end):
             try:
-                yield json.loads(line)
+                yield number, json.loads(line)
             except UnicodeDecodeError as error:
                 raise UsageError("this text is not UTF-8", where=f"{path}:{number}", found=error) from error
             except ValueError as error:
                 raise UsageError("a line is not JSON", where=f"{path}:{number}", found=error) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Any]:
+def _parquet_rows(path: Path, first: int, end: int) -> Iterator[tuple[int, Any]]:
+    with _parquet_file(path) as table:
+        columns = [name for name in (TEXT_FIELD, MESSAGES_FIELD) if name in table.schema_arrow.names]
+        if not columns:
+            raise UsageError(
+                "this Parquet file holds no text",
+                where=str(path),
+                expected=f"a column {TEXT_FIELD!r} or {MESSAGES_FIELD!r}",
+                found=", ".join(table.schema_arrow.names),
+            )
+        batches = table.iter_batches(columns=columns)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from itertools.islice(enumerate(rows, 1), first, end)
+
+
+@contextlib.contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
     from pyarrow.lib import ArrowException
 
     try:
-        yield from pyarrow.parquet.read_table(path, columns=[TEXT_FIELD]).to_pylist()
-    except (ArrowException, OSError, KeyError) as error:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            yield table
+    except (ArrowException, OSError) as error:
         raise UsageError("this Parquet file cannot be read", where=str(path), found=error) from error
 
 
-def _text_of(row: Any, path: Path, number: int) -> str:
-    text = row.get(TEXT_FIELD) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise UsageError(
-            f"a row has no {TEXT_FIELD!r} string",
-            where=f"{path}:{number}",
-            expected=f'{{"{TEXT_FIELD}": ...}}',
-        )
-    return text
+def _hub_bounds(split: Split) -> tuple[int, int | None]:
+    bounds: dict[str, tuple[int, int | None]] = {
+        "train": (HELD_OUT_HUB_DOCUMENTS, None),
+        "held_out": (0, HELD_OUT_HUB_DOCUMENTS),
+        "all": (0, None),
+    }
+    return bounds[split]
 
 
-def _hub_documents(spec: str, split: Split) -> Iterator[str]:
-    from datasets import load_dataset
-
-    name, _, config = spec.partition(":")
+def _hub_documents(stream: Any, spec: str, num_skipped: int) -> Iterator[Document]:
     try:
-        stream = load_dataset(
-            name, config or None, split="train", streaming=True, revision=_hub_revision(spec)
-        )
-        bounds = {
-            "train": (HELD_OUT_HUB_DOCUMENTS, None),
-            "held_out": (0, HELD_OUT_HUB_DOCUMENTS),
-            "all": (0, None),
-        }
-        for number, row in enumerate(itertools.islice(stream, *bounds[split]), 1):
-            yield _text_of(row, Path(spec), number)
+        for number, row in enumerate(stream, num_skipped + 1):
+            yield document_of(row, where=f"{spec}:{number}")
     except (OSError, ValueError) as error:
         raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error
-
-
-@functools.lru_cache
-def _hub_revision(spec: str) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    name = spec.partition(":")[0]
-    try:
-        return str(HfApi().dataset_info(name).sha)
-    except HFValidationError as error:
-        raise UsageError("this is neither a file nor a data set id", where=spec, found=error) from error
-    except (OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError) as error:
-        raise NetworkError(
-            "the data set's revision cannot be asked for",
-            where=spec,
-            found=type(error).__name__,
-            hint="give a local .txt, .jsonl or .parquet file, or go online (HF_TOKEN for gated data)",
-        ) from error

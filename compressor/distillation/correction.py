@@ -7,8 +7,7 @@ start from the uncorrected teacher.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,23 @@ from torch import nn
 from compressor.artifact import ModelArtifact
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.stage import TOKENS_FILE, save_student, schedule, training_windows
+from compressor.distillation.training import (
+    clean_up,
+    open_training_stream,
+    place_,
+    save_trained,
+    schedule,
+    training_details,
+    training_flops_per_token,
+)
 from compressor.errors import UnsupportedError, UsageError
 from compressor.models.load import load_model
+from compressor.processes import is_main, world_size
 from compressor.recipe import Distill
 from compressor.stage import Stage, StageContext, StageResult
-from compressor.training.trainer import (
-    CHECKPOINTS,
-    TrainingConfig,
-    TrainingExtension,
-    student_state,
-    train,
-)
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.sharding import full_state, is_sharded, load_full_state_
+from compressor.training.trainer import TrainingConfig, train
 
 TEACHER_FILE = "teacher.safetensors"
 LEARNING_RATE_SHARE = 1 / 5
@@ -60,9 +64,7 @@ def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) 
         UsageError: when the budget does not fill one window.
     """
     distillation = schedule(config, seed=seed, device=device, dtype=dtype)
-    budget = correction_budget(config).model_copy(
-        update={"batch_size": distillation.micro_batch_size * distillation.accumulation_steps}
-    )
+    budget = correction_budget(config).model_copy(update={"batch_size": distillation.batch_size})
     plan = schedule(budget, seed=seed, device=device, dtype=dtype)
     warmup = config.correction.warmup_steps
     floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
@@ -80,24 +82,23 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UsageError: when the text or the budget does not fill one window.
     """
     plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = training_windows(correction_budget(config), plan, source, out_dir, context)
+    settings = correction_budget(config)
+    stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
     teacher = load_model(
         source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code
     )
     teacher.requires_grad_(requires_grad=True).train()
     module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
-    log = train(module, windows, plan, out_dir, context.console)
-    save_student(teacher, source, out_dir, getattr(torch, context.dtype))
-    shutil.rmtree(out_dir / CHECKPOINTS)
-    (out_dir / TOKENS_FILE).unlink()
+    place_(module, settings, plan, context.device)
+    flops = training_flops_per_token(None, source.path, config.context_length)
+    log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
+    save_trained(teacher, source, out_dir, getattr(torch, context.dtype))
+    clean_up(out_dir)
     return StageResult(
         num_parameters=source.num_parameters,
         details={
             "loss": "cross-entropy of the teacher, mean over tokens",
-            "schedule": asdict(plan),
-            "tokens": len(windows) * config.context_length,
-            "epochs": round(windows.num_epochs, 4),
-            "curve": asdict(log),
+            **training_details(stream, plan, log, config.context_length),
         },
     )
 
@@ -141,11 +142,13 @@ class CorrectAlongside(TrainingExtension):
 
     def save(self, directory: Path) -> None:
         """Write the teacher beside the student."""
-        save_file(student_state(self._teacher), directory / TEACHER_FILE)
+        state = full_state(self._teacher)
+        if is_main():
+            save_file(state, directory / TEACHER_FILE)
 
     def load(self, directory: Path) -> None:
         """Take it up again; tied weights are stored once."""
-        self._teacher.load_state_dict(load_file(directory / TEACHER_FILE), strict=False)
+        load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
 
     def _clip(self, *_arguments: Any) -> None:
         nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
@@ -174,11 +177,7 @@ def require_alongside(config: Distill) -> None:
 
 
 def _require_one_teacher(teacher: nn.Module) -> None:
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return
-    whole = not any(isinstance(p, distributed.tensor.DTensor) for p in teacher.parameters())
-    if distributed.get_world_size() > 1 and whole:
+    if world_size() > 1 and not is_sharded(teacher):
         raise UnsupportedError(
             "several processes would each correct a teacher of their own",
             where="distill.correction.mode alongside",
@@ -190,5 +189,6 @@ CORRECT: Stage[Distill] = Stage(
     name="correct",
     run=run,
     libraries=("torch", "transformers", "accelerate"),
-    data=lambda config: (config.data,),
+    data=lambda config: tuple(domain.data for domain in config.mixture()),
+    parallel=True,
 )

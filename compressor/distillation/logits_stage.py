@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,6 @@ import torch
 from compressor.artifact import ModelArtifact, sha256_of_file
 from compressor.console import Tick
 from compressor.distillation.chunked import CHUNK_VALUES
-from compressor.distillation.stage import TOKENS_FILE, schedule, training_windows
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
     LogitsHeader,
@@ -22,6 +22,7 @@ from compressor.distillation.stored_logits import (
     write_index,
     write_shard,
 )
+from compressor.distillation.training import TOKENS, open_training_stream, schedule
 from compressor.errors import UsageError
 from compressor.models.load import load_model
 from compressor.recipe import Distill
@@ -47,7 +48,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UsageError: when the text or the budget does not fill one window.
     """
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = training_windows(config, plan, source, out_dir, context)
+    windows = open_training_stream(config, plan, config.mixture(), source, out_dir, context).distinct
     distinct: dict[str, int] = {}
     for index in range(len(windows)):
         distinct.setdefault(digest_of(windows[index]["input_ids"]), index)
@@ -75,7 +76,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
             micro_batch_size=config.micro_batch_size,
             tick=tick,
         )
-    (out_dir / TOKENS_FILE).unlink()
+    shutil.rmtree(out_dir / TOKENS)
     details = {"top_k": header.top_k, "windows": len(distinct), "bytes": num_bytes}
     return StageResult(num_parameters=source.num_parameters, details=details)
 
@@ -158,5 +159,5 @@ LOGITS: Stage[Distill] = Stage(
     name="logits",
     run=run,
     libraries=("torch", "transformers", "numpy"),
-    data=lambda config: (config.data,),
+    data=lambda config: tuple(domain.data for domain in config.mixture()),
 )

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-IGNORED = -100
+from compressor.data.packing import IGNORED
+
 # Minitron finds KL over 100 and fewer of the teacher's tokens harmful, and ModelOpt takes 1024.
 SMALLEST_SAFE_TOP_K = 1000
 

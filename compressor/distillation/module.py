@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.data.packing import IGNORED
 from compressor.distillation.chunked import TeacherLogits, chunked_loss, compute_dtype
 from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
 from compressor.distillation.head import Head, head_of
-from compressor.distillation.losses import IGNORED, cosine_distance, dynamic_weight, mean_squared_error
+from compressor.distillation.losses import cosine_distance, dynamic_weight, mean_squared_error
 from compressor.distillation.projection import make_projection
 from compressor.distillation.states import EMBEDDING, Body, States, body_states
 
@@ -117,6 +118,20 @@ class DistillationModule(nn.Module):
             "window_losses": losses.view(labels.shape).sum(1).float(),
             "window_tokens": (labels != IGNORED).sum(1),
         }
+
+    @torch.no_grad()
+    def cross_entropy(self, input_ids: torch.Tensor, *, of_teacher: bool) -> tuple[torch.Tensor, int]:
+        """One model's summed cross-entropy on windows `[B, S]`, and how many tokens were predicted."""
+        labels = next_tokens(input_ids).flatten()
+        positions = (labels != IGNORED).nonzero().squeeze(1)
+        body = self.teacher if of_teacher else None
+        if body is None:
+            states, head = body_states(self.student, input_ids, None, ()), head_of(self.student)
+        else:
+            states, head = body(input_ids), body.head()
+        criterion = LogitsCriterion(config=LossConfig(kl_weight=0), labels=labels)
+        total, _ = chunked_loss(states.last.flatten(0, 1), head, criterion, positions)
+        return total, len(positions)
 
     def _layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(teacher, student) layers whose outputs are compared, pair by pair, the embeddings last."""

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compressor.training.trainer import TrainingExtension
+from compressor.processes import is_main
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.sharding import full_state, load_full_state_
 
 PROJECTION_FILE = "projection.safetensors"
 PROJECTION_SEED = 0
@@ -38,8 +40,10 @@ class ProjectionState(TrainingExtension):
 
     def save(self, directory: Path) -> None:
         """Write the projection beside the student."""
-        save_file({"weight": self._projection.weight.detach().contiguous()}, directory / PROJECTION_FILE)
+        state = full_state(self._projection)
+        if is_main():
+            save_file(state, directory / PROJECTION_FILE)
 
     def load(self, directory: Path) -> None:
         """Take it up again."""
-        self._projection.load_state_dict(load_file(directory / PROJECTION_FILE))
+        load_full_state_(self._projection, load_file(directory / PROJECTION_FILE))

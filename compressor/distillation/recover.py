@@ -6,8 +6,6 @@ trainer, its data and its resume are distillation's.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,20 @@ from torch import nn
 from compressor.artifact import ModelArtifact
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.stage import (
-    TOKENS_FILE,
+from compressor.distillation.stage import dynamic_batches, training_domains
+from compressor.distillation.training import (
+    clean_up,
+    open_training_stream,
+    place_,
     refuse_other_vocabulary,
-    save_student,
+    save_trained,
     schedule,
-    training_windows,
+    training_details,
+    training_flops_per_token,
 )
 from compressor.errors import UsageError
 from compressor.models.load import load_model
+from compressor.processes import is_main
 from compressor.recipe import Distill, Section, Sparsify
 from compressor.sparsity.adaptive import HeldMasks, MovingMasks
 from compressor.sparsity.layers import SparseLinear, install_sparse_layers_
@@ -33,7 +36,7 @@ from compressor.sparsity.promise import MASKS_FILE, Promise, read_masks, read_pr
 from compressor.sparsity.slorb import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.sparsity.stage import ADAPTIVE
 from compressor.stage import Stage, StageContext, StageResult
-from compressor.training.trainer import CHECKPOINTS, train
+from compressor.training.trainer import train
 
 PUBLISHED_MASK_INTERVAL = 10
 # A short run selects its mask this often, and its decay grows over this share of it (10k of 40k steps).
@@ -78,21 +81,33 @@ def run(
     refuse_other_vocabulary(source, context.teacher)
     settings = config.training()
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = training_windows(settings, plan, source, out_dir, context)
+    domains = training_domains(settings, context)
+    stream = open_training_stream(settings, plan, domains, source, out_dir, context)
     student = load_model(source.path, dtype="float32", device=context.device)
     extension = _prepare_(student, source.path, promise, config.sparsify, plan.max_steps)
     teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
     loss = LossConfig(temperature=settings.temperature, kl_weight=config.sparsify.kl_weight)
     module = DistillationModule(student, teacher, loss)
-    log = train(module, windows, plan, out_dir, context.console, extension=extension)
+    place_(module, settings, plan, context.device)
+    dynamic = dynamic_batches(settings, plan, domains, stream, module, source, context)
+    log = train(
+        module,
+        stream,
+        plan,
+        out_dir,
+        context.console,
+        extensions=[extension, *([dynamic] if dynamic else [])],
+        flops_per_token=training_flops_per_token(context.teacher.path, source.path, settings.context_length),
+    )
     extension.apply_()
     branches = _branches(extension.layers)
     masks = extension.masks()
-    save_student(student, source, out_dir, getattr(torch, context.dtype))
-    promise.write(out_dir)
-    write_masks(out_dir / MASKS_FILE, masks)
-    if branches:
-        write_adapter(out_dir, branches)
+    save_trained(student, source, out_dir, getattr(torch, context.dtype))
+    if is_main():
+        promise.write(out_dir)
+        write_masks(out_dir / MASKS_FILE, masks)
+        if branches:
+            write_adapter(out_dir, branches)
     details = {
         **_details(
             config.sparsify,
@@ -101,13 +116,11 @@ def run(
             masks,
             branches,
         ),
-        "schedule": asdict(plan),
-        "tokens": len(windows) * settings.context_length,
-        "epochs": round(windows.num_epochs, 4),
-        "curve": asdict(log),
+        **training_details(stream, plan, log, settings.context_length),
     }
-    shutil.rmtree(out_dir / CHECKPOINTS)
-    (out_dir / TOKENS_FILE).unlink()
+    if dynamic is not None:
+        details["dynamic_batches"] = dynamic.report()
+    clean_up(out_dir)
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 
@@ -166,6 +179,8 @@ def _details(
 RECOVER: Stage[RecoverStageConfig] = Stage(
     name="recover",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
-    data=lambda config: (config.distill.data,),
+    data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
+    parallel=True,
 )

@@ -2,150 +2,243 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compressor.artifact import ModelArtifact
-from compressor.data.packing import PackedWindows, write_tokens
-from compressor.distillation.criterion import LossConfig
+from compressor.data.mixing import WindowStream
+from compressor.data.packing import Window
+from compressor.distillation.choice import LossChoice, choose_losses, describe
+from compressor.distillation.correction import CorrectAlongside, correction_learning_rate, require_alongside
+from compressor.distillation.domain_losses import DomainLosses
+from compressor.distillation.generate import TEXT_FILE
+from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16
-from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
-from compressor.models.load import copy_tokenizer, load_model, load_tokenizer
-from compressor.models.portable import write_config
-from compressor.recipe import Distill
+from compressor.distillation.projection import ProjectionState
+from compressor.distillation.stored_logits import StoredLogits
+from compressor.distillation.training import (
+    clean_up,
+    open_training_stream,
+    place_,
+    refuse_other_vocabulary,
+    save_trained,
+    schedule,
+    training_details,
+    training_flops_per_token,
+)
+from compressor.errors import UsageError
+from compressor.models.checkpoint import read_config
+from compressor.models.load import load_model, load_tokenizer
+from compressor.recipe import Distill, Domain
 from compressor.sparsity.promise import read_promise
 from compressor.stage import Stage, StageContext, StageResult
-from compressor.training.trainer import CHECKPOINTS, TrainingConfig, student_state, train
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
+from compressor.training.trainer import TrainingConfig, train
 
-TOKENS_FILE = "tokens.bin"
-PUBLISHED_BATCH_SIZE = 1152
-PUBLISHED_WARMUP_STEPS = 40
-SHORTEST_PUBLISHED_RUN_STEPS = 400
+GENERATED = "generated"
 
 
-def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
-    """Turn a token budget into optimizer steps.
+@dataclass(frozen=True, kw_only=True)
+class Pupil:
+    """A student beside what teaches it.
 
-    The published batch is 1152 windows (arXiv 2408.11796) and the shortest published run 400 steps
-    (arXiv 2407.14679); a smaller budget keeps the 400 steps and takes smaller batches.
-
-    Raises:
-        UsageError: when the budget does not fill one window.
+    Attributes:
+        module: Student, teacher and loss.
+        choice: The losses, and the rule that chose them.
+        stored: The teacher's stored logits, where they replace it.
     """
-    num_windows = config.tokens // config.context_length
-    if num_windows == 0:
-        raise UsageError(
-            "the token budget does not fill one training window",
-            where="--tokens",
-            expected=f"at least {config.context_length}",
-            found=config.tokens,
-        )
-    batch_size = config.batch_size or max(
-        1, min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
-    )
-    batch_size = min(batch_size, num_windows)
-    micro_batch_size = math.gcd(batch_size, config.micro_batch_size)
-    max_steps = num_windows // batch_size
-    warmup = config.warmup_steps
-    return TrainingConfig(
-        max_steps=max_steps,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=batch_size // micro_batch_size,
-        learning_rate=config.learning_rate,
-        min_learning_rate_ratio=config.min_learning_rate_ratio,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
-        checkpoint_steps=config.checkpoint_steps,
-        seed=seed,
-        bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
-        use_cpu=device == "cpu",
-    )
+
+    module: DistillationModule
+    choice: LossChoice
+    stored: StoredLogits | None
+
+    def complete(self, window: Window) -> Window:
+        """A window with the stored logits of its positions."""
+        if self.stored is None:
+            return window
+        top = self.stored.window(window["input_ids"])
+        return {**window, "teacher_top_ids": top.ids, "teacher_top_logprobs": top.logprobs}
 
 
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Distill `source` from the context's teacher.
+    """Distill `source` from the context's teacher, or from its stored logits.
 
     Raises:
+        UsageError: without a teacher, or for a sparse student.
         UnsupportedError: when the vocabularies differ.
     """
-    if context.teacher is None:
-        raise UsageError("distillation needs a teacher", hint="--teacher MODEL")
+    _require_dense(source)
+    pupil = _pupil(config, source, context)
+    plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    domains = training_domains(config, context)
+    stream = open_training_stream(config, plan, domains, source, out_dir, context)
+    place_(pupil.module, config, plan, context.device)
+    dynamic = dynamic_batches(config, plan, domains, stream, pupil.module, source, context)
+    in_memory = context.teacher.path if context.teacher and pupil.module.teacher else None
+    log = train(
+        pupil.module,
+        stream,
+        plan,
+        out_dir,
+        context.console,
+        extensions=[*_extensions(config, pupil.module), *([dynamic] if dynamic else [])],
+        complete=pupil.complete,
+        flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
+    )
+    save_trained(pupil.module.student, source, out_dir, getattr(torch, context.dtype))
+    clean_up(out_dir)
+    details = {
+        "loss": describe(pupil.module.loss),
+        "loss_rule": pupil.choice.rule,
+        "teacher": _teacher_details(config, pupil),
+        **training_details(stream, plan, log, config.context_length),
+    }
+    if dynamic is not None:
+        details["dynamic_batches"] = dynamic.report()
+    return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def training_domains(config: Distill, context: StageContext) -> tuple[Domain, ...]:
+    """The recipe's domains, and the generated text where there is some."""
+    domains = config.mixture()
+    generated = context.others.get(GENERATED)
+    if generated is None:
+        return domains
+    text = str(generated.path / TEXT_FILE)
+    own = Domain(name=GENERATED, data=text, weight=config.generate.weight, reference_loss=None)
+    return (*domains, own)
+
+
+def dynamic_batches(
+    config: Distill,
+    plan: TrainingConfig,
+    domains: tuple[Domain, ...],
+    stream: WindowStream,
+    module: DistillationModule,
+    source: ModelArtifact,
+    context: StageContext,
+) -> DynamicBatchLoading | None:
+    """Dynamic batch loading over these domains, where the recipe asks for it.
+
+    Raises:
+        UsageError: for a domain without held-out text, or without a reference where no teacher gives it.
+    """
+    dynamic = config.dynamic_batches
+    if dynamic.variant == "off":
+        return None
+    references = [domain.reference_loss for domain in domains]
+    if module.teacher is None and None in references:
+        raise UsageError(
+            "dynamic batches compare with a teacher in memory, or with reference losses",
+            where="distill.domains[].reference_loss",
+            expected="one for every domain",
+        )
+    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
+    windows = held_out_windows(domains, tokenizer, size=dynamic.eval_windows, seq_len=config.context_length)
+    losses = DomainLosses(module, windows, plan)
+    return DynamicBatchLoading(
+        stream,
+        losses.student,
+        losses.teacher,
+        references=references,
+        variant=dynamic.variant,
+        interval_steps=dynamic.interval_steps,
+    )
+
+
+def _require_dense(source: ModelArtifact) -> None:
     if read_promise(source.path) is not None:
         raise UsageError(
             "distillation would fill the zeros of a sparse student",
             where=str(source.path),
             hint="`compress-export distill` on a sparsified directory holds its mask",
         )
-    refuse_other_vocabulary(source, context.teacher)
-    plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = training_windows(config, plan, source, out_dir, context)
-    student = load_model(source.path, dtype="float32", device=context.device)
-    student.requires_grad_(requires_grad=True).train()
-    teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
-    module = DistillationModule(student, teacher, LossConfig(temperature=config.temperature))
-    log = train(module, windows, plan, out_dir, context.console)
-    save_student(student, source, out_dir, getattr(torch, context.dtype))
-    shutil.rmtree(out_dir / CHECKPOINTS)
-    (out_dir / TOKENS_FILE).unlink()
-    return StageResult(
-        num_parameters=source.num_parameters,
-        details={
-            "loss": "forward KL on logits, mean over tokens",
-            "schedule": asdict(plan),
-            "tokens": len(windows) * config.context_length,
-            "epochs": round(windows.num_epochs, 4),
-            "curve": asdict(log),
-        },
+
+
+def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pupil:
+    """Student, teacher and the losses between them."""
+    teacher = context.teacher
+    stored = _stored_logits(config, source)
+    if teacher is not None:
+        refuse_other_vocabulary(source, teacher)
+    elif stored is None:
+        raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
+    num_layers = read_config(source.path)["num_hidden_layers"]
+    choice = choose_losses(
+        config,
+        num_teacher_layers=read_config(teacher.path)["num_hidden_layers"] if teacher else num_layers,
+        num_student_layers=num_layers,
+        has_stored_logits=stored is not None,
     )
+    for warning in choice.warnings:
+        context.console.warn(warning)
+    student: Any = load_model(source.path, dtype="float32", device=context.device)
+    student.requires_grad_(requires_grad=True).train()
+    loaded = None
+    if teacher is not None and stored is None:
+        loaded = _load_teacher(config, choice, teacher, context)
+    alongside = config.correction.mode == "alongside"
+    module = DistillationModule(student, loaded, choice.loss, corrects_teacher=alongside)
+    return Pupil(module=module, choice=choice, stored=stored)
 
 
-def refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> None:
-    """Refuse models whose logits cannot be compared.
-
-    Raises:
-        UnsupportedError: when the vocabularies differ.
-    """
-    sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        raise UnsupportedError(
-            "student and teacher have different vocabularies", expected=sizes[1], found=sizes[0]
-        )
-
-
-def training_windows(
-    config: Distill, plan: TrainingConfig, source: ModelArtifact, out_dir: Path, context: StageContext
-) -> PackedWindows:
-    """Tokenise the training text into `out_dir`, as many windows as the plan takes."""
-    num_windows = plan.max_steps * plan.micro_batch_size * plan.accumulation_steps
-    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    path = out_dir / TOKENS_FILE
-    with context.console.rich.status("tokenising the training text"):
-        write_tokens(config.data, "train", tokenizer, path, max_tokens=num_windows * config.context_length)
-    windows = PackedWindows(path, seq_len=config.context_length, num_windows=num_windows, seed=context.seed)
-    if windows.num_epochs > 1:
-        context.console.warn(f"the training text is seen {windows.num_epochs:.2f} times")
-    return windows
+def _load_teacher(
+    config: Distill, choice: LossChoice, teacher: ModelArtifact, context: StageContext
+) -> Any | None:
+    """The teacher in its own dtype, in float32 if it trains too; None where nothing asks for it."""
+    if config.correction.mode == "alongside":
+        require_alongside(config)
+        return load_model(teacher.path, dtype="float32", device=context.device)
+    if not choice.loss.needs_teacher and config.dynamic_batches.variant == "off":
+        return None
+    return load_model(teacher.path, dtype=context.dtype, device=context.device)
 
 
-def save_student(student: torch.nn.Module, source: ModelArtifact, out_dir: Path, dtype: torch.dtype) -> None:
-    """Write the student in the source checkpoint's order, so that names stay the plain ones."""
-    state = student_state(student)
-    with CheckpointReader(source.path) as reader:
-        names = list(reader)
-    specs = [whole(name, state[name].to(device="cpu", dtype=dtype)) for name in names]
-    write_checkpoint(out_dir, specs)
-    write_config(out_dir, {**read_config(source.path), "dtype": str(dtype).removeprefix("torch.")})
-    copy_tokenizer(source.path, out_dir)
+def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | None:
+    """The store that the recipe names, if it is over this student's windows and vocabulary."""
+    if config.teacher_logits is None:
+        return None
+    if config.correction.mode == "alongside":
+        require_alongside(config)
+    stored = StoredLogits(Path(config.teacher_logits))
+    stored.require(
+        vocab_size=read_config(source.path)["vocab_size"],
+        seq_len=config.context_length,
+        tokenizer=tokenizer_fingerprint(source.path),
+        isolates_documents=config.isolate_documents,
+        top_k=config.top_k,
+    )
+    return stored
+
+
+def _extensions(config: Distill, module: DistillationModule) -> list[TrainingExtension]:
+    """What the losses add to the training loop."""
+    extensions: list[TrainingExtension] = []
+    if config.correction.mode == "alongside" and module.teacher is not None:
+        rate = correction_learning_rate(config)
+        extensions.append(CorrectAlongside(module.teacher.model, learning_rate=rate))
+    if module.projection is not None:
+        extensions.append(ProjectionState(module.projection))
+    return extensions
+
+
+def _teacher_details(config: Distill, pupil: Pupil) -> str:
+    if pupil.stored is not None:
+        return f"stored logits, {pupil.stored.header.top_k} tokens per position"
+    if pupil.module.teacher is None:
+        return "none: the loss needs no teacher"
+    return "in memory, corrected alongside" if config.correction.mode == "alongside" else "in memory, frozen"
 
 
 DISTILL: Stage[Distill] = Stage(
     name="distill",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
-    data=lambda config: (config.data,),
+    data=lambda config: tuple(domain.data for domain in config.mixture()),
+    parallel=True,
 )

@@ -16,6 +16,7 @@ from torch import nn
 
 from compressor.distillation.head import Head, head_of
 from compressor.models.adapter import ModelAdapter
+from compressor.models.packed import packed_arguments
 
 EMBEDDING = -1  # the "layer" before layer 0
 
@@ -59,7 +60,8 @@ def body_states(
 ) -> States:
     """Run a model without its head."""
     with _captured(model, layers) as inner:
-        last = ModelAdapter(model).body(input_ids, position_ids=position_ids, use_cache=False)
+        packed = {} if position_ids is None else packed_arguments(model, position_ids)
+        last = ModelAdapter(model).body(input_ids, **packed, use_cache=False)
     return States(last.last_hidden_state, inner)
 
 

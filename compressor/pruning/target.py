@@ -116,7 +116,11 @@ def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
             )
     student = teacher.with_shape(**shape)
     check_shape(student)
-    return ResolvedTarget(student=student, rule="explicit shape")
+    published = preset_of_dims(student)
+    if published is None:
+        return ResolvedTarget(student=student, rule="explicit shape")
+    rule = f"explicit shape, published as {published.alias} ({published.source})"
+    return ResolvedTarget(student=student, rule=rule, published=published.alias)
 
 
 def check_shape(student: Dims) -> None:

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from compressor.sparsity.layers import SparseLinear
+from compressor.processes import is_main
+from compressor.sparsity.layers import SparseLinear, require_rowwise
 from compressor.sparsity.pattern import Pattern, keep_mask
 from compressor.sparsity.promise import MASKS_FILE, read_masks, write_masks
-from compressor.training.trainer import TrainingConfig, TrainingExtension
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.trainer import TrainingConfig
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
@@ -71,18 +73,28 @@ class AnnealedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            UnsupportedError: when sharding has flattened a sparse weight.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             group["annealing_step"] += 1
-            masks = [layer.keep_mask for layer in self._layers] if group["is_sparse"] else None
+            masks = self._masks(group["params"]) if group["is_sparse"] else None
             for number, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
                     self._update_(parameter, group, None if masks is None else masks[number])
         return loss
+
+    def _masks(self, weights: list[nn.Parameter]) -> list[torch.Tensor | None]:
+        """The layers' masks; the trainer may have sharded their weights since they were installed."""
+        for weight in weights:
+            require_rowwise("a sparse weight in the optimizer", weight)
+        return [layer.keep_mask for layer in self._layers]
 
     def decay_at(self, step: int) -> float:
         """lambda_t."""
@@ -107,7 +119,7 @@ class AnnealedAdamW(torch.optim.Optimizer):
 def _like(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A mask sharded as its weight is."""
     if isinstance(weight, DTensor):
-        return distribute_tensor(mask, weight.device_mesh, weight.placements)
+        return distribute_tensor(mask, weight.device_mesh, weight.placements, src_data_rank=None)
     return mask
 
 
@@ -124,8 +136,13 @@ class HeldMasks(TrainingExtension):
 
     @torch.no_grad()
     def apply_(self) -> None:
-        """Set what the masks drop to zero."""
-        for layer in self.layers.values():
+        """Set what the masks drop to zero.
+
+        Raises:
+            UnsupportedError: when sharding has flattened a weight.
+        """
+        for name, layer in self.layers.items():
+            require_rowwise(name, layer.weight)
             if layer.keep_mask is not None:
                 layer.weight.masked_fill_(_like(~layer.keep_mask, layer.weight), 0)
 
@@ -135,7 +152,8 @@ class HeldMasks(TrainingExtension):
 
     def save(self, directory: Path) -> None:
         """Write the packed masks into a checkpoint."""
-        write_masks(directory / MASKS_FILE, self.masks())
+        if is_main():
+            write_masks(directory / MASKS_FILE, self.masks())
 
     def load(self, directory: Path) -> None:
         """Restore the masks exactly."""
@@ -189,8 +207,9 @@ class MovingMasks(HeldMasks):
         """Select the masks again when it is time."""
         if step % self._interval:
             return
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             assert layer.keep_mask is not None
             weight = layer.weight
+            require_rowwise(name, weight)
             full = weight.full_tensor() if isinstance(weight, DTensor) else weight
             layer.keep_mask.copy_(keep_mask(full.abs(), self._pattern))

@@ -4,6 +4,9 @@ With H the Hessian of the layer's squared output error and U the upper Cholesky 
 a weight's cost is (w_j / U_jj)^2. Columns are visited from left to right; what dropping weights costs
 is moved onto the columns not yet visited.
 
+Departure: dampening is a fraction of the diagonal's mean as measured, before dead inputs get their 1, so
+that it does not depend on how many are dead or on the inputs' scale.
+
 Legend: R rows (outputs), C columns (inputs), T tokens.
 """
 
@@ -122,4 +125,5 @@ def _factor(
                 raise NotPositiveDefiniteError(
                     f"the Hessian is not positive definite at a dampening of {fraction:g}"
                 ) from error
-        fraction = max(fraction, DAMPENING_FRACTION / _DAMPENING_STEP) * _DAMPENING_STEP
+        raised = max(fraction, DAMPENING_FRACTION / _DAMPENING_STEP) * _DAMPENING_STEP
+        fraction = min(raised, _MAX_DAMPENING_FRACTION)

@@ -6,6 +6,7 @@ LM head and norms stay dense.
 
 from __future__ import annotations
 
+import math
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,7 +31,7 @@ from compressor.models.portable import make_tokenizer_portable, write_config
 from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
-from compressor.sparsity.promise import MASKS_FILE, Promise, write_masks
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
 from compressor.sparsity.slorb import AdapterBranch, initial_branch, write_adapter
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
@@ -69,8 +70,8 @@ def run(
 
     Raises:
         UsageError: without a pattern, or when the skip list leaves nothing.
-        UnsupportedError: for a tensor that does not divide into groups.
-        VerificationError: when a Hessian is not positive definite, naming the linear layer.
+        UnsupportedError: for a tensor that does not divide into groups, or a model that is sparse already.
+        VerificationError: when a Hessian is not positive definite, or a weight not finite, naming it.
     """
     start_afresh(out_dir)
     stored = read_config(source.path)
@@ -153,6 +154,10 @@ class _Visitor:
         return replaced
 
     def _record(self, name: str, dense: torch.Tensor, sparse: SparseMatrix) -> None:
+        if not math.isfinite(sparse.relative_error):
+            raise VerificationError(
+                "this weight cannot be sparsified", where=name, expected="finite values and outputs"
+            )
         self.masks[name] = sparse.keep_mask.cpu()
         num_nonzero = int((sparse.weight != 0).sum())
         self.num_nonzero += num_nonzero
@@ -174,7 +179,7 @@ def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -
     """What the stage will promise, its shapes checked."""
     if not names:
         raise UsageError("the skip list leaves nothing to sparsify", where="--skip")
-    if (checkpoint / MASKS_FILE).is_file():
+    if (checkpoint / SPARSITY_FILE).is_file():
         raise UnsupportedError(
             "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"
         )

@@ -1,42 +1,57 @@
 """The one training core: transformers' Trainer around a module that computes its own loss.
 
-What is ours here: deterministic data order without a sampler, checkpoints that hold only the
-student under its plain names and count only when complete, and a stop on a non-finite loss. A run
-that is killed and started again continues from the last complete checkpoint and ends in the same
-bytes.
+What is ours here: a stream of windows whose position belongs to the checkpoint, losses normalised by the
+tokens of the whole step over all processes, checkpoints that hold the student under its plain names and
+count only when complete, and a watchdog. A run that is killed and started again continues from the last
+complete checkpoint and ends in the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import SequentialSampler
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from compressor.console import Console, Tick
-from compressor.data.packing import PackedWindows
-from compressor.errors import VerificationError
+from compressor.console import Console
+from compressor.data.mixing import WindowStream
+from compressor.data.packing import IGNORED, Window
+from compressor.processes import barrier, is_main, rank, sum_over_processes, world_size
+from compressor.training.callbacks import (
+    COMPLETE_MARK,
+    LOGGING_STEPS,
+    Extend,
+    Guard,
+    MarkComplete,
+    TrainingExtension,
+    Watch,
+    reporters,
+)
+from compressor.training.sharding import (
+    full_state,
+    is_sharded,
+    load_full_state_,
+    load_local_optimizer_state_,
+    local_optimizer_state,
+)
+from compressor.training.speed import Speed
+from compressor.training.watchdog import refuse_non_finite
 
 CHECKPOINTS = "checkpoints"
-COMPLETE_MARK = "complete"
 STUDENT_FILE = "student.safetensors"
-LOGGING_STEPS = 10
+STREAM_FILE = "stream.json"
+LOGS = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +60,8 @@ class TrainingConfig:
 
     Attributes:
         max_steps: Optimizer steps.
-        micro_batch_size: Windows per forward pass.
-        accumulation_steps: Forward passes per optimizer step.
+        micro_batch_size: Windows per forward pass and process.
+        accumulation_steps: Forward passes per optimizer step and process.
         learning_rate: Peak.
         min_learning_rate_ratio: Floor of the cosine over the peak.
         warmup_steps: Linear warm-up.
@@ -54,6 +69,7 @@ class TrainingConfig:
         seed: Seed of the Trainer's generators.
         bf16: Autocast to bfloat16; weights and optimizer stay float32.
         use_cpu: Stay on the CPU even if there is a GPU.
+        report_to: Where curves go: tensorboard, wandb, mlflow.
     """
 
     max_steps: int
@@ -66,6 +82,12 @@ class TrainingConfig:
     seed: int
     bf16: bool
     use_cpu: bool
+    report_to: tuple[str, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """Windows per optimizer step over all processes."""
+        return self.micro_batch_size * self.accumulation_steps * world_size()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,90 +98,81 @@ class TrainingLog:
     loss: tuple[float, ...]
     grad_norm: tuple[float, ...]
     learning_rate: tuple[float, ...]
-
-
-class TrainingExtension:
-    """What a kind of training adds to the loop; as it stands, nothing.
-
-    Everything it changes outside the optimizer it saves with every checkpoint and loads again.
-    """
-
-    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
-        """The optimizer to use; None for AdamW with the config's settings."""
-        return None
-
-    def after_step(self, step: int) -> None:
-        """Called after every optimizer step, the first being 1."""
-
-    def save(self, directory: Path) -> None:
-        """Write what a resumed run needs into a checkpoint."""
-
-    def load(self, directory: Path) -> None:
-        """Take it up again, after the student's weights."""
+    domain_loss: dict[str, tuple[float | None, ...]]
 
 
 def train(
     module: nn.Module,
-    data: PackedWindows,
+    stream: WindowStream,
     config: TrainingConfig,
     work_dir: Path,
     console: Console,
     *,
-    extension: TrainingExtension | None = None,
+    extensions: Sequence[TrainingExtension] = (),
+    complete: Callable[[Window], Window] = lambda window: window,
+    flops_per_token: float | None = None,
 ) -> TrainingLog:
     """Train `module.student` in place, continuing from `work_dir/checkpoints` if there is something.
 
     Args:
-        module: Has the trained model as `student`; its forward returns `{"loss": scalar}`.
-        data: Windows in the order they are to be seen.
+        module: Has the trained model as `student`; its forward takes a batch and the step's token count
+            and returns `{"loss": scalar, "window_losses": [B], "window_tokens": [B]}`.
+        stream: Windows in the order they are to be seen.
         config: Optimizer and schedule.
         work_dir: Where checkpoints live while the run lasts.
         console: Progress.
-        extension: What this kind of training adds.
+        extensions: What this kind of training adds; at most one brings an optimizer.
+        complete: Adds to each of this process's windows what the stream does not hold.
+        flops_per_token: Of a training step, for the utilisation of a known GPU.
 
     Raises:
-        VerificationError: on a non-finite loss, with step and data position.
+        VerificationError: on a non-finite loss or gradient, with step, data position and layer.
     """
-    extension = extension or TrainingExtension()
     checkpoints = work_dir / CHECKPOINTS
     last = last_complete_checkpoint(checkpoints)
     if last is not None:
         console.info(f"continuing from {last.name}")
-    # Precision is kept per process; an earlier training's must not leak into this one. transformers
-    # before 5 keeps it in the environment as well.
+    # Precision is kept per process; an earlier training's must not leak into this one.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - it has no public name
-    with console.progress("distilling", config.max_steps) as tick:
+    AcceleratorState._reset_state(reset_partial_state=world_size() == 1)  # noqa: SLF001 - no public name
+    # Already sharded: accelerate would put a second kind of data parallelism around it.
+    module._is_accelerate_prepared = is_sharded(module)  # type: ignore[assignment]  # noqa: SLF001
+    with console.progress("training", config.max_steps) as tick:
         trainer = _StudentTrainer(
             model=module,
             args=_arguments(config, checkpoints),
-            train_dataset=data,
-            callbacks=[_Watch(tick), _Extend(extension), _MarkComplete()],
-            optimizers=(extension.make_optimizer(module, config), None),
-            extension=extension,
+            callbacks=[
+                Watch(tick),
+                Extend(extensions),
+                MarkComplete(),
+                *reporters(config.report_to, work_dir / LOGS),
+            ],
+            optimizers=(_optimizer(extensions, module, config), None),
         )
+        trainer.set_up(_Batches(stream, config, complete), config, extensions, Speed(flops_per_token))
+        trainer.add_callback(Guard(trainer.check_step))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return TrainingLog(
-        steps=tuple(entry["step"] for entry in entries),
-        loss=tuple(entry["loss"] for entry in entries),
-        grad_norm=tuple(float(entry["grad_norm"]) for entry in entries),
-        learning_rate=tuple(entry["learning_rate"] for entry in entries),
-    )
+    return _log_of(trainer.state.log_history, stream.names)
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint whose every file was written; unfinished ones are removed."""
-    if not checkpoints.is_dir():
-        return None
     complete: list[Path] = []
-    for path in checkpoints.glob("checkpoint-*"):
+    for path in checkpoints.glob("checkpoint-*") if checkpoints.is_dir() else ():
         if (path / COMPLETE_MARK).is_file():
             complete.append(path)
-        else:
+        elif is_main():
             shutil.rmtree(path)
+    barrier()
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _optimizer(
+    extensions: Sequence[TrainingExtension], module: nn.Module, config: TrainingConfig
+) -> torch.optim.Optimizer | None:
+    made = [extension.make_optimizer(module, config) for extension in extensions]
+    return next((optimizer for optimizer in made if optimizer is not None), None)
 
 
 def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
@@ -176,106 +189,168 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
         weight_decay=0.0,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        bf16=config.bf16,
         use_cpu=config.use_cpu,
         seed=config.seed,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
+        ignore_data_skip=True,  # the stream knows its own position
         logging_steps=math.gcd(LOGGING_STEPS, config.checkpoint_steps),
         logging_nan_inf_filter=False,
-        report_to=[],
+        report_to=[name for name in config.report_to if name != "tensorboard"],
         disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not config.use_cpu,
     )
 
 
+class _Batches:
+    """This process's micro-batches, drawn step by step: a step's windows only when it begins."""
+
+    def __init__(
+        self, stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]
+    ) -> None:
+        self.stream, self._config, self._complete = stream, config, complete
+
+    def __len__(self) -> int:
+        return self._config.max_steps * self._config.accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        size = self._config.micro_batch_size
+        while True:
+            windows = self.stream.step_windows(self._config.batch_size)[rank() :: world_size()]
+            for start in range(0, len(windows), size):
+                yield collate([self._complete(window) for window in windows[start : start + size]])
+
+
+def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    """Windows as one batch; `domain_id` becomes `domain_ids`."""
+    batch = {
+        name: torch.from_numpy(np.stack([window[name] for window in windows]))
+        for name in windows[0]
+        if name != "domain_id"
+    }
+    batch["domain_ids"] = torch.tensor([window["domain_id"] for window in windows])
+    return batch
+
+
 class _StudentTrainer(Trainer):
-    """Trainer that saves and restores the student, and what its extension holds, alone."""
+    """Trainer over a `WindowStream` that saves and restores the student and what its extensions hold."""
 
-    def __init__(self, *, extension: TrainingExtension, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._extension = extension
+    def set_up(
+        self,
+        batches: _Batches,
+        config: TrainingConfig,
+        extensions: Sequence[TrainingExtension],
+        speed: Speed,
+    ) -> None:
+        """Set what the Trainer itself does not know."""
+        self._batches, self._stream, self._config = batches, batches.stream, config
+        self._extensions, self._speed = extensions, speed
+        self._domains = torch.zeros(self._stream.num_domains, 2, dtype=torch.float64)
+        self._step_batches: list[dict[str, torch.Tensor]] = []
+        self._step_losses: list[torch.Tensor] = []
+        self.model_accepts_loss_kwargs = True  # losses are normalised here, not by accumulation steps
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+    def get_train_dataloader(self) -> Any:
+        return self._batches
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """A step's micro-batches, and its counted tokens over all processes."""
+        self._step_batches, self._step_losses = [next(epoch_iterator) for _ in range(num_batches)], []
+        counted = sum(int((batch["labels"] != IGNORED).sum()) for batch in self._step_batches)
+        total = sum_over_processes(torch.tensor(float(counted), device=device))
+        self._speed.count(sum(batch["input_ids"].numel() for batch in self._step_batches) * world_size())
+        return self._step_batches, total
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *, num_items_in_batch: Any = None) -> Any:
+        """A micro-batch's share of the step's mean loss."""
+        with self._autocast():
+            outputs = model(**inputs, num_tokens=num_items_in_batch)
+        sums = torch.stack([outputs["window_losses"], outputs["window_tokens"]], dim=1)
+        self._domains.index_add_(0, inputs["domain_ids"].cpu(), sums.detach().cpu().double())
+        # Data parallelism averages gradients over processes; the loss is divided by all their tokens.
+        loss = outputs["loss"] * world_size()
+        self._step_losses.append(loss.detach())
+        return loss
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._config.bf16)
+
+    def check_step(self) -> None:
+        """Before the optimizer moves: refuse a step whose loss or gradient is not finite."""
+        refuse_non_finite(
+            self.model_wrapped,
+            self._step_batches,
+            self._step_losses,
+            step=self.state.global_step + 1,
+            position=sum(self._stream.drawn) - self._config.batch_size,
+            autocast=self._autocast,
+        )
+
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        if "loss" in logs:
+            logs |= self._domain_losses() | self._speed.take()
+        super().log(logs, *arguments, **keywords)
+
+    def _domain_losses(self) -> dict[str, float]:
+        """Mean loss per domain since the last log."""
+        sums = sum_over_processes(self._domains.float().to(self.args.device)).cpu()
+        self._domains.zero_()
+        return {
+            f"loss/{name}": float(total / tokens)
+            for name, (total, tokens) in zip(self._stream.names, sums, strict=True)
+            if tokens
+        }
+
+    def save_model(self, output_dir: str | None = None, **_flags: Any) -> None:
+        """Every process gathers the student, the main one writes it and the data position."""
         directory = Path(output_dir or str(self.args.output_dir))
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(student_state(self._student()), directory / STUDENT_FILE)
+        state = full_state(self._student())
+        if is_main():
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(state, directory / STUDENT_FILE)
+            (directory / STREAM_FILE).write_text(json.dumps(self._stream.state_dict()), encoding="utf-8")
+        barrier()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        optimizer, schedule = local_optimizer_state(self.optimizer), self.lr_scheduler.state_dict()
+        torch.save({"optimizer": optimizer, "schedule": schedule}, _optimizer_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = torch.load(_optimizer_file(checkpoint), map_location="cpu", weights_only=True)
+        load_local_optimizer_state_(self.optimizer, state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["schedule"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / STUDENT_FILE)
-        self._student().load_state_dict(state, strict=False)
-        self._extension.load(Path(resume_from_checkpoint))
+        directory = Path(resume_from_checkpoint)
+        load_full_state_(self._student(), load_file(directory / STUDENT_FILE))
+        self._stream.load_state_dict(json.loads((directory / STREAM_FILE).read_text(encoding="utf-8")))
+        for extension in self._extensions:
+            extension.load(directory)
 
     def _student(self) -> nn.Module:
         student: nn.Module = self.accelerator.unwrap_model(self.model).student
         return student
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            windows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            windows = self.state.global_step * windows_per_step
-            raise VerificationError(
-                "the training loss is not finite",
-                where=f"optimizer step {self.state.global_step + 1}, after window {windows}",
-                found=loss.item(),
-                hint="a lower learning rate, or a longer warm-up",
-            )
-        return loss
+
+def _optimizer_file(checkpoint: str) -> Path:
+    return Path(checkpoint) / f"optimizer-{rank()}.pt"
 
 
-def student_state(student: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's parameters under their plain names; of tied ones only the first name."""
-    return {name: parameter.detach().contiguous() for name, parameter in student.named_parameters()}
-
-
-class _Watch(TrainerCallback):
-    """Shows step and loss."""
-
-    def __init__(self, tick: Tick) -> None:
-        self._tick = tick
-        self._note = ""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.log_history and "loss" in state.log_history[-1]:
-            self._note = f"loss {state.log_history[-1]['loss']:.4f}"
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._tick(self._note, done=state.global_step)
-
-
-class _Extend(TrainerCallback):
-    """Calls the extension after every step and at every checkpoint."""
-
-    def __init__(self, extension: TrainingExtension) -> None:
-        self._extension = extension
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._extension.after_step(state.global_step)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._extension.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-
-class _MarkComplete(TrainerCallback):
-    """Marks a checkpoint whose every file is written; a killed save leaves none."""
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        (directory / COMPLETE_MARK).touch()
+def _log_of(history: list[dict[str, Any]], domains: Sequence[str]) -> TrainingLog:
+    entries = [entry for entry in history if "loss" in entry]
+    return TrainingLog(
+        steps=tuple(entry["step"] for entry in entries),
+        loss=tuple(entry["loss"] for entry in entries),
+        grad_norm=tuple(float(entry["grad_norm"]) for entry in entries),
+        learning_rate=tuple(entry["learning_rate"] for entry in entries),
+        domain_loss={
+            name: tuple(entry.get(f"loss/{name}") for entry in entries)
+            for name in (domains if len(domains) > 1 else ())
+        },
+    )

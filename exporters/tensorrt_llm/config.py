@@ -141,6 +141,8 @@ def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Paralleli
     scaling = rope.get("rope_scaling") or {}
     rope_type = scaling.get("rope_type", scaling.get("type"))
     _expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
+    rotated = rotary_fraction_of(config)
+    _expect("partial_rotary_factor", facts.writes_rotary_fraction or rotated == 1, "1", rotated)
     _expect(
         "hidden_act", config["hidden_act"] == facts.activation[0], facts.activation[0], config["hidden_act"]
     )

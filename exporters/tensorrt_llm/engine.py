@@ -19,7 +19,14 @@ from compressor.errors import VerificationError
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.recipe import TensorRTLLM
 from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
-from exporters.tensorrt_llm.versions import BUILDER, CONTAINER, Builder, find_builder, require_builder
+from exporters.tensorrt_llm.versions import (
+    BUILDER,
+    CONTAINER,
+    FORMAT_PREFIX,
+    Builder,
+    find_builder,
+    require_builder,
+)
 
 CHECKPOINT, ENGINE, DENSE_ENGINE = "checkpoint", "engine", "engine-dense"
 SCRIPT_FILE, LOG_FILE = "build-engine.sh", "build.log"
@@ -27,6 +34,8 @@ _CONFIG_FILE = "config.json"
 _TIMING_CACHE = "timing.cache"
 # An engine holds the rank's weights; TensorRT may drop copies, such as a tied LM head.
 _SMALLEST_PART_OF_WEIGHTS = 0.25
+_GIB = 2**30
+_NOTE_LENGTH = 100
 
 
 def build_command(
@@ -71,22 +80,27 @@ def build_command(
     return [*command, "--weight_sparsity"] if sparsity else command
 
 
-def container_command(command: list[str]) -> list[str]:
-    """The same command inside the release container, to be run in the export's directory."""
+def container_command(command: list[str]) -> str:
+    """The same command inside the release container, as a line of a shell in the export's directory."""
     limits = ("--gpus", "all", "--ipc", "host", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
-    return ["docker", "run", "--rm", *limits, "-v", ".:/export", "-w", "/export", CONTAINER, *command]
+    start = shlex.join(["docker", "run", "--rm", *limits])
+    return f'{start} -v "$PWD":/export -w /export {shlex.join([CONTAINER, *command])}'
 
 
 def predicted_memory(dims: Dims, checkpoint: dict[str, Any], settings: TensorRTLLM) -> dict[str, int]:
-    """Bytes per GPU: weights, and the KV cache of a full batch; activations left out."""
-    quantization, world_size = checkpoint["quantization"], checkpoint["mapping"]["world_size"]
+    """Bytes per GPU: weights, and the KV cache of a full batch; activations left out.
+
+    A key/value head that several GPUs share is stored by each of them.
+    """
+    quantization, mapping = checkpoint["quantization"], checkpoint["mapping"]
     weights = weight_bytes(dims, "fp8" if quantization["quant_algo"] else "bf16")
-    per_token = kv_cache_bytes_per_token(dims, 1 if quantization["kv_cache_quant_algo"] else 2)
+    copies = max(1, mapping["tp_size"] // dims.num_key_value_heads)
+    per_token = copies * kv_cache_bytes_per_token(dims, 1 if quantization["kv_cache_quant_algo"] else 2)
     length = settings.max_seq_len or checkpoint["max_position_embeddings"]
     cache = settings.max_batch_size * length * per_token
     return {
-        "weight_bytes_per_gpu": weights // world_size,
-        "full_kv_cache_bytes_per_gpu": cache // world_size,
+        "weight_bytes_per_gpu": weights // mapping["world_size"],
+        "full_kv_cache_bytes_per_gpu": cache // mapping["world_size"],
     }
 
 
@@ -98,8 +112,8 @@ def make_engine(
     With 2:4 sparsity a dense twin is built beside it for comparison.
 
     Returns:
-        `built`, `reason` when it was not, the commands, predicted memory, and what the log says of
-        sparse tactics.
+        `built`, `reason` when it was not, the commands by directory, predicted memory, and what the log
+        says of sparse tactics.
 
     Raises:
         DependencyError: when an engine is required and no builder is here.
@@ -109,20 +123,21 @@ def make_engine(
     commands = {ENGINE: build_command(checkpoint, settings, sparsity=sparsity)}
     if sparsity:
         commands[DENSE_ENGINE] = build_command(checkpoint, settings, output=DENSE_ENGINE)
-    builder = require_builder() if settings.require_engine else find_builder()
+    builder = require_builder([FORMAT_PREFIX]) if settings.require_engine else find_builder()
     record: dict[str, Any] = {
         "built": isinstance(builder, Builder),
-        "command": shlex.join(commands[ENGINE]),
+        "commands": {name: shlex.join(command) for name, command in commands.items()},
         "container": CONTAINER,
         "predicted_memory": predicted_memory(dims, checkpoint, settings),
     }
+    console.info(_memory_line(record["predicted_memory"]))
     if isinstance(builder, str):
         _write_script(out_dir, commands)
         console.info(f"engine not built: {builder}; {SCRIPT_FILE} builds it in {CONTAINER}")
         return {**record, "reason": builder, "script": SCRIPT_FILE}
     record["tensorrt_llm"] = builder.version
     for name, command in commands.items():
-        log = _build(builder, command, out_dir, name, console)
+        log = _build(builder, command, out_dir, name, console, num_ranks=checkpoint["mapping"]["world_size"])
         _check_engine(out_dir, name, checkpoint)
         if sparsity and name == ENGINE:
             tactics = sparse_tactics(log)
@@ -132,13 +147,21 @@ def make_engine(
     return record
 
 
-def _build(builder: Builder, command: list[str], out_dir: Path, name: str, console: Console) -> str:
-    """Run the builder in `out_dir`; returns its log, which it also leaves beside the engine."""
+def _memory_line(predicted: dict[str, int]) -> str:
+    weights, cache = (predicted[f"{part}_bytes_per_gpu"] / _GIB for part in ("weight", "full_kv_cache"))
+    return f"engine: {weights:.2f} GiB of weights per GPU, {cache:.2f} GiB of KV cache for a full batch"
+
+
+def _build(
+    builder: Builder, command: list[str], out_dir: Path, name: str, console: Console, *, num_ranks: int
+) -> str:
+    """Run the builder in `out_dir`, its last line always in sight; returns its log, which stays beside it."""
     shutil.rmtree(out_dir / name, ignore_errors=True)
     (out_dir / name).mkdir()
     lines = []
     console.info(f"building {name} with TensorRT-LLM {builder.version}")
     with (
+        console.progress(f"building {name}", num_ranks) as tick,
         (out_dir / name / LOG_FILE).open("w", encoding="utf-8") as log,
         subprocess.Popen(  # noqa: S603 - an executable found on PATH, arguments as a list
             [builder.path, *command[1:]],
@@ -156,6 +179,7 @@ def _build(builder: Builder, command: list[str], out_dir: Path, name: str, conso
             log.write(line)
             log.flush()
             lines.append(line)
+            tick(line.strip()[:_NOTE_LENGTH], done=len(list((out_dir / name).glob("rank*.engine"))))
             console.detail(f"  {BUILDER}: {line.rstrip()}")
     text = "".join(lines)
     if process.returncode:
@@ -178,20 +202,20 @@ def _check_engine(out_dir: Path, name: str, checkpoint: dict[str, Any]) -> None:
     file = directory / _CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        described = {field: config["pretrained_config"].get(field) for field in _DESCRIBED}
+        described = _described(config["pretrained_config"])
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise VerificationError(
             "the engine builder ended well but left no readable config",
             where=f"{name}/{_CONFIG_FILE}",
             found=error,
         ) from error
-    for field, found in described.items():
-        if found != checkpoint[field]:
+    for field, expected in _described(checkpoint).items():
+        if described[field] != expected:
             raise VerificationError(
                 "the engine is of another model",
                 where=f"{name}: {field}",
-                expected=checkpoint[field],
-                found=found,
+                expected=expected,
+                found=described[field],
             )
     for rank in range(checkpoint["mapping"]["world_size"]):
         engine = directory / f"rank{rank}.engine"
@@ -207,9 +231,19 @@ def _check_engine(out_dir: Path, name: str, checkpoint: dict[str, Any]) -> None:
 
 
 _DESCRIBED = (
-    *("architecture", "head_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("architecture", "dtype", "head_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "vocab_size", "rotary_base", "rotary_scaling"),
 )
+_QUANTISATION = ("quant_algo", "kv_cache_quant_algo")
+
+
+def _described(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that tell a model from another, of a checkpoint's or an engine's config."""
+    quantization = config["quantization"]
+    return {
+        **{field: config.get(field) for field in _DESCRIBED},
+        **{field: quantization.get(field) for field in _QUANTISATION},
+    }
 
 
 def _write_script(out_dir: Path, commands: dict[str, list[str]]) -> None:
@@ -220,7 +254,7 @@ def _write_script(out_dir: Path, commands: dict[str, list[str]]) -> None:
         "set -eu",
         'cd "$(dirname "$0")"',
     ]
-    lines += [shlex.join(container_command(command)) for command in commands.values()]
+    lines += [container_command(command) for command in commands.values()]
     (out_dir / SCRIPT_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -77,6 +77,7 @@ class TensorRTLLMExporter:
         with TrtLlmReader(out_dir / CHECKPOINT) as reader, CheckpointReader(student) as original:
             reader.check_scales()
             config = _check_config(reader, read_config(student))
+            self._check_precision(reader, student)
             equal = check_stored(reader, original, amax)
             mapping = reader.raw["mapping"]
             prompts = student_prompts(student, options)
@@ -105,6 +106,25 @@ class TensorRTLLMExporter:
             name = str(config.get("dtype") or config.get("torch_dtype"))
             return _SIXTEEN_BIT.get(name, torch.bfloat16)
         return torch.float16 if self.precision == "fp16" else torch.bfloat16
+
+    def _check_precision(self, reader: TrtLlmReader, student: Path) -> None:
+        """Refuse a checkpoint in another precision than its format's, or without the FP8 cache asked for."""
+        found: dict[str, object] = {"dtype": reader.raw["dtype"], "fp8": reader.is_fp8}
+        expected: dict[str, object] = {
+            "dtype": str(self._dtype(read_config(student))).removeprefix("torch."),
+            "fp8": self.precision == "fp8",
+        }
+        if (student / FP8_DIRECTORY).is_dir():
+            found["fp8_kv_cache"] = reader.has_fp8_kv_cache
+            expected["fp8_kv_cache"] = self.precision == "fp8" and _has_fp8_kv_cache(student)
+        for field, value in expected.items():
+            if found[field] != value:
+                raise VerificationError(
+                    "the checkpoint has another precision than asked for",
+                    where=f"{self.format}: {field}",
+                    expected=value,
+                    found=found[field],
+                )
 
     def _tolerance(self, equal: Equal) -> Tolerance | None:
         if self.precision == "fp8":

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import InvalidVersion, Version
 
-from compressor.errors import DependencyError
+from compressor.errors import DependencyError, UsageError
 
 BUILDER = "trtllm-build"
+FORMAT_PREFIX = "tensorrt-llm"
 CONTAINER = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
 FIRST_WITHOUT_ENGINES = Version("1.3.0.dev0")
 OLDEST = Version("1.0")
@@ -54,12 +56,21 @@ def find_builder() -> Builder | str:
     return Builder(path=path, version=str(stated))
 
 
-def require_builder() -> Builder:
-    """The engine builder.
+def require_builder(formats: Iterable[str]) -> Builder:
+    """The engine builder, for a run that writes these formats.
 
     Raises:
-        DependencyError: when there is none, with the container that has one.
+        UsageError: when none of them can become an engine.
+        DependencyError: when there is no builder, with the container that has one.
     """
+    listed = list(formats)
+    if not any(name.startswith(FORMAT_PREFIX) for name in listed):
+        raise UsageError(
+            "an engine is required, but no format that becomes one is written",
+            where="--require-engine",
+            expected=f"{FORMAT_PREFIX}, {FORMAT_PREFIX}-fp16 or {FORMAT_PREFIX}-fp8",
+            found=", ".join(listed),
+        )
     found = find_builder()
     if isinstance(found, str):
         raise DependencyError(

@@ -159,6 +159,32 @@ def test_nothing_to_resume(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pat
     fails(capsys, 2, "nothing to resume", *prune(tiny_checkpoint, tiny_text, tmp_path / "out"), "--resume")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", *SHAPE, "--tokens", 0), 4, "no trtllm-build on PATH"),
+        (("export", "--format", "tensorrt-llm", "--precision", "fp16"), 4, "release:1.2.1"),
+        (("run", *SHAPE, "--formats", "huggingface,onnx"), 2, "no format that becomes one"),
+        (("export", "--format", "onnx"), 2, "no format that becomes one"),
+    ],
+)
+def test_an_engine_that_is_required_and_cannot_be_built_is_refused_at_once(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command, *options = arguments
+    fails(
+        capsys, code, message, command, tiny_checkpoint, *options, "--require-engine", "-o", tmp_path / "out"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_recipe_key_names_the_nearest(tmp_path: Path, capsys: Capture) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: llama3.1-8b\ntarget: 4b\ndistill: {learning_rat: 1.0}\n")

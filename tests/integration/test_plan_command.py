@@ -59,7 +59,45 @@ def test_the_plan_explains_its_rounding() -> None:
     assert "+1.22%" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "llama3.1-8b", "--target", "4b"], ["run", "-h"]])
+def test_a_family_is_planned_member_by_member() -> None:
+    words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", "32", "--gpu-hour-price", "2")
+    done = command("plan", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "compress-export/family-plan/1"
+    plans = [member["plan"] for member in document["members"]]
+    assert plans[1]["teacher"] == plans[0]["student"]
+    assert plans[1]["student"]["num_parameters"] == 4512746496
+    hours = sum(plan["hours"]["gpu_hours"] for plan in plans)
+    assert document["total"]["gpu_hours"] == pytest.approx(hours)
+    assert document["total"]["cost_usd"] == pytest.approx(2 * hours, abs=0.02)
+    shown = command("plan", *words).stdout
+    assert ("== 6b ==" in shown, "== 4b ==" in shown) == (True, True)
+    assert f"{document['total']['gpu_hours']:,.1f} GPU-hours" in shown
+
+
+def test_the_cost_of_a_training_beside_training_from_scratch() -> None:
+    done = command(
+        "plan", "llama3.1-8b", "--target", "4b", "--tokens", "94b", "--utilisation", "0.5", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    training = json.loads(done.stdout)["training"]
+    assert [row["num_gpus"] for row in training["by_num_gpus"]] == [1, 8, 64, 256, 1024]
+    assert training["assumed_utilisation"] == 0.5
+    assert training["from_scratch"]["ratio"]["tokens"] == pytest.approx(15e12 / 94e9, rel=1e-3)
+    parts = training["by_num_gpus"][1]["memory_bytes"]["distill"]
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["plan", "llama3.1-8b", "--target", "4b"],
+        ["plan", "llama3.1-8b", "--target", "6b,4b"],
+        ["run", "-h"],
+    ],
+)
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LOADED, *arguments], capture_output=True, text=True, timeout=60, check=False

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.integration.command import command, succeed
 
 WEIGHTS_FILE = "model.safetensors"
+TENSORRT_LLM = ["tensorrt-llm-fp16", "tensorrt-llm-fp8"]
+FORMATS = ["huggingface", "huggingface-fp8", *TENSORRT_LLM, "onnx", "onnx-int4"]
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -31,6 +33,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
         },
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
+        "export": {"formats": FORMATS},
         "evaluate": {"window": 64, "size": 4},
         "bench": {"enabled": False},
     }
@@ -51,10 +54,13 @@ def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) 
     assert models == ["teacher", "pruned", "distilled", "sparsified", "recovered", "quantized"]
     for details in summary["exports"].values():
         assert details["checks"]["sparsity"]["pattern"] == "2:4"
-    exports = {"huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4"}
-    assert set(summary["exports"]) == exports
+    assert list(summary["exports"]) == FORMATS
+    for name in TENSORRT_LLM:
+        engine = summary["exports"][name]["engine"]
+        assert set(engine["commands"]) == {"engine", "engine-dense"}
+        assert engine["commands"]["engine"].endswith("--weight_sparsity")
     checked = succeed("verify", out)["checked"]
-    assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 5
+    assert [entry["sparsity"]["pattern"] for entry in checked] == ["2:4"] * 6
 
 
 def test_verify_catches_a_planted_nonzero(finished: tuple[Path, dict[str, Any]]) -> None:

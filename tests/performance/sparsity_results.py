@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -25,8 +24,8 @@ ONE_SHOT = {
     "sparsegpt": ("--sparsity-method", "sparsegpt"),
     "sparsegpt, mask only": ("--sparsity-method", "sparsegpt", "--mask-only"),
 }
-SEEDED = ("wanda", "sparsegpt")
-NUM_SEEDS = 3
+CALIBRATED = ("wanda", "ria", "sparsegpt")
+NUM_TEXTS = 3
 TRAINING = (
     *("--train-data", ".assets/wiki.txt", "--tokens", "60k", "--context-length", "256"),
     *("--train-batch-size", "2", "--learning-rate", "1e-4"),
@@ -38,7 +37,7 @@ ZERO_SHOT = (
 
 
 def run_sparsity(command: Command) -> dict[str, Any]:
-    """Perplexity and reconstruction error of every one-shot method, and their spread over texts."""
+    """Perplexity and reconstruction error of every one-shot method, and the spread over calibration texts."""
     with tempfile.TemporaryDirectory() as scratch:
         made, layers = {"dense": MODEL}, {}
         for name, options in ONE_SHOT.items():
@@ -50,37 +49,43 @@ def run_sparsity(command: Command) -> dict[str, Any]:
             layers[name] = {
                 tensor: entry["relative_error"] for tensor, entry in result["details"]["layers"].items()
             }
-        for seed in range(1, NUM_SEEDS):
-            text = shuffled_text(Path(scratch) / f"seed-{seed}.txt", seed=seed)
-            for name in SEEDED:
-                out = f"{scratch}/{name}-seed-{seed}"
+        for number in range(1, NUM_TEXTS):
+            text = rotated_text(Path(scratch) / f"text-{number}.txt", number)
+            for name in CALIBRATED:
+                out = f"{scratch}/{name}-text-{number}"
                 command(
                     "sparsify", MODEL, *ONE_SHOT[name], "--calib-data", str(text), *CALIBRATION, "-o", out
                 )
-                made[f"{name}, seed {seed}"] = out
+                made[f"{name}, text {number}"] = out
         report = command("evaluate", *made.values(), *QUALITY, "-o", f"{scratch}/quality")
     perplexities = _named(made, report)
     return {
         "perplexity": {name: perplexities[name] for name in ("dense", *ONE_SHOT)},
-        "seeds": {
-            name: [
-                perplexities[key] for key in perplexities if key.split(",")[0] == name and "mask" not in key
-            ]
-            for name in SEEDED
+        "texts": {
+            name: [perplexities[name], *(perplexities[f"{name}, text {n}"] for n in range(1, NUM_TEXTS))]
+            for name in CALIBRATED
         },
         "mean_relative_error": {name: statistics.fmean(found.values()) for name, found in layers.items()},
         "relative_error": layers,
         "order_holds": order_holds(perplexities),
+        "order_holds_by_layer": {
+            relation: statistics.fmean(
+                order_holds({name: found[tensor] for name, found in layers.items()})[relation]
+                for tensor in layers["magnitude"]
+            )
+            for relation in order_holds(perplexities)
+        },
         "protocol": report["protocol"],
     }
 
 
-def order_holds(perplexities: dict[str, float]) -> dict[str, bool]:
-    """Whether each relation that is published for larger models holds here."""
+def order_holds(figures: dict[str, float]) -> dict[str, bool]:
+    """Whether each relation that is published for larger models holds, of perplexities or of errors."""
     return {
-        "sparsegpt < wanda": perplexities["sparsegpt"] < perplexities["wanda"],
-        "wanda < magnitude": perplexities["wanda"] < perplexities["magnitude"],
-        "sparsegpt < its mask only": perplexities["sparsegpt"] < perplexities["sparsegpt, mask only"],
+        "sparsegpt < wanda": figures["sparsegpt"] < figures["wanda"],
+        "ria < wanda": figures["ria"] < figures["wanda"],
+        "wanda < magnitude": figures["wanda"] < figures["magnitude"],
+        "sparsegpt < its mask only": figures["sparsegpt"] < figures["sparsegpt, mask only"],
     }
 
 
@@ -125,12 +130,18 @@ def sparsity_rows(data: dict[str, Any]) -> Rows:
     """Header and rows of the one-shot table."""
     rows = []
     for name, perplexity in data["perplexity"].items():
-        seeds = data["seeds"].get(name)
-        spread = f"{min(seeds):.1f} to {max(seeds):.1f}, {len(seeds)} texts" if seeds else "-"
+        texts = data["texts"].get(name)
+        spread = f"{min(texts):.1f} to {max(texts):.1f}, {len(texts)} texts" if texts else "-"
         error = data["mean_relative_error"].get(name)
         rows.append((name, f"{perplexity:.1f}", spread, "-" if error is None else f"{error:.4f}"))
     rows += [
-        (relation, "yes" if holds else "no", "-", "-") for relation, holds in data["order_holds"].items()
+        (
+            relation,
+            "yes" if holds else "no",
+            "-",
+            f"in {data['order_holds_by_layer'][relation]:.0%} of layers",
+        )
+        for relation, holds in data["order_holds"].items()
     ]
     return ("method", "perplexity", "spread over calibration texts", "output error"), rows
 
@@ -158,11 +169,11 @@ def sparse_training_rows(data: dict[str, Any]) -> Rows:
     return ("model", "perplexity", "tokens", "mask moved", "parameters (dense count + branch)"), rows
 
 
-def shuffled_text(path: Path, *, seed: int) -> Path:
-    """The calibration text with its lines in another order."""
+def rotated_text(path: Path, number: int) -> Path:
+    """The calibration text from another place on, so that its windows are others, and whole articles."""
     lines = assets.fetch(assets.DEFAULT_DIRECTORY).texts["wiki"].read_text(encoding="utf-8").splitlines()
-    random.Random(seed).shuffle(lines)  # noqa: S311 - not for secrets
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    start = len(lines) * number // NUM_TEXTS
+    path.write_text("\n".join([*lines[start:], *lines[:start]]) + "\n", encoding="utf-8")
     return path
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -17,7 +19,10 @@ from exporters.tensorrt_llm.versions import CONTAINER
 ROOT = Path(__file__).resolve().parents[2]
 # docs/ and the Dockerfile are not part of the image that may run these tests.
 WORKFLOWS = sorted((ROOT / "docs" / "ci").glob("*.yml"))
-BASH, ACTIONLINT = shutil.which("bash"), shutil.which("actionlint")
+BASH = shutil.which("bash")
+# The dev extra puts actionlint beside the interpreter, which need not be on PATH.
+ACTIONLINT = shutil.which("actionlint", path=str(Path(sys.executable).parent)) or shutil.which("actionlint")
+NEEDS_ACTIONLINT = pytest.mark.skipif(ACTIONLINT is None, reason="no actionlint: it comes with the dev extra")
 DOCKERFILE = ROOT / "Dockerfile"
 
 pytestmark = pytest.mark.skipif(not DOCKERFILE.is_file(), reason="no Dockerfile here: not a checkout")
@@ -46,6 +51,53 @@ def test_the_gpu_stage_is_the_container_that_engines_are_built_in() -> None:
     assert "comm -23" in stages()["gpu"]
 
 
+IMAGE_LISTS = "numpy==1.26.4\npip==25.0\ntorch==2.10.0a0+nv25.12\n"
+STAND_IN_PIP = """\
+#!{bash}
+# No pip: it lists what the test wrote, and "installs" by replacing the list.
+case "$*" in
+  *list*) cat {state} ;;
+  *install*) cat {after} > {state}; cp {scratch}/constraints.txt {seen} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "builds"),
+    [
+        (IMAGE_LISTS + "compress-export==0.1.0\n", True),
+        (IMAGE_LISTS.replace("numpy==1.26.4", "numpy==2.3.0"), False),
+        (IMAGE_LISTS.replace("torch==2.10.0a0+nv25.12", "torch==2.10.0"), False),
+    ],
+    ids=["added", "numpy replaced", "torch replaced"],
+)
+def test_the_gpu_stage_fails_when_a_pin_of_the_image_was_replaced(
+    tmp_path: Path, after: str, builds: bool
+) -> None:
+    """The stage's own command, with a stand-in for the image's Python."""
+    (command,) = re.findall(r"^RUN (python3 -m pip list.*?[^\\])$", stages()["gpu"], re.MULTILINE | re.DOTALL)
+    files = {name: tmp_path / name for name in ("state", "after", "seen")}
+    files["state"].write_text(IMAGE_LISTS, encoding="utf-8")
+    files["after"].write_text(after, encoding="utf-8")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(STAND_IN_PIP.format(bash=BASH, scratch=scratch, **files), encoding="utf-8")
+    python.chmod(0o755)
+    assert BASH is not None
+    done = subprocess.run(
+        [BASH, "-c", command.replace("/tmp/", f"{scratch}/")],  # noqa: S108 - the image's, in the stage
+        env={"PATH": f"{python.parent}:/usr/bin:/bin", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is builds, done.stderr
+    constraints = files["seen"].read_text(encoding="utf-8").splitlines()
+    assert constraints == [*IMAGE_LISTS.splitlines(), "onnxruntime-genai==0.14.1", "pyarrow==19.0.1"]
+
+
 def load(workflow: Path) -> dict[str, Any]:
     document: dict[str, Any] = yaml.load(workflow.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
     return document
@@ -62,6 +114,9 @@ def test_there_are_examples_for_both_kinds_of_runner() -> None:
     assert {"schedule", "push"} <= set(by_name["engines"]["on"])
     assert by_name["engines"]["on"]["push"]["tags"] == ["v*"]
     assert "self-hosted" in by_name["engines"]["jobs"]["engine"]["runs-on"]
+    commands = "\n".join(scripts(ROOT / "docs" / "ci" / "engines.yml"))
+    assert "--require-engine" in commands
+    assert "compress-export bench " in commands
     for workflow in by_name.values():
         assert workflow["permissions"] == {"contents": "read"}
         uses = [step.get("uses", "") for job in workflow["jobs"].values() for step in job["steps"]]
@@ -75,7 +130,10 @@ def test_commands_and_options_in_workflows_exist(workflow: Path) -> None:
     assert lines
     for name, rest in lines:
         if name == "plan" or name in cli.commands:
-            known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+            command = cli.commands[name]
+            if isinstance(command, click.Group):
+                command = command.commands["run"]
+            known = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in rest.split() if word.startswith("-")} <= known
 
 
@@ -87,14 +145,31 @@ def test_scripts_in_workflows_are_shell(workflow: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(ACTIONLINT is None, reason="no actionlint on PATH")
-def test_actionlint_has_nothing_to_say() -> None:
+def lint(*workflows: Path) -> Any:
     assert ACTIONLINT is not None
-    command = [
-        ACTIONLINT,
-        "-config-file",
-        str(ROOT / "docs" / "ci" / "actionlint.yaml"),
-        *map(str, WORKFLOWS),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [ACTIONLINT, "-config-file", ROOT / "docs" / "ci" / "actionlint.yaml", "-oneline", *workflows]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+
+
+@NEEDS_ACTIONLINT
+def test_actionlint_has_nothing_to_say() -> None:
+    done = lint(*WORKFLOWS)
     assert done.returncode == 0, done.stdout
+
+
+@NEEDS_ACTIONLINT
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("github.ref_type", "github.ref_kind", "ref_kind"),
+        ("retention-days", "retention", "retention"),
+        ("[self-hosted, linux, x64, gpu]", "[self-hosted, linux, x64, gpus]", "gpus"),
+    ],
+)
+def test_actionlint_finds_a_mistake(tmp_path: Path, right: str, wrong: str, message: str) -> None:
+    text = (ROOT / "docs" / "ci" / "engines.yml").read_text(encoding="utf-8")
+    assert right in text
+    (tmp_path / "engines.yml").write_text(text.replace(right, wrong), encoding="utf-8")
+    done = lint(tmp_path / "engines.yml")
+    assert done.returncode == 1
+    assert message in done.stdout

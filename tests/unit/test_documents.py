@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click_default_group import DefaultGroup
@@ -11,6 +15,8 @@ from compressor.cli.main import cli, invoke
 from tests.performance.results import ROOT, documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+LAUNCH = sorted((ROOT / "docs" / "launch").iterdir())
 
 
 def test_tables_agree_with_their_json() -> None:
@@ -19,27 +25,54 @@ def test_tables_agree_with_their_json() -> None:
         assert with_tables(text) == text, f"{document.name}: python -m tests.performance.results --tables"
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ compress-export (.+)$", README, re.MULTILINE))
-def test_console_examples_run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("line", re.findall(r"^\$ compress-export (.+)$", README + TRAINING, re.MULTILINE))
+def test_console_examples_run(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     assert invoke(line.split()) == 0
     assert capsys.readouterr().out
 
 
-def test_every_example_names_known_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_names_known_options() -> None:
     """Examples that need a model are parsed up to their options."""
-    lines = re.findall(r"^    compress-export (\w+) (.+)$", README, re.MULTILINE)
-    checked = 0
-    for name, rest in lines:
-        command = cli.commands.get(name)
-        if command is None:
-            continue
-        if isinstance(command, DefaultGroup):
-            command = command.commands.get(rest.split()[0], command.commands[command.default_cmd_name])
-        known = {option for parameter in command.params for option in parameter.opts}
-        used = {word for word in rest.split() if word.startswith("-")}
-        assert used <= known, f"{name}: {used - known}"
-        checked += 1
-    assert checked >= 8
+    lines = re.findall(r"^    compress-export (\w+) (.+)$", README + TRAINING, re.MULTILINE)
+    assert sum(names_known_options(name, rest) for name, rest in lines) >= 10
+
+
+@pytest.mark.parametrize("script", LAUNCH, ids=lambda path: path.name)
+def test_launch_scripts_name_known_options(script: Path) -> None:
+    text = script.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = r"^(?:compress-export|.* -m compressor\.cli\.main) (\w+) (.+)$"
+    assert sum(names_known_options(*found) for found in re.findall(commands, text, re.MULTILINE)) >= 1
+    assert [path for path in re.findall(r"recipes/[\w.-]+\.yaml", text) if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("script", LAUNCH, ids=lambda path: path.name)
+def test_launch_scripts_are_bash(script: Path) -> None:
+    for program, *options in (("bash", "-n"), ("shellcheck",)):
+        found = shutil.which(program)
+        if found is not None:
+            subprocess.run([found, *options, str(script)], check=True)
+
+
+def test_the_file_that_torchrun_starts_is_the_command_line() -> None:
+    words = [sys.executable, "-m", "compressor.cli.main", "distill", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "MODEL to distill from" in done.stdout
+
+
+def names_known_options(name: str, rest: str) -> bool:
+    """Whether `name` is a command; its options must be known."""
+    command = cli.commands.get(name)
+    if command is None:
+        return False
+    if isinstance(command, DefaultGroup):
+        command = command.commands.get(rest.split(maxsplit=1)[0], command.commands[command.default_cmd_name])
+    known = {option for parameter in command.params for option in parameter.opts}
+    used = {word for word in rest.split() if word.startswith("-")}
+    assert used <= known, f"{name}: {used - known}"
+    return True
 
 
 def test_help_and_readme_list_the_same_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

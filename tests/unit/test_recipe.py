@@ -7,7 +7,11 @@ import pytest
 import yaml
 
 from compressor.errors import UsageError
+from compressor.models.load import plan_dims
+from compressor.planning import make_plan
 from compressor.recipe import Distill, Recipe, dump_recipe, load_recipe, parse_section
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -112,3 +116,33 @@ def test_recipes_are_frozen() -> None:
     recipe = Recipe(model="m")
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    assert load_recipe(path, {}).target is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "tokens", "batch_size", "learning_rates", "warmup"),
+    [
+        ("llama3.1-minitron-4b-width", "4b-width", 94e9, 1152, (1e-4, 1e-5), 40),
+        ("llama3.1-minitron-4b-depth", "4b-depth", 94e9, 1152, (1e-4, 1e-5), 40),
+        ("mn-minitron-8b", "mn-minitron-8b", 380e9, 768, (1e-4, 4.5e-7), 60),
+    ],
+)
+def test_published_recipes_hold_the_published_settings(
+    name: str, shape: str, tokens: float, batch_size: int, learning_rates: tuple[float, float], warmup: int
+) -> None:
+    """arXiv 2408.11796."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml", {})
+    distill = recipe.distill
+    plan = make_plan(recipe, plan_dims(recipe.model))
+
+    assert plan.target.published == shape
+    assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
+    floor = distill.learning_rate * distill.min_learning_rate_ratio
+    assert (distill.learning_rate, floor) == pytest.approx(learning_rates)
+    assert (distill.warmup_steps, distill.loss, distill.intermediate) == (warmup, "forward-kl", "off")
+    assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
+    assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)

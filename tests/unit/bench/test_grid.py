@@ -8,7 +8,7 @@ import pytest
 from bench.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
 from compressor.cli.bench_run import PRESETS as NAMES_OF_PRESETS
 from compressor.cli.bench_run import run
-from compressor.cli.options import parse_batches
+from compressor.cli.parsing import parse_batches
 from compressor.recipe import Bench, BenchPreset
 
 CONTEXT = click.Context(run)

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.data.sources import HELD_OUT_FRACTION, documents, source_fingerprint
+from compressor.data import hub, sources
+from compressor.data.sources import HELD_OUT_FRACTION, Documents, documents, source_fingerprint
 from compressor.errors import NetworkError, UsageError
 
 ROWS = [f"document {number}" for number in range(25)]
@@ -118,11 +122,11 @@ def test_malformed_file(tmp_path: Path, name: str, content: bytes, message: str)
         list(documents(str(path), "all"))
 
 
-def test_parquet_without_the_text_column(tmp_path: Path) -> None:
+def test_parquet_without_a_known_column(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"body": ["a"]}), path)
 
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="holds no text"):
         list(documents(str(path), "all"))
 
 
@@ -138,3 +142,73 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
 def test_hub_data_set_without_network() -> None:
     with pytest.raises(NetworkError, match="revision"):
         source_fingerprint("someone/some-text")
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
+    """Rows come one by one, and the held-out tail is not parsed for the others' sake."""
+    path = tmp_path / "x.jsonl"
+    rows = [json.dumps({"text": row}) for row in ROWS]
+    path.write_text("\n".join([*rows[:10], "not JSON", *rows[10:]]) + "\n")
+
+    assert list(itertools.islice(documents(str(path), "train"), 10)) == ROWS[:10]
+    with pytest.raises(UsageError, match="not JSON") as caught:
+        list(documents(str(path), "train"))
+    assert str(caught.value.where).endswith(":11")
+    assert list(documents(str(path), "held_out")) == ROWS[-3:]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".txt"])
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_documents_are_taken_up_behind_a_position(tmp_path: Path, suffix: str, split: Any) -> None:
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".txt":
+        path.write_text("a line of text\n" * 60_000, encoding="utf-8")
+    else:
+        write_rows(path, ROWS)
+    whole = list(documents(str(path), split))
+    first = Documents(str(path), split)
+    taken = list(itertools.islice(first, 2))
+    rest = list(Documents(str(path), split, position=first.position()))
+
+    assert taken + rest == whole
+    assert len(taken) == 2
+
+
+@pytest.fixture(params=["json", "parquet"])
+def local_hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set of 30 documents in three files, streamed by `datasets` without a network."""
+    suffix = {"json": ".jsonl", "parquet": ".parquet"}[request.param]
+    files = [
+        str(write_rows(tmp_path / f"part-{part}{suffix}", [f"{part}-{row}" for row in range(10)]))
+        for part in range(3)
+    ]
+    load = datasets.load_dataset
+
+    def load_local(name: str, config: str | None, *, split: str, streaming: bool, revision: str) -> Any:
+        assert [name, config, split, streaming, revision] == ["someone/text", "small", "train", True, "r1"]
+        return load(request.param, data_files=files, split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    monkeypatch.setattr(hub, "hub_revision", lambda _spec: "r1")
+    monkeypatch.setattr(sources, "HELD_OUT_HUB_DOCUMENTS", 4)
+    return "someone/text:small"
+
+
+def test_hub_documents_split_at_the_first_ones(local_hub: str) -> None:
+    everything = [f"{part}-{row}" for part in range(3) for row in range(10)]
+
+    assert list(documents(local_hub, "held_out")) == everything[:4]
+    assert list(documents(local_hub, "train")) == everything[4:]
+    assert list(documents(local_hub, "all")) == everything
+
+
+@pytest.mark.parametrize("num_taken", [1, 6, 13, 26])
+def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken: int) -> None:
+    first = Documents(local_hub, "train")
+    taken = list(itertools.islice(first, num_taken))
+    position = json.loads(json.dumps(first.position()))
+    resumed = Documents(local_hub, "train", position=position)
+    between = list(itertools.islice(resumed, 2))
+    rest = list(Documents(local_hub, "train", position=json.loads(json.dumps(resumed.position()))))
+
+    assert taken + between + rest == list(documents(local_hub, "train"))

@@ -14,7 +14,7 @@ from compressor.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe import Calibration, Export, ExportFormat
+from compressor.recipe import Calibration, Export, ExportFormat, Quantize
 from compressor.stage import StageContext, execute
 from exporters.base import export_stage, needs_quantised
 from exporters.logits import VerifyOptions
@@ -50,10 +50,14 @@ class Exports:
             save_checkpoint(path, make_model(tie_word_embeddings=tied).to(torch.bfloat16))
         return path
 
-    def quantised(self, *, tied: bool) -> ModelArtifact:
-        config = QuantizeStageConfig(calibration=Calibration(data=str(self.text), size=4, seq_len=64))
+    def quantised(self, *, tied: bool, fp8_kv_cache: bool = False) -> ModelArtifact:
+        config = QuantizeStageConfig(
+            quantize=Quantize(fp8=True, fp8_kv_cache=fp8_kv_cache),
+            calibration=Calibration(data=str(self.text), size=4, seq_len=64),
+        )
         source = artifact_of(self.student(tied=tied))
-        return execute(QUANTIZE, config, source, self.root / f"quantize-{tied}", context()).artifact
+        out_dir = self.root / f"quantize-{tied}{'-kv' if fp8_kv_cache else ''}"
+        return execute(QUANTIZE, config, source, out_dir, context()).artifact
 
     def make(self, name: ExportFormat, *, tied: bool = True, copy: str = "") -> Path:
         source = self.quantised(tied=tied) if needs_quantised(name) else artifact_of(self.student(tied=tied))

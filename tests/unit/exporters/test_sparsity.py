@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from compressor.sparsity.pattern import Pattern
 from compressor.sparsity.promise import Promise, carry_promise
 from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import execute
-from exporters.base import EXPORTERS, export_stage
+from exporters.base import EXPORTERS, export_stage, needs_quantised
 from exporters.onnx.sparsity import stored_names
 from exporters.record import read_verification
 from exporters.sparsity import check_sparsity
 from exporters.verify import verify_directory
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, artifact_of, context
+from tests.unit.exporters.tensorrt_llm import stand_in_builder
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sparse:
         return execute(QUANTIZE, config, self.student(), self.root / "quantised", context()).artifact
 
     def make(self, name: ExportFormat) -> Path:
-        source = self.quantised() if name == "huggingface-fp8" else self.student()
+        source = self.quantised() if needs_quantised(name) else self.student()
         return execute(export_stage(name), Export(), source, self.root / name, context()).artifact.path
 
 
@@ -61,7 +63,10 @@ def sparse(tmp_path_factory: pytest.TempPathFactory, make_text: Callable[..., Pa
     return Sparse(tmp_path_factory.mktemp("sparse"), Calibration(data=str(text), size=4, seq_len=64))
 
 
-@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-int4"])
+TENSORRT_LLM: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
+
+
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-int4", *TENSORRT_LLM])
 def test_every_format_keeps_the_pattern(sparse: Sparse, name: ExportFormat) -> None:
     made = sparse.make(name)
     expected = {"pattern": "2:4", "num_tensors": 21}
@@ -106,6 +111,55 @@ def test_a_third_nonzero_in_a_checkpoint_is_caught(
         verify_directory(made)
 
 
+@pytest.mark.parametrize("name", TENSORRT_LLM)
+def test_a_third_nonzero_in_a_tensorrt_llm_checkpoint_is_caught(
+    sparse: Sparse, tmp_path: Path, name: ExportFormat
+) -> None:
+    made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
+    (made / "verification.json").unlink()
+    file = made / "checkpoint" / "rank0.safetensors"
+    tensors = load_file(file)
+    plant(tensors, "transformer.layers.1.mlp.proj.weight")
+    save_file(tensors, file)
+    with pytest.raises(VerificationError, match=r"down_proj\.weight\[3, 8:12\]"):
+        verify_directory(made)
+
+
+@pytest.mark.parametrize("name", TENSORRT_LLM)
+def test_a_sparse_student_gets_a_sparse_engine_and_a_dense_twin(
+    sparse: Sparse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: ExportFormat
+) -> None:
+    """Through the stage, with a stand-in for the builder."""
+    stand_in_builder.install(tmp_path / "bin", num_chosen=0)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    source = sparse.quantised() if needs_quantised(name) else sparse.student()
+    settings, stage = Export(), context()
+    made = execute(export_stage(name), settings, source, tmp_path / "made", stage).artifact
+    engine = made.details["engine"]
+    assert engine["built"] is True
+    assert engine["sparsity"]["engine"] == "dense: no sparse tactic was chosen"
+    assert any("no sparse tactic" in warning for warning in stage.console.warnings)
+    for directory in ("engine", "engine-dense"):
+        assert (made.path / directory / "rank0.engine").is_file()
+    assert "--gemm_plugin disable" in engine["commands"]["engine"]
+    assert engine["commands"]["engine"].endswith("--weight_sparsity")
+    assert "--weight_sparsity" not in engine["commands"]["engine-dense"]
+    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+
+
+def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path: Path) -> None:
+    source = sparse.student()
+    copy = Path(shutil.copytree(source.path, tmp_path / "student"))
+    record = json.loads((copy / "sparsity.json").read_text())
+    (copy / "sparsity.json").write_text(json.dumps({**record, "pattern": "4:8"}))
+    made = execute(export_stage("tensorrt-llm"), Export(), artifact_of(copy), tmp_path / "made", context())
+    script = (made.artifact.path / "build-engine.sh").read_text()
+    assert "--weight_sparsity" not in script
+    script = (sparse.make("tensorrt-llm") / "build-engine.sh").read_text()
+    assert script.count("docker run") == 2
+    assert script.count("--weight_sparsity") == 1
+
+
 @pytest.mark.parametrize("name", ["onnx", "onnx-int4"])
 def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: ExportFormat) -> None:
     dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
@@ -140,6 +194,40 @@ def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Pat
             check_sparsity(made)
     else:
         pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-fp16"])
+def test_a_third_nonzero_in_a_graphs_matrix_is_caught(
+    sparse: Sparse, tmp_path: Path, name: ExportFormat
+) -> None:
+    """Stored transposed, inputs in rows; the key's share of joined projections, or its own matrix."""
+    import onnx
+    from onnx import numpy_helper
+
+    source = sparse.student()
+    EXPORTERS[name].write(source.path, tmp_path, OPTIONS)
+    carry_promise(source.path, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    stored = {entry.name: entry for entry in model.graph.initializer}
+    # Joined, 64 queries come before the keys.
+    starts = {"model.layers.1.attn.qkv_proj.MatMul.weight": 64, "model.layers.1.attn.k_proj.MatMul.weight": 0}
+    matrix = next(stored[key] for key in starts if key in stored)
+    values = np.array(numpy_helper.to_array(matrix))
+    output = starts[matrix.name] + 3
+    values[8 + int((values[8:12, output] == 0).argmax()), output] = 1
+    matrix.CopyFrom(numpy_helper.from_array(values, matrix.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.k_proj\.weight\[3, 8:12\]"):
+        check_sparsity(tmp_path)
+
+
+def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
+    made = sparse.make("onnx")
+    assert verify_directory(made, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+        verify_directory(made, pattern=Pattern(1, 4))
+    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+        verify_directory(exports.make("onnx"), pattern=Pattern())
 
 
 @pytest.mark.parametrize("skipped", [(), ("q_proj",), ("v_proj",), ("q_proj", "v_proj"), ("k_proj",)])

@@ -160,3 +160,19 @@ def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
 def test_a_flattened_parameter_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="flattened"):
         require_rowwise("w", torch.zeros(32))
+
+
+def test_a_weight_flattened_after_installation_is_refused() -> None:
+    """Sharding comes after the masks: in the optimizer (ZeRO) or in the module (FSDP1)."""
+    layer = sparse_layer()
+    optimizer = optimizer_of(layer)
+    flat = nn.Parameter(layer.weight.detach().flatten())
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(UnsupportedError, match="flattened"):
+        optimizer.step()
+    layer.weight = flat
+    moving = MovingMasks({"w": layer}, pattern=Pattern(), interval=1, mask_decay=0.0, ramp_steps=1)
+    for masks in (HeldMasks({"w": layer}), moving):
+        with pytest.raises(UnsupportedError, match="flattened"):
+            masks.after_step(1)

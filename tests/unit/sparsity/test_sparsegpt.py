@@ -43,13 +43,17 @@ def reference(weight: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> 
     return result
 
 
-@pytest.mark.parametrize("block_size", [4, 8, 128])
-def test_equals_a_float64_reference(block_size: int) -> None:
-    weight, inputs = torch.randn(9, 24).double(), correlated(24)
+@pytest.mark.parametrize(("columns", "block_size"), [(24, 4), (24, 8), (140, 128)])
+@pytest.mark.parametrize("dead", [(), (3, 4, 6, 7, 9)])
+def test_equals_a_float64_reference(columns: int, block_size: int, dead: tuple[int, ...]) -> None:
+    weight, inputs = torch.randn(9, columns).double(), correlated(columns)
+    inputs[:, dead] = 0
     gram = inputs.T @ inputs
     result = sparsegpt(weight, gram, num_tokens=TOKENS, block_size=block_size)
     hessian = gram * (2 / TOKENS)
-    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(24).double()
+    mean = hessian.diagonal().mean()
+    hessian[dead, dead], weight[:, dead] = 1, 0
+    hessian += 0.01 * mean * torch.eye(columns).double()
     torch.testing.assert_close(result.weight, reference(weight, hessian, Pattern()), rtol=1e-9, atol=1e-9)
 
 
@@ -115,10 +119,11 @@ def test_an_indefinite_hessian_raises_or_raises_its_dampening() -> None:
     assert result.dampening_fraction == pytest.approx(0.1)
 
 
-def test_dampening_is_raised_only_so_far() -> None:
-    gram = -torch.eye(8).double()
-    with pytest.raises(NotPositiveDefiniteError, match="dampening of 10"):
-        sparsegpt(torch.randn(4, 8).double(), gram, num_tokens=1, raise_dampening=True)
+@pytest.mark.parametrize("fraction", [0.01, 5.0])
+def test_dampening_is_raised_only_so_far(fraction: float) -> None:
+    weight, gram = torch.randn(4, 8).double(), -torch.eye(8).double()
+    with pytest.raises(NotPositiveDefiniteError, match=r"dampening of 10$"):
+        sparsegpt(weight, gram, num_tokens=1, dampening_fraction=fraction, raise_dampening=True)
 
 
 def test_blocks_that_split_groups_are_refused() -> None:

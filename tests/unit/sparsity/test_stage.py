@@ -143,6 +143,31 @@ def test_a_sparse_checkpoint_is_not_sparsified_again(sparsified: Sparsified, tmp
         execute(SPARSIFY, config, sparsified.make(method="wanda"), tmp_path / "out", context())
 
 
+def test_an_export_of_a_sparse_checkpoint_is_not_sparsified_again(
+    sparsified: Sparsified, tmp_path: Path
+) -> None:
+    """It carries the promise, but no masks."""
+    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
+    (made / MASKS_FILE).unlink()
+    config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=sparsified.calibration)
+    with pytest.raises(UnsupportedError, match="sparse already"):
+        execute(SPARSIFY, config, artifact_of(made), tmp_path / "out", context())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_that_is_not_finite_is_named(sparsified: Sparsified, tmp_path: Path, method: str) -> None:
+    """In the last matrix, whose outputs no later statistic would show."""
+    dense = Path(shutil.copytree(sparsified.dense, tmp_path / "dense"))
+    tensors, name = load_file(dense / WEIGHTS_FILE), "model.layers.2.mlp.down_proj.weight"
+    tensors[name][3, 5] = float("nan")
+    save_file(tensors, dense / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = SparsifyStageConfig(
+        sparsify=Sparsify(pattern="2:4", method=method), calibration=sparsified.calibration
+    )
+    with pytest.raises(VerificationError, match=r"layers\.2\.mlp\.down_proj"):
+        execute(SPARSIFY, config, artifact_of(dense), tmp_path / "out", context())
+
+
 def test_a_corrupt_promise_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
     made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
     (made / SPARSITY_FILE).write_text('{"pattern": "2:4", "tensors": 3}')

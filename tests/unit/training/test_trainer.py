@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.console import Console
-from compressor.data.packing import PackedWindows
+from compressor.data.mixing import DomainWindows, WindowStream
+from compressor.data.packing import TokenWindows
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.stage import schedule
-from compressor.errors import VerificationError
+from compressor.distillation.training import place_, schedule
+from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.recipe import Distill
+from compressor.training.callbacks import COMPLETE_MARK, TrainingExtension, reporters
+from compressor.training.sharding import full_state
 from compressor.training.trainer import (
-    COMPLETE_MARK,
     STUDENT_FILE,
     TrainingConfig,
     last_complete_checkpoint,
-    student_state,
     train,
 )
 from tests.tiny_models import make_model
@@ -46,10 +47,15 @@ def make_config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**fields, **changes})
 
 
-def make_data(path: Path, num_windows: int) -> PackedWindows:
-    tokens = np.random.default_rng(0).integers(0, 320, 20 * SEQ_LEN).astype("<u4")
-    path.write_bytes(tokens.tobytes())
-    return PackedWindows(path, seq_len=SEQ_LEN, num_windows=num_windows, seed=0)
+def make_data(path: Path, *, num_domains: int = 1) -> WindowStream:
+    """A stream of 20 windows of random tokens per domain."""
+    domains = []
+    for domain in range(num_domains):
+        file = path.with_name(f"{path.name}-{domain}")
+        tokens = np.random.default_rng(domain).integers(0, 320, 20 * SEQ_LEN).astype("<u4")
+        file.write_bytes(tokens.tobytes())
+        domains.append(DomainWindows(name=f"d{domain}", windows=TokenWindows(file, seq_len=SEQ_LEN)))
+    return WindowStream(domains, [1.0] * num_domains, seed=0)
 
 
 def make_module(*, tied: bool = True) -> DistillationModule:
@@ -64,16 +70,17 @@ def quiet() -> Console:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, tied: bool) -> None:
-    data = make_data(tmp_path / "tokens", 12)
     whole = make_module(tied=tied)
-    log = train(whole, data, make_config(), tmp_path / "whole", quiet())
+    log = train(whole, make_data(tmp_path / "tokens"), make_config(), tmp_path / "whole", quiet())
     first = make_module(tied=tied)
-    train(first, data, make_config(), tmp_path / "parts", quiet())
+    train(first, make_data(tmp_path / "tokens"), make_config(), tmp_path / "parts", quiet())
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-6")
     resumed = make_module(tied=tied)
+    data = make_data(tmp_path / "tokens")
     resumed_log = train(resumed, data, make_config(), tmp_path / "parts", quiet())
-    for name, tensor in student_state(whole.student).items():
-        assert torch.equal(tensor, student_state(resumed.student)[name]), name
+    assert data.drawn == (12,)
+    for name, tensor in full_state(whole.student).items():
+        assert torch.equal(tensor, full_state(resumed.student)[name]), name
     assert resumed_log == log
 
 
@@ -89,7 +96,7 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_the_student_alone_under_its_own_names(tmp_path: Path) -> None:
     module = make_module()
-    train(module, make_data(tmp_path / "tokens", 12), make_config(), tmp_path, quiet())
+    train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet())
     saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
     assert set(saved) == {name for name, _ in module.student.named_parameters()}
     assert torch.equal(saved["model.norm.weight"], module.student.model.norm.weight)
@@ -101,39 +108,101 @@ def test_activations_are_in_the_autocast_dtype(tmp_path: Path, bf16: bool) -> No
     seen: set[torch.dtype] = set()
     layer = module.student.model.layers[0].mlp.down_proj
     layer.register_forward_hook(lambda _module, _args, output: seen.add(output.dtype))
-    train(module, make_data(tmp_path / "tokens", 12), make_config(bf16=bf16), tmp_path, quiet())
+    train(module, make_data(tmp_path / "tokens"), make_config(bf16=bf16), tmp_path, quiet())
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
     assert {parameter.dtype for parameter in module.student.parameters()} == {torch.float32}
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     config = make_config(max_steps=60, checkpoint_steps=10, learning_rate=5e-3)
-    log = train(make_module(), make_data(tmp_path / "tokens", 120), config, tmp_path, quiet())
+    log = train(make_module(), make_data(tmp_path / "tokens"), config, tmp_path, quiet())
     assert log.loss[-1] < 0.7 * log.loss[0]
     assert log.steps == (10, 20, 30, 40, 50, 60)
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     """Gradients say it; Adam hides their scale, and magnifies the rounding of those near zero."""
-    data = make_data(tmp_path / "tokens", 24)
     states, logs = [], []
     for name, micro, accumulation in (("one", 4, 1), ("four", 1, 4)):
         module = make_module()
         config = make_config(micro_batch_size=micro, accumulation_steps=accumulation)
-        logs.append(train(module, data, config, tmp_path / name, quiet()))
-        states.append(student_state(module.student))
+        logs.append(train(module, make_data(tmp_path / "tokens"), config, tmp_path / name, quiet()))
+        states.append(full_state(module.student))
     assert logs[0].grad_norm == pytest.approx(logs[1].grad_norm, rel=1e-3)
     assert logs[0].loss == pytest.approx(logs[1].loss, rel=1e-3)
     for name, tensor in states[0].items():
         assert (tensor - states[1][name]).abs().mean() < 2e-5, name
 
 
-def test_a_non_finite_loss_stops_with_step_and_position(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", "output of student.model.layers.1.mlp.down_proj"),
+        ("model.norm.weight", "output of student.model.norm"),
+    ],
+)
+def test_a_non_finite_loss_stops_with_step_position_and_layer(
+    tmp_path: Path, parameter: str, layer: str
+) -> None:
     module = make_module()
-    with torch.no_grad():
-        module.student.model.norm.weight[0] = float("inf")
-    with pytest.raises(VerificationError, match="optimizer step 1, after window 0"):
-        train(module, make_data(tmp_path / "tokens", 12), make_config(), tmp_path, quiet())
+
+    class Break(TrainingExtension):
+        def after_step(self, step: int) -> None:
+            if step == 4:
+                with torch.no_grad():
+                    module.student.get_parameter(parameter)[0] = float("inf")
+
+    with pytest.raises(VerificationError, match="optimizer step 5, after window 8") as caught:
+        train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet(), extensions=[Break()])
+    assert layer in str(caught.value.where)
+    last = last_complete_checkpoint(tmp_path / "checkpoints")
+    assert last is not None
+    assert last.name == "checkpoint-4"
+
+
+def test_a_non_finite_gradient_alone_stops_too(tmp_path: Path) -> None:
+    module = make_module()
+    weight = module.student.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(VerificationError, match="optimizer step 1, after window 0") as caught:
+        train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet())
+    assert "gradient of student.model.layers.0.mlp.up_proj.weight" in str(caught.value.where)
+
+
+def test_the_loss_of_every_domain_is_logged_and_weighs_up_to_the_whole(tmp_path: Path) -> None:
+    config = make_config(max_steps=4, checkpoint_steps=2, micro_batch_size=4)
+    stream = make_data(tmp_path / "tokens", num_domains=2)
+    log = train(make_module(), stream, config, tmp_path, quiet())
+    assert set(log.domain_loss) == {"d0", "d1"}
+    for number, loss in enumerate(log.loss):
+        # Both domains have equal weights and a step of four windows takes two of each.
+        halves = [log.domain_loss[name][number] for name in ("d0", "d1")]
+        assert sum(half for half in halves if half is not None) / 2 == pytest.approx(loss, rel=1e-2)
+
+
+def test_curves_go_to_tensorboard(tmp_path: Path) -> None:
+    config = make_config(report_to=("tensorboard",))
+    train(make_module(), make_data(tmp_path / "tokens"), config, tmp_path, quiet())
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    for tag in (b"train/loss", b"train/grad_norm", b"train/tokens_per_s", b"train/loss/d0"):
+        assert tag in events.read_bytes(), tag
+
+
+def test_a_missing_reporter_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DependencyError, match="wandb is not installed"):
+        reporters(("wandb",), tmp_path)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_activation_checkpointing_changes_no_number(tmp_path: Path, checkpointing: bool) -> None:
+    module = make_module()
+    config = make_config()
+    place_(module, Distill(activation_checkpointing=checkpointing), config, "cpu")
+    log = train(module, make_data(tmp_path / "tokens"), config, tmp_path, quiet())
+    plain = make_module()
+    expected = train(plain, make_data(tmp_path / "tokens"), config, tmp_path / "plain", quiet())
+    assert log.loss == expected.loss
+    assert log.grad_norm == pytest.approx(expected.grad_norm, rel=1e-6)
 
 
 def test_teacher_is_no_part_of_the_module() -> None:
@@ -150,3 +219,12 @@ def test_schedule_keeps_the_published_batch_and_the_shortest_run() -> None:
     short = schedule(Distill(tokens=100_000, context_length=256), seed=0, device="cpu", dtype="bfloat16")
     assert (short.max_steps, short.micro_batch_size * short.accumulation_steps) == (390, 1)
     assert short.warmup_steps == 39
+
+
+def test_schedule_shares_the_batch_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = Distill(tokens=100_000, context_length=256, batch_size=8, micro_batch_size=4)
+    plan = schedule(config, seed=0, device="cpu", dtype="bfloat16")
+    assert (plan.micro_batch_size, plan.accumulation_steps, plan.batch_size) == (2, 1, 8)
+    with pytest.raises(UsageError, match="shared equally"):
+        schedule(config.model_copy(update={"batch_size": 6}), seed=0, device="cpu", dtype="bfloat16")

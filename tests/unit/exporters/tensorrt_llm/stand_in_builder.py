@@ -37,6 +37,8 @@ checkpoint, output = pathlib.Path(option("--checkpoint_dir")), pathlib.Path(opti
 config = json.loads((checkpoint / "config.json").read_text())
 if behaviour == "other model":
     config["rotary_base"] = 10000.0
+if behaviour == "other precision":
+    config["quantization"]["quant_algo"] = None
 if behaviour != "no config":
     document = {{"version": {version!r}, "pretrained_config": config, "build_config": {{}}}}
     (output / "config.json").write_text(json.dumps(document))

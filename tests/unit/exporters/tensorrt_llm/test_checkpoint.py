@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,42 @@ def quantised_by_hand(student: Path) -> Any:
                     )
                 )
     return model
+
+
+@contextlib.contextmanager
+def rounding_attention(monkeypatch: pytest.MonkeyPatch, amax: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Round keys and values on their way into attention: one scale a layer, and never below one."""
+    scales = []
+    for layer in range(3):
+        largest = max(amax[f"model.layers.{layer}.self_attn.{kind}_amax"].item() for kind in "kv")
+        scales.append(torch.tensor(max(1.0, largest / 448)))
+    attention, layers = torch.nn.functional.scaled_dot_product_attention, itertools.cycle(scales)
+
+    def rounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        scale = next(layers)
+        key, value = ((part / scale).to(torch.float8_e4m3fn).float() * scale for part in (key, value))
+        return attention(query, key, value, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", rounded)
+        yield
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_fp8_cache_is_read_back_with_its_scales(
+    students: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, tied: bool
+) -> None:
+    student = students.make(model_type, tied=tied, dtype=torch.float32)
+    by_hand = quantised_by_hand(student)
+    without = logits_of(by_hand)
+    with rounding_attention(monkeypatch, read_amax(student)):
+        expected = logits_of(by_hand)
+    assert not torch.equal(expected, without)
+    for mesh in MESHES:
+        where = tmp_path / f"{mesh.tp_size}-{mesh.pp_size}"
+        made = write(student, where, precision="fp8", parallelism=mesh, fp8_kv_cache=True)
+        assert torch.equal(logits_of(load_trtllm_model(made, device="cpu")), expected), mesh
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -204,13 +243,24 @@ def test_layernorm_1p_is_stored_with_its_one(students: Students, tmp_path: Path)
     assert {name: config[name] for name in facts} == facts
 
 
-def test_an_overflowing_cast_is_refused_by_name(tmp_path: Path) -> None:
-    model = make_model()
-    model.model.layers[1].mlp.up_proj.weight[3, 4] = 70_000.0
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.2.self_attn.o_proj.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.k_proj.bias",
+        "model.embed_tokens.weight",
+    ],
+)
+def test_an_overflowing_cast_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    model = make_model("qwen2")
+    dict(model.named_parameters())[name].flatten()[-1] = 70_000.0
     student = save_checkpoint(tmp_path / "student", model)
     write(student, tmp_path / "bf16", precision="bf16", parallelism=Parallelism())
-    with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.up_proj"):
+    with pytest.raises(VerificationError, match="overflows") as caught:
         write(student, tmp_path / "fp16", precision="fp16", parallelism=Parallelism())
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +275,7 @@ def test_an_overflowing_cast_is_refused_by_name(tmp_path: Path) -> None:
             "num_key_value_heads",
         ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, Parallelism(), "rope_scaling"),
+        ({"partial_rotary_factor": 0.5}, Parallelism(), "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, Parallelism(), "hidden_act"),
         ({"sliding_window": 512}, Parallelism(), "sliding_window"),
     ],

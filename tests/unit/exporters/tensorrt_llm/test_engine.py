@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compressor.console import Console
-from compressor.errors import DependencyError, VerificationError
+from compressor.doctor import _engine_builder
+from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.presets import PRESETS
@@ -87,9 +88,10 @@ def test_sizes_come_from_the_recipe() -> None:
 
 
 def test_the_container_gets_gpus_and_memory_limits() -> None:
-    command = shlex.join(container_command(["trtllm-build", "--help"]))
-    assert command.startswith("docker run --rm --gpus all --ipc host --ulimit memlock=-1 ")
-    assert command.endswith(" nvcr.io/nvidia/tensorrt-llm/release:1.2.1 trtllm-build --help")
+    assert container_command(["trtllm-build", "--help"]) == (
+        "docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 "
+        '-v "$PWD":/export -w /export nvcr.io/nvidia/tensorrt-llm/release:1.2.1 trtllm-build --help'
+    )
 
 
 def test_memory_by_hand() -> None:
@@ -100,6 +102,8 @@ def test_memory_by_hand() -> None:
     linear = 32 * (2 * 3072 * 128 * (32 + 8) + 3 * 3072 * 9216)
     rest = 2 * 128_256 * 3072 + 65 * 3072
     assert found["weight_bytes_per_gpu"] == (linear + 2 * rest) // 2
+    shared = predicted_memory(dims, checkpoint(tp_size=16), settings)  # 8 heads, each on two GPUs
+    assert shared["full_kv_cache_bytes_per_gpu"] == 2 * 1000 * (2 * 2 * 32 * 1 * 128)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +122,36 @@ def test_other_versions_say_why_there_is_no_engine(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert message in str(find_builder())
     with pytest.raises(DependencyError, match="cannot be built here") as caught:
-        require_builder()
+        require_builder(["onnx", "tensorrt-llm"])
     assert caught.value.exit_code == 4
     assert "release:1.2.1" in str(caught.value.hint)
+
+
+def test_a_newer_tensorrt_llm_without_a_builder_says_what_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "tensorrt_llm-1.3.0rc22.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.3.0rc22\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = str(find_builder())
+    assert "TensorRT-LLM 1.3.0rc22 is installed" in reason
+    assert "huggingface-fp8 export directly (trtllm-serve DIR)" in reason
+
+
+def test_an_engine_required_of_formats_without_one_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"no format that becomes one[\s\S]*huggingface, onnx"):
+        require_builder(["huggingface", "onnx"])
+
+
+def test_doctor_names_the_builders_version_or_why_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _engine_builder() == {"found": False, "reason": "no trtllm-build on PATH"}
+    stand_in_builder.install(tmp_path)
+    assert _engine_builder() == {"found": True, "version": "1.2.1"}
 
 
 def test_a_fitting_builder_is_found_and_a_broken_one_is_not(
@@ -160,6 +191,19 @@ def test_an_engine_is_built_and_its_log_kept(export: tuple[Path, Dims], stand_in
     assert not (export[0] / "engine-dense").exists()
 
 
+def test_a_build_shows_its_memory_and_its_last_line_while_it_runs(
+    export: tuple[Path, Dims], stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in()
+    monkeypatch.setattr("compressor.console.LINE_INTERVAL_S", 0.0)
+    console, shown = Console(), []
+    monkeypatch.setattr(console, "info", shown.append)
+    make_engine(*export, TensorRTLLM(), console)
+    assert any("GiB of weights per GPU" in line for line in shown)
+    last = "building engine 2/2 [TRT-LLM] [I] Total time of building all engines: 00:00:21"
+    assert shown[-1].strip() == last
+
+
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
@@ -168,6 +212,7 @@ def test_an_engine_is_built_and_its_log_kept(export: tuple[Path, Dims], stand_in
         ("no engine", r"left no engine[\s\S]*rank0\.engine"),
         ("empty engine", r"left no engine[\s\S]*0 bytes"),
         ("other model", r"of another model[\s\S]*rotary_base"),
+        ("other precision", r"of another model[\s\S]*quant_algo"),
     ],
 )
 def test_only_a_readable_engine_is_believed(
@@ -191,6 +236,8 @@ def test_a_sparse_build_reports_its_tactics_and_has_a_dense_twin(
     assert (export[0] / "engine-dense" / "rank1.engine").is_file()
     assert "Sparsity" not in (export[0] / "engine-dense" / LOG_FILE).read_text()
     assert bool(console.warnings) is (num_chosen == 0)
+    assert "--weight_sparsity" in record["commands"]["engine"]
+    assert "--weight_sparsity" not in record["commands"]["engine-dense"]
 
 
 def test_a_log_that_says_nothing_of_sparsity_claims_nothing() -> None:

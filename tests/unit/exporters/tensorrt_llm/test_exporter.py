@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import DependencyError, UsageError, VerificationError
-from compressor.recipe import Export, ExportFormat, TensorRTLLM
+from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe import Calibration, Export, ExportFormat, TensorRTLLM
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
-from exporters.record import VERIFICATION_FILE
+from exporters.record import VERIFICATION_FILE, file_hashes
 from exporters.verify import verify_directory
+from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 FORMATS: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
@@ -149,6 +151,144 @@ def test_damaged_scales_are_caught(exports: Exports, tmp_path: Path, how: str) -
     check_damage(made, exports.quantised(tied=True).path, "tensorrt-llm-fp8", *FP8_DAMAGE[how])
 
 
+@pytest.fixture(scope="module")
+def with_cache(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An FP8 export with an FP8 cache; not to be changed."""
+    source = exports.quantised(tied=True, fp8_kv_cache=True)
+    out_dir = tmp_path_factory.mktemp("exports") / "cache"
+    return execute(export_stage("tensorrt-llm-fp8"), Export(), source, out_dir, context()).artifact.path
+
+
+CACHE_DAMAGE = {
+    "dropped": (without("attention.kv_cache_scaling_factor"), "lacks a tensor"),
+    "zero": (with_value("attention.kv_cache_scaling_factor", 0.0), "unusable"),
+    "inf": (with_value("attention.k_cache_scaling_factor", float("inf")), "unusable"),
+    "other": (with_value("attention.kv_cache_scaling_factor", 1.25), "does not follow from calibration"),
+    "other values": (with_value("attention.v_cache_scaling_factor", 0.5), "does not follow"),
+}
+
+
+@pytest.mark.parametrize("how", CACHE_DAMAGE)
+def test_damaged_cache_scales_are_caught(
+    exports: Exports, with_cache: Path, tmp_path: Path, how: str
+) -> None:
+    made = Path(shutil.copytree(with_cache, tmp_path / "made"))
+    student = exports.quantised(tied=True, fp8_kv_cache=True).path
+    check_damage(made, student, "tensorrt-llm-fp8", *CACHE_DAMAGE[how])
+
+
+def test_cache_scales_of_one_are_the_formats_minimum(with_cache: Path) -> None:
+    stored = load_file(with_cache / "checkpoint" / "rank0.safetensors")
+    scales = [stored[name].item() for name in stored if name.endswith("cache_scaling_factor")]
+    assert scales == [1.0] * 9
+    assert verify_directory(with_cache)["checked"][0]["fp8"] is True
+
+
+def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cache: Path) -> None:
+    plain, cached = exports.quantised(tied=True).path, exports.quantised(tied=True, fp8_kv_cache=True).path
+    wrong: list[tuple[ExportFormat, Path, Path, str]] = [
+        ("tensorrt-llm-fp16", exports.make("tensorrt-llm"), plain, "dtype"),
+        ("tensorrt-llm-fp8", exports.make("tensorrt-llm"), plain, "fp8"),
+        ("tensorrt-llm", exports.make("tensorrt-llm-fp8"), plain, "fp8"),
+        ("tensorrt-llm-fp8", exports.make("tensorrt-llm-fp8"), cached, "fp8_kv_cache"),
+        ("tensorrt-llm-fp8", with_cache, plain, "fp8_kv_cache"),
+    ]
+    for name, made, student, field in wrong:
+        with pytest.raises(VerificationError, match="another precision") as caught:
+            EXPORTERS[name].verify(made, student, OPTIONS)
+        assert str(caught.value.where) == f"{name}: {field}"
+
+
+@pytest.mark.parametrize("how", ["gate and up", "q and k"])
+@pytest.mark.parametrize("name", ["tensorrt-llm-fp16", "tensorrt-llm-fp8"])
+def test_verify_compares_a_runs_checkpoints_with_its_student(
+    exports: Exports, tmp_path: Path, name: ExportFormat, how: str
+) -> None:
+    """Written wrong from the start: the record's hashes are those of the wrong files."""
+    run = tmp_path / "run"
+    shutil.copytree(exports.student(tied=True), run / "student")
+    shutil.copytree(exports.quantised(tied=True).path, run / "stages" / "quantize")
+    made = Path(shutil.copytree(exports.make(name), run / "exports" / name))
+    (run / "manifest.json").write_text("{}")
+    assert verify_directory(run)["checked"][1]["format"] == name
+    file, (damage, message) = made / "checkpoint" / "rank0.safetensors", DAMAGE[how]
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    record = {**record_of(made), "files": file_hashes(made)}
+    (made / VERIFICATION_FILE).write_text(json.dumps(record))
+    assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
+    with pytest.raises(VerificationError, match=message):
+        verify_directory(run)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="module")
+def llama31(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A student of Llama-3.1's rope, quantised, in both formats; not to be changed."""
+    root = tmp_path_factory.mktemp("llama31")
+    rope = {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rope_scaling": {**LLAMA3}}
+    model = make_model(rope_theta=500_000.0, **rope).to(torch.bfloat16)
+    student = artifact_of(save_checkpoint(root / "student", model))
+    config = QuantizeStageConfig(calibration=Calibration(data=str(exports.text), size=4, seq_len=64))
+    source = execute(QUANTIZE, config, student, root / "quantised", context()).artifact
+    made = {"quantised": source.path}
+    names: tuple[ExportFormat, ...] = ("huggingface-fp8", "tensorrt-llm-fp8")
+    for name in names:
+        made[name] = execute(export_stage(name), Export(), source, root / name, context()).artifact.path
+    return made
+
+
+def damaged_copy(made: Path, where: Path, file: str, changes: dict[str, Any]) -> Path:
+    copy = Path(shutil.copytree(made, where))
+    config = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**config, **changes}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rotary_scaling": None}, {"rotary_base": 10_000.0}], ids=["scaling", "base"]
+)
+def test_rope_of_llama31_is_kept_in_the_checkpoint_and_its_loss_is_caught(
+    llama31: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made, file = llama31["tensorrt-llm-fp8"], "checkpoint/config.json"
+    config = json.loads((made / file).read_text())
+    assert (config["rotary_base"], config["rotary_scaling"]) == (500_000.0, LLAMA3)
+    copy = damaged_copy(made, tmp_path / "made", file, changes)
+    with pytest.raises(VerificationError, match="config differs"):
+        EXPORTERS["tensorrt-llm-fp8"].verify(copy, llama31["quantised"], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": None},
+        {"rope_theta": 10_000.0},
+        {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}},
+    ],
+    ids=["scaling of 4.57", "base of 4.57", "scaling of 5"],
+)
+def test_rope_of_llama31_is_kept_in_the_unified_checkpoint_and_its_loss_is_caught(
+    llama31: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made, file = llama31["huggingface-fp8"], "config.json"
+    config = json.loads((made / file).read_text())
+    assert (config["rope_theta"], config["rope_scaling"]) == (500_000.0, LLAMA3)
+    assert config["rope_parameters"] == {"rope_theta": 500_000.0, **LLAMA3}
+    copy = damaged_copy(made, tmp_path / "made", file, changes)
+    with pytest.raises(VerificationError, match="config differs"):
+        EXPORTERS["huggingface-fp8"].verify(copy, llama31["quantised"], OPTIONS)
+
+
 @pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
 @pytest.mark.parametrize(
     ("field", "value"),
@@ -182,9 +322,11 @@ def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
     made = execute(export_stage("tensorrt-llm"), Export(), source, tmp_path / "made", context()).artifact
     engine = made.details["engine"]
     assert (engine["built"], engine["reason"]) == (False, "no trtllm-build on PATH")
-    assert engine["command"].startswith("trtllm-build --checkpoint_dir checkpoint --output_dir engine ")
+    assert engine["commands"]["engine"].startswith(
+        "trtllm-build --checkpoint_dir checkpoint --output_dir engine "
+    )
     script = (made.path / engine["script"]).read_text()
-    assert engine["command"] in script
+    assert engine["commands"]["engine"] in script
     assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in script
     (made.path / "engine").mkdir()
     (made.path / "engine" / "rank0.engine").write_bytes(b"built later")

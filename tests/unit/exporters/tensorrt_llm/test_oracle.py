@@ -31,10 +31,10 @@ if Version(version("nvidia-modelopt")) >= Version("0.47"):
     DECODERS |= {"qwen2": "qwen", "qwen3": "qwen"}
 # Under transformers 5 ModelOpt leaves rope out altogether; everything else here must agree.
 COMPARED = (
-    *("architecture", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
-    *("intermediate_size", "vocab_size", "head_size", "max_position_embeddings", "hidden_act"),
-    *("norm_epsilon", "position_embedding_type", "use_parallel_embedding", "embedding_sharding_dim"),
-    *("mapping", "quantization"),
+    *("architecture", "dtype", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("hidden_size", "intermediate_size", "vocab_size", "head_size", "max_position_embeddings"),
+    *("hidden_act", "norm_epsilon", "position_embedding_type", "use_parallel_embedding"),
+    *("embedding_sharding_dim", "mapping", "quantization"),
 )
 
 
@@ -83,11 +83,14 @@ def quantise_(model: Any, student: Path) -> None:
     write_amax(student, {name: value.detach() for name, value in amax.items()})
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
+@pytest.mark.parametrize(
+    ("precision", "tied"),
+    [("bf16", False), ("bf16", True), ("fp16", False), ("fp8", False), ("fp8", True)],
+)
 @pytest.mark.parametrize("model_type", DECODERS)
-def test_modelopt_writes_the_same(tmp_path: Path, model_type: str, precision: str) -> None:
+def test_modelopt_writes_the_same(tmp_path: Path, model_type: str, precision: str, tied: bool) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    tiny = make_model(model_type, tie_word_embeddings=False, num_hidden_layers=2).to(dtype)
+    tiny = make_model(model_type, tie_word_embeddings=tied, num_hidden_layers=2).to(dtype)
     student = save_checkpoint(tmp_path / "student", tiny)
     model = load_model(student, dtype="float32", device="cpu")
     is_fp8 = precision == "fp8"

@@ -1,0 +1,23 @@
+"""A recipe's plan, of one model or of a family, and the text that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compressor.cli.render import family_plan_text, plan_text
+from compressor.family import FamilyPlan, plan_family, split_targets
+from compressor.models.dims import Dims
+from compressor.planning import Plan, make_plan
+from compressor.recipe import Recipe
+from compressor.training_cost import Hardware
+
+
+def planned(
+    recipe: Recipe, teacher: Dims, *, out_dir: Path, hardware: Hardware | None = None
+) -> tuple[Plan | FamilyPlan, str]:
+    """Resolve a recipe: a family where it names several targets."""
+    if len(split_targets(recipe.target)) > 1:
+        family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
+        return family, family_plan_text(family.document)
+    plan = make_plan(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
+    return plan, plan_text(plan.document)

@@ -1,0 +1,215 @@
+"""What every kind of distillation does around the trainer: schedule, text, placement, saving."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from compressor.artifact import ModelArtifact
+from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
+from compressor.errors import UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
+from compressor.models.dims import dims_of_config, flops_per_token
+from compressor.models.load import copy_tokenizer, load_tokenizer
+from compressor.models.portable import write_config
+from compressor.processes import is_main, on_main, world_size
+from compressor.recipe import Distill, Domain
+from compressor.stage import StageContext
+from compressor.training.sharding import full_state, process_mesh, shard_
+from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
+
+TOKENS = "tokens"
+PUBLISHED_BATCH_SIZE = 1152
+PUBLISHED_WARMUP_STEPS = 40
+SHORTEST_PUBLISHED_RUN_STEPS = 400
+
+
+def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
+    """Turn a token budget into optimizer steps.
+
+    The published batch is 1152 windows (arXiv 2408.11796) and the shortest published run 400 steps
+    (arXiv 2407.14679); a smaller budget keeps the 400 steps and takes smaller batches.
+
+    Raises:
+        UsageError: when the budget does not fill one window per process, or the batch cannot be shared
+            equally among the processes.
+    """
+    num_windows, processes = config.tokens // config.context_length, world_size()
+    if num_windows < processes:
+        raise UsageError(
+            "the token budget does not fill one training window per process",
+            where="--tokens",
+            expected=f"at least {config.context_length * processes}",
+            found=config.tokens,
+        )
+    batch_size = _batch_size(config.batch_size, num_windows, processes)
+    micro_batch_size = math.gcd(batch_size // processes, config.micro_batch_size)
+    max_steps = num_windows // batch_size
+    warmup = config.warmup_steps
+    return TrainingConfig(
+        max_steps=max_steps,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=batch_size // processes // micro_batch_size,
+        learning_rate=config.learning_rate,
+        min_learning_rate_ratio=config.min_learning_rate_ratio,
+        warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
+        checkpoint_steps=config.checkpoint_steps,
+        seed=seed,
+        bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
+        use_cpu=device == "cpu",
+        report_to=config.report_to,
+    )
+
+
+def _batch_size(asked: int | None, num_windows: int, processes: int) -> int:
+    """Windows per optimizer step, a multiple of the processes."""
+    if asked is None:
+        default = min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
+        return max(processes, default // processes * processes)
+    if asked % processes:
+        raise UsageError(
+            "the batch cannot be shared equally among the processes",
+            where="--train-batch-size",
+            expected=f"a multiple of {processes}",
+            found=asked,
+        )
+    return min(asked, num_windows // processes * processes)
+
+
+def open_training_stream(
+    config: Distill,
+    plan: TrainingConfig,
+    domains: Sequence[Domain],
+    tokenizer_of: ModelArtifact,
+    out_dir: Path,
+    context: StageContext,
+) -> WindowStream:
+    """Tokenise the training text into `out_dir` and mix it, as many windows as the plan takes.
+
+    Raises:
+        UsageError: when a domain's text does not fill one window.
+    """
+    total = plan.max_steps * plan.batch_size
+    if config.dynamic_batches.variant == "off":
+        counts = count_windows(
+            [domain.weight for domain in domains],
+            num_steps=plan.max_steps,
+            batch_size=plan.batch_size,
+            seed=context.seed,
+        )
+    else:  # any domain may turn out to be the one that lags
+        counts = (total,) * len(domains)
+    directory = out_dir / TOKENS
+
+    def write() -> None:
+        tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
+        with context.console.rich.status("tokenising the training text"):
+            write_domains(domains, tokenizer, directory, num_windows=counts, seq_len=config.context_length)
+
+    on_main(write)
+    stream = open_stream(
+        domains,
+        directory,
+        seq_len=config.context_length,
+        isolate_documents=config.isolate_documents,
+        seed=context.seed,
+    )
+    _warn_of_repeats(stream, counts, context)
+    return stream
+
+
+def _warn_of_repeats(stream: WindowStream, counts: Sequence[int], context: StageContext) -> None:
+    for name, num_distinct, count in zip(stream.names, stream.num_distinct, counts, strict=True):
+        if count > num_distinct:
+            which = "the training text" if len(counts) == 1 else f"domain {name}"
+            context.console.warn(f"{which} is seen {count / num_distinct:.2f} times")
+
+
+def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str) -> None:
+    """Set a student up for training in place: activation checkpointing, compilation, sharding.
+
+    Args:
+        module: Has the student as `student`; its `teacher`, if it has one, is sharded on its own.
+        config: What is asked for.
+        plan: The schedule.
+        device: `cpu` or `cuda`.
+    """
+    student: Any = module.student
+    if config.activation_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile == "on" or (config.compile == "auto" and device == "cuda"):
+        for layer in ModelAdapter(student).layers:
+            layer.module.compile()
+    if world_size() == 1 or config.sharding == "replicate":
+        return
+    mesh = process_mesh(device)
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None:
+        shard_(teacher, teacher.model, mesh, bf16=False)
+    shard_(module, student, mesh, bf16=plan.bf16)
+    register_fsdp_forward_method(module, "cross_entropy")
+
+
+def training_flops_per_token(teacher: Path | None, student: Path, context_length: int) -> int:
+    """Teacher forward, student forward and backward (three forwards), at half the window's context."""
+    mean_context = context_length // 2
+    flops = 3 * flops_per_token(dims_of_config(read_config(student)), mean_context)
+    if teacher is not None:
+        flops += flops_per_token(dims_of_config(read_config(teacher)), mean_context)
+    return flops
+
+
+def refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> None:
+    """Refuse models whose logits cannot be compared.
+
+    Raises:
+        UnsupportedError: when the vocabularies differ.
+    """
+    sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise UnsupportedError(
+            "student and teacher have different vocabularies", expected=sizes[1], found=sizes[0]
+        )
+
+
+def save_trained(model: nn.Module, source: ModelArtifact, out_dir: Path, dtype: torch.dtype) -> None:
+    """Write a trained model in the source checkpoint's order, so that names stay the plain ones."""
+    state = full_state(model)
+    if not is_main():
+        return
+    with CheckpointReader(source.path) as reader:
+        names = list(reader)
+    specs = [whole(name, state[name].to(dtype)) for name in names]
+    write_checkpoint(out_dir, specs)
+    write_config(out_dir, {**read_config(source.path), "dtype": str(dtype).removeprefix("torch.")})
+    copy_tokenizer(source.path, out_dir)
+
+
+def clean_up(out_dir: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    if is_main():
+        for name in (CHECKPOINTS, TOKENS):
+            shutil.rmtree(out_dir / name)
+
+
+def training_details(
+    stream: WindowStream, plan: TrainingConfig, log: TrainingLog, context_length: int
+) -> dict[str, Any]:
+    """What every training reports."""
+    return {
+        "schedule": {**asdict(plan), "batch_size": plan.batch_size, "processes": world_size()},
+        "tokens": sum(stream.drawn) * context_length,
+        "epochs": round(max(stream.num_epochs), 4),
+        "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+        "curve": asdict(log),
+    }

@@ -1,0 +1,149 @@
+"""What is called around the training loop: extensions, the display, completed checkpoints, reporters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from compressor.console import Tick
+from compressor.errors import DependencyError
+from compressor.processes import barrier, is_main
+
+if TYPE_CHECKING:
+    from compressor.training.trainer import TrainingConfig
+
+COMPLETE_MARK = "complete"
+LOGGING_STEPS = 10
+_MODULES = {"tensorboard": "tensorboardX"}
+
+
+class TrainingExtension:
+    """What a kind of training adds to the loop; as it stands, nothing.
+
+    Everything it changes outside the optimizer it saves with every checkpoint and loads again. Every
+    process calls every method; files are written by the main one.
+    """
+
+    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
+        """The optimizer to use; None for AdamW with the config's settings."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step, the first being 1."""
+
+    def save(self, directory: Path) -> None:
+        """Write what a resumed run needs into a checkpoint."""
+
+    def load(self, directory: Path) -> None:
+        """Take it up again, after the student's weights."""
+
+
+class Watch(TrainerCallback):
+    """Shows step, loss, speed and time left."""
+
+    def __init__(self, tick: Tick) -> None:
+        """Show through this progress display."""
+        self._tick = tick
+        self._note = ""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take up the newest figures."""
+        entry = state.log_history[-1] if state.log_history else {}
+        if "loss" not in entry:
+            return
+        parts = [f"loss {entry['loss']:.4f}", f"grad norm {float(entry['grad_norm']):.2f}"]
+        if "tokens_per_s" in entry:
+            left = (state.max_steps - state.global_step) * entry["seconds_per_step"]
+            parts += [f"{entry['tokens_per_s']:,.0f} tokens/s", f"{_duration(left)} left"]
+        if "utilisation" in entry:
+            parts.append(f"{entry['utilisation']:.0%} of the peak rate")
+        self._note = ", ".join(parts)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the display."""
+        self._tick(self._note, done=state.global_step)
+
+
+class Extend(TrainerCallback):
+    """Calls the extensions after every step and at every checkpoint."""
+
+    def __init__(self, extensions: Sequence[TrainingExtension]) -> None:
+        """Call these, in order."""
+        self._extensions = extensions
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After a step."""
+        for extension in self._extensions:
+            extension.after_step(state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """At a checkpoint."""
+        for extension in self._extensions:
+            extension.save(_checkpoint(args, state))
+
+
+class Guard(TrainerCallback):
+    """Calls a check when a step's gradients are there and the optimizer has not moved."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        """Call this."""
+        self._check = check
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the optimizer."""
+        self._check()
+
+
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint whose every file every process has written; a killed save leaves none."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the extensions."""
+        barrier()
+        if is_main():
+            (_checkpoint(args, state) / COMPLETE_MARK).touch()
+
+
+def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:
+    """Callbacks beside the Trainer's own integrations: TensorBoard, into a directory of ours.
+
+    Raises:
+        DependencyError: for a reporter that is not installed.
+    """
+    for name in names:
+        if find_spec(_MODULES.get(name, name)) is None:
+            raise DependencyError(f"{name} is not installed", where="--report-to", hint=f"pip install {name}")
+    if "tensorboard" not in names or not is_main():
+        return []
+    from tensorboardX import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(tb_writer=SummaryWriter(logdir=str(directory)))]
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

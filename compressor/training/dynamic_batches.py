@@ -1,0 +1,172 @@
+"""Dynamic batch loading as a training extension: every so many steps the lagging domains gain weight.
+
+The stream draws a step's windows from the weights of that moment, so an update acts on the very next
+step. The stream's own state carries the weights through a checkpoint; this module's carries the
+reference losses and the course so far.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import write_json
+from compressor.data.dynamic_weights import Variant, updated_weights
+from compressor.data.mixing import WindowStream
+from compressor.data.packing import TokenArray, read_windows
+from compressor.errors import UsageError, VerificationError
+from compressor.processes import is_main
+from compressor.recipe import Domain
+from compressor.training.callbacks import TrainingExtension
+
+STATE_FILE = "dynamic_batches.json"
+
+# A domain's mean cross-entropy in nats on its held-out windows, by its index in the stream. It must be
+# the same number on every process: each updates the weights of its own stream.
+Evaluate = Callable[[int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One change of the weights.
+
+    Attributes:
+        step: The optimizer step after which it was made.
+        losses: The student's loss per domain.
+        weights: The shares from the next step on.
+    """
+
+    step: int
+    losses: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+class DynamicBatchLoading(TrainingExtension):
+    """Evaluates every domain at an interval and moves the stream's weights."""
+
+    def __init__(
+        self,
+        stream: WindowStream,
+        evaluate: Evaluate,
+        evaluate_teacher: Evaluate,
+        *,
+        references: Sequence[float | None],
+        variant: Variant,
+        interval_steps: int,
+    ) -> None:
+        """Set up; nothing is evaluated yet.
+
+        Args:
+            stream: Whose weights move.
+            evaluate: The student's loss on a domain.
+            evaluate_teacher: The teacher's loss on the same windows; asked once, after the first step,
+                for the domains without a reference.
+            references: Reference loss per domain, None for the teacher's.
+            variant: Which published rule.
+            interval_steps: Optimizer steps between updates.
+        """
+        if len(references) != stream.num_domains:
+            raise ValueError(f"{len(references)} references for {stream.num_domains} domains")
+        self._stream = stream
+        self._evaluate, self._evaluate_teacher = evaluate, evaluate_teacher
+        self._given = tuple(references)
+        self._references: tuple[float, ...] | None = None
+        self._variant: Variant = variant
+        self._interval_steps = interval_steps
+        self._updates: list[Update] = []
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The course of the weights so far."""
+        return tuple(self._updates)
+
+    def after_step(self, step: int) -> None:
+        """Update the weights when the interval is over.
+
+        Raises:
+            VerificationError: for a loss that is not finite.
+        """
+        if self._references is None:
+            self._references = tuple(
+                self._checked(self._evaluate_teacher(index), index, "teacher") if given is None else given
+                for index, given in enumerate(self._given)
+            )
+        if step % self._interval_steps:
+            return
+        losses = tuple(
+            self._checked(self._evaluate(index), index, "student")
+            for index in range(self._stream.num_domains)
+        )
+        weights = updated_weights(self._stream.weights, losses, self._references, variant=self._variant)
+        self._stream.weights = weights
+        self._updates.append(Update(step=step, losses=losses, weights=tuple(self._stream.weights.tolist())))
+
+    def save(self, directory: Path) -> None:
+        """Write references and course into a checkpoint."""
+        if is_main():
+            write_json(directory / STATE_FILE, self.report())
+
+    def load(self, directory: Path) -> None:
+        """Take both up again.
+
+        Raises:
+            VerificationError: when the checkpoint holds none.
+        """
+        file = directory / STATE_FILE
+        if not file.is_file():
+            raise VerificationError("the checkpoint holds no dynamic weights", where=str(file))
+        state = json.loads(file.read_text(encoding="utf-8"))
+        self._references = tuple(state["reference_losses"]) if state["reference_losses"] else None
+        self._updates = [
+            Update(step=entry["step"], losses=tuple(entry["losses"]), weights=tuple(entry["weights"]))
+            for entry in state["updates"]
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """The course of the weights for the report, as plain JSON values."""
+        return {
+            "variant": self._variant,
+            "interval_steps": self._interval_steps,
+            "domains": list(self._stream.names),
+            "reference_losses": list(self._references) if self._references else None,
+            "updates": [
+                {"step": update.step, "losses": list(update.losses), "weights": list(update.weights)}
+                for update in self._updates
+            ],
+        }
+
+    def _checked(self, loss: float, index: int, role: str) -> float:
+        if not math.isfinite(loss):
+            raise VerificationError(
+                f"the {role}'s loss on held-out text is not finite",
+                where=f"domain {self._stream.names[index]}",
+                found=loss,
+            )
+        return loss
+
+
+def held_out_windows(
+    domains: Sequence[Domain], tokenizer: Any, *, size: int, seq_len: int
+) -> tuple[TokenArray, ...]:
+    """Up to `size` held-out windows of every domain, `[num_windows, seq_len]` each.
+
+    Raises:
+        UsageError: for a domain whose held-out part does not fill one window.
+    """
+    found = []
+    for domain in domains:
+        try:
+            found.append(read_windows(domain.data, "held_out", tokenizer, size=size, seq_len=seq_len))
+        except UsageError as error:
+            raise UsageError(
+                f"dynamic batches need held-out text of every domain: {error.what}",
+                where=f"domain {domain.name}: {error.where}",
+                expected=error.expected,
+                found=error.found,
+                hint="a longer text for this domain, shorter windows, or dynamic_batches off",
+            ) from error
+    return tuple(found)

@@ -1,0 +1,114 @@
+"""`--target A,B`: each smaller model from the one before, every member a run of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.cli.main import invoke
+from tests.integration.command import digests, succeed
+
+Capture = pytest.CaptureFixture[str]
+MEMBERS = ("59pct", "71k")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    recipe = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+    tree = {
+        "model": str(tiny_checkpoint),
+        "target": "59%,71k",
+        "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
+        "distill": {"data": str(tiny_text), "tokens": 512, "context_length": 32, "batch_size": 4},
+        "export": {"formats": ["huggingface"]},
+        "evaluate": {"window": 64, "size": 2},
+        "bench": {"enabled": False},
+    }
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
+    return ["run", "--config", str(recipe)]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("families") / "out"
+    return out, succeed(*arguments, "-o", out)
+
+
+def test_each_member_is_a_run_made_from_the_one_before(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, family = finished
+    assert family["complete"] is True
+    assert [entry["name"] for entry in family["members"]] == list(MEMBERS)
+    for entry in family["members"]:
+        for name in ("manifest.json", "recipe.yaml", "plan.json", "README.md", "student/model.safetensors"):
+            assert (out / entry["directory"] / name).is_file()
+    first, second = (read_json(out / name / "student" / "artifact.json") for name in MEMBERS)
+    assert second["lineage"][: len(first["lineage"])] == first["lineage"]
+    manifests = [read_json(out / name / "plan.json") for name in MEMBERS]
+    assert manifests[1]["teacher"]["num_parameters"] == first["num_parameters"]
+    distilled = read_json(out / MEMBERS[1] / "stages" / "distill" / "artifact.json")
+    pruned = read_json(out / MEMBERS[1] / "stages" / "prune" / "artifact.json")
+    assert distilled["inputs"]["teacher"] == pruned["inputs"]["source"]
+
+
+def test_the_family_page_repeats_its_members_numbers(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, family = finished
+    assert family == read_json(out / "family.json")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    for entry in family["members"]:
+        evaluation = read_json(out / entry["name"] / "stages" / "evaluate" / "evaluation.json")
+        assert entry["perplexity"] == evaluation["models"]["distilled"]["perplexity"]
+        assert f"{entry['num_parameters']:,} | {entry['perplexity']:.3f}" in card
+        assert f"[{entry['name']}]({entry['name']}/README.md)" in card
+    assert "Not made yet" not in card
+
+
+def test_the_same_command_skips_what_is_there_and_makes_what_is_not(
+    finished: tuple[Path, dict[str, Any]], arguments: list[str], capsys: Capture
+) -> None:
+    out, family = finished
+    made = digests(out, MEMBERS)
+    longer = [*arguments, "--target", "59%,71k,48k", "-o", str(out), "--resume", "--json"]
+    assert invoke(longer) == 0
+    captured = capsys.readouterr()
+    extended = json.loads(captured.out)
+    assert extended["members"][:2] == family["members"]
+    assert extended["members"][2]["num_parameters"] < family["members"][1]["num_parameters"]
+    for member in MEMBERS:
+        assert differing(made, digests(out, MEMBERS), below=f"{member}/student") == []
+    assert captured.err.count("distill: stages/distill: already there") == 2
+
+
+def test_a_changed_option_is_refused_by_the_first_member(
+    finished: tuple[Path, dict[str, Any]], arguments: list[str], capsys: Capture
+) -> None:
+    assert invoke([*arguments, "-o", str(finished[0]), "--learning-rate", "0.5"]) == 2
+    assert "learning_rate: 0.0001 -> 0.5" in capsys.readouterr().err
+
+
+def test_a_family_keeps_out_of_other_directories(
+    arguments: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert invoke([*arguments, "-o", str(tmp_path)]) == 2
+    assert "family.json" in capsys.readouterr().err
+    assert invoke([*arguments, "-o", str(tmp_path / "new"), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_targets_must_shrink(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert invoke([*arguments, "--target", "71k,59%", "-o", str(tmp_path / "out")]) == 2
+    assert "not below the teacher's size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def differing(before: dict[str, str], after: dict[str, str], *, below: str) -> list[str]:
+    return [name for name, digest in before.items() if name.startswith(below) and after[name] != digest]

@@ -1,0 +1,105 @@
+"""Started by test_distributed.py, alone or through torchrun: a short distillation of a tiny model.
+
+python -m tests.integration.train_in_processes OUT TIED SHARDING MICRO_BATCH KILL_AT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from compressor.console import Console
+from compressor.data.mixing import DomainWindows, WindowStream
+from compressor.data.packing import TokenWindows, starts_path
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.training import place_
+from compressor.processes import barrier, is_main, rank, start, world_size
+from compressor.recipe import Distill
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.sharding import full_state
+from compressor.training.trainer import TrainingConfig, train
+from tests.tiny_models import make_model
+
+SEQ_LEN, BATCH_SIZE, VOCAB = 16, 8, 320
+
+
+class KillAfter(TrainingExtension):
+    """SIGKILL of the last process right after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def after_step(self, step: int) -> None:
+        if step == self._step and rank() == world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_text(directory: Path) -> None:
+    """Two domains of random tokens whose documents end at random: counted tokens differ by window."""
+    generator = np.random.default_rng(0)
+    for domain in range(2):
+        path = directory / f"{domain}.bin"
+        generator.integers(0, VOCAB, 20 * SEQ_LEN + 1).astype("<u4").tofile(path)
+        starts = np.sort(generator.choice(20 * SEQ_LEN, 60, replace=False))
+        starts.astype("<u8").tofile(starts_path(path))
+
+
+def open_domains(directory: Path) -> WindowStream:
+    domains = [
+        DomainWindows(
+            name=str(domain),
+            windows=TokenWindows(directory / f"{domain}.bin", seq_len=SEQ_LEN, isolate_documents=True),
+        )
+        for domain in range(2)
+    ]
+    return WindowStream(domains, [1, 2], seed=0)
+
+
+def main() -> None:
+    out, tied, sharding, micro, kill_at = sys.argv[1:]
+    torch.set_num_threads(1)
+    start("cpu")
+    out_dir = Path(out)
+    if is_main():
+        out_dir.mkdir(exist_ok=True)
+        write_text(out_dir)
+    barrier()
+    student = make_model(tie_word_embeddings=tied == "tied", seed=1, hidden_size=32)
+    student.requires_grad_(requires_grad=True).train()
+    recipe = Distill.model_validate({"sharding": sharding, "kl_weight": 0.5})
+    module = DistillationModule(student, make_model(seed=2), LossConfig(kl_weight=0.5))
+    plan = TrainingConfig(
+        max_steps=20,
+        micro_batch_size=int(micro),
+        accumulation_steps=BATCH_SIZE // world_size() // int(micro),
+        learning_rate=1e-3,
+        min_learning_rate_ratio=0.1,
+        warmup_steps=2,
+        checkpoint_steps=4,
+        seed=0,
+        bf16=False,
+        use_cpu=True,
+    )
+    place_(module, recipe, plan, "cpu")
+    kinds = [isinstance(parameter, DTensor) for parameter in module.parameters()]
+    assert all(kinds) if world_size() > 1 and sharding == "full" else not any(kinds)
+    killer = [KillAfter(int(kill_at))]
+    log = train(module, open_domains(out_dir), plan, out_dir, Console(quiet=True), extensions=killer)
+    state = full_state(student)
+    if is_main():
+        save_file(state, out_dir / "student.safetensors")
+        (out_dir / "log.json").write_text(json.dumps(asdict(log)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

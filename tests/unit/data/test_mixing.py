@@ -1,0 +1,196 @@
+"""One global order of windows: exact resume, whole epochs, ranks, and weights that act at once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.data.mixing import (
+    DomainWindows,
+    WindowStream,
+    choose_domains,
+    count_windows,
+    open_stream,
+    write_domains,
+)
+from compressor.data.packing import PackedWindows, TokenWindows
+from compressor.errors import UsageError
+from compressor.recipe import Domain
+
+SEQ_LEN = 4
+SIZES = (7, 3, 5)
+DOMAIN_STRIDE = 1000
+
+weight_lists = st.lists(st.floats(0.05, 5.0), min_size=1, max_size=3)
+step_sizes = st.lists(st.integers(1, 6), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def token_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three domains of 7, 3 and 5 windows whose tokens tell domain and window apart."""
+    directory = tmp_path_factory.mktemp("domains")
+    paths = []
+    for domain, size in enumerate(SIZES):
+        path = directory / f"{domain}.bin"
+        (np.arange(size * SEQ_LEN, dtype="<u4") + DOMAIN_STRIDE * domain).tofile(path)
+        paths.append(path)
+    return paths
+
+
+def make_stream(paths: list[Path], weights: list[float], seed: int = 0) -> WindowStream:
+    domains = [
+        DomainWindows(name=f"d{index}", windows=TokenWindows(path, seq_len=SEQ_LEN))
+        for index, path in enumerate(paths[: len(weights)])
+    ]
+    return WindowStream(domains, weights, seed=seed)
+
+
+def identities(windows: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Domain and first token of each window."""
+    return [(window["domain_id"], int(window["input_ids"][0])) for window in windows]
+
+
+@settings(deadline=None)
+@given(weights=weight_lists, sizes=step_sizes, cut=st.integers(0, 12), seed=st.integers(0, 2**32))
+def test_resumed_after_any_step_the_stream_continues_the_same(
+    token_files: list[Path], weights: list[float], sizes: list[int], cut: int, seed: int
+) -> None:
+    whole = make_stream(token_files, weights, seed)
+    order = [identities(whole.step_windows(size)) for size in sizes]
+    first = make_stream(token_files, weights, seed)
+    for size in sizes[:cut]:
+        first.step_windows(size)
+    resumed = make_stream(token_files, [1.0] * len(weights), seed)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+
+    assert [identities(resumed.step_windows(size)) for size in sizes[cut:]] == order[cut:]
+    assert resumed.state_dict() == whole.state_dict()
+
+
+@settings(deadline=None)
+@given(weights=weight_lists, sizes=step_sizes, seed=st.integers(0, 2**32))
+def test_an_epoch_of_a_domain_skips_and_repeats_nothing(
+    token_files: list[Path], weights: list[float], sizes: list[int], seed: int
+) -> None:
+    stream = make_stream(token_files, weights, seed)
+    drawn = [window for size in sizes for window in identities(stream.step_windows(size))]
+
+    for domain in range(len(weights)):
+        order = [token for chosen, token in drawn if chosen == domain]
+        for first in range(0, len(order), SIZES[domain]):
+            epoch = order[first : first + SIZES[domain]]
+            assert len(set(epoch)) == len(epoch)
+        assert stream.drawn[domain] == len(order)
+
+
+@settings(deadline=None)
+@given(weights=weight_lists, sizes=step_sizes, world_size=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_the_ranks_together_see_the_order_of_one_process(
+    token_files: list[Path], weights: list[float], sizes: list[int], world_size: int, seed: int
+) -> None:
+    alone = make_stream(token_files, weights, seed)
+    ranks = [make_stream(token_files, weights, seed) for _ in range(world_size)]
+    for size in sizes:
+        shares = [
+            identities(stream.step_windows(size))[rank::world_size] for rank, stream in enumerate(ranks)
+        ]
+        together = [shares[index % world_size][index // world_size] for index in range(sum(map(len, shares)))]
+        assert together == identities(alone.step_windows(size))
+
+
+@settings(deadline=None)
+@given(weights=weight_lists, num_windows=st.integers(1, 64), step=st.integers(0, 10**6))
+def test_a_step_holds_each_share_rounded_up_or_down(
+    weights: list[float], num_windows: int, step: int
+) -> None:
+    shares = np.asarray(weights) / sum(weights)
+    counts = np.bincount(choose_domains(shares, num_windows, seed=3, step=step), minlength=len(shares))
+
+    assert counts.sum() == num_windows
+    assert (np.abs(counts - shares * num_windows) < 1 + 1e-9).all()
+
+
+def test_single_windows_follow_the_weights_in_the_long_run() -> None:
+    shares = np.asarray([0.7, 0.2, 0.1])
+    counts = Counter(int(choose_domains(shares, 1, seed=0, step=step)[0]) for step in range(4000))
+
+    assert [counts[domain] / 4000 for domain in range(3)] == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
+
+
+def test_new_weights_act_at_the_very_next_step(token_files: list[Path]) -> None:
+    stream = make_stream(token_files, [1.0, 1.0, 1.0])
+    stream.step_windows(9)
+    stream.weights = np.asarray([0.0, 0.0, 1.0])
+
+    assert {domain for domain, _ in identities(stream.step_windows(9))} == {2}
+
+
+def test_one_domain_is_seen_in_the_order_of_packed_windows(token_files: list[Path]) -> None:
+    stream = make_stream(token_files, [0.3], seed=5)
+    packed = PackedWindows(token_files[0], seq_len=SEQ_LEN, num_windows=20, seed=5)
+    drawn = [window for _ in range(4) for window in stream.step_windows(5)]
+
+    assert [window["input_ids"].tolist() for window in drawn] == [
+        packed[index]["input_ids"].tolist() for index in range(20)
+    ]
+    assert stream.num_epochs == (pytest.approx(20 / 7),)
+
+
+def test_a_position_of_other_domains_is_refused(token_files: list[Path]) -> None:
+    state = make_stream(token_files, [1.0, 1.0]).state_dict()
+
+    with pytest.raises(UsageError, match="other domains"):
+        make_stream(token_files, [1.0]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0]])
+def test_impossible_weights(token_files: list[Path], weights: list[float]) -> None:
+    stream = make_stream(token_files, [1.0, 1.0])
+
+    with pytest.raises(ValueError, match="weight"):
+        stream.weights = np.asarray(weights)
+
+
+def test_counting_ahead_is_what_the_stream_draws(token_files: list[Path]) -> None:
+    weights = [0.55, 0.25, 0.2]
+    stream = make_stream(token_files, weights, seed=9)
+    for _ in range(11):
+        stream.step_windows(3)
+
+    assert count_windows(weights, num_steps=11, batch_size=3, seed=9) == stream.drawn
+
+
+def test_the_recipes_domains_become_a_stream(make_text: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    domains = [
+        Domain(name="long", data=str(make_text(num_words=900)), weight=3.0),
+        Domain(name="short", data=str(make_text(num_words=60, seed=1)), weight=1.0),
+    ]
+    write_domains(domains, tiny_tokenizer, tmp_path / "tokens", num_windows=(4, 100), seq_len=16)
+    stream = open_stream(domains, tmp_path / "tokens", seq_len=16, isolate_documents=True, seed=0)
+    windows = stream.step_windows(16)
+
+    assert stream.names == ("long", "short")
+    assert stream.weights.tolist() == [0.75, 0.25]
+    assert Counter(window["domain_id"] for window in windows) == {0: 12, 1: 4}
+    assert stream.num_epochs[0] == 3
+    assert all(sorted(w) == ["domain_id", "input_ids", "labels", "position_ids"] for w in windows)
+    long_labels = [w["labels"] for w in windows if w["domain_id"] == 0]
+    assert min(int(labels.min()) for labels in long_labels) >= 0  # the text goes on behind the windows
+
+
+def test_a_domain_shorter_than_one_window_is_named(
+    make_text: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    domains = [Domain(name="prose", data=str(make_text(num_words=12)))]
+    write_domains(domains, tiny_tokenizer, tmp_path, num_windows=(1,), seq_len=4096)
+
+    with pytest.raises(UsageError, match="shorter than one window") as caught:
+        open_stream(domains, tmp_path, seq_len=4096, isolate_documents=False, seed=0)
+    assert "prose" in str(caught.value.where)
