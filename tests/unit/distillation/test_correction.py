@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compressor.console import Console
-from compressor.data.packing import PackedWindows
+from compressor.data.mixing import DomainWindows, WindowStream
+from compressor.data.packing import TokenWindows
 from compressor.distillation.correction import (
     CORRECT,
     TEACHER_FILE,
@@ -22,13 +23,14 @@ from compressor.distillation.correction import (
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.projection import ProjectionState
-from compressor.distillation.stage import schedule
+from compressor.distillation.training import schedule
 from compressor.errors import UsageError
 from compressor.models.load import load_model, open_checkpoint, resolve_source
 from compressor.recipe import Correction, Distill
 from compressor.stage import StageContext, execute
-from compressor.training.trainer import TrainingConfig, student_state, train
-from tests.tiny_models import make_model, save_checkpoint
+from compressor.training.sharding import full_state
+from compressor.training.trainer import TrainingConfig, train
+from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 
 SEQ_LEN, STEPS = 8, 4
 WHERE = {"seed": 0, "device": "cpu", "dtype": "float32"}
@@ -50,9 +52,18 @@ def make_config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**fields, **changes})
 
 
-def make_data(path: Path) -> PackedWindows:
+def make_data(path: Path) -> WindowStream:
     path.write_bytes(np.random.default_rng(0).integers(0, 320, 12 * SEQ_LEN).astype("<u4").tobytes())
-    return PackedWindows(path, seq_len=SEQ_LEN, num_windows=2 * STEPS, seed=0)
+    windows = TokenWindows(path, seq_len=SEQ_LEN)
+    return WindowStream([DomainWindows(name="text", windows=windows)], [1.0], seed=0)
+
+
+def run_training(module: DistillationModule, directory: Path, *extensions: Any, **changes: Any) -> Any:
+    """Train into a directory, from the first window of a stream of its own."""
+    directory.mkdir(exist_ok=True)
+    stream = make_data(directory / "tokens")
+    console = Console(quiet=True)
+    return train(module, stream, make_config(**changes), directory, console, extensions=extensions)
 
 
 def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
@@ -64,7 +75,7 @@ def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
 
 def teacher_of(module: DistillationModule) -> dict[str, torch.Tensor]:
     assert module.teacher is not None
-    return student_state(module.teacher.model)
+    return full_state(module.teacher.model)
 
 
 def test_the_published_settings() -> None:
@@ -72,45 +83,40 @@ def test_the_published_settings() -> None:
     distillation, correction = schedule(config, **WHERE), correction_schedule(config, **WHERE)
     assert correction.learning_rate == pytest.approx(distillation.learning_rate / 5)
     assert correction.warmup_steps == 40  # a tenth of 400 steps
-    assert correction.accumulation_steps == distillation.accumulation_steps == 1152
+    assert correction.batch_size == distillation.batch_size == 1152
     floors = [plan.learning_rate * plan.min_learning_rate_ratio for plan in (distillation, correction)]
     assert floors[0] == pytest.approx(floors[1])
     long = Distill(
         tokens=1_888_000_000, correction=Correction(mode="first", tokens=100_000_000_000, learning_rate=1e-6)
     )
     plan = correction_schedule(long, **WHERE)
-    assert (plan.warmup_steps, plan.accumulation_steps, plan.learning_rate) == (120, 1152, 1e-6)
+    assert (plan.warmup_steps, plan.batch_size, plan.learning_rate) == (120, 1152, 1e-6)
     assert plan.min_learning_rate_ratio == 1
 
 
 def test_alongside_resumes_to_the_same_student_and_teacher(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "tokens")
     whole, extension = make_pair()
     before = {name: tensor.clone() for name, tensor in teacher_of(whole).items()}
-    log = train(whole, data, make_config(), tmp_path / "run", Console(quiet=True), extension=extension)
+    log = run_training(whole, tmp_path / "run", extension)
     assert all(not torch.equal(before[name], tensor) for name, tensor in teacher_of(whole).items())
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}")
     resumed, restored = make_pair()
-    assert (
-        train(resumed, data, make_config(), tmp_path / "run", Console(quiet=True), extension=restored) == log
-    )
+    assert run_training(resumed, tmp_path / "run", restored) == log
     for name, tensor in teacher_of(whole).items():
         assert torch.equal(tensor, teacher_of(resumed)[name]), name
-    for name, tensor in student_state(whole.student).items():
-        assert torch.equal(tensor, student_state(resumed.student)[name]), name
+    for name, tensor in full_state(whole.student).items():
+        assert torch.equal(tensor, full_state(resumed.student)[name]), name
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}" / TEACHER_FILE).is_file()
 
 
 def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) -> None:
     """One step: the same data, learning rate and clipping, with and without a student."""
-    data, config = make_data(tmp_path / "tokens"), make_config(max_steps=1, checkpoint_steps=1)
     module, extension = make_pair()
-    train(module, data, config, tmp_path / "beside", Console(quiet=True), extension=extension)
+    run_training(module, tmp_path / "beside", extension, max_steps=1, checkpoint_steps=1)
     teacher = make_model(seed=2, num_hidden_layers=2).requires_grad_(requires_grad=True).train()
     alone = DistillationModule(teacher, None, LossConfig(kl_weight=0))
-    own = make_config(max_steps=1, checkpoint_steps=1, learning_rate=2e-4)
-    train(alone, data, own, tmp_path / "alone", Console(quiet=True))
-    for name, tensor in student_state(teacher).items():
+    run_training(alone, tmp_path / "alone", max_steps=1, checkpoint_steps=1, learning_rate=2e-4)
+    for name, tensor in full_state(teacher).items():
         torch.testing.assert_close(teacher_of(module)[name], tensor, rtol=1e-5, atol=1e-7)
 
 
@@ -136,11 +142,12 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
         correction=Correction(mode="first", learning_rate=2e-3),
     )
     artifact = execute(CORRECT, config, source, tmp_path / "corrected", context).artifact
-    corrected = load_model(artifact.path, dtype="float32", device="cpu")
-    ids = torch.arange(300, 316)[None]
-    assert not torch.equal(
-        corrected(ids).logits, load_model(source.path, dtype="float32", device="cpu")(ids).logits
+    ids = torch.tensor([make_tokenizer()("the sun argued about the wind").input_ids])
+    before, after = (
+        load_model(path, dtype="float32", device="cpu")(ids, labels=ids).loss
+        for path in (source.path, artifact.path)
     )
+    assert after < before
     assert artifact.details["schedule"]["max_steps"] == 6
     assert {path.name for path in artifact.path.iterdir()} >= {"model.safetensors", "tokenizer.json"}
     assert not (artifact.path / "checkpoints").exists()

@@ -116,11 +116,8 @@ def test_training_on_the_whole_vocabulary_equals_training_on_the_teacher(tmp_pat
     torch.testing.assert_close(stored["loss"], beside["loss"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(stored["window_losses"], beside["window_losses"], rtol=1e-3, atol=1e-2)
     weights = list(student.parameters())
-    for ours, theirs in zip(
-        torch.autograd.grad(stored["loss"], weights),
-        torch.autograd.grad(beside["loss"], weights),
-        strict=True,
-    ):
+    found, expected = (torch.autograd.grad(each["loss"], weights) for each in (stored, beside))
+    for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() <= 5e-3 * theirs.abs().max()
 
 
@@ -195,5 +192,5 @@ def test_the_stage_stores_every_training_window(tmp_path: Path) -> None:
     assert artifact.details["windows"] == len(store) > 0
     assert artifact.details["bytes"] == (tmp_path / "store" / shard_name(0)).stat().st_size
     assert store.header.teacher == source.fingerprint
-    assert not (tmp_path / "store" / "tokens.bin").exists()
+    assert not (tmp_path / "store" / "tokens").exists()
     assert LossConfig(top_k=store.header.top_k).top_k == 8
