@@ -235,35 +235,3 @@ def epoch_order(num_windows: int, seed: int, epoch: int, domain: int = 0) -> npt
     """The order in which an epoch visits the distinct windows of a domain."""
     key = [seed, epoch, domain] if domain else [seed, epoch]
     return np.random.default_rng(key).permutation(num_windows)
-
-
-class PackedWindows:
-    """A map from an index to a training window, over as many epochs as asked for.
-
-    Each epoch visits every window once, in an order that the seed and the epoch decide; the index is
-    the whole data position, so a resumed run sees exactly what an undisturbed one would.
-    """
-
-    def __init__(self, path: Path, *, seq_len: int, num_windows: int, seed: int) -> None:
-        """Map the token file written by `write_tokens`.
-
-        Raises:
-            UsageError: when it does not fill one window.
-        """
-        self._windows = TokenWindows(path, seq_len=seq_len)
-        self._num_windows, self._seed = num_windows, seed
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
-
-    @property
-    def num_epochs(self) -> float:
-        """How often the distinct text is seen."""
-        return self._num_windows / len(self._windows)
-
-    def __len__(self) -> int:
-        return self._num_windows
-
-    def __getitem__(self, index: int) -> dict[str, npt.NDArray[np.int64]]:
-        epoch, position = divmod(index, len(self._windows))
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self._windows), self._seed, epoch))
-        return {"input_ids": self._windows[int(self._order[1][position])]["input_ids"]}

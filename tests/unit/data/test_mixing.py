@@ -20,7 +20,7 @@ from compressor.data.mixing import (
     open_stream,
     write_domains,
 )
-from compressor.data.packing import PackedWindows, TokenWindows
+from compressor.data.packing import TokenWindows
 from compressor.errors import UsageError
 from compressor.recipe import Domain
 
@@ -132,15 +132,28 @@ def test_new_weights_act_at_the_very_next_step(token_files: list[Path]) -> None:
     assert {domain for domain, _ in identities(stream.step_windows(9))} == {2}
 
 
-def test_one_domain_is_seen_in_the_order_of_packed_windows(token_files: list[Path]) -> None:
+def test_every_epoch_of_a_domain_visits_every_window_once_in_an_order_of_its_own(
+    token_files: list[Path],
+) -> None:
     stream = make_stream(token_files, [0.3], seed=5)
-    packed = PackedWindows(token_files[0], seq_len=SEQ_LEN, num_windows=20, seed=5)
-    drawn = [window for _ in range(4) for window in stream.step_windows(5)]
+    num_distinct = stream.num_distinct[0]
+    drawn = [w["input_ids"].tolist() for _ in range(3 * num_distinct) for w in stream.step_windows(1)]
 
-    assert [window["input_ids"].tolist() for window in drawn] == [
-        packed[index]["input_ids"].tolist() for index in range(20)
-    ]
-    assert stream.num_epochs == (pytest.approx(20 / 7),)
+    epochs = [drawn[first : first + num_distinct] for first in range(0, len(drawn), num_distinct)]
+    whole = sorted(stream.distinct[index]["input_ids"].tolist() for index in range(num_distinct))
+    assert [sorted(epoch) for epoch in epochs] == [whole] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert stream.num_epochs == (3,)
+
+
+def test_distinct_windows_go_through_the_domains_in_order(token_files: list[Path]) -> None:
+    stream = make_stream(token_files, [1.0, 1.0, 1.0])
+    distinct = stream.distinct
+    firsts = [TokenWindows(path, seq_len=SEQ_LEN)[0]["input_ids"].tolist() for path in token_files]
+    starts = np.cumsum([0, *stream.num_distinct])
+
+    assert len(distinct) == starts[-1]
+    assert [distinct[int(start)]["input_ids"].tolist() for start in starts[:-1]] == firsts
 
 
 def test_a_position_of_other_domains_is_refused(token_files: list[Path]) -> None:

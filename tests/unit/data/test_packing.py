@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from compressor.data import packing
 from compressor.data.packing import (
     IGNORED,
-    PackedWindows,
     TokenWindows,
     progress_path,
     read_windows,
@@ -65,44 +64,11 @@ def test_text_shorter_than_one_window(make_text: Any, tiny_tokenizer: Any, split
     assert "4096 tokens" in str(caught.value.expected)
 
 
-def packed(path: Path, num_tokens: int, num_windows: int, seed: int = 0) -> PackedWindows:
-    np.arange(num_tokens, dtype="<u4").tofile(path)
-    return PackedWindows(path, seq_len=SEQ_LEN, num_windows=num_windows, seed=seed)
-
-
-def starts(windows: PackedWindows) -> list[int]:
-    return [int(windows[index]["input_ids"][0]) for index in range(len(windows))]
-
-
-def test_every_epoch_visits_every_window_once(tmp_path: Path) -> None:
-    windows = packed(tmp_path / "tokens", 10 * SEQ_LEN + 7, 30)
-    order = starts(windows)
-
-    epochs = [order[first : first + 10] for first in (0, 10, 20)]
-    assert [sorted(epoch) for epoch in epochs] == [[SEQ_LEN * number for number in range(10)]] * 3
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert windows.num_epochs == 3
-
-
-def test_the_index_is_the_whole_position(tmp_path: Path) -> None:
-    windows = packed(tmp_path / "tokens", 10 * SEQ_LEN, 25)
-    forwards = starts(windows)
-
-    assert [int(windows[index]["input_ids"][0]) for index in reversed(range(25))] == forwards[::-1]
-    assert starts(packed(tmp_path / "tokens", 10 * SEQ_LEN, 25, seed=1)) != forwards
-
-
-def test_windows_are_whole_and_of_the_right_type(tmp_path: Path) -> None:
-    ids = packed(tmp_path / "tokens", 3 * SEQ_LEN, 1)[0]["input_ids"]
-
-    assert ids.dtype == np.int64
-    assert ids.tolist() == list(range(ids[0], ids[0] + SEQ_LEN))
-
-
 @pytest.mark.parametrize("num_tokens", [0, SEQ_LEN - 1])
 def test_token_file_shorter_than_one_window(tmp_path: Path, num_tokens: int) -> None:
+    np.arange(num_tokens, dtype="<u4").tofile(tmp_path / "tokens")
     with pytest.raises(UsageError, match="training text is shorter"):
-        packed(tmp_path / "tokens", num_tokens, 1)
+        TokenWindows(tmp_path / "tokens", seq_len=SEQ_LEN)
 
 
 def test_token_file_stops_at_its_budget(tiny_text: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from compressor.errors import UnsupportedError
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
 from compressor.sparsity.layers import SparseLinear, install_sparse_layers_, require_rowwise
 from compressor.sparsity.pattern import Pattern, check_pattern, keep_mask
-from compressor.training.trainer import STUDENT_FILE, student_state, train
+from compressor.training.sharding import full_state
+from compressor.training.trainer import STUDENT_FILE, TrainingConfig, TrainingLog, train
 from tests.tiny_models import make_model
 from tests.unit.training.test_trainer import make_config, make_data
 
@@ -117,33 +118,61 @@ def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
     return module, MovingMasks(layers, pattern=Pattern(), interval=4, mask_decay=0.1, ramp_steps=3)
 
 
+def run_training(
+    module: DistillationModule, config: TrainingConfig, directory: Path, masks: HeldMasks
+) -> TrainingLog:
+    data = make_data(directory.with_name(f"{directory.name}-tokens"))
+    return train(module, data, config, directory, Console(quiet=True), extensions=[masks])
+
+
 @pytest.mark.parametrize("moving", [True, False])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bool) -> None:
     """The checkpoint resumed from lies between two selections of the mask."""
-    data, config = make_data(tmp_path / "tokens", 24), make_config(max_steps=12, learning_rate=5e-3)
+    config = make_config(max_steps=12, learning_rate=5e-3)
     whole, masks = make_student(moving=moving)
-    log = train(whole, data, config, tmp_path / "whole", Console(quiet=True), extension=masks)
+    log = train(
+        whole,
+        make_data(tmp_path / "tokens"),
+        config,
+        tmp_path / "whole",
+        Console(quiet=True),
+        extensions=[masks],
+    )
     first, unused = make_student(moving=moving)
-    train(first, data, config, tmp_path / "parts", Console(quiet=True), extension=unused)
+    train(
+        first,
+        make_data(tmp_path / "tokens"),
+        config,
+        tmp_path / "parts",
+        Console(quiet=True),
+        extensions=[unused],
+    )
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-12")
     resumed, restored = make_student(moving=moving)
-    assert train(resumed, data, config, tmp_path / "parts", Console(quiet=True), extension=restored) == log
-    for name, tensor in student_state(whole.student).items():
-        assert torch.equal(tensor, student_state(resumed.student)[name]), name
+    assert run_training(resumed, config, tmp_path / "parts", restored) == log
+    for name, tensor in full_state(whole.student).items():
+        assert torch.equal(tensor, full_state(resumed.student)[name]), name
     for name, mask in masks.masks().items():
         assert torch.equal(mask, restored.masks()[name]), name
 
 
 def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
-    data, config = make_data(tmp_path / "tokens", 24), make_config(max_steps=12, learning_rate=5e-3)
+    config = make_config(max_steps=12, learning_rate=5e-3)
     for moving in (True, False):
         module, masks = make_student(moving=moving)
         before = {name: mask.clone() for name, mask in masks.masks().items()}
-        train(module, data, config, tmp_path / str(moving), Console(quiet=True), extension=masks)
+        train(
+            module,
+            make_data(tmp_path / "tokens"),
+            config,
+            tmp_path / str(moving),
+            Console(quiet=True),
+            extensions=[masks],
+        )
         changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
         assert changed is moving
         masks.apply_()
-        state = student_state(module.student)
+        state = full_state(module.student)
         for name, mask in masks.masks().items():
             check_pattern(name, state[name], Pattern())
             assert state[name][~mask].abs().max() == 0
@@ -151,8 +180,14 @@ def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
 
 def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
     module, masks = make_student(moving=True)
-    data = make_data(tmp_path / "tokens", 12)
-    train(module, data, make_config(), tmp_path, Console(quiet=True), extension=masks)
+    train(
+        module,
+        make_data(tmp_path / "tokens"),
+        make_config(),
+        tmp_path,
+        Console(quiet=True),
+        extensions=[masks],
+    )
     saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
     assert set(saved) == {name for name, _ in make_model(hidden_size=32).named_parameters()}
 
