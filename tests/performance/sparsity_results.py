@@ -17,7 +17,7 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION = ("--calib-size", "64", "--calib-seq-len", "512")
 # A text of its own, so that nothing of it was calibrated or trained on.
-QUALITY = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "32")
+QUALITY = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "16")
 ONE_SHOT = {
     "magnitude": ("--sparsity-method", "magnitude"),
     "wanda": ("--sparsity-method", "wanda"),
@@ -25,8 +25,8 @@ ONE_SHOT = {
     "sparsegpt": ("--sparsity-method", "sparsegpt"),
     "sparsegpt, mask only": ("--sparsity-method", "sparsegpt", "--mask-only"),
 }
-CALIBRATED = ("wanda", "ria", "sparsegpt")
-NUM_TEXTS = 3
+CALIBRATED = ("wanda", "sparsegpt")
+NUM_TEXTS = 2
 TRAINING = (
     *("--train-data", ".assets/wiki.txt", "--tokens", "60k", "--context-length", "256"),
     *("--train-batch-size", "2", "--learning-rate", "1e-4"),
