@@ -28,9 +28,9 @@ _WEIGHT_BYTES = _GRADIENT_BYTES = 4
 _MOMENTS_BYTES = 8
 _BF16 = 2
 _FP32 = 4
-# A chunk of the loss: 2^25 logits, in float32, of which six copies live at once (both models'
+# A chunk of the loss: 3 * 2^23 logits, in float32, of which six copies live at once (both models'
 # logits, both log-probabilities, their product, the gradient).
-_CHUNK_VALUES = 1 << 25
+_CHUNK_VALUES = 3 << 23
 _CHUNK_COPIES = 6
 # Layers whose weights are whole at the same time: the one that computes and the next.
 _GATHERED_LAYERS = 2

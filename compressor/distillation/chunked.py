@@ -16,7 +16,7 @@ import torch
 
 from compressor.distillation.head import Head
 
-CHUNK_VALUES = 1 << 25
+CHUNK_VALUES = 3 << 23  # a loss by autograd holds them eight times over: below 1 GiB with head gradients
 
 
 class Criterion(Protocol):
@@ -66,7 +66,7 @@ def chunked_loss(
         head: Their LM head. Its products run in the ambient autocast dtype.
         criterion: The loss.
         positions: Ascending indices into N of the positions that count; the others contribute nothing.
-        chunk_tokens: Tokens per chunk; by default as many as make 2^25 logits.
+        chunk_tokens: Tokens per chunk; by default as many as make `CHUNK_VALUES` logits.
 
     Returns:
         The sum over the counted positions, and the detached loss of every position `[N]`, 0 where it does
