@@ -20,12 +20,6 @@ def require_consistent(recipe: Recipe) -> None:
     Raises:
         UsageError: naming them.
     """
-    if recipe.target is not None and recipe.prune.shape is not None:
-        raise UsageError(
-            "a run takes a target or an explicit shape, not both",
-            where="--target",
-            found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
-        )
     if recipe.quantize.fp8:
         return
     quantised = [name for name in recipe.export_formats() if needs_quantised(name)]
@@ -75,7 +69,7 @@ def evaluation_config(recipe: Recipe) -> EvaluateStageConfig:
 
 
 def require_windows(recipe: Recipe, tokenizer: Any) -> None:
-    """Refuse, before any work, a text too short to calibrate on or to be measured on.
+    """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
 
     Args:
         recipe: The run.
@@ -88,6 +82,9 @@ def require_windows(recipe: Recipe, tokenizer: Any) -> None:
     parts = [(evaluation.data, evaluation_split(evaluation), evaluation.window)]
     if recipe.calibration.data in evaluation.seen:
         parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
+    if recipe.distill.tokens:
+        window = recipe.distill.context_length
+        parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
     for spec, split, seq_len in parts:
         read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
 

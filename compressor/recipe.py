@@ -38,7 +38,7 @@ BenchPreset = Literal["quick", "published", "minitron-blog"]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Calibration(Section):

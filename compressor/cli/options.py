@@ -161,6 +161,10 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
         if flag in ("tokens", "recover_tokens", "generate_tokens"):
             value = parse_count(value, option=f"--{flag.replace('_', '-')}")
         overrides[field] = value
+    if flags.get("target") and not flags.get("shape"):
+        overrides["prune.shape"] = None  # a recipe's shape would silently win
+    if flags.get("shape") and not flags.get("target"):
+        overrides["target"] = None
     if flags.get("train_data"):
         overrides["distill.domains"] = ()  # a recipe's domains would silently win
     if flags.get("mask_only"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.cli.render import family_plan_text, plan_text
+from compressor.errors import UsageError
 from compressor.family import FamilyPlan, plan_family, split_targets
 from compressor.models.dims import Dims
 from compressor.planning import Plan, make_plan
@@ -15,7 +16,17 @@ from compressor.training_cost import Hardware
 def planned(
     recipe: Recipe, teacher: Dims, *, out_dir: Path, hardware: Hardware | None = None
 ) -> tuple[Plan | FamilyPlan, str]:
-    """Resolve a recipe: a family where it names several targets."""
+    """Resolve a recipe: a family where it names several targets.
+
+    Raises:
+        UsageError: for a target and an explicit shape at once.
+    """
+    if recipe.target is not None and recipe.prune.shape is not None:
+        raise UsageError(
+            "a run takes a target or an explicit shape, not both",
+            where="--target",
+            found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
+        )
     if len(split_targets(recipe.target)) > 1:
         family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
         return family, family_plan_text(family.document)

@@ -20,7 +20,7 @@ from compressor.distillation.training import (
     clean_up,
     open_training_stream,
     place_,
-    refuse_other_vocabulary,
+    refuse_unfit_teacher,
     save_trained,
     schedule,
     training_details,
@@ -36,6 +36,7 @@ from compressor.sparsity.promise import MASKS_FILE, Promise, read_masks, read_pr
 from compressor.sparsity.slorb import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.sparsity.stage import ADAPTIVE
 from compressor.stage import Stage, StageContext, StageResult
+from compressor.training.sharding import whole
 from compressor.training.trainer import train
 
 PUBLISHED_MASK_INTERVAL = 10
@@ -78,7 +79,7 @@ def run(
     if promise is None or context.teacher is None:
         what = "a sparsified checkpoint" if promise is None else "a teacher"
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
-    refuse_other_vocabulary(source, context.teacher)
+    refuse_unfit_teacher(source, context.teacher)
     settings = config.training()
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)
@@ -150,8 +151,13 @@ def _prepare_(
 
 
 def _branches(layers: dict[str, SparseLinear]) -> dict[str, AdapterBranch]:
+    """The low-rank branches, whole; every process must take part."""
     found = {name.removesuffix(".weight"): layer.branch() for name, layer in layers.items()}
-    return {name: branch for name, branch in found.items() if branch is not None}
+    return {
+        name: AdapterBranch(down=whole(branch.down), up=whole(branch.up))
+        for name, branch in found.items()
+        if branch is not None
+    }
 
 
 def _details(

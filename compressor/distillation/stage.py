@@ -23,7 +23,7 @@ from compressor.distillation.training import (
     clean_up,
     open_training_stream,
     place_,
-    refuse_other_vocabulary,
+    refuse_unfit_teacher,
     save_trained,
     schedule,
     training_details,
@@ -166,7 +166,7 @@ def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pup
     teacher = context.teacher
     stored = _stored_logits(config, source)
     if teacher is not None:
-        refuse_other_vocabulary(source, teacher)
+        refuse_unfit_teacher(source, teacher)
     elif stored is None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
     num_layers = read_config(source.path)["num_hidden_layers"]
@@ -178,7 +178,7 @@ def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pup
     )
     for warning in choice.warnings:
         context.console.warn(warning)
-    student: Any = load_model(source.path, dtype="float32", device=context.device)
+    student: Any = _load(source, "float32", context)
     student.requires_grad_(requires_grad=True).train()
     loaded = None
     if teacher is not None and stored is None:
@@ -194,10 +194,15 @@ def _load_teacher(
     """The teacher in its own dtype, in float32 if it trains too; None where nothing asks for it."""
     if config.correction.mode == "alongside":
         require_alongside(config)
-        return load_model(teacher.path, dtype="float32", device=context.device)
+        return _load(teacher, "float32", context)
     if not choice.loss.needs_teacher and config.dynamic_batches.variant == "off":
         return None
-    return load_model(teacher.path, dtype=context.dtype, device=context.device)
+    return _load(teacher, context.dtype, context)
+
+
+def _load(artifact: ModelArtifact, dtype: str, context: StageContext) -> Any:
+    trust = context.trust_remote_code
+    return load_model(artifact.path, dtype=dtype, device=context.device, trust_remote_code=trust)
 
 
 def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | None:

@@ -24,6 +24,7 @@ from compressor.models.load import copy_tokenizer, load_tokenizer
 from compressor.models.portable import write_config
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
+from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import StageContext
 from compressor.training.sharding import full_state, process_mesh, shard_
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
@@ -169,12 +170,13 @@ def training_flops_per_token(teacher: Path | None, student: Path, context_length
     return flops
 
 
-def refuse_other_vocabulary(student: ModelArtifact, teacher: ModelArtifact) -> None:
-    """Refuse models whose logits cannot be compared.
+def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact) -> None:
+    """Refuse a teacher whose logits cannot be compared, or that is more than its checkpoint.
 
     Raises:
-        UnsupportedError: when the vocabularies differ.
+        UnsupportedError: when the vocabularies differ, or the teacher has a low-rank branch beside it.
     """
+    refuse_adapter(teacher.path, by="a teacher")
     sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise UnsupportedError(

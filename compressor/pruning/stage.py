@@ -24,6 +24,7 @@ from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.pruning.target import check_shape
 from compressor.recipe import Calibration, Prune, Section
+from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult
 
 
@@ -42,6 +43,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         raise UnsupportedError(
             f"{dims.model_type} models can be planned but not pruned yet", where=str(source.path)
         )
+    refuse_adapter(source.path, by="pruning")
     student = dims.with_shape(**config.shape)
     check_shape(student)
     scores = _scores(config, source, dims, context)

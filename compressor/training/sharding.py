@@ -55,7 +55,7 @@ def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
     Every process must take part; each gathers one parameter at a time.
     """
-    return {name: _full(parameter.detach()) for name, parameter in module.named_parameters()}
+    return {name: whole(parameter.detach()) for name, parameter in module.named_parameters()}
 
 
 @torch.no_grad()
@@ -74,9 +74,10 @@ def load_full_state_(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
         parameter.copy_(value)
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.cpu().contiguous()
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU, gathered from all processes if it is sharded."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.cpu().contiguous()
 
 
 def local_optimizer_state(optimizer: Any) -> dict[str, Any]:

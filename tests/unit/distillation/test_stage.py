@@ -1,0 +1,189 @@
+"""The distill stage on tiny models: what a recipe asks for is what happens, and is said in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compressor.artifact import ModelArtifact
+from compressor.console import Console
+from compressor.distillation.logits_stage import LOGITS
+from compressor.distillation.stage import DISTILL, GENERATED, STORED_LOGITS
+from compressor.errors import UnsupportedError, UsageError
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.recipe import Distill
+from compressor.stage import StageContext, StageOutcome, execute
+from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
+
+BASE = {
+    "tokens": 8 * 2 * 32,
+    "context_length": 32,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "checkpoint_steps": 4,
+    "report_to": (),
+}
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> ModelArtifact:
+    model = make_model(seed=1, hidden_size=32, num_hidden_layers=1)
+    return as_source(save_checkpoint(tmp_path / "student", model))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> ModelArtifact:
+    return as_source(save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=4)))
+
+
+def as_source(path: Path) -> ModelArtifact:
+    return open_checkpoint(resolve_source(str(path)), path.parent / "scratch", dtype="float32")
+
+
+def make_context(teacher: ModelArtifact | None, **others: ModelArtifact) -> StageContext:
+    where = {"seed": 0, "device": "cpu", "dtype": "float32"}
+    return StageContext(console=Console(quiet=True), teacher=teacher, others=others, **where)
+
+
+def distill(
+    student: ModelArtifact, teacher: ModelArtifact | None, out: Path, text: Path, **settings: Any
+) -> dict[str, Any]:
+    config = Distill.model_validate({**BASE, "data": str(text), **settings})
+    return run(config, student, out, make_context(teacher)).artifact.details
+
+
+def run(config: Distill, student: ModelArtifact, out: Path, context: StageContext) -> StageOutcome:
+    return execute(DISTILL, config, student, out, context)
+
+
+def domains(make_text: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "data": str(make_text(num_words=1500, seed=seed)), "weight": weight}
+        for seed, (name, weight) in enumerate((("first", 3.0), ("second", 1.0)))
+    ]
+
+
+def test_a_deep_cut_brings_losses_on_states_and_says_so(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    details = distill(student, teacher, tmp_path / "out", tiny_text)
+    assert details["loss"] == (
+        "forward KL on logits + cosine on hidden states (teacher:student 1:0) + cosine on embeddings, "
+        "mean over tokens"
+    )
+    assert "1 of 4 layers" in details["loss_rule"]
+    assert details["teacher"] == "in memory, frozen"
+    names = set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert names == {name for name, _ in make_model(num_hidden_layers=1).named_parameters()}
+
+
+def test_weighted_domains_are_counted_and_their_losses_kept(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
+) -> None:
+    details = distill(student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), batch_size=4)
+    assert details["domains"] == {"first": 12, "second": 4}
+    assert set(details["curve"]["domain_loss"]) == {"first", "second"}
+
+
+def test_dynamic_batches_report_the_course_of_the_weights(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
+) -> None:
+    dynamic = {"variant": "paper", "interval_steps": 2, "eval_windows": 2}
+    details = distill(
+        student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), dynamic_batches=dynamic
+    )
+    course = details["dynamic_batches"]
+    assert [update["step"] for update in course["updates"]] == [2, 4, 6, 8]
+    for update in course["updates"]:
+        assert sum(update["weights"]) == pytest.approx(1)
+    assert len(course["reference_losses"]) == 2
+
+
+def test_generated_text_is_one_more_domain(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    sampled = tmp_path / "sampled"
+    sampled.mkdir()
+    rows = [json.dumps({"text": line}) for line in tiny_text.read_text().splitlines()]
+    (sampled / "text.jsonl").write_text("\n".join(rows) + "\n")
+    generated = ModelArtifact(
+        path=sampled, stage="generate", fingerprint="of the text", lineage=(), num_parameters=0
+    )
+    settings = {**BASE, "data": str(tiny_text), "generate": {"tokens": 1, "weight": 3.0}, "batch_size": 4}
+    context = make_context(teacher, **{GENERATED: generated})
+    outcome = run(Distill.model_validate(settings), student, tmp_path / "out", context)
+    assert outcome.artifact.details["domains"] == {"text": 4, "generated": 12}
+
+
+def test_stored_logits_replace_the_teacher(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    """With every token stored, the student learns what it learns from the teacher itself."""
+    off = {"intermediate": "off", "embedding": "off"}
+    in_memory = distill(student, teacher, tmp_path / "memory", tiny_text, **off)
+    config = Distill.model_validate({**BASE, "data": str(tiny_text), "top_k": VOCAB_SIZE})
+    store = execute(LOGITS, config, teacher, tmp_path / "store", make_context(None)).artifact
+    settings = Distill.model_validate(
+        {**BASE, "data": str(tiny_text), "teacher_logits": str(store.path), **off}
+    )
+    context = make_context(None, **{STORED_LOGITS: store})
+    details = run(settings, student, tmp_path / "out", context).artifact.details
+    assert details["teacher"] == f"stored logits, {VOCAB_SIZE} tokens per position"
+    assert details["curve"]["loss"] == pytest.approx(in_memory["curve"]["loss"], rel=1e-3)
+
+
+def test_a_teacher_corrected_alongside_learns_too(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    settings = {"correction": {"mode": "alongside"}, "tokens": 40 * 2 * 32, "checkpoint_steps": 10}
+    details = distill(student, teacher, tmp_path / "out", tiny_text, intermediate="off", **settings)
+    assert details["teacher"] == "in memory, corrected alongside"
+    # The teacher's own cross-entropy is part of the loss, and falls.
+    assert details["curve"]["loss"][-1] < details["curve"]["loss"][0] - 0.1
+
+
+def test_cross_entropy_alone_needs_no_teacher_in_memory(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    details = distill(student, teacher, tmp_path / "out", tiny_text, kl_weight=0)
+    assert details["loss"] == "cross-entropy, mean over tokens"
+    assert details["teacher"] == "none: the loss needs no teacher"
+
+
+def test_few_of_the_teachers_tokens_are_warned_of(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    config = Distill.model_validate({**BASE, "data": str(tiny_text), "top_k": 10})
+    outcome = run(config, student, tmp_path / "out", make_context(teacher))
+    assert any("fewer than 1000" in warning for warning in outcome.warnings)
+
+
+def test_a_student_without_anything_to_learn_from_is_refused(
+    student: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    with pytest.raises(UsageError, match="needs a teacher"):
+        distill(student, None, tmp_path / "out", tiny_text)
+
+
+def test_another_vocabulary_is_refused(student: ModelArtifact, tmp_path: Path, tiny_text: Path) -> None:
+    path = save_checkpoint(tmp_path / "other", make_model(vocab_size=VOCAB_SIZE + 8))
+    with pytest.raises(UnsupportedError, match="different vocabularies"):
+        distill(student, as_source(path), tmp_path / "out", tiny_text)
+
+
+def test_isolated_documents_leave_out_what_crosses_them(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"one two {n}"}) + "\n" for n in range(400)))
+    losses = [
+        distill(student, teacher, tmp_path / str(isolate), rows, isolate_documents=isolate)["curve"]["loss"]
+        for isolate in (True, False)
+    ]
+    assert losses[0] != losses[1]
+    assert all(torch.isfinite(torch.tensor(losses)).flatten().tolist())
