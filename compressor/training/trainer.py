@@ -12,12 +12,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
@@ -28,6 +27,7 @@ from compressor.console import Console
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
 from compressor.processes import barrier, is_main, rank, sum_over_processes, world_size
+from compressor.training.batches import Batches
 from compressor.training.callbacks import (
     COMPLETE_MARK,
     LOGGING_STEPS,
@@ -149,7 +149,7 @@ def train(
             ],
             optimizers=(_optimizer(extensions, module, config), None),
         )
-        trainer.set_up(_Batches(stream, config, complete), config, extensions, Speed(flops_per_token))
+        trainer.set_up(_batches(stream, config, complete), config, extensions, Speed(flops_per_token))
         trainer.add_callback(Guard(trainer.check_step))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -202,34 +202,14 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
     )
 
 
-class _Batches:
-    """This process's micro-batches, drawn step by step: a step's windows only when it begins."""
-
-    def __init__(
-        self, stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]
-    ) -> None:
-        self.stream, self._config, self._complete = stream, config, complete
-
-    def __len__(self) -> int:
-        return self._config.max_steps * self._config.accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        size = self._config.micro_batch_size
-        while True:
-            windows = self.stream.step_windows(self._config.batch_size)[rank() :: world_size()]
-            for start in range(0, len(windows), size):
-                yield collate([self._complete(window) for window in windows[start : start + size]])
-
-
-def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
-    """Windows as one batch; `domain_id` becomes `domain_ids`."""
-    batch = {
-        name: torch.from_numpy(np.stack([window[name] for window in windows]))
-        for name in windows[0]
-        if name != "domain_id"
-    }
-    batch["domain_ids"] = torch.tensor([window["domain_id"] for window in windows])
-    return batch
+def _batches(stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]) -> Batches:
+    return Batches(
+        stream,
+        max_steps=config.max_steps,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        complete=complete,
+    )
 
 
 class _StudentTrainer(Trainer):
@@ -237,7 +217,7 @@ class _StudentTrainer(Trainer):
 
     def set_up(
         self,
-        batches: _Batches,
+        batches: Batches,
         config: TrainingConfig,
         extensions: Sequence[TrainingExtension],
         speed: Speed,
