@@ -225,7 +225,9 @@ class _StudentTrainer(Trainer):
         """Set what the Trainer itself does not know."""
         self._batches, self._stream, self._config = batches, batches.stream, config
         self._extensions, self._speed = extensions, speed
-        self._domains = torch.zeros(self._stream.num_domains, 2, dtype=torch.float64)
+        # On the device: reading them at every micro-batch would make the GPU wait.
+        shape = (self._stream.num_domains, 2)
+        self._domains = torch.zeros(shape, dtype=torch.float64, device=self.args.device)
         self._step_batches: list[dict[str, torch.Tensor]] = []
         self._step_losses: list[torch.Tensor] = []
         self.model_accepts_loss_kwargs = True  # losses are normalised here, not by accumulation steps
@@ -246,7 +248,7 @@ class _StudentTrainer(Trainer):
         with self._autocast():
             outputs = model(**inputs, num_tokens=num_items_in_batch)
         sums = torch.stack([outputs["window_losses"], outputs["window_tokens"]], dim=1)
-        self._domains.index_add_(0, inputs["domain_ids"].cpu(), sums.detach().cpu().double())
+        self._domains.index_add_(0, inputs["domain_ids"], sums.detach().double())
         # Data parallelism averages gradients over processes; the loss is divided by all their tokens.
         loss = outputs["loss"] * world_size()
         self._step_losses.append(loss.detach())
@@ -273,7 +275,7 @@ class _StudentTrainer(Trainer):
 
     def _domain_losses(self) -> dict[str, float]:
         """Mean loss per domain since the last log."""
-        sums = sum_over_processes(self._domains.float().to(self.args.device)).cpu()
+        sums = sum_over_processes(self._domains.float()).cpu()
         self._domains.zero_()
         return {
             f"loss/{name}": float(total / tokens)

@@ -37,7 +37,7 @@ SCHEMA = "compress-export/result/1"
 RECIPE = "recipes/demo.yaml"
 DEMO = ("run", "--config", RECIPE)
 SMOLLM2 = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
-GRID = ("--isl-osl", "128/32,512/16", "--batch-size", "1,4", "--precision", "fp32,int4")
+GRID = ("--isl-osl", "64/32", "--batch-size", "1,4", "--precision", "fp32,int4")
 NO_GPU = "not measured: no CUDA GPU; python -m tests.gpu.bench_study OUT measures it"
 ABLATED_SHAPE = "hidden_size=432,intermediate_size=1024"
 _MARKER = "<!-- table: {name} -->"
