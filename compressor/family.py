@@ -21,6 +21,7 @@ from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.load import ModelSource, resolve_source
 from compressor.planning import Plan, make_plan
 from compressor.presets import published_target
+from compressor.processes import is_main, on_main
 from compressor.pruning.target import parse_count
 from compressor.recipe import Recipe
 from compressor.report import CARD_FILE, markdown_table
@@ -127,8 +128,8 @@ def run_family(
     """
     from compressor.pipeline import run_pipeline
 
-    is_ours = (out_dir / FAMILY_FILE).is_file()
-    claim_directory(out_dir, is_ours=is_ours, resume=resume, marker=FAMILY_FILE)
+    is_ours = on_main((out_dir / FAMILY_FILE).is_file)
+    on_main(lambda: claim_directory(out_dir, is_ours=is_ours, resume=resume, marker=FAMILY_FILE))
     entries: list[dict[str, Any]] = []
     if not is_ours:
         _write(family, entries, out_dir)
@@ -270,6 +271,8 @@ def _record(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) ->
 
 
 def _write(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> None:
+    if not is_main():
+        return
     record = _record(family, entries, out_dir)
     write_json(out_dir / FAMILY_FILE, record)
     (out_dir / CARD_FILE).write_text(_card(record), encoding="utf-8")

@@ -32,7 +32,7 @@ from compressor.preflight import (
     require_trainable,
     require_windows,
 )
-from compressor.processes import on_main
+from compressor.processes import is_main, on_main
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
@@ -178,6 +178,8 @@ def _record_choices(run: Run) -> None:
     Written after the first stage, for a run that is interrupted; but over another recipe's record only
     when every stage accepted this one, or was told to start again.
     """
+    if not is_main():
+        return
     (run.out_dir / RECIPE_FILE).write_text(dump_recipe(run.recipe), encoding="utf-8")
     write_json(run.out_dir / "plan.json", run.plan.document)
 

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.integration.command import TIMEOUT_S
+from tests.conftest import TextMaker
+from tests.integration.command import TIMEOUT_S, command_here
 
 SCRIPT = "tests.integration.train_in_processes"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(out: Path, *arguments: object, processes: int) -> int:
-    """Train; returns the exit code."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-    done = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else ()), "-m", SCRIPT, str(out), *map(str, arguments)],
+def torchrun(module: str, *arguments: str, processes: int) -> Any:
+    """Run a module in so many processes of one thread each."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else ()), "-m", module, *arguments],
         check=False,
         cwd=ROOT,
         timeout=TIMEOUT_S,
@@ -30,6 +32,11 @@ def launch(out: Path, *arguments: object, processes: int) -> int:
         capture_output=True,
         text=True,
     )
+
+
+def launch(out: Path, *arguments: object, processes: int) -> int:
+    """Train; returns the exit code."""
+    done = torchrun(SCRIPT, str(out), *map(str, arguments), processes=processes)
     assert done.returncode == 0 or arguments[-1], done.stderr
     return done.returncode
 
@@ -72,3 +79,41 @@ def test_a_sharded_run_killed_at_any_step_ends_in_the_same_bytes(runs: Path, tmp
     assert log_of(tmp_path / "killed") == log_of(runs / "two-tied"), f"killed after {step}"
     student = "student.safetensors"
     assert (tmp_path / "killed" / student).read_bytes() == (runs / "two-tied" / student).read_bytes()
+
+
+def test_the_whole_road_runs_in_two_processes(
+    tmp_path: Path, tiny_checkpoint: Path, make_text: TextMaker
+) -> None:
+    """Training is shared, all else is the main process's; one process may not continue it."""
+    recipe = {
+        "model": str(tiny_checkpoint),
+        "prune": {"shape": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}},
+        "calibration": {"data": str(make_text()), "size": 4, "seq_len": 64},
+        "distill": {
+            "data": str(make_text(seed=1)),
+            "tokens": 1024,
+            "context_length": 32,
+            "batch_size": 4,
+            "correction": {"mode": "first", "tokens": 512},
+            "generate": {"tokens": 200, "max_new_tokens": 32},
+        },
+        "sparsify": {"pattern": "2:4", "method": "ast"},
+        "evaluate": {"window": 64, "size": 4},
+        "export": {"formats": ["huggingface"]},
+        "bench": {"enabled": False},
+    }
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = ("run", "--config", str(config), "-o", str(tmp_path / "out"), "--json")
+    done = torchrun("compressor.cli.main", *command, processes=2)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["distill"]["schedule"]["processes"] == 2
+    assert list(summary["distill"]["domains"]) == ["text", "generated"]
+    assert summary["recover"]["masks"] == "moving"
+    assert summary["exports"]["huggingface"]["checks"]["sparsity"]["pattern"] == "2:4"
+    models = summary["evaluation"]["models"]
+    assert list(models)[:2] == ["teacher", "corrected teacher"]
+    again = command_here(*command)
+    assert again.returncode == 2
+    assert "processes: 2 -> 1" in again.stderr
