@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,21 +63,33 @@ def gguf_dims(path: Path) -> Dims:
 def convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
     """Dequantise a GGUF file into a safetensors checkpoint under `scratch`, once; returns its directory.
 
+    Commands that start at the same time wait for the first of them to convert.
+
     Raises:
         VerificationError, UnsupportedError: for what cannot be converted.
     """
+    gguf_dims(path)
+    directory = scratch / f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}"
+    if directory.is_dir():
+        return directory
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.is_dir():
+            partial = directory.with_name(directory.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _convert(path, partial, dtype)
+            partial.rename(directory)
+    return directory
+
+
+def _convert(path: Path, out_dir: Path, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from compressor.models.portable import make_portable
     from compressor.models.shapes import refuse_misfit
 
-    gguf_dims(path)
-    directory = scratch / f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}"
-    if directory.is_dir():
-        return directory
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     model, report = AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
@@ -88,7 +101,7 @@ def convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(partial)
+    model.save_pretrained(out_dir)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     for role in ("bos", "eos", "pad", "unk"):
         # The converted tokenizer can disagree with the file's own metadata (an end token that is the
@@ -96,8 +109,6 @@ def convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
         token_id = getattr(model.config, f"{role}_token_id", None)
         if token_id is not None:
             setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token_id))
-    tokenizer.save_pretrained(partial)
-    make_portable(partial)
-    sync_tree(partial)
-    partial.rename(directory)
-    return directory
+    tokenizer.save_pretrained(out_dir)
+    make_portable(out_dir)
+    sync_tree(out_dir)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import CheckpointReader, whole, write_checkpoint
 from compressor.models.dims import num_parameters
+from compressor.models.gguf import convert_gguf
 from compressor.models.load import (
     copy_tokenizer,
     load_model,
@@ -295,3 +298,26 @@ def test_float16_and_bfloat16_are_loaded_as_asked(tmp_path: Path) -> None:
 
     for dtype in ("float32", "bfloat16"):
         assert load_model(tmp_path, dtype=dtype, device="cpu").dtype == getattr(torch, dtype)
+
+
+def test_a_gguf_that_two_commands_want_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first; without the lock it would remove what the first is writing."""
+    converted: list[Path] = []
+
+    def convert(_path: Path, out_dir: Path, _dtype: str) -> None:
+        out_dir.mkdir()
+        time.sleep(0.3)
+        (out_dir / "config.json").write_text("{}")
+        converted.append(out_dir)
+
+    monkeypatch.setattr("compressor.models.gguf.gguf_dims", lambda _path: None)
+    monkeypatch.setattr("compressor.models.gguf._convert", convert)
+    source = tmp_path / "model.gguf"
+    source.write_bytes(b"weights")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: convert_gguf(source, tmp_path / "scratch", "bfloat16"), range(2)))
+    assert len(converted) == 1
+    assert [(path / "config.json").is_file() for path in found] == [True, True]
+    assert found[0] == found[1]
