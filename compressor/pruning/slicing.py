@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compressor.errors import UnsupportedError, VerificationError
@@ -27,6 +28,7 @@ from compressor.pruning.plan import PrunePlan
 
 # Buffers that old checkpoints carry and current model classes compute themselves.
 _COMPUTED_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
+_BITS_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _Kept = torch.Tensor | None
 
 
@@ -172,5 +174,11 @@ def _gather(tensor: torch.Tensor, rows: _Kept, columns: _Kept, dtype: torch.dtyp
         num_blocks = max(1, sum(1 for _ in row_blocks(tensor)))
         blocks = (tensor.index_select(0, chosen) for chosen in rows.chunk(num_blocks))
     for block in blocks:
-        kept = block if columns is None or block.dim() == 1 else block.index_select(1, columns)
+        kept = block if columns is None or block.dim() == 1 else _take_columns(block, columns)
         yield kept.to(dtype)
+
+
+def _take_columns(block: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Columns of a block on the CPU, bit for bit; numpy gathers them several times as fast as torch."""
+    bits = block.contiguous().view(_BITS_OF_SIZE[block.element_size()]).numpy()
+    return torch.from_numpy(np.take(bits, columns.numpy(), axis=1)).view(block.dtype)
