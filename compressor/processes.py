@@ -6,9 +6,11 @@ the others wait for its outcome.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,8 +45,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start(device: str) -> None:
-    """Join the other processes; nothing to do for a single one.
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Work beside the other processes of the run and leave them when it is done; nothing for a single one.
 
     Args:
         device: `cpu` (gloo) or `cuda` (nccl, each process on the GPU of its local rank).
@@ -52,11 +55,12 @@ def start(device: str) -> None:
     Raises:
         UsageError: when the processes cannot find each other.
     """
+    if world_size() == 1:
+        yield
+        return
     import torch
     import torch.distributed as dist
 
-    if world_size() == 1 or dist.is_initialized():
-        return
     if device == "cuda":
         torch.cuda.set_device(local_rank())
     try:
@@ -68,6 +72,12 @@ def start(device: str) -> None:
             found=error,
             hint="start them with torchrun, or unset WORLD_SIZE",
         ) from error
+    yield
+    # Not after an error: the others may hang in a collective then. Threads of a group that outlive the
+    # interpreter abort the process, and modules in reference cycles would keep the group alive.
+    gc.collect()
+    _waiting_group.cache_clear()
+    dist.destroy_process_group()
 
 
 def on_main(work: Callable[[], Value]) -> Value:

@@ -16,13 +16,12 @@ import click
 
 from compressor.console import Console
 from compressor.hardware import resolve_device
-from compressor.processes import is_main, start
+from compressor.processes import is_main, joined
 
 
 @contextlib.contextmanager
 def work(flags: dict[str, Any]) -> Iterator[Console]:
     """Run a command's work: what libraries print goes to stderr, their chatter is silenced."""
-    start(resolve_device(flags.get("device") or "auto"))
     console = Console(quiet=flags["quiet"] or not is_main(), verbose=flags["verbose"])
     # ONNX Runtime keeps a device id and an event log in the user's cache unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -34,7 +33,8 @@ def work(flags: dict[str, Any]) -> Iterator[Console]:
     if not flags["verbose"]:
         warnings.simplefilter("ignore")
         logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):
+    device = resolve_device(flags.get("device") or "auto")
+    with joined(device), contextlib.redirect_stdout(sys.stderr):
         _silence_progress_bars()
         yield console
 

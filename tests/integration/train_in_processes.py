@@ -23,7 +23,7 @@ from compressor.data.packing import TokenWindows, starts_path
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
-from compressor.processes import barrier, is_main, rank, start, world_size
+from compressor.processes import barrier, is_main, joined, rank, world_size
 from compressor.recipe import Distill
 from compressor.training.callbacks import TrainingExtension
 from compressor.training.sharding import full_state
@@ -65,10 +65,7 @@ def open_domains(directory: Path) -> WindowStream:
     return WindowStream(domains, [1, 2], seed=0)
 
 
-def main() -> None:
-    out, tied, sharding, micro, kill_at = sys.argv[1:]
-    torch.set_num_threads(1)
-    start("cpu")
+def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
     out_dir = Path(out)
     if is_main():
         out_dir.mkdir(exist_ok=True)
@@ -102,4 +99,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    with joined("cpu"):
+        main(*sys.argv[1:])
