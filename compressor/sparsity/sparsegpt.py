@@ -109,16 +109,11 @@ def _factor(
     gram_CC: torch.Tensor, num_tokens: int, dampening_fraction: float, *, raise_dampening: bool
 ) -> tuple[torch.Tensor, float]:
     """The upper Cholesky factor of the inverse Hessian, float64, and the dampening it took."""
-    hessian = gram_CC.double() * (2 / num_tokens)
-    diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    diagonal[diagonal == 0] = 1
     fraction = dampening_fraction
     while True:
-        dampened = hessian.clone()
-        dampened.diagonal().add_(fraction * mean)
         try:
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(dampened))
+            # Nested, so that no more than two float64 matrices live at once.
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(_dampened(gram_CC, num_tokens, fraction)))
             return torch.linalg.cholesky(inverse, upper=True), fraction
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             if not raise_dampening or fraction >= _MAX_DAMPENING_FRACTION:
@@ -127,3 +122,13 @@ def _factor(
                 ) from error
         raised = max(fraction, DAMPENING_FRACTION / _DAMPENING_STEP) * _DAMPENING_STEP
         fraction = min(raised, _MAX_DAMPENING_FRACTION)
+
+
+def _dampened(gram_CC: torch.Tensor, num_tokens: int, fraction: float) -> torch.Tensor:
+    """The Hessian in float64, a fraction of its mean diagonal added to it, 1 where an input is dead."""
+    hessian = gram_CC.to(torch.float64, copy=True).mul_(2 / num_tokens)
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = 1
+    diagonal.add_(fraction * mean)
+    return hessian

@@ -24,6 +24,7 @@ from compressor.models.checkpoint import (
     read_config,
     row_blocks,
     write_checkpoint,
+    write_safetensors,
 )
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import copy_tokenizer, load_tokenizer
@@ -83,7 +84,7 @@ def run(
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
     windows = _windows(config.calibration, source.path, context)
-    visitor = _Visitor(one_shot(sparsify, pattern), names, slorb_group=sparsify.slorb_group_size)
+    visitor = _Visitor(one_shot(sparsify, pattern), names, scratch, slorb_group=sparsify.slorb_group_size)
     dtype = getattr(torch, context.dtype)
     with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows)) as tick:
         changed = run_sequentially(
@@ -98,7 +99,7 @@ def run(
         )
     _write(source.path, out_dir, changed, dtype)
     promise.write(out_dir)
-    write_masks(out_dir / MASKS_FILE, visitor.masks)
+    _write_masks(out_dir / MASKS_FILE, visitor.masks)
     if visitor.branches:
         write_adapter(out_dir, visitor.branches)
     shutil.rmtree(scratch)
@@ -124,20 +125,21 @@ def one_shot(sparsify: Sparsify, pattern: Pattern) -> OneShot:
 
 
 class _Visitor:
-    """Sparsifies layer by layer, keeping masks, figures and adapter branches."""
+    """Sparsifies layer by layer, keeping figures and adapter branches, and masks in files of `scratch`."""
 
-    def __init__(self, how: OneShot, names: list[str], *, slorb_group: int | None) -> None:
+    def __init__(self, how: OneShot, names: list[str], scratch: Path, *, slorb_group: int | None) -> None:
         self._how = how
         self._names = frozenset(names)
+        self._scratch = scratch
         self._slorb_group = slorb_group
-        self.masks: dict[str, torch.Tensor] = {}
+        self.masks: dict[str, Path] = {}
         self.layers: dict[str, dict[str, Any]] = {}
         self.branches: dict[str, AdapterBranch] = {}
         self.num_nonzero = 0
         self.num_weights = 0
 
     def visit(self, layer: LayerVisit) -> dict[str, torch.Tensor]:
-        replaced = {}
+        replaced, masks = {}, {}
         for name, linear in layer.linears.items():
             full = f"{layer.prefix}{name}.weight"
             if full not in self._names:
@@ -150,7 +152,10 @@ class _Visitor:
                     str(error), where=full, hint="more calibration text, or --raise-dampening"
                 ) from error
             self._record(full, linear.weight, sparse)
-            replaced[name] = sparse.weight
+            replaced[name], masks[full] = sparse.weight, sparse.keep_mask
+        path = self._scratch / f"masks-{layer.index}.safetensors"
+        write_masks(path, masks)
+        self.masks |= dict.fromkeys(masks, path)
         return replaced
 
     def _record(self, name: str, dense: torch.Tensor, sparse: SparseMatrix) -> None:
@@ -158,7 +163,6 @@ class _Visitor:
             raise VerificationError(
                 "this weight cannot be sparsified", where=name, expected="finite values and outputs"
             )
-        self.masks[name] = sparse.keep_mask.cpu()
         num_nonzero = int((sparse.weight != 0).sum())
         self.num_nonzero += num_nonzero
         self.num_weights += sparse.weight.numel()
@@ -206,18 +210,11 @@ def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) 
 
 def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.dtype) -> None:
     """Write the checkpoint in its source's order, changed weights from the files that hold them."""
-    from safetensors import safe_open
-
-    def read_changed(name: str) -> torch.Tensor:
-        with safe_open(changed[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
     with CheckpointReader(source) as reader:
 
         def spec(name: str) -> TensorSpec:
             def blocks() -> Any:
-                tensor = read_changed(name) if name in changed else reader.tensor(name)
+                tensor = _read(changed[name], name) if name in changed else reader.tensor(name)
                 return (block.to(dtype) for block in row_blocks(tensor))
 
             return TensorSpec(name=name, shape=reader.shape(name), dtype=dtype, blocks=blocks)
@@ -226,6 +223,26 @@ def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.d
     write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(source, out_dir)
     make_tokenizer_portable(out_dir)
+
+
+def _write_masks(path: Path, files: dict[str, Path]) -> None:
+    """Gather every layer's packed masks in one file, one tensor at a time."""
+
+    def spec(name: str, file: Path) -> TensorSpec:
+        packed = _read(file, name)
+        return TensorSpec(
+            name=name, shape=tuple(packed.shape), dtype=packed.dtype, blocks=lambda: [_read(file, name)]
+        )
+
+    write_safetensors(path, [spec(name, file) for name, file in files.items()])
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: TokenArray) -> dict[str, Any]:
