@@ -73,8 +73,10 @@ def joined(device: str) -> Iterator[None]:
             hint="start them with torchrun, or unset WORLD_SIZE",
         ) from error
     yield
-    # Not after an error: the others may hang in a collective then. Threads of a group that outlive the
-    # interpreter abort the process, and modules in reference cycles would keep the group alive.
+    # Not after an error: the others may hang in a collective then. A thread of gloo that still has to free a
+    # finished collective's tensor aborts the process when the interpreter ends. Waiting lets it do so, and
+    # a group that nothing refers to (modules in reference cycles do) ends its threads.
+    barrier()
     gc.collect()
     _waiting_group.cache_clear()
     dist.destroy_process_group()
