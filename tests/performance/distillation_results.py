@@ -1,17 +1,23 @@
 """The long measurement of distillation on SmolLM2: which loss recovers a pruned student best.
 
 Every loss sees the same windows in the same order and is given at its own best of three learning rates.
-Runs follow one another: two at a time with one thread each train half as fast.
+Runs follow one another: two at a time with one thread each train half as fast. What an interrupted
+measurement found is kept in `KEPT` until it is complete.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import write_json
+
+KEPT = Path("build/distillation.json")
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
 WIDTH = "hidden_size=432,intermediate_size=1024"
@@ -56,16 +62,29 @@ def run_distillation(command: Command) -> dict[str, Any]:
     """Held-out perplexity of every variant at each learning rate, and of its seeds at the best."""
     with tempfile.TemporaryDirectory() as scratch:
         students = _students(command, Path(scratch))
+        KEPT.parent.mkdir(exist_ok=True)
+        kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
+        num_kept = len(kept)
 
         def measure(task: tuple[str, float, int]) -> float:
             name, learning_rate, seed = task
+            key = f"{name}, {learning_rate:g}, seed {seed}"
+            if key not in kept:
+                kept[key] = train(name, learning_rate, seed)
+                write_json(KEPT, kept)
+            found: float = kept[key]
+            return found
+
+        def train(name: str, learning_rate: float, seed: int) -> float:
             out = f"{scratch}/{list(VARIANTS).index(name)}-{learning_rate:g}-{seed}"
             command(
                 *("distill", students[VARIANTS[name].student], "--teacher", MODEL, *TRAINING),
                 *VARIANTS[name].options,
                 *("--learning-rate", str(learning_rate), "--seed", str(seed), "-o", out),
             )
-            return _perplexity(command, out, f"{out}-quality")
+            perplexity = _perplexity(command, out, f"{out}-quality")
+            shutil.rmtree(out)
+            return perplexity
 
         tasks = [(name, rate, SEEDS[0]) for name in VARIANTS for rate in LEARNING_RATES]
         swept = {task: measure(task) for task in tasks}
@@ -79,7 +98,8 @@ def run_distillation(command: Command) -> dict[str, Any]:
             name: _perplexity(command, path, f"{scratch}/quality-{name}")
             for name, path in {"teacher": MODEL, **students}.items()
         }
-    return _summary(swept | repeated, best, untrained)
+    KEPT.unlink()
+    return {**_summary(swept | repeated, best, untrained), "runs_of_an_earlier_call": num_kept}
 
 
 def _summary(
