@@ -1,7 +1,7 @@
 """Hugging Face checkpoints on disk: reading tensors lazily, writing them as a stream.
 
 The safetensors layout is eight bytes of header length, a JSON header and the raw tensors. Writing
-it here, tensor by tensor, keeps one chunk of one tensor in memory, whatever the checkpoint's size.
+it here, tensor by tensor, keeps two chunks in memory, whatever the checkpoint's size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,23 +221,29 @@ def write_safetensors(
         offset += spec.num_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)))
-        file.write(encoded)
+    # Each block is written while the next one is made.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(file.write, struct.pack("<Q", len(encoded)) + encoded)
         for spec in specs:
-            written = 0
+            num_bytes = 0
             for block in spec.blocks():
                 if block.dtype != spec.dtype:
                     raise VerificationError(
                         "a block has another dtype", where=spec.name, expected=spec.dtype, found=block.dtype
                     )
-                flat = block.contiguous().view(-1).view(torch.uint8)
-                written += file.write(flat.numpy().data)
-            if written != spec.num_bytes:
+                data = block.contiguous().view(-1).view(torch.uint8).numpy().data
+                num_bytes += len(data)
+                writing.result()
+                writing = writer.submit(file.write, data)
+            if num_bytes != spec.num_bytes:
                 raise VerificationError(
-                    "a tensor's blocks do not add up", where=spec.name, expected=spec.num_bytes, found=written
+                    "a tensor's blocks do not add up",
+                    where=spec.name,
+                    expected=spec.num_bytes,
+                    found=num_bytes,
                 )
             on_tensor()
+        writing.result()
 
 
 def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
