@@ -189,6 +189,7 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
         weight_decay=0.0,
         adam_beta2=0.95,
         max_grad_norm=1.0,
+        ddp_find_unused_parameters=False,  # every loss reaches every parameter
         use_cpu=config.use_cpu,
         seed=config.seed,
         save_strategy="steps",

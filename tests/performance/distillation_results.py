@@ -22,7 +22,7 @@ MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
 WIDTH = "hidden_size=432,intermediate_size=1024"
 DEPTH = "num_hidden_layers=15"
-TOKENS = "60k"
+TOKENS = "40k"
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1)
 CALIBRATION = ("--calib-data", TEXT, "--calib-size", "32", "--calib-seq-len", "512")

@@ -103,3 +103,18 @@ def test_verify_accepts_the_run_directory(run: dict[str, Any]) -> None:
     report = succeed_here("verify", run["out_dir"])
     assert {check["status"] for check in report["checked"]} <= {"ok", "passed", "reported"}
     assert len(report["checked"]) == 3
+
+
+def test_a_sparse_student_is_sparse_in_every_export(
+    run: dict[str, Any], real_assets: Assets, tmp_path: Path
+) -> None:
+    text = ("--calib-data", real_assets.texts["wiki"], "--calib-size", 2, "--calib-seq-len", 256)
+    student = Path(run["out_dir"]) / "stages" / "distill"
+    sparse, quantized = tmp_path / "sparse", tmp_path / "quantized"
+    succeed_here("sparsify", student, "--sparsity-method", "wanda", *text, "-o", sparse)
+    succeed_here("quantize", sparse, "--fp8", *text, "-o", quantized)
+    for export_format, precision in (("huggingface", "fp8"), ("onnx", "fp32"), ("onnx", "int4")):
+        out = tmp_path / f"{export_format}-{precision}"
+        succeed_here("export", quantized, "--format", export_format, "--precision", precision, "-o", out)
+        [checked] = succeed_here("verify", out)["checked"]
+        assert checked["sparsity"] == {"pattern": "2:4", "num_tensors": 210}, out.name
