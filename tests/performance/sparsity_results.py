@@ -145,7 +145,7 @@ def sparsity_rows(data: dict[str, Any]) -> Rows:
             relation,
             "yes" if holds else "no",
             "-",
-            f"in {data['order_holds_by_layer'][relation]:.0%} of layers",
+            f"in {data['order_holds_by_layer'][relation]:.1%} of layers",
         )
         for relation, holds in data["order_holds"].items()
     ]
