@@ -17,7 +17,7 @@ from typing import Any
 
 from compressor.artifact import write_json
 
-KEPT = Path("build/distillation.json")
+KEPT = Path(__file__).resolve().parents[2] / "build" / "distillation.json"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
 WIDTH = "hidden_size=432,intermediate_size=1024"
@@ -68,7 +68,7 @@ def run_distillation(command: Command) -> dict[str, Any]:
 
         def measure(task: tuple[str, float, int]) -> float:
             name, learning_rate, seed = task
-            key = f"{name}, {learning_rate:g}, seed {seed}"
+            key = f"{name}, {learning_rate:g}, seed {seed}, {TOKENS}"
             if key not in kept:
                 kept[key] = train(name, learning_rate, seed)
                 write_json(KEPT, kept)
