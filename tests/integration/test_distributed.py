@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import TextMaker
-from tests.integration.command import TIMEOUT_S, command_here
+from tests.integration.command import TIMEOUT_S, command_here, succeed_here
 
 SCRIPT = "tests.integration.train_in_processes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,3 +117,29 @@ def test_the_whole_road_runs_in_two_processes(
     again = command_here(*command)
     assert again.returncode == 2
     assert "processes: 2 -> 1" in again.stderr
+
+
+def test_losses_on_states_and_a_teacher_corrected_alongside_follow_one_process(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_text: Path
+) -> None:
+    """Sharded projection and teacher; bf16 weights are gathered where one process casts, hence 1e-3."""
+    student = tmp_path / "student"
+    succeed_here(
+        *("prune", tiny_checkpoint, "--shape", "hidden_size=48,intermediate_size=128,num_hidden_layers=2"),
+        *("--calib-data", tiny_text, "--calib-size", 4, "--calib-seq-len", 32, "-o", student),
+    )
+    losses = []
+    for processes in (1, 2):
+        done = torchrun(
+            "compressor.cli.main",
+            *("distill", str(student), "--teacher", str(tiny_checkpoint), "--train-data", str(tiny_text)),
+            *("--tokens", "2560", "--context-length", "32", "--train-batch-size", "4"),
+            *("--intermediate", "cosine", "--embedding-loss", "cosine", "--layer-pairs", "1:0"),
+            *("--teacher-correction", "alongside", "--sharding", "full" if processes > 1 else "auto"),
+            *("-o", str(tmp_path / str(processes)), "--json"),
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads(done.stdout)["details"]["curve"]["loss"])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
