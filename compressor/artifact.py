@@ -29,6 +29,7 @@ class ModelArtifact:
         fingerprint: sha256 over everything that decided its content.
         lineage: Stages from the original model to this one.
         num_parameters: All parameters, embeddings included.
+        texts: Fingerprints of the texts read on the way to it, for training or calibration.
         inputs: What the fingerprint was made of, to name what changed.
         details: Figures of the stage worth keeping (seconds and hosts are the manifest's).
     """
@@ -38,6 +39,7 @@ class ModelArtifact:
     fingerprint: str
     lineage: tuple[str, ...]
     num_parameters: int
+    texts: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -49,6 +51,7 @@ class ModelArtifact:
             "fingerprint": self.fingerprint,
             "lineage": list(self.lineage),
             "num_parameters": self.num_parameters,
+            "texts": list(self.texts),
             "inputs": self.inputs,
             "details": self.details,
         }
@@ -73,6 +76,7 @@ def read_artifact(path: Path) -> ModelArtifact:
             fingerprint=record["fingerprint"],
             lineage=tuple(record["lineage"]),
             num_parameters=record["num_parameters"],
+            texts=tuple(record["texts"]),
             inputs=record["inputs"],
             details=record["details"],
         )

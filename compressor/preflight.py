@@ -8,7 +8,7 @@ from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
 from compressor.errors import UnsupportedError, UsageError
-from compressor.evaluation.stage import EvaluateStageConfig, evaluation_split
+from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
 from compressor.recipe import Recipe
 from compressor.sparsity.stage import ADAPTIVE
 from exporters.base import needs_quantised
@@ -60,9 +60,10 @@ def evaluation_config(recipe: Recipe) -> EvaluateStageConfig:
 
     Of a text that is used elsewhere, it is the held-out part.
     """
+    data = recipe.evaluate.data or recipe.distill.mixture()[0].data
     return EvaluateStageConfig(
-        data=recipe.evaluate.data or recipe.distill.mixture()[0].data,
-        seen=_seen(recipe),
+        data=data,
+        split=unseen_split(data, [source_fingerprint(spec) for spec in _seen(recipe)]),
         window=recipe.evaluate.window,
         size=recipe.evaluate.size,
     )
@@ -79,8 +80,8 @@ def require_windows(recipe: Recipe, tokenizer: Any) -> None:
         UsageError: naming the text and its part.
     """
     evaluation = evaluation_config(recipe)
-    parts = [(evaluation.data, evaluation_split(evaluation), evaluation.window)]
-    if recipe.calibration.data in evaluation.seen:
+    parts = [(evaluation.data, evaluation.split, evaluation.window)]
+    if recipe.calibration.data in _seen(recipe):
         parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
     if recipe.distill.tokens:
         window = recipe.distill.context_length

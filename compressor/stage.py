@@ -153,6 +153,7 @@ def execute(
         fingerprint=fingerprint_of(inputs),
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
+        texts=tuple(sorted({*source.texts, *inputs["data"].values()})),
         inputs=inputs,
         details=result.details,
     )

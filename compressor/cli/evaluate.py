@@ -27,7 +27,10 @@ def evaluate(
     output_dir: str,
     **flags: Any,
 ) -> None:
-    """Measure perplexity, or lm-eval tasks; the first MODEL is the baseline."""
+    """Measure perplexity, or lm-eval tasks; the first MODEL is the baseline.
+
+    Of a text that a MODEL was trained or calibrated on, the held-out last tenth is read, for all.
+    """
     from compressor.cli.render import evaluation_text
     from compressor.cli.session import emit, work
     from compressor.errors import UsageError
@@ -39,13 +42,15 @@ def evaluate(
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model
         from compressor.evaluation.harness import TASKS, TaskStageConfig
-        from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+        from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig, unseen_split
 
         opened = [open_model(model, Path(output_dir), flags) for model in models]
         others = dict(zip(names, opened, strict=True))
         first = others[names[0]]
         if source is not None:
-            config = EvaluateStageConfig(data=source, window=window, size=size)
+            seen = {text for model in opened for text in model.texts}
+            split = unseen_split(source, seen)
+            config = EvaluateStageConfig(data=source, split=split, window=window, size=size)
             artifact = execute_stage(EVALUATE, config, first, Path(output_dir), flags, console, others=others)
         else:
             chosen = tuple(part.strip() for part in str(tasks).split(","))

@@ -108,7 +108,8 @@ def evaluation_text(report: dict[str, Any]) -> str:
             for name, entry in models.items()
         ]
         protocol = report["protocol"]
-        caption = f"window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']}"
+        part = "the held-out part" if protocol["split"] == "held_out" else "the whole text"
+        caption = f"{part}, window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']}"
         return f"{table(('model', 'parameters', 'perplexity'), rows)}\n{caption}"
     scores = [
         (name, task, metric, f"{value:.4f}")

@@ -34,7 +34,7 @@ def is_local(spec: str) -> bool:
     return Path(spec).suffix in _FILE_KINDS or Path(spec).exists()
 
 
-def source_fingerprint(spec: str) -> dict[str, str]:
+def source_fingerprint(spec: str) -> str:
     """What identifies a source's content: a file's sha256, or a hub data set's revision.
 
     Raises:
@@ -43,8 +43,8 @@ def source_fingerprint(spec: str) -> dict[str, str]:
     """
     if is_local(spec):
         path = _checked_file(spec)
-        return {"sha256": _cached_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size)}
-    return {"revision": hub_revision(spec)}
+        return f"sha256:{_cached_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size)}"
+    return f"{spec}@{hub_revision(spec)}"
 
 
 class Documents:

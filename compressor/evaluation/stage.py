@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,13 @@ class EvaluateStageConfig(Section):
 
     Attributes:
         data: SOURCE of the evaluation text.
-        seen: Sources used for training or calibration; where `data` is among them, its held-out part
-            is read, elsewhere all of it.
+        split: Which part of it is read: the held-out one where training or calibration read the rest.
         window: Tokens per window.
         size: Number of windows.
     """
 
     data: str
-    seen: tuple[str, ...] = ()
+    split: Split = "all"
     window: int
     size: int
 
@@ -43,9 +43,8 @@ def run(
     config: EvaluateStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
 ) -> StageResult:
     """Measure `context.others`, the first being the baseline; write `evaluation.json`."""
-    split = evaluation_split(config)
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    windows = read_windows(config.data, split, tokenizer, size=config.size, seq_len=config.window)
+    windows = read_windows(config.data, config.split, tokenizer, size=config.size, seq_len=config.window)
     if len(windows) < config.size:
         context.console.warn(
             f"the evaluation text fills {len(windows)} windows of {config.window} tokens, not {config.size}"
@@ -63,7 +62,7 @@ def run(
             "window": config.window,
             "stride": config.window,
             "bos": False,
-            "split": split,
+            "split": config.split,
             "compute_dtype": context.dtype,
         },
         "models": models,
@@ -72,10 +71,9 @@ def run(
     return StageResult(num_parameters=source.num_parameters, details=report)
 
 
-def evaluation_split(config: EvaluateStageConfig) -> Split:
-    """The held-out part of a text that training or calibration reads, all of any other."""
-    seen = [source_fingerprint(spec) for spec in config.seen]
-    return "held_out" if source_fingerprint(config.data) in seen else "all"
+def unseen_split(data: str, seen: Collection[str]) -> Split:
+    """The held-out part of a text whose fingerprint was `seen`, all of any other."""
+    return "held_out" if source_fingerprint(data) in seen else "all"
 
 
 def _load(artifact: ModelArtifact, context: StageContext) -> Any:
@@ -91,6 +89,4 @@ def _load(artifact: ModelArtifact, context: StageContext) -> Any:
     return model
 
 
-EVALUATE: Stage[EvaluateStageConfig] = Stage(
-    name="evaluate", run=run, data=lambda config: (config.data, *config.seen)
-)
+EVALUATE: Stage[EvaluateStageConfig] = Stage(name="evaluate", run=run, data=lambda config: (config.data,))

@@ -137,14 +137,17 @@ def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelA
     with CheckpointReader(directory) as reader:
         check_shapes(reader, dims)
     lineage: tuple[str, ...] = ("source",)
+    texts: tuple[str, ...] = ()
     if (directory / ARTIFACT_FILE).is_file():
-        lineage = read_artifact(directory).lineage
+        ours = read_artifact(directory)
+        lineage, texts = ours.lineage, ours.texts
     return ModelArtifact(
         path=directory,
         stage=lineage[-1],
         fingerprint=hash_and_check(directory),
         lineage=lineage,
         num_parameters=num_parameters(dims),
+        texts=texts,
     )
 
 

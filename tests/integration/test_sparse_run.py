@@ -110,6 +110,7 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
         *("--window", 64, "--size", 2, "-o", tmp_path / "quality"),
     )
     assert len(evaluation["models"]) == 2
+    assert evaluation["protocol"]["split"] == "held_out"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.console import Console
+from compressor.data.sources import source_fingerprint
 from compressor.errors import UsageError, VerificationError
 from compressor.stage import (
     PARTIAL_SUFFIX,
@@ -98,6 +99,16 @@ def test_finished_work_is_skipped(bed: Bed) -> None:
     assert bed.runs == ["new"]
 
 
+def test_an_artifact_names_every_text_on_the_way_to_it(bed: Bed, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("read by this stage")
+    bed.source = replace(bed.source, texts=("read before",))
+
+    artifact = bed.execute(Config(text=str(text))).artifact
+
+    assert artifact.texts == tuple(sorted({"read before", source_fingerprint(str(text))}))
+
+
 def test_equal_work_leaves_equal_bytes(bed: Bed, tmp_path: Path) -> None:
     bed.execute()
     first = (bed.out_dir / ARTIFACT_FILE).read_bytes()
@@ -138,7 +149,7 @@ def test_changed_source_seed_or_data_is_refused(bed: Bed, tmp_path: Path) -> Non
     text.write_text("two\n")
     with pytest.raises(UsageError) as caught:
         bed.execute(config)
-    for name in ("source: f0 -> f1", "seed: 0 -> 5", f"data.{text}.sha256"):
+    for name in ("source: f0 -> f1", "seed: 0 -> 5", f"data.{text}: sha256:"):
         assert name in str(caught.value.found)
 
 

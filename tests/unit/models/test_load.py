@@ -281,6 +281,7 @@ def test_artifacts_keep_their_lineage(checkpoint: Path, tmp_path: Path) -> None:
                 "fingerprint": "f",
                 "lineage": ["source", "prune"],
                 "num_parameters": artifact.num_parameters,
+                "texts": ["t"],
                 "inputs": {},
                 "details": {},
             }
@@ -289,7 +290,7 @@ def test_artifacts_keep_their_lineage(checkpoint: Path, tmp_path: Path) -> None:
 
     again = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
 
-    assert (again.stage, again.lineage) == ("prune", ("source", "prune"))
+    assert (again.stage, again.lineage, again.texts) == ("prune", ("source", "prune"), ("t",))
     assert again.fingerprint == artifact.fingerprint
 
 
