@@ -23,7 +23,7 @@ from bench.statistics import (
     coefficient_of_variation,
     median,
     paired_trial,
-    ratio_interval,
+    series_interval,
 )
 from bench.timeline import Timeline, verify_timeline
 
@@ -115,9 +115,10 @@ def summarise(
         ArmCell(
             num_warmup_runs=warmup.num_runs,
             is_settled=warmup.is_settled,
-            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.exploration),
+            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.series[0]),
             metrics={
-                metric.name: _summary(metric, [pair[side] for pair in trial.reported]) for metric in metrics
+                metric.name: _summary(metric, [pair[side] for one in trial.reported for pair in one])
+                for metric in metrics
             },
         )
         for side, warmup in enumerate(warmups)
@@ -129,7 +130,7 @@ def summarise(
         candidate_batch_size=cell.candidate_batch_size,
         status=trial.verdict,
         reason=trial.reason,
-        is_confirmed=bool(trial.confirmation),
+        num_series=len(trial.series),
         order=order,
         speedup=_interval(trial.interval),
         ratios={metric.name: _ratio(metric, trial) for metric in metrics},
@@ -153,14 +154,17 @@ def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | Ab
 
 def _ratio(metric: Metric[Sample], trial: Trial[Sample]) -> Interval | AbsentRecord:
     """Candidate over baseline for rates, the inverse for durations: above 1 the candidate is better."""
-    baseline = _samples(metric, [pair[0] for pair in trial.reported])
-    candidate = _samples(metric, [pair[1] for pair in trial.reported])
-    if isinstance(baseline, Absent):
-        return AbsentRecord(absent=baseline.reason)
-    if isinstance(candidate, Absent):
-        return AbsentRecord(absent=candidate.reason)
+    arms: list[list[list[float]]] = []
+    for side in range(2):
+        arms.append([])
+        for series in trial.reported:
+            samples = _samples(metric, [pair[side] for pair in series])
+            if isinstance(samples, Absent):
+                return AbsentRecord(absent=samples.reason)
+            arms[side].append(samples)
+    baseline, candidate = arms
     return _interval(
-        ratio_interval(candidate, baseline) if metric.is_rate else ratio_interval(baseline, candidate)
+        series_interval(candidate, baseline) if metric.is_rate else series_interval(baseline, candidate)
     )
 
 

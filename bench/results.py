@@ -140,10 +140,12 @@ class CellResult(Record):
         default=True, description="set to false in a baseline by hand: the gate then only reports this cell"
     )
     not_gated_reason: str | None = Field(None, description="why it is not gated")
-    is_confirmed: bool = Field(
-        default=False, description="whether the numbers are a fresh series of fixed length"
+    num_series: int = Field(
+        default=0,
+        description="measured: 1 never narrowed, 2 agree and the fresh one is reported, "
+        "more where those two disagree, and all are reported",
     )
-    order: str = Field("", description="order of the reported runs: A baseline, B candidate")
+    order: str = Field("", description="order of the runs of the last series: A baseline, B candidate")
     speedup: Interval | None = Field(None, description="output throughput, candidate over baseline")
     ratios: dict[str, Interval | AbsentRecord] = {}
     baseline: ArmCell | None = None

@@ -5,24 +5,35 @@ multiplicative, and pairing removes what both arms suffer alike (another tenant,
 
 Adding pairs until an interval looks narrow favours series that look narrow by luck. So the adding
 only fixes a length; a fresh series of that length is measured, and its interval is the one reported.
+
+A machine also drifts over minutes, which no series of seconds can see in itself. Where the fresh series
+disagrees with the first, more are measured and the series become the samples: the interval then holds
+what changes from one to the next (the method of batch means).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import stats
 
+from bench.change import change_of
+
 CONFIDENCE = 0.95
 MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
+NUM_SERIES = 5  # of one cell, where the first two disagree
+# Of the interval that must hold "no change" between two series. Reporting only series that agree raises
+# the coverage of what is reported; at 98 % by less than one point.
+AGREEMENT = 0.98
 
 Verdict = Literal["ok", "NOISY"]
 Sample = TypeVar("Sample")
+Series = tuple[tuple[Sample, Sample], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +75,22 @@ class Trial(Generic[Sample]):
     """A finished measurement of one pair of arms.
 
     Attributes:
-        exploration: The (baseline, candidate) pairs that fixed the length of the series.
-        confirmation: The fresh series; empty when exploration never became narrow enough.
-        interval: Of the confirmation, or of the exploration where there is none.
+        series: Of (baseline, candidate) pairs. The first fixed the length; it is alone where it never
+            became narrow, one fresh series follows where they agree, and `NUM_SERIES - 1` where not.
+        interval: Of the reported series.
         verdict: `ok`, or `NOISY` when the reported interval is too wide.
         reason: Why it is `NOISY`.
     """
 
-    exploration: tuple[tuple[Sample, Sample], ...]
-    confirmation: tuple[tuple[Sample, Sample], ...]
+    series: tuple[Series[Sample], ...]
     interval: RatioInterval
     verdict: Verdict
     reason: str | None
 
     @property
-    def reported(self) -> tuple[tuple[Sample, Sample], ...]:
-        """The series that every reported number comes from."""
-        return self.confirmation or self.exploration
+    def reported(self) -> tuple[Series[Sample], ...]:
+        """The series that every reported number comes from: the fresh one, or all where two disagree."""
+        return _reported(self.series)
 
 
 def median(samples: Sequence[float]) -> float:
@@ -125,6 +135,24 @@ def ratio_interval(
     )
 
 
+def series_interval(
+    numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]
+) -> RatioInterval:
+    """The interval of one series over its pairs, of several over their means.
+
+    Args:
+        numerator: Positive samples of every series, one per pair.
+        denominator: The same of the other arm.
+
+    Raises:
+        ValueError: as `ratio_interval`.
+    """
+    if len(numerator) == 1:
+        return ratio_interval(numerator[0], denominator[0])
+    means = ratio_interval(*([float(stats.gmean(one)) for one in arm] for arm in (numerator, denominator)))
+    return replace(means, num_pairs=sum(map(len, numerator)))
+
+
 def paired_trial(
     measure_pair: Callable[[int], tuple[Sample, Sample]],
     *,
@@ -138,48 +166,68 @@ def paired_trial(
         duration: Seconds of a sample; the speed-up is baseline duration over candidate duration.
         rule: Bounds on the number of pairs and the width.
     """
-    exploration: list[tuple[Sample, Sample]] = []
-    while len(exploration) < rule.max_pairs:
-        exploration.append(measure_pair(len(exploration)))
-        if len(exploration) >= rule.min_pairs and _is_narrow(_speedup(exploration, duration), rule):
+    first: list[tuple[Sample, Sample]] = []
+    while len(first) < rule.max_pairs:
+        first.append(measure_pair(len(first)))
+        if len(first) >= rule.min_pairs and _is_narrow(_speedup([first], duration), rule):
             break
-    confirmation: list[tuple[Sample, Sample]] = []
-    if _is_narrow(_speedup(exploration, duration), rule):
-        confirmation = [measure_pair(index) for index in range(len(exploration))]
-    return conclude(exploration, confirmation, duration=duration, rule=rule)
+
+    def fresh() -> Series[Sample]:
+        return tuple(measure_pair(index) for index in range(len(first)))
+
+    series: list[Series[Sample]] = [tuple(first)]
+    if _is_narrow(_speedup(series, duration), rule):
+        series.append(fresh())
+        if not _agree(*series, duration=duration):
+            series += [fresh() for _ in range(NUM_SERIES - len(series))]
+    return conclude(series, duration=duration, rule=rule)
 
 
 def conclude(
-    exploration: Sequence[tuple[Sample, Sample]],
-    confirmation: Sequence[tuple[Sample, Sample]],
-    *,
-    duration: Callable[[Sample], float],
-    rule: StoppingRule,
+    series: Sequence[Series[Sample]], *, duration: Callable[[Sample], float], rule: StoppingRule
 ) -> Trial[Sample]:
-    """The verdict on two finished series; `confirmation` is empty where the first was too wide."""
-    interval = _speedup(confirmation or exploration, duration)
+    """The verdict on finished series; see `Trial`."""
+    interval = _speedup(_reported(series), duration)
     is_noisy = not _is_narrow(interval, rule)
     return Trial(
-        exploration=tuple(exploration),
-        confirmation=tuple(confirmation),
+        series=tuple(series),
         interval=interval,
         verdict="NOISY" if is_noisy else "ok",
-        reason=_noise(interval, rule, is_confirmation=bool(confirmation)) if is_noisy else None,
+        reason=_noise(interval, rule, num_series=len(series)) if is_noisy else None,
     )
 
 
-def _speedup(pairs: Sequence[tuple[Sample, Sample]], duration: Callable[[Sample], float]) -> RatioInterval:
-    return ratio_interval(
-        [duration(baseline) for baseline, _ in pairs], [duration(candidate) for _, candidate in pairs]
+def _reported(series: Sequence[Series[Sample]]) -> tuple[Series[Sample], ...]:
+    return tuple(series[-1:] if len(series) <= MIN_SAMPLES else series)
+
+
+def _speedup(
+    series: Sequence[Sequence[tuple[Sample, Sample]]], duration: Callable[[Sample], float]
+) -> RatioInterval:
+    return series_interval(
+        [[duration(baseline) for baseline, _ in one] for one in series],
+        [[duration(candidate) for _, candidate in one] for one in series],
     )
+
+
+def _agree(first: Series[Sample], fresh: Series[Sample], *, duration: Callable[[Sample], float]) -> bool:
+    """Whether the interval of the change between two series holds "no change"."""
+    before, now = (
+        np.log([duration(baseline) / duration(candidate) for baseline, candidate in one])
+        for one in (first, fresh)
+    )
+    change = change_of(before, now, confidence=AGREEMENT)
+    return change.low <= 1 <= change.high
 
 
 def _is_narrow(interval: RatioInterval, rule: StoppingRule) -> bool:
     return interval.relative_width <= rule.max_relative_width
 
 
-def _noise(interval: RatioInterval, rule: StoppingRule, *, is_confirmation: bool) -> str:
-    series = "the confirming series" if is_confirmation else "the first series"
+def _noise(interval: RatioInterval, rule: StoppingRule, *, num_series: int) -> str:
+    series = {1: "the first series", 2: "the confirming series"}.get(
+        num_series, f"{num_series} series that disagree"
+    )
     return (
         f"the 95 % interval of {series} is {interval.relative_width:.1%} of the ratio wide "
         f"after {interval.num_pairs} pairs; {rule.max_relative_width:.0%} is allowed"

@@ -38,12 +38,12 @@ def timeline(latency_s: float, cell: Cell = CELL) -> Timeline:
 
 def cell_of(baseline_s: Sequence[float], candidate_s: Sequence[float], cell: Cell = CELL) -> CellResult:
     """The cell that these latencies make, with the benchmark's own verdict on their noise."""
-    pairs = [
+    pairs = tuple(
         (timeline(first, cell), timeline(second, cell))
         for first, second in zip(baseline_s, candidate_s, strict=True)
-    ]
+    )
     rule = StoppingRule(min_pairs=5, max_pairs=40)
-    trial = conclude(pairs, pairs, duration=seconds_per_output_token, rule=rule)
+    trial = conclude([pairs, pairs], duration=seconds_per_output_token, rule=rule)
     order = ("ABBA" * len(pairs))[: 2 * len(pairs)]
     return summarise(
         trial,

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from bench.statistics import (
+    NUM_SERIES,
     StoppingRule,
     Trial,
     coefficient_of_variation,
@@ -80,11 +82,11 @@ def test_a_rule_that_cannot_be_met_is_refused(min_pairs: int, max_pairs: int) ->
 
 
 def test_a_quiet_series_stops_at_the_minimum_and_reports_the_fresh_one() -> None:
-    first, fresh = [(2.0, 1.0)] * 5, [(3.0, 1.0)] * 5
-    trial = run_series([*first, *fresh])
-    assert trial.exploration == tuple(first)
-    assert trial.confirmation == trial.reported == tuple(fresh)
-    assert trial.interval.ratio == pytest.approx(3.0)
+    first, fresh = [(2.0, 1.0), (2.1, 1.0)] * 3, [(2.1, 1.0), (2.04, 1.0)] * 3
+    trial = run_series([*first[:5], *fresh[:5]])
+    assert trial.series == (tuple(first[:5]), tuple(fresh[:5]))
+    assert trial.reported == trial.series[1:]
+    assert trial.interval == ratio_interval(*zip(*fresh[:5], strict=True))
     assert (trial.verdict, trial.reason) == ("ok", None)
 
 
@@ -98,15 +100,14 @@ def test_pairs_are_added_until_the_interval_is_narrow() -> None:
     )
     trial = run_series(pairs)
     assert 5 < expected < 40
-    assert len(trial.exploration) == len(trial.confirmation) == expected
+    assert [len(one) for one in trial.series] == [expected] * 2
     assert trial.verdict == "ok"
 
 
 def test_a_series_that_never_narrows_is_noisy_at_the_maximum_without_a_second_series() -> None:
     trial = run_series([(2.0, 1.0), (1.0, 2.0)] * 20)
-    assert len(trial.exploration) == 40
-    assert trial.confirmation == ()
-    assert trial.reported == trial.exploration
+    assert [len(one) for one in trial.series] == [40]
+    assert trial.reported == trial.series
     assert trial.verdict == "NOISY"
     assert trial.reason is not None
     assert "40 pairs" in trial.reason
@@ -115,10 +116,28 @@ def test_a_series_that_never_narrows_is_noisy_at_the_maximum_without_a_second_se
 def test_a_confirming_series_that_misses_the_width_is_noisy_and_still_the_reported_one() -> None:
     lucky, honest = [(1.0, 1.0)] * 5, [(2.0, 1.0), (1.0, 2.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)]
     trial = run_series([*lucky, *honest])
-    assert trial.reported == tuple(honest)
+    assert trial.reported == (tuple(honest),)
     assert trial.verdict == "NOISY"
     assert trial.reason is not None
     assert "confirming series" in trial.reason
+
+
+def test_series_that_disagree_are_the_samples_of_the_interval() -> None:
+    # Every series is quiet in itself, at a level of its own.
+    levels = [1.50, 1.52, 1.49, 1.51, 1.48]
+    trial = run_series([(level, 1.0) for level in levels for _ in range(5)])
+    assert trial.reported == trial.series
+    assert len(trial.series) == NUM_SERIES == len(levels)
+    assert trial.interval == replace(ratio_interval(levels, [1.0] * 5), num_pairs=25)
+    assert trial.verdict == "ok"
+
+
+def test_a_machine_that_changes_between_series_is_noisy() -> None:
+    levels = [1.49, 1.61, 1.48, 1.60, 1.62]
+    trial = run_series([(level, 1.0) for level in levels for _ in range(5)])
+    assert trial.verdict == "NOISY"
+    assert trial.reason is not None
+    assert "5 series that disagree" in trial.reason
 
 
 def test_each_series_counts_its_pairs_from_zero() -> None:

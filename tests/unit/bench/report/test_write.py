@@ -68,7 +68,7 @@ def results() -> Results:
     ratios: dict[str, Interval | AbsentRecord] = dict.fromkeys((*RATES, *DURATIONS), speedup)
     measured = {"baseline": arm_cell(1.0), "candidate": arm_cell(2.0), "speedup": speedup}
     good = CellResult(
-        isl=8, osl=1, batch_size=1, status="ok", is_confirmed=True, order="ABBAABBAAB", **measured,
+        isl=8, osl=1, batch_size=1, status="ok", num_series=2, order="ABBAABBAAB", **measured,
         ratios={**ratios, "tpot_s": AbsentRecord(absent="osl = 1")},
     )  # fmt: skip
     noisy = good.model_copy(update={"batch_size": 2, "status": "NOISY", "reason": "30.0 % wide"})
