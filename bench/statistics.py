@@ -28,7 +28,7 @@ MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
 NUM_SERIES = 5  # of one cell, where the first two disagree
 # Of the interval that must hold "no change" between two series. Reporting only series that agree raises
-# the coverage of what is reported; at 98 % by less than one point.
+# the coverage of what is reported; at 98 % by about one point.
 AGREEMENT = 0.98
 
 Verdict = Literal["ok", "NOISY"]

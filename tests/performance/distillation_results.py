@@ -19,19 +19,21 @@ from compressor.artifact import write_json
 
 KEPT = Path(__file__).resolve().parents[2] / "build" / "distillation.json"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
-TEXT = ".assets/wiki.txt"
+TEXT = ".assets/c4.txt"
 WIDTH = "hidden_size=432,intermediate_size=1024"
 DEPTH = "num_hidden_layers=15"
-TOKENS = "40k"
+TOKENS = "60k"
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1)
 CALIBRATION = ("--calib-data", TEXT, "--calib-size", "32", "--calib-seq-len", "512")
 TRAINING = ("--train-data", TEXT, "--tokens", TOKENS, "--context-length", "256", "--train-batch-size", "4")
-# The held-out tail of the same text.
-QUALITY = ("--perplexity", TEXT, "--window", "1024", "--size", "16")
+# Of the text that was trained on, `evaluate` reads the held-out part.
+QUALITY = {"held-out": TEXT, "other": ".assets/wiki.txt"}
+WINDOWS = ("--window", "512", "--size", "15")
 LOGITS_ONLY = ("--intermediate", "off", "--embedding-loss", "off")
 
 Command = Callable[..., dict[str, Any]]
+Perplexity = dict[str, float]  # by text of `QUALITY`
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -66,44 +68,43 @@ def run_distillation(command: Command) -> dict[str, Any]:
         kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
         num_kept = len(kept)
 
-        def measure(task: tuple[str, float, int]) -> float:
+        def measure(task: tuple[str, float, int]) -> Perplexity:
             name, learning_rate, seed = task
             key = f"{name}, {learning_rate:g}, seed {seed}, {TOKENS}"
             if key not in kept:
                 kept[key] = train(name, learning_rate, seed)
                 write_json(KEPT, kept)
-            found: float = kept[key]
+            found: Perplexity = kept[key]
             return found
 
-        def train(name: str, learning_rate: float, seed: int) -> float:
+        def train(name: str, learning_rate: float, seed: int) -> Perplexity:
             out = f"{scratch}/{list(VARIANTS).index(name)}-{learning_rate:g}-{seed}"
             command(
                 *("distill", students[VARIANTS[name].student], "--teacher", MODEL, *TRAINING),
                 *VARIANTS[name].options,
                 *("--learning-rate", str(learning_rate), "--seed", str(seed), "-o", out),
             )
-            perplexity = _perplexity(command, out, f"{out}-quality")
+            [found] = _perplexities(command, (out,), f"{out}-quality")
             shutil.rmtree(out)
-            return perplexity
+            return found
 
         tasks = [(name, rate, SEEDS[0]) for name in VARIANTS for rate in LEARNING_RATES]
         swept = {task: measure(task) for task in tasks}
         best = {
-            name: min(LEARNING_RATES, key=lambda rate, name=name: swept[name, rate, SEEDS[0]])
+            name: min(LEARNING_RATES, key=lambda rate, name=name: swept[name, rate, SEEDS[0]]["held-out"])
             for name in VARIANTS
         }
         tasks = [(name, best[name], seed) for name, of in VARIANTS.items() for seed in of.seeds[1:]]
         repeated = {task: measure(task) for task in tasks}
-        untrained = {
-            name: _perplexity(command, path, f"{scratch}/quality-{name}")
-            for name, path in {"teacher": MODEL, **students}.items()
-        }
+        paths = {"teacher": MODEL, **students}
+        perplexities = _perplexities(command, tuple(paths.values()), f"{scratch}/quality")
+        untrained = dict(zip(paths, perplexities, strict=True))
     KEPT.unlink()
     return {**_summary(swept | repeated, best, untrained), "runs_of_an_earlier_call": num_kept}
 
 
 def _summary(
-    found: dict[tuple[str, float, int], float], best: dict[str, float], untrained: dict[str, float]
+    found: dict[tuple[str, float, int], Perplexity], best: dict[str, float], untrained: dict[str, Perplexity]
 ) -> dict[str, Any]:
     variants = {
         name: {
@@ -113,37 +114,55 @@ def _summary(
         }
         for name, variant in VARIANTS.items()
     }
-    worst_kl = max(variants["KL"]["perplexity"].values())
-    best_ce = min(variants["CE"]["perplexity"].values())
-    first = {name: entry["perplexity"][str(SEEDS[0])] for name, entry in variants.items()}
-    plain, deep = "half depth, logits", "half depth, logits + intermediate + embedding"
     return {
         "tokens": TOKENS,
         "untrained": untrained,
         "variants": variants,
-        "order_holds": {
-            "KL < CE, every seed": worst_kl < best_ce,
-            "KL < KL + CE": first["KL"] < first["KL + CE"],
-            "CE < half of random initialisation": best_ce < first["random initialisation, CE"] / 2,
-            "half depth: with intermediate and embedding < logits only": first[deep] < first[plain],
-        },
+        "order_holds": {text: _order(variants, text) for text in QUALITY},
+    }
+
+
+def _order(variants: dict[str, Any], text: str) -> dict[str, bool]:
+    """Which published relations hold on one text."""
+    of = {
+        name: [by_text[text] for by_text in entry["perplexity"].values()] for name, entry in variants.items()
+    }
+    return {
+        "KL < CE, every seed": max(of["KL"]) < min(of["CE"]),
+        "KL < KL + CE": of["KL"][0] < of["KL + CE"][0],
+        "KL and CE < half of random initialisation": max(*of["KL"], *of["CE"])
+        < of["random initialisation, CE"][0] / 2,
+        "half depth: with intermediate and embedding < logits only": of[
+            "half depth, logits + intermediate + embedding"
+        ][0]
+        < of["half depth, logits"][0],
     }
 
 
 def distillation_rows(data: dict[str, Any]) -> Rows:
     """Header and rows of the table."""
     rows = [
-        (f"{name}, untrained", "-", f"{perplexity:,.1f}", "-")
+        (f"{name}, untrained", "-", *(f"{perplexity[text]:,.1f}" for text in QUALITY), "-")
         for name, perplexity in data["untrained"].items()
     ]
     for name, entry in data["variants"].items():
-        perplexities = " / ".join(f"{value:.2f}" for value in entry["perplexity"].values())
-        sweep = ", ".join(f"{rate}: {value:.2f}" for rate, value in entry["sweep"].items())
-        rows.append((name, f"{entry['learning_rate']:g}", perplexities, sweep))
+        of_seeds = entry["perplexity"].values()
+        perplexities = (" / ".join(f"{seed[text]:.1f}" for seed in of_seeds) for text in QUALITY)
+        sweep = ", ".join(f"{rate}: {value['held-out']:.1f}" for rate, value in entry["sweep"].items())
+        rows.append((name, f"{entry['learning_rate']:g}", *perplexities, sweep))
+    holds = data["order_holds"]
     rows += [
-        (relation, "-", "yes" if holds else "no", "-") for relation, holds in data["order_holds"].items()
+        (relation, "-", *("yes" if holds[text][relation] else "no" for text in QUALITY), "-")
+        for relation in holds["held-out"]
     ]
-    return ("student and loss", "learning rate", "held-out perplexity, by seed", "every rate"), rows
+    header = (
+        "student and loss",
+        "learning rate",
+        "perplexity, held-out",
+        "other text",
+        "every rate, held-out",
+    )
+    return header, rows
 
 
 def _students(command: Command, scratch: Path) -> dict[str, str]:
@@ -167,7 +186,15 @@ def _write_random(like: Path, out_dir: Path) -> None:
     AutoTokenizer.from_pretrained(like).save_pretrained(out_dir)
 
 
-def _perplexity(command: Command, model: str, out: str) -> float:
-    models = command("evaluate", model, *QUALITY, "-o", out)["models"]
-    perplexity: float = next(iter(models.values()))["perplexity"]
-    return perplexity
+def _perplexities(command: Command, models: tuple[str, ...], out: str) -> list[Perplexity]:
+    """Of every model on every text; on the first one, at least one model must have been trained on it."""
+    reports = {
+        text: command("evaluate", *models, "--perplexity", source, *WINDOWS, "-o", f"{out}-{text}")
+        for text, source in QUALITY.items()
+    }
+    assert reports["held-out"]["protocol"]["split"] == "held_out"
+    measured = {text: list(report["models"].values()) for text, report in reports.items()}
+    return [
+        {text: values[number]["perplexity"] for text, values in measured.items()}
+        for number in range(len(models))
+    ]
