@@ -54,6 +54,35 @@ REPORT: dict[str, Any] = {
     },
     "streaming_metrics": {"avg_ttft_ms": 10.0, "avg_tpot_ms": 10.0},
 }
+# One request of 64 tokens in and 16 out: keys and figures as published for a run of TensorRT-LLM 1.3.0rc12
+# on an NVIDIA GB10, abridged. It was not recorded by this project.
+PUBLISHED_REPORT: dict[str, Any] = {
+    "engine": {"version": "1.2", "backend": "Pytorch", "dtype": "bfloat16", "kv_cache_dtype": "FP8"},
+    "world_info": {"tp_size": 1, "max_batch_size": 1, "max_num_tokens": 512},
+    "request_info": {
+        "num_requests": 1,
+        "avg_num_concurrent_requests": 1.0,
+        "avg_input_length": 64.0,
+        "avg_output_length": 16.0,
+    },
+    "performance": {
+        "total_latency_ms": 4743.5,
+        "avg_request_latency_ms": 4743.5,
+        "request_throughput_req_s": 0.21,
+        "system_output_throughput_tok_s": 3.37,
+        "system_total_throughput_tok_s": 16.86,
+        "output_throughput_per_user_tok_s": 3.37,
+        "output_throughput_per_gpu_tok_s": 3.37,
+        "request_latency_percentiles_ms": {"p50": 4743.5, "p90": 4743.5, "p95": 4743.5, "p99": 4743.5},
+    },
+    "streaming_metrics": {
+        "token_output_speed_tok_s": 71.29,
+        "avg_ttft_ms": 4533.1,
+        "avg_tpot_ms": 14.03,
+        "ttft_percentiles": {"p50": 4533.1},
+        "tpot_percentiles": {"p50": 14.03},
+    },
+}
 # Reads the data set and the options it was given; a model called "student" is twice as fast.
 STAND_IN = """#!{python}
 import json, pathlib, sys
@@ -100,6 +129,19 @@ def make_arm(root: Path, model: str) -> Arm:
         num_parameters=1,
         dims=PRESETS["smollm2-135m"].dims,
     )
+
+
+def test_a_published_report_is_read_and_obeys_our_definitions() -> None:
+    load = Load(isl=64, osl=16, concurrency=1, num_requests=1)
+    run = read_report(PUBLISHED_REPORT, load)
+    assert isinstance(run.ttft_s, float)
+    assert isinstance(run.tpot_s, float)
+    assert run.ttft_s + (load.osl - 1) * run.tpot_s == pytest.approx(run.latency_s, rel=1e-4)
+    # The rates are published to two decimals.
+    assert run.output_tokens_per_s == pytest.approx(load.osl / run.duration_s, abs=0.005)
+    assert run.total_tokens_per_s == pytest.approx((load.isl + load.osl) / run.duration_s, abs=0.01)
+    assert run.requests_per_s == pytest.approx(1 / run.duration_s, abs=0.005)
+    assert isinstance(run.latency_p99_s, Absent)
 
 
 def test_reports_are_read_in_si_units() -> None:
