@@ -29,7 +29,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, or lm-eval tasks; the first MODEL is the baseline.
 
-    Of a text that a MODEL was trained or calibrated on, the held-out last tenth is read, for all.
+    Of a text that a MODEL was trained or calibrated on, the held-out part is read, for all.
     """
     from compressor.cli.render import evaluation_text
     from compressor.cli.session import emit, work
