@@ -76,7 +76,7 @@ def read_artifact(path: Path) -> ModelArtifact:
             fingerprint=record["fingerprint"],
             lineage=tuple(record["lineage"]),
             num_parameters=record["num_parameters"],
-            texts=tuple(record["texts"]),
+            texts=tuple(record.get("texts", ())),
             inputs=record["inputs"],
             details=record["details"],
         )

@@ -7,6 +7,7 @@ the others wait for its outcome.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import gc
 import os
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 Value = TypeVar("Value")
+
+# Whether the main process works while the others wait.
+_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
 
 # Others wait this long for the main process: whole exports and benchmarks.
 _PATIENCE = timedelta(days=7)
@@ -83,17 +87,23 @@ def joined(device: str) -> Iterator[None]:
 
 
 def on_main(work: Callable[[], Value]) -> Value:
-    """Run `work` in the main process alone; its value, or its error, is every process's."""
-    if world_size() == 1:
+    """Run `work` in the main process alone; its value, or its error, is every process's.
+
+    Inside such work the main process is alone already: nobody waits for a second outcome.
+    """
+    if world_size() == 1 or _alone.get():
         return work()
     import torch.distributed as dist
 
     outcome: list[Any] = [None, None]
     if is_main():
+        token = _alone.set(True)
         try:
             outcome[0] = work()
         except Exception as error:  # noqa: BLE001 - raised again, here and in every other process
             outcome[1] = error
+        finally:
+            _alone.reset(token)
     dist.broadcast_object_list(outcome, src=0, group=_waiting_group())
     if outcome[1] is not None:
         raise outcome[1]

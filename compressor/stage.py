@@ -30,7 +30,6 @@ from compressor.console import Console
 from compressor.data.sources import source_fingerprint
 from compressor.errors import (
     DependencyError,
-    NetworkError,
     ResourceError,
     UnsupportedError,
     UsageError,
@@ -40,7 +39,8 @@ from compressor.processes import is_main, on_main, world_size
 STAGE_FILE = "stage.json"
 PARTIAL_SUFFIX = ".partial"
 
-_INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError, NetworkError)
+# Other input makes another run; after a network error the same one is taken up again.
+_INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -153,7 +153,7 @@ def execute(
         fingerprint=fingerprint_of(inputs),
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
-        texts=tuple(sorted({*source.texts, *inputs["data"].values()})),
+        texts=_texts(inputs, source, context),
         inputs=inputs,
         details=result.details,
     )
@@ -163,6 +163,12 @@ def execute(
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+def _texts(inputs: dict[str, Any], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:
+    """Fingerprints of every text that a stage or what it reads has seen."""
+    read = [source, *context.others.values(), *([context.teacher] if context.teacher else [])]
+    return tuple(sorted({*inputs["data"].values(), *(text for artifact in read for text in artifact.texts)}))
 
 
 def _finished(stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool) -> ModelArtifact | None:

@@ -49,6 +49,12 @@ def choose_losses(
     if intermediate != "off":
         pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
         check_pairs(pairs, num_teacher_layers, num_student_layers)
+    elif config.layer_pairs:
+        raise UsageError(
+            "layers are paired, but no loss compares hidden states",
+            where="distill.layer_pairs",
+            expected="distill.intermediate cosine or mse",
+        )
     loss = LossConfig(
         loss=config.loss,
         kl_weight=config.kl_weight,
@@ -87,10 +93,12 @@ def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> 
     if config.intermediate != "auto":
         return "the recipe chooses the losses on states"
     if not may_compare:
-        return "no losses on states: they need KL and a teacher in memory"
-    if loss.intermediate == "off":
-        return f"logits only: {layers}, less than a third is cut"
-    return f"losses on hidden states as well: {layers}, at least a third is cut"
+        rule = "no losses on hidden states: they need KL and a teacher in memory"
+    elif loss.intermediate == "off":
+        rule = f"no losses on hidden states: {layers}, less than a third is cut"
+    else:
+        rule = f"losses on hidden states as well: {layers}, at least a third is cut"
+    return rule if config.embedding == "auto" else f"{rule}; the recipe chooses the loss on embeddings"
 
 
 def _warnings(loss: LossConfig) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from compressor.data.packing import TokenArray
 from compressor.distillation.module import DistillationModule
@@ -43,4 +44,9 @@ class DomainLosses:
                 loss, counted = self._module.cross_entropy(batch.to(device), of_teacher=of_teacher)
                 total += float(loss)
                 num_tokens += counted
+        # A sharded root gathers for a forward pass and lets go after the backward pass, which never comes: a
+        # checkpoint would be of the gathered weights, rounded to the dtype of the computation.
+        for placed in (self._module, self._module.teacher):
+            if isinstance(placed, FSDPModule):
+                placed.reshard()
         return total / num_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
     LogitsHeader,
     TopTokens,
+    Windows,
     digest_of,
     shard_name,
     write_index,
@@ -30,13 +31,6 @@ from compressor.stage import Stage, StageContext, StageResult
 
 STORED_TOP_K = 1024
 SHARD_VALUES = 1 << 26
-
-
-class Windows(Protocol):
-    """Training windows by their index, as dicts of arrays."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` `[seq_len]`, and `position_ids` where documents are kept apart."""
 
 
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:

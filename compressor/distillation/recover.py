@@ -79,7 +79,7 @@ def run(
     if promise is None or context.teacher is None:
         what = "a sparsified checkpoint" if promise is None else "a teacher"
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
-    refuse_unfit_teacher(source, context.teacher)
+    refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)

@@ -78,6 +78,8 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)
     stream = open_training_stream(config, plan, domains, source, out_dir, context)
+    if pupil.stored is not None:
+        pupil.stored.require_windows(stream.distinct)
     place_(pupil.module, config, plan, context.device)
     dynamic = dynamic_batches(config, plan, domains, stream, pupil.module, source, context)
     in_memory = context.teacher.path if context.teacher and pupil.module.teacher else None
@@ -166,7 +168,7 @@ def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pup
     teacher = context.teacher
     stored = _stored_logits(config, source)
     if teacher is not None:
-        refuse_unfit_teacher(source, teacher)
+        refuse_unfit_teacher(source, teacher, trust_remote_code=context.trust_remote_code)
     elif stored is None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
     num_layers = read_config(source.path)["num_hidden_layers"]

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,16 @@ SCHEMA = "compress-export/teacher-logits/1"
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 Ids = npt.NDArray[np.int64]
+
+
+class Windows(Protocol):
+    """Training windows by their index, as dicts of arrays."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids` `[seq_len]`, and `position_ids` where documents are kept apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +180,25 @@ class StoredLogits:
                 found=top_k,
             )
 
+    def require_windows(self, windows: Windows) -> None:
+        """Refuse a store that lacks a training window, before any training.
+
+        Raises:
+            UsageError: when it does.
+        """
+        for index in range(len(windows)):
+            self._digest(windows[index]["input_ids"])
+
+    def _digest(self, input_ids: Ids) -> str:
+        digest = digest_of(input_ids)
+        if digest not in self._shard_of:
+            raise UsageError(
+                "a training window is not among the stored teacher logits",
+                where=str(self._directory),
+                hint="store them for the same text, token budget, batch size and seed",
+            )
+        return digest
+
     def window(self, input_ids: Ids) -> TopTokens:
         """What is stored of one window `[seq_len]`.
 
@@ -177,13 +206,7 @@ class StoredLogits:
             UsageError: for a window that is not in the store.
             VerificationError: when its shard is damaged.
         """
-        digest = digest_of(input_ids)
-        if digest not in self._shard_of:
-            raise UsageError(
-                "a training window is not among the stored teacher logits",
-                where=str(self._directory),
-                hint="store them for the same text, token budget and seed",
-            )
+        digest = self._digest(input_ids)
         name = self._shard_of[digest]
         try:
             shard = self._shard(name)

@@ -22,6 +22,7 @@ from compressor.models.checkpoint import CheckpointReader, read_config, whole, w
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.load import copy_tokenizer, load_tokenizer
 from compressor.models.portable import write_config
+from compressor.models.shapes import is_parameter
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import refuse_adapter
@@ -170,17 +171,29 @@ def training_flops_per_token(teacher: Path | None, student: Path, context_length
     return flops
 
 
-def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact) -> None:
+def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trust_remote_code: bool) -> None:
     """Refuse a teacher whose logits cannot be compared, or that is more than its checkpoint.
 
     Raises:
         UnsupportedError: when the vocabularies differ, or the teacher has a low-rank branch beside it.
     """
     refuse_adapter(teacher.path, by="a teacher")
+    what = "student and teacher have different vocabularies"
     sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
     if sizes[0] != sizes[1]:
+        raise UnsupportedError(what, expected=sizes[1], found=sizes[0])
+    # Two tokenizers of one size may still give every id another token.
+    ours, theirs = (
+        load_tokenizer(artifact.path, trust_remote_code=trust_remote_code).get_vocab()
+        for artifact in (student, teacher)
+    )
+    if ours != theirs:
+        token = min(token for token, _ in ours.items() ^ theirs.items())
         raise UnsupportedError(
-            "student and teacher have different vocabularies", expected=sizes[1], found=sizes[0]
+            what,
+            where=f"token {token!r}",
+            expected=f"id {theirs.get(token)}",
+            found=f"id {ours.get(token)}",
         )
 
 
@@ -189,8 +202,9 @@ def save_trained(model: nn.Module, source: ModelArtifact, out_dir: Path, dtype: 
     state = full_state(model)
     if not is_main():
         return
+    dims = dims_of_config(read_config(source.path))
     with CheckpointReader(source.path) as reader:
-        names = list(reader)
+        names = [name for name in reader if is_parameter(name, dims)]
     specs = [whole(name, state[name].to(dtype)) for name in names]
     write_checkpoint(out_dir, specs)
     write_config(out_dir, {**read_config(source.path), "dtype": str(dtype).removeprefix("torch.")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from compressor.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
+
+# Buffers that old checkpoints carry and current model classes compute themselves.
+_COMPUTED_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
 def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
@@ -78,6 +82,11 @@ def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
 def repeated_head(dims: Dims) -> str:
     """The name under which a tied model's checkpoint may repeat its embedding; "" for an untied one."""
     return f"{dims.family.lm_head}.weight" if dims.tie_word_embeddings else ""
+
+
+def is_parameter(name: str, dims: Dims) -> bool:
+    """Whether a checkpoint's tensor is a parameter of its own: no repeated head, no computed buffer."""
+    return name != repeated_head(dims) and not _COMPUTED_BUFFERS.search(name)
 
 
 def refuse_misfit(report: dict[str, Any], where: Path) -> None:

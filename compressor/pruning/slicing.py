@@ -5,7 +5,6 @@ One block of rows of one tensor is in memory at a time, whatever the model's siz
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,9 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.portable import write_config
-from compressor.models.shapes import repeated_head
+from compressor.models.shapes import is_parameter
 from compressor.pruning.plan import PrunePlan
 
-# Buffers that old checkpoints carry and current model classes compute themselves.
-_COMPUTED_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
 _BITS_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _Kept = torch.Tensor | None
 
@@ -88,7 +85,7 @@ def _sliced(
     reader: CheckpointReader, name: str, plan: PrunePlan, dims: Dims, dtype: torch.dtype | None
 ) -> TensorSpec | None:
     """The spec of one sliced tensor, or None when its layer goes or it is no parameter of its own."""
-    if _COMPUTED_BUFFERS.search(name) or name == repeated_head(dims):
+    if not is_parameter(name, dims):
         return None
     target = _renamed(name, plan, dims)
     if target is None:

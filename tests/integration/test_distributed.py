@@ -119,6 +119,12 @@ def test_the_whole_road_runs_in_two_processes(
     assert "processes: 2 -> 1" in again.stderr
 
 
+def test_held_out_losses_leave_sharded_weights_as_they_were() -> None:
+    """Checkpoints are written right after them: they must hold the float32 weights, not gathered ones."""
+    done = torchrun("tests.integration.evaluate_in_processes", processes=2)
+    assert done.returncode == 0, done.stderr
+
+
 def test_losses_on_states_and_a_teacher_corrected_alongside_follow_one_process(
     tmp_path: Path, tiny_checkpoint: Path, tiny_text: Path
 ) -> None:

@@ -65,6 +65,21 @@ def open_domains(directory: Path) -> WindowStream:
     return WindowStream(domains, [1, 2], seed=0)
 
 
+def make_plan(*, micro_batch_size: int, bf16: bool = False) -> TrainingConfig:
+    return TrainingConfig(
+        max_steps=20,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=BATCH_SIZE // world_size() // micro_batch_size,
+        learning_rate=1e-3,
+        min_learning_rate_ratio=0.1,
+        warmup_steps=2,
+        checkpoint_steps=4,
+        seed=0,
+        bf16=bf16,
+        use_cpu=True,
+    )
+
+
 def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
     out_dir = Path(out)
     if is_main():
@@ -75,18 +90,7 @@ def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
     student.requires_grad_(requires_grad=True).train()
     recipe = Distill.model_validate({"sharding": sharding, "kl_weight": 0.5})
     module = DistillationModule(student, make_model(seed=2), LossConfig(kl_weight=0.5))
-    plan = TrainingConfig(
-        max_steps=20,
-        micro_batch_size=int(micro),
-        accumulation_steps=BATCH_SIZE // world_size() // int(micro),
-        learning_rate=1e-3,
-        min_learning_rate_ratio=0.1,
-        warmup_steps=2,
-        checkpoint_steps=4,
-        seed=0,
-        bf16=False,
-        use_cpu=True,
-    )
+    plan = make_plan(micro_batch_size=int(micro))
     place_(module, recipe, plan, "cpu")
     kinds = [isinstance(parameter, DTensor) for parameter in module.parameters()]
     assert all(kinds) if world_size() > 1 and sharding == "full" else not any(kinds)

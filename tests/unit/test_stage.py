@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
-from compressor.errors import UsageError, VerificationError
+from compressor.errors import NetworkError, UsageError, VerificationError
 from compressor.stage import (
     PARTIAL_SUFFIX,
     STAGE_FILE,
@@ -41,6 +41,7 @@ class Bed:
     runs: list[str] = field(default_factory=list)
     killed: bool = False
     refuses: bool = False
+    fails: Exception | None = None
 
     def stage(self) -> Stage[Config]:
         return Stage(name="widen", run=self._run, data=lambda config: (config.text,) if config.text else ())
@@ -56,6 +57,8 @@ class Bed:
         context.console.warn("narrow")
         if self.killed:
             raise Killed
+        if self.fails is not None:
+            raise self.fails
         (out_dir / "weights").write_text(str(config.width))
         return StageResult(num_parameters=config.width, details={"width": config.width})
 
@@ -103,10 +106,13 @@ def test_an_artifact_names_every_text_on_the_way_to_it(bed: Bed, tmp_path: Path)
     text = tmp_path / "text.txt"
     text.write_text("read by this stage")
     bed.source = replace(bed.source, texts=("read before",))
+    bed.context.teacher = replace(bed.source, texts=("read by the teacher",))
+    bed.context.others = {"stored": replace(bed.source, texts=("read by another",))}
 
     artifact = bed.execute(Config(text=str(text))).artifact
 
-    assert artifact.texts == tuple(sorted({"read before", source_fingerprint(str(text))}))
+    read = {"read before", "read by the teacher", "read by another", source_fingerprint(str(text))}
+    assert artifact.texts == tuple(sorted(read))
 
 
 def test_equal_work_leaves_equal_bytes(bed: Bed, tmp_path: Path) -> None:
@@ -186,6 +192,17 @@ def test_a_stage_that_was_begun_is_kept(bed: Bed) -> None:
         bed.execute()
 
     assert (bed.partial / "begun").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"), [(NetworkError("the hub is away"), True), (UsageError("malformed"), False)]
+)
+def test_only_what_the_same_input_could_continue_is_kept(bed: Bed, error: Exception, is_kept: bool) -> None:
+    bed.fails = error
+    with pytest.raises(type(error)):
+        bed.execute()
+
+    assert bed.partial.exists() is is_kept
 
 
 def test_killed_while_the_record_was_begun(bed: Bed) -> None:

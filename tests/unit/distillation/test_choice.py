@@ -62,8 +62,15 @@ def test_what_the_recipe_says_goes_before_the_rule() -> None:
     assert (chosen.loss.intermediate, chosen.loss.embedding) == ("mse", "mse")
     assert chosen.loss.layer_pairs == ((3, 3), (7, 7))
     assert "the recipe" in chosen.rule
-    only = choose(32, 32, embedding="cosine").loss
-    assert (only.intermediate, only.embedding, only.layer_pairs) == ("off", "cosine", ())
+    only = choose(32, 32, embedding="cosine")
+    assert (only.loss.intermediate, only.loss.embedding, only.loss.layer_pairs) == ("off", "cosine", ())
+    assert only.rule.startswith("no losses on hidden states: ")
+    assert only.rule.endswith("; the recipe chooses the loss on embeddings")
+
+
+def test_pairs_that_nothing_compares_are_refused() -> None:
+    with pytest.raises(UsageError, match="no loss compares hidden states"):
+        choose(32, 32, layer_pairs=((3, 3),))
 
 
 def test_cross_entropy_alone_compares_nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compressor.artifact import ModelArtifact
 from compressor.console import Console
@@ -174,6 +174,41 @@ def test_another_vocabulary_is_refused(student: ModelArtifact, tmp_path: Path, t
     path = save_checkpoint(tmp_path / "other", make_model(vocab_size=VOCAB_SIZE + 8))
     with pytest.raises(UnsupportedError, match="different vocabularies"):
         distill(student, as_source(path), tmp_path / "out", tiny_text)
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    file = teacher.path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="different vocabularies") as caught:
+        distill(student, teacher, tmp_path / "out", tiny_text)
+    assert "token 'a'" in str(caught.value)
+
+
+def test_a_head_that_repeats_the_tied_embedding_is_no_parameter(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    weights = load_file(student.path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, student.path / "model.safetensors", metadata={"format": "pt"})
+    distill(as_source(student.path), teacher, tmp_path / "out", tiny_text)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys() - {"lm_head.weight"}
+
+
+def test_windows_that_are_not_stored_are_missed_before_any_training(
+    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
+) -> None:
+    config = Distill.model_validate({**BASE, "data": str(tiny_text), "tokens": BASE["tokens"] // 2})
+    store = execute(LOGITS, config, teacher, tmp_path / "store", make_context(None)).artifact
+    settings = Distill.model_validate({**BASE, "data": str(tiny_text), "teacher_logits": str(store.path)})
+    context = make_context(None, **{STORED_LOGITS: store})
+    with pytest.raises(UsageError, match="not among the stored"):
+        run(settings, student, tmp_path / "out", context)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_isolated_documents_leave_out_what_crosses_them(
