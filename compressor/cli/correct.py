@@ -30,5 +30,15 @@ def correct(output_dir: str, config: str | None, **flags: Any) -> None:
         from compressor.distillation.correction import CORRECT
 
         source = open_model(flags["model"], Path(output_dir), flags)
-        artifact = execute_stage(CORRECT, recipe.distill, source, Path(output_dir), flags, console)
+        settings = own_flags(recipe.distill, flags)
+        artifact = execute_stage(CORRECT, settings, source, Path(output_dir), flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))
+
+
+def own_flags(settings: Any, flags: dict[str, Any]) -> Any:
+    """A recipe's settings where what was given on the command line goes before its correction section."""
+    given = {name: getattr(settings, name) for name in ("tokens", "warmup_steps") if flags[name] is not None}
+    if flags["learning_rate"] is not None:
+        given["learning_rate"] = None  # a fifth of the one given
+    correction = settings.correction.model_copy(update=given)
+    return settings.model_copy(update={"correction": correction})

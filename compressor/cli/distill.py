@@ -31,7 +31,7 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     flags |= {name: getattr(recipe, name) for name in ("seed", "device", "dtype", "trust_remote_code")}
     if recipe.distill.tokens == 0:
         raise UsageError("a distillation needs tokens", where="--tokens", expected="at least one window")
-    _refuse_other_stages(recipe.distill)
+    refuse_other_stages(recipe.distill)
     with work(flags) as console:
         from compressor.artifact import read_artifact
         from compressor.cli.stage_command import execute_stage, open_model, result_of
@@ -48,6 +48,7 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
         settings: Section = recipe.distill
         if read_promise(student.path) is not None:
             console.info("the student is sparse: its mask is held")
+            _refuse_dense_options(flags)
             changes: dict[str, Any] = {"method": "sparsegpt"}
             if flags["temperature"] is not None:
                 changes["temperature"] = flags["temperature"]
@@ -59,8 +60,26 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     emit(result_of(artifact), flags, stage_text(artifact))
 
 
-def _refuse_other_stages(settings: Any) -> None:
-    """Refuse what is a stage of its own, and in a run comes before this one."""
+def _refuse_dense_options(flags: dict[str, Any]) -> None:
+    """Refuse options that the training of a sparse student does not know."""
+    from compressor.cli.training_options import DISTILLATION_FIELDS
+    from compressor.errors import UsageError
+
+    given = [name for name in DISTILLATION_FIELDS if flags[name] not in (None, "off")]
+    if given:
+        raise UsageError(
+            "a sparse student is trained by KL and cross-entropy on logits, and by nothing else",
+            where=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            hint="sparsify.kl_weight in a recipe weighs the two",
+        )
+
+
+def refuse_other_stages(settings: Any) -> None:
+    """Refuse what is a stage of its own, and in a run comes before this one.
+
+    Raises:
+        UsageError: naming it.
+    """
     from compressor.errors import UsageError
 
     if settings.correction.mode == "first":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prune on one GPU, distill on all GPUs of this machine, export. Run it again after any interruption: what
-# is finished is skipped, and training continues from its last checkpoint on the same number of GPUs.
+# Prune on one GPU, correct the teacher and distill on all GPUs of this machine, export. Run it again after any
+# interruption: what is finished is skipped, and training continues from its last checkpoint on the same
+# number of GPUs.
 #
 #   MODEL=llama3.1-8b RECIPE=recipes/llama3.1-minitron-4b-width.yaml OUT=out docs/launch/one-machine.sh
 set -euo pipefail
@@ -16,7 +17,9 @@ compress-export prune "$MODEL" --target "$TARGET" -o "$OUT/pruned"
 
 # One thread per process unless told otherwise: the GPUs do the work.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main correct "$MODEL" \
+  --config "$RECIPE" -o "$OUT/corrected"
 torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main distill "$OUT/pruned" \
-  --teacher "$MODEL" --config "$RECIPE" -o "$OUT/distilled"
+  --teacher "$OUT/corrected" --teacher-correction off --config "$RECIPE" -o "$OUT/distilled"
 
 compress-export export "$OUT/distilled" --format huggingface --precision bf16 -o "$OUT/student"

@@ -111,6 +111,12 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     )
     assert len(evaluation["models"]) == 2
     assert evaluation["protocol"]["split"] == "held_out"
+    again = command_here(
+        *("distill", tmp_path / "ast", "--teacher", tiny_checkpoint, "--train-data", tiny_text),
+        *("--loss", "reverse-kl", "--top-k", 1000, "-o", tmp_path / "again"),
+    )
+    assert again.returncode == 2
+    assert "--loss, --top-k" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from click_default_group import DefaultGroup
 
+from compressor.cli.distill import distill, refuse_other_stages
 from compressor.cli.main import cli, invoke
+from compressor.cli.options import recipe_overrides
+from compressor.errors import UsageError
+from compressor.recipe import load_recipe
 from tests.performance.results import ROOT, documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +50,31 @@ def test_launch_scripts_name_known_options(script: Path) -> None:
     commands = r"^(?:compress-export|.* -m compressor\.cli\.main) (\w+) (.+)$"
     assert sum(names_known_options(*found) for found in re.findall(commands, text, re.MULTILINE)) >= 1
     assert [path for path in re.findall(r"recipes/[\w.-]+\.yaml", text) if not (ROOT / path).is_file()] == []
+
+
+def test_distillations_of_a_recipe_ask_for_no_stage_but_their_own() -> None:
+    """What distill refuses at once: a script that names the recipe of a whole run must have done the rest."""
+    texts = [TRAINING, *(script.read_text(encoding="utf-8") for script in LAUNCH)]
+    commands = [
+        found.split()
+        for text in texts
+        for found in re.findall(
+            r"-m compressor\.cli\.main distill (.+)$", text.replace("\\\n", " "), re.MULTILINE
+        )
+    ]
+    assert len(commands) == len(texts)
+    for words in commands:
+        recipe = re.sub(r'"\$RECIPE"', "recipes/llama3.1-minitron-4b-width.yaml", " ".join(words)).split()
+        flags = distill.make_context("distill", recipe).params
+        own = {name: value for name, value in flags.items() if name not in ("model", "output_dir", "config")}
+        settings = load_recipe(ROOT / flags["config"], recipe_overrides(own)).distill
+        refuse_other_stages(settings)
+
+
+def test_the_recipes_correction_is_refused_where_it_is_not_switched_off() -> None:
+    settings = load_recipe(ROOT / "recipes" / "llama3.1-minitron-4b-width.yaml", {}).distill
+    with pytest.raises(UsageError, match="stage of its own"):
+        refuse_other_stages(settings)
 
 
 @pytest.mark.parametrize("script", LAUNCH, ids=lambda path: path.name)

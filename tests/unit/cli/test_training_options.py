@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from compressor.cli import stage_command
+from compressor.cli.correct import own_flags
 from compressor.cli.main import cli, invoke
 from compressor.cli.options import RECIPE_FIELDS, recipe_overrides
 from compressor.cli.sections import OPTIONS, SectionedCommand
@@ -175,6 +176,15 @@ def leaves(section: Any, prefix: str) -> list[str]:
         value = getattr(section, name)
         found += leaves(value, f"{name}.") if hasattr(value, "model_fields_set") else [f"{prefix}{name}"]
     return found
+
+
+def test_flags_go_before_a_recipes_correction() -> None:
+    correction = {"tokens": 1000, "learning_rate": 2e-5, "warmup_steps": 120}
+    settings = Distill.model_validate({"tokens": 64, "warmup_steps": 3, "correction": correction})
+    silent = {"tokens": None, "warmup_steps": None, "learning_rate": None}
+    assert own_flags(settings, silent) == settings
+    given = own_flags(settings, {"tokens": "64", "warmup_steps": 3, "learning_rate": 1e-3}).correction
+    assert (given.tokens, given.warmup_steps, given.learning_rate) == (64, 3, None)
 
 
 @pytest.mark.parametrize("name", ["run", "plan", "distill", "sparsify"])
