@@ -155,7 +155,7 @@ def run_pipeline(
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer)
+        require_windows(recipe, tokenizer, teacher.texts)
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
@@ -272,7 +272,7 @@ def _export(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    config = evaluation_config(run.recipe)
+    config = evaluation_config(run.recipe, run.teacher.texts)
     models = {"teacher": run.teacher}
     models |= {CORRECTED: run.made[CORRECTED]} if CORRECTED in run.made else {}
     models |= {name: run.made[name] for name in (*SIXTEEN_BIT, "quantized") if name in run.made}

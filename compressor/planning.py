@@ -127,10 +127,20 @@ def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     """Bytes written per part of the run directory; checkpoints of training count at their peak of two."""
     sixteen = weight_bytes(student, "bf16")
     parts = {"prune": sixteen, "student": sixteen}
-    if recipe.distill.tokens:
+    distill = recipe.distill
+    if distill.tokens:
+        trained = num_parameters(student)
+        if distill.correction.mode == "first":
+            parts["correct"] = weight_bytes(teacher, "bf16")
+            trained = max(trained, num_parameters(teacher))  # one training after the other
+        elif distill.correction.mode == "alongside":
+            trained += num_parameters(teacher)
+        # Any domain may turn out to be the one that dynamic batches draw from.
+        num_domains = len(distill.mixture()) + (distill.generate.tokens > 0)
+        copies = 1 if distill.dynamic_batches.variant == "off" else num_domains
         parts["distill"] = sixteen
-        parts["training_checkpoints"] = 2 * 12 * num_parameters(student)
-        parts["tokens"] = 4 * (recipe.distill.tokens + recipe.distill.generate.tokens)
+        parts["training_checkpoints"] = 2 * 12 * trained
+        parts["tokens"] = 4 * (copies * distill.tokens + distill.generate.tokens)
     if recipe.sparsify.pattern:
         parts["sparsify"] = parts["recover"] = sixteen + sixteen // 16
     if recipe.quantize.fp8:

@@ -42,44 +42,51 @@ def require_texts(recipe: Recipe) -> None:
 
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
-    """Texts that calibration and training read."""
+    """Texts that calibration, training and sampling read."""
     calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
     trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
+    samples = recipe.distill.tokens and recipe.distill.generate.tokens
     return tuple(
         sorted(
             {
                 *((recipe.calibration.data,) if calibrates else ()),
                 *(domain.data for domain in recipe.distill.mixture() if trains),
+                *([prompts] if (prompts := recipe.distill.generate.prompts) and samples else []),
             }
         )
     )
 
 
-def evaluation_config(recipe: Recipe) -> EvaluateStageConfig:
+def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateStageConfig:
     """What the evaluate stage measures on, by default the first training text.
 
     Of a text that is used elsewhere, it is the held-out part.
+
+    Args:
+        recipe: The run.
+        seen: Fingerprints of what its model was made with.
     """
     data = recipe.evaluate.data or recipe.distill.mixture()[0].data
     return EvaluateStageConfig(
         data=data,
-        split=unseen_split(data, [source_fingerprint(spec) for spec in _seen(recipe)]),
+        split=unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))}),
         window=recipe.evaluate.window,
         size=recipe.evaluate.size,
     )
 
 
-def require_windows(recipe: Recipe, tokenizer: Any) -> None:
+def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
     """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
 
     Args:
         recipe: The run.
         tokenizer: The teacher's.
+        seen: Fingerprints of what the teacher was made with.
 
     Raises:
         UsageError: naming the text and its part.
     """
-    evaluation = evaluation_config(recipe)
+    evaluation = evaluation_config(recipe, seen)
     parts = [(evaluation.data, evaluation.split, evaluation.window)]
     if recipe.calibration.data in _seen(recipe):
         parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))

@@ -10,12 +10,15 @@ from compressor.data.sources import is_local
 from compressor.presets import PRESETS
 
 CARD_FILE = "README.md"
+MAX_COURSE_ROWS = 12
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def result_tables(summary: dict[str, Any]) -> list[Table]:
     """Title, header and rows of every result a run has."""
     tables = [_quality(summary), _exports(summary["exports"])]
+    if summary["distill"] and "dynamic_batches" in summary["distill"]:
+        tables.append(_course(summary["distill"]["dynamic_batches"]))
     if summary["bench"]:
         tables.append(_speed(summary["bench"]))
     return tables
@@ -50,6 +53,7 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
         _shape(student) + f" {plan['rule']}.",
         "",
         *_text_lines(plan),
+        *_loss_lines(summary["distill"]),
     ]
     for title, header, rows in result_tables(summary):
         lines += ["", f"## {title}", "", *markdown_table(header, rows)]
@@ -88,6 +92,10 @@ def _text_lines(plan: dict[str, Any]) -> list[str]:
     return [f"- {use} text: {_text_name(source)}" for use, source in plan["text"].items()]
 
 
+def _loss_lines(distill: dict[str, Any] | None) -> list[str]:
+    return [f"- loss: {distill['loss']}", f"- {distill['loss_rule']}"] if distill else []
+
+
 def _public_name(model: str) -> str:
     """A MODEL as others can find it: its hub id, or the name of a local directory or file.
 
@@ -122,6 +130,15 @@ def _quality(summary: dict[str, Any]) -> Table:
         for name, entry in evaluation["models"].items()
     ]
     return title, ("model", "parameters", "perplexity", "scored tokens"), rows
+
+
+def _course(dynamic: dict[str, Any]) -> Table:
+    """The weights' course, thinned to so many lines."""
+    updates = dynamic["updates"]
+    stride = max(1, -(-len(updates) // MAX_COURSE_ROWS))
+    shown = updates[::-1][::stride][::-1]
+    rows = [(str(update["step"]), *(f"{share:.3f}" for share in update["weights"])) for update in shown]
+    return "Shares of the domains, by step", ("from step", *dynamic["domains"]), rows
 
 
 def _exports(exports: dict[str, Any]) -> Table:

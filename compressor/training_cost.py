@@ -218,11 +218,11 @@ def _row(phases: Iterable[Phase], hardware: Hardware, num_gpus: int, *, sampling
         for recomputes in (False, True)
     )
     usable = USABLE_MEMORY * hardware.device.memory_bytes
-    rate = hardware.device.bf16_flops_per_s * num_gpus
     seconds = {phase.name: step_seconds(phase, hardware, num_gpus) for phase in phases}
     hours = {phase.name: phase.steps * seconds[phase.name] / 3600 for phase in phases}
     if sampling:
-        hours["generate"] = sampling / (rate * SAMPLING_UTILISATION) / 3600
+        # One process samples, however many wait for it.
+        hours["generate"] = sampling / (hardware.device.bf16_flops_per_s * SAMPLING_UTILISATION) / 3600
     total = sum(hours.values())
     return {
         "num_gpus": num_gpus,

@@ -108,7 +108,7 @@ def evaluation_text(report: dict[str, Any]) -> str:
             for name, entry in models.items()
         ]
         protocol = report["protocol"]
-        part = "the held-out part" if protocol["split"] == "held_out" else "the whole text"
+        part = "the text's held-out part" if protocol["split"] == "held_out" else "the text from its start"
         caption = f"{part}, window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']}"
         return f"{table(('model', 'parameters', 'perplexity'), rows)}\n{caption}"
     scores = [

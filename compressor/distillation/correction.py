@@ -27,13 +27,13 @@ from compressor.distillation.training import (
     training_details,
     training_flops_per_token,
 )
-from compressor.errors import UnsupportedError, UsageError
+from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.load import load_model
 from compressor.processes import is_main, world_size
 from compressor.recipe import Distill
 from compressor.stage import Stage, StageContext, StageResult
 from compressor.training.callbacks import TrainingExtension
-from compressor.training.sharding import full_state, is_sharded, load_full_state_
+from compressor.training.sharding import full_state, is_sharded, load_full_state_, whole
 from compressor.training.trainer import TrainingConfig, train
 
 TEACHER_FILE = "teacher.safetensors"
@@ -151,7 +151,13 @@ class CorrectAlongside(TrainingExtension):
         load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
 
     def _clip(self, *_arguments: Any) -> None:
-        nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
+        norm = nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
+        if not torch.isfinite(whole(norm)):
+            raise VerificationError(
+                "the gradient of the teacher corrected alongside is not finite",
+                found=f"norm {float(whole(norm))}",
+                hint="a lower distill.correction.learning_rate, in another directory",
+            )
 
 
 def require_alongside(config: Distill) -> None:

@@ -9,11 +9,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from compressor.data.packing import TokenArray
 from compressor.distillation.module import DistillationModule
+from compressor.processes import on_main
 from compressor.training.trainer import TrainingConfig
 
 
 class DomainLosses:
-    """Mean cross-entropy by domain; every process computes the same number."""
+    """Mean cross-entropy by domain; every process computes it and takes the main one's, to the last bit."""
 
     def __init__(
         self, module: DistillationModule, windows: Sequence[TokenArray], plan: TrainingConfig
@@ -49,4 +50,4 @@ class DomainLosses:
         for placed in (self._module, self._module.teacher):
             if isinstance(placed, FSDPModule):
                 placed.reshard()
-        return total / num_tokens
+        return on_main(lambda: total / num_tokens)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compressor.report import closed_gap, write_model_card
+from compressor.report import MAX_COURSE_ROWS, closed_gap, write_model_card
 
 
 def evaluation(**losses: float) -> dict[str, Any]:
@@ -79,3 +79,16 @@ def test_the_card_leaves_out_where_local_files_are(tmp_path: Path) -> None:
     assert "\nbase_model: my-model\n" in card
     assert "- evaluation text: held-out part of wiki.txt\n" in card
     assert "folder" not in card
+
+
+def test_the_card_says_which_losses_and_how_the_domains_weights_moved(tmp_path: Path) -> None:
+    updates = [{"step": step, "weights": [step / 100, 1 - step / 100]} for step in range(1, 31)]
+    dynamic = {"domains": ["web", "code"], "updates": updates}
+    distill = {"tokens": 99, "loss": "forward KL", "loss_rule": "a rule", "dynamic_batches": dynamic}
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text") | {"distill": distill})
+
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- loss: forward KL\n- a rule\n" in card
+    course = card[card.index("| from step | web | code |") :].splitlines()
+    assert "| 30 | 0.300 | 0.700 |" in course
+    assert 2 <= sum(line.startswith("| ") for line in course) <= 1 + MAX_COURSE_ROWS

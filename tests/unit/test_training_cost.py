@@ -12,6 +12,7 @@ from compressor.distillation.stage import schedule
 from compressor.errors import UsageError
 from compressor.hardware import GPUS
 from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.planning import make_plan
 from compressor.presets import PRESETS
 from compressor.recipe import Distill, Recipe, load_recipe
 from compressor.training_cost import (
@@ -271,8 +272,29 @@ def test_sampled_text_is_counted() -> None:
 
     assert sampling_flops(alone, LARGE) == 1000 * FORWARD_LARGE
     assert sampling_flops(prompted, LARGE) == (1000 + 84 * 8) * FORWARD_LARGE
-    hours = estimate(alone)["by_num_gpus"][0]["phase_hours"]
-    assert set(hours) == {"distill", "generate"}
+    rows = estimate(alone)["by_num_gpus"]
+    assert set(rows[0]["phase_hours"]) == {"distill", "generate"}
+    assert len({row["phase_hours"]["generate"] for row in rows}) == 1  # one process samples
+
+
+def test_the_disk_holds_every_training_and_every_domain() -> None:
+    def parts(**distill: Any) -> dict[str, int]:
+        settings = {f"distill.{name}": value for name, value in distill.items()}
+        made = make_plan(recipe(**settings), PRESETS["llama3.1-8b"].dims)
+        disk: dict[str, int] = made.document["disk_bytes"]
+        return disk
+
+    teacher, student = (num_parameters(PRESETS[name].dims) for name in ("llama3.1-8b", "4b-width"))
+    first, alongside = (parts(correction={"mode": mode}) for mode in ("first", "alongside"))
+    assert first["correct"] == 2 * teacher
+    assert first["training_checkpoints"] == 24 * teacher
+    assert alongside["training_checkpoints"] == 24 * (teacher + student)
+    domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
+    still, moving = (
+        parts(domains=domains, tokens=1000, dynamic_batches={"variant": variant})["tokens"]
+        for variant in ("off", "paper")
+    )
+    assert (still, moving) == (4000, 8000)
 
 
 def test_an_unknown_gpu_is_refused() -> None:
