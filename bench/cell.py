@@ -115,7 +115,7 @@ def summarise(
         ArmCell(
             num_warmup_runs=warmup.num_runs,
             is_settled=warmup.is_settled,
-            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.series[0]),
+            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.exploration),
             metrics={
                 metric.name: _summary(metric, [pair[side] for one in trial.reported for pair in one])
                 for metric in metrics
@@ -130,7 +130,8 @@ def summarise(
         candidate_batch_size=cell.candidate_batch_size,
         status=trial.verdict,
         reason=trial.reason,
-        num_series=len(trial.series),
+        is_confirmed=bool(trial.fresh),
+        num_series=len(trial.reported),
         order=order,
         speedup=_interval(trial.interval),
         ratios={metric.name: _ratio(metric, trial) for metric in metrics},

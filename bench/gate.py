@@ -2,8 +2,8 @@
 
 Tight on the ratio to the teacher measured in the same run, which other tenants and slow clocks leave
 alone; loose on absolute throughput, which they do not. A slow-down counts only if it is significant
-(Welch's t on log samples, one false alarm in a thousand cells), large as a fraction, and large in
-seconds. A cell too noisy to tell gets no verdict; another machine or other versions fail closed.
+(Welch's t on the series' mean log rates, one false alarm in a thousand cells), large as a fraction, and
+large in seconds. A cell too noisy to tell gets no verdict; another machine or other versions fail closed.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def ratio_change_of(before: CellResult, now: CellResult) -> Change:
 
 def absolute_change_of(before: CellResult, now: CellResult) -> Change:
     """How the candidate's own throughput changed."""
-    return change_of(np.log(_rates(before.candidate)), np.log(_rates(now.candidate)))
+    return change_of(_log_rates(before, before.candidate), _log_rates(now, now.candidate))
 
 
 def judge_cell(
@@ -167,6 +167,9 @@ def judge_cell(
         if noise := _noise(cell, thresholds):
             return "NOISY", f"the {when} measurement: {noise}"
     latency_s = float(np.median(_samples(now.candidate, "latency_s")))
+    found: list[tuple[Verdict, str]] = [
+        ("PASS", f"the ratio to the baseline arm changed by {ratio_change.ratio - 1:+.1%}")
+    ]
     for what, change, tolerance in (
         ("the ratio to the baseline arm", ratio_change, thresholds.ratio),
         ("the absolute throughput", absolute_change, thresholds.absolute),
@@ -175,10 +178,11 @@ def judge_cell(
         if change.ratio > 1 - tolerance or lost_s < thresholds.seconds:
             continue
         loss = f"{what} fell by {1 - change.ratio:.1%} ({lost_s * 1000:.1f} ms of a generation)"
-        if not change.is_slower:
-            return "NOISY", f"{loss}, but the samples are too few to be sure"
-        return "REGRESSION", f"{loss}; {tolerance:.0%} is tolerated"
-    return "PASS", f"the ratio to the baseline arm changed by {ratio_change.ratio - 1:+.1%}"
+        if change.is_slower:
+            found.append(("REGRESSION", f"{loss}; {tolerance:.0%} is tolerated"))
+        else:
+            found.append(("NOISY", f"{loss}, but the samples are too few to be sure"))
+    return max(found, key=lambda entry: SEVERITY.index(entry[0]))
 
 
 def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:
@@ -193,11 +197,13 @@ def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:
 
 
 def _log_speedups(cell: CellResult) -> NDArray[np.float64]:
-    return np.log(_rates(cell.candidate)) - np.log(_rates(cell.baseline))
+    return _log_rates(cell, cell.candidate) - _log_rates(cell, cell.baseline)
 
 
-def _rates(arm: ArmCell | None) -> NDArray[np.float64]:
-    return _samples(arm, "output_tokens_per_s")
+def _log_rates(cell: CellResult, arm: ArmCell | None) -> NDArray[np.float64]:
+    """Mean log throughput of every series: what drifts from one to the next makes its pairs dependent."""
+    logs = np.log(_samples(arm, "output_tokens_per_s"))
+    return logs.reshape(cell.num_series, -1).mean(axis=1) if cell.num_series > 1 else logs
 
 
 def _samples(arm: ArmCell | None, metric: str) -> NDArray[np.float64]:

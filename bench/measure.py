@@ -29,7 +29,7 @@ from bench.results import (
 )
 from bench.roofline import roofline_of_cell
 from bench.runtimes.base import Session, runtime_named
-from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule
+from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule
 from bench.worker import Seat, WorkerSession
 from compressor.console import Console, Tick
 from compressor.errors import ResourceError, UsageError, VerificationError
@@ -196,7 +196,7 @@ class _Benchmark:
         return sessions[0], sessions[1]
 
     def _measure(self, sessions: tuple[Session, Session], cell: Cell) -> CellResult:
-        most_pairs = 2 * self._rule.max_pairs
+        most_pairs = (1 + NUM_SERIES) * self._rule.max_pairs
         with self._console.progress(f"{self._name}, {cell}: pairs, at most", most_pairs) as tick:
             try:
                 return measure_cell(*sessions, cell=cell, rule=self._rule, seed=self._seed, on_pair=tick)
@@ -264,5 +264,6 @@ def _protocol(rule: StoppingRule, processes: Processes, *, seed: int) -> Protoco
         warmup_tolerance=WARMUP_TOLERANCE,
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
+        num_series=NUM_SERIES,
         metrics={metric.name: metric.definition for metric in METRICS},
     )

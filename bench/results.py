@@ -140,12 +140,15 @@ class CellResult(Record):
         default=True, description="set to false in a baseline by hand: the gate then only reports this cell"
     )
     not_gated_reason: str | None = Field(None, description="why it is not gated")
-    num_series: int = Field(
-        default=0,
-        description="measured: 1 never narrowed, 2 agree and the fresh one is reported, "
-        "more where those two disagree, and all are reported",
+    is_confirmed: bool = Field(
+        default=False, description="whether the numbers are of fresh series, whose length was fixed before"
     )
-    order: str = Field("", description="order of the runs of the last series: A baseline, B candidate")
+    num_series: int = Field(
+        default=1,
+        description="series of equal length, one after the other in the samples; where there are several, "
+        "their means are what intervals are over",
+    )
+    order: str = Field("", description="order of the runs of each series: A baseline, B candidate")
     speedup: Interval | None = Field(None, description="output throughput, candidate over baseline")
     ratios: dict[str, Interval | AbsentRecord] = {}
     baseline: ArmCell | None = None
@@ -222,6 +225,7 @@ class Protocol(Record):
     warmup_tolerance: float
     confidence: float
     max_relative_width: float
+    num_series: int = Field(default=1, description="fresh ones, of a cell whose first series became narrow")
     metrics: dict[str, str] = Field(description="definition of every metric")
 
 

@@ -25,7 +25,7 @@ from bench.results import (
     Results,
 )
 from bench.runtimes.tensorrt_llm import NUM_WARMUP_REQUESTS, Load, ServingRun, TensorrtLlm
-from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule, paired_trial
+from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, paired_trial
 from compressor.console import Console
 from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
 from compressor.recipe import Bench
@@ -155,5 +155,6 @@ def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
         warmup_tolerance=0.0,
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
+        num_series=NUM_SERIES,
         metrics={metric.name: metric.definition for metric in SERVING_METRICS},
     )

@@ -4,11 +4,10 @@ The interval is Student's t on log ratios: the ratio of two durations is positiv
 multiplicative, and pairing removes what both arms suffer alike (another tenant, a falling clock).
 
 Adding pairs until an interval looks narrow favours series that look narrow by luck. So the adding
-only fixes a length; a fresh series of that length is measured, and its interval is the one reported.
-
-A machine also drifts over minutes, which no series of seconds can see in itself. Where the fresh series
-disagrees with the first, more are measured and the series become the samples: the interval then holds
-what changes from one to the next (the method of batch means).
+only fixes a length, and fresh series of that length are measured. A machine also drifts: the ratio of a
+memory-bound to a compute-bound model moves with its neighbours, and no series of seconds can see that in
+itself. So there are several fresh series, and their means are the samples of the reported interval (the
+method of batch means), which holds what changes within a series and from one to the next.
 """
 
 from __future__ import annotations
@@ -21,15 +20,10 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
-from bench.change import change_of
-
 CONFIDENCE = 0.95
 MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
-NUM_SERIES = 5  # of one cell, where the first two disagree
-# Of the interval that must hold "no change" between two series. Reporting only series that agree raises
-# the coverage of what is reported; at 98 % by about one point.
-AGREEMENT = 0.98
+NUM_SERIES = 4  # fresh ones, after the one that fixed their length
 
 Verdict = Literal["ok", "NOISY"]
 Sample = TypeVar("Sample")
@@ -75,22 +69,23 @@ class Trial(Generic[Sample]):
     """A finished measurement of one pair of arms.
 
     Attributes:
-        series: Of (baseline, candidate) pairs. The first fixed the length; it is alone where it never
-            became narrow, one fresh series follows where they agree, and `NUM_SERIES - 1` where not.
+        exploration: The series of (baseline, candidate) pairs that fixed the length.
+        fresh: `NUM_SERIES` of that length; none where the exploration never became narrow.
         interval: Of the reported series.
         verdict: `ok`, or `NOISY` when the reported interval is too wide.
         reason: Why it is `NOISY`.
     """
 
-    series: tuple[Series[Sample], ...]
+    exploration: Series[Sample]
+    fresh: tuple[Series[Sample], ...]
     interval: RatioInterval
     verdict: Verdict
     reason: str | None
 
     @property
     def reported(self) -> tuple[Series[Sample], ...]:
-        """The series that every reported number comes from: the fresh one, or all where two disagree."""
-        return _reported(self.series)
+        """The series that every reported number comes from."""
+        return self.fresh or (self.exploration,)
 
 
 def median(samples: Sequence[float]) -> float:
@@ -159,46 +154,43 @@ def paired_trial(
     duration: Callable[[Sample], float],
     rule: StoppingRule,
 ) -> Trial[Sample]:
-    """Measure pairs until the speed-up's interval is narrow, then confirm it on a fresh series.
+    """Measure pairs until the speed-up's interval is narrow, then measure fresh series of that length.
 
     Args:
         measure_pair: Measures one (baseline, candidate) pair; gets the pair's index in its series.
         duration: Seconds of a sample; the speed-up is baseline duration over candidate duration.
         rule: Bounds on the number of pairs and the width.
     """
-    first: list[tuple[Sample, Sample]] = []
-    while len(first) < rule.max_pairs:
-        first.append(measure_pair(len(first)))
-        if len(first) >= rule.min_pairs and _is_narrow(_speedup([first], duration), rule):
-            break
-
-    def fresh() -> Series[Sample]:
-        return tuple(measure_pair(index) for index in range(len(first)))
-
-    series: list[Series[Sample]] = [tuple(first)]
-    if _is_narrow(_speedup(series, duration), rule):
-        series.append(fresh())
-        if not _agree(*series, duration=duration):
-            series += [fresh() for _ in range(NUM_SERIES - len(series))]
-    return conclude(series, duration=duration, rule=rule)
+    exploration: list[tuple[Sample, Sample]] = []
+    is_narrow = False
+    while not is_narrow and len(exploration) < rule.max_pairs:
+        exploration.append(measure_pair(len(exploration)))
+        if len(exploration) >= rule.min_pairs:
+            is_narrow = _is_narrow(_speedup([exploration], duration), rule)
+    fresh = [
+        tuple(measure_pair(index) for index in range(len(exploration)))
+        for _ in range(NUM_SERIES if is_narrow else 0)
+    ]
+    return conclude(tuple(exploration), fresh, duration=duration, rule=rule)
 
 
 def conclude(
-    series: Sequence[Series[Sample]], *, duration: Callable[[Sample], float], rule: StoppingRule
+    exploration: Series[Sample],
+    fresh: Sequence[Series[Sample]],
+    *,
+    duration: Callable[[Sample], float],
+    rule: StoppingRule,
 ) -> Trial[Sample]:
-    """The verdict on finished series; see `Trial`."""
-    interval = _speedup(_reported(series), duration)
+    """The verdict on finished series; `fresh` is empty where the first was too wide."""
+    interval = _speedup(fresh or [exploration], duration)
     is_noisy = not _is_narrow(interval, rule)
     return Trial(
-        series=tuple(series),
+        exploration=exploration,
+        fresh=tuple(fresh),
         interval=interval,
         verdict="NOISY" if is_noisy else "ok",
-        reason=_noise(interval, rule, num_series=len(series)) if is_noisy else None,
+        reason=_noise(interval, rule, num_fresh=len(fresh)) if is_noisy else None,
     )
-
-
-def _reported(series: Sequence[Series[Sample]]) -> tuple[Series[Sample], ...]:
-    return tuple(series[-1:] if len(series) <= MIN_SAMPLES else series)
 
 
 def _speedup(
@@ -210,24 +202,12 @@ def _speedup(
     )
 
 
-def _agree(first: Series[Sample], fresh: Series[Sample], *, duration: Callable[[Sample], float]) -> bool:
-    """Whether the interval of the change between two series holds "no change"."""
-    before, now = (
-        np.log([duration(baseline) / duration(candidate) for baseline, candidate in one])
-        for one in (first, fresh)
-    )
-    change = change_of(before, now, confidence=AGREEMENT)
-    return change.low <= 1 <= change.high
-
-
 def _is_narrow(interval: RatioInterval, rule: StoppingRule) -> bool:
     return interval.relative_width <= rule.max_relative_width
 
 
-def _noise(interval: RatioInterval, rule: StoppingRule, *, num_series: int) -> str:
-    series = {1: "the first series", 2: "the confirming series"}.get(
-        num_series, f"{num_series} series that disagree"
-    )
+def _noise(interval: RatioInterval, rule: StoppingRule, *, num_fresh: int) -> str:
+    series = f"{num_fresh} fresh series" if num_fresh else "the first series"
     return (
         f"the 95 % interval of {series} is {interval.relative_width:.1%} of the ratio wide "
         f"after {interval.num_pairs} pairs; {rule.max_relative_width:.0%} is allowed"

@@ -36,6 +36,8 @@ _RECORDED_LIBRARIES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-genai",
+    "tensorrt-llm",
+    "tensorrt",
     "safetensors",
     "numpy",
 )

@@ -23,6 +23,7 @@ COLUMNS = (
     "ratio",
     "ratio_low",
     "ratio_high",
+    "num_series",
     "num_pairs",
     "reason",
 )
@@ -51,7 +52,7 @@ def _lines(comparison: ComparisonResult, cell: CellResult) -> list[list[object]]
         cell.status,
     ]
     if not cell.ratios:
-        return [[*where, *[NO_VALUE] * 9, cell.reason]]
+        return [[*where, *[NO_VALUE] * 10, cell.reason]]
     return [[*where, metric, *_numbers(cell, metric)] for metric in cell.ratios]
 
 
@@ -59,8 +60,9 @@ def _numbers(cell: CellResult, metric: str) -> list[object]:
     ratio = cell.ratios[metric]
     numbers: list[object] = [*_spread(cell.baseline, metric), *_spread(cell.candidate, metric)]
     if isinstance(ratio, AbsentRecord):
-        return [*numbers, *[NO_VALUE] * 4, ratio.absent]
-    return [*numbers, ratio.ratio, ratio.low, ratio.high, ratio.num_pairs, cell.reason or NO_VALUE]
+        return [*numbers, *[NO_VALUE] * 5, ratio.absent]
+    interval = [ratio.ratio, ratio.low, ratio.high, cell.num_series, ratio.num_pairs]
+    return [*numbers, *interval, cell.reason or NO_VALUE]
 
 
 def _spread(arm: ArmCell | None, metric: str) -> tuple[object, object]:

@@ -21,7 +21,7 @@ from bench.report.numbers import (
     show_peak,
     show_size,
 )
-from bench.report.tables import TABLES
+from bench.report.tables import TABLES, pairs_of, verdict_on
 from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 
 TEMPLATE_FILE = "page.html.j2"
@@ -50,6 +50,8 @@ def render_html(results: Results) -> str:
         load=load_of(results),
         spread=_spread,
         ratio=_ratio,
+        pairs=pairs_of,
+        verdict=verdict_on,
         roofline=_roofline,
         has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),
     )

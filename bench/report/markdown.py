@@ -17,7 +17,7 @@ from bench.report.numbers import (
     show_peak,
     show_size,
 )
-from bench.report.tables import TABLES, MetricTable
+from bench.report.tables import TABLES, MetricTable, pairs_of, verdict_on
 from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.waterfall import waterfalls_of
 
@@ -55,7 +55,7 @@ def render_markdown(results: Results) -> str:
     )
 
 
-def _row(cell: CellResult, table: MetricTable) -> str:
+def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> str:
     """One line of a metric's table; a failed cell keeps its line."""
     columns = [
         f"{cell.isl}/{cell.osl}",
@@ -63,8 +63,8 @@ def _row(cell: CellResult, table: MetricTable) -> str:
         _spread(cell.baseline, table),
         _spread(cell.candidate, table),
         _ratio(cell, table.metric),
-        str(cell.speedup.num_pairs) if cell.speedup else NO_NUMBER,
-        cell.status,
+        pairs_of(cell),
+        verdict_on(cell, table.metric, max_relative_width=max_relative_width),
     ]
     return "| " + " | ".join(columns) + " |"
 

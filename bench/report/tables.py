@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.report.numbers import NO_NUMBER
+from bench.results import AbsentRecord, CellResult
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricTable:
@@ -35,3 +38,21 @@ TABLES: tuple[MetricTable, ...] = (
         metric="tpot_s", title="Time per output token after the first (decode step)", unit="ms", scale=1000
     ),
 )
+
+
+def verdict_on(cell: CellResult, metric: str, *, max_relative_width: float) -> str:
+    """The cell's status, but `NOISY` for a metric whose own interval is too wide."""
+    ratio = cell.ratios.get(metric)
+    if cell.status != "ok" or ratio is None:
+        return cell.status
+    if isinstance(ratio, AbsentRecord):
+        return NO_NUMBER
+    return "NOISY" if (ratio.high - ratio.low) / ratio.ratio > max_relative_width else "ok"
+
+
+def pairs_of(cell: CellResult) -> str:
+    """`4 x 5` for four series of five pairs, `40` for a single series."""
+    if cell.speedup is None:
+        return NO_NUMBER
+    num_pairs = cell.speedup.num_pairs
+    return f"{cell.num_series} x {num_pairs // cell.num_series}" if cell.num_series > 1 else str(num_pairs)

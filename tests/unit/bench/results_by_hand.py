@@ -43,7 +43,7 @@ def cell_of(baseline_s: Sequence[float], candidate_s: Sequence[float], cell: Cel
         for first, second in zip(baseline_s, candidate_s, strict=True)
     )
     rule = StoppingRule(min_pairs=5, max_pairs=40)
-    trial = conclude([pairs, pairs], duration=seconds_per_output_token, rule=rule)
+    trial = conclude(pairs, [], duration=seconds_per_output_token, rule=rule)
     order = ("ABBA" * len(pairs))[: 2 * len(pairs)]
     return summarise(
         trial,

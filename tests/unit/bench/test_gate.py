@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -24,7 +26,7 @@ from bench.results import ArmCell, CellResult, Interval, Summary
 from bench.statistics import StoppingRule, Trial, paired_trial
 from tests.unit.bench.results_by_hand import CELL, cell_of, gpu, results_of
 
-NUM_SERIES = 2000
+NUM_CELLS = 2000
 NUM_PAIRS, MAX_PAIRS = 10, 40
 TEACHER_S, STUDENT_S = 2.0, 1.0
 STEADY = cell_of([2.0, 2.02, 1.98, 2.01, 1.99], [1.0, 1.01, 0.99, 1.01, 0.99])
@@ -32,18 +34,26 @@ SLOWER = cell_of([2.0, 2.02, 1.98, 2.01, 1.99], [1.2, 1.21, 1.19, 1.21, 1.19])
 
 
 def simulated_cells(
-    *, cv: float, slowdown: float, seed: int, max_pairs: int = MAX_PAIRS
+    *, cv: float, slowdown: float, seed: int, max_pairs: int = MAX_PAIRS, drift: float = 0.0
 ) -> Iterator[CellResult]:
-    """Measurements of one machine and one student: lognormal latencies of the given spread."""
+    """Measurements of one machine and one student: lognormal latencies of the given spread.
+
+    With `drift` every series has a ratio of its own, spread so much around the true one.
+    """
     generator = np.random.default_rng(seed)
     levels = np.array([TEACHER_S, STUDENT_S * (1 + slowdown)])
     rule = StoppingRule(min_pairs=NUM_PAIRS, max_pairs=max_pairs)
 
-    def measure_pair(_index: int) -> tuple[float, float]:
-        teacher, student = levels * np.exp(generator.normal(0.0, cv, size=2))
-        return float(teacher), float(student)
+    level = 1.0
 
-    for _ in range(NUM_SERIES):
+    def measure_pair(index: int) -> tuple[float, float]:
+        nonlocal level
+        if index == 0:
+            level = math.exp(generator.normal(0.0, drift))
+        teacher, student = levels * np.exp(generator.normal(0.0, cv, size=2))
+        return float(teacher) * level, float(student)
+
+    for _ in range(NUM_CELLS):
         yield bare_cell(paired_trial(measure_pair, duration=float, rule=rule))
 
 
@@ -58,6 +68,7 @@ def bare_cell(trial: Trial[float]) -> CellResult:
         ),
         baseline=bare_arm(baseline_s),
         candidate=bare_arm(candidate_s),
+        num_series=len(trial.reported),
     )  # fmt: skip
 
 
@@ -75,16 +86,22 @@ def bare_arm(latencies_s: NDArray[np.float64]) -> ArmCell:
 
 
 def verdicts(
-    *, cv: float, slowdown: float, seeds: tuple[int, int], max_pairs: int = MAX_PAIRS
+    *,
+    cv: float,
+    slowdown: float,
+    seeds: tuple[int, int],
+    max_pairs: int = MAX_PAIRS,
+    drift: float = 0.0,
 ) -> dict[str, float]:
     """The share of each verdict over the simulated pairs of benchmarks."""
-    before = simulated_cells(cv=cv, slowdown=0.0, seed=seeds[0], max_pairs=max_pairs)
-    now = simulated_cells(cv=cv, slowdown=slowdown, seed=seeds[1], max_pairs=max_pairs)
+    simulated = functools.partial(simulated_cells, cv=cv, max_pairs=max_pairs, drift=drift)
+    before = simulated(slowdown=0.0, seed=seeds[0])
+    now = simulated(slowdown=slowdown, seed=seeds[1])
     counts = Counter(
         judge_cell(*pair, ratio_change_of(*pair), absolute_change_of(*pair), DEFAULT_THRESHOLDS)[0]
         for pair in zip(before, now, strict=True)
     )
-    return {verdict: count / NUM_SERIES for verdict, count in counts.items()}
+    return {verdict: count / NUM_CELLS for verdict, count in counts.items()}
 
 
 def test_an_unchanged_model_is_hardly_ever_called_slower() -> None:
@@ -103,12 +120,30 @@ def test_beyond_a_spread_of_10_percent_there_is_never_a_verdict(cv: float, slowd
     assert verdicts(cv=cv, slowdown=slowdown, seeds=(5, 6), max_pairs=NUM_PAIRS) == {"NOISY": 1.0}
 
 
-def test_intervals_cover_the_truth() -> None:
+@pytest.mark.parametrize("drift", [0.0, 0.01, 0.02])
+def test_intervals_cover_the_truth(drift: float) -> None:
     covered = 0
-    for cell in simulated_cells(cv=0.03, slowdown=0.0, seed=7):
+    for cell in simulated_cells(cv=0.03, slowdown=0.0, seed=7, drift=drift):
         assert cell.speedup is not None
         covered += cell.speedup.low <= TEACHER_S / STUDENT_S <= cell.speedup.high
-    assert 0.93 <= covered / NUM_SERIES <= 0.97
+    assert 0.93 <= covered / NUM_CELLS <= 0.97
+
+
+def test_a_machine_that_drifts_between_series_is_no_regression() -> None:
+    found = verdicts(cv=0.01, slowdown=0.0, seeds=(8, 9), drift=0.03)
+    assert found.get("REGRESSION", 0.0) <= 0.005
+
+
+def test_a_certain_loss_of_throughput_is_not_hidden_by_an_uncertain_ratio() -> None:
+    """Both arms fell, the candidate a little more, and the baseline's noise hides how much."""
+    before = cell_of([2.0, 2.02, 1.98, 2.01, 1.99], [1.0, 1.01, 0.99, 1.01, 0.99])
+    now = cell_of([3.0, 3.1, 2.9, 3.05, 2.95], [1.59, 1.60, 1.58, 1.60, 1.58])
+    changes = ratio_change_of(before, now), absolute_change_of(before, now)
+    assert changes[0].ratio < 1 - DEFAULT_THRESHOLDS.ratio
+    assert not changes[0].is_slower
+    verdict, reason = judge_cell(before, now, *changes, DEFAULT_THRESHOLDS)
+    assert verdict == "REGRESSION"
+    assert "absolute throughput" in reason
 
 
 def test_changes_agree_with_scipy() -> None:

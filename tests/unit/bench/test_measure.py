@@ -12,6 +12,7 @@ from bench.arms import Comparison
 from bench.measure import run_bench
 from bench.report.markdown import render_markdown
 from bench.results import NotMeasured, PeakMemory, Results, Summary
+from bench.statistics import NUM_SERIES
 from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.recipe import Bench
@@ -45,8 +46,11 @@ def test_cells_that_ran_carry_raw_samples_of_one_a_b_b_a_series(results: Results
     for cell in results.comparisons[0].cells[:2]:
         assert cell.status in ("ok", "NOISY")
         assert cell.speedup is not None
-        assert 5 <= cell.speedup.num_pairs <= 6
-        assert cell.order == "ABBAABBAABBA"[: 2 * cell.speedup.num_pairs]
+        assert cell.num_series in (1, NUM_SERIES)
+        length, rest = divmod(cell.speedup.num_pairs, cell.num_series)
+        assert 5 <= length <= 6
+        assert rest == 0
+        assert cell.order == "ABBAABBAABBA"[: 2 * length]
         for arm in (cell.baseline, cell.candidate):
             assert arm is not None
             latency = arm.metrics["latency_s"]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bench.report.markdown import render_markdown
 from bench.report.numbers import show_peak, show_size
+from bench.report.tables import pairs_of, verdict_on
 from bench.report.write import SCHEMA_FILE, read_results, write_reports
 from bench.results import (
     AbsentRecord,
@@ -68,7 +69,7 @@ def results() -> Results:
     ratios: dict[str, Interval | AbsentRecord] = dict.fromkeys((*RATES, *DURATIONS), speedup)
     measured = {"baseline": arm_cell(1.0), "candidate": arm_cell(2.0), "speedup": speedup}
     good = CellResult(
-        isl=8, osl=1, batch_size=1, status="ok", num_series=2, order="ABBAABBAAB", **measured,
+        isl=8, osl=1, batch_size=1, status="ok", num_series=1, order="ABBAABBAAB", **measured,
         ratios={**ratios, "tpot_s": AbsentRecord(absent="osl = 1")},
     )  # fmt: skip
     noisy = good.model_copy(update={"batch_size": 2, "status": "NOISY", "reason": "30.0 % wide"})
@@ -133,10 +134,19 @@ def test_a_row_holds_median_spread_ratio_interval_pairs_and_verdict(results: Res
     assert "| 8/1 | 1 | 1.10 ± 2.0% | 0.550 ± 2.0% |" in report
 
 
+def test_a_metric_is_judged_by_its_own_interval_and_series_are_counted(results: Results) -> None:
+    cell = results.comparisons[0].cells[0]
+    wide = Interval(ratio=2.0, low=1.8, high=2.2, num_pairs=20)
+    four = cell.model_copy(update={"num_series": 4, "speedup": wide, "ratios": {"ttft_s": wide}})
+    assert verdict_on(four, "ttft_s", max_relative_width=0.2) == "ok"
+    assert verdict_on(four, "ttft_s", max_relative_width=0.1) == "NOISY"
+    assert (pairs_of(cell), pairs_of(four)) == ("5", "4 x 5")
+
+
 def test_noise_failure_and_absence_are_shown_and_explained(results: Results) -> None:
     report = render_markdown(results)
     assert report.count("| 9/9 | 64 | – | – | – | – | FAIL |") == 5
-    assert "| 8/1 | 1 | – | – | – | 5 | ok |" in report
+    assert "| 8/1 | 1 | – | – | – | 5 | – |" in report
     assert "* 8/1, batch 2: **NOISY**, 30.0 % wide\n" in report
     assert "* 9/9, batch 64: **FAIL**, out of \\| memory here\n" in report
     assert "* **FP8 kernels**: no such GPU\n" in report
