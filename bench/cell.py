@@ -37,7 +37,7 @@ class Warmup:
     """How one arm settled before it was measured."""
 
     num_runs: int
-    is_settled: bool
+    is_settled: bool | None
 
 
 def measure_cell(
@@ -128,6 +128,7 @@ def summarise(
         osl=cell.osl,
         batch_size=cell.batch_size,
         candidate_batch_size=cell.candidate_batch_size,
+        is_largest=cell.is_largest,
         status=trial.verdict,
         reason=trial.reason,
         is_confirmed=bool(trial.fresh),

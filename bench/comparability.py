@@ -51,9 +51,9 @@ def _gpu_name(gpu: Gpu) -> str:
 
 
 def _baseline_files(results: Results) -> dict[str, str]:
-    """One digest for every arm that only ever serves as a baseline: the ratio's denominator."""
-    candidates = {comparison.candidate for comparison in results.comparisons}
-    return {arm.id: _digest(arm) for arm in results.arms if arm.id not in candidates}
+    """One digest for every arm of the first model, the teacher: the ratio's denominator."""
+    teacher = results.arms[0].model
+    return {arm.id: _digest(arm) for arm in results.arms if arm.model == teacher}
 
 
 def _digest(arm: ArmRecord) -> str:

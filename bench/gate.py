@@ -59,7 +59,8 @@ class CellVerdict:
         reason: Why, in one sentence.
         ratio_change: Speed-up now over speed-up before, with its interval; None without a measurement.
         absolute_change: Throughput of the candidate now over before.
-        is_gated: Whether it counts for the whole; the baseline may exempt a cell.
+        is_gated: Whether it counts for the whole. The baseline may exempt a cell, and ratios to a student's
+            arm never count: a faster one would make its twins look slower.
     """
 
     baseline: str
@@ -93,9 +94,18 @@ def compare_results(before: Results, now: Results, thresholds: Thresholds = DEFA
     differing = mismatches(before, now)
     earlier, current = _cells_of(before), _cells_of(now)
     names = list(dict.fromkeys([*current, *earlier]))
+    students = {arm.id for arm in now.arms if arm.model != now.arms[0].model}
     return GateReport(
         cells=tuple(
-            _judge(name, earlier.get(name), current.get(name), differing, thresholds) for name in names
+            _judge(
+                name,
+                earlier.get(name),
+                current.get(name),
+                differing,
+                thresholds,
+                exempt="its baseline is a student's" if name[0] in students else None,
+            )
+            for name in names
         ),
         mismatches=differing,
     )
@@ -103,7 +113,7 @@ def compare_results(before: Results, now: Results, thresholds: Thresholds = DEFA
 
 def _cells_of(results: Results) -> dict[_Name, CellResult]:
     return {
-        (comparison.baseline, comparison.candidate, cell.label): cell
+        (comparison.baseline, comparison.candidate, cell.identity): cell
         for comparison in results.comparisons
         for cell in comparison.cells
     }
@@ -115,6 +125,8 @@ def _judge(
     now: CellResult | None,
     differing: Sequence[str],
     thresholds: Thresholds,
+    *,
+    exempt: str | None,
 ) -> CellVerdict:
     baseline, candidate, cell = name
     ratio_change = absolute_change = None
@@ -129,17 +141,15 @@ def _judge(
     else:
         ratio_change, absolute_change = ratio_change_of(before, now), absolute_change_of(before, now)
         verdict, reason = judge_cell(before, now, ratio_change, absolute_change, thresholds)
-    is_gated = before is None or before.gated
-    exempt = ""
-    if before is not None and not is_gated:
-        exempt = f"not gated ({before.not_gated_reason or 'no reason given'}): "
+    if before is not None and not before.gated:
+        exempt = before.not_gated_reason or "no reason given"
     return CellVerdict(
         baseline=baseline,
         candidate=candidate,
         cell=cell,
         verdict=verdict,
-        reason=exempt + reason,
-        is_gated=is_gated,
+        reason=reason if exempt is None else f"not gated ({exempt}): {reason}",
+        is_gated=exempt is None,
         ratio_change=ratio_change,
         absolute_change=absolute_change,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from compressor.recipe import Bench
 
@@ -71,12 +71,14 @@ class Cell:
         batch_size: Sequences that start and end together.
         candidate_batch_size: The candidate's, where it differs on purpose; then `batch_size` is the
             baseline's.
+        is_largest: Each model's own largest batch, as it was found on this machine.
     """
 
     isl: int
     osl: int
     batch_size: int
     candidate_batch_size: int | None = None
+    is_largest: bool = field(default=False, compare=False)
 
     @property
     def num_cached_tokens(self) -> int:

@@ -1,6 +1,6 @@
 """The largest batch that one arm can run: doubled until it fails, then halved in between.
 
-Every trial is a process of its own. On a machine without a GPU it may take no more than nine tenths of
+Every trial is a process of its own. One that runs on the CPU may take no more than nine tenths of
 the memory that is free, so that a batch too large ends that process and no other.
 """
 
@@ -13,8 +13,8 @@ import psutil
 from bench.arms import Arm
 from bench.grid import Cell
 from bench.peak_memory import run_alone
+from bench.runtimes.base import runtime_named
 from compressor.errors import ResourceError
-from compressor.hardware import resolve_device
 
 _FREE_SHARE = 0.9
 
@@ -22,7 +22,7 @@ _FREE_SHARE = 0.9
 def largest_batch(arm: Arm, *, isl: int, osl: int, limit: int, seed: int) -> int | None:
     """The largest batch up to `limit` that runs, or None where not even one sequence does."""
     memory_limit = None
-    if resolve_device("auto") == "cpu":
+    if runtime_named(arm.runtime).device(arm.path) == "cpu":
         memory_limit = int(psutil.virtual_memory().available * _FREE_SHARE)
 
     def runs(batch_size: int) -> bool:

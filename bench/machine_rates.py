@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.results import Rates
 from compressor.artifact import write_json
-from compressor.hardware import cpu_name, resolve_device
+from compressor.hardware import cpu_name
 
 RATES_FILE = "machine_rates.json"
 NUM_REPETITIONS = 7
@@ -22,45 +22,45 @@ _SLOW_S = 0.25
 _E4M3, _FP8_CAPABILITY = "fp8", (8, 9)
 
 
-def machine_rates(directory: Path, *, precisions: Iterable[str]) -> Rates:
+def machine_rates(directory: Path, *, device: str, precisions: Iterable[str]) -> Rates:
     """The rates kept in `directory`; what is not there, or of another machine, is measured first.
 
     Args:
         directory: Where the rates are kept.
+        device: `cpu` or `cuda`: whose rates.
         precisions: Those whose matrix rate is wanted: `fp32`, `bf16`, `fp16`, `fp8`.
     """
     file = directory / RATES_FILE
     known: Rates | None = None
     if file.is_file():
         known = Rates.model_validate_json(file.read_text(encoding="utf-8"))
-    if known is not None and known.device != device_name():
+    if known is not None and known.device != device_name(device):
         known = None
     wanted = sorted(set(precisions) - (known.matmul_ops_per_s.keys() if known else set()))
     if known is not None and not wanted:
         return known
-    rates = measure_rates(wanted, known)
+    rates = measure_rates(wanted, known, device=device)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(file, rates.model_dump(mode="json"))
     return rates
 
 
-def device_name() -> str:
-    """The GPU where torch sees one, else the CPU with its threads."""
+def device_name(device: str) -> str:
+    """The GPU, or the CPU with its threads."""
     import torch
 
-    if resolve_device("auto") == "cuda":
+    if device == "cuda":
         return str(torch.cuda.get_device_name())
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
-def measure_rates(precisions: Iterable[str], known: Rates | None = None) -> Rates:
+def measure_rates(precisions: Iterable[str], known: Rates | None = None, *, device: str) -> Rates:
     """Best of several: a rate is what the machine can do, not what it does on a bad day.
 
     A precision that this machine has no kernels for is left out. Rates in `known` are kept.
     """
     import torch
 
-    device = resolve_device("auto")
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ops = dict(known.matmul_ops_per_s) if known else {}
     for name in precisions:
@@ -71,7 +71,7 @@ def measure_rates(precisions: Iterable[str], known: Rates | None = None) -> Rate
     bandwidth = known.bandwidth_bytes_per_s if known else _bandwidth(device)
     if device == "cuda":
         torch.cuda.empty_cache()  # the models need the room
-    return Rates(bandwidth_bytes_per_s=bandwidth, matmul_ops_per_s=ops, device=device_name())
+    return Rates(bandwidth_bytes_per_s=bandwidth, matmul_ops_per_s=ops, device=device_name(device))
 
 
 def _bandwidth(device: str) -> float:

@@ -29,14 +29,14 @@ from bench.results import (
 )
 from bench.roofline import roofline_of_cell
 from bench.runtimes.base import Session, runtime_named
-from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule
+from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, stopping_rule
 from bench.worker import Seat, WorkerSession
 from compressor.console import Console, Tick
-from compressor.errors import ResourceError, UsageError, VerificationError
+from compressor.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 from compressor.recipe import Bench
 
 # What may end one cell without ending the benchmark: runtimes raise RuntimeError for nearly everything.
-_CELL_FAILURES = (RuntimeError, MemoryError, OSError, ResourceError, VerificationError)
+_CELL_FAILURES = (RuntimeError, MemoryError, OSError, ResourceError, UnsupportedError, VerificationError)
 
 
 def run_bench(
@@ -66,7 +66,7 @@ def run_bench(
         DependencyError: when a runtime is not installed.
     """
     arms = distinct_arms(tuple(comparisons))
-    rule = _stopping_rule(config)
+    rule = stopping_rule(config)
     _refuse_ambiguous_names(arms)
     for arm in arms:
         runtime_named(arm.runtime).check(arm.path, precision=arm.precision)
@@ -100,7 +100,8 @@ def cells_of(
     """The grid as it applies to one comparison.
 
     A batch size per model needs two models: one model against itself is measured at both sizes instead.
-    `largest` adds one cell of each arm's own largest batch to every pair of lengths, by arm, isl and osl.
+    `largest` adds one cell of each arm's own largest batch to every pair of lengths, by arm, isl and osl; an
+    arm that runs not even one sequence is tried with one, so that the cell stays with its reason.
     """
     baseline, candidate = comparison.arms
     fitting = [
@@ -110,9 +111,10 @@ def cells_of(
     ]
     for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
         sizes = [largest.get((arm.id, isl, osl)) for arm in comparison.arms]
-        if sizes[0] and sizes[1]:
-            fitting.append(Cell(isl, osl, sizes[0], None if sizes[0] == sizes[1] else sizes[1]))
-    return tuple(dict.fromkeys(fitting))
+        if sizes != [None, None]:
+            own = [size or 1 for size in sizes]
+            fitting.append(Cell(isl, osl, own[0], None if own[0] == own[1] else own[1], is_largest=True))
+    return tuple({cell: cell for cell in fitting}.values())
 
 
 def _largest_cells(
@@ -126,8 +128,12 @@ def _largest_cells(
         for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
             size = largest_batch(arm, isl=isl, osl=osl, limit=config.batch_limit, seed=seed)
             console.info(f"  bench: {arm.id}, {isl}/{osl}: largest batch {size or 'none'}")
-            if size:
-                found[arm.id, isl, osl] = size
+            if size == config.batch_limit:
+                console.warn(
+                    f"bench: {arm.id}, {isl}/{osl}: the search ended at batch {size} (--batch-limit), "
+                    "which may not be the largest"
+                )
+            found[arm.id, isl, osl] = size or 1
     return found
 
 
@@ -228,6 +234,7 @@ def _failed(cell: Cell, reason: str) -> CellResult:
         osl=cell.osl,
         batch_size=cell.batch_size,
         candidate_batch_size=cell.candidate_batch_size,
+        is_largest=cell.is_largest,
         status="FAIL",
         reason=reason,
     )
@@ -238,13 +245,6 @@ def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> Memor
     probe = probe_memory(arm, cells=own, seed=seed)
     tick(arm.id)
     return probe
-
-
-def _stopping_rule(config: Bench) -> StoppingRule:
-    try:
-        return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
-    except ValueError as error:
-        raise UsageError("these numbers of pairs cannot be met", where="bench", found=error) from error
 
 
 def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:

@@ -37,7 +37,9 @@ def placement(
     if wants_largest_batch(config):
         return "alternating", "a largest batch leaves no room for another model"
     host = psutil.virtual_memory().available
-    device = min((float(gpu.memory_mib) * _MIB for gpu in now.gpus), default=0.0)
+    # A GPU that shares the host's memory tells no size of its own.
+    sizes = [float(gpu.memory_mib) * _MIB for gpu in now.gpus if gpu.memory_mib.isdecimal()]
+    device = min(sizes, default=host if now.gpus else 0.0)
     for comparison in comparisons:
         peaks = [probes[arm.id].peak for arm in comparison.arms]
         known = [peak for peak in peaks if isinstance(peak, PeakMemory)]

@@ -109,7 +109,9 @@ class ArmCell(Record):
     """What one arm did in one cell."""
 
     num_warmup_runs: int
-    is_settled: bool = Field(description="whether the last two warm-up latencies agreed")
+    is_settled: bool | None = Field(
+        description="whether the last two warm-up latencies agreed; null where the runtime does not tell"
+    )
     exploration_latency_s: tuple[float, ...] = Field(description="the series that fixed the length")
     metrics: dict[str, Summary | AbsentRecord]
 
@@ -133,6 +135,9 @@ class CellResult(Record):
     batch_size: int
     candidate_batch_size: int | None = Field(
         None, description="the candidate's, where each model has a batch size of its own"
+    )
+    is_largest: bool = Field(
+        default=False, description="whether each model runs the largest batch that was found for it"
     )
     status: Status
     reason: str | None = None
@@ -158,8 +163,18 @@ class CellResult(Record):
     @property
     def label(self) -> str:
         """`128/128 x 8`, or `128/128 x 32:64` with a batch size per model."""
+        return f"{self.isl}/{self.osl} x {self.batches}"
+
+    @property
+    def identity(self) -> str:
+        """What the cell is in every comparison and benchmark: a largest batch is found anew in each."""
+        return f"{self.isl}/{self.osl} x largest" if self.is_largest else self.label
+
+    @property
+    def batches(self) -> str:
+        """`8`, or `32:64` with a batch size per model; says so of a largest batch."""
         own = "" if self.candidate_batch_size is None else f":{self.candidate_batch_size}"
-        return f"{self.isl}/{self.osl} x {self.batch_size}{own}"
+        return f"{self.batch_size}{own}{' (largest)' if self.is_largest else ''}"
 
 
 class ComparisonResult(Record):

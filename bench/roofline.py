@@ -45,7 +45,7 @@ def work_of(dims: Dims, precision: str, cell: Cell) -> Work:
     activations are left out everywhere: this is a floor.
     """
     dense, sparsity = split_precision(precision)
-    weights = weight_bytes(dims, dense)
+    weights = weight_bytes(dims, dense, is_sparse=bool(sparsity))
     if not dims.tie_word_embeddings:
         weights -= dims.vocab_size * dims.hidden_size * (4 if dense == "fp32" else 2)
     per_token = kv_cache_bytes_per_token(dims, _CACHE_BYTES[dense])

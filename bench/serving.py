@@ -25,7 +25,14 @@ from bench.results import (
     Results,
 )
 from bench.runtimes.tensorrt_llm import NUM_WARMUP_REQUESTS, Load, ServingRun, TensorrtLlm
-from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, paired_trial
+from bench.statistics import (
+    CONFIDENCE,
+    MAX_RELATIVE_WIDTH,
+    NUM_SERIES,
+    StoppingRule,
+    paired_trial,
+    stopping_rule,
+)
 from compressor.console import Console
 from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
 from compressor.recipe import Bench
@@ -52,7 +59,7 @@ def run_serving(
     for arm in arms:
         runtime.check(arm.path, engine=arm.engine)
     vocab_size = _vocab_size(arms)
-    rule = StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
+    rule = stopping_rule(config)
     before = take_snapshot()
 
     def serve(arm: Arm, load: Load) -> ServingRun:
@@ -71,7 +78,7 @@ def run_serving(
     )
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        protocol=_protocol(rule, seed=seed),
+        protocol=_protocol(rule, seed=seed, concurrency=config.concurrency),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(record_of(arm, _NO_PEAK) for arm in arms),
         comparisons=measured,
@@ -121,7 +128,7 @@ def measure_load(
         return CellResult(
             isl=cell.isl, osl=cell.osl, batch_size=cell.batch_size, status="FAIL", reason=reason
         )
-    warmups = [Warmup(NUM_WARMUP_REQUESTS, is_settled=True)] * 2
+    warmups = [Warmup(load.num_warmup_requests, is_settled=None)] * 2
     return summarise(
         trial,
         cell=cell,
@@ -143,7 +150,7 @@ def _reason(error: CompressExportError, comparison: Comparison) -> str:
     return text
 
 
-def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
+def _protocol(rule: StoppingRule, *, seed: int, concurrency: Sequence[int]) -> Protocol:
     return Protocol(
         mode="concurrency",
         processes="alternating",
@@ -151,7 +158,7 @@ def _protocol(rule: StoppingRule, *, seed: int) -> Protocol:
         min_pairs=rule.min_pairs,
         max_pairs=rule.max_pairs,
         min_warmup_runs=NUM_WARMUP_REQUESTS,
-        max_warmup_runs=NUM_WARMUP_REQUESTS,
+        max_warmup_runs=max(NUM_WARMUP_REQUESTS, *concurrency),
         warmup_tolerance=0.0,
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,

@@ -14,11 +14,12 @@ from bench.measure import run_bench
 from bench.report.write import write_reports
 from bench.results import NotMeasured, Quality
 from bench.roofline import compute_precision
+from bench.runtimes.base import runtime_named
 from bench.runtimes.tensorrt_llm import TENSORRT_LLM
 from bench.serving import run_serving
 from bench.shape_only import is_shape_only
 from compressor.artifact import ModelArtifact
-from compressor.errors import UnsupportedError
+from compressor.errors import UnsupportedError, UsageError
 from compressor.models.dims import Dims, dims_of_config
 from compressor.recipe import Bench, Section
 from compressor.stage import Stage, StageContext, StageResult
@@ -70,7 +71,9 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
             seed=context.seed,
             not_measured=missing,
             quality=quality,
-            rates=machine_rates(out_dir.absolute().parent / SCRATCH, precisions=_computed(arms)),
+            rates=machine_rates(
+                out_dir.absolute().parent / SCRATCH, device=_device(arms), precisions=_computed(arms)
+            ),
         )
     write_reports(results, out_dir)
     return StageResult(
@@ -99,6 +102,22 @@ def _arm(name: str, artifacts: dict[str, ModelArtifact], config: BenchStageConfi
     )
 
 
+def _device(arms: dict[str, Arm]) -> str:
+    """What executes all arms.
+
+    Raises:
+        UsageError: when it is not one device: their ratio would be that of two machines.
+    """
+    found = {name: runtime_named(arm.runtime).device(arm.path) for name, arm in arms.items()}
+    if len(set(found.values())) > 1:
+        raise UsageError(
+            "these models run on different devices",
+            where="bench",
+            found=", ".join(f"{name} on {device}" for name, device in found.items()),
+        )
+    return next(iter(found.values()))
+
+
 def _computed(arms: dict[str, Arm]) -> set[str]:
     """The precisions that the arms multiply in."""
     return {name for arm in arms.values() if (name := compute_precision(arm.precision))}
@@ -117,5 +136,5 @@ def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | 
 
 
 BENCH: Stage[BenchStageConfig] = Stage(
-    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=2
+    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=3
 )

@@ -20,6 +20,9 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
+from compressor.errors import UsageError
+from compressor.recipe import Bench
+
 CONFIDENCE = 0.95
 MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
@@ -86,6 +89,18 @@ class Trial(Generic[Sample]):
     def reported(self) -> tuple[Series[Sample], ...]:
         """The series that every reported number comes from."""
         return self.fresh or (self.exploration,)
+
+
+def stopping_rule(config: Bench) -> StoppingRule:
+    """The rule that a recipe asks for.
+
+    Raises:
+        UsageError: for more pairs demanded than allowed.
+    """
+    try:
+        return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
+    except ValueError as error:
+        raise UsageError("these numbers of pairs cannot be met", where="bench", found=error) from error
 
 
 def median(samples: Sequence[float]) -> float:

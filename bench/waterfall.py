@@ -88,15 +88,15 @@ def _waterfall(
     results: Results, total: ComparisonResult, road: list[ComparisonResult], cell: CellResult
 ) -> Waterfall | None:
     """The road in one cell, or None where a step has no number."""
-    steps = [_step(results, comparison, cell.label) for comparison in road]
-    whole = _step(results, total, cell.label)
+    steps = [_step(results, comparison, cell.identity) for comparison in road]
+    whole = _step(results, total, cell.identity)
     if whole is None or any(step is None for step in steps):
         return None
-    return Waterfall(label=cell.label, steps=tuple(step for step in steps if step), total=whole)
+    return Waterfall(label=cell.identity, steps=tuple(step for step in steps if step), total=whole)
 
 
-def _step(results: Results, comparison: ComparisonResult, label: str) -> Step | None:
-    cell = next((cell for cell in comparison.cells if cell.label == label and cell.speedup), None)
+def _step(results: Results, comparison: ComparisonResult, identity: str) -> Step | None:
+    cell = next((cell for cell in comparison.cells if cell.identity == identity and cell.speedup), None)
     if cell is None:
         return None
     changes = changes_between(results.arm(comparison.baseline), results.arm(comparison.candidate))

@@ -24,13 +24,14 @@ from compressor.presets import published_target
 from compressor.processes import is_main, on_main
 from compressor.pruning.target import parse_count
 from compressor.recipe import Recipe
-from compressor.report import CARD_FILE, markdown_table
+from compressor.report import CARD_FILE, batches_of, markdown_table
 from compressor.training_cost import Hardware
 
 FAMILY_FILE = "family.json"
 SCHEMA = "compress-export/family/1"
 PLAN_SCHEMA = "compress-export/family-plan/1"
 # Discarding one of these changes the model that the next member is made from: it begins again.
+_CELL_FIELDS = ("isl", "osl", "batch_size", "candidate_batch_size", "status")
 _DECIDE_THE_NEXT = ("prune", "distill")
 
 
@@ -254,7 +255,7 @@ def _speedups(bench: dict[str, Any]) -> Iterable[dict[str, Any]]:
             if cell["speedup"] is not None:
                 yield {
                     "pair": f"{comparison['candidate']} : {comparison['baseline']}",
-                    **{name: cell[name] for name in ("isl", "osl", "batch_size", "status")},
+                    **{name: cell[name] for name in _CELL_FIELDS if name in cell},
                     **{name: cell["speedup"][name] for name in ("ratio", "low", "high")},
                 }
 
@@ -305,7 +306,7 @@ def _card(record: dict[str, Any]) -> str:
             entry["name"],
             found["pair"],
             f"{found['isl']}/{found['osl']}",
-            str(found["batch_size"]),
+            batches_of(found),
             f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f})",
             found["status"],
         )

@@ -248,7 +248,7 @@ class Bench(Section):
     largest_batch: bool = Field(
         default=False, description="also each model at the largest batch that it can run"
     )
-    batch_limit: int = Field(256, ge=1, description="where the search for the largest batch ends")
+    batch_limit: int = Field(1024, ge=1, description="where the search for the largest batch ends")
     preset: BenchPreset | None = Field(None, description="a named grid instead of lengths and batches")
     concurrency: tuple[int, ...] = Field((1, 8, 64), description="requests in flight (tensorrt-llm)")
     num_requests: int = Field(200, ge=2, description="requests of one run (tensorrt-llm)")

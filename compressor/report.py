@@ -163,7 +163,7 @@ def _speed(bench: dict[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = []
     for comparison in bench["comparisons"]:
         for cell in comparison["cells"]:
-            where = (f"{cell['isl']}/{cell['osl']}", str(cell["batch_size"]))
+            where = (f"{cell['isl']}/{cell['osl']}", batches_of(cell))
             pair = f"{comparison['candidate']} : {comparison['baseline']}"
             speedup = cell["speedup"]
             if speedup is None:
@@ -180,6 +180,12 @@ def _speed(bench: dict[str, Any]) -> Table:
     ]
     header = ("pair", "ISL/OSL", "batch", "student tok/s", "teacher tok/s", "speed-up (95 %)", "status")
     return "Static-batch output throughput, student against teacher", header, rows
+
+
+def batches_of(cell: dict[str, Any]) -> str:
+    """`8`, or `32:64` with a batch size per model."""
+    own = cell.get("candidate_batch_size")
+    return str(cell["batch_size"]) if own is None else f"{cell['batch_size']}:{own}"
 
 
 def _closing(summary: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> str
     """One line of a metric's table; a failed cell keeps its line."""
     columns = [
         f"{cell.isl}/{cell.osl}",
-        _batches(cell),
+        cell.batches,
         _spread(cell.baseline, table),
         _spread(cell.candidate, table),
         _ratio(cell, table.metric),
@@ -67,12 +67,6 @@ def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> str
         verdict_on(cell, table.metric, max_relative_width=max_relative_width),
     ]
     return "| " + " | ".join(columns) + " |"
-
-
-def _batches(cell: CellResult) -> str:
-    """`8`, or `32 : 64` where each model has its own."""
-    own = cell.candidate_batch_size
-    return str(cell.batch_size) if own is None else f"{cell.batch_size} : {own}"
 
 
 def _spread(arm: ArmCell | None, table: MetricTable) -> str:

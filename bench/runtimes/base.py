@@ -45,6 +45,9 @@ class Runtime(Protocol):
             UnsupportedError: when this machine has no kernels for the precision.
         """
 
+    def device(self, path: Path) -> str:
+        """What executes the model in `path` here: `cpu` or `cuda`."""
+
     def load(self, path: Path, *, precision: str) -> Session:
         """Load the model in `path`; raises what `check` raises, and the runtime's own errors."""
 

@@ -31,6 +31,11 @@ class OnnxRuntimeGenai:
             )
         _library()
 
+    def device(self, path: Path) -> str:
+        """See `bench.runtimes.base.Runtime.device`: the graph is built for one."""
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        return "cuda" if _runs_on_cuda(config) else "cpu"
+
     def load(self, path: Path, *, precision: str) -> OnnxRuntimeGenaiSession:
         """See `bench.runtimes.base.Runtime.load`."""
         self.check(path, precision=precision)

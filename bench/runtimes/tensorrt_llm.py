@@ -53,6 +53,11 @@ class Load:
     concurrency: int
     num_requests: int
 
+    @property
+    def num_warmup_requests(self) -> int:
+        """As many as are in flight, and no fewer than the tool's own number."""
+        return max(NUM_WARMUP_REQUESTS, self.concurrency)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServingRun:
@@ -129,7 +134,7 @@ def command_line(
     return [
         *(EXECUTABLE, "--model", path.name, "--model_path", str(path), "throughput", *backend),
         *("--dataset", str(dataset), "--streaming", "--concurrency", str(load.concurrency)),
-        *("--num_requests", str(load.num_requests), "--warmup", str(NUM_WARMUP_REQUESTS)),
+        *("--num_requests", str(load.num_requests), "--warmup", str(load.num_warmup_requests)),
         *("--report_json", str(report)),
     ]
 
@@ -187,7 +192,7 @@ def read_report(report: dict[str, Any], load: Load) -> ServingRun:
             latency_s=performance["avg_request_latency_ms"] / _MS,
             latency_p99_s=_tail(percentiles, load.num_requests),
             ttft_s=_streamed(streaming, "avg_ttft_ms"),
-            tpot_s=_streamed(streaming, "avg_tpot_ms"),
+            tpot_s=_streamed(streaming, "avg_tpot_ms") if load.osl > 1 else Absent("osl = 1"),
         )
     except KeyError as error:
         raise VerificationError(f"the report of {EXECUTABLE} lacks a key", found=error) from error

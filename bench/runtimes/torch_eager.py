@@ -33,6 +33,10 @@ class TorchEager:
             )
         require_support(precision, resolve_device("auto"))
 
+    def device(self, path: Path) -> str:
+        """See `bench.runtimes.base.Runtime.device`."""
+        return resolve_device("auto")
+
     def load(self, path: Path, *, precision: str) -> TorchSession:
         """See `bench.runtimes.base.Runtime.load`."""
         from bench.comparisons import split_precision

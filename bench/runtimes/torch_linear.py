@@ -95,6 +95,9 @@ def convert_linears_(model: Any, precision: str) -> int:
     """Replace the linear layers inside the decoder layers, in place; returns how many.
 
     Embedding and LM head stay as they are, as in an exported checkpoint.
+
+    Raises:
+        UnsupportedError: for a layer whose shape has no kernel: the others alone are no such model.
     """
     dense, sparsity = split_precision(precision)
     if dense != "fp8" and not sparsity:
@@ -103,8 +106,14 @@ def convert_linears_(model: Any, precision: str) -> int:
     for layer in model.get_decoder().layers:
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):
-                if not isinstance(child, nn.Linear) or any(size % _MULTIPLE for size in child.weight.shape):
+                if not isinstance(child, nn.Linear):
                     continue
+                if any(size % _MULTIPLE for size in child.weight.shape):
+                    raise UnsupportedError(
+                        f"{precision} kernels need every linear layer's sides divisible by {_MULTIPLE}",
+                        where=name,
+                        found=" x ".join(map(str, child.weight.shape)),
+                    )
                 if sparsity:
                     thinned = torch.sparse.to_sparse_semi_structured(thin_to_2_of_4(child.weight.detach()))
                     child.weight = nn.Parameter(thinned, requires_grad=False)

@@ -24,6 +24,12 @@ PRESETS = ("quick", "published", "minitron-blog")
     default=None,
     help="Batch sizes: 1,8; 32:64 is one per model (baseline:candidate), max the largest each can run.",
 )
+@click.option(
+    "--batch-limit",
+    type=click.IntRange(1),
+    default=None,
+    help="Where the search for the largest batch ends. [1024]",
+)
 @click.option("--preset", type=click.Choice(PRESETS), default=None, help="A named grid instead of both.")
 @click.option(
     "--runtime",
@@ -85,6 +91,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
         raise UsageError("a preset is a whole grid", where="--preset", hint="leave out lengths and batches")
     if len(models) == 1 and len(flags["precisions"] or ()) <= 1:
         raise UsageError("a benchmark compares a baseline with at least one other model or precision")
+    _refuse_without_effect(flags)
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
     with work(flags) as console:
@@ -105,6 +112,28 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
         artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
         report = render_markdown(Results.model_validate(artifact.details))
     emit(artifact.details, flags, report)
+
+
+def _refuse_without_effect(flags: dict[str, Any]) -> None:
+    """Refuse options of the other experiment, and a precision that is there twice."""
+    from compressor.errors import UsageError
+
+    serves = flags["runtime"] == "tensorrt-llm"
+    foreign = ("batches", "batch_limit", "processes") if serves else ("concurrency", "num_requests")
+    given = [
+        "--batch-size" if name == "batches" else f"--{name.replace('_', '-')}"
+        for name in foreign
+        if flags[name]
+    ]
+    if given:
+        raise UsageError(
+            "a static batch and requests in flight are two experiments",
+            where=", ".join(given),
+            found=f"--runtime {flags['runtime']}",
+        )
+    precisions = flags["precisions"] or ()
+    if len(set(precisions)) < len(precisions):
+        raise UsageError("a precision is given twice", where="--precision", found=", ".join(precisions))
 
 
 def _refuse_other_device(flags: dict[str, Any]) -> None:

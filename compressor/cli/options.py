@@ -135,6 +135,7 @@ RECIPE_FIELDS = {
     "processes": "bench.processes",
     "concurrency": "bench.concurrency",
     "num_requests": "bench.num_requests",
+    "batch_limit": "bench.batch_limit",
 }
 
 # Only batches of one model each: no equal ones. No trackers at all.

@@ -125,12 +125,17 @@ def num_parameters(dims: Dims) -> int:
     return num_embedding_parameters(dims) + num_non_embedding_parameters(dims)
 
 
-def weight_bytes(dims: Dims, precision: str) -> int:
-    """Bytes of the weights; FP8 and int4 cover the decoder's linear layers, the rest stays 16-bit."""
+def weight_bytes(dims: Dims, precision: str, *, is_sparse: bool = False) -> int:
+    """Bytes of the weights; FP8 and int4 cover the decoder's linear layers, the rest stays 16-bit.
+
+    Packed 2:4 layers keep two of four weights and two bits for the place of each.
+    """
     linear = num_linear_parameters(dims)
     rest = num_parameters(dims) - linear
     bits = {"fp32": (32, 32), "fp16": (16, 16), "bf16": (16, 16), "fp8": (8, 16), "int4": (4.5, 16)}
     linear_bits, rest_bits = bits[precision]
+    if is_sparse:
+        linear_bits = linear_bits / 2 + 1
     return int((linear * linear_bits + rest * rest_bits) // 8)
 
 

@@ -23,7 +23,7 @@ from tests.gpu.sparse_gemm import study
 MODELS = ("llama3.1-8b", "4b-width", "4b-depth")
 BENCH = (
     *("bench", "--random-weights", *MODELS, "--runtime", "torch-eager", "--precision", "bf16,fp8"),
-    *("--batch-size", "32,64,32:64,max", "--processes", "alternating"),
+    *("--batch-size", "32,64,32:64,max", "--batch-limit", "4096", "--processes", "alternating"),
 )
 PUBLISHED = ",".join(f"{isl}/{osl}" for isl, osl in PUBLISHED_ISL_OSL)
 _PROGRAM = "import sys; from compressor.cli.main import invoke; sys.exit(invoke(sys.argv[1:]))"

@@ -63,6 +63,6 @@ def test_a_converted_model_decodes_from_a_graph(precision: str) -> None:
 
 
 def test_rates_can_be_measured() -> None:
-    rates = measure_rates(["bf16"])
+    rates = measure_rates(["bf16"], device="cuda")
     assert rates.bandwidth_bytes_per_s > 1e10
     assert rates.matmul_ops_per_s["bf16"] > 1e12

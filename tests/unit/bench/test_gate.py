@@ -217,6 +217,34 @@ def test_another_machine_version_or_teacher_fails_closed(changed: dict[str, str]
     assert {cell.verdict for cell in report.cells} == {"MISMATCH"}
 
 
+def test_a_largest_batch_is_the_same_cell_at_another_size() -> None:
+    before, now = (STEADY.model_copy(update={"is_largest": True, "batch_size": size}) for size in (8, 9))
+    report = compare_results(results_of([before]), results_of([now]))
+    assert [(cell.cell, cell.verdict) for cell in report.cells] == [("8/4 x largest", "PASS")]
+
+
+def test_a_ratio_to_a_students_arm_never_counts() -> None:
+    """The student's fp32 arm became faster, so its unchanged int4 arm looks slower beside it."""
+    before, now = results_of([STEADY]), results_of([SLOWER])
+    (compared,) = now.comparisons
+    student = now.arms[1]
+    twin = student.model_copy(update={"id": f"{student.model}-int4", "precision": "int4"})
+    precision = compared.model_copy(update={"baseline": student.id, "candidate": twin.id})
+    results = [
+        one.model_copy(
+            update={
+                "arms": (*one.arms, twin),
+                "comparisons": (precision.model_copy(update={"cells": one.comparisons[0].cells}),),
+            }
+        )
+        for one in (before, now)
+    ]
+    report = compare_results(*results)
+    assert report.cells[0].verdict == "REGRESSION"
+    assert "not gated" in report.cells[0].reason
+    assert report.verdict != "REGRESSION"
+
+
 def test_a_cell_that_the_baseline_exempts_is_reported_and_does_not_count() -> None:
     exempt = STEADY.model_copy(update={"gated": False, "not_gated_reason": "one sequence of four tokens"})
     report = compare_results(results_of([exempt]), results_of([SLOWER]))

@@ -32,6 +32,10 @@ def test_cells_of_a_comparison(comparison: Comparison) -> None:
     grid = (Cell(8, 4, 1), Cell(8, 4, 32, 64))
     teacher, student = (arm.id for arm in comparison.arms)
     largest = {(teacher, 8, 4): 5, (student, 8, 4): 9}
-    assert cells_of(comparison, grid, largest) == (*grid, Cell(8, 4, 5, 9))
+    cells = cells_of(comparison, grid, largest)
+    assert cells == (*grid, Cell(8, 4, 5, 9))
+    assert [cell.is_largest for cell in cells] == [False, False, True]
+    equal = {(teacher, 8, 4): 1, (student, 8, 4): 1}
+    assert [cell.is_largest for cell in cells_of(comparison, grid, equal)] == [True, False]
     alone = Comparison(baseline=comparison.baseline, candidate=comparison.baseline)
     assert cells_of(alone, grid, largest) == tuple(Cell(8, 4, size) for size in (1, 32, 64, 5))

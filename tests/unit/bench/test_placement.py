@@ -16,6 +16,7 @@ from tests.unit.bench.results_by_hand import gpu
 
 GIB = 2**30
 MACHINE = Snapshot(load_average=(0.0, 0.0, 0.0), cpu_clock_mhz=None, gpus=(gpu(memory_mib="81920"),))
+SHARED_MEMORY = Snapshot(load_average=(0.0, 0.0, 0.0), cpu_clock_mhz=None, gpus=(gpu(memory_mib="[N/A]"),))
 CPU_ONLY = MACHINE.model_copy(update={"gpus": ()})
 
 
@@ -50,6 +51,8 @@ def sixteen_gib(monkeypatch: pytest.MonkeyPatch) -> None:
         (peak(8), peak(7), CPU_ONLY, "alternating"),
         (peak(1, 40), peak(1, 30), MACHINE, "shared"),
         (peak(1, 60), peak(1, 30), MACHINE, "alternating"),
+        (peak(1, 6), peak(1, 6), SHARED_MEMORY, "shared"),
+        (peak(1, 12), peak(1, 6), SHARED_MEMORY, "alternating"),
         (AbsentRecord(absent="no cell ran"), peak(7), CPU_ONLY, "shared"),
     ],
 )

@@ -47,6 +47,13 @@ def test_work_is_counted_by_hand() -> None:
     assert work.num_steps == 2
 
 
+def test_packed_2_of_4_weights_are_read_with_the_places_of_those_kept() -> None:
+    dense, sparse = work_of(TINY, "bf16", CELL), work_of(TINY, "bf16+2:4", CELL)
+    # Half of 16 bits, and two bits for each one kept: 9 of 16.
+    assert dense.step_bytes - sparse.step_bytes == LINEAR * 2 * 7 / 16
+    assert sparse.step_ops == dense.step_ops / 2
+
+
 def test_each_phase_takes_the_slower_of_moving_and_computing() -> None:
     work = work_of(TINY, "fp32", CELL)
     expected = max(work.prefill_bytes / 1000, work.prefill_ops / 10_000)
@@ -89,17 +96,17 @@ def test_what_is_not_known_is_absent(fields: dict[str, object], reason: str) -> 
 def test_rates_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("_CPU_BYTES", 1 << 20), ("_CPU_SIZES", (64,)), ("NUM_REPETITIONS", 2)):
         monkeypatch.setattr(machine_rates_module, name, size)
-    first = machine_rates(tmp_path, precisions=("fp32",))
+    first = machine_rates(tmp_path, device="cpu", precisions=("fp32",))
     assert first.bandwidth_bytes_per_s > 0
     assert first.matmul_ops_per_s.keys() == {"fp32"}
-    assert machine_rates(tmp_path, precisions=("fp32",)) == first
-    more = machine_rates(tmp_path, precisions=("fp32", "bf16"))
+    assert machine_rates(tmp_path, device="cpu", precisions=("fp32",)) == first
+    more = machine_rates(tmp_path, device="cpu", precisions=("fp32", "bf16"))
     assert more.matmul_ops_per_s.keys() == {"fp32", "bf16"}
     assert more.matmul_ops_per_s["fp32"] == first.matmul_ops_per_s["fp32"]
     assert more.bandwidth_bytes_per_s == first.bandwidth_bytes_per_s
     other = first.model_copy(update={"device": "another machine"})
     (tmp_path / RATES_FILE).write_text(other.model_dump_json())
-    assert machine_rates(tmp_path, precisions=("fp32",)).device == first.device
+    assert machine_rates(tmp_path, device="cpu", precisions=("fp32",)).device == first.device
 
 
 def test_a_slow_product_is_timed_once_and_larger_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

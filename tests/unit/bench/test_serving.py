@@ -183,6 +183,15 @@ def test_engines_and_checkpoints_take_their_own_backend(tmp_path: Path) -> None:
     for words in (checkpoint, engine):
         assert words[words.index("--model_path") + 1] == str(tmp_path)
         assert {"--streaming", "--concurrency", "--num_requests", "--report_json"} <= set(words)
+        assert words[words.index("--warmup") + 1] == "2"
+    busy = command_line(tmp_path, replace(LOAD, concurrency=64), **files)
+    assert busy[busy.index("--warmup") + 1] == "64"
+
+
+def test_one_output_token_has_no_time_between_tokens() -> None:
+    info = {**REPORT["request_info"], "avg_output_length": 1}
+    report = {**REPORT, "request_info": info, "streaming_metrics": {"avg_ttft_ms": 10.0, "avg_tpot_ms": 0.0}}
+    assert isinstance(read_report(report, replace(LOAD, osl=1)).tpot_s, Absent)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ def test_fp8_replaces_the_decoders_linear_layers_and_leaves_the_head() -> None:
     assert convert_linears_(make_model(), "bf16") == 0
 
 
+def test_a_layer_without_a_kernel_is_refused_and_not_left_as_it_is() -> None:
+    with pytest.raises(UnsupportedError, match="divisible by 16"):
+        convert_linears_(make_model(intermediate_size=200), "fp8")
+
+
 @pytest.mark.parametrize("alias", ["llama3.1-8b", "4b-width", "4b-depth", "minitron-4b"])
 def test_published_shapes_have_their_published_size(alias: str, tmp_path: Path) -> None:
     artifact = write_shape(shape_of(alias), tmp_path / alias)
