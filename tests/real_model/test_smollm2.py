@@ -118,3 +118,25 @@ def test_a_sparse_student_is_sparse_in_every_export(
         succeed_here("export", quantized, "--format", export_format, "--precision", precision, "-o", out)
         [checked] = succeed_here("verify", out)["checked"]
         assert checked["sparsity"] == {"pattern": "2:4", "num_tensors": 210}, out.name
+
+
+def test_a_family_of_two_is_one_command(real_assets: Assets, tmp_path: Path) -> None:
+    text = str(real_assets.texts["wiki"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "calibration: {size: 2, seq_len: 256}\n"
+        "distill: {tokens: 1024, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
+        "evaluate: {window: 256, size: 2}\n"
+        "export: {formats: [huggingface]}\n"
+        "bench: {enabled: false}\n"
+    )
+    family = succeed(
+        *("run", real_assets.gguf, "--config", recipe, "--target", "100m,80m"),
+        *("--calib-data", text, "--train-data", text, "-o", tmp_path / "family"),
+    )
+    assert family["complete"] is True
+    first, second = family["members"]
+    assert (first["name"], second["name"]) == ("100m", "80m")
+    for entry, target in ((first, 100_000_000), (second, 80_000_000)):
+        assert entry["num_parameters"] == pytest.approx(target, rel=0.02)
+    assert Path(second["teacher"]) == tmp_path / "family" / first["student"]
