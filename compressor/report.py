@@ -17,8 +17,8 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 def result_tables(summary: dict[str, Any]) -> list[Table]:
     """Title, header and rows of every result a run has."""
     tables = [_quality(summary), _exports(summary["exports"])]
-    if summary["distill"] and "dynamic_batches" in summary["distill"]:
-        tables.append(_course(summary["distill"]["dynamic_batches"]))
+    if dynamic := (summary.get("distill") or {}).get("dynamic_batches"):
+        tables.append(_course(dynamic))
     if summary["bench"]:
         tables.append(_speed(summary["bench"]))
     return tables

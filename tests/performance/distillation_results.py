@@ -66,12 +66,14 @@ def run_distillation(command: Command) -> dict[str, Any]:
         students = _students(command, Path(scratch))
         KEPT.parent.mkdir(exist_ok=True)
         kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
-        num_kept = len(kept)
+        taken_over: set[str] = set()
 
         def measure(task: tuple[str, float, int]) -> Perplexity:
             name, learning_rate, seed = task
-            key = f"{name}, {learning_rate:g}, seed {seed}, {TOKENS}"
-            if key not in kept:
+            key = f"{name}, {learning_rate:g}, seed {seed}, {TOKENS} of {TEXT}"
+            if key in kept:
+                taken_over.add(key)
+            else:
                 kept[key] = train(name, learning_rate, seed)
                 write_json(KEPT, kept)
             found: Perplexity = kept[key]
@@ -100,7 +102,7 @@ def run_distillation(command: Command) -> dict[str, Any]:
         perplexities = _perplexities(command, tuple(paths.values()), f"{scratch}/quality")
         untrained = dict(zip(paths, perplexities, strict=True))
     KEPT.unlink()
-    return {**_summary(swept | repeated, best, untrained), "runs_of_an_earlier_call": num_kept}
+    return {**_summary(swept | repeated, best, untrained), "runs_of_an_earlier_call": len(taken_over)}
 
 
 def _summary(
@@ -142,7 +144,12 @@ def _order(variants: dict[str, Any], text: str) -> dict[str, bool]:
 def distillation_rows(data: dict[str, Any]) -> Rows:
     """Header and rows of the table."""
     rows = [
-        (f"{name}, untrained", "-", *(f"{perplexity[text]:,.1f}" for text in QUALITY), "-")
+        (
+            name if name == "teacher" else f"{name} student, untrained",
+            "-",
+            *(f"{perplexity[text]:,.1f}" for text in QUALITY),
+            "-",
+        )
         for name, perplexity in data["untrained"].items()
     ]
     for name, entry in data["variants"].items():

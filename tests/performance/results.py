@@ -21,7 +21,7 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.hardware import describe
 from compressor.manifest import versions
-from compressor.report import closed_gap, result_tables
+from compressor.report import batches_of, closed_gap, result_tables
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation
 from tests.performance.sparsity_results import (
@@ -98,8 +98,9 @@ def run_bench() -> dict[str, Any]:
 
 
 def run_perf() -> dict[str, Any]:
-    """The bounds of the design."""
-    return {"bounds": [{**asdict(bound), "passes": bound.passes} for bound in measure_all()]}
+    """The bounds of the design, each with its day: a row may be measured again by itself."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    return {"bounds": [{**asdict(bound), "passes": bound.passes, "date": today} for bound in measure_all()]}
 
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -162,7 +163,7 @@ def bench_table(result: dict[str, Any]) -> str:
             rows.append(
                 (
                     f"{first['candidate']} : {first['baseline']}",
-                    f"{one['isl']}/{one['osl']} x {one['batch_size']}",
+                    f"{one['isl']}/{one['osl']} x {batches_of(one)}",
                     _speedup(one),
                     _speedup(other),
                     _agreement(one, other),
@@ -205,10 +206,11 @@ def perf_table(result: dict[str, Any]) -> str:
             "-" if bound["low"] is None else f"{bound['low']:.3f} to {bound['high']:.3f}",
             f"{'at most' if bound['is_upper'] else 'at least'} {bound['required']:.2f}",
             "yes" if bound["passes"] else "no",
+            bound["date"],
         )
         for bound in result["data"]["bounds"]
     ]
-    return "\n".join(_rows(("bound", "measured", "95 % interval", "required", "reached"), rows))
+    return "\n".join(_rows(("bound", "measured", "95 % interval", "required", "reached", "on"), rows))
 
 
 def sparsity_table(result: dict[str, Any]) -> str:
