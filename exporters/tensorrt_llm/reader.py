@@ -7,7 +7,6 @@ not zero, scales that no calibration could have left.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,17 +17,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from compressor.errors import UsageError, VerificationError
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.errors import VerificationError
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.families import FAMILIES, Family
-from compressor.models.portable import portable_config
 from compressor.models.shapes import expected_shapes
 from compressor.quantization.amax import check_positive
 from compressor.quantization.e4m3 import E4M3, from_e4m3
 from compressor.quantization.reader import Fp8Scales, model_of_state, simulate_fp8_
+from exporters.tensorrt_llm.read_config import family_of, huggingface_config, read_config
 
-_REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
 _WEIGHT_SCALE, _INPUT_SCALE = ".weights_scaling_factor", ".activation_scaling_factor"
 _Merge = Callable[[list[torch.Tensor]], torch.Tensor]
 
@@ -63,9 +59,9 @@ class TrtLlmReader:
             VerificationError: for a config without the fields whose defaults are wrong, a missing or
                 corrupt file, and tensors missing or left over.
         """
-        self.directory, self.raw = directory, _read_config(directory)
-        self.family = _family_of(self.raw)
-        self.config = _huggingface_config(self.raw, self.family)
+        self.directory, self.raw = directory, read_config(directory)
+        self.family = family_of(self.raw)
+        self.config = huggingface_config(self.raw, self.family)
         self.dims: Dims = dims_of_config(self.config)
         self.tp_size, self.pp_size = self.raw["mapping"]["tp_size"], self.raw["mapping"]["pp_size"]
         self.is_fp8 = self.raw["quantization"].get("quant_algo") == "FP8"
@@ -336,66 +332,6 @@ def load_trtllm_model(directory: Path, *, device: str) -> Any:
         if reader.is_fp8:
             simulate_fp8_(model, reader.fp8_scales())
     return model.to(device).eval().requires_grad_(requires_grad=False)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    file = directory / CONFIG_FILE
-    if not file.is_file():
-        raise UsageError("there is no TensorRT-LLM checkpoint", where=str(directory), expected=CONFIG_FILE)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
-    if not isinstance(config, dict):
-        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
-    for field in _REQUIRED:
-        if field not in config:
-            raise VerificationError("the checkpoint's config lacks a field", where=f"{file.name}: {field}")
-    return config
-
-
-def _family_of(raw: dict[str, Any]) -> Family:
-    for family in FAMILIES.values():
-        if family.tensorrt_llm is not None and family.tensorrt_llm.architecture == raw["architecture"]:
-            return family
-    raise VerificationError(
-        "the checkpoint's architecture is unknown", where="architecture", found=raw["architecture"]
-    )
-
-
-def _huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
-    """The Hugging Face config that the checkpoint's own says, the LM head always apart."""
-    facts = family.tensorrt_llm
-    assert facts is not None
-    for field, value in facts.config:
-        if raw.get(field) != value:
-            raise VerificationError(
-                "the checkpoint's config says something else",
-                where=field,
-                expected=value,
-                found=raw.get(field),
-            )
-    names = (
-        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
-        *("intermediate_size", "vocab_size", "max_position_embeddings"),
-    )
-    config = {
-        "model_type": family.model_type,
-        **{name: raw.get(name) for name in names},
-        "head_dim": raw["head_size"],
-        facts.norm_epsilon: raw.get("norm_epsilon"),
-        "hidden_act": dict([facts.activation[::-1]]).get(str(raw.get("hidden_act"))),
-        "rope_theta": raw["rotary_base"],
-        "rope_scaling": raw["rotary_scaling"],
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-    }
-    if facts.writes_rotary_fraction:
-        config["partial_rotary_factor"] = raw.get("rotary_pct")
-    both = portable_config(config)
-    if facts.writes_rotary_fraction:
-        both["rope_parameters"] = {**both["rope_parameters"], "partial_rotary_factor": raw.get("rotary_pct")}
-    return both
 
 
 def _same(name: str) -> _Merge:

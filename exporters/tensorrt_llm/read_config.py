@@ -1,0 +1,89 @@
+"""The config of a TensorRT-LLM checkpoint, read back as the Hugging Face config that it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.families import FAMILIES, Family
+from compressor.models.portable import portable_config
+
+_REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config as it is written.
+
+    Raises:
+        UsageError: where there is no checkpoint.
+        VerificationError: when it is no mapping, or lacks a field.
+    """
+    file = directory / CONFIG_FILE
+    if not file.is_file():
+        raise UsageError("there is no TensorRT-LLM checkpoint", where=str(directory), expected=CONFIG_FILE)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
+    if not isinstance(config, dict):
+        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
+    for field in _REQUIRED:
+        if field not in config:
+            raise VerificationError("the checkpoint's config lacks a field", where=f"{file.name}: {field}")
+    return config
+
+
+def family_of(raw: dict[str, Any]) -> Family:
+    """The family that is written as this architecture.
+
+    Raises:
+        VerificationError: when there is none.
+    """
+    for family in FAMILIES.values():
+        if family.tensorrt_llm is not None and family.tensorrt_llm.architecture == raw["architecture"]:
+            return family
+    raise VerificationError(
+        "the checkpoint's architecture is unknown", where="architecture", found=raw["architecture"]
+    )
+
+
+def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The Hugging Face config that the checkpoint's own says, the LM head always apart.
+
+    Raises:
+        VerificationError: for a field that contradicts the family.
+    """
+    facts = family.tensorrt_llm
+    assert facts is not None
+    for field, value in facts.config:
+        if raw.get(field) != value:
+            raise VerificationError(
+                "the checkpoint's config says something else",
+                where=field,
+                expected=value,
+                found=raw.get(field),
+            )
+    names = (
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
+        *("intermediate_size", "vocab_size", "max_position_embeddings"),
+    )
+    config = {
+        "model_type": family.model_type,
+        **{name: raw.get(name) for name in names},
+        "head_dim": raw["head_size"],
+        facts.norm_epsilon: raw.get("norm_epsilon"),
+        "hidden_act": dict([facts.activation[::-1]]).get(str(raw.get("hidden_act"))),
+        "rope_theta": raw["rotary_base"],
+        "rope_scaling": raw["rotary_scaling"],
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    }
+    if facts.writes_rotary_fraction:
+        config["partial_rotary_factor"] = raw.get("rotary_pct")
+    both = portable_config(config)
+    if facts.writes_rotary_fraction:
+        both["rope_parameters"] = {**both["rope_parameters"], "partial_rotary_factor": raw.get("rotary_pct")}
+    return both
