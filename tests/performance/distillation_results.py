@@ -130,7 +130,8 @@ def _order(variants: dict[str, Any], text: str) -> dict[str, bool]:
         name: [by_text[text] for by_text in entry["perplexity"].values()] for name, entry in variants.items()
     }
     return {
-        "KL < CE, every seed": max(of["KL"]) < min(of["CE"]),
+        "KL < CE, seed by seed": all(kl < ce for kl, ce in zip(of["KL"], of["CE"], strict=True)),
+        "every KL < every CE": max(of["KL"]) < min(of["CE"]),
         "KL < KL + CE": of["KL"][0] < of["KL + CE"][0],
         "KL and CE < half of random initialisation": max(*of["KL"], *of["CE"])
         < of["random initialisation, CE"][0] / 2,
