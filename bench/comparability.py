@@ -51,9 +51,16 @@ def _gpu_name(gpu: Gpu) -> str:
 
 
 def _baseline_files(results: Results) -> dict[str, str]:
-    """One digest for every arm of the first model, the teacher: the ratio's denominator."""
+    """One digest for every arm that is not under test: the ratio's denominator.
+
+    Those are the arms of the first model, the teacher. Where it is the only one, its precisions are
+    compared, and what is a candidate may change.
+    """
     teacher = results.arms[0].model
-    return {arm.id: _digest(arm) for arm in results.arms if arm.model == teacher}
+    under_test: set[str] = set()
+    if all(arm.model == teacher for arm in results.arms):
+        under_test = {comparison.candidate for comparison in results.comparisons}
+    return {arm.id: _digest(arm) for arm in results.arms if arm.model == teacher and arm.id not in under_test}
 
 
 def _digest(arm: ArmRecord) -> str:

@@ -106,9 +106,14 @@ def _device(arms: dict[str, Arm]) -> str:
     """What executes all arms.
 
     Raises:
-        UsageError: when it is not one device: their ratio would be that of two machines.
+        UsageError: when it is not one device: their ratio would be that of two machines. And what the
+            runtime's `check` raises.
     """
-    found = {name: runtime_named(arm.runtime).device(arm.path) for name, arm in arms.items()}
+    found: dict[str, str] = {}
+    for name, arm in arms.items():
+        runtime = runtime_named(arm.runtime)
+        runtime.check(arm.path, precision=arm.precision)
+        found[name] = runtime.device(arm.path)
     if len(set(found.values())) > 1:
         raise UsageError(
             "these models run on different devices",

@@ -39,8 +39,8 @@ _DTYPE_NAMES = {
 }
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read `config.json`.
+def read_config(directory: Path, *, kind: str = "Hugging Face") -> dict[str, Any]:
+    """Read `config.json` of a checkpoint of this kind.
 
     Raises:
         UsageError: when the directory has none.
@@ -49,7 +49,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise UsageError(
-            "this directory is no Hugging Face checkpoint", where=str(directory), expected=CONFIG_FILE
+            f"this directory is no {kind} checkpoint", where=str(directory), expected=CONFIG_FILE
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

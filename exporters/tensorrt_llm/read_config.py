@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError, VerificationError
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.families import FAMILIES, Family
 from compressor.models.portable import portable_config
 
 _REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_trtllm_config(directory: Path) -> dict[str, Any]:
     """The config as it is written.
 
     Raises:
         UsageError: where there is no checkpoint.
         VerificationError: when it is no mapping, or lacks a field.
     """
-    file = directory / CONFIG_FILE
-    if not file.is_file():
-        raise UsageError("there is no TensorRT-LLM checkpoint", where=str(directory), expected=CONFIG_FILE)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
-    if not isinstance(config, dict):
-        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
+    config = read_config(directory, kind="TensorRT-LLM")
     for field in _REQUIRED:
         if field not in config:
-            raise VerificationError("the checkpoint's config lacks a field", where=f"{file.name}: {field}")
+            raise VerificationError("the checkpoint's config lacks a field", where=f"{CONFIG_FILE}: {field}")
     return config
 
 

@@ -23,7 +23,7 @@ from compressor.models.shapes import expected_shapes
 from compressor.quantization.amax import check_positive
 from compressor.quantization.e4m3 import E4M3, from_e4m3
 from compressor.quantization.reader import Fp8Scales, model_of_state, simulate_fp8_
-from exporters.tensorrt_llm.read_config import family_of, huggingface_config, read_config
+from exporters.tensorrt_llm.read_config import family_of, huggingface_config, read_trtllm_config
 
 _WEIGHT_SCALE, _INPUT_SCALE = ".weights_scaling_factor", ".activation_scaling_factor"
 _Merge = Callable[[list[torch.Tensor]], torch.Tensor]
@@ -59,7 +59,7 @@ class TrtLlmReader:
             VerificationError: for a config without the fields whose defaults are wrong, a missing or
                 corrupt file, and tensors missing or left over.
         """
-        self.directory, self.raw = directory, read_config(directory)
+        self.directory, self.raw = directory, read_trtllm_config(directory)
         self.family = family_of(self.raw)
         self.config = huggingface_config(self.raw, self.family)
         self.dims: Dims = dims_of_config(self.config)

@@ -22,7 +22,7 @@ from bench.gate import (
     ratio_change_of,
 )
 from bench.report.gate import gate_document, render_gate
-from bench.results import ArmCell, CellResult, Interval, Summary
+from bench.results import ArmCell, CellResult, Interval, Results, Summary
 from bench.statistics import StoppingRule, Trial, paired_trial
 from tests.unit.bench.results_by_hand import CELL, cell_of, gpu, results_of
 
@@ -243,6 +243,25 @@ def test_a_ratio_to_a_students_arm_never_counts() -> None:
     assert report.cells[0].verdict == "REGRESSION"
     assert "not gated" in report.cells[0].reason
     assert report.verdict != "REGRESSION"
+
+
+def test_what_is_under_test_may_change_and_every_arm_of_the_teacher_may_not() -> None:
+    def benchmark(int4_sha: str, *, student: bool) -> Results:
+        full = results_of([STEADY])
+        teacher = full.arms[0]
+        files = {"model.onnx": teacher.files["model.onnx"].model_copy(update={"sha256": int4_sha * 64})}
+        int4 = teacher.model_copy(update={"id": "teacher-int4", "precision": "int4", "files": files})
+        precision = full.comparisons[0].model_copy(update={"candidate": int4.id})
+        return full.model_copy(
+            update={
+                "arms": (teacher, int4, *(full.arms[1:] if student else ())),
+                "comparisons": (precision, *(full.comparisons if student else ())),
+            }
+        )
+
+    for student, expected in ((False, "PASS"), (True, "MISMATCH")):
+        before, now = (benchmark(sha, student=student) for sha in "ab")
+        assert compare_results(before, now).verdict == expected
 
 
 def test_a_cell_that_the_baseline_exempts_is_reported_and_does_not_count() -> None:
