@@ -193,7 +193,7 @@ def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pup
 def _load_teacher(
     config: Distill, choice: LossChoice, teacher: ModelArtifact, context: StageContext
 ) -> Any | None:
-    """The teacher in its own dtype, in float32 if it trains too; None where nothing asks for it."""
+    """The teacher in the run's dtype, in float32 if it trains too; None where nothing asks for it."""
     if config.correction.mode == "alongside":
         require_alongside(config)
         return _load(teacher, "float32", context)

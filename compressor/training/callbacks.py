@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COMPLETE_MARK = "complete"
 LOGGING_STEPS = 10
+DOMAIN_LOSS = "loss/"
 _MODULES = {"tensorboard": "tensorboardX"}
 
 
@@ -45,7 +46,7 @@ class TrainingExtension:
 
 
 class Watch(TrainerCallback):
-    """Shows step, loss, speed and time left."""
+    """Shows step, loss (of every domain, where there are several), gradient norm, speed and time left."""
 
     def __init__(self, tick: Tick) -> None:
         """Show through this progress display."""
@@ -60,9 +61,13 @@ class Watch(TrainerCallback):
         if "loss" not in entry:
             return
         parts = [f"loss {entry['loss']:.4f}", f"grad norm {float(entry['grad_norm']):.2f}"]
+        domains = {
+            name.removeprefix(DOMAIN_LOSS): entry[name] for name in entry if name.startswith(DOMAIN_LOSS)
+        }
+        if len(domains) > 1:
+            parts += [f"{name} {loss:.4f}" for name, loss in domains.items()]
         if "tokens_per_s" in entry:
-            left = (state.max_steps - state.global_step) * entry["seconds_per_step"]
-            parts += [f"{entry['tokens_per_s']:,.0f} tokens/s", f"{_duration(left)} left"]
+            parts += [f"{entry['tokens_per_s']:,.0f} tokens/s", f"{_duration(entry['seconds_left'])} left"]
         if "utilisation" in entry:
             parts.append(f"{entry['utilisation']:.0%} of the peak rate")
         self._note = ", ".join(parts)

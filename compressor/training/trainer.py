@@ -30,6 +30,7 @@ from compressor.processes import barrier, is_main, rank, sum_over_processes, wor
 from compressor.training.batches import Batches
 from compressor.training.callbacks import (
     COMPLETE_MARK,
+    DOMAIN_LOSS,
     LOGGING_STEPS,
     Extend,
     Guard,
@@ -272,6 +273,7 @@ class _StudentTrainer(Trainer):
     def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
         if "loss" in logs:
             logs |= self._domain_losses() | self._speed.take()
+            logs["seconds_left"] = (self.state.max_steps - self.state.global_step) * logs["seconds_per_step"]
         super().log(logs, *arguments, **keywords)
 
     def _domain_losses(self) -> dict[str, float]:
@@ -279,7 +281,7 @@ class _StudentTrainer(Trainer):
         sums = sum_over_processes(self._domains.float()).cpu()
         self._domains.zero_()
         return {
-            f"loss/{name}": float(total / tokens)
+            f"{DOMAIN_LOSS}{name}": float(total / tokens)
             for name, (total, tokens) in zip(self._stream.names, sums, strict=True)
             if tokens
         }
@@ -333,7 +335,7 @@ def _log_of(history: list[dict[str, Any]], domains: Sequence[str]) -> TrainingLo
         grad_norm=tuple(float(entry["grad_norm"]) for entry in entries),
         learning_rate=tuple(entry["learning_rate"] for entry in entries),
         domain_loss={
-            name: tuple(entry.get(f"loss/{name}") for entry in entries)
+            name: tuple(entry.get(f"{DOMAIN_LOSS}{name}") for entry in entries)
             for name in (domains if len(domains) > 1 else ())
         },
     )

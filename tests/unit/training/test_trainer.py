@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from compressor.console import Console
 from compressor.data.mixing import DomainWindows, WindowStream
@@ -18,7 +19,7 @@ from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_, schedule
 from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.recipe import Distill
-from compressor.training.callbacks import COMPLETE_MARK, TrainingExtension, reporters
+from compressor.training.callbacks import COMPLETE_MARK, TrainingExtension, Watch, reporters
 from compressor.training.sharding import full_state
 from compressor.training.trainer import (
     STUDENT_FILE,
@@ -180,11 +181,32 @@ def test_the_loss_of_every_domain_is_logged_and_weighs_up_to_the_whole(tmp_path:
         assert sum(half for half in halves if half is not None) / 2 == pytest.approx(loss, rel=1e-2)
 
 
+def test_the_display_shows_every_domains_loss_where_there_are_several() -> None:
+    notes: list[str] = []
+    watch = Watch(lambda note, *, done: notes.append(note))
+    entry = {"loss": 2.0, "grad_norm": 1.5, "tokens_per_s": 1000.0, "seconds_left": 61.0}
+    for domains in ({"loss/web": 2.0}, {"loss/web": 1.5, "loss/code": 2.5}):
+        state = TrainerState(global_step=3, max_steps=9, log_history=[{**entry, **domains}])
+        watch.on_log(None, state, None)
+        watch.on_step_end(None, state, None)
+    speed = "1,000 tokens/s, 0:01:01 left"
+    assert notes == [
+        f"loss 2.0000, grad norm 1.50, {speed}",
+        f"loss 2.0000, grad norm 1.50, web 1.5000, code 2.5000, {speed}",
+    ]
+
+
 def test_curves_go_to_tensorboard(tmp_path: Path) -> None:
     config = make_config(report_to=("tensorboard",))
     train(make_module(), make_data(tmp_path / "tokens"), config, tmp_path, quiet())
     (events,) = (tmp_path / "tensorboard").glob("events*")
-    for tag in (b"train/loss", b"train/grad_norm", b"train/tokens_per_s", b"train/loss/d0"):
+    for tag in (
+        b"train/loss",
+        b"train/grad_norm",
+        b"train/tokens_per_s",
+        b"train/seconds_left",
+        b"train/loss/d0",
+    ):
         assert tag in events.read_bytes(), tag
 
 
