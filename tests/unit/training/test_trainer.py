@@ -183,7 +183,11 @@ def test_the_loss_of_every_domain_is_logged_and_weighs_up_to_the_whole(tmp_path:
 
 def test_the_display_shows_every_domains_loss_where_there_are_several() -> None:
     notes: list[str] = []
-    watch = Watch(lambda note, *, done: notes.append(note))
+
+    def tick(note: str, *, done: int) -> None:
+        notes.append(f"step {done}, {note}")
+
+    watch = Watch(tick)
     entry = {"loss": 2.0, "grad_norm": 1.5, "tokens_per_s": 1000.0, "seconds_left": 61.0}
     for domains in ({"loss/web": 2.0}, {"loss/web": 1.5, "loss/code": 2.5}):
         state = TrainerState(global_step=3, max_steps=9, log_history=[{**entry, **domains}])
@@ -191,8 +195,8 @@ def test_the_display_shows_every_domains_loss_where_there_are_several() -> None:
         watch.on_step_end(None, state, None)
     speed = "1,000 tokens/s, 0:01:01 left"
     assert notes == [
-        f"loss 2.0000, grad norm 1.50, {speed}",
-        f"loss 2.0000, grad norm 1.50, web 1.5000, code 2.5000, {speed}",
+        f"step 3, loss 2.0000, grad norm 1.50, {speed}",
+        f"step 3, loss 2.0000, grad norm 1.50, web 1.5000, code 2.5000, {speed}",
     ]
 
 
