@@ -1,9 +1,10 @@
-"""One cell of one comparison: warm up, measure in A B B A order, summarise."""
+"""One cell of one comparison: warm up, measure series in A B B A order, summarise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,14 @@ from bench.runtimes.base import Session
 from bench.statistics import (
     RatioInterval,
     Sample,
+    Series,
     StoppingRule,
     Trial,
     coefficient_of_variation,
+    conclude,
     median,
-    paired_trial,
+    needs_series,
+    next_series,
     series_interval,
 )
 from bench.timeline import Timeline, verify_timeline
@@ -40,40 +44,78 @@ class Warmup:
     is_settled: bool | None
 
 
-def measure_cell(
-    baseline: Session,
-    candidate: Session,
-    *,
-    cell: Cell,
-    rule: StoppingRule,
-    seed: int,
-    on_pair: Callable[[], None] = lambda: None,
-) -> CellResult:
-    """Measure two loaded models against each other on the same prompts; `on_pair` follows every pair.
+class CellTrial:
+    """One cell in progress: each series is measured on models that were loaded for it."""
 
-    Raises:
-        VerificationError: when a runtime does other work than the cell asks for.
-    """
-    prompts = make_prompts((baseline, candidate), cell=cell, seed=seed)
-    arms = {"A": (baseline, cell.baseline), "B": (candidate, cell.candidate)}
-    warmups = [warm_up(session, prompts[: own.batch_size], cell=own) for session, own in arms.values()]
-    order: list[str] = []
+    def __init__(self, cell: Cell, *, rule: StoppingRule, seed: int) -> None:
+        self.cell = cell
+        self._rule, self._seed = rule, seed
+        self._series: list[Series[Timeline]] = []
+        self._warmups: list[tuple[Warmup, Warmup]] = []
+        self._order = ""
+        self._failure: str | None = None
 
-    def measure_pair(index: int) -> tuple[Timeline, Timeline]:
-        if index == 0:
-            order.clear()  # a series begins: the order kept is the reported one's
-        timelines: dict[str, Timeline] = {}
-        for letter in "AB" if index % 2 == 0 else reversed("AB"):
-            session, own = arms[letter]
-            timelines[letter] = run_once(session, prompts[: own.batch_size], cell=own)
-            order.append(letter)
-        on_pair()
-        return timelines["A"], timelines["B"]
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more is to be measured."""
+        if self._failure is not None:
+            return True
+        return not needs_series(self._series, duration=seconds_per_output_token, rule=self._rule)
 
-    trial = paired_trial(measure_pair, duration=seconds_per_output_token, rule=rule)
-    return summarise(
-        trial, cell=cell, warmups=warmups, order="".join(order), metrics=METRICS, latency=latency_s
-    )
+    @property
+    def most_pairs(self) -> int:
+        """How many pairs the next series has, or may have."""
+        return len(self._series[0]) if self._series else self._rule.max_pairs
+
+    def measure_series(
+        self, baseline: Session, candidate: Session, *, on_pair: Callable[[], None] = lambda: None
+    ) -> None:
+        """Warm both models up and measure one series on the cell's prompts; `on_pair` follows every pair.
+
+        Raises:
+            VerificationError: when a runtime does other work than the cell asks for.
+        """
+        prompts = make_prompts((baseline, candidate), cell=self.cell, seed=self._seed)
+        arms = {"A": (baseline, self.cell.baseline), "B": (candidate, self.cell.candidate)}
+        first, second = (
+            warm_up(session, prompts[: own.batch_size], cell=own) for session, own in arms.values()
+        )
+        order: list[str] = []
+
+        def measure_pair(index: int) -> tuple[Timeline, Timeline]:
+            timelines: dict[str, Timeline] = {}
+            for letter in "AB" if index % 2 == 0 else reversed("AB"):
+                session, own = arms[letter]
+                timelines[letter] = run_once(session, prompts[: own.batch_size], cell=own)
+                order.append(letter)
+            on_pair()
+            return timelines["A"], timelines["B"]
+
+        self._series.append(
+            next_series(self._series, measure_pair, duration=seconds_per_output_token, rule=self._rule)
+        )
+        self._warmups.append((first, second))
+        self._order = "".join(order)
+
+    def fail(self, reason: str) -> None:
+        """Nothing more is measured; the cell stays in the table with its reason."""
+        self._failure = reason
+
+    def result(self) -> CellResult:
+        """The finished cell."""
+        if self._failure is not None:
+            return CellResult(**_place(self.cell), status="FAIL", reason=self._failure)
+        trial = conclude(
+            self._series[0], self._series[1:], duration=seconds_per_output_token, rule=self._rule
+        )
+        return summarise(
+            trial,
+            cell=self.cell,
+            warmups=[_longest(own) for own in zip(*self._warmups, strict=True)],
+            order=self._order,
+            metrics=METRICS,
+            latency=latency_s,
+        )
 
 
 def seconds_per_output_token(timeline: Timeline) -> float:
@@ -101,6 +143,13 @@ def warm_up(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Warm
     return Warmup(MAX_WARMUP_RUNS, is_settled=False)
 
 
+def _longest(warmups: Sequence[Warmup]) -> Warmup:
+    """Of one arm's warm-ups, one for every series, the worst in each respect."""
+    return Warmup(
+        max(warmup.num_runs for warmup in warmups), is_settled=all(warmup.is_settled for warmup in warmups)
+    )
+
+
 def summarise(
     trial: Trial[Sample],
     *,
@@ -124,11 +173,7 @@ def summarise(
         for side, warmup in enumerate(warmups)
     )
     return CellResult(
-        isl=cell.isl,
-        osl=cell.osl,
-        batch_size=cell.batch_size,
-        candidate_batch_size=cell.candidate_batch_size,
-        is_largest=cell.is_largest,
+        **_place(cell),
         status=trial.verdict,
         reason=trial.reason,
         is_confirmed=bool(trial.fresh),
@@ -139,6 +184,17 @@ def summarise(
         baseline=baseline,
         candidate=candidate,
     )
+
+
+def _place(cell: Cell) -> dict[str, Any]:
+    """The fields that say which cell a result is of."""
+    return {
+        "isl": cell.isl,
+        "osl": cell.osl,
+        "batch_size": cell.batch_size,
+        "candidate_batch_size": cell.candidate_batch_size,
+        "is_largest": cell.is_largest,
+    }
 
 
 def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | AbsentRecord:

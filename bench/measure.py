@@ -1,7 +1,9 @@
-"""The paired benchmark: every comparison over the whole grid, both arms in one process.
+"""The paired benchmark: every comparison over the whole grid, several times.
 
-Speed-up is candidate over baseline output throughput; as both arms generate the same tokens, that is
-baseline over candidate latency, sample by sample. A cell that fails stays in the table with its reason.
+Each pass over the grid loads the models anew and adds a series to every cell, so that the series of a cell
+differ in all that may differ from one run of the benchmark to another. Speed-up is candidate over baseline
+output throughput; as both arms generate the same tokens, that is baseline over candidate latency, sample by
+sample. A cell that fails stays in the table with its reason.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from datetime import datetime, timezone
 
 from bench.arm_record import record_of
 from bench.arms import Arm, Comparison, distinct_arms
-from bench.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, measure_cell
+from bench.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellTrial
 from bench.environment import describe_environment, take_snapshot
 from bench.grid import Cell, grid_of, wants_largest_batch
 from bench.largest_batch import largest_batch
@@ -76,18 +78,27 @@ def run_bench(
     processes, why = placement(config, comparisons, probes, before)
     console.info(f"  bench: {processes} processes: {why}")
     largest = _largest_cells(arms, cells, config, seed=seed, console=console)
-    measured = [
-        _Benchmark(comparison, probes, rule=rule, seed=seed, console=console, rates=rates).run(
-            cells_of(comparison, cells, largest), is_alternating=processes == "alternating"
+    benchmarks = [
+        _Benchmark(
+            comparison,
+            [CellTrial(cell, rule=rule, seed=seed) for cell in cells_of(comparison, cells, largest)],
+            probes,
+            is_alternating=processes == "alternating",
+            console=console,
+            rates=rates,
         )
         for comparison in comparisons
     ]
+    for number in range(1, NUM_SERIES + 2):
+        console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
+        for benchmark in benchmarks:
+            benchmark.add_series()
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         protocol=_protocol(rule, processes, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(record_of(arm, probes[arm.id].peak) for arm in arms),
-        comparisons=tuple(measured),
+        comparisons=tuple(benchmark.result() for benchmark in benchmarks),
         not_measured=tuple(not_measured),
         quality=tuple(quality),
         rates=rates,
@@ -143,42 +154,53 @@ class _Benchmark:
     def __init__(
         self,
         comparison: Comparison,
+        trials: Sequence[CellTrial],
         probes: dict[str, MemoryProbe],
         *,
-        rule: StoppingRule,
-        seed: int,
+        is_alternating: bool,
         console: Console,
         rates: Rates | None,
     ) -> None:
-        self._comparison, self._rule, self._seed, self._console = comparison, rule, seed, console
-        self._rates, self._seat = rates, Seat()
+        self._comparison, self._trials, self._is_alternating = comparison, trials, is_alternating
+        self._console, self._rates, self._seat = console, rates, Seat()
         self._name = f"bench: {comparison.candidate.id} against {comparison.baseline.id}"
-        self._failures = [probes[arm.id].failures for arm in comparison.arms]
+        failures = [probes[arm.id].failures for arm in comparison.arms]
+        for trial in trials:
+            parts = (trial.cell.baseline, trial.cell.candidate)
+            known = [own[part] for own, part in zip(failures, parts, strict=True) if part in own]
+            if known:  # an arm alone in a process could not run its part
+                trial.fail(known[0])
 
-    def run(self, cells: tuple[Cell, ...], *, is_alternating: bool) -> ComparisonResult:
-        """Every cell, failed ones included; both models are released at the end."""
-        loaded = self._load(is_alternating=is_alternating)
-        results: list[CellResult] = []
+    def add_series(self) -> None:
+        """One series of every cell that needs one, on models loaded for it and released afterwards."""
+        pending = [trial for trial in self._trials if not trial.is_done]
+        if not pending:
+            return
+        try:
+            self._measure(pending, *self._load())
+        except _CELL_FAILURES as error:
+            for trial in pending:
+                trial.fail(self._reason(error))
+        finally:
+            self._seat.take(None)
+
+    def _measure(self, pending: Sequence[CellTrial], baseline: Session, candidate: Session) -> None:
+        for trial in pending:
+            name = f"{self._name}, {trial.cell}: pairs, at most"
+            with self._console.progress(name, trial.most_pairs) as tick:
+                try:
+                    trial.measure_series(baseline, candidate, on_pair=tick)
+                except _CELL_FAILURES as error:
+                    trial.fail(self._reason(error))
+
+    def result(self) -> ComparisonResult:
+        """Every cell, failed ones included."""
+        cells = tuple(self._with_roofline(trial.result(), trial.cell) for trial in self._trials)
         for cell in cells:
-            reason = loaded if isinstance(loaded, str) else self._known_failure(cell)
-            if isinstance(loaded, str) or reason is not None:
-                result = _failed(cell, str(reason))
-            else:
-                result = self._with_roofline(self._measure(loaded, cell), cell)
-            self._report(result)
-            results.append(result)
-        self._seat.take(None)
+            self._report(cell)
         return ComparisonResult(
-            baseline=self._comparison.baseline.id,
-            candidate=self._comparison.candidate.id,
-            cells=tuple(results),
+            baseline=self._comparison.baseline.id, candidate=self._comparison.candidate.id, cells=cells
         )
-
-    def _known_failure(self, cell: Cell) -> str | None:
-        """Why a cell is not even tried: an arm alone in a process could not run its part."""
-        parts = (cell.baseline, cell.candidate)
-        reasons = [failures.get(part) for failures, part in zip(self._failures, parts, strict=True)]
-        return next((reason for reason in reasons if reason is not None), None)
 
     def _with_roofline(self, result: CellResult, cell: Cell) -> CellResult:
         if self._rates is None or result.speedup is None:
@@ -186,28 +208,14 @@ class _Benchmark:
         roofline = roofline_of_cell(*self._comparison.arms, cell=cell, result=result, rates=self._rates)
         return result.model_copy(update={"roofline": roofline})
 
-    def _load(self, *, is_alternating: bool) -> tuple[Session, Session] | str:
-        """Both sessions, or why there are none."""
-        sessions: list[Session] = []
-        try:
-            for arm in self._comparison.arms:
-                runtime = runtime_named(arm.runtime)
-                sessions.append(
-                    WorkerSession(arm, self._seat)
-                    if is_alternating
-                    else runtime.load(arm.path, precision=arm.precision)
-                )
-        except _CELL_FAILURES as error:
-            return self._reason(error)
-        return sessions[0], sessions[1]
-
-    def _measure(self, sessions: tuple[Session, Session], cell: Cell) -> CellResult:
-        most_pairs = (1 + NUM_SERIES) * self._rule.max_pairs
-        with self._console.progress(f"{self._name}, {cell}: pairs, at most", most_pairs) as tick:
-            try:
-                return measure_cell(*sessions, cell=cell, rule=self._rule, seed=self._seed, on_pair=tick)
-            except _CELL_FAILURES as error:
-                return _failed(cell, self._reason(error))
+    def _load(self) -> tuple[Session, Session]:
+        baseline, candidate = (
+            WorkerSession(arm, self._seat)
+            if self._is_alternating
+            else runtime_named(arm.runtime).load(arm.path, precision=arm.precision)
+            for arm in self._comparison.arms
+        )
+        return baseline, candidate
 
     def _reason(self, error: Exception) -> str:
         """The error on one line, directories replaced by the arms' names."""
@@ -226,18 +234,6 @@ class _Benchmark:
             f"  {self._name}, {cell}: {interval.ratio:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
             f" from {interval.num_pairs} pairs, {result.status}"
         )
-
-
-def _failed(cell: Cell, reason: str) -> CellResult:
-    return CellResult(
-        isl=cell.isl,
-        osl=cell.osl,
-        batch_size=cell.batch_size,
-        candidate_batch_size=cell.candidate_batch_size,
-        is_largest=cell.is_largest,
-        status="FAIL",
-        reason=reason,
-    )
 
 
 def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> MemoryProbe:

@@ -108,7 +108,7 @@ class Interval(Record):
 class ArmCell(Record):
     """What one arm did in one cell."""
 
-    num_warmup_runs: int
+    num_warmup_runs: int = Field(description="the most that any series needed")
     is_settled: bool | None = Field(
         description="whether the last two warm-up latencies agreed; null where the runtime does not tell"
     )

@@ -141,5 +141,5 @@ def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | 
 
 
 BENCH: Stage[BenchStageConfig] = Stage(
-    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=3
+    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=4
 )

@@ -4,10 +4,11 @@ The interval is Student's t on log ratios: the ratio of two durations is positiv
 multiplicative, and pairing removes what both arms suffer alike (another tenant, a falling clock).
 
 Adding pairs until an interval looks narrow favours series that look narrow by luck. So the adding
-only fixes a length, and fresh series of that length are measured. A machine also drifts: the ratio of a
-memory-bound to a compute-bound model moves with its neighbours, and no series of seconds can see that in
-itself. So there are several fresh series, and their means are the samples of the reported interval (the
-method of batch means), which holds what changes within a series and from one to the next.
+only fixes a length, and fresh series of that length are measured. What differs from one start of a program
+to the next (where its memory came to lie) and from minute to minute (a neighbour) is constant within a
+series of seconds, which cannot see it in itself. So there are several fresh series, each on freshly loaded
+models, and their means are the samples of the reported interval (batch means; repetition at the highest
+level that varies, as in Kalibera and Jones, ISMM 2013).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from compressor.recipe import Bench
 CONFIDENCE = 0.95
 MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
-NUM_SERIES = 4  # fresh ones, after the one that fixed their length
+NUM_SERIES = 6  # fresh ones, after the one that fixed their length
 
 Verdict = Literal["ok", "NOISY"]
 Sample = TypeVar("Sample")
@@ -169,24 +170,44 @@ def paired_trial(
     duration: Callable[[Sample], float],
     rule: StoppingRule,
 ) -> Trial[Sample]:
-    """Measure pairs until the speed-up's interval is narrow, then measure fresh series of that length.
+    """Measure pairs until the speed-up's interval is narrow, then fresh series of that length.
 
     Args:
         measure_pair: Measures one (baseline, candidate) pair; gets the pair's index in its series.
         duration: Seconds of a sample; the speed-up is baseline duration over candidate duration.
         rule: Bounds on the number of pairs and the width.
     """
-    exploration: list[tuple[Sample, Sample]] = []
-    is_narrow = False
-    while not is_narrow and len(exploration) < rule.max_pairs:
-        exploration.append(measure_pair(len(exploration)))
-        if len(exploration) >= rule.min_pairs:
-            is_narrow = _is_narrow(_speedup([exploration], duration), rule)
-    fresh = [
-        tuple(measure_pair(index) for index in range(len(exploration)))
-        for _ in range(NUM_SERIES if is_narrow else 0)
-    ]
-    return conclude(tuple(exploration), fresh, duration=duration, rule=rule)
+    series: list[Series[Sample]] = []
+    while needs_series(series, duration=duration, rule=rule):
+        series.append(next_series(series, measure_pair, duration=duration, rule=rule))
+    return conclude(series[0], series[1:], duration=duration, rule=rule)
+
+
+def needs_series(
+    done: Sequence[Series[Sample]], *, duration: Callable[[Sample], float], rule: StoppingRule
+) -> bool:
+    """Whether another series is to be measured: there is no use in more where the first stayed wide."""
+    if not done:
+        return True
+    return len(done) <= NUM_SERIES and _is_narrow(_speedup(done[:1], duration), rule)
+
+
+def next_series(
+    done: Sequence[Series[Sample]],
+    measure_pair: Callable[[int], tuple[Sample, Sample]],
+    *,
+    duration: Callable[[Sample], float],
+    rule: StoppingRule,
+) -> Series[Sample]:
+    """The first series grows until its interval is narrow or it has `max_pairs`; the others are as long."""
+    if done:
+        return tuple(measure_pair(index) for index in range(len(done[0])))
+    pairs: list[tuple[Sample, Sample]] = []
+    while len(pairs) < rule.max_pairs:
+        pairs.append(measure_pair(len(pairs)))
+        if len(pairs) >= rule.min_pairs and _is_narrow(_speedup([pairs], duration), rule):
+            break
+    return tuple(pairs)
 
 
 def conclude(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from bench.arms import Comparison
 from bench.measure import run_bench
 from bench.report.markdown import render_markdown
 from bench.results import NotMeasured, PeakMemory, Results, Summary
-from bench.statistics import NUM_SERIES
+from bench.runtimes.onnxruntime_genai import OnnxRuntimeGenai, OnnxRuntimeGenaiSession
+from bench.statistics import NUM_SERIES, StoppingRule
 from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.recipe import Bench
@@ -58,6 +60,26 @@ def test_cells_that_ran_carry_raw_samples_of_one_a_b_b_a_series(results: Results
             assert len(latency.samples) == cell.speedup.num_pairs
             assert latency.minimum <= latency.median <= latency.maximum
             assert 2 <= arm.num_warmup_runs <= 6
+
+
+def test_every_series_is_measured_on_models_loaded_for_it(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over two cells: one load of both models for each pass over the grid."""
+    loaded: list[Path] = []
+    load = OnnxRuntimeGenai.load
+
+    def counted(self: OnnxRuntimeGenai, path: Path, *, precision: str) -> OnnxRuntimeGenaiSession:
+        loaded.append(path)
+        return load(self, path, precision=precision)
+
+    monkeypatch.setattr(OnnxRuntimeGenai, "load", counted)
+    narrow = StoppingRule(min_pairs=2, max_pairs=2, max_relative_width=math.inf)
+    monkeypatch.setattr("bench.measure.stopping_rule", lambda _config: narrow)
+    config = Bench(isl_osl=((8, 4),), batch_sizes=(1, 2))
+    results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
+    assert [cell.num_series for cell in results.comparisons[0].cells] == [NUM_SERIES] * 2
+    assert loaded == [arm.path for arm in comparison.arms] * (1 + NUM_SERIES)
 
 
 def test_the_speed_up_is_the_throughput_ratio(results: Results) -> None:
