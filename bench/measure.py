@@ -90,8 +90,9 @@ def run_bench(
         for comparison in comparisons
     ]
     for number in range(1, NUM_SERIES + 2):
-        console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
-        for benchmark in benchmarks:
+        if pending := [benchmark for benchmark in benchmarks if benchmark.pending]:
+            console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
+        for benchmark in pending:
             benchmark.add_series()
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -171,11 +172,14 @@ class _Benchmark:
             if known:  # an arm alone in a process could not run its part
                 trial.fail(known[0])
 
+    @property
+    def pending(self) -> list[CellTrial]:
+        """The cells that need another series."""
+        return [trial for trial in self._trials if not trial.is_done]
+
     def add_series(self) -> None:
-        """One series of every cell that needs one, on models loaded for it and released afterwards."""
-        pending = [trial for trial in self._trials if not trial.is_done]
-        if not pending:
-            return
+        """One series of every pending cell, on models loaded for it and released afterwards."""
+        pending = self.pending
         try:
             self._measure(pending, *self._load())
         except _CELL_FAILURES as error:
