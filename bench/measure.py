@@ -14,31 +14,19 @@ from datetime import datetime, timezone
 from bench.arm_record import record_of
 from bench.arms import Arm, Comparison, distinct_arms
 from bench.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellTrial
+from bench.comparison_trial import ComparisonTrial
 from bench.environment import describe_environment, take_snapshot
 from bench.grid import Cell, grid_of, wants_largest_batch
 from bench.largest_batch import largest_batch
 from bench.metrics.catalogue import METRICS
 from bench.peak_memory import MemoryProbe, probe_memory
 from bench.placement import Processes, placement
-from bench.results import (
-    CellResult,
-    ComparisonResult,
-    NotMeasured,
-    Protocol,
-    Quality,
-    Rates,
-    Results,
-)
-from bench.roofline import roofline_of_cell
-from bench.runtimes.base import Session, runtime_named
+from bench.results import NotMeasured, Protocol, Quality, Rates, Results
+from bench.runtimes.base import runtime_named
 from bench.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, stopping_rule
-from bench.worker import Seat, WorkerSession
 from compressor.console import Console, Tick
-from compressor.errors import ResourceError, UnsupportedError, UsageError, VerificationError
+from compressor.errors import UsageError
 from compressor.recipe import Bench
-
-# What may end one cell without ending the benchmark: runtimes raise RuntimeError for nearly everything.
-_CELL_FAILURES = (RuntimeError, MemoryError, OSError, ResourceError, UnsupportedError, VerificationError)
 
 
 def run_bench(
@@ -78,8 +66,8 @@ def run_bench(
     processes, why = placement(config, comparisons, probes, before)
     console.info(f"  bench: {processes} processes: {why}")
     largest = _largest_cells(arms, cells, config, seed=seed, console=console)
-    benchmarks = [
-        _Benchmark(
+    trials = [
+        ComparisonTrial(
             comparison,
             [CellTrial(cell, rule=rule, seed=seed) for cell in cells_of(comparison, cells, largest)],
             probes,
@@ -89,17 +77,13 @@ def run_bench(
         )
         for comparison in comparisons
     ]
-    for number in range(1, NUM_SERIES + 2):
-        if pending := [benchmark for benchmark in benchmarks if benchmark.pending]:
-            console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
-        for benchmark in pending:
-            benchmark.add_series()
+    _run_passes(trials, console)
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         protocol=_protocol(rule, processes, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(record_of(arm, probes[arm.id].peak) for arm in arms),
-        comparisons=tuple(benchmark.result() for benchmark in benchmarks),
+        comparisons=tuple(trial.result() for trial in trials),
         not_measured=tuple(not_measured),
         quality=tuple(quality),
         rates=rates,
@@ -129,6 +113,15 @@ def cells_of(
     return tuple({cell: cell for cell in fitting}.values())
 
 
+def _run_passes(trials: Sequence[ComparisonTrial], console: Console) -> None:
+    """A series of every cell per pass: the one that fixes its length, then the fresh ones."""
+    for number in range(1, NUM_SERIES + 2):
+        if pending := [trial for trial in trials if trial.pending]:
+            console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
+        for trial in pending:
+            trial.add_series()
+
+
 def _largest_cells(
     arms: tuple[Arm, ...], cells: tuple[Cell, ...], config: Bench, *, seed: int, console: Console
 ) -> dict[tuple[str, int, int], int]:
@@ -147,97 +140,6 @@ def _largest_cells(
                 )
             found[arm.id, isl, osl] = size or 1
     return found
-
-
-class _Benchmark:
-    """One comparison in progress."""
-
-    def __init__(
-        self,
-        comparison: Comparison,
-        trials: Sequence[CellTrial],
-        probes: dict[str, MemoryProbe],
-        *,
-        is_alternating: bool,
-        console: Console,
-        rates: Rates | None,
-    ) -> None:
-        self._comparison, self._trials, self._is_alternating = comparison, trials, is_alternating
-        self._console, self._rates, self._seat = console, rates, Seat()
-        self._name = f"bench: {comparison.candidate.id} against {comparison.baseline.id}"
-        failures = [probes[arm.id].failures for arm in comparison.arms]
-        for trial in trials:
-            parts = (trial.cell.baseline, trial.cell.candidate)
-            known = [own[part] for own, part in zip(failures, parts, strict=True) if part in own]
-            if known:  # an arm alone in a process could not run its part
-                trial.fail(known[0])
-
-    @property
-    def pending(self) -> list[CellTrial]:
-        """The cells that need another series."""
-        return [trial for trial in self._trials if not trial.is_done]
-
-    def add_series(self) -> None:
-        """One series of every pending cell, on models loaded for it and released afterwards."""
-        pending = self.pending
-        try:
-            self._measure(pending, *self._load())
-        except _CELL_FAILURES as error:
-            for trial in pending:
-                trial.fail(self._reason(error))
-        finally:
-            self._seat.take(None)
-
-    def _measure(self, pending: Sequence[CellTrial], baseline: Session, candidate: Session) -> None:
-        for trial in pending:
-            name = f"{self._name}, {trial.cell}: pairs, at most"
-            with self._console.progress(name, trial.most_pairs) as tick:
-                try:
-                    trial.measure_series(baseline, candidate, on_pair=tick)
-                except _CELL_FAILURES as error:
-                    trial.fail(self._reason(error))
-
-    def result(self) -> ComparisonResult:
-        """Every cell, failed ones included."""
-        cells = tuple(self._with_roofline(trial.result(), trial.cell) for trial in self._trials)
-        for cell in cells:
-            self._report(cell)
-        return ComparisonResult(
-            baseline=self._comparison.baseline.id, candidate=self._comparison.candidate.id, cells=cells
-        )
-
-    def _with_roofline(self, result: CellResult, cell: Cell) -> CellResult:
-        if self._rates is None or result.speedup is None:
-            return result
-        roofline = roofline_of_cell(*self._comparison.arms, cell=cell, result=result, rates=self._rates)
-        return result.model_copy(update={"roofline": roofline})
-
-    def _load(self) -> tuple[Session, Session]:
-        baseline, candidate = (
-            WorkerSession(arm, self._seat)
-            if self._is_alternating
-            else runtime_named(arm.runtime).load(arm.path, precision=arm.precision)
-            for arm in self._comparison.arms
-        )
-        return baseline, candidate
-
-    def _reason(self, error: Exception) -> str:
-        """The error on one line, directories replaced by the arms' names."""
-        text = "; ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-        for arm in self._comparison.arms:
-            text = arm.without_path(text)
-        return text
-
-    def _report(self, result: CellResult) -> None:
-        cell = result.label
-        if result.speedup is None:
-            self._console.warn(f"{self._name}, {cell}: FAIL: {result.reason}")
-            return
-        interval = result.speedup
-        self._console.info(
-            f"  {self._name}, {cell}: {interval.ratio:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
-            f" from {interval.num_pairs} pairs, {result.status}"
-        )
 
 
 def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> MemoryProbe:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.runtimes.special_tokens import special_token_ids
 from bench.timeline import Timeline
 from compressor.errors import DependencyError, UsageError, VerificationError
 
 ONNXRUNTIME_GENAI = "onnxruntime-genai"
 NO_TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 CONFIG_FILE = "genai_config.json"
-_SPECIAL_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class OnnxRuntimeGenai:
@@ -51,9 +51,7 @@ class OnnxRuntimeGenaiSession:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
         self._num_gpus = 1 if _runs_on_cuda(config) else 0
         self._vocab_size = int(config["vocab_size"])
-        self._special_token_ids = frozenset(
-            token_id for field in _SPECIAL_ID_FIELDS for token_id in _as_ids(config.get(field))
-        )
+        self._special_token_ids = special_token_ids(config)
 
     @property
     def vocab_size(self) -> int:
@@ -115,9 +113,3 @@ def _runs_on_cuda(model_config: dict[str, Any]) -> bool:
     """Whether the decoder's session names the CUDA provider; the graph's builder chose it."""
     session = model_config.get("decoder", {}).get("session_options", {})
     return any("cuda" in options for options in session.get("provider_options", []))
-
-
-def _as_ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

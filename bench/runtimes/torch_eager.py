@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.runtimes.special_tokens import special_token_ids
 from bench.shape_only import is_shape_only, random_model
 from bench.timeline import Timeline
 from compressor.errors import UsageError
@@ -17,7 +18,6 @@ from compressor.hardware import resolve_device
 
 TORCH_EAGER = "torch-eager"
 CONFIG_FILE = "config.json"
-_SPECIAL_ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class TorchEager:
@@ -61,9 +61,7 @@ class TorchSession:
         self._model, self._is_cuda = model, model.device.type == "cuda"
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
         self._vocab_size = int(config["vocab_size"])
-        self._special_token_ids = frozenset(
-            token_id for field in _SPECIAL_ID_FIELDS for token_id in _as_ids(config.get(field))
-        )
+        self._special_token_ids = special_token_ids(config)
         self._decoder: Any = None
         self._decoder_shape: tuple[int, int] | None = None
 
@@ -120,9 +118,3 @@ class TorchSession:
             import torch
 
             torch.cuda.synchronize()
-
-
-def _as_ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
