@@ -104,14 +104,14 @@ class CellTrial:
     def result(self) -> CellResult:
         """The finished cell."""
         if self._failure is not None:
-            return CellResult(**_place(self.cell), status="FAIL", reason=self._failure)
+            return failed_cell(self.cell, self._failure)
         trial = conclude(
             self._series[0], self._series[1:], duration=seconds_per_output_token, rule=self._rule
         )
         return summarise(
             trial,
             cell=self.cell,
-            warmups=[_longest(own) for own in zip(*self._warmups, strict=True)],
+            warmups=[_worst(own) for own in zip(*self._warmups, strict=True)],
             order=self._order,
             metrics=METRICS,
             latency=latency_s,
@@ -143,7 +143,7 @@ def warm_up(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Warm
     return Warmup(MAX_WARMUP_RUNS, is_settled=False)
 
 
-def _longest(warmups: Sequence[Warmup]) -> Warmup:
+def _worst(warmups: Sequence[Warmup]) -> Warmup:
     """Of one arm's warm-ups, one for every series, the worst in each respect."""
     return Warmup(
         max(warmup.num_runs for warmup in warmups), is_settled=all(warmup.is_settled for warmup in warmups)
@@ -184,6 +184,11 @@ def summarise(
         baseline=baseline,
         candidate=candidate,
     )
+
+
+def failed_cell(cell: Cell, reason: str) -> CellResult:
+    """A cell without numbers: it stays in the table with its reason."""
+    return CellResult(**_place(cell), status="FAIL", reason=reason)
 
 
 def _place(cell: Cell) -> dict[str, Any]:

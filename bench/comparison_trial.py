@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from bench.arms import Comparison
 from bench.cell import CellTrial
@@ -83,12 +84,18 @@ class ComparisonTrial:
         return result.model_copy(update={"roofline": roofline})
 
     def _load(self) -> tuple[Session, Session]:
+        if self._is_alternating:
+            return self._workers
         baseline, candidate = (
-            WorkerSession(arm, self._seat)
-            if self._is_alternating
-            else runtime_named(arm.runtime).load(arm.path, precision=arm.precision)
+            runtime_named(arm.runtime).load(arm.path, precision=arm.precision)
             for arm in self._comparison.arms
         )
+        return baseline, candidate
+
+    @cached_property
+    def _workers(self) -> tuple[Session, Session]:
+        """Made once: their processes, and the models in them, begin anew whenever the arm changes."""
+        baseline, candidate = (WorkerSession(arm, self._seat) for arm in self._comparison.arms)
         return baseline, candidate
 
     def _reason(self, error: Exception) -> str:

@@ -1,9 +1,9 @@
 """The paired benchmark: every comparison over the whole grid, several times.
 
 Each pass over the grid loads the models anew and adds a series to every cell, so that the series of a cell
-differ in all that may differ from one run of the benchmark to another. Speed-up is candidate over baseline
-output throughput; as both arms generate the same tokens, that is baseline over candidate latency, sample by
-sample. A cell that fails stays in the table with its reason.
+lie a load and some minutes apart. Speed-up is candidate over baseline output throughput; as both arms
+generate the same tokens, that is baseline over candidate latency, sample by sample. A cell that fails stays
+in the table with its reason.
 """
 
 from __future__ import annotations

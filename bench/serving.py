@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 
 from bench.arm_record import record_of
 from bench.arms import Arm, Comparison, distinct_arms
-from bench.cell import Warmup, summarise
+from bench.cell import Warmup, failed_cell, summarise
 from bench.environment import describe_environment, take_snapshot
 from bench.grid import Cell, grid_of
 from bench.metrics.serving import SERVING_METRICS
@@ -125,9 +125,7 @@ def measure_load(
     except (ResourceError, VerificationError) as error:
         reason = _reason(error, comparison)
         console.warn(f"bench: {comparison.candidate.id}, {cell} in flight: FAIL: {reason}")
-        return CellResult(
-            isl=cell.isl, osl=cell.osl, batch_size=cell.batch_size, status="FAIL", reason=reason
-        )
+        return failed_cell(cell, reason)
     warmups = [Warmup(load.num_warmup_requests, is_settled=None)] * 2
     return summarise(
         trial,

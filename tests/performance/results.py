@@ -171,7 +171,13 @@ def bench_table(result: dict[str, Any]) -> str:
                 )
             )
     header = ("pair", "cell", "speed-up (95 %)", "a second run", "agree", "best possible", "reached")
-    return "\n".join([*_rows(header, rows), "", f"GPU: {result['data']['gpu']}."])
+    rates = result["data"]["first"]["rates"]
+    found = f"{rates['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s from memory" + "".join(
+        f", {rate / 1e9:.0f} Gop/s in {name}" for name, rate in rates["matmul_ops_per_s"].items()
+    )
+    return "\n".join(
+        [*_rows(header, rows), "", f"Rates of both runs: {found}. GPU: {result['data']['gpu']}."]
+    )
 
 
 def _speedup(cell: dict[str, Any]) -> str:

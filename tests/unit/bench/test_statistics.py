@@ -121,7 +121,7 @@ def test_a_series_that_never_narrows_is_noisy_at_the_maximum_without_fresh_ones(
 
 
 def test_a_machine_that_changes_between_series_is_noisy_and_keeps_its_numbers() -> None:
-    levels = [1.40, 1.65, 1.38, 1.66, 1.41, 1.67]
+    levels = [1.47, 1.62, 1.46, 1.63, 1.47, 1.63]
     trial = run_series([(level, 1.0) for level in [1.5, *levels] for _ in range(5)])
     assert trial.reported == trial.fresh
     assert trial.verdict == "NOISY"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from bench.arms import Comparison
 from bench.grid import Cell
 from bench.measure import run_bench
+from bench.statistics import NUM_SERIES, StoppingRule
 from bench.timeline import verify_timeline
 from bench.worker import Seat, WorkerSession
 from compressor.console import Console
@@ -79,10 +81,25 @@ def test_a_process_that_gives_up_leaves_its_last_words(
         WorkerSession(comparison.baseline, Seat())
 
 
-def test_a_whole_benchmark_alternates(comparison: Comparison) -> None:
-    config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), min_pairs=5, max_pairs=5, processes="alternating")
+def test_a_whole_benchmark_alternates_and_starts_no_process_in_vain(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both models tell their vocabulary once; a series warms A, warms B, and runs A, B B, A."""
+    started: list[str] = []
+    start = WorkerSession.start
+
+    def counted(self: WorkerSession) -> None:
+        started.append(self._arm.model)
+        start(self)
+
+    monkeypatch.setattr(WorkerSession, "start", counted)
+    narrow = StoppingRule(min_pairs=2, max_pairs=2, max_relative_width=math.inf)
+    monkeypatch.setattr("bench.measure.stopping_rule", lambda _config: narrow)
+    config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), processes="alternating")
     results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
     assert results.protocol.processes == "alternating"
     (cell,) = results.comparisons[0].cells
-    assert cell.status in ("ok", "NOISY")
+    assert (cell.status, cell.num_series) == ("ok", NUM_SERIES)
+    a, b = (arm.model for arm in comparison.arms)
+    assert started == [a, b] + [a, b, a, b, a] * (1 + NUM_SERIES)
     assert num_workers() == 0
