@@ -31,6 +31,7 @@ def _facts(results: Results) -> dict[str, str]:
         **{name: number for name, number in environment.versions.items() if name != _OWN_VERSION},
         "experiment": results.protocol.mode,
         "processes": results.protocol.processes,
+        "fresh series": str(results.protocol.num_series),
         "runtime": ", ".join(sorted({arm.runtime for arm in results.arms})),
         "seed": str(results.protocol.seed),
     }

@@ -274,13 +274,14 @@ def test_a_cell_that_the_baseline_exempts_is_reported_and_does_not_count() -> No
     assert compare_results(results_of([exempt, other]), results_of([SLOWER, other])).verdict == "PASS"
 
 
-def test_another_runtime_or_placement_fails_closed() -> None:
+def test_another_runtime_or_protocol_fails_closed() -> None:
     before, now = results_of([STEADY]), results_of([STEADY])
     other = now.model_copy(
         update={"arms": tuple(arm.model_copy(update={"runtime": "torch-eager"}) for arm in now.arms)}
     )
     apart = now.model_copy(update={"protocol": now.protocol.model_copy(update={"processes": "alternating"})})
-    for changed, named in ((other, "runtime"), (apart, "processes")):
+    shorter = now.model_copy(update={"protocol": now.protocol.model_copy(update={"num_series": 4})})
+    for changed, named in ((other, "runtime"), (apart, "processes"), (shorter, "fresh series")):
         report = compare_results(before, changed)
         assert report.verdict == "MISMATCH"
         assert any(mismatch.startswith(named) for mismatch in report.mismatches)
