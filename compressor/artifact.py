@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 
 ARTIFACT_FILE = "artifact.json"
 SCHEMA = "compress-export/artifact/1"
@@ -68,8 +69,8 @@ def read_artifact(path: Path) -> ModelArtifact:
     file = path / ARTIFACT_FILE
     if not file.is_file():
         raise UsageError("this directory holds no artifact", where=str(path), expected=ARTIFACT_FILE)
+    record = read_json_mapping(file, what="the artifact's record")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
         return ModelArtifact(
             path=path,
             stage=record["stage"],
@@ -80,7 +81,7 @@ def read_artifact(path: Path) -> ModelArtifact:
             inputs=record["inputs"],
             details=record["details"],
         )
-    except (ValueError, KeyError) as error:
+    except (KeyError, TypeError) as error:
         raise VerificationError("the artifact's record is corrupt", where=str(file), found=error) from error
 
 

@@ -6,7 +6,6 @@ Also the claim on a run directory: only a directory with our manifest, or an emp
 from __future__ import annotations
 
 import fcntl
-import json
 import platform
 import resource
 import shutil
@@ -20,7 +19,8 @@ from typing import Any
 
 from compressor import __version__
 from compressor.artifact import write_json
-from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
+from compressor.errors import CompressExportError, ResourceError, UsageError
+from compressor.json_files import read_json_mapping
 from compressor.processes import is_main
 from compressor.stage import StageOutcome
 
@@ -195,12 +195,7 @@ def _new_record() -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError("the manifest is corrupt", where=str(file), found=error) from error
-    if not isinstance(record, dict):
-        raise VerificationError("the manifest is no mapping", where=str(file), found=type(record).__name__)
+    record = read_json_mapping(file, what="the manifest")
     if record.get("schema") != SCHEMA:
         raise UsageError(
             "the manifest was written by another version", expected=SCHEMA, found=record.get("schema")

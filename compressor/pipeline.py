@@ -21,7 +21,8 @@ from compressor.errors import ResourceError
 from compressor.evaluation.stage import EVALUATE
 from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.manifest import Manifest, open_run_directory
-from compressor.models.load import ModelSource, load_tokenizer, open_checkpoint
+from compressor.models.load import ModelSource, open_checkpoint
+from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
 from compressor.preflight import (
     evaluation_config,

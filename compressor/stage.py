@@ -34,6 +34,7 @@ from compressor.errors import (
     UnsupportedError,
     UsageError,
 )
+from compressor.json_files import read_json_mapping
 from compressor.processes import is_main, on_main, world_size
 
 STAGE_FILE = "stage.json"
@@ -263,7 +264,9 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any]) -> Path:
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     record = partial / STAGE_FILE
     if record.is_file():
-        _refuse_difference(stage, partial, json.loads(record.read_text(encoding="utf-8")), inputs)
+        _refuse_difference(
+            stage, partial, read_json_mapping(record, what="the record of an unfinished stage"), inputs
+        )
         return partial
     if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
         raise UsageError("the output directory is in use", where=str(partial))

@@ -16,8 +16,9 @@ import torch
 
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
-from compressor.models.load import copy_checkpoint, load_tokenizer
+from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
+from compressor.models.tokenizer import load_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from compressor.quantization.reader import (

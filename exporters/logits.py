@@ -12,7 +12,8 @@ import torch
 from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.models.checkpoint import read_config
-from compressor.models.load import load_model, load_tokenizer
+from compressor.models.load import load_model
+from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Export
 from exporters.comparison import LogitComparison, combine, compare_logits
 from exporters.prompts import Prompt, verification_prompts

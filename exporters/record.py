@@ -5,13 +5,13 @@ It holds no time, host or path, so that equal exports leave equal records.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.artifact import ARTIFACT_FILE, sha256_of_file, write_json
 from compressor.errors import VerificationError
+from compressor.json_files import read_json_mapping
 from compressor.stage import STAGE_FILE
 from exporters.comparison import LogitComparison, Tolerance, check_tolerance
 
@@ -103,11 +103,8 @@ def read_verification(directory: Path) -> dict[str, Any]:
         VerificationError: when it is not one of ours.
     """
     file = directory / VERIFICATION_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError("the verification record is corrupt", where=str(file), found=error) from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "files" not in record:
+    record = read_json_mapping(file, what="the verification record")
+    if record.get("schema") != SCHEMA or "files" not in record:
         raise VerificationError("the verification record is not ours", where=str(file), expected=SCHEMA)
     return record
 

@@ -22,7 +22,8 @@ from compressor.artifact import ModelArtifact, write_json
 from compressor.data.packing import TokenArray, read_windows
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import read_config
-from compressor.models.load import load_model, load_tokenizer
+from compressor.models.load import load_model
+from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Generate
 from compressor.stage import Stage, StageContext, StageResult
 

@@ -31,7 +31,8 @@ from compressor.distillation.training import (
 )
 from compressor.errors import UsageError
 from compressor.models.checkpoint import read_config
-from compressor.models.load import load_model, load_tokenizer
+from compressor.models.load import load_model
+from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.promise import read_promise
 from compressor.stage import Stage, StageContext, StageResult

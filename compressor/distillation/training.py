@@ -20,9 +20,9 @@ from compressor.hardware import cpu_has_bf16
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
 from compressor.models.dims import dims_of_config, flops_per_token
-from compressor.models.load import copy_tokenizer, load_tokenizer
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
+from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import refuse_adapter

@@ -8,7 +8,8 @@ from typing import Any
 from compressor.artifact import ModelArtifact, write_json
 from compressor.errors import DependencyError, UsageError, nearest
 from compressor.evaluation.stage import EVALUATION_FILE, SCHEMA
-from compressor.models.load import load_model, load_tokenizer
+from compressor.models.load import load_model
+from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Section
 from compressor.stage import Stage, StageContext, StageResult
 

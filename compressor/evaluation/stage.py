@@ -11,7 +11,8 @@ from compressor.artifact import ModelArtifact, write_json
 from compressor.data.packing import read_windows
 from compressor.data.sources import Split, source_fingerprint
 from compressor.evaluation.perplexity import perplexity
-from compressor.models.load import load_model, load_tokenizer
+from compressor.models.load import load_model
+from compressor.models.tokenizer import load_tokenizer
 from compressor.quantization.reader import load_fp8_model
 from compressor.recipe import Section
 from compressor.sparsity.layers import install_sparse_layers_

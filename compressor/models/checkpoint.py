@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json, read_json_mapping
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -51,13 +52,7 @@ def read_config(directory: Path, *, kind: str = "Hugging Face") -> dict[str, Any
         raise UsageError(
             f"this directory is no {kind} checkpoint", where=str(directory), expected=CONFIG_FILE
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError("config.json is not JSON", where=str(file), found=error) from error
-    if not isinstance(config, dict):
-        raise VerificationError("config.json is no mapping", where=str(file), found=type(config).__name__)
-    return config
+    return read_json_mapping(file, what=CONFIG_FILE)
 
 
 class CheckpointReader:
@@ -142,8 +137,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _shard_names(index: Path) -> list[str]:
     try:
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(
+            {str(name) for name in read_json(index, what="the weight index")["weight_map"].values()}
+        )
+    except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError("the weight index is corrupt", where=str(index), found=error) from error
     outside = [name for name in names if Path(name).name != name]
     if outside:

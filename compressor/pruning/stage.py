@@ -12,8 +12,9 @@ from compressor.errors import UnsupportedError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.load import copy_tokenizer, load_model, load_tokenizer
+from compressor.models.load import load_model
 from compressor.models.portable import make_tokenizer_portable
+from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.pruning.importance import (
     ImportanceScores,
     activation_importance,

@@ -27,14 +27,9 @@ from compressor.data.packing import TokenArray, read_windows
 from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
-from compressor.models.load import (
-    copy_checkpoint,
-    copy_tokenizer,
-    load_model,
-    load_tokenizer,
-    refuse_quantised,
-)
+from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
 from compressor.models.portable import make_tokenizer_portable, write_config
+from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.reader import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section

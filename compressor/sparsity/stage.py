@@ -27,8 +27,8 @@ from compressor.models.checkpoint import (
     write_safetensors,
 )
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.load import copy_tokenizer, load_tokenizer
 from compressor.models.portable import make_tokenizer_portable, write_config
+from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups

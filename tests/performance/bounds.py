@@ -24,8 +24,9 @@ from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
 from compressor.models.dims import dims_of_config
-from compressor.models.load import load_model, load_tokenizer, open_checkpoint, resolve_source
+from compressor.models.load import load_model, open_checkpoint, resolve_source
 from compressor.models.portable import write_config
+from compressor.models.tokenizer import load_tokenizer
 from compressor.presets import PRESETS
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan

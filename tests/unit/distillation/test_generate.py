@@ -17,7 +17,8 @@ from compressor.data.sources import documents
 from compressor.distillation import generate
 from compressor.distillation.generate import GENERATE, SAMPLES_PER_BATCH, TEXT_FILE, Sampler
 from compressor.errors import UsageError, VerificationError
-from compressor.models.load import load_tokenizer, open_checkpoint, resolve_source
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Generate
 from compressor.stage import StageContext, StageOutcome, execute
 from tests.tiny_models import EOS_ID, VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint

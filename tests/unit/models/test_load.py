@@ -18,15 +18,14 @@ from compressor.models.checkpoint import CheckpointReader, whole, write_checkpoi
 from compressor.models.dims import num_parameters
 from compressor.models.gguf import convert_gguf
 from compressor.models.load import (
-    copy_tokenizer,
     load_model,
-    load_tokenizer,
     open_checkpoint,
     plan_dims,
     resolve_source,
     short_name,
     source_dims,
 )
+from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.presets import PRESETS
 from tests.tiny_models import make_model, save_checkpoint
 
