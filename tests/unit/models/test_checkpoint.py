@@ -220,7 +220,7 @@ def test_no_safetensors(checkpoint: Path) -> None:
 def test_corrupt_index(checkpoint: Path, content: str) -> None:
     (checkpoint / INDEX_FILE).write_text(content)
 
-    with pytest.raises(VerificationError, match="index (is corrupt|cannot be read)"):
+    with pytest.raises(VerificationError, match=r"index (is corrupt|cannot be read)"):
         CheckpointReader(checkpoint)
 
 
