@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from compressor.cli.options import OUTPUT, common
+from compressor.cli.parsing import Count
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--perplexity", "source", default=None, help="SOURCE of the text.")
 @click.option("--tasks", default=None, help="lm-eval tasks, comma separated (needs the lm-eval extra).")
-@click.option("--window", type=click.IntRange(8), default=1024, show_default=True, help="Tokens per window.")
-@click.option("--size", type=click.IntRange(1), default=64, show_default=True, help="Windows.")
+@click.option("--window", type=Count(8), default=1024, show_default=True, help="Tokens per window.")
+@click.option("--size", type=Count(1), default=64, show_default=True, help="Windows.")
 @OUTPUT
 @common
 def evaluate(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from compressor.cli.options import OUTPUT, common
+from compressor.cli.parsing import Count
 
 _FIELDS = ("prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_p")
 
@@ -16,8 +17,8 @@ _FIELDS = ("prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_p")
 @click.argument("model")
 @click.option("--tokens", required=True, help="Tokens to sample, such as 100m.")
 @click.option("--prompts", default=None, help="SOURCE whose text begins the samples. [none]")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=None, help="Of each prompt. [16]")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=None, help="Of each sample. [512]")
+@click.option("--prompt-tokens", type=Count(1), default=None, help="Of each prompt. [16]")
+@click.option("--max-new-tokens", type=Count(1), default=None, help="Of each sample. [512]")
 @click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]")
 @click.option("--top-p", type=float, default=None, help="Sample from this much probability. [1.0]")
 @OUTPUT

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from compressor.cli.options import OUTPUT, common, recipe_overrides
+from compressor.cli.parsing import Count
 from compressor.cli.sections import SectionedCommand
 from compressor.cli.training_options import training
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("model", metavar="TEACHER")
-@click.option("--top-k", type=click.IntRange(1), default=None, help="Tokens kept per position. [1024]")
+@click.option("--top-k", type=Count(1), default=None, help="Tokens kept per position. [1024]")
 @OUTPUT
 @click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
 @training
