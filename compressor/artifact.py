@@ -161,7 +161,6 @@ def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _R
     Raises:
         VerificationError: naming the first such file.
     """
-
     for name in sorted({*files, *_names(directory)}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):

@@ -93,10 +93,7 @@ class TensorrtLlm:
             )
         if engine is not None and not (engine / ENGINE_FILE).is_file():
             raise UsageError("this directory holds no engine", where=str(engine), expected=ENGINE_FILE)
-        if shutil.which(EXECUTABLE) is None:
-            raise DependencyError(
-                f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
-            )
+        require_executable()
 
     def serve(
         self, path: Path, load: Load, *, vocab_size: int, seed: int, engine: Path | None = None
@@ -121,6 +118,18 @@ class TensorrtLlm:
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
                 raise ResourceError(f"{EXECUTABLE} failed", found=f"exit code {done.returncode}: {last}")
             return read_report(read_json_mapping(report, what=f"the report of {EXECUTABLE}"), load)
+
+
+def require_executable() -> None:
+    """Refuse to serve where nothing can.
+
+    Raises:
+        DependencyError: when `trtllm-bench` is not on PATH.
+    """
+    if shutil.which(EXECUTABLE) is None:
+        raise DependencyError(
+            f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
+        )
 
 
 def command_line(

@@ -41,10 +41,14 @@ def evaluate(
         raise UsageError("evaluate needs either --perplexity SOURCE or --tasks NAME,...")
     names = distinct_names(models)
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model
-        from compressor.evaluation.harness import TASKS, TaskStageConfig
+        from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
         from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig, unseen_split
 
+        if tasks is not None:
+            require_lm_eval()
+        check_early(Path(output_dir), flags, models=models, texts=[source] if source is not None else [])
         opened = [open_model(model, Path(output_dir), flags) for model in models]
         others = dict(zip(names, opened, strict=True))
         first = others[names[0]]

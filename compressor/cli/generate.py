@@ -33,11 +33,14 @@ def generate(output_dir: str, **flags: Any) -> None:
     tokens = parse_count(flags["tokens"], option="--tokens")
     config = parse_section(Generate, {"tokens": tokens, **values})
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.distillation.generate import GENERATE, TEXT_FILE
 
-        source = open_model(flags["model"], Path(output_dir), flags)
-        artifact = execute_stage(GENERATE, config, source, Path(output_dir), flags, console)
+        out_dir = Path(output_dir)
+        check_early(out_dir, flags, models=[flags["model"]], texts=GENERATE.data(config))
+        source = open_model(flags["model"], out_dir, flags)
+        artifact = execute_stage(GENERATE, config, source, out_dir, flags, console)
     details = artifact.details
     text = f"{artifact.path / TEXT_FILE}: {details['tokens']:,} tokens in {details['samples']:,} samples"
     emit(result_of(artifact), flags, text)
