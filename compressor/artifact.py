@@ -80,15 +80,15 @@ class ModelArtifact:
             "details": self.details,
             "files": self.files,
         }
-        write_json(self.path / ARTIFACT_FILE, record)
+        write_json(self.path / ARTIFACT_FILE, sealed(record))
 
 
-def read_artifact(path: Path) -> ModelArtifact:
-    """Read the artifact that a stage left in `path`.
+def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
+    """Read the artifact that a stage left in `path`; `redo` says how to make it again, for errors.
 
     Raises:
         UsageError: when the directory holds none.
-        VerificationError: when its record cannot be read, or is of another version.
+        VerificationError: when its record cannot be read, was changed, or is of another version.
     """
     file = path / ARTIFACT_FILE
     if not file.is_file():
@@ -100,8 +100,9 @@ def read_artifact(path: Path) -> ModelArtifact:
             where=str(file),
             expected=SCHEMA,
             found=record.get("schema"),
-            hint=f"make it again: {_REDO}",
+            hint=f"make it again: {redo}",
         )
+    unsealed(record, file, what="the artifact's record", hint=f"make it again: {redo}")
     try:
         return ModelArtifact(
             path=path,
@@ -119,7 +120,7 @@ def read_artifact(path: Path) -> ModelArtifact:
             "the artifact's record is corrupt",
             where=str(file),
             found=f"{type(error).__name__}: {error}",
-            hint=f"make it again: {_REDO}",
+            hint=f"make it again: {redo}",
         ) from error
 
 
@@ -222,6 +223,31 @@ def header_problem(path: Path) -> str | None:
 def fingerprint_of(inputs: dict[str, Any]) -> str:
     """sha256 of the canonical JSON of `inputs`."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with a sum over itself, by which it shows that it was changed by hand or by a fault."""
+    plain = json.loads(json.dumps(record))
+    return {**plain, "sha256": fingerprint_of(plain)}
+
+
+def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dict[str, Any]:
+    """What was sealed; refuses a record that is not as `sealed` made it.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    plain = {name: value for name, value in record.items() if name != "sha256"}
+    expected = fingerprint_of(plain)
+    if record.get("sha256") != expected:
+        raise VerificationError(
+            f"{what} was changed after it was written",
+            where=str(file),
+            expected=f"sha256 {expected} of its own content",
+            found=record.get("sha256"),
+            hint=hint,
+        )
+    return plain
 
 
 def sha256_of_file(path: Path) -> str:

@@ -116,6 +116,7 @@ def run_family(
     resume: bool = False,
     overwrite: bool = False,
     restart_from: str | None = None,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Make every member that is not there yet; returns what `family.json` then holds.
 
@@ -127,6 +128,7 @@ def run_family(
         resume: Assert that there is something to resume.
         overwrite: Start every member anew.
         restart_from: Discard this stage and all later ones first, in every member.
+        check: Compare every file of a finished member with its recorded sha256.
     """
     from compressor.pipeline import run_pipeline
 
@@ -144,6 +146,7 @@ def run_family(
             out_dir / member.name,
             console,
             overwrite=overwrite,
+            check=check,
             restart_from="prune" if number and restart_from in _DECIDE_THE_NEXT else restart_from,
         )
         entries.append(_entry(member, summary))

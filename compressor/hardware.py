@@ -101,6 +101,28 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def usable_memory_bytes() -> int:
+    """Physical memory and swap, or what the control group of this process may use if that is less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    return min([total, *_cgroup_limits()])
+
+
+def available_memory_bytes() -> int:
+    """What can be allocated now without swapping, within the control group's limit."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """Limits of the control group that this process sees as its root, as containers set them."""
+    files = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    texts = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
+    return [int(text) for text in texts if text.isdigit()]
+
+
 def free_disk_bytes(path: Path) -> int:
     """Free space where `path` is, or would be."""
     existing = path.absolute()

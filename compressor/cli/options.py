@@ -25,6 +25,11 @@ def common(function: Command) -> Command:
         ),
         click.option("--resume", is_flag=True, help="Assert that there is something to resume."),
         click.option("--overwrite", is_flag=True, help="Start anew in a directory of ours."),
+        click.option(
+            "--check/--no-check",
+            default=True,
+            help="Whether a finished run's files are compared with their sha256. [--check]",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run model code from a hub repository."),
         *_REPORTING,
     ]

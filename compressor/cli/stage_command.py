@@ -12,6 +12,7 @@ from compressor.cli.cheap_checks import require_output
 from compressor.console import Console
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
+from compressor.locking import lock_stage
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
@@ -54,10 +55,22 @@ def execute_stage(
         others=others or {},
         trust_remote_code=flags["trust_remote_code"],
     )
-    outcome = execute(stage, config, source, out_dir, context, restart=flags["overwrite"] and is_ours)
+    with lock_stage(out_dir):
+        outcome = execute(stage, config, source, out_dir, context, restart=flags["overwrite"] and is_ours)
+        if outcome.skipped:
+            _check(outcome.artifact, context, check=flags["check"])
     state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
     console.info(f"{stage.name}: {out_dir}: {state}")
     return outcome.artifact
+
+
+def _check(artifact: ModelArtifact, context: StageContext, *, check: bool) -> None:
+    """Compare every file of finished work with its recorded sha256, or say that it was not done."""
+    if check:
+        on_main(lambda: context.check_contents(artifact))
+    else:
+        count = len(artifact.files)
+        context.console.warn(f"--no-check: the contents of {count} files are not compared with their sha256")
 
 
 def quantised_artifact(model: str) -> ModelArtifact:
