@@ -13,7 +13,6 @@ The branch is kept beside the checkpoint as a standard PEFT LoRA adapter, lora_A
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.artifact import write_json
 from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 
 ADAPTER_DIRECTORY = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -127,7 +127,7 @@ def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
     if not has_adapter(directory):
         raise UsageError("this checkpoint has no adapter", where=str(directory))
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = read_json_mapping(folder / ADAPTER_CONFIG, what="the adapter's config")
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         names = list(config["rank_pattern"])
         branches = {
@@ -136,7 +136,7 @@ def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
             )
             for name in names
         }
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise VerificationError("the adapter cannot be read", where=str(folder), found=error) from error
     ranks = {name: branch.rank for name, branch in branches.items()}
     if not ranks == config["rank_pattern"] == config.get("alpha_pattern"):
