@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ MODEL = "model: smollm2-135m\n"
 def bomb(first: str, form: str) -> str:
     """Each line refers nine times to the line before: 9**25 values."""
     lines = [f"a: &a {first}"]
-    for before, letter in zip(LETTERS, LETTERS[1:], strict=False):
+    for before, letter in itertools.pairwise(LETTERS):
         lines.append(f"{letter}: &{letter} {form % ','.join([f'*{before}'] * 9)}")
     return "\n".join(lines)
 
