@@ -113,9 +113,9 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
             texts=tuple(record.get("texts", ())),
             inputs=record["inputs"],
             details=record["details"],
-            files={name: _file_record(value) for name, value in record["files"].items()},
+            files=read_file_records(record, file),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise VerificationError(
             "the artifact's record is corrupt",
             where=str(file),
@@ -124,17 +124,33 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
         ) from error
 
 
-def _file_record(value: dict[str, Any]) -> FileRecord:
-    return FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+def read_file_records(record: dict[str, Any], file: Path) -> Files:
+    """The files that a record names.
+
+    Raises:
+        VerificationError: when `file`, which holds the record, does not name them as `record_files` does.
+    """
+    try:
+        return {
+            str(name): FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+            for name, value in record["files"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError(
+            "the record of files is corrupt",
+            where=str(file),
+            found=f"{type(error).__name__}: {error}",
+            hint=f"make it again: {_REDO}",
+        ) from error
 
 
-def record_files(directory: Path) -> Files:
+def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
     """Size and sha256 of every file below `directory`, by relative name; records of ours are left out.
 
     Reads every file once; right after writing they come from the page cache (about a second per
     gigabyte without SHA instructions, half of that with them; several files at a time).
     """
-    names = _names(directory)
+    names = _names(directory, but)
     with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
         digests = list(pool.map(lambda name: sha256_of_file(directory / name), names))
     return {
@@ -143,14 +159,16 @@ def record_files(directory: Path) -> Files:
     }
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    return [name for name in names if name not in _NOT_RECORDED]
+    return [name for name in names if name not in (*_NOT_RECORDED, *but)]
 
 
-def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _REDO) -> None:
+def check_files(
+    directory: Path, files: Files, *, contents: bool, redo: str = _REDO, but: tuple[str, ...] = ()
+) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
     Args:
@@ -158,11 +176,12 @@ def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _R
         files: What is recorded of them.
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
+        but: Names that the record does not cover.
 
     Raises:
         VerificationError: naming the first such file.
     """
-    for name in sorted({*files, *_names(directory)}):
+    for name in sorted({*files, *_names(directory, but)}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem
