@@ -1,6 +1,7 @@
-"""What stages hand to each other: a directory and the record of how it came to be.
+"""What stages hand to each other: a directory and the record of how it came to be, file by file.
 
-`artifact.json` holds no time, host or path, so equal work leaves equal bytes.
+`artifact.json` holds no time, host or path, so equal work leaves equal bytes. It names every other file of
+its directory with its size and sha256: what is used again later can be told from what was written.
 """
 
 from __future__ import annotations
@@ -8,16 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 
 ARTIFACT_FILE = "artifact.json"
-SCHEMA = "compress-export/artifact/1"
+# What an unfinished stage was begun with; it goes when the stage is published.
+STAGE_FILE = "stage.json"
+SCHEMA = "compress-export/artifact/2"
+_NOT_RECORDED = (ARTIFACT_FILE, STAGE_FILE)
+# Built after the record was written, by the script that an export without a builder leaves.
+_BUILT_LATER = ("engine/", "engine-dense/", "timing.cache")
+_REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
 _CHUNK_BYTES = 1 << 22
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_HASHED_AT_A_TIME = 4
+
+
+class FileRecord(TypedDict):
+    """What is recorded of one file, in `artifact.json` as in memory."""
+
+    sha256: str
+    bytes: int
+
+
+Files = dict[str, FileRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +54,7 @@ class ModelArtifact:
         texts: Fingerprints of the texts read on the way to it, for training or calibration.
         inputs: What the fingerprint was made of, to name what changed.
         details: Figures of the stage worth keeping (seconds and hosts are the manifest's).
+        files: Every file of the directory but this record, by its relative name.
     """
 
     path: Path
@@ -43,6 +65,7 @@ class ModelArtifact:
     texts: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     def write(self) -> None:
         """Write `artifact.json` into the directory."""
@@ -55,6 +78,7 @@ class ModelArtifact:
             "texts": list(self.texts),
             "inputs": self.inputs,
             "details": self.details,
+            "files": self.files,
         }
         write_json(self.path / ARTIFACT_FILE, record)
 
@@ -64,12 +88,20 @@ def read_artifact(path: Path) -> ModelArtifact:
 
     Raises:
         UsageError: when the directory holds none.
-        VerificationError: when its record cannot be read.
+        VerificationError: when its record cannot be read, or is of another version.
     """
     file = path / ARTIFACT_FILE
     if not file.is_file():
         raise UsageError("this directory holds no artifact", where=str(path), expected=ARTIFACT_FILE)
     record = read_json_mapping(file, what="the artifact's record")
+    if record.get("schema") != SCHEMA:
+        raise VerificationError(
+            "the artifact's record is of another version",
+            where=str(file),
+            expected=SCHEMA,
+            found=record.get("schema"),
+            hint=f"make it again: {_REDO}",
+        )
     try:
         return ModelArtifact(
             path=path,
@@ -80,9 +112,112 @@ def read_artifact(path: Path) -> ModelArtifact:
             texts=tuple(record.get("texts", ())),
             inputs=record["inputs"],
             details=record["details"],
+            files={name: _file_record(value) for name, value in record["files"].items()},
         )
-    except (KeyError, TypeError) as error:
-        raise VerificationError("the artifact's record is corrupt", where=str(file), found=error) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError(
+            "the artifact's record is corrupt",
+            where=str(file),
+            found=f"{type(error).__name__}: {error}",
+            hint=f"make it again: {_REDO}",
+        ) from error
+
+
+def _file_record(value: dict[str, Any]) -> FileRecord:
+    return FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+
+
+def record_files(directory: Path) -> Files:
+    """Size and sha256 of every file below `directory`, by relative name; records of ours are left out.
+
+    Reads every file once; right after writing they come from the page cache (about a second per
+    gigabyte without SHA instructions, half of that with them; several files at a time).
+    """
+    names = _names(directory)
+    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+        digests = list(pool.map(lambda name: sha256_of_file(directory / name), names))
+    return {
+        name: FileRecord(sha256=digest, bytes=(directory / name).stat().st_size)
+        for name, digest in zip(names, digests, strict=True)
+    }
+
+
+def _names(directory: Path) -> list[str]:
+    """Relative names of the files that a record covers."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    names = sorted(path.relative_to(directory).as_posix() for path in paths)
+    return [name for name in names if name not in _NOT_RECORDED]
+
+
+def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _REDO) -> None:
+    """Refuse files that are missing, new, of another size or changed since they were recorded.
+
+    Args:
+        directory: Where they are.
+        files: What is recorded of them.
+        contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
+        redo: How to make them again, for the error's hint.
+
+    Raises:
+        VerificationError: naming the first such file.
+    """
+
+    for name in sorted({*files, *_names(directory)}):
+        problem = _size_problem(directory / name, files.get(name))
+        if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
+            what, expected, found = problem
+            raise _refused(what, directory / name, expected, found, redo)
+    if not contents:
+        return
+    with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
+        digests = pool.map(lambda name: sha256_of_file(directory / name), files)
+        for name, digest in zip(files, digests, strict=True):
+            expected = files[name]["sha256"]
+            if digest != expected:
+                what = "a file of finished work has changed"
+                raise _refused(what, directory / name, f"sha256 {expected}", f"sha256 {digest}", redo)
+
+
+def _size_problem(path: Path, record: FileRecord | None) -> tuple[str, str, str] | None:
+    """What is wrong with a file before its contents are read: a sentence, expected and found."""
+    if record is None:
+        return "a file was added to finished work", "no such file", "a file"
+    expected = f"{record['bytes']:,} bytes"
+    if not path.is_file():
+        return "a file of finished work is missing", expected, "no file"
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        return "a file of finished work has another size", expected, f"{size:,} bytes"
+    if path.suffix == ".safetensors" and (problem := header_problem(path)):
+        return "a weight file of finished work is corrupt", "a header that fits the file", problem
+    return None
+
+
+def _refused(what: str, path: Path, expected: str, found: str, redo: str) -> VerificationError:
+    hint = f"make it again: {redo}"
+    return VerificationError(what, where=str(path), expected=expected, found=found, hint=hint)
+
+
+def header_problem(path: Path) -> str | None:
+    """What is wrong with the header of a safetensors file: its tensors must fill the file exactly."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:  # noqa: PLR2004 - the length of the header, as 64 bits
+            return f"{len(prefix)} bytes"
+        length = struct.unpack("<Q", prefix)[0]
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            return f"a header of {length:,} bytes in a file of {size:,}"
+        encoded = file.read(length)
+    try:
+        header = json.loads(encoded)
+        spans = sorted(tuple(entry["data_offsets"]) for key, entry in header.items() if key != "__metadata__")
+        ends = [0, *(end for _, end in spans)]
+        if any(start != end for (start, _), end in zip(spans, ends, strict=False)):
+            return "tensors that overlap or leave gaps"
+        return None if ends[-1] == size - 8 - length else "tensors that do not end where the file does"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"a header that is no index of tensors ({type(error).__name__})"
 
 
 def fingerprint_of(inputs: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,9 +20,11 @@ from pydantic import BaseModel
 
 from compressor.artifact import (
     ARTIFACT_FILE,
+    STAGE_FILE,
     ModelArtifact,
     fingerprint_of,
     read_artifact,
+    record_files,
     sync_tree,
     write_json,
 )
@@ -37,7 +39,6 @@ from compressor.errors import (
 from compressor.json_files import read_json_mapping
 from compressor.processes import is_main, on_main, world_size
 
-STAGE_FILE = "stage.json"
 PARTIAL_SUFFIX = ".partial"
 
 # Other input makes another run; after a network error the same one is taken up again.
@@ -285,7 +286,7 @@ def _is_untouched(partial: Path) -> bool:
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
-    artifact.write()
+    replace(artifact, files=record_files(artifact.path)).write()
     sync_tree(artifact.path)
     if out_dir.exists():
         out_dir.rmdir()

@@ -107,7 +107,6 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
                 context.console,
                 sparsity=_has_sparse_tactics(out_dir),
             )
-            write_verification(out_dir, verification)
         return StageResult(num_parameters=source.num_parameters, details=details)
 
     return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries)

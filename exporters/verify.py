@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, read_artifact
+from compressor.artifact import ARTIFACT_FILE, check_files, read_artifact
 from compressor.console import Console
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
@@ -25,7 +25,7 @@ from exporters.base import EXPORTERS
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.logits import VerifyOptions
 from exporters.onnx.builder import GENAI_CONFIG_FILE
-from exporters.record import VERIFICATION_FILE, check_hashes, read_verification
+from exporters.record import VERIFICATION_FILE, read_verification
 from exporters.sparsity import check_sparsity
 from exporters.tensorrt_llm.exporter import CHECKPOINT, check_trtllm_checkpoint
 
@@ -100,10 +100,12 @@ def _check_one(directory: Path, pattern: Pattern | None = None) -> tuple[str, di
     """Check a directory by itself: recorded hashes, then the structure of what it holds."""
     entry: dict[str, Any] = {"path": str(directory)}
     kind = "checkpoint"
+    if (directory / ARTIFACT_FILE).is_file():
+        files = read_artifact(directory).files
+        check_files(directory, files, contents=True)
+        entry["num_files"] = len(files)
     if (directory / VERIFICATION_FILE).is_file():
-        record = read_verification(directory)
-        check_hashes(directory, record["files"])
-        kind, entry["format"], entry["num_files"] = "export", record["format"], len(record["files"])
+        kind, entry["format"] = "export", read_verification(directory)["format"]
     if (directory / CHECKPOINT / CONFIG_FILE).is_file():
         entry |= check_trtllm_checkpoint(directory / CHECKPOINT)
     elif (directory / CONFIG_FILE).is_file():

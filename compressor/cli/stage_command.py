@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, read_artifact
 from compressor.console import Console
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
-from compressor.stage import PARTIAL_SUFFIX, STAGE_FILE, Stage, StageContext, execute
+from compressor.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
 SCRATCH = ".compress-export"

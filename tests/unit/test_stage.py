@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ARTIFACT_FILE, SCHEMA, ModelArtifact, read_artifact
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
 from compressor.errors import NetworkError, UsageError, VerificationError
@@ -246,10 +247,10 @@ def test_empty_directory_is_used(bed: Bed) -> None:
 
 def test_corrupt_record(bed: Bed) -> None:
     bed.execute()
-    (bed.out_dir / ARTIFACT_FILE).write_text("{}")
-
-    with pytest.raises(VerificationError, match="record is corrupt"):
-        bed.execute()
+    for content in ("{}", json.dumps({"schema": SCHEMA}), json.dumps({"schema": SCHEMA, "files": [1]})):
+        (bed.out_dir / ARTIFACT_FILE).write_text(content)
+        with pytest.raises(VerificationError, match=r"record is (corrupt|of another version)"):
+            bed.execute()
 
 
 def test_differences_name_leaves() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.artifact import read_artifact, record_files
 from compressor.errors import AccuracyGateError, DependencyError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE, read_config
 from compressor.models.dims import dims_of_config
@@ -21,7 +22,7 @@ from exporters.onnx import builder, exporter
 from exporters.onnx.builder import build_onnx
 from exporters.onnx.runtime import NotExecutableError, OnnxModel
 from exporters.onnx.weights import compare_weights
-from exporters.record import VERIFICATION_FILE, file_hashes
+from exporters.record import VERIFICATION_FILE
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 GRAPHS: tuple[ExportFormat, ...] = ("onnx", "onnx-fp16", "onnx-int4")
@@ -65,7 +66,7 @@ def test_int4_is_reported_and_gated_when_asked(exports: Exports, tmp_path: Path)
 def test_the_built_files_are_complete_and_portable(exports: Exports) -> None:
     made = exports.make("onnx")
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= set(
-        record_of(made)["files"]
+        read_artifact(made).files
     )
     assert not [path for path in made.rglob("*") if path.name.startswith((".build-", "cache"))]
     for name in ("genai_config.json", VERIFICATION_FILE, "artifact.json"):
@@ -74,7 +75,7 @@ def test_the_built_files_are_complete_and_portable(exports: Exports) -> None:
 
 def test_exports_are_byte_identical_from_run_to_run(exports: Exports) -> None:
     first, second = exports.make("onnx-int4"), exports.make("onnx-int4", copy="-again")
-    assert file_hashes(first) == file_hashes(second)
+    assert record_files(first) == record_files(second)
     assert record_of(first) == record_of(second)
 
 
@@ -180,4 +181,4 @@ def test_leftovers_of_a_killed_export_do_not_survive(exports: Exports, tmp_path:
     (partial / "stage.json").write_text(json.dumps(inputs))
     source = artifact_of(exports.student(tied=True))
     made = execute(export_stage("huggingface"), Export(), source, tmp_path / "made", context()).artifact.path
-    assert file_hashes(made) == file_hashes(exports.make("huggingface"))
+    assert record_files(made) == record_files(exports.make("huggingface"))

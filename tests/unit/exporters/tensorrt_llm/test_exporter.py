@@ -17,8 +17,9 @@ from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import Calibration, Export, ExportFormat, TensorRTLLM
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
-from exporters.record import VERIFICATION_FILE, file_hashes
+from exporters.record import VERIFICATION_FILE
 from exporters.verify import verify_directory
+from tests.records import record_again
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
@@ -215,8 +216,7 @@ def test_verify_compares_a_runs_checkpoints_with_its_student(
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
-    record = {**record_of(made), "files": file_hashes(made)}
-    (made / VERIFICATION_FILE).write_text(json.dumps(record))
+    record_again(made)
     assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
     with pytest.raises(VerificationError, match=message):
         verify_directory(run)
