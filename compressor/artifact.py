@@ -13,7 +13,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
@@ -29,6 +29,9 @@ _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _HASHED_AT_A_TIME = 4
+
+
+Value = TypeVar("Value")
 
 
 class FileRecord(TypedDict):
@@ -55,6 +58,7 @@ class ModelArtifact:
         inputs: What the fingerprint was made of, to name what changed.
         details: Figures of the stage worth keeping (seconds and hosts are the manifest's).
         files: Every file of the directory but this record, by its relative name.
+        seal: As read from `artifact.json`; differs from `expected_seal()` in a record that was edited.
     """
 
     path: Path
@@ -66,10 +70,18 @@ class ModelArtifact:
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     files: Files = field(default_factory=dict)
+    seal: str = ""
 
     def write(self) -> None:
         """Write `artifact.json` into the directory."""
-        record = {
+        write_json(self.path / ARTIFACT_FILE, {**self._record(), "seal": self.expected_seal()})
+
+    def expected_seal(self) -> str:
+        """sha256 of the canonical JSON of everything else in the record."""
+        return fingerprint_of(self._record())
+
+    def _record(self) -> dict[str, Any]:
+        return {
             "schema": SCHEMA,
             "stage": self.stage,
             "fingerprint": self.fingerprint,
@@ -80,7 +92,6 @@ class ModelArtifact:
             "details": self.details,
             "files": self.files,
         }
-        write_json(self.path / ARTIFACT_FILE, record)
 
 
 def read_artifact(path: Path) -> ModelArtifact:
@@ -105,14 +116,15 @@ def read_artifact(path: Path) -> ModelArtifact:
     try:
         return ModelArtifact(
             path=path,
-            stage=record["stage"],
-            fingerprint=record["fingerprint"],
-            lineage=tuple(record["lineage"]),
-            num_parameters=record["num_parameters"],
-            texts=tuple(record.get("texts", ())),
-            inputs=record["inputs"],
-            details=record["details"],
-            files={name: _file_record(value) for name, value in record["files"].items()},
+            stage=_typed(record, "stage", str),
+            fingerprint=_typed(record, "fingerprint", str),
+            lineage=tuple(_typed(record, "lineage", list)),
+            num_parameters=_typed(record, "num_parameters", int),
+            texts=tuple(_typed(record, "texts", list)),
+            inputs=_typed(record, "inputs", dict),
+            details=_typed(record, "details", dict),
+            files={name: _file_record(value) for name, value in _typed(record, "files", dict).items()},
+            seal=_typed(record, "seal", str),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VerificationError(
@@ -121,6 +133,13 @@ def read_artifact(path: Path) -> ModelArtifact:
             found=f"{type(error).__name__}: {error}",
             hint=f"make it again: {_REDO}",
         ) from error
+
+
+def _typed(record: dict[str, Any], name: str, kind: type[Value]) -> Value:
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def _file_record(value: dict[str, Any]) -> FileRecord:

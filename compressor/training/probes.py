@@ -93,9 +93,7 @@ def take_probes(module: nn.Module, *, compute_dtype: str) -> Probes:
     )
     student.eval()
     logits: torch.Tensor = module.probe_logits(input_ids, position_ids)  # type: ignore[operator]
-    return Probes(
-        input_ids=input_ids, position_ids=position_ids, logits=logits, compute_dtype=compute_dtype
-    )
+    return Probes(input_ids=input_ids, position_ids=position_ids, logits=logits, compute_dtype=compute_dtype)
 
 
 def write_probes(directory: Path, probes: Probes) -> None:
@@ -118,10 +116,10 @@ def read_probes(directory: Path) -> Probes:
             tensors = {name: reader.get_tensor(name) for name in _TENSORS}
     except (SafetensorError, OSError) as error:
         raise VerificationError("the probes cannot be read", where=str(file), found=error) from error
-    shapes_fit = (
-        tensors["input_ids"].shape == tensors["position_ids"].shape == (NUM_PROBES, tensors["input_ids"].shape[-1])
-        and tensors["logits"].shape[:2] == (NUM_PROBES, KEPT_POSITIONS)
-    )
+    shapes_fit = tensors["input_ids"].shape == tensors["position_ids"].shape == (
+        NUM_PROBES,
+        tensors["input_ids"].shape[-1],
+    ) and tensors["logits"].shape[:2] == (NUM_PROBES, KEPT_POSITIONS)
     if metadata.get("schema") != SCHEMA or metadata.get("compute_dtype") not in TOLERANCES or not shapes_fit:
         raise VerificationError("the probes are not ours", where=str(file), expected=SCHEMA)
     return Probes(**tensors, compute_dtype=metadata["compute_dtype"])

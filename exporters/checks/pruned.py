@@ -102,7 +102,9 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
             intermediate=[_expand(part, teacher.intermediate_size) for part in plan["intermediate"]],
             heads=[_expand(part, teacher.num_attention_heads) for part in plan["heads"]],
         )
-        sizes = {(len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)}
+        sizes = {
+            (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
+        }
         if len(kept.heads) != len(kept.layers) or len(sizes) != 1:
             raise ValueError(f"{len(kept.layers)} layers, but per-layer lists of sizes {sorted(sizes)}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -140,7 +142,9 @@ def _dtype(config: Mapping[str, Any], directory: Path) -> torch.dtype:
     dtype = getattr(torch, str(config.get("dtype")), None)
     if not isinstance(dtype, torch.dtype):
         raise VerificationError(
-            "the config names no dtype", where=f"{directory / 'config.json'}: dtype", found=config.get("dtype")
+            "the config names no dtype",
+            where=f"{directory / 'config.json'}: dtype",
+            found=config.get("dtype"),
         )
     return dtype
 

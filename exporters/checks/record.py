@@ -31,6 +31,7 @@ def check_figures(
         VerificationError: naming the figure.
     """
     file = directory / ARTIFACT_FILE
+    _check_seal(artifact)
     if artifact.fingerprint != fingerprint_of(artifact.inputs):
         raise VerificationError(
             "the record's inputs are not those of its fingerprint",
@@ -38,27 +39,37 @@ def check_figures(
             expected=artifact.fingerprint,
             found=fingerprint_of(artifact.inputs),
         )
-    if (directory / VERIFICATION_FILE).is_file():
-        record = _plain(read_verification(directory))
-        details = {key: value for key, value in artifact.details.items() if key not in _ADDED_LATER}
-        _expect(str(file), record, _plain(details))
+    if not (directory / VERIFICATION_FILE).is_file():
+        return
+    record = read_verification(directory)
+    details = {key: value for key, value in artifact.details.items() if key not in _ADDED_LATER}
+    _expect(str(file), record, _plain(details))
     if verification is not None:
-        _expect(str(directory / VERIFICATION_FILE), _plain(verification.to_dict()), record)
+        checks = record.get("checks")
+        _expect(str(directory / VERIFICATION_FILE), _found_now(verification, checks), record)
 
 
-def check_seal(artifact: ModelArtifact) -> None:
+def _check_seal(artifact: ModelArtifact) -> None:
     """Refuse a record whose text was edited after the stage wrote it.
 
     Raises:
         VerificationError: saying so.
     """
-    if artifact.seal != artifact.sealed():
+    if artifact.seal != artifact.expected_seal():
         raise VerificationError(
             "the record was edited after the stage wrote it",
             where=str(artifact.path / ARTIFACT_FILE),
-            expected=f"seal {artifact.sealed()}",
+            expected=f"seal {artifact.expected_seal()}",
             found=f"seal {artifact.seal}",
         )
+
+
+def _found_now(verification: Verification, recorded_checks: Any) -> dict[str, Any]:
+    """What was found now, with the checks that only writing makes."""
+    found = _plain(verification.to_dict())
+    checks = recorded_checks if isinstance(recorded_checks, dict) else {}
+    only_written = {key: value for key, value in checks.items() if key not in found["checks"]}
+    return {**found, "checks": {**only_written, **found["checks"]}}
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -78,5 +89,8 @@ def _expect(where: str, expected: Any, found: Any, path: str = "") -> None:
         same = expected == found
     if not same:
         raise VerificationError(
-            "a recorded figure is not what was found", where=f"{where}: {path}", expected=expected, found=found
+            "a recorded figure is not what was found",
+            where=f"{where}: {path}",
+            expected=expected,
+            found=found,
         )

@@ -73,9 +73,7 @@ def _benchmark(recipe: Recipe) -> dict[str, str | None]:
     graphs = [
         name
         for name, precision in _TEACHER_GRAPHS.items()
-        if recipe.bench.enabled
-        and name in recipe.export_formats()
-        and precision in recipe.bench.precisions
+        if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
     ]
     places: dict[str, str | None] = {f"{_STAGES}/teacher-{name}": TEACHER for name in graphs}
     return places | ({BENCH: None} if graphs else {})
