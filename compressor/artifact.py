@@ -13,7 +13,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
@@ -29,6 +29,9 @@ _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _HASHED_AT_A_TIME = 4
+
+
+Value = TypeVar("Value")
 
 
 class FileRecord(TypedDict):
@@ -106,13 +109,13 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
     try:
         return ModelArtifact(
             path=path,
-            stage=record["stage"],
-            fingerprint=record["fingerprint"],
-            lineage=tuple(record["lineage"]),
-            num_parameters=record["num_parameters"],
-            texts=tuple(record.get("texts", ())),
-            inputs=record["inputs"],
-            details=record["details"],
+            stage=_typed(record, "stage", str),
+            fingerprint=_typed(record, "fingerprint", str),
+            lineage=tuple(_typed(record, "lineage", list)),
+            num_parameters=_typed(record, "num_parameters", int),
+            texts=tuple(_typed(record, "texts", list)),
+            inputs=_typed(record, "inputs", dict),
+            details=_typed(record, "details", dict),
             files=read_file_records(record, file),
         )
     except (KeyError, TypeError) as error:
@@ -142,6 +145,13 @@ def read_file_records(record: dict[str, Any], file: Path) -> Files:
             found=f"{type(error).__name__}: {error}",
             hint=f"make it again: {_REDO}",
         ) from error
+
+
+def _typed(record: dict[str, Any], name: str, kind: type[Value]) -> Value:
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
@@ -247,7 +257,7 @@ def fingerprint_of(inputs: dict[str, Any]) -> str:
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """A record with a sum over itself, by which it shows that it was changed by hand or by a fault."""
     plain = json.loads(json.dumps(record))
-    return {**plain, "sha256": fingerprint_of(plain)}
+    return {**plain, "seal": fingerprint_of(plain)}
 
 
 def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dict[str, Any]:
@@ -256,14 +266,14 @@ def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dic
     Raises:
         VerificationError: naming the file.
     """
-    plain = {name: value for name, value in record.items() if name != "sha256"}
+    plain = {name: value for name, value in record.items() if name != "seal"}
     expected = fingerprint_of(plain)
-    if record.get("sha256") != expected:
+    if record.get("seal") != expected:
         raise VerificationError(
-            f"{what} was changed after it was written",
+            f"{what} was edited after it was written",
             where=str(file),
-            expected=f"sha256 {expected} of its own content",
-            found=record.get("sha256"),
+            expected=f"seal {expected}",
+            found=f"seal {record.get('seal')}",
             hint=hint,
         )
     return plain

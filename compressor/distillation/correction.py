@@ -92,7 +92,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     place_(module, settings, plan, context.device)
     flops = training_flops_per_token(None, source.path, config.context_length)
     log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
-    save_trained(teacher, source, out_dir, getattr(torch, context.dtype))
+    save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     return StageResult(
         num_parameters=source.num_parameters,
@@ -194,6 +194,7 @@ def _require_one_teacher(teacher: nn.Module) -> None:
 CORRECT: Stage[Distill] = Stage(
     name="correct",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,

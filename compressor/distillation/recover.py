@@ -103,7 +103,8 @@ def run(
     extension.apply_()
     branches = _branches(extension.layers)
     masks = extension.masks()
-    save_trained(student, source, out_dir, getattr(torch, context.dtype))
+    dtype = getattr(torch, context.dtype)
+    save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
     if is_main():
         promise.write(out_dir)
         write_masks(out_dir / MASKS_FILE, masks)
@@ -185,7 +186,7 @@ def _details(
 RECOVER: Stage[RecoverStageConfig] = Stage(
     name="recover",
     run=run,
-    format_version=2,
+    format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
     parallel=True,

@@ -94,7 +94,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         complete=pupil.complete,
         flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
     )
-    save_trained(pupil.module.student, source, out_dir, getattr(torch, context.dtype))
+    save_trained(pupil.module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     details = {
         "loss": describe(pupil.module.loss),
@@ -247,7 +247,7 @@ def _teacher_details(config: Distill, pupil: Pupil) -> str:
 DISTILL: Stage[Distill] = Stage(
     name="distill",
     run=run,
-    format_version=2,
+    format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,

@@ -26,6 +26,7 @@ from compressor.models.checkpoint import (
     write_checkpoint,
     write_safetensors,
 )
+from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.portable import make_tokenizer_portable, write_config
 from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
@@ -33,7 +34,7 @@ from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
 from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
-from compressor.sparsity.slorb import AdapterBranch, initial_branch, write_adapter
+from compressor.sparsity.slorb import AdapterBranch, branch_digests, initial_branch, write_adapter
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
@@ -97,6 +98,7 @@ def run(
             trust_remote_code=context.trust_remote_code,
             on_window=tick,
         )
+    write_digests(out_dir, visitor.digests)
     _write(source.path, out_dir, changed, dtype)
     promise.write(out_dir)
     _write_masks(out_dir / MASKS_FILE, visitor.masks)
@@ -135,6 +137,7 @@ class _Visitor:
         self.masks: dict[str, Path] = {}
         self.layers: dict[str, dict[str, Any]] = {}
         self.branches: dict[str, AdapterBranch] = {}
+        self.digests: dict[str, str] = {}
         self.num_nonzero = 0
         self.num_weights = 0
 
@@ -174,9 +177,11 @@ class _Visitor:
             entry["dampening_fraction"] = sparse.dampening_fraction
             entry["dampening_was_raised"] = sparse.dampening_fraction > self._how.dampening_fraction
         self.layers[name] = entry
+        self.digests[name] = tensor_digest(sparse.weight)
         if self._slorb_group is not None:
             module = name.removesuffix(".weight")
             self.branches[module] = initial_branch(dense, sparse.weight, group_size=self._slorb_group)
+            self.digests |= branch_digests(module, self.branches[module])
 
 
 def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
@@ -263,6 +268,7 @@ def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: T
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     name="sparsify",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: (config.calibration.data,),
 )
