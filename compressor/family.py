@@ -16,6 +16,7 @@ from bench.comparisons import parts_of_arm
 from compressor.artifact import write_json
 from compressor.console import Console
 from compressor.errors import UsageError
+from compressor.escaping import Markdown, markdown_code, markdown_text
 from compressor.manifest import claim_directory
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.load import ModelSource, resolve_source
@@ -284,17 +285,17 @@ def _write(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> 
 
 def _card(record: dict[str, Any]) -> str:
     """The family's page: members, their quality, and speed-ups against their own teachers."""
-    members = record["members"]
+    members, origin = record["members"], markdown_code(Path(record["model"]).name)
     lines = [
-        f"# {Path(record['out_dir']).absolute().name}",
+        f"# {markdown_text(Path(record['out_dir']).absolute().name)}",
         "",
-        f"Models made from `{Path(record['model']).name}`, each by pruning and distilling the one before.",
+        f"Models made from {origin}, each by pruning and distilling the one before.",
         "",
         *markdown_table(
             ("model", "parameters", "perplexity", "its teacher's", "training tokens"),
             [
                 (
-                    f"[{entry['name']}]({entry['report']})",
+                    Markdown(f"[{entry['name']}]({entry['report']})"),
                     f"{entry['num_parameters']:,}",
                     f"{entry['perplexity']:.3f}",
                     f"{entry['teacher_perplexity']:.3f}",

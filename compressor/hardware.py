@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -45,12 +47,21 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_device(device: str) -> str:
-    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`."""
-    if device != "auto":
+    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`.
+
+    Raises:
+        UsageError: for `cuda` where torch sees none.
+    """
+    if device == "cpu":
         return device
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UsageError(
+            "torch sees no GPU on this machine", where="--device", found="cuda", hint="--device cpu"
+        )
+    return "cuda" if has_gpu else "cpu"
 
 
 def resolve_dtype(dtype: str) -> str:

@@ -46,7 +46,7 @@ from compressor.recipe import ExportFormat, Recipe, dump_recipe
 from compressor.report import CARD_FILE, write_model_card
 from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import Stage, StageContext, execute
-from exporters.base import export_stage, needs_quantised, settings_of
+from exporters.base import export_stage, needs_quantised, require_libraries, settings_of
 from exporters.tensorrt_llm.versions import require_builder
 
 STAGES = (
@@ -178,6 +178,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
     require_consistent(recipe)
     if recipe.export.tensorrt_llm.require_engine:
         require_builder(recipe.export_formats())
+    require_libraries(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()

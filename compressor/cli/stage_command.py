@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ModelArtifact, read_artifact
+from compressor.cli.cheap_checks import require_output
 from compressor.console import Console
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
@@ -15,7 +16,7 @@ from compressor.locking import lock_stage
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
-from compressor.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
+from compressor.stage import Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
 SCRATCH = ".compress-export"
@@ -42,14 +43,9 @@ def execute_stage(
     """Run one stage into `out_dir`: resumed, skipped, refused or started anew as flags say.
 
     Raises:
-        UsageError: `--resume` without anything to resume, or a directory that is not ours.
+        UsageError, ResourceError: see `require_output`, and for another run's output.
     """
-    begun = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX) / STAGE_FILE
-    is_ours = (out_dir / ARTIFACT_FILE).is_file() or begun.is_file()
-    if flags["resume"] and not is_ours:
-        raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
-    if out_dir.is_file():
-        raise UsageError("the output path is a file", where=str(out_dir))
+    is_ours = require_output(out_dir, resume=flags["resume"])
     context = StageContext(
         console=console,
         seed=flags["seed"] or 0,
