@@ -22,7 +22,8 @@ from compressor.models.checkpoint import CheckpointReader, read_config, whole, w
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import refuse_adapter
