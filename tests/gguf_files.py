@@ -6,6 +6,7 @@ and transformers: llama.cpp's answers were recorded for exactly these bytes (tes
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,10 @@ class TinyGguf:
         if self.architecture == "qwen2":
             biases += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
         if self.architecture == "qwen3":
-            layer |= {"self_attn.q_norm.weight": (self.head_dim,), "self_attn.k_norm.weight": (self.head_dim,)}
+            layer |= {
+                "self_attn.q_norm.weight": (self.head_dim,),
+                "self_attn.k_norm.weight": (self.head_dim,),
+            }
         layer |= {f"{role}.bias": layer[f"{role}.weight"][:1] for role in biases}
         shapes = {
             f"model.layers.{index}.{name}": shape
@@ -143,18 +147,19 @@ class TinyGguf:
         stored: dict[str, Array] = {}
         for name, values in self.weights().items():
             role, kind = name.rsplit(".", 1)
+            arranged = values
             if self.architecture == "llama" and role.endswith(("q_proj", "k_proj")):
                 heads = self.num_heads if role.endswith("q_proj") else self.num_kv_heads
                 halves = values.reshape(heads, 2, self.head_dim // 2, *values.shape[1:])
-                values = halves.swapaxes(1, 2).reshape(values.shape)
+                arranged = halves.swapaxes(1, 2).reshape(values.shape)
             if self.architecture == "nemotron" and name.endswith("norm.weight"):
-                values = values + np.float32(1)
+                arranged = values + np.float32(1)
             top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
             if role in top:
-                stored[f"{top[role]}.{kind}"] = values
+                stored[f"{top[role]}.{kind}"] = arranged
             else:
                 _, _, index, rest = role.split(".", 3)
-                stored[f"blk.{index}.{ROLES[rest]}.{kind}"] = values
+                stored[f"blk.{index}.{ROLES[rest]}.{kind}"] = arranged
         if self.rope.get("rope_type") == "llama3":
             stored["rope_freqs.weight"] = llama3_factors(self.rope, self.rope_theta, self.head_dim)
         return stored
@@ -192,7 +197,9 @@ class TinyGguf:
 
 def llama3_factors(rope: Mapping[str, Any], theta: float, head_dim: int) -> Array:
     """What convert_hf_to_gguf.py writes as `rope_freqs.weight`, in its own order of float32 operations."""
-    frequencies = (1.0 / (theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(np.float32)
+    frequencies = (1.0 / (theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(
+        np.float32
+    )
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     context, factors = rope["original_max_position_embeddings"], []
     for frequency in frequencies:
@@ -239,7 +246,9 @@ def _byte_pairs(num_merges: int = 200) -> Vocabulary:
 
 
 def _sentencepiece(num_pieces: int = 150) -> Vocabulary:
-    marked = "\u2581" + TRAINING_TEXT.replace(" ", "\u2581").replace("\n", "\u2581").replace("\t", "").replace("\r", "")
+    marked = "\u2581" + TRAINING_TEXT.replace(" ", "\u2581").replace("\n", "\u2581").replace(
+        "\t", ""
+    ).replace("\r", "")
     pieces = ["".join(pair) for pair in _train(list(marked), num_pieces)]
     letters = sorted(set(marked))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *letters]
@@ -257,10 +266,12 @@ def _train(symbols: list[str], count: int) -> list[tuple[str, str]]:
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         counts: dict[tuple[str, str], int] = {}
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in itertools.pairwise(symbols):
             counts[pair] = counts.get(pair, 0) + 1
         made = {"".join(pair) for pair in merges}
-        best = max((pair for pair in counts if "".join(pair) not in made), key=lambda pair: (counts[pair], pair))
+        best = max(
+            (pair for pair in counts if "".join(pair) not in made), key=lambda pair: (counts[pair], pair)
+        )
         merges.append(best)
         merged: list[str] = []
         for symbol in symbols:

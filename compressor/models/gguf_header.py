@@ -120,7 +120,10 @@ class _Cursor:
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise UnsupportedError(
-                "this version of the GGUF format is not read", where=str(self._path), expected="2 or 3", found=version
+                "this version of the GGUF format is not read",
+                where=str(self._path),
+                expected="2 or 3",
+                found=version,
             )
         num_tensors = self._count("tensors", _MAX_TENSORS)
         fields: dict[str, Any] = {}

@@ -25,10 +25,10 @@ _RELATIVE_TOLERANCE = 2e-5
 _LLAMA3 = (1.0, 4.0, 8192)
 _LOW_FACTORS = (1.0, 2.0, 4.0)
 _HIGH_FACTORS = (4.0, 2.0, 8.0, 16.0, 32.0)
-_CONTEXTS = tuple(1 << power for power in range(9, 21))
+_CONTEXTS = tuple(1 << power for power in range(5, 21))
 _NONE: dict[str, Any] = {}
-
-Factors = "np.ndarray[Any, np.dtype[np.float32]]"
+_NUM_SHOWN = 8
+_POINTS_OF_A_LINE = 2
 
 
 def add_rope_scaling(config: dict[str, Any], fields: Fields) -> None:
@@ -72,7 +72,9 @@ def _declared(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
     attention = 0.1 * math.log(factor) + 1.0
     if not math.isclose(fields.decimal("rope.scaling.yarn_attn_factor", attention), attention, rel_tol=1e-5):
         # llama.cpp computes this factor itself whatever the file says, and transformers takes the file's.
-        raise fields.refuse("rope.scaling.yarn_attn_factor", expected=f"{attention:.6g}, which follows from the factor")
+        raise fields.refuse(
+            "rope.scaling.yarn_attn_factor", expected=f"{attention:.6g}, which follows from the factor"
+        )
     return {
         "rope_type": "yarn",
         "factor": factor,
@@ -115,7 +117,7 @@ def _by_factors(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
         "these rope factors follow from no rope scaling of a Hugging Face config",
         where=where,
         expected="factors as Llama 3.1's",
-        found=", ".join(f"{value:.6g}" for value in factors[:8]) + (" ..." if num_pairs > 8 else ""),
+        found=", ".join(f"{value:.6g}" for value in factors[:_NUM_SHOWN]),
     )
 
 
@@ -148,7 +150,7 @@ def _candidates(factors: Any, config: dict[str, Any]) -> Iterator[tuple[float, f
                 yield from ((low, high, context) for context in _CONTEXTS)
     factor = float(factors.max())
     between = (factors > 1.0) & (factors < factor)
-    if between.sum() < 2:
+    if between.sum() < _POINTS_OF_A_LINE:
         return
     smooth = (1.0 / factors[between].astype(np.float64) - 1.0 / factor) / (1.0 - 1.0 / factor)
     slope, constant = np.polyfit(1.0 / _wavelengths(config)[between], smooth, 1)

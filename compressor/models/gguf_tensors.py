@@ -44,7 +44,7 @@ def tensor_names(dims: Dims) -> dict[str, str]:
     }
     inputs = ("ffn_gate", "ffn_up") if family.gated_mlp else ("ffn_up",)
     layer |= dict(zip(inputs, family.mlp_inputs, strict=True))
-    kinds = {theirs: ("weight",) for theirs in layer}
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(layer, ("weight",))
     biased = (("attn_norm", "ffn_norm") if family.norm_has_bias else ()) + (
         ("attn_q", "attn_k", "attn_v") if family.qkv_has_bias else ()
     )

@@ -185,13 +185,20 @@ class _Vocabulary:
                 where=f"{self._where}: {_PREFIX}pre",
                 expected=", ".join(PRE_TOKENIZERS),
                 found=name,
-                hint=nearest(str(name), PRE_TOKENIZERS) if name and nearest(str(name), PRE_TOKENIZERS) else _HINT,
+                hint=nearest(str(name), PRE_TOKENIZERS)
+                if name and nearest(str(name), PRE_TOKENIZERS)
+                else _HINT,
             )
         splits = [
             {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
             for split in pre.splits
         ]
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        }
         return {
             "normalizer": {"type": "NFC"} if pre.composes else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},

@@ -190,7 +190,10 @@ def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> Non
         )
     if not has_tokenizer(Path(tokenizer).expanduser()):
         raise UsageError(
-            "this directory holds no tokenizer", where="--tokenizer", expected="tokenizer.json", found=tokenizer
+            "this directory holds no tokenizer",
+            where="--tokenizer",
+            expected="tokenizer.json",
+            found=tokenizer,
         )
 
 

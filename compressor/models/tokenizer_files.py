@@ -74,9 +74,7 @@ def tokenizer_digest(directory: Path) -> str:
         UsageError: when the directory holds no tokenizer.
     """
     if not has_tokenizer(directory):
-        raise UsageError(
-            "this directory holds no tokenizer", where=str(directory), expected=TOKENIZER_FILE
-        )
+        raise UsageError("this directory holds no tokenizer", where=str(directory), expected=TOKENIZER_FILE)
     digest = hashlib.sha256()
     for name, file in companion_files(directory):
         content = file.read_bytes()
