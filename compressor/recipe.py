@@ -276,6 +276,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=MAX_SEED)
     device: Device = "auto"
     dtype: Dtype = Field("auto", description="dtype of the stored 16-bit weights and of forward passes")
+    tokenizer: str | None = Field(None, description="directory of the real tokenizer of a GGUF file")
     trust_remote_code: bool = False
     calibration: Calibration = Calibration()
     prune: Prune = Prune()

@@ -23,6 +23,9 @@ def common(function: Command) -> Command:
             default=None,
             help="Dtype of stored weights and forward passes. [auto: bfloat16]",
         ),
+        click.option(
+            "--tokenizer", default=None, help="Directory of the real tokenizer of a GGUF file. [its own]"
+        ),
         click.option("--resume", is_flag=True, help="Assert that there is something to resume."),
         click.option("--overwrite", is_flag=True, help="Start anew in a directory of ours."),
         click.option(
@@ -105,6 +108,7 @@ RECIPE_FIELDS = {
     "seed": "seed",
     "device": "device",
     "dtype": "dtype",
+    "tokenizer": "tokenizer",
     "trust_remote_code": "trust_remote_code",
     "importance": "prune.importance",
     "shape": "prune.shape",

@@ -31,7 +31,7 @@ _SECTIONS = {
     ),
     "Hardware of the estimates": ("gpu", "num_gpus", "utilisation", "gpu_hour_price"),
     "Every command": (
-        *("seed", "device", "dtype", "resume", "overwrite", "trust_remote_code"),
+        *("seed", "device", "dtype", "tokenizer", "resume", "overwrite", "trust_remote_code"),
         *("as_json", "quiet", "verbose", "debug", "help"),
     ),
 }

@@ -23,7 +23,8 @@ from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter

@@ -13,8 +13,8 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
-from compressor.models.portable import make_tokenizer_portable
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import (
     ImportanceScores,
     activation_importance,
@@ -56,7 +56,6 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
         )
     copy_tokenizer(source.path, out_dir)
-    make_tokenizer_portable(out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
     return StageResult(num_parameters=num_parameters, details={"removed_layers": removed})
 

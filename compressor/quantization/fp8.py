@@ -28,8 +28,9 @@ from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
 from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
-from compressor.models.portable import make_tokenizer_portable, write_config
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.portable import write_config
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.reader import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
@@ -222,7 +223,6 @@ def _export_(model: Any, stored: dict[str, Any], source: Path, directory: Path, 
     quantization = read_config(directory)["quantization_config"]
     write_config(directory, {**stored, "quantization_config": quantization})
     copy_tokenizer(source, directory)
-    make_tokenizer_portable(directory)
 
 
 def _drop_(quantizer: Any) -> None:

@@ -28,8 +28,9 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.portable import make_tokenizer_portable, write_config
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.portable import write_config
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
@@ -227,7 +228,6 @@ def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.d
         write_checkpoint(out_dir, [spec(name) for name in reader])
     write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(source, out_dir)
-    make_tokenizer_portable(out_dir)
 
 
 def _write_masks(path: Path, files: dict[str, Path]) -> None:
