@@ -47,8 +47,8 @@ def reporting(function: Command) -> Command:
 def calibration(function: Command) -> Command:
     """Options of commands that calibrate."""
     options = [
-        click.option("--calib-data", default=None, help="SOURCE: data set id, .txt, .jsonl or .parquet."),
-        click.option("--calib-size", type=Count(1), default=None, help="Windows. [1024]"),
+        click.option("--calib-data", default=None, help="SOURCE: hub id, files, directory or glob."),
+        click.option("--calib-size", type=Count(1), default=None, help="Windows, spread over it. [1024]"),
         click.option("--calib-seq-len", type=Count(8), default=None, help="Tokens each. [2048]"),
     ]
     return apply_options(function, options)

@@ -119,7 +119,14 @@ def open_training_stream(
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
         with context.console.rich.status("tokenising the training text"):
-            write_domains(domains, tokenizer, directory, num_windows=counts, seq_len=config.context_length)
+            write_domains(
+                domains,
+                tokenizer,
+                directory,
+                num_windows=counts,
+                seq_len=config.context_length,
+                loss_on=config.loss_on,
+            )
 
     on_main(write)
     stream = open_stream(
@@ -128,6 +135,7 @@ def open_training_stream(
         seq_len=config.context_length,
         isolate_documents=config.isolate_documents,
         seed=context.seed,
+        loss_on=config.loss_on,
     )
     _warn_of_repeats(stream, counts, context)
     return stream
@@ -269,5 +277,6 @@ def training_details(
         "tokens": sum(stream.drawn) * context_length,
         "epochs": round(max(stream.num_epochs), 4),
         "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+        "texts": stream.texts,
         "curve": asdict(log),
     }
