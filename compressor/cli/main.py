@@ -94,7 +94,10 @@ def invoke(arguments: list[str]) -> int:
     except click.ClickException as error:
         _say(f"{_usage_of(error)}Error: {error.format_message()}")
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes it for an end of typing; nothing is typed here, so it is a file that ended early.
+            return _fail(error.__cause__, debug=debug)
         _say("interrupted; run the same command again to resume")
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from compressor.artifact import sha256_of_file, write_json
+from compressor.artifact import sealed, sha256_of_file, unsealed, write_json
 from compressor.data.sources import Documents, Position, Split
 from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenised_groups
 from compressor.errors import UsageError, VerificationError
@@ -194,9 +194,13 @@ class _Progress:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def _save(path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool) -> None:
+def _save(
+    path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool
+) -> None:
     """Record how far a token file is written; of a finished one also what it and its companions are."""
-    files = [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
+    files = (
+        [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
+    )
     progress = _Progress(
         **asdict(written),
         num_empty=reader.num_empty,
@@ -205,7 +209,7 @@ def _save(path: Path, wanted: dict[str, Any], written: _Written, reader: Documen
         complete=complete,
         files={file.name: _described(file) for file in files},
     )
-    write_json(progress_path(path), {**wanted, **asdict(progress)})
+    write_json(progress_path(path), sealed({**wanted, **asdict(progress)}))
 
 
 def _described(file: Path) -> dict[str, Any]:
@@ -213,7 +217,8 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    return read_json_mapping(progress_path(path), what="the record of a tokenised text")
+    file, what = progress_path(path), "the record of a tokenised text"
+    return unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"delete {file}")
 
 
 def _read_progress(path: Path, wanted: dict[str, Any]) -> _Progress:
@@ -233,8 +238,21 @@ def _read_progress(path: Path, wanted: dict[str, Any]) -> _Progress:
 
 @contextlib.contextmanager
 def _continued(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """A file to append to, cut to what is recorded of it."""
+    """A file to append to, cut to what is recorded of it.
+
+    Raises:
+        VerificationError: when it is shorter than that.
+    """
     path.touch()
+    found = path.stat().st_size
+    if found < num_bytes:
+        raise VerificationError(
+            "a file of tokenised text is shorter than was written",
+            where=str(path),
+            expected=f"at least {num_bytes:,} bytes",
+            found=f"{found:,} bytes",
+            hint="delete it and the files beside it: the same command tokenises the text again",
+        )
     with path.open("r+b") as file:
         file.truncate(num_bytes)
         file.seek(num_bytes)

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from compressor.artifact import ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16
+from compressor.errors import ResourceError, UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16, usable_memory_bytes
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
 from compressor.models.digests import tensor_digest, write_digests
@@ -34,6 +34,7 @@ from compressor.training.sharding import full_state, is_sharded, process_mesh, s
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
 
 TOKENS = "tokens"
+_BYTES_PER_TRAINED = 16
 PUBLISHED_BATCH_SIZE = 1152
 PUBLISHED_WARMUP_STEPS = 40
 SHORTEST_PUBLISHED_RUN_STEPS = 400
@@ -89,6 +90,30 @@ def _batch_size(asked: int | None, num_windows: int, processes: int) -> int:
             found=asked,
         )
     return min(asked, num_windows // processes * processes)
+
+
+def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, device: str) -> None:
+    """Refuse to begin what cannot fit: weights, gradients and AdamW's two moments, all in float32.
+
+    Activations, the teacher and everything else come on top, so this refuses nothing that could run.
+
+    Raises:
+        ResourceError: when they alone are more than all memory there is, swap included.
+    """
+    ways = 1 if config.sharding == "replicate" else world_size()
+    needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
+    if device == "cuda":
+        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    else:
+        total = usable_memory_bytes()
+    if needed > total:
+        raise ResourceError(
+            "not enough memory to train: weights, gradients and optimizer do not fit",
+            where=device,
+            expected=f"at least {needed:,} bytes",
+            found=f"{total:,} bytes in all",
+            hint="a smaller student, more memory, or more GPUs (torchrun)",
+        )
 
 
 def open_training_stream(

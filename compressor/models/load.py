@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.tokenizer import has_tokenizer, require_known_ids
@@ -162,6 +162,11 @@ def open_checkpoint(
     texts: tuple[str, ...] = ()
     if (directory / ARTIFACT_FILE).is_file():
         ours = read_artifact(directory)
+        if source.kind == "gguf":
+            redo = f"delete {directory}, then the same command converts the file again"
+        else:
+            redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
+        check_files(directory, ours.files, contents=True, redo=redo)
         lineage, texts = ours.lineage, ours.texts
     return ModelArtifact(
         path=directory,

@@ -27,7 +27,7 @@ from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.pruning.target import check_shape
 from compressor.recipe import Calibration, Prune, Section
 from compressor.sparsity.slorb import refuse_adapter
-from compressor.stage import Stage, StageContext, StageResult
+from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class PruneStageConfig(Section):
@@ -40,6 +40,7 @@ class PruneStageConfig(Section):
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
     """Score all units, write the plan, and slice the checkpoint by it."""
+    start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
         raise UnsupportedError(
