@@ -21,6 +21,7 @@ from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
@@ -76,6 +77,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UnsupportedError: when the vocabularies differ.
     """
     _require_dense(source)
+    keep_only_progress(out_dir)
     teachers = [context.teacher] if context.teacher and config.correction.mode == "alongside" else []
     require_training_memory([source, *teachers], config, context.device)
     pupil = _pupil(config, source, context)

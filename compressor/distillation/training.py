@@ -28,10 +28,10 @@ from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter
-from compressor.stage import StageContext
+from compressor.stage import StageContext, start_afresh
 from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
-from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
+from compressor.training.trainer import CHECKPOINTS, LOGS, TrainingConfig, TrainingLog
 
 TOKENS = "tokens"
 _BYTES_PER_TRAINED = 16
@@ -284,6 +284,11 @@ def _round_(model: nn.Module, names: frozenset[str], dtype: torch.dtype) -> None
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.copy_(parameter.to(dtype).to(parameter.dtype))
+
+
+def keep_only_progress(out_dir: Path) -> None:
+    """Of what an interrupted training left, keep what it continues from."""
+    on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
 
 
 def clean_up(out_dir: Path) -> None:
