@@ -13,7 +13,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
@@ -29,6 +29,9 @@ _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _HASHED_AT_A_TIME = 4
+
+
+Value = TypeVar("Value")
 
 
 class FileRecord(TypedDict):
@@ -106,16 +109,16 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
     try:
         return ModelArtifact(
             path=path,
-            stage=record["stage"],
-            fingerprint=record["fingerprint"],
-            lineage=tuple(record["lineage"]),
-            num_parameters=record["num_parameters"],
-            texts=tuple(record.get("texts", ())),
-            inputs=record["inputs"],
-            details=record["details"],
-            files={name: _file_record(value) for name, value in record["files"].items()},
+            stage=_typed(record, "stage", str),
+            fingerprint=_typed(record, "fingerprint", str),
+            lineage=tuple(_typed(record, "lineage", list)),
+            num_parameters=_typed(record, "num_parameters", int),
+            texts=tuple(_typed(record, "texts", list)),
+            inputs=_typed(record, "inputs", dict),
+            details=_typed(record, "details", dict),
+            files=read_file_records(record, file),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise VerificationError(
             "the artifact's record is corrupt",
             where=str(file),
@@ -124,17 +127,40 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
         ) from error
 
 
-def _file_record(value: dict[str, Any]) -> FileRecord:
-    return FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+def read_file_records(record: dict[str, Any], file: Path) -> Files:
+    """The files that a record names.
+
+    Raises:
+        VerificationError: when `file`, which holds the record, does not name them as `record_files` does.
+    """
+    try:
+        return {
+            str(name): FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+            for name, value in record["files"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError(
+            "the record of files is corrupt",
+            where=str(file),
+            found=f"{type(error).__name__}: {error}",
+            hint=f"make it again: {_REDO}",
+        ) from error
 
 
-def record_files(directory: Path) -> Files:
+def _typed(record: dict[str, Any], name: str, kind: type[Value]) -> Value:
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
     """Size and sha256 of every file below `directory`, by relative name; records of ours are left out.
 
     Reads every file once; right after writing they come from the page cache (about a second per
     gigabyte without SHA instructions, half of that with them; several files at a time).
     """
-    names = _names(directory)
+    names = _names(directory, but)
     with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
         digests = list(pool.map(lambda name: sha256_of_file(directory / name), names))
     return {
@@ -143,14 +169,16 @@ def record_files(directory: Path) -> Files:
     }
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    return [name for name in names if name not in _NOT_RECORDED]
+    return [name for name in names if name not in (*_NOT_RECORDED, *but)]
 
 
-def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _REDO) -> None:
+def check_files(
+    directory: Path, files: Files, *, contents: bool, redo: str = _REDO, but: tuple[str, ...] = ()
+) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
     Args:
@@ -158,11 +186,12 @@ def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _R
         files: What is recorded of them.
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
+        but: Names that the record does not cover.
 
     Raises:
         VerificationError: naming the first such file.
     """
-    for name in sorted({*files, *_names(directory)}):
+    for name in sorted({*files, *_names(directory, but)}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem
@@ -228,7 +257,7 @@ def fingerprint_of(inputs: dict[str, Any]) -> str:
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """A record with a sum over itself, by which it shows that it was changed by hand or by a fault."""
     plain = json.loads(json.dumps(record))
-    return {**plain, "sha256": fingerprint_of(plain)}
+    return {**plain, "seal": fingerprint_of(plain)}
 
 
 def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dict[str, Any]:
@@ -237,14 +266,14 @@ def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dic
     Raises:
         VerificationError: naming the file.
     """
-    plain = {name: value for name, value in record.items() if name != "sha256"}
+    plain = {name: value for name, value in record.items() if name != "seal"}
     expected = fingerprint_of(plain)
-    if record.get("sha256") != expected:
+    if record.get("seal") != expected:
         raise VerificationError(
-            f"{what} was changed after it was written",
+            f"{what} was edited after it was written",
             where=str(file),
-            expected=f"sha256 {expected} of its own content",
-            found=record.get("sha256"),
+            expected=f"seal {expected}",
+            found=f"seal {record.get('seal')}",
             hint=hint,
         )
     return plain

@@ -99,7 +99,8 @@ def plan_family(
         own = recipe.model_copy(update={"target": target})
         if previous:
             own = _recipe_of_later(own, target, original, teacher)
-            own = own.model_copy(update={"model": str(_source_of_next(Path(out_dir), previous))})
+            teacher_of_it = {"model": str(_source_of_next(Path(out_dir), previous)), "tokenizer": None}
+            own = own.model_copy(update=teacher_of_it)
         plan = make_plan(own, teacher, hardware=hardware, out_dir=str(Path(out_dir) / name), origin=original)
         if num_parameters(plan.target.student) >= num_parameters(teacher):
             raise _not_smaller(target, f"{num_parameters(plan.target.student):,} parameters")

@@ -16,6 +16,10 @@ from compressor.errors import UsageError, nearest
 from compressor.recipe_file import read_recipe_tree, refuse_unusable_values
 
 DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
+TEXT_HELP = (
+    "hub data set (ID or ID:CONFIG), or local plain text, JSON, CSV or Parquet, .gz and .zst of these, "
+    "a directory or glob of them, or a folder saved by datasets"
+)
 SHORT_RETRAINING_TOKENS = 1_800_000_000
 MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
@@ -46,9 +50,12 @@ class Section(BaseModel):
 class Calibration(Section):
     """Text that only sets statistics: importance scores and FP8 scales."""
 
-    data: str = Field(DEFAULT_TEXT, description="data set id, or a .txt, .jsonl or .parquet path")
-    size: int = Field(1024, ge=1, description="number of windows")
+    data: str = Field(DEFAULT_TEXT, description=TEXT_HELP)
+    size: int = Field(1024, ge=1, description="number of windows, spread over the training part")
     seq_len: int = Field(2048, ge=8, description="tokens per window")
+    documents: int = Field(
+        10_000, ge=1, description="of a hub data set: so many first documents the windows are spread over"
+    )
 
 
 class Prune(Section):
@@ -64,7 +71,7 @@ class Domain(Section):
     """One of several training texts."""
 
     name: str = Field(min_length=1)
-    data: str = Field(description="data set id, or a .txt, .jsonl or .parquet path")
+    data: str = Field(description=TEXT_HELP)
     weight: float = Field(1.0, gt=0, description="share of the windows, relative to the others'")
     reference_loss: float | None = Field(
         None, gt=0, description="cross-entropy (nats) that dynamic batches aim at; by default the teacher's"
@@ -107,11 +114,14 @@ class Generate(Section):
 class Distill(Section):
     """Retraining on the teacher's logits."""
 
-    data: str = Field(DEFAULT_TEXT, description="training text")
+    data: str = Field(DEFAULT_TEXT, description=f"training text: {TEXT_HELP}")
     domains: tuple[Domain, ...] = Field((), description="several weighted texts, instead of data")
     dynamic_batches: DynamicBatches = DynamicBatches()
     correction: Correction = Correction()
     generate: Generate = Generate()
+    loss_on: Literal["all", "responses"] = Field(
+        "all", description="responses: only assistant turns and completions count"
+    )
     tokens: int = Field(SHORT_RETRAINING_TOKENS, ge=0, description="token budget; 0 only prunes")
     context_length: int = Field(4096, ge=8, description="tokens per training window")
     isolate_documents: bool = Field(
@@ -276,6 +286,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=MAX_SEED)
     device: Device = "auto"
     dtype: Dtype = Field("auto", description="dtype of the stored 16-bit weights and of forward passes")
+    tokenizer: str | None = Field(None, description="directory of the real tokenizer of a GGUF file")
     trust_remote_code: bool = False
     calibration: Calibration = Calibration()
     prune: Prune = Prune()

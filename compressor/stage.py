@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -271,15 +270,14 @@ def stage_inputs(
     return plain
 
 
-def start_afresh(out_dir: Path) -> None:
-    """Remove what an interrupted run left in a partial directory, but for the record of its inputs."""
-    for path in out_dir.iterdir():
-        if path.name == STAGE_FILE:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Remove what is in a partial directory, but for the record of its inputs and what will be continued.
+
+    What an interrupted run left of its output would otherwise be published as output.
+    """
+    for path in list(out_dir.iterdir()):
+        if path.name not in (STAGE_FILE, *but):
+            discard(path)
 
 
 def comparable(inputs: dict[str, Any]) -> dict[str, Any]:

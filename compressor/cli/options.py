@@ -23,6 +23,9 @@ def common(function: Command) -> Command:
             default=None,
             help="Dtype of stored weights and forward passes. [auto: bfloat16]",
         ),
+        click.option(
+            "--tokenizer", default=None, help="Directory of the real tokenizer of a GGUF file. [its own]"
+        ),
         click.option("--resume", is_flag=True, help="Assert that there is something to resume."),
         click.option("--overwrite", is_flag=True, help="Start anew in a directory of ours."),
         click.option(
@@ -44,8 +47,8 @@ def reporting(function: Command) -> Command:
 def calibration(function: Command) -> Command:
     """Options of commands that calibrate."""
     options = [
-        click.option("--calib-data", default=None, help="SOURCE: data set id, .txt, .jsonl or .parquet."),
-        click.option("--calib-size", type=Count(1), default=None, help="Windows. [1024]"),
+        click.option("--calib-data", default=None, help="SOURCE: hub id, files, directory or glob."),
+        click.option("--calib-size", type=Count(1), default=None, help="Windows, spread over it. [1024]"),
         click.option("--calib-seq-len", type=Count(8), default=None, help="Tokens each. [2048]"),
     ]
     return apply_options(function, options)
@@ -105,6 +108,7 @@ RECIPE_FIELDS = {
     "seed": "seed",
     "device": "device",
     "dtype": "dtype",
+    "tokenizer": "tokenizer",
     "trust_remote_code": "trust_remote_code",
     "importance": "prune.importance",
     "shape": "prune.shape",

@@ -26,7 +26,10 @@ def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifac
     """A MODEL argument as an artifact; a GGUF file is converted beside the output directory."""
     scratch = out_dir.absolute().parent / SCRATCH
     dtype = resolve_dtype(flags.get("dtype") or "auto")
-    return on_main(lambda: open_checkpoint(resolve_source(model), scratch, dtype=dtype))
+    source, tokenizer = resolve_source(model), flags.get("tokenizer")
+    if source.kind != "gguf" and model != flags.get("model"):
+        tokenizer = None  # it is for the GGUF file among several models
+    return on_main(lambda: open_checkpoint(source, scratch, dtype=dtype, tokenizer=tokenizer))
 
 
 def execute_stage(

@@ -21,6 +21,7 @@ TRAINING_FIELDS = {
     "min_learning_rate_ratio": "distill.min_learning_rate_ratio",
     "temperature": "distill.temperature",
     "domains": "distill.domains",
+    "loss_on": "distill.loss_on",
     "dynamic_batches": "distill.dynamic_batches.variant",
     "isolate_documents": "distill.isolate_documents",
     "sharding": "distill.sharding",
@@ -129,7 +130,13 @@ _SCHEDULE = [
     ),
 ]
 _TEXT = [
-    click.option("--train-data", default=None, help="SOURCE of the training text."),
+    click.option("--train-data", default=None, help="SOURCE: hub id, files, directory or glob."),
+    click.option(
+        "--loss-on",
+        type=click.Choice(["all", "responses"]),
+        default=None,
+        help="responses: assistant turns and completions alone. [all]",
+    ),
     click.option(
         "--domain",
         "domains",

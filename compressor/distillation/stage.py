@@ -21,9 +21,11 @@ from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -75,6 +77,9 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UnsupportedError: when the vocabularies differ.
     """
     _require_dense(source)
+    keep_only_progress(out_dir)
+    teachers = [context.teacher] if context.teacher and config.correction.mode == "alongside" else []
+    require_training_memory([source, *teachers], config, context.device)
     pupil = _pupil(config, source, context)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)
@@ -94,7 +99,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         complete=pupil.complete,
         flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
     )
-    save_trained(pupil.module.student, source, out_dir, getattr(torch, context.dtype))
+    save_trained(pupil.module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     details = {
         "loss": describe(pupil.module.loss),
@@ -247,7 +252,7 @@ def _teacher_details(config: Distill, pupil: Pupil) -> str:
 DISTILL: Stage[Distill] = Stage(
     name="distill",
     run=run,
-    format_version=2,
+    format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from compressor.artifact import write_json
 from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
+from compressor.models.digests import tensor_digest
 
 ADAPTER_DIRECTORY = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -109,6 +110,19 @@ def write_adapter(directory: Path, branches: Mapping[str, AdapterBranch]) -> Non
         "target_modules": sorted(ranks),
     }
     write_json(target / ADAPTER_CONFIG, config)
+
+
+def branch_digests(name: str, branch: AdapterBranch) -> dict[str, str]:
+    """Digests of a branch's matrices as they are in memory, under names of their own.
+
+    Args:
+        name: The linear layer's full name.
+        branch: Its branch.
+    """
+    return {
+        f"{ADAPTER_DIRECTORY}/{name}.lora_A": tensor_digest(branch.down),
+        f"{ADAPTER_DIRECTORY}/{name}.lora_B": tensor_digest(branch.up),
+    }
 
 
 def has_adapter(directory: Path) -> bool:

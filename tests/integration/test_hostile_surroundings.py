@@ -148,6 +148,7 @@ def test_a_panic_of_a_library_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
     ("error", "code"),
     [
         (type("PanicException", (BaseException,), {})("index out of bounds"), 8),
+        (EOFError("Ran out of input"), 8),
         (RecursionError("maximum recursion depth exceeded"), 8),
         (UnicodeEncodeError("utf-8", "x\udc80", 1, 2, "surrogates not allowed"), 2),
         (OSError(36, "File name too long", "x" * 9000), 2),

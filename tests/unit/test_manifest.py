@@ -159,7 +159,7 @@ def test_an_edited_manifest_is_refused(run: Path) -> None:
     file.write_text(file.read_text().replace('"num_parameters": 5', '"num_parameters": 6'))
 
     with (
-        pytest.raises(VerificationError, match="changed after it was written"),
+        pytest.raises(VerificationError, match="edited after it was written"),
         open_run_directory(run, resume=False, overwrite=False),
     ):
         pass

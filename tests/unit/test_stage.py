@@ -251,7 +251,7 @@ def test_corrupt_record(bed: Bed) -> None:
     incomplete = {"schema": SCHEMA, "files": [1]}
     for content, message in (
         ({}, "of another version"),
-        (incomplete, "changed after it was written"),
+        (incomplete, "edited after it was written"),
         (sealed(incomplete), "record is corrupt"),
     ):
         (bed.out_dir / ARTIFACT_FILE).write_text(json.dumps(content))

@@ -179,7 +179,7 @@ def test_a_number_that_no_server_reached_is_refused(field: str, value: Any) -> N
 @pytest.mark.parametrize("part", ["request_info", "performance", "streaming_metrics"])
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_a_part_of_another_type_is_refused(part: str, value: Any) -> None:
-    with pytest.raises(VerificationError, match="report of trtllm-bench|requested work"):
+    with pytest.raises(VerificationError, match=r"report of trtllm-bench|requested work"):
         read_report({**REPORT, part: value}, LOAD)
 
 
