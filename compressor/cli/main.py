@@ -136,7 +136,7 @@ def _say(message: str) -> None:
 
 
 def _make_streams_usable() -> None:
-    """Standard streams that are open and take every character: as escapes where a terminal knows only ASCII."""
+    """Open what is closed, and write as escapes what a terminal's encoding does not know."""
     sys.stdout, sys.stderr = (
         open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: PTH123, SIM115
         for stream in (sys.stdout, sys.stderr)

@@ -46,7 +46,7 @@ def test_a_hang_up_is_an_interruption_unless_it_is_ignored(
     out = tmp_path / "text"
     words = ("generate", tiny_checkpoint, "--tokens", "10m", "-o", out)
     process = start(*words, ignore=signal.SIGHUP if is_nohup else None)
-    wait_for(lambda: (tmp_path / "text.partial" / "text.jsonl").is_file(), process)
+    wait_for((tmp_path / "text.partial" / "text.jsonl").is_file, process)
     process.send_signal(signal.SIGHUP)
     if is_nohup:
         size = (tmp_path / "text.partial" / "text.jsonl").stat().st_size
@@ -121,7 +121,7 @@ def raised(
     function: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> subprocess.CompletedProcess[str]:
     """What the program makes of what a library raises inside a command."""
-    failing = click.Command("failing", callback=lambda: function())
+    failing = click.Command("failing", callback=function)
     monkeypatch.setitem(program.cli.commands, "failing", failing)
     return command_here("failing")
 
