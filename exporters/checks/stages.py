@@ -61,13 +61,13 @@ def check_stage(
 
 
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
-    return {} if source is None else check_pruned(directory, source)
+    return {} if source is None else check_pruned(directory, artifact, source)
 
 
 def _sparsified(
     directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
 ) -> Found:
-    found: Found = {**_check_digests(directory), **check_masks(directory)}
+    found: Found = {**_check_digests(directory), **check_masks(directory, artifact)}
     if source is not None:
         found |= check_sparsified(directory, artifact, source)
         _same_model(directory, source)
@@ -77,7 +77,7 @@ def _sparsified(
 def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:
     found: Found = {**_check_digests(directory, whole_model=True), **_check_probes(directory, options)}
     if artifact.stage == "recover":
-        found |= check_masks(directory)
+        found |= check_masks(directory, artifact)
     if source is not None:
         _same_model(directory, source)
         expect_same_file(SPARSITY_FILE, source, directory)
@@ -87,7 +87,7 @@ def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, opti
 
 
 def _quantised(
-    directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
+    directory: Path, _artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
 ) -> Found:
     """Beyond the FP8 checkpoint, which is checked wherever there is one."""
     unified = directory / FP8_DIRECTORY
@@ -112,6 +112,7 @@ _CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], F
     "recover": _trained,
     "quantize": _quantised,
 }
+MODEL_STAGES = frozenset(_CHECKS)
 
 
 def _same_model(directory: Path, source: Path) -> None:

@@ -43,9 +43,7 @@ def change_graph(directory: Path, change: Callable[[Any], None]) -> None:
     file.unlink()
     if data is not None:
         (directory / data).unlink()
-    onnx.save_model(
-        model, file, save_as_external_data=data is not None, location=data, size_threshold=1024
-    )
+    onnx.save_model(model, file, save_as_external_data=data is not None, location=data, size_threshold=1024)
 
 
 def initialiser(graph: Any, ending: str) -> Any:
