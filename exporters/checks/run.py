@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import read_artifact
 from compressor.errors import CompressExportError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE
@@ -15,6 +16,7 @@ from compressor.sparsity.pattern import Pattern
 from compressor.stage import PARTIAL_SUFFIX
 from exporters.base import needs_quantised
 from exporters.checks.directory import Subject, check_directory
+from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.logits import VerifyOptions
 
 MANIFEST_FILE, RECIPE_FILE, PLAN_FILE = "manifest.json", "recipe.yaml", "plan.json"
@@ -181,6 +183,7 @@ def check_run(
                 hint="the command that made the run, again, makes it",
             )
     checked = [check_directory(subject, options) for subject in _subjects(run, places, present, pattern)]
+    _check_documents(run, present)
     missing = [name for name in places if name not in present]
     if missing:
         raise UsageError(
@@ -190,6 +193,17 @@ def check_run(
             hint="the command that made the run, again, finishes it",
         )
     return checked
+
+
+def _check_documents(run: RunRecords, present: list[str]) -> None:
+    """Manifest, recipe and plan against what the stages recorded of themselves."""
+    for name in present:
+        artifact = read_artifact(run.directory / name)
+        check_manifest_entry(run.directory / name, run.stages.get(name), artifact)
+        check_recipe(run.directory / RECIPE_FILE, run.recipe, artifact)
+    student = run.directory / STUDENT
+    if student.is_dir():
+        check_plan(run.directory, PLAN_FILE, teacher=run.teacher, student=student)
 
 
 def source_in(run: RunRecords, name: str) -> Path | None:
