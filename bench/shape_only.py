@@ -7,6 +7,7 @@ trained or downloaded. The mark keeps such a directory from being taken for a mo
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from compressor.presets import PRESETS, published_target
 MARK_FILE = "random_weights.json"
 CONFIG_FILE = "config.json"
 SEPARATOR = ":"
+_SIZE = re.compile("[1-9][0-9]{0,6}")
 _MAX_POSITIONS = 32768  # the published grid's longest cell, and some
 
 
@@ -92,7 +94,7 @@ def _fields(shape: str) -> dict[str, int]:
     fields: dict[str, int] = {}
     for part in shape.split("+"):
         name, _, number = part.partition("=")
-        if name not in SHAPE_FIELDS or not number.isdigit() or int(number) < 1:
+        if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
             raise UsageError(
                 f"{part!r} is no FIELD=NUMBER of a shape",
                 expected=", ".join(SHAPE_FIELDS),

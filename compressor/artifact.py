@@ -58,7 +58,6 @@ class ModelArtifact:
         inputs: What the fingerprint was made of, to name what changed.
         details: Figures of the stage worth keeping (seconds and hosts are the manifest's).
         files: Every file of the directory but this record, by its relative name.
-        seal: As read from `artifact.json`; differs from `expected_seal()` in a record that was edited.
     """
 
     path: Path
@@ -70,18 +69,10 @@ class ModelArtifact:
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     files: Files = field(default_factory=dict)
-    seal: str = ""
 
     def write(self) -> None:
         """Write `artifact.json` into the directory."""
-        write_json(self.path / ARTIFACT_FILE, {**self._record(), "seal": self.expected_seal()})
-
-    def expected_seal(self) -> str:
-        """sha256 of the canonical JSON of everything else in the record."""
-        return fingerprint_of(self._record())
-
-    def _record(self) -> dict[str, Any]:
-        return {
+        record = {
             "schema": SCHEMA,
             "stage": self.stage,
             "fingerprint": self.fingerprint,
@@ -92,14 +83,15 @@ class ModelArtifact:
             "details": self.details,
             "files": self.files,
         }
+        write_json(self.path / ARTIFACT_FILE, sealed(record))
 
 
-def read_artifact(path: Path) -> ModelArtifact:
-    """Read the artifact that a stage left in `path`.
+def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
+    """Read the artifact that a stage left in `path`; `redo` says how to make it again, for errors.
 
     Raises:
         UsageError: when the directory holds none.
-        VerificationError: when its record cannot be read, or is of another version.
+        VerificationError: when its record cannot be read, was changed, or is of another version.
     """
     file = path / ARTIFACT_FILE
     if not file.is_file():
@@ -111,8 +103,9 @@ def read_artifact(path: Path) -> ModelArtifact:
             where=str(file),
             expected=SCHEMA,
             found=record.get("schema"),
-            hint=f"make it again: {_REDO}",
+            hint=f"make it again: {redo}",
         )
+    unsealed(record, file, what="the artifact's record", hint=f"make it again: {redo}")
     try:
         return ModelArtifact(
             path=path,
@@ -123,12 +116,31 @@ def read_artifact(path: Path) -> ModelArtifact:
             texts=tuple(_typed(record, "texts", list)),
             inputs=_typed(record, "inputs", dict),
             details=_typed(record, "details", dict),
-            files={name: _file_record(value) for name, value in _typed(record, "files", dict).items()},
-            seal=_typed(record, "seal", str),
+            files=read_file_records(record, file),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise VerificationError(
             "the artifact's record is corrupt",
+            where=str(file),
+            found=f"{type(error).__name__}: {error}",
+            hint=f"make it again: {redo}",
+        ) from error
+
+
+def read_file_records(record: dict[str, Any], file: Path) -> Files:
+    """The files that a record names.
+
+    Raises:
+        VerificationError: when `file`, which holds the record, does not name them as `record_files` does.
+    """
+    try:
+        return {
+            str(name): FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
+            for name, value in record["files"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError(
+            "the record of files is corrupt",
             where=str(file),
             found=f"{type(error).__name__}: {error}",
             hint=f"make it again: {_REDO}",
@@ -142,17 +154,13 @@ def _typed(record: dict[str, Any], name: str, kind: type[Value]) -> Value:
     return value
 
 
-def _file_record(value: dict[str, Any]) -> FileRecord:
-    return FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
-
-
-def record_files(directory: Path) -> Files:
+def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
     """Size and sha256 of every file below `directory`, by relative name; records of ours are left out.
 
     Reads every file once; right after writing they come from the page cache (about a second per
     gigabyte without SHA instructions, half of that with them; several files at a time).
     """
-    names = _names(directory)
+    names = _names(directory, but)
     with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
         digests = list(pool.map(lambda name: sha256_of_file(directory / name), names))
     return {
@@ -161,14 +169,16 @@ def record_files(directory: Path) -> Files:
     }
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    return [name for name in names if name not in _NOT_RECORDED]
+    return [name for name in names if name not in (*_NOT_RECORDED, *but)]
 
 
-def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _REDO) -> None:
+def check_files(
+    directory: Path, files: Files, *, contents: bool, redo: str = _REDO, but: tuple[str, ...] = ()
+) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
     Args:
@@ -176,12 +186,12 @@ def check_files(directory: Path, files: Files, *, contents: bool, redo: str = _R
         files: What is recorded of them.
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
+        but: Names that the record does not cover.
 
     Raises:
         VerificationError: naming the first such file.
     """
-
-    for name in sorted({*files, *_names(directory)}):
+    for name in sorted({*files, *_names(directory, but)}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem
@@ -242,6 +252,31 @@ def header_problem(path: Path) -> str | None:
 def fingerprint_of(inputs: dict[str, Any]) -> str:
     """sha256 of the canonical JSON of `inputs`."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with a sum over itself, by which it shows that it was changed by hand or by a fault."""
+    plain = json.loads(json.dumps(record))
+    return {**plain, "seal": fingerprint_of(plain)}
+
+
+def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dict[str, Any]:
+    """What was sealed; refuses a record that is not as `sealed` made it.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    plain = {name: value for name, value in record.items() if name != "seal"}
+    expected = fingerprint_of(plain)
+    if record.get("seal") != expected:
+        raise VerificationError(
+            f"{what} was edited after it was written",
+            where=str(file),
+            expected=f"seal {expected}",
+            found=f"seal {record.get('seal')}",
+            hint=hint,
+        )
+    return plain
 
 
 def sha256_of_file(path: Path) -> str:

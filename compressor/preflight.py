@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from compressor.artifact import read_artifact
 from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
@@ -130,6 +132,7 @@ def require_trainable(recipe: Recipe) -> None:
         require_alongside(distill)
     if distill.teacher_logits is None:
         return
+    read_artifact(Path(distill.teacher_logits))
     for setting, is_given in (
         ("distill.correction", distill.correction.mode != "off"),
         ("distill.generate", distill.generate.tokens > 0),

@@ -11,7 +11,7 @@ import re
 import signal
 from collections.abc import Iterator
 
-from compressor.errors import CompressExportError, ResourceError, VerificationError
+from compressor.errors import CompressExportError, NetworkError, ResourceError, VerificationError
 
 _REFUSALS = frozenset(
     {
@@ -31,6 +31,12 @@ _OUT_OF_MEMORY = re.compile(
     r"|cudaErrorMemoryAllocation|failed to allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
+# A full or forbidden disk, where only a sentence tells: torch's mapped files and its archives of checkpoints.
+_DISK_REFUSES = re.compile(
+    r"no space left on device|disk quota exceeded|read-only file system|file too large"
+    r"|PytorchStreamWriter failed|file write failed",
+    re.IGNORECASE,
+)
 # How Rust (safetensors, tokenizers) and Python write an error number into a sentence.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -43,7 +49,8 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
     """
     if isinstance(error, ResourceError):
         return error
-    if isinstance(error, CompressExportError) and not isinstance(error, VerificationError):
+    # The hub's library reports a full cache as what could not be downloaded.
+    if isinstance(error, CompressExportError) and not isinstance(error, VerificationError | NetworkError):
         return None
     for link in _chain(error):
         if isinstance(link, ResourceError):
@@ -52,7 +59,7 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
             return ResourceError(
                 "out of memory", found=_sentence(link), hint="smaller batches or windows, or more memory"
             )
-        if _number(link) in _REFUSALS:
+        if _number(link) in _REFUSALS or _is_disk(link):
             name = getattr(link, "filename", None)
             return ResourceError(
                 "the system refuses to read or write a file",
@@ -90,6 +97,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, CompressExportError):
         return False
     return _number(error) == errno.ENOMEM or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _is_disk(error: BaseException) -> bool:
+    return not isinstance(error, CompressExportError) and _DISK_REFUSES.search(str(error)) is not None
 
 
 def _number(error: BaseException) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
 from exporters.logits import VerifyOptions
+from exporters.onnx.builder import require_onnx_builder
 from exporters.onnx.exporter import OnnxExporter
 from exporters.record import Verification, write_verification
 from exporters.sparsity import check_sparsity
@@ -62,6 +64,16 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
 def needs_quantised(format_name: ExportFormat) -> bool:
     """Whether a format starts from the quantize stage's artifact instead of the 16-bit student."""
     return EXPORTERS[format_name].precision == "fp8"
+
+
+def require_libraries(formats: Iterable[ExportFormat]) -> None:
+    """Refuse formats that nothing on this machine can write.
+
+    Raises:
+        DependencyError: naming the library that is missing.
+    """
+    if any(isinstance(EXPORTERS[name], OnnxExporter) for name in formats):
+        require_onnx_builder()
 
 
 def settings_of(format_name: ExportFormat, settings: Export) -> Export:

@@ -18,7 +18,6 @@ from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
-from compressor.models.tokenizer import load_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from compressor.quantization.reader import (
@@ -31,8 +30,9 @@ from compressor.quantization.reader import (
 from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
-from exporters.prompts import TEXTS, describe_prompts
+from exporters.prompts import describe_prompts
 from exporters.record import Verification
+from exporters.tokenizer_check import check_tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HuggingFaceExporter:
         checks = {
             "num_equal_tensors": _same_tensors(out_dir, student),
             "config": _same_config(out_dir, student, without=()),
-            "tokenizer": _same_tokens(out_dir, student, options),
+            "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
             **_same_adapter(out_dir, student),
         }
         reference, candidate = student_logits(student, options), student_logits(out_dir, options)
@@ -104,7 +104,7 @@ class HuggingFaceFp8Exporter:
         checks = {
             **check_fp8_checkpoint(out_dir, student),
             "config": _same_config(out_dir, student, without=("quantization_config",)),
-            "tokenizer": _same_tokens(out_dir, student, options),
+            "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
         }
         candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
         return Verification(
@@ -230,18 +230,3 @@ def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> s
                 found=found.get(key),
             )
     return "equal, with the keys of transformers 4.57 and 5"
-
-
-def _same_tokens(out_dir: Path, student: Path, options: VerifyOptions) -> str:
-    """Refuse a tokenizer that encodes the fixed texts differently."""
-    try:
-        original = load_tokenizer(student, trust_remote_code=options.trust_remote_code)
-    except UsageError:
-        return "none"
-    exported = load_tokenizer(out_dir, trust_remote_code=options.trust_remote_code)
-    for number, text in enumerate(TEXTS):
-        if exported(text).input_ids != original(text).input_ids:
-            raise VerificationError(
-                "the exported tokenizer encodes a text differently", where=f"text {number}"
-            )
-    return "equal on every fixed text"

@@ -13,7 +13,7 @@ _SECTIONS = {
         *("min_learning_rate_ratio", "temperature", "checkpoint_steps", "report_to"),
     ),
     "Training text": (
-        *("train_data", "domains", "dynamic_batches", "isolate_documents"),
+        *("train_data", "domains", "loss_on", "dynamic_batches", "isolate_documents"),
         *("generate_tokens", "generate_prompts"),
     ),
     "Distillation loss and teacher": (
@@ -31,7 +31,7 @@ _SECTIONS = {
     ),
     "Hardware of the estimates": ("gpu", "num_gpus", "utilisation", "gpu_hour_price"),
     "Every command": (
-        *("seed", "device", "dtype", "resume", "overwrite", "trust_remote_code"),
+        *("seed", "device", "dtype", "tokenizer", "resume", "overwrite", "trust_remote_code"),
         *("as_json", "quiet", "verbose", "debug", "help"),
     ),
 }

@@ -22,6 +22,7 @@ from compressor.distillation.training import (
     clean_up,
     open_training_stream,
     place_,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -83,6 +84,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     """
     plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     settings = correction_budget(config)
+    require_training_memory([source], settings, context.device)
     stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
     teacher = load_model(
         source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from compressor.artifact import ModelArtifact, write_json
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.packing import read_windows
+from compressor.data.tokenise import TokenArray
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model

@@ -21,6 +21,7 @@ from compressor.distillation.training import (
     open_training_stream,
     place_,
     refuse_unfit_teacher,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -81,6 +82,7 @@ def run(
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
+    require_training_memory([source], settings, context.device)
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)
     stream = open_training_stream(settings, plan, domains, source, out_dir, context)

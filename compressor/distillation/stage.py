@@ -24,6 +24,7 @@ from compressor.distillation.training import (
     open_training_stream,
     place_,
     refuse_unfit_teacher,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -75,6 +76,8 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UnsupportedError: when the vocabularies differ.
     """
     _require_dense(source)
+    teachers = [context.teacher] if context.teacher and config.correction.mode == "alongside" else []
+    require_training_memory([source, *teachers], config, context.device)
     pupil = _pupil(config, source, context)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)

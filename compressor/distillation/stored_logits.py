@@ -96,6 +96,16 @@ def write_shard(path: Path, windows: dict[str, TopTokens]) -> None:
     temporary.replace(path)
 
 
+def is_whole(path: Path, members: list[str]) -> bool:
+    """Whether a shard is there, holds these windows and has the checksums of its members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [f"{digest}.{name}.npy" for digest in members for name in ("ids", "logprobs")]
+            return archive.namelist() == names and archive.testzip() is None
+    except (FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
 def write_index(directory: Path, header: LogitsHeader, shards: list[tuple[str, list[str]]]) -> None:
     """Write `index.json`, the last file of a finished store.
 

@@ -15,15 +15,16 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from compressor.artifact import ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16
+from compressor.errors import ResourceError, UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16, usable_memory_bytes
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter
@@ -33,6 +34,7 @@ from compressor.training.sharding import full_state, is_sharded, process_mesh, s
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
 
 TOKENS = "tokens"
+_BYTES_PER_TRAINED = 16
 PUBLISHED_BATCH_SIZE = 1152
 PUBLISHED_WARMUP_STEPS = 40
 SHORTEST_PUBLISHED_RUN_STEPS = 400
@@ -90,6 +92,30 @@ def _batch_size(asked: int | None, num_windows: int, processes: int) -> int:
     return min(asked, num_windows // processes * processes)
 
 
+def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, device: str) -> None:
+    """Refuse to begin what cannot fit: weights, gradients and AdamW's two moments, all in float32.
+
+    Activations, the teacher and everything else come on top, so this refuses nothing that could run.
+
+    Raises:
+        ResourceError: when they alone are more than all memory there is, swap included.
+    """
+    ways = 1 if config.sharding == "replicate" else world_size()
+    needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
+    if device == "cuda":
+        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    else:
+        total = usable_memory_bytes()
+    if needed > total:
+        raise ResourceError(
+            "not enough memory to train: weights, gradients and optimizer do not fit",
+            where=device,
+            expected=f"at least {needed:,} bytes",
+            found=f"{total:,} bytes in all",
+            hint="a smaller student, more memory, or more GPUs (torchrun)",
+        )
+
+
 def open_training_stream(
     config: Distill,
     plan: TrainingConfig,
@@ -118,7 +144,14 @@ def open_training_stream(
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
         with context.console.rich.status("tokenising the training text"):
-            write_domains(domains, tokenizer, directory, num_windows=counts, seq_len=config.context_length)
+            write_domains(
+                domains,
+                tokenizer,
+                directory,
+                num_windows=counts,
+                seq_len=config.context_length,
+                loss_on=config.loss_on,
+            )
 
     on_main(write)
     stream = open_stream(
@@ -127,6 +160,7 @@ def open_training_stream(
         seq_len=config.context_length,
         isolate_documents=config.isolate_documents,
         seed=context.seed,
+        loss_on=config.loss_on,
     )
     _warn_of_repeats(stream, counts, context)
     return stream
@@ -268,5 +302,6 @@ def training_details(
         "tokens": sum(stream.drawn) * context_length,
         "epochs": round(max(stream.num_epochs), 4),
         "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+        "texts": stream.texts,
         "curve": asdict(log),
     }

@@ -1,114 +1,128 @@
-"""GGUF files: their header as dimensions, and their weights dequantised into a safetensors checkpoint."""
+"""GGUF files: their header as dimensions, and their weights dequantised into a safetensors checkpoint.
+
+The conversion is our own, so that nothing of a file is left out without a word: every field, tensor and
+pre-tokenizer is read or refused by name. Its outside check is llama.cpp itself (tests/oracles).
+"""
 
 from __future__ import annotations
 
 import fcntl
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import sha256_of_file, sync_tree
-from compressor.errors import VerificationError
-from compressor.models.dims import Dims, dims_of_config
-from compressor.models.families import family_of
+from compressor.artifact import (
+    ARTIFACT_FILE,
+    ModelArtifact,
+    fingerprint_of,
+    record_files,
+    sha256_of_file,
+    sync_tree,
+)
+from compressor.discarding import discard
+from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.models.gguf_fields import Fields, config_of
+from compressor.models.gguf_header import GgufHeader, read_header
+from compressor.models.gguf_rope import add_rope_scaling
+from compressor.models.gguf_tensors import check_names, weight_specs
+from compressor.models.gguf_tokenizer import special_token_ids, write_tokenizer
+from compressor.models.tokenizer import require_known_ids
+from compressor.models.tokenizer_files import copy_tokenizer, tokenizer_digest
+
+# Part of the name of a conversion: one made by other rules is not used again.
+_FORMAT = 2
 
 
 def gguf_dims(path: Path) -> Dims:
     """A model's dimensions from its header, without reading weights.
 
     Raises:
+        UsageError: for what is no file.
         VerificationError: for a truncated or incomplete file.
-        UnsupportedError: for an architecture the table of families does not hold.
+        UnsupportedError: for an architecture, field or tensor that no model here has a place for.
     """
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
-        raise VerificationError(
-            "the GGUF file is truncated or corrupt", where=str(path), found=error
-        ) from error
-
-    def field(key: str) -> Any:
-        if key not in reader.fields:
-            raise VerificationError(
-                "the GGUF file lacks a field", where=str(path), expected=key, hint="is it a language model?"
-            )
-        return reader.fields[key]
-
-    architecture = field("general.architecture").contents()
-    family_of(architecture)
-
-    def value(key: str, default: Any = None) -> Any:
-        name = f"{architecture}.{key}"
-        return field(name).contents() if default is None or name in reader.fields else default
-
-    names = {tensor.name for tensor in reader.tensors}
-    hidden_size, num_heads = value("embedding_length"), value("attention.head_count")
-    return dims_of_config(
-        {
-            "model_type": architecture,
-            "hidden_size": hidden_size,
-            "intermediate_size": value("feed_forward_length"),
-            "num_hidden_layers": value("block_count"),
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": value("attention.head_count_kv", num_heads),
-            "head_dim": value("attention.key_length", hidden_size // num_heads),
-            "vocab_size": value("vocab_size", len(field("tokenizer.ggml.tokens").data)),
-            "tie_word_embeddings": "output.weight" not in names,
-        }
-    )
+    return _read(path)[2]
 
 
-def convert_gguf(path: Path, scratch: Path, dtype: str) -> Path:
+def convert_gguf(path: Path, scratch: Path, dtype: str, *, tokenizer: Path | None = None) -> Path:
     """Dequantise a GGUF file into a safetensors checkpoint under `scratch`, once; returns its directory.
 
     Commands that start at the same time wait for the first of them to convert.
 
+    Args:
+        path: The file.
+        scratch: Where conversions are kept.
+        dtype: Stored dtype of the weights.
+        tokenizer: A directory whose tokenizer files replace the file's own vocabulary.
+
     Raises:
-        VerificationError, UnsupportedError: for what cannot be converted.
+        UsageError, VerificationError, UnsupportedError: for what cannot be converted.
     """
     gguf_dims(path)
-    directory = scratch / f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}"
-    if directory.is_dir():
+    name = f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}-v{_FORMAT}"
+    if tokenizer is not None:
+        name += f"-{tokenizer_digest(tokenizer)[:12]}"
+    directory = scratch / name
+    if (directory / ARTIFACT_FILE).is_file():
         return directory
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.is_dir():
+        if not (directory / ARTIFACT_FILE).is_file():
             partial = directory.with_name(directory.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(path, partial, dtype)
+            for unfinished in (directory, partial):
+                discard(unfinished)
+            _convert(path, partial, dtype, tokenizer)
+            _record(path, partial, dtype)
             partial.rename(directory)
     return directory
 
 
-def _convert(path: Path, out_dir: Path, dtype: str) -> None:
+def _record(path: Path, directory: Path, dtype: str) -> None:
+    """Record the files of a conversion, by which it is checked whenever it is used again."""
+    inputs = {"gguf": sha256_of_file(path), "dtype": dtype, "format": _FORMAT}
+    ModelArtifact(
+        path=directory,
+        stage="source",
+        fingerprint=fingerprint_of(inputs),
+        lineage=("source",),
+        num_parameters=num_parameters(gguf_dims(path)),
+        inputs=inputs,
+        files=record_files(directory),
+    ).write()
+    sync_tree(directory)
+
+
+def _read(path: Path) -> tuple[GgufHeader, dict[str, Any], Dims]:
+    """The header, and what it says as a config and as dimensions."""
+    header = read_header(path)
+    fields = Fields(header)
+    config = config_of(fields)
+    add_rope_scaling(config, fields)
+    dims = dims_of_config(config)
+    check_names(header, dims)
+    return header, config, dims
+
+
+def _convert(path: Path, out_dir: Path, dtype: str, tokenizer: Path | None) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compressor.models.portable import make_portable
-    from compressor.models.shapes import refuse_misfit
+    from compressor.models.checkpoint import write_checkpoint
+    from compressor.models.portable import write_config
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    refuse_misfit(report, path)
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(out_dir)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    for role in ("bos", "eos", "pad", "unk"):
-        # The converted tokenizer can disagree with the file's own metadata (an end token that is the
-        # start token); the metadata decides.
-        token_id = getattr(model.config, f"{role}_token_id", None)
-        if token_id is not None:
-            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token_id))
-    tokenizer.save_pretrained(out_dir)
-    make_portable(out_dir)
+    header, config, dims = _read(path)
+    specs = weight_specs(header, dims, getattr(torch, dtype))
+    out_dir.mkdir()
+    # The tokenizer first: what cannot be read of it is refused before the long part.
+    if tokenizer is None:
+        write_tokenizer(header, out_dir, max_length=config["max_position_embeddings"])
+    else:
+        copy_tokenizer(tokenizer, out_dir)
+    require_known_ids(out_dir, dims.vocab_size)
+    ids = special_token_ids(header)
+    write_config(out_dir, {**config, **ids.config(), "dtype": dtype})
+    if not (out_dir / "generation_config.json").is_file():
+        generation = json.dumps(ids.generation_config(), indent=2) + "\n"
+        (out_dir / "generation_config.json").write_text(generation, encoding="utf-8")
+    write_checkpoint(out_dir, specs)
     sync_tree(out_dir)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, dims_of_config, num_parameters
-from compressor.models.tokenizer import copy_tokenizer
+from compressor.models.tokenizer import has_tokenizer, require_known_ids
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
 
 SourceKind = Literal["directory", "hub", "gguf"]
@@ -55,7 +56,7 @@ def resolve_source(model: str) -> ModelSource:
     path = Path(model).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         if not path.is_file():
-            raise UsageError("this GGUF file does not exist", where=model)
+            raise _no_gguf_file(path, model)
         if path.suffix != ".gguf":
             raise UsageError("this file is no model", where=model, expected="a directory or a .gguf file")
         return ModelSource(given=model, kind="gguf", location=str(path))
@@ -77,6 +78,18 @@ def resolve_source(model: str) -> ModelSource:
             hint=nearest(model, PRESETS) or f"aliases: {', '.join(PRESETS)}",
         )
     return ModelSource(given=model, kind="hub", location=model)
+
+
+def _no_gguf_file(path: Path, model: str) -> UsageError:
+    if path.is_dir():
+        return UsageError(
+            "this is no GGUF file: it is a directory",
+            where=model,
+            hint="give the file inside it; a checkpoint's directory is renamed without .gguf",
+        )
+    if path.exists():
+        return UsageError("this is no GGUF file: it is a FIFO, socket or device", where=model)
+    return UsageError("this GGUF file does not exist", where=model)
 
 
 def plan_dims(model: str) -> Dims:
@@ -108,16 +121,21 @@ def source_dims(source: ModelSource) -> Dims:
         directory = _download(source.location, ["config.json"])
     config = read_config(directory)
     refuse_quantised(config, directory)
-    return dims_of_config(config)
+    dims = dims_of_config(config)
+    require_known_ids(directory, dims.vocab_size)
+    return dims
 
 
-def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelArtifact:
+def open_checkpoint(
+    source: ModelSource, scratch: Path, *, dtype: str, tokenizer: str | None = None
+) -> ModelArtifact:
     """Bring a model onto this disk as a checked safetensors checkpoint.
 
     Args:
         source: The model.
         scratch: Where a GGUF file is converted to, if it is one; others stay where they are.
         dtype: Stored dtype of a converted GGUF file.
+        tokenizer: Directory of the tokenizer that replaces a GGUF file's own vocabulary.
 
     Raises:
         UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
@@ -126,10 +144,12 @@ def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelA
     from compressor.models.shapes import check_shapes
 
     directory = Path(source.location)
+    refuse_needless_tokenizer(source, tokenizer)
     if source.kind == "gguf":
         from compressor.models.gguf import convert_gguf
 
-        directory = convert_gguf(directory, scratch, dtype)
+        given = Path(tokenizer).expanduser() if tokenizer else None
+        directory = convert_gguf(directory, scratch, dtype, tokenizer=given)
     elif source.kind == "hub":
         directory = _download(source.location, _WEIGHT_PATTERNS)
     config = read_config(directory)
@@ -137,10 +157,16 @@ def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelA
     dims = dims_of_config(config)
     with CheckpointReader(directory) as reader:
         check_shapes(reader, dims)
+    require_known_ids(directory, dims.vocab_size)
     lineage: tuple[str, ...] = ("source",)
     texts: tuple[str, ...] = ()
     if (directory / ARTIFACT_FILE).is_file():
         ours = read_artifact(directory)
+        if source.kind == "gguf":
+            redo = f"delete {directory}, then the same command converts the file again"
+        else:
+            redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
+        check_files(directory, ours.files, contents=True, redo=redo)
         lineage, texts = ours.lineage, ours.texts
     return ModelArtifact(
         path=directory,
@@ -150,6 +176,30 @@ def open_checkpoint(source: ModelSource, scratch: Path, *, dtype: str) -> ModelA
         num_parameters=num_parameters(dims),
         texts=texts,
     )
+
+
+def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> None:
+    """Refuse `--tokenizer` for a model that brings its own, and a directory that holds none.
+
+    Raises:
+        UsageError: naming the model or the directory.
+    """
+    if tokenizer is None:
+        return
+    if source.kind != "gguf":
+        raise UsageError(
+            "only a GGUF file is given another tokenizer; this model brings its own",
+            where="--tokenizer",
+            found=source.given,
+            hint="leave --tokenizer out, or put the files into the model's directory",
+        )
+    if not has_tokenizer(Path(tokenizer).expanduser()):
+        raise UsageError(
+            "this directory holds no tokenizer",
+            where="--tokenizer",
+            expected="tokenizer.json",
+            found=tokenizer,
+        )
 
 
 def refuse_quantised(config: dict[str, Any], directory: Path) -> None:

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.models.checkpoint import CONFIG_FILE
-
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-_LOCAL_KEYS = ("backend", "is_local", "local_files_only")
-_NEW_TOKENIZER_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-PORTABLE_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+from compressor.models.tokenizer_files import make_tokenizer_portable
 
 
 def portable_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,16 +47,3 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
     """Write `config.json`, portable."""
     text = json.dumps(portable_config(config), indent=2, sort_keys=True) + "\n"
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def make_tokenizer_portable(directory: Path) -> None:
-    """Give the tokenizer config a class name that both generations know."""
-    file = directory / _TOKENIZER_CONFIG
-    if not file.is_file():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") in _NEW_TOKENIZER_CLASSES:
-        config["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS
-        for key in _LOCAL_KEYS:
-            config.pop(key, None)
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,12 +1,36 @@
-"""The tokenizer beside a checkpoint: loading it, and carrying its files along."""
+"""The tokenizer beside a checkpoint: what its `tokenizer.json` computes, whatever class a config names.
+
+transformers 5 builds a tokenizer again from the class that `tokenizer_config.json` names, and a byte-level
+`tokenizer.json` called LlamaTokenizerFast loses every space that way. Here the file itself is the backend,
+and the configs only say which tokens have a role, and how conversations are written.
+"""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError, VerificationError
+from compressor.errors import CompressExportError, UsageError, VerificationError
+from compressor.json_files import read_json_mapping
+
+TOKENIZER_FILE = "tokenizer.json"
+# Without a tokenizer.json these are converted by transformers; each group is a whole vocabulary.
+_OLDER_FILES = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+_MODEL_BYTES = 1 << 28
+_NUM_NAMED = 5
+
+# What tokenizers disagree about: runs of spaces and newlines, digits, code, scripts, emoji, combined marks.
+TOKENIZER_TEXTS = (
+    "In 2024, don't stop: it's 3.14159 or 1234567890, isn't it?  WE'LL see.",
+    "def f(x):\n    if x > 10:\n\t\treturn x**2  # squared\n\n\n    return {'a': [1, 22, 333]}\r\n",
+    "    four   spaces,  two\n \n  \n\ttabs\t\tend   ",
+    "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u6771\u4eac\u306b24\u5e74\u3001\uc548\ub155\ud558\uc138\uc694 \u0e2a\u0e27",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 d\u00e9j\u00e0 \u00dcber",
+    "stra\u00dfe \u00bd \u2160 \u2026 \u201cquoted\u201d",
+    'HTTPServer2Go camelCase snake_case http://a.b/c?d=e&f=%20 <tag attr="1"/> \\n $x^2$ ~~ ==> !!',
+)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
@@ -14,33 +38,178 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         UsageError: when there is none.
-        VerificationError: when its files cannot be read.
+        VerificationError: when its files cannot be read, or contradict each other.
     """
+    if not has_tokenizer(directory):
+        raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected=TOKENIZER_FILE)
+    if not (directory / TOKENIZER_FILE).exists():
+        return _converted(directory, trust_remote_code=trust_remote_code)
+    from transformers import PreTrainedTokenizerFast
+
+    backend = read_backend(directory)
+    with _readable(directory):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        # What transformers adds to a file by its configs is not what the file computes.
+        tokenizer._tokenizer = backend  # noqa: SLF001 - no public name sets the backend
+        _require_roles(tokenizer, backend, directory)
+        for text in (*TOKENIZER_TEXTS, added_text(backend)):
+            if tokenizer(text).input_ids != backend.encode(text).ids:
+                raise VerificationError(
+                    f"transformers does not compute what {TOKENIZER_FILE} says",
+                    where=str(directory),
+                    found=repr(text),
+                )
+    return tokenizer
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether files of a tokenizer lie in a directory."""
+    groups = ((TOKENIZER_FILE,), *_OLDER_FILES)
+    return any(all((directory / name).exists() for name in group) for group in groups)
+
+
+def read_backend(directory: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a directory's `tokenizer.json`, without truncation and padding.
+
+    Raises:
+        VerificationError: for a file that is no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    file = directory / TOKENIZER_FILE
+    read_json_mapping(file, what="the tokenizer")
+    with _readable(directory):
+        backend = Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+
+def added_text(backend: Any) -> str:
+    """Every added token of a tokenizer, with and without a space around it."""
+    tokens = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    return "a".join(tokens) + " " + " ".join(tokens)
+
+
+def require_known_ids(directory: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for; unused rows are fine.
+
+    Raises:
+        VerificationError: naming the first such tokens.
+    """
+    beyond = sorted((index, token) for token, index in _vocabulary(directory) if index >= vocab_size)
+    if beyond:
+        named = ", ".join(f"{index} ({token!r:.40})" for index, token in beyond[:_NUM_NAMED])
+        more = f" and {len(beyond) - _NUM_NAMED} more" if len(beyond) > _NUM_NAMED else ""
+        raise VerificationError(
+            "the tokenizer has ids beyond the model's embedding",
+            where=str(directory),
+            expected=f"ids below vocab_size, {vocab_size}",
+            found=named + more,
+            hint="use the tokenizer that belongs to the weights, or enlarge the embedding first",
+        )
+
+
+def _vocabulary(directory: Path) -> Iterator[tuple[str, int]]:
+    """Tokens and ids of the tokenizer's JSON files; nothing where there are none."""
+    file = directory / TOKENIZER_FILE
+    if not file.exists():
+        for name in ("vocab.json", "added_tokens.json"):
+            if (directory / name).exists():
+                words = read_json_mapping(directory / name, what="the vocabulary")
+                yield from ((token, index) for token, index in words.items() if isinstance(index, int))
+        return
+    document = read_json_mapping(file, what="the tokenizer")
+    try:
+        vocab = document["model"]["vocab"]
+        if isinstance(vocab, dict):
+            yield from ((str(token), int(index)) for token, index in vocab.items())
+        else:
+            yield from ((str(piece[0]), index) for index, piece in enumerate(vocab))
+        yield from ((str(entry["content"]), int(entry["id"])) for entry in document["added_tokens"] or ())
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise VerificationError(
+            "the tokenizer cannot be loaded", where=str(file), found=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _require_roles(tokenizer: Any, backend: Any, directory: Path) -> None:
+    """Refuse start and end tokens that the file lacks; forget other roles that no token has."""
+    for role in ("bos", "eos", "pad", "unk"):
+        token = getattr(tokenizer, f"{role}_token")
+        if token is None or backend.token_to_id(str(token)) is not None:
+            continue
+        if role in ("bos", "eos"):
+            raise VerificationError(
+                f"the tokenizer's {role} token is not in its vocabulary",
+                where=str(directory / "tokenizer_config.json"),
+                expected=f"a token of {TOKENIZER_FILE}",
+                found=token,
+            )
+        setattr(tokenizer, f"{role}_token", None)
+
+
+def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
+    """The tokenizer that transformers makes of older files, if it keeps every character."""
     from transformers import AutoTokenizer
 
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
-    try:
-        return AutoTokenizer.from_pretrained(
+    for name in ("tokenizer.model", "vocab.json", "merges.txt"):
+        _require_plain(directory / name)
+    with _readable(directory):
+        tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+        for text in TOKENIZER_TEXTS[:3]:
+            decoded = tokenizer.decode(
+                tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False
+            )
+            if decoded.strip() != text.strip():
+                raise VerificationError(
+                    "transformers converts these tokenizer files to one that loses characters",
+                    where=str(directory),
+                    expected=repr(text[:60]),
+                    found=repr(decoded[:60]),
+                    hint=f"put the model's own {TOKENIZER_FILE} beside them",
+                )
+    return tokenizer
+
+
+def _require_plain(file: Path) -> None:
+    if file.exists() and (not file.is_file() or file.stat().st_size > _MODEL_BYTES):
+        raise VerificationError(
+            "a file of the tokenizer cannot be read",
+            where=str(file),
+            expected=f"a file of at most {_MODEL_BYTES:,} bytes",
+        )
+
+
+@contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    """Turn whatever the tokenizer libraries raise into one error: Rust's panics are no `Exception`."""
+    try:
+        yield
+    except (CompressExportError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
         raise VerificationError(
             "the tokenizer cannot be loaded", where=str(directory), found=f"{type(error).__name__}: {error}"
         ) from error
 
 
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy the files beside the weights: tokenizer, chat template, generation settings."""
-    patterns = (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "*.jinja",
-        "vocab.*",
-        "merges.txt",
-        "generation_config.json",
-    )
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, destination / file.name)
+def first_difference(expected: Any, found: Any, texts: Sequence[str]) -> str | None:
+    """The first text that two tokenizers make other ids of, with and without special tokens.
+
+    Args:
+        expected: A `tokenizers.Tokenizer`.
+        found: Another one, or a tokenizer of transformers.
+        texts: What is encoded.
+    """
+    for text in texts:
+        for special in (False, True):
+            if hasattr(found, "input_ids") or callable(found):
+                ids = found(text, add_special_tokens=special).input_ids
+            else:
+                ids = found.encode(text, add_special_tokens=special).ids
+            if ids != expected.encode(text, add_special_tokens=special).ids:
+                return text
+    return None

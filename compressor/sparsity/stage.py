@@ -16,7 +16,7 @@ import torch
 
 from compressor.artifact import ModelArtifact
 from compressor.calibration.sequential import LayerVisit, run_sequentially
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.calibration import CalibrationWindows, calibration_windows
 from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import (
     CheckpointReader,
@@ -28,8 +28,9 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.portable import make_tokenizer_portable, write_config
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.portable import write_config
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
@@ -87,10 +88,10 @@ def run(
     windows = _windows(config.calibration, source.path, context)
     visitor = _Visitor(one_shot(sparsify, pattern), names, scratch, slorb_group=sparsify.slorb_group_size)
     dtype = getattr(torch, context.dtype)
-    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows)) as tick:
+    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows.ids)) as tick:
         changed = run_sequentially(
             source.path,
-            windows,
+            windows.ids,
             visitor.visit,
             scratch=scratch,
             dtype=dtype,
@@ -200,16 +201,11 @@ def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -
     return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
 
 
-def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> TokenArray:
+def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
-    windows = read_windows(
-        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
-    )
-    if len(windows) < calibration.size:
-        context.console.warn(
-            f"the calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
-            f"not {calibration.size}"
-        )
+    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(calibration):
+        context.console.warn(shortage)
     return windows
 
 
@@ -227,7 +223,6 @@ def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.d
         write_checkpoint(out_dir, [spec(name) for name in reader])
     write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(source, out_dir)
-    make_tokenizer_portable(out_dir)
 
 
 def _write_masks(path: Path, files: dict[str, Path]) -> None:
@@ -250,13 +245,16 @@ def _read(path: Path, name: str) -> torch.Tensor:
     return tensor
 
 
-def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: TokenArray) -> dict[str, Any]:
+def _details(
+    visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: CalibrationWindows
+) -> dict[str, Any]:
     details = {
         "pattern": str(pattern),
         "method": one_shot(sparsify, pattern).method,
         "num_tensors": len(visitor.layers),
-        "num_windows": len(windows),
-        "window_tokens": windows.shape[1],
+        "num_windows": len(windows.ids),
+        "window_tokens": windows.ids.shape[1],
+        "calibration": windows.record,
         "density": round(visitor.num_nonzero / visitor.num_weights, 6),
         "layers": visitor.layers,
     }

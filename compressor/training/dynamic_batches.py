@@ -17,7 +17,8 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.data.dynamic_weights import Variant, updated_weights
 from compressor.data.mixing import WindowStream
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.packing import read_windows
+from compressor.data.tokenise import TokenArray
 from compressor.errors import UsageError, VerificationError
 from compressor.processes import is_main
 from compressor.recipe import Domain

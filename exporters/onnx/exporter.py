@@ -12,6 +12,7 @@ import torch
 from compressor.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
+from compressor.models.tokenizer_files import copy_tokenizer
 from exporters.comparison import TOLERANCES, compare_logits
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts
 from exporters.onnx.builder import GENAI_CONFIG_FILE, Precision, build_onnx
@@ -19,6 +20,7 @@ from exporters.onnx.runtime import GraphFailureError, NotExecutableError, OnnxMo
 from exporters.onnx.weights import compare_weights
 from exporters.prompts import Prompt, describe_prompts
 from exporters.record import Verification
+from exporters.tokenizer_check import check_tokenizer
 
 _CACHE_CHECK_TOKENS = 48
 _RUNTIME = "onnxruntime-genai"
@@ -59,6 +61,8 @@ class OnnxExporter:
             )
         options.console.info(f"building the {self.precision} ONNX graph")
         build_onnx(source, out_dir, precision=self.precision, trust_remote_code=options.trust_remote_code)
+        # The builder saves a tokenizer as transformers loaded it; the student's own files are what counts.
+        copy_tokenizer(source, out_dir)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
         """Compare the graph's logits at every position with the student's, and its weights where exact.
@@ -67,7 +71,10 @@ class OnnxExporter:
         """
         config = read_config(student)
         dims = dims_of_config(config)
-        checks: dict[str, Any] = {"genai_config": _check_genai_config(out_dir, dims)}
+        checks: dict[str, Any] = {
+            "genai_config": _check_genai_config(out_dir, dims),
+            "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
+        }
         if self.precision == "fp16":
             checks["num_equal_initialisers"] = compare_weights(out_dir, student, dims, dtype=torch.float16)
         prompts = student_prompts(student, options)

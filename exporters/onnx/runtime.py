@@ -12,6 +12,7 @@ import torch
 
 from compressor.errors import VerificationError
 from compressor.models.dims import Dims
+from compressor.resource_errors import as_resource_error
 from exporters.onnx.builder import GRAPH_FILE
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -121,6 +122,15 @@ def _attempt(work: Callable[[], Any]) -> Any:
         state.InvalidArgument,
         state.NoSuchFile,
     ) as error:
+        _refuse_resource_error(error)
         raise GraphFailureError("onnxruntime cannot run the graph", where=GRAPH_FILE, found=error) from error
     except state.RuntimeException as error:
+        _refuse_resource_error(error)
         raise GraphFailureError("onnxruntime failed in the graph", where=GRAPH_FILE, found=error) from error
+
+
+def _refuse_resource_error(error: Exception) -> None:
+    """Let a want of memory or disk through: it says nothing about the graph."""
+    resource = as_resource_error(error)
+    if resource is not None:
+        raise resource from error

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.artifact import read_artifact
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from exporters.verify import verify_directory
@@ -28,8 +30,7 @@ def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
 
 def test_a_record_with_another_count_is_caught(exports: Exports, tmp_path: Path) -> None:
     made = Path(shutil.copytree(exports.make("huggingface"), tmp_path / "made"))
-    record = json.loads((made / "artifact.json").read_text())
-    (made / "artifact.json").write_text(json.dumps({**record, "num_parameters": 7}))
+    replace(read_artifact(made), num_parameters=7).write()
     with pytest.raises(VerificationError, match="another number of parameters"):
         verify_directory(made)
 

@@ -1,0 +1,121 @@
+"""The files that travel beside the weights: tokenizer, chat templates, generation settings and licences.
+
+Only plain files of the directory itself are taken: no FIFO, no device, and no link that leads elsewhere (but
+for the hub's cache, whose snapshots are links into its own store of blobs).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UsageError, VerificationError
+from compressor.json_files import MAX_BYTES, read_json_mapping
+from compressor.models.tokenizer import TOKENIZER_FILE, has_tokenizer, load_tokenizer
+
+PORTABLE_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+_CONFIG_FILE = "tokenizer_config.json"
+_TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "chat_template.json",
+    "vocab.*",
+    "merges.txt",
+)
+_COMPANIONS = (
+    "generation_config.json",
+    *("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*"),
+)
+# transformers writes these for itself; code of the tokenizer's own does not travel with it.
+_LOCAL_KEYS = ("auto_map", "backend", "is_local", "local_files_only")
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the files beside the weights, and let both generations of transformers read them alike.
+
+    A tokenizer that has no `tokenizer.json` gets one.
+
+    Raises:
+        VerificationError: for a link that leaves the directory, a special or an enormous file.
+    """
+    for name, file in companion_files(source):
+        (destination / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, destination / name)
+    if has_tokenizer(source) and not (source / TOKENIZER_FILE).exists():
+        load_tokenizer(source).backend_tokenizer.save(str(destination / TOKENIZER_FILE))
+    make_tokenizer_portable(destination)
+
+
+def companion_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Relative name and path of every file that travels with the weights.
+
+    Raises:
+        VerificationError: for one that is not the directory's own plain file.
+    """
+    for pattern in (*_TOKENIZER_PATTERNS, *_COMPANIONS):
+        for file in sorted(directory.glob(pattern)):
+            if file.is_dir():
+                continue
+            _require_own(file, directory)
+            yield str(file.relative_to(directory)), file
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """sha256 over a tokenizer's files, names included.
+
+    Raises:
+        UsageError: when the directory holds no tokenizer.
+    """
+    if not has_tokenizer(directory):
+        raise UsageError("this directory holds no tokenizer", where=str(directory), expected=TOKENIZER_FILE)
+    digest = hashlib.sha256()
+    for name, file in companion_files(directory):
+        content = file.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def make_tokenizer_portable(directory: Path) -> None:
+    """Name the class that computes in both generations what `tokenizer.json` says.
+
+    Every other name makes transformers 5, or 4.57, build a tokenizer again by its own rules.
+    """
+    file = directory / _CONFIG_FILE
+    if not file.is_file() or not (directory / TOKENIZER_FILE).is_file():
+        return
+    config = read_json_mapping(file, what="the tokenizer's config")
+    portable = {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
+    portable["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS
+    if portable != config:
+        file.write_text(_dump(portable), encoding="utf-8")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _require_own(file: Path, directory: Path) -> None:
+    real, own = file.resolve(), directory.resolve()
+    allowed = [own]
+    if own.parent.name == "snapshots":
+        allowed.append(own.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise VerificationError(
+            "a file beside the weights is a link that leaves its directory", where=str(file), found=str(real)
+        )
+    if not real.is_file():
+        raise VerificationError("a file beside the weights is no plain file", where=str(file))
+    if real.stat().st_size > MAX_BYTES:
+        raise VerificationError(
+            "a file beside the weights is too large",
+            where=str(file),
+            expected=f"at most {MAX_BYTES:,} bytes",
+            found=f"{real.stat().st_size:,} bytes",
+        )
