@@ -75,7 +75,12 @@ def kept(outcomes: Sequence[Outcome]) -> None:
             "data": {
                 "counts": counts(outcomes),
                 "misses": [
-                    {"kind": m.outcome.kind, "fault": m.outcome.fault, "way": m.outcome.way, "reason": m.reason}
+                    {
+                        "kind": m.outcome.kind,
+                        "fault": m.outcome.fault,
+                        "way": m.outcome.way,
+                        "reason": m.reason,
+                    }
                     for m in misses(outcomes)
                 ],
                 "outcomes": [asdict(outcome) for outcome in outcomes],

@@ -7,11 +7,14 @@ from the altered files, as a writer would that wrote them wrongly; only a second
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.artifact import FileRecord, sealed
+from compressor.manifest import MANIFEST_FILE
 from tests.corruptions.artifacts import RUN, Made
 from tests.corruptions.export_faults import int4_faults, onnx_faults, run_faults, trtllm_faults
 from tests.corruptions.faults import (
@@ -135,7 +138,19 @@ def _record_again(copy: Path, changed: set[str]) -> None:
     for record in copy.rglob("artifact.json"):
         part = record.parent.relative_to(copy).as_posix()
         if part == "." or any(name.startswith(f"{part}/") for name in changed):
+            _seal_again(record, {})
             record_again(record.parent)
+    manifest = copy / MANIFEST_FILE
+    if manifest.is_file():
+        _seal_again(manifest, {name: _file_record(copy / name) for name in changed if "/" not in name})
+
+
+def _seal_again(file: Path, changed: dict[str, FileRecord]) -> None:
+    """As if a record that was edited, or is of changed files, had been written so."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    del record["seal"]
+    record["files"] |= {name: value for name, value in changed.items() if name in record["files"]}
+    file.write_text(json.dumps(sealed(record)), encoding="utf-8")
 
 
 def _verify(artifact: Made, directory: Path, *, fault: str, way: str) -> Outcome:
@@ -152,3 +167,7 @@ def _bytes_of(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Probes: what a module in memory answers is what plain transformers answers from its files, or is refused."""
+"""Probes: a module in memory and plain transformers on its files answer the same, or the files are refused."""
 
 from __future__ import annotations
 

@@ -80,9 +80,7 @@ def kept_unit(field: str) -> Change:
         sizes = {"heads": 4, "intermediate": 192}
         text = plan[field][0]
         kept = {
-            i
-            for part in text.split()
-            for i in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)
+            i for part in text.split() for i in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)
         }
         other = max(set(range(sizes[field])) - kept)
         plan[field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
