@@ -22,14 +22,14 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.digests import read_digests, tensor_digest
 from compressor.models.load import load_model
 from compressor.quantization.amax import FP8_DIRECTORY, read_amax
-from compressor.sparsity.promise import SPARSITY_FILE
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, has_adapter, read_adapter
 from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
 from exporters.checks.quantised import check_quantisation_record
-from exporters.checks.sparsified import check_held_masks, check_masks, check_sparsified
+from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
 from exporters.logits import VerifyOptions
 
 _NO_SOURCE = "not compared with the model it was made from: --source MODEL does"
@@ -83,8 +83,8 @@ def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, opti
     if source is not None:
         _same_model(directory, source)
         expect_same_file(SPARSITY_FILE, source, directory)
-        if artifact.details.get("masks") == "held":
-            found |= check_held_masks(directory, source)
+        if artifact.stage == "recover" and (source / MASKS_FILE).is_file():
+            found |= check_moved_masks(directory, artifact, source)
     return found
 
 
