@@ -4,6 +4,7 @@
 #   make test                 linters, types, import layers and all tests
 #   make perf                 the bounds of the design that exist so far, as ratios
 #   make results              the long ablations of docs/results/
+#   make corruptions          faults planted in every kind of artifact, and whether verify finds them
 #   make lint                 what pre-commit and `make test` check before any test
 #   make test-container-set   the unit tier under the pins of the TensorRT-LLM 1.2.1 container
 #   make clean                remove what the others made, virtual environments included
@@ -26,7 +27,7 @@ CONTAINER_INSTALLED := $(CONTAINER_VENV)/installed
 # The version is part of the installed metadata.
 PACKAGING := pyproject.toml compressor/__init__.py
 
-.PHONY: help install demo test lint test-unit test-slow-tiers perf results test-container-set clean
+.PHONY: help install demo test lint test-unit test-slow-tiers perf results corruptions test-container-set clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +84,9 @@ perf: $(INSTALLED)
 results: $(INSTALLED)
 	$(RUN) -m tests.assets
 	$(RUN) -m tests.performance.results
+
+corruptions: $(INSTALLED)
+	$(RUN) -m tests.corruptions
 
 test-container-set: $(CONTAINER_INSTALLED)
 	$(CONTAINER_VENV)/bin/python -m pytest tests/unit --numprocesses 2 $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
 from compressor.artifact import ModelArtifact, read_artifact, write_json
+from compressor.card import summary_of
 from compressor.console import Console
 from compressor.distillation.correction import CORRECT
 from compressor.distillation.generate import GENERATE
@@ -403,32 +404,26 @@ def _report(run: Run) -> None:
 
 def summary(run: Run) -> dict[str, Any]:
     """The run's result as one JSON document, read from what the stages recorded."""
-    made = run.made
-    return {
-        "schema": "compress-export/run/1",
-        "out_dir": str(run.out_dir),
-        "student": str(run.out_dir / STUDENT),
-        "plan": run.plan.document,
-        "stages": run.manifest.record["stages"],
-        "generate": made[GENERATED].details if GENERATED in made else None,
-        "correct": made[CORRECTED].details if CORRECTED in made else None,
-        "distill": made["distilled"].details if "distilled" in made else None,
-        "sparsify": made["sparsified"].details if "sparsified" in made else None,
-        "recover": made["recovered"].details if "recovered" in made else None,
-        "evaluation": made["evaluation"].details,
-        "exports": {
-            name.removeprefix("export "): artifact.details
-            for name, artifact in made.items()
+    roles = {
+        "generate": GENERATED,
+        "correct": CORRECTED,
+        "distill": "distilled",
+        "sparsify": "sparsified",
+        "recover": "recovered",
+        "evaluation": "evaluation",
+        "bench": "bench",
+    }
+    return summary_of(
+        run.out_dir,
+        plan=run.plan.document,
+        manifest=run.manifest.record,
+        made={role: run.made[name] for role, name in roles.items() if name in run.made},
+        exports={
+            name.removeprefix("export "): artifact
+            for name, artifact in run.made.items()
             if name.startswith("export ")
         },
-        "bench": made["bench"].details if "bench" in made else None,
-        "versions": run.manifest.record["versions"],
-        "hardware": run.manifest.record["hardware"],
-        "warnings": [
-            *run.manifest.record.get("warnings", ()),
-            *(warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]),
-        ],
-    }
+    )
 
 
 _STEPS: dict[str, Callable[[Run], None]] = {
