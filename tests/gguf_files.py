@@ -34,7 +34,7 @@ ROLES = {
 TRAINING_TEXT = (
     "In 2024 and 2025, 1234567 people didn't see 3.14159 of the 100 200 300 things; they'll see 12345 more.\n"
     "def f(x):\n    if x > 10:\n        return x ** 2\n\n    return [1, 22, 333]\n\n\n"
-    "HTTPServer2Go camelCase snake_case  two  spaces,   three\t\ttabs !! == ==> ... $x^2$ (a) [b] {c}\r\n"
+    "HTTPServer2Go camelCase camelCase camelCase snake_case  two  spaces,   three\t\ttabs !! == ==> ... $x^2$ (a) [b] {c}\r\n"
 ) * 3
 
 
@@ -339,5 +339,16 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, values: Array, kind: gguf.GG
         writer.add_tensor(name, np.ascontiguousarray(values))
     elif kind == gguf.GGMLQuantizationType.F16:
         writer.add_tensor(name, values.astype(np.float16))
+    elif kind == gguf.GGMLQuantizationType.Q4_K:
+        writer.add_tensor(name, _random_q4_k(values), raw_dtype=kind)
     else:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+def _random_q4_k(like: Array) -> Array:
+    """Random blocks: `gguf` reads this type and does not write it. Scale, minimum, 12 bytes, 128 bytes."""
+    generator = np.random.Generator(np.random.PCG64(like.shape[0]))
+    raw = generator.integers(0, 256, (like.shape[0], like.shape[1] // 256, 144), dtype=np.uint8)
+    scales = np.array([2e-4, 1.5e-3], dtype=np.float16)
+    raw[..., :4] = scales.view(np.uint8)
+    return raw.reshape(like.shape[0], -1)
