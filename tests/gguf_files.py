@@ -6,6 +6,7 @@ and transformers: llama.cpp's answers were recorded for exactly these bytes (tes
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -197,20 +198,18 @@ class TinyGguf:
 
 def llama3_factors(rope: Mapping[str, Any], theta: float, head_dim: int) -> Array:
     """What convert_hf_to_gguf.py writes as `rope_freqs.weight`, in its own order of float32 operations."""
-    frequencies = (1.0 / (theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(
-        np.float32
-    )
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    context, factors = rope["original_max_position_embeddings"], []
-    for frequency in frequencies:
-        wavelength = 2 * math.pi / frequency
+    single = np.float32  # at every step, so that NumPy 1 and 2 promote alike
+    low, high, factor = (single(rope[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    context, one, factors = single(rope["original_max_position_embeddings"]), single(1), []
+    for channel in range(0, head_dim, 2):
+        wavelength = single(2 * math.pi) / single(theta ** (-channel / head_dim))
         if wavelength < context / high:
-            factors.append(1.0)
+            factors.append(one)
         elif wavelength > context / low:
-            factors.append(rope["factor"])
+            factors.append(factor)
         else:
             smooth = (context / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+            factors.append(one / ((one - smooth) / factor + smooth))
     return np.array(factors, dtype=np.float32)
 
 
@@ -226,6 +225,7 @@ class Vocabulary:
     eos: int
 
 
+@functools.cache
 def vocabulary(kind: str) -> Vocabulary:
     """A small vocabulary whose merges reach across every border that a pre-tokenizer may draw."""
     return _byte_pairs() if kind == "gpt2" else _sentencepiece()

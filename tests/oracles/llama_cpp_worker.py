@@ -11,7 +11,12 @@ import llama_cpp
 import numpy as np
 
 # The keys and values in float32 and every setting of rope from the file: only then is it the file's model.
-_FROM_THE_FILE = {"yarn_ext_factor": -1.0, "yarn_attn_factor": -1.0, "yarn_beta_fast": -1.0, "yarn_beta_slow": -1.0}
+_FROM_THE_FILE = {
+    "yarn_ext_factor": -1.0,
+    "yarn_attn_factor": -1.0,
+    "yarn_beta_fast": -1.0,
+    "yarn_beta_slow": -1.0,
+}
 _F32 = 0
 
 

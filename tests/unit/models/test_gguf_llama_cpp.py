@@ -33,7 +33,9 @@ def test_a_forgotten_rope_scaling_would_show(name: str, tmp_path: Path) -> None:
     directory = convert_gguf(case.model.write(tmp_path / f"{name}.gguf"), tmp_path, "float32")
     config = json.loads((directory / "config.json").read_text())
     plain = {"rope_theta": config["rope_theta"], "rope_type": "default"}
-    (directory / "config.json").write_text(json.dumps({**config, "rope_scaling": None, "rope_parameters": plain}))
+    (directory / "config.json").write_text(
+        json.dumps({**config, "rope_scaling": None, "rope_parameters": plain})
+    )
     with np.load(GOLDEN / f"{name}.npz") as recorded:
         assert relative_difference(recorded["logits"], plain_logits(directory, case)) > WRONG
 
