@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.errors import UnsupportedError, nearest
+from compressor.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,6 @@ def family_of(model_type: str) -> Family:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported",
             expected=" or ".join(sorted(FAMILIES)),
-            hint=nearest(model_type, FAMILIES),
+            hint="another architecture needs rules of its own, even where its name is similar",
         )
     return FAMILIES[model_type]

@@ -153,6 +153,8 @@ def _read_alike_before_5(config: dict[str, Any]) -> bool:
     family = FAMILIES.get(str(config.get("model_type")))
     if rope.kind != "default" and family and not family.scales_rope_before_5:
         return False
+    if config.get(SCALING) == {}:
+        return False  # 5 takes it for none; the older validation stops at it
     scaling = dict(config.get(SCALING) or {})
     for name in (THETA, FRACTION):
         scaling.pop(name, None)
@@ -270,7 +272,9 @@ def _complete_longrope(
     for name in _FACTOR_LISTS:
         values = method.get(name)
         if not isinstance(values, list) or not values:
-            raise UnsupportedError(f"longrope lacks {name}", where="config.json", expected="a list of numbers")
+            raise UnsupportedError(
+                f"longrope lacks {name}", where="config.json", expected="a list of numbers"
+            )
         for value in values:
             _require_number(value, name)
     original, factor = method[ORIGINAL], method.get("factor")
@@ -307,8 +311,11 @@ def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:
 
 def _require_number(value: object, where: str) -> None:
     """Refuse what is no positive finite number; `mscale` may be 0, which both generations take for none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and "mscale" not in where):  # type: ignore[operator]
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not usable or value < 0 or (value == 0 and "mscale" not in where):  # type: ignore[operator]
         raise UnsupportedError(
-            "a rope field has no usable value", where=f"config.json: {where}", expected="a number above 0", found=value
+            "a rope field has no usable value",
+            where=f"config.json: {where}",
+            expected="a number above 0",
+            found=value,
         )
