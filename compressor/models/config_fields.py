@@ -28,7 +28,7 @@ _CHECKED = frozenset(
         *("model_type", "architectures", "hidden_act", "rms_norm_eps", "norm_eps", "attention_bias"),
         *("mlp_bias", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "is_causal"),
-        *("max_position_embeddings", "quantization_config", "pruned_heads", "cross_attention"),
+        *("max_position_embeddings", "quantization_config", "pruned_heads", "add_cross_attention"),
         *(THETA, SCALING, PARAMETERS, FRACTION, ORIGINAL, "rope_percent", "rotary_pct", *_WINDOW_FIELDS),
     }
 )
@@ -80,7 +80,7 @@ _SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
         (r"parallel_(residual|attn|attention)|post_norm|sandwich_norm", ()),
         (r"attn_temperature|floor_scale|attn_scale|attention_sink|attention_scale", ()),
         (r"per_layer|layer_config|block_config|mamba|(^|_)ssm(_|$)|linear_attn", ()),
-        (r"add_cross_attention|bidirectional|(vision|audio|text)_config|prefix_lm", ()),
+        (r"bidirectional|(vision|audio|text)_config|prefix_lm", ()),
     )
 )
 _ACTIVATIONS = re.compile(r"^(hidden_activation|activation|activation_function|act_fn|mlp_hidden_act)$")
@@ -108,11 +108,10 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
     unknown = sorted(
         name for name in config if name not in _CHECKED | _WITHOUT_EFFECT and config[name] is not None
     )
-    for name in unknown:
-        _check_sign(name, config[name], dims, where)
+    unread = [name for name in unknown if not _is_neutral_sign(name, config[name], dims, where)]
     warnings = []
-    if unknown:
-        names = ", ".join(unknown)
+    if unread:
+        names = ", ".join(unread)
         warnings.append(f"{where}: no {family.model_type} class reads {names}: taken to be without effect")
     classes = config.get("architectures")
     expected = f"{family.model_type}forcausallm"
@@ -144,7 +143,7 @@ def _check_architecture(dims: Dims, where: str) -> None:
     if heads % groups:
         raise UnsupportedError(
             "query heads must fill the key/value groups evenly",
-            where=f"{where}: num_attention_heads",
+            where=f"{where}: num_attention_heads, num_key_value_heads",
             expected=f"a multiple of {groups}",
             found=heads,
         )
@@ -171,8 +170,9 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
         raise _refused("max_position_embeddings", context, where, expected="a positive whole number")
     if config.get("is_causal") is False:
         raise _refused("is_causal", config["is_causal"], where, expected="true")
-    if config.get("pruned_heads"):
-        raise _refused("pruned_heads", config["pruned_heads"], where, expected="none")
+    for name in ("pruned_heads", "add_cross_attention"):
+        if config.get(name):
+            raise _refused(name, config[name], where, expected="none")
     if not isinstance(config.get("tie_word_embeddings", False), bool):
         raise _refused("tie_word_embeddings", config["tie_word_embeddings"], where, expected="true or false")
 
@@ -183,6 +183,8 @@ def _check_rope(config: dict[str, Any], dims: Dims, where: str) -> None:
     rotated = int(dims.head_dim * fraction)
     if dims.family.rotary_fraction is None and fraction != 1:
         raise _refused(FRACTION, fraction, where, expected="1: this family rotates whole heads")
+    if fraction == 1 and rotated % 2:
+        raise _refused("head_dim", dims.head_dim, where, expected="an even number: halves are rotated")
     if not 0 < fraction <= 1 or rotated == 0 or rotated % 2:
         raise _refused(FRACTION, fraction, where, expected=f"an even part of {dims.head_dim} channels")
     for name in ("rope_percent", "rotary_pct"):
@@ -221,20 +223,29 @@ def _check_window(config: dict[str, Any], dims: Dims, where: str) -> None:
         raise _refused(WINDOW, window, where, expected=f"null: no {family.model_type} class has a window")
 
 
-def _check_sign(name: str, value: object, dims: Dims, where: str) -> None:
+def _is_neutral_sign(name: str, value: object, dims: Dims, where: str) -> bool:
+    """Whether a field's name is another architecture's, its value being neutral here.
+
+    Raises:
+        UnsupportedError: when the value is not.
+    """
     if name in ("query_pre_attn_scalar", "kv_channels", "attention_head_size"):
         if value != dims.head_dim:
             raise _refused(name, value, where, expected=f"head_dim, {dims.head_dim}")
-        return
+        return True
     if name == "attention_multiplier" and _is_number(value):
         if not math.isclose(value, dims.head_dim**-0.5, rel_tol=1e-6):
             raise _refused(name, value, where, expected=f"1 / sqrt({dims.head_dim})")
-        return
-    if _ACTIVATIONS.match(name) and value != dims.family.activation:
-        raise _refused(name, value, where, expected=dims.family.activation)
-    for pattern, neutral in _SIGNS:
-        if pattern.search(name) and value not in (None, False, "", *neutral) and value not in ([], {}):
+        return True
+    if _ACTIVATIONS.match(name):
+        if value != dims.family.activation:
+            raise _refused(name, value, where, expected=dims.family.activation)
+        return True
+    found = [neutral for pattern, neutral in _SIGNS if pattern.search(name)]
+    for neutral in found:
+        if value not in (False, "", *neutral) and value not in ([], {}):
             raise _refused(name, value, where, expected="no such field, or a value without effect")
+    return bool(found)
 
 
 def _refused(name: str, value: object, where: str, *, expected: str) -> UnsupportedError:
