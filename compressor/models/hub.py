@@ -92,7 +92,8 @@ def _cached(hub_id: str) -> Path:
     """What an earlier download left."""
     from huggingface_hub import snapshot_download
 
-    return Path(_reached(hub_id, snapshot_download, local_files_only=True))
+    # Without a pattern a snapshot counts as incomplete for every file that was left out on purpose.
+    return Path(_reached(hub_id, snapshot_download, local_files_only=True, allow_patterns=[CONFIG_FILE]))
 
 
 def _complete(hub_id: str, directory: Path) -> Path:

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
-from compressor.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, CheckpointReader, write_checkpoint
+from compressor.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
 from compressor.models.load import open_checkpoint, plan_dims, resolve_source
 from compressor.models.shapes import expected_shapes
 from compressor.models.tensors import HARMLESS, is_harmless
-from tests.rope_forms import plain_logits, prompt
+from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION, plain_logits, prompt
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -316,18 +316,19 @@ def test_a_config_of_a_billion_layers_ends_at_once(checkpoint: Path) -> None:
             work()
 
 
-def test_a_class_that_refuses_a_config_gives_the_reason(checkpoint: Path) -> None:
-    """A type that this project does not use and the class checks."""
+@pytest.mark.skipif(GENERATION < FIRST_WITH_ROPE_PARAMETERS, reason="the classes check types since 5")
+@pytest.mark.parametrize(("field", "value"), [("use_cache", "yes"), ("initializer_range", 7.0)])
+def test_a_class_that_refuses_a_config_gives_the_reason(checkpoint: Path, field: str, value: object) -> None:
+    """Of a field that is without effect here."""
     file = checkpoint / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_scaling": {"rope_type": "linear"}}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
 
-    with pytest.raises(UnsupportedError, match="factor"):
+    with pytest.raises(UnsupportedError, match=r"refuses this config") as caught:
         opened(checkpoint)
+    assert field in str(caught.value)
 
 
 def test_written_shards_are_read_by_their_index(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from compressor.models.checkpoint import whole
-
     shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     tensors = load_file(tmp_path / "copy" / WEIGHTS_FILE)
     (tmp_path / "copy" / WEIGHTS_FILE).unlink()
