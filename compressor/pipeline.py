@@ -190,7 +190,16 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype, tokenizer=recipe.tokenizer))
+        teacher = on_main(
+            lambda: open_checkpoint(
+                source,
+                stages,
+                dtype=dtype,
+                tokenizer=recipe.tokenizer,
+                trust_remote_code=recipe.trust_remote_code,
+                on_warning=console.warn,
+            )
+        )
         run = Run(
             recipe=recipe,
             plan=plan,
