@@ -141,7 +141,7 @@ def run_pipeline(
     require_trainable(recipe)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
-        require_texts(recipe)
+        on_main(lambda: require_texts(recipe, console))
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
@@ -156,7 +156,7 @@ def run_pipeline(
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer, teacher.texts)
+        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):

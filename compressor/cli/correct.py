@@ -26,9 +26,10 @@ def correct(output_dir: str, config: str | None, **flags: Any) -> None:
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     with work(flags) as console:
-        from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.cli.stage_command import execute_stage, open_model, require_training_texts, result_of
         from compressor.distillation.correction import CORRECT
 
+        require_training_texts(recipe.distill, console)
         source = open_model(flags["model"], Path(output_dir), flags)
         settings = own_flags(recipe.distill, flags)
         artifact = execute_stage(CORRECT, settings, source, Path(output_dir), flags, console)

@@ -34,12 +34,13 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     refuse_other_stages(recipe.distill)
     with work(flags) as console:
         from compressor.artifact import read_artifact
-        from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.cli.stage_command import execute_stage, open_model, require_training_texts, result_of
         from compressor.distillation.recover import RECOVER, RecoverStageConfig
         from compressor.distillation.stage import DISTILL, STORED_LOGITS
         from compressor.sparsity.promise import read_promise
         from compressor.stage import Stage
 
+        require_training_texts(recipe.distill, console)
         student = open_model(flags["model"], Path(output_dir), flags)
         teacher = open_model(flags["teacher"], Path(output_dir), flags) if flags["teacher"] else None
         stored = recipe.distill.teacher_logits

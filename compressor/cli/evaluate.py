@@ -41,9 +41,11 @@ def evaluate(
     names = distinct_names(models)
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model
+        from compressor.data.checks import check_texts
         from compressor.evaluation.harness import TASKS, TaskStageConfig
         from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig, unseen_split
 
+        check_texts([source] if source is not None else [], console)
         opened = [open_model(model, Path(output_dir), flags) for model in models]
         others = dict(zip(names, opened, strict=True))
         first = others[names[0]]

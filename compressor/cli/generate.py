@@ -33,8 +33,10 @@ def generate(output_dir: str, **flags: Any) -> None:
     config = parse_section(Generate, {"tokens": tokens, **values})
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.data.checks import check_texts
         from compressor.distillation.generate import GENERATE, TEXT_FILE
 
+        check_texts([config.prompts] if config.prompts else [], console)
         source = open_model(flags["model"], Path(output_dir), flags)
         artifact = execute_stage(GENERATE, config, source, Path(output_dir), flags, console)
     details = artifact.details

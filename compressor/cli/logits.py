@@ -26,9 +26,10 @@ def logits(output_dir: str, config: str | None, **flags: Any) -> None:
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     with work(flags) as console:
-        from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.cli.stage_command import execute_stage, open_model, require_training_texts, result_of
         from compressor.distillation.logits_stage import LOGITS
 
+        require_training_texts(recipe.distill, console)
         source = open_model(flags["model"], Path(output_dir), flags)
         artifact = execute_stage(LOGITS, recipe.distill, source, Path(output_dir), flags, console)
     details = artifact.details

@@ -28,11 +28,13 @@ def prune(output_dir: str, **flags: Any) -> None:
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.data.checks import check_texts
         from compressor.models.checkpoint import read_config
         from compressor.models.dims import PRUNABLE_FIELDS, dims_of_config
         from compressor.planning import make_plan, require_prunable
         from compressor.pruning.stage import PRUNE, PruneStageConfig
 
+        check_texts([recipe.calibration.data] if recipe.prune.importance == "activation" else [], console)
         source = open_model(flags["model"], Path(output_dir), flags)
         teacher = dims_of_config(read_config(source.path))
         plan = make_plan(recipe, teacher)

@@ -26,8 +26,10 @@ def quantize(output_dir: str, **flags: Any) -> None:
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:
         from compressor.cli.stage_command import execute_stage, open_model, result_of
+        from compressor.data.checks import check_texts
         from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 
+        check_texts([recipe.calibration.data], console)
         source = open_model(flags["model"], Path(output_dir), flags)
         config = QuantizeStageConfig(quantize=recipe.quantize, calibration=recipe.calibration)
         artifact = execute_stage(QUANTIZE, config, source, Path(output_dir), flags, console)

@@ -39,10 +39,20 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
         raise UsageError("ast trains", where="--tokens", expected="at least one window", found=0)
     out_dir = Path(output_dir)
     with work(flags) as console:
-        from compressor.cli.stage_command import SCRATCH, execute_stage, open_model, result_of
+        from compressor.cli.stage_command import (
+            SCRATCH,
+            execute_stage,
+            open_model,
+            require_training_texts,
+            result_of,
+        )
+        from compressor.data.checks import check_texts
         from compressor.distillation.recover import RECOVER, RecoverStageConfig
         from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 
+        check_texts([recipe.calibration.data], console)
+        if adaptive:
+            require_training_texts(recipe.distill, console)
         source = open_model(flags["model"], out_dir, flags)
         config = SparsifyStageConfig(sparsify=recipe.sparsify, calibration=recipe.calibration)
         if not adaptive:

@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.console import Console
+from compressor.data.checks import check_responses, check_texts
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
+from compressor.recipe import Distill
 from compressor.stage import PARTIAL_SUFFIX, STAGE_FILE, Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
@@ -25,6 +27,18 @@ def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifac
     scratch = out_dir.absolute().parent / SCRATCH
     dtype = resolve_dtype(flags.get("dtype") or "auto")
     return on_main(lambda: open_checkpoint(resolve_source(model), scratch, dtype=dtype))
+
+
+def require_training_texts(settings: Distill, console: Console) -> None:
+    """Read all of the local training texts, before a model is opened.
+
+    Raises:
+        UsageError, NetworkError: as `check_texts` and `check_responses` do.
+    """
+    specs = [domain.data for domain in settings.mixture()]
+    on_main(lambda: check_texts(specs, console))
+    if settings.loss_on == "responses":
+        on_main(lambda: check_responses(specs))
 
 
 def execute_stage(

@@ -194,9 +194,13 @@ class _Progress:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def _save(path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool) -> None:
+def _save(
+    path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool
+) -> None:
     """Record how far a token file is written; of a finished one also what it and its companions are."""
-    files = [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
+    files = (
+        [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
+    )
     progress = _Progress(
         **asdict(written),
         num_empty=reader.num_empty,

@@ -24,7 +24,16 @@ from compressor.data.readers import read_rows
 from compressor.data.rows import Completion, Conversation, Document, TextPiece, document_of, without_nulls
 from compressor.errors import NetworkError, UsageError
 
-__all__ = ["Documents", "Position", "Split", "Survey", "documents", "is_local", "source_fingerprint", "survey"]
+__all__ = [
+    "Documents",
+    "Position",
+    "Split",
+    "Survey",
+    "documents",
+    "is_local",
+    "source_fingerprint",
+    "survey",
+]
 
 Split = Literal["train", "held_out", "all"]
 Position = dict[str, Any]
@@ -112,7 +121,7 @@ class Documents:
             text = find_files(spec)
             found = survey(spec)
             self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
-            self._rows = itertools.islice(_local_documents(text, found, split), self._num_taken, None)
+            self._rows: Iterator[Document] = itertools.islice(_local_documents(text, found, split), self._num_taken, None)
         else:
             self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
             self._rows = self._hub_documents()
@@ -158,11 +167,15 @@ def describe_source(spec: str) -> dict[str, Any]:
         {"name": file.name, "bytes": size, "sha256": cached_sha256(path, changed, size)}
         for file, (path, changed, size) in zip(text.files, text.state(), strict=True)
     ]
+    found = survey(spec)
     return {
         "files": files[:MAX_LISTED_FILES],
         "num_files": len(files),
         "bytes": sum(size for _, _, size in text.state()),
         "sha256": source_fingerprint(spec).removeprefix("sha256:"),
+        "documents_in_all": found.num_documents,
+        "empty_rows": found.num_empty,
+        "replaced_surrogates": found.num_replaced,
     }
 
 
