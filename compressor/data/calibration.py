@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 
 from compressor.data.packing import too_short
+from compressor.data.plain import PIECE_CHARACTERS
 from compressor.data.sources import Documents, describe_source, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, grouped, tokenise_all
 from compressor.recipe import Calibration
 
 # Tokenised to choose windows from, at least: some seconds of work.
 MIN_CHARACTERS = 1 << 25
+# So many documents, or pieces of plain text, are taken at least, however large they are: a few would be
+# no spread.
+_MIN_DOCUMENTS = 256
 # More than a token stands for in any language, so that thinning leaves windows enough.
 _CHARACTERS_PER_TOKEN = 8
 
@@ -93,7 +97,10 @@ def _stride(calibration: Calibration) -> int:
     """Every how many-th document of a local text is tokenised."""
     found = survey(calibration.data)
     wanted = max(MIN_CHARACTERS, _CHARACTERS_PER_TOKEN * calibration.size * calibration.seq_len)
-    return max(1, found.num_characters // wanted)
+    num_documents = max(
+        found.num_documents, found.num_characters // PIECE_CHARACTERS if found.is_plain else 0
+    )
+    return max(1, min(found.num_characters // wanted, num_documents // _MIN_DOCUMENTS))
 
 
 def _read(calibration: Calibration, tokenizer: Any, *, stride: int) -> tuple[TokenArray, int]:

@@ -7,6 +7,7 @@ a file's first bytes; gzip and zstd are read as streams. Everything that is no t
 
 from __future__ import annotations
 
+import codecs
 import functools
 import glob
 import gzip
@@ -302,7 +303,7 @@ def _refuse_binary(path: Path, head: bytes) -> None:
         # Text may hold a NUL. What is full of them, or no UTF-8 either, is none.
         is_full = len(head) >= _MANY_BYTES and head.count(0) > len(head) // 3
         try:
-            head[:-3].decode("utf-8")
+            codecs.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
             is_full = True
         found = "binary content" if is_full else None

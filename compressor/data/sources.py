@@ -54,6 +54,7 @@ class Survey:
         num_replaced: Surrogates without a partner, replaced by U+FFFD.
         num_characters: Of all documents, without what a chat template adds.
         cut: Where the held-out part begins: the number of a document, of plain text a character.
+        is_plain: Whether it is running text, which comes in pieces.
         has_conversations: Whether a chat template is needed.
         plain_rows: Place of the first row that has no responses, or None.
     """
@@ -63,6 +64,7 @@ class Survey:
     num_replaced: int
     num_characters: int
     cut: int
+    is_plain: bool
     has_conversations: bool
     plain_rows: str | None
 
@@ -121,7 +123,9 @@ class Documents:
             text = find_files(spec)
             found = survey(spec)
             self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
-            self._rows: Iterator[Document] = itertools.islice(_local_documents(text, found, split), self._num_taken, None)
+            self._rows: Iterator[Document] = itertools.islice(
+                _local_documents(text, found, split), self._num_taken, None
+            )
         else:
             self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
             self._rows = self._hub_documents()
@@ -196,6 +200,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey
             num_replaced=0,
             num_characters=total,
             cut=find_cut(text, total, HELD_OUT_FRACTION),
+            is_plain=True,
             has_conversations=False,
             plain_rows=text.spec,
         )
@@ -226,6 +231,7 @@ def _survey_rows(text: LocalText) -> Survey:
         num_replaced=num_replaced,
         num_characters=characters,
         cut=num_documents - max(1, round(num_documents * HELD_OUT_FRACTION)),
+        is_plain=False,
         has_conversations=has_conversations,
         plain_rows=plain_rows,
     )
