@@ -186,7 +186,7 @@ def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("x.jsonl", "x.csv"):
         path = tmp_path / name
         path.write_text('text\n"' + "a" * 2000)
-        with pytest.raises(UsageError, match="too long|not JSON"):
+        with pytest.raises(UsageError, match=r"too long|not JSON"):
             survey(str(path))
 
 

@@ -26,7 +26,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|pad|>{{ m.role }}<|pad|>\n\n{{ m.content|trim }}<|end|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|pad|>{{ m.role }}<|pad|>\n\n{{ m.content|trim }}<|end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|pad|>assistant<|pad|>\n\n{% endif %}"
 )
 MISTRAL = (
@@ -34,9 +35,9 @@ MISTRAL = (
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 GENERATION = (
-    "{% for m in messages %}<|begin|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+    "{% for m in messages %}<|begin|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
 CHAT = [
     {"role": "user", "content": "one river?"},
@@ -134,7 +135,8 @@ def test_a_completion_counts_with_the_end_token() -> None:
 def test_a_template_whose_prefix_is_no_prefix() -> None:
     """As one that shows the thoughts of the last turn only."""
     tokenizer = with_template(
-        "{% for m in messages %}{{ m.role }}: {{ '<think>' if loop.last }}{{ m.content }}<|end|>\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ '<think>' if loop.last }}{{ m.content }}<|end|>\n"
+        "{% endfor %}"
     )
     document = Conversation(messages=CHAT, where="x.jsonl:4")
     with pytest.raises(UnsupportedError, match="otherwise alone") as caught:

@@ -22,18 +22,24 @@ CHAT = [
 TOOLS = [
     {"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {"type": "object"}}}
 ]
+EACH = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TEMPLATES = {
     "plain": "{% for m in messages %}{{ m.role }}: {{ m['content'] }}\n{% endfor %}",
     "special tokens": "{{ bos_token }}{% for m in messages %}{{ m.content|trim }}{{ eos_token }}{% endfor %}",
-    "prompt": "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}",
-    "tojson": "{{ messages|tojson }}{{ tools|tojson(indent=2) if tools }}{{ messages[0]|tojson(sort_keys=true) }}",
-    "date": "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}",
-    "loop controls": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "white space": "{% for m in messages %}\n    {%- if m.name is defined %}\n  {{ m.name }}\n    {% endif %}\n{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "prompt": EACH + "{% if add_generation_prompt %}<a>{% endif %}",
+    "tojson": "{{ messages|tojson }}{{ tools|tojson(indent=2) if tools }}"
+    "{{ messages[0]|tojson(sort_keys=true) }}",
+    "date": "{{ strftime_now('%Y') }}" + EACH,
+    "loop controls": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}"
+    "{% endfor %}",
+    "white space": "{% for m in messages %}\n    {%- if m.name is defined %}\n  {{ m.name }}\n    {% endif %}"
+    "\n{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{{ ns.n }}",
     "extras": "{{ 'yes' if enable_thinking is defined and enable_thinking else 'no' }}",
-    "generation": "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "<|end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "generation": "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}",
 }
 
 
@@ -76,13 +82,14 @@ def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
 
 
 HOSTILE = {
-    "a loop without measure": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a loop without measure": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% endfor %}{% endfor %}",
     "nested loops over strings": "{% for a in 'x' * 9999 %}{% for b in 'x' * 9999 %}{% for c in 'x' * 9999 %}"
     "{% endfor %}{% endfor %}{% endfor %}",
     "a power": "{{ 2 ** (10 ** 10) }}",
     "a long string": "{{ 'a' * 10 ** 10 }}",
-    "a string that doubles": "{% set ns = namespace(s='aa') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}"
-    "{% endfor %}{{ ns.s }}",
+    "a string that doubles": "{% set ns = namespace(s='aa') %}{% for a in range(99) %}"
+    "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     "a long list": "{{ ([messages] * 10 ** 9)|length }}",
     "output without end": "{% for a in range(9999) %}{{ 'a' * 10000 }}{% endfor %}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
