@@ -186,7 +186,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         for name in manifest.changed_files():
             console.warn(f"{name} is not as this run wrote it; it is written again")
-        require_texts(recipe)
+        on_main(lambda: require_texts(recipe, console))
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
@@ -210,7 +210,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer, teacher.texts)
+        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):

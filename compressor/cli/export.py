@@ -58,7 +58,7 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
         if settings.tensorrt_llm.require_engine:
             require_builder((precisions[precision],))
         out_dir = Path(output_dir)
-        check_early(out_dir, flags, models=[flags["model"]])
+        check_early(out_dir, flags, console, models=[flags["model"]])
         require_libraries([precisions[precision]])
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
