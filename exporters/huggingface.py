@@ -28,6 +28,8 @@ from compressor.quantization.reader import (
     quantised_linears,
     read_scales,
 )
+from compressor.recipe import Export
+from compressor.sparsity.promise import Promise
 from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
@@ -42,6 +44,9 @@ class HuggingFaceExporter:
     format: str = "huggingface"
     precision: str = "16bit"
     libraries: tuple[str, ...] = ("torch", "transformers")
+
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Nothing to refuse: the config travels along."""
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the checkpoint and make its config and tokenizer portable."""
@@ -77,6 +82,9 @@ class HuggingFaceFp8Exporter:
     format: str = "huggingface-fp8"
     precision: str = "fp8"
     libraries: tuple[str, ...] = ("torch", "transformers", "nvidia-modelopt")
+
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Nothing to refuse: the config travels along."""
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the unified checkpoint out of the quantize stage's artifact.

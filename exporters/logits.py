@@ -43,12 +43,16 @@ def student_prompts(student: Path, options: VerifyOptions) -> list[Prompt]:
     )
 
 
-def student_logits(student: Path, options: VerifyOptions) -> Logits:
-    """The student in float32 as a function from token ids to logits `[num_positions, vocab_size]`."""
-    model = load_model(
+def student_model(student: Path, options: VerifyOptions) -> Any:
+    """The student in float32."""
+    return load_model(
         student, dtype="float32", device=options.device, trust_remote_code=options.trust_remote_code
     )
-    return torch_logits(model)
+
+
+def student_logits(student: Path, options: VerifyOptions) -> Logits:
+    """The student in float32 as a function from token ids to logits `[num_positions, vocab_size]`."""
+    return torch_logits(student_model(student, options))
 
 
 def torch_logits(model: Any) -> Logits:

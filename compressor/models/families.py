@@ -19,9 +19,11 @@ class TensorRTLLM:
         architecture: Class name in `config.json`.
         norm_epsilon: The Hugging Face field that becomes `norm_epsilon`.
         activation: Hugging Face's `hidden_act` and TensorRT-LLM's name for it.
-        gate: Name of the gate's projection in the checkpoint, and of the input's; one for a plain MLP.
+        mlp_inputs: Names of the gate's projection and of the input's; one for a plain MLP.
         config: Further fields of `config.json`, as they are.
         writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
+        rotary_fraction: That part where the Hugging Face config leaves it out.
+        writes_seq_length: Whether its decoder layer reads `seq_length`, for which it has no default.
     """
 
     architecture: str
@@ -30,6 +32,8 @@ class TensorRTLLM:
     mlp_inputs: tuple[str, ...] = ("fc", "gate")
     config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
     writes_rotary_fraction: bool = False
+    rotary_fraction: float = 1.0
+    writes_seq_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,7 @@ FAMILIES: dict[str, Family] = {
             mlp_inputs=("fc",),
             config=(("bias", False), ("gpt_variant", "nemotron")),
             writes_rotary_fraction=True,
+            rotary_fraction=0.5,
         ),
         # The graph builder computes something else unless the config is changed first.
         runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
@@ -111,6 +116,7 @@ FAMILIES: dict[str, Family] = {
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen2ForCausalLM",
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
+            writes_seq_length=True,
         ),
         runtimes=_ALL_RUNTIMES,
     ),
@@ -120,6 +126,7 @@ FAMILIES: dict[str, Family] = {
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
+            writes_seq_length=True,
         ),
         runtimes=_ALL_RUNTIMES,
     ),

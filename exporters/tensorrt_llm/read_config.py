@@ -6,24 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import VerificationError
-from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.checkpoint import read_config
 from compressor.models.families import FAMILIES, Family
 from compressor.models.portable import portable_config
-
-_REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
-
+from exporters.tensorrt_llm.fields import check_fields
 
 def read_trtllm_config(directory: Path) -> dict[str, Any]:
     """The config as it is written.
 
     Raises:
         UsageError: where there is no checkpoint.
-        VerificationError: when it is no mapping, or lacks a field.
+        VerificationError: when it is no mapping, or its readers would refuse or misread it.
     """
     config = read_config(directory, kind="TensorRT-LLM")
-    for field in _REQUIRED:
-        if field not in config:
-            raise VerificationError("the checkpoint's config lacks a field", where=f"{CONFIG_FILE}: {field}")
+    check_fields(config)
     return config
 
 
@@ -74,6 +70,8 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
     }
     if facts.writes_rotary_fraction:
         config["partial_rotary_factor"] = raw.get("rotary_pct")
+    if facts.writes_seq_length:
+        config["seq_length"] = raw["seq_length"]
     both = portable_config(config)
     if facts.writes_rotary_fraction:
         both["rope_parameters"] = {**both["rope_parameters"], "partial_rotary_factor": raw.get("rotary_pct")}
