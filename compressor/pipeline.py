@@ -145,7 +145,15 @@ def run_pipeline(
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype))
+        teacher = on_main(
+            lambda: open_checkpoint(
+                source,
+                stages,
+                dtype=dtype,
+                trust_remote_code=recipe.trust_remote_code,
+                on_warning=console.warn,
+            )
+        )
         run = Run(
             recipe=recipe,
             plan=plan,

@@ -24,7 +24,15 @@ def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifac
     """A MODEL argument as an artifact; a GGUF file is converted beside the output directory."""
     scratch = out_dir.absolute().parent / SCRATCH
     dtype = resolve_dtype(flags.get("dtype") or "auto")
-    return on_main(lambda: open_checkpoint(resolve_source(model), scratch, dtype=dtype))
+    return on_main(
+        lambda: open_checkpoint(
+            resolve_source(model),
+            scratch,
+            dtype=dtype,
+            trust_remote_code=bool(flags.get("trust_remote_code")),
+            on_warning=Console().warn,
+        )
+    )
 
 
 def execute_stage(
