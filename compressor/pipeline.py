@@ -21,6 +21,7 @@ from compressor.errors import ResourceError
 from compressor.evaluation.stage import EVALUATE
 from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.manifest import Manifest, open_run_directory
+from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
@@ -28,6 +29,8 @@ from compressor.preflight import (
     evaluation_config,
     recovery_tokens,
     require_consistent,
+    require_expressible,
+    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_trainable,
@@ -139,6 +142,7 @@ def run_pipeline(
         require_builder(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         require_texts(recipe)
@@ -154,6 +158,7 @@ def run_pipeline(
                 on_warning=console.warn,
             )
         )
+        require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
             plan=plan,

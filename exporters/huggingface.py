@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
@@ -28,9 +29,11 @@ from compressor.quantization.reader import (
     quantised_linears,
     read_scales,
 )
+from compressor.quantization.record import check_record
 from compressor.recipe import Export
 from compressor.sparsity.promise import Promise
 from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
+from exporters.class_defaults import GENERATION_CONFIG_FILE
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
 from exporters.prompts import TEXTS, describe_prompts
@@ -61,6 +64,7 @@ class HuggingFaceExporter:
         checks = {
             "num_equal_tensors": _same_tensors(out_dir, student),
             "config": _same_config(out_dir, student, without=()),
+            "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": _same_tokens(out_dir, student, options),
             **_same_adapter(out_dir, student),
         }
@@ -112,6 +116,7 @@ class HuggingFaceFp8Exporter:
         checks = {
             **check_fp8_checkpoint(out_dir, student),
             "config": _same_config(out_dir, student, without=("quantization_config",)),
+            "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": _same_tokens(out_dir, student, options),
         }
         candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
@@ -141,6 +146,7 @@ def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool
     """
     config = read_config(directory)
     with CheckpointReader(directory) as reader, CheckpointReader(student) as original:
+        check_record(directory, reader)
         scales = read_scales(reader, config)
         linears = quantised_linears(config)
         for name in linears:
@@ -238,6 +244,24 @@ def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> s
                 found=found.get(key),
             )
     return "equal, with the keys of transformers 4.57 and 5"
+
+
+def _same_generation_config(out_dir: Path, student: Path) -> str:
+    """Refuse another way to generate: end tokens and sampling settings are read from there first."""
+    expected, found = (
+        read_json_mapping(file, what=GENERATION_CONFIG_FILE) if file.is_file() else None
+        for file in (directory / GENERATION_CONFIG_FILE for directory in (student, out_dir))
+    )
+    for key in sorted({*(expected or {}), *(found or {})}):
+        pair = (expected or {}).get(key), (found or {}).get(key)
+        if pair[0] != pair[1]:
+            raise VerificationError(
+                "the exported generation config differs from the student's",
+                where=f"{GENERATION_CONFIG_FILE}: {key}",
+                expected=pair[0],
+                found=pair[1],
+            )
+    return "none" if expected is None else "equal"
 
 
 def _same_tokens(out_dir: Path, student: Path, options: VerifyOptions) -> str:

@@ -15,6 +15,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Export
+from exporters.class_defaults import value_of
 from exporters.comparison import LogitComparison, combine, compare_logits
 from exporters.prompts import Prompt, verification_prompts
 
@@ -39,7 +40,7 @@ def student_prompts(student: Path, options: VerifyOptions) -> list[Prompt]:
     except UsageError:
         tokenizer = None
     return verification_prompts(
-        tokenizer, vocab_size=config["vocab_size"], max_length=config["max_position_embeddings"]
+        tokenizer, vocab_size=config["vocab_size"], max_length=value_of(config, "max_position_embeddings")
     )
 
 

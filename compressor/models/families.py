@@ -22,7 +22,6 @@ class TensorRTLLM:
         mlp_inputs: Names of the gate's projection and of the input's; one for a plain MLP.
         config: Further fields of `config.json`, as they are.
         writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
-        rotary_fraction: That part where the Hugging Face config leaves it out.
         writes_seq_length: Whether its decoder layer reads `seq_length`, for which it has no default.
     """
 
@@ -32,7 +31,6 @@ class TensorRTLLM:
     mlp_inputs: tuple[str, ...] = ("fc", "gate")
     config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
     writes_rotary_fraction: bool = False
-    rotary_fraction: float = 1.0
     writes_seq_length: bool = False
 
 
@@ -137,7 +135,6 @@ FAMILIES: dict[str, Family] = {
             mlp_inputs=("fc",),
             config=(("bias", False), ("gpt_variant", "nemotron")),
             writes_rotary_fraction=True,
-            rotary_fraction=0.5,
         ),
         # The graph builder computes something else unless the config is changed first.
         runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},

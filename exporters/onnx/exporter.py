@@ -87,9 +87,7 @@ class OnnxExporter:
         """
         dims = dims_of_config(read_config(student))
         checks: dict[str, Any] = {
-            "genai_config": check_genai_config(
-                out_dir, student, trust_remote_code=options.trust_remote_code
-            ),
+            "genai_config": check_genai_config(out_dir, student, trust_remote_code=options.trust_remote_code),
             "num_rope_positions": check_tables(out_dir, student),
         }
         if self.precision == "fp16":
@@ -135,4 +133,3 @@ class OnnxExporter:
                 found=f"{compared.max_relative:.3g}",
             )
         return float(compared.to_dict()["max_relative"])
-

@@ -16,7 +16,7 @@ from compressor.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.families import family_of
 from compressor.models.portable import portable_config
-from exporters.windows import declared_window
+from exporters.class_defaults import declared_window, value_of
 
 RUNTIME = "onnxruntime-genai"
 BUILT = {
@@ -44,8 +44,7 @@ def check_expressible(config: dict[str, Any]) -> None:
         )
     form = rope_form(config)
     _expect("rope_scaling", form in FIXED, " or ".join(FIXED), form)
-    length = config.get("max_position_embeddings")
-    _expect("max_position_embeddings", isinstance(length, int), "stated in the config", length)
+    length = value_of(config, "max_position_embeddings")
     # The builder takes these for the context's length and for a window where no class here reads them.
     _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
     window, stated = declared_window(config), config.get("sliding_window")

@@ -15,9 +15,9 @@ from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.tokenizer import load_tokenizer
+from exporters.class_defaults import GENERATION_CONFIG_FILE, value_of
 from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE
 
-GENERATION_CONFIG_FILE = "generation_config.json"
 # Generation settings that the runtime reads by transformers' names.
 _SEARCH = (
     *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "length_penalty"),
@@ -68,7 +68,7 @@ def check_genai_config(out_dir: Path, student: Path, *, trust_remote_code: bool 
     config, generation = read_config(student), _generation_config(student)
     _check_model(model, decoder, config)
     _check_names(decoder, _graph_names(out_dir))
-    length = config["max_position_embeddings"]
+    length = value_of(config, "max_position_embeddings")
     _expect("model.context_length", length, model.get("context_length"))
     _expect("search.max_length", length, search.get("max_length"))
     for name in _SEARCH:
@@ -106,7 +106,7 @@ def _check_names(decoder: dict[str, Any], names: set[str]) -> None:
 def _graph_names(out_dir: Path) -> set[str]:
     """Inputs and outputs."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         graph = onnx.load(out_dir / GRAPH_FILE, load_external_data=False).graph

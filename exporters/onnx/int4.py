@@ -125,7 +125,9 @@ def check_nearest(name: str, weight: torch.Tensor, blocks: Blocks) -> None:
     stored = blocks.steps.flatten(1)[:, : blocks.num_columns]
     if weight.shape != stored.shape:
         expected, found = list(weight.shape), list(stored.shape)
-        raise VerificationError("a quantised weight has another shape", where=name, expected=expected, found=found)
+        raise VerificationError(
+            "a quantised weight has another shape", where=name, expected=expected, found=found
+        )
     size = blocks.steps.shape[-1]
     scales = blocks.scales.repeat_interleave(size, dim=1)[:, : blocks.num_columns]
     zeros = blocks.zeros.repeat_interleave(size, dim=1)[:, : blocks.num_columns]

@@ -21,6 +21,7 @@ import torch
 
 from compressor.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.portable import portable_config
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.expressible import BUILT, rope_form
 
@@ -37,7 +38,7 @@ def buildable(checkpoint: Path, config: dict[str, Any]) -> Iterator[Path]:
     if rope_form(config) in BUILT[str(config["model_type"])]:
         yield checkpoint
         return
-    theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    theta = portable_config(config)["rope_theta"]
     plain = {key: value for key, value in config.items() if key not in _ROPE_FIELDS}
     plain |= {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
     with TemporaryDirectory(prefix="plain-rope-") as directory:
@@ -88,7 +89,10 @@ def check_tables(directory: Path, student: Path) -> int:
         found = torch.from_numpy(array)
         if found.shape != wanted.shape:
             raise VerificationError(
-                "a rope table has another shape", where=name, expected=list(wanted.shape), found=list(found.shape)
+                "a rope table has another shape",
+                where=name,
+                expected=list(wanted.shape),
+                found=list(found.shape),
             )
         bounds = _TOLERANCE[found.dtype] + _TOLERANCE_PER_POSITION * torch.arange(num_positions)
         difference = (found.float() - wanted).abs().amax(-1)

@@ -12,9 +12,10 @@ from typing import Any
 from compressor.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.families import Family, TensorRTLLM, family_of
+from compressor.models.families import Family, TensorRTLLM
 from compressor.models.portable import portable_config
 from compressor.sparsity.promise import Promise
+from exporters.class_defaults import applied_window, value_of
 from exporters.tensorrt_llm.fields import (
     EXCLUDED,
     LOGITS_DTYPE,
@@ -23,7 +24,6 @@ from exporters.tensorrt_llm.fields import (
     SEQ_LENGTH,
     check_fields,
 )
-from exporters.windows import applied_window
 
 # What TensorRT-LLM's rope tables compute as transformers does. Its own "dynamic" reads `alpha`, another
 # model's field; yarn and longrope belong to embeddings that these families' layers do not use.
@@ -102,9 +102,9 @@ def checkpoint_config(
         "logits_dtype": LOGITS_DTYPE,
         **{name: getattr(dims, name) for name in _DIMENSIONS},
         "head_size": dims.head_dim,
-        "max_position_embeddings": _stated(config, "max_position_embeddings"),
+        "max_position_embeddings": value_of(config, "max_position_embeddings"),
         "hidden_act": facts.activation[1],
-        "norm_epsilon": _stated(config, facts.norm_epsilon),
+        "norm_epsilon": value_of(config, facts.norm_epsilon),
         "position_embedding_type": POSITION_EMBEDDING,
         "rotary_base": rope["rope_theta"],
         "rotary_scaling": rope.get("rope_scaling"),
@@ -131,17 +131,9 @@ _DIMENSIONS = (
 
 
 def rotary_fraction_of(config: dict[str, Any]) -> float:
-    """The part of every head that is rotated; transformers 5 keeps it beside the rope base.
-
-    Where a config leaves it out it is the class's default, as transformers takes it.
-    """
-    found = config.get("partial_rotary_factor")
-    if found is None:
-        found = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-    if found is None:
-        facts = family_of(str(config.get("model_type"))).tensorrt_llm
-        found = facts.rotary_fraction if facts is not None else 1.0
-    return float(found)
+    """The part of every head that is rotated; transformers 5 keeps it beside the rope base."""
+    found = portable_config(config).get("partial_rotary_factor")
+    return 1.0 if found is None else float(found)
 
 
 def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Parallelism) -> None:
@@ -158,10 +150,9 @@ def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Paralleli
     _expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
     rotated = rotary_fraction_of(config)
     _expect("partial_rotary_factor", facts.writes_rotary_fraction or rotated == 1, "1", rotated)
-    activation = _stated(config, "hidden_act")
+    activation = value_of(config, "hidden_act")
     _expect("hidden_act", activation == facts.activation[0], facts.activation[0], activation)
-    _stated(config, facts.norm_epsilon)
-    window, length = applied_window(config), _stated(config, "max_position_embeddings")
+    window, length = applied_window(config), value_of(config, "max_position_embeddings")
     _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
     heads, key_heads = dims.num_attention_heads, dims.num_key_value_heads
     _expect("num_attention_heads", heads % tp_size == 0, f"a multiple of tp_size {tp_size}", heads)
@@ -194,12 +185,6 @@ def check_sparse_cuts(promise: Promise, dims: Dims, tp_size: int) -> None:
                 found=f"{columns} / {tp_size} = {columns // tp_size}",
                 hint="a smaller --tp-size, or another shape",
             )
-
-
-def _stated(config: dict[str, Any], field: str) -> Any:
-    """A field whose default differs between classes, so that it is not guessed."""
-    _expect(field, config.get(field) is not None, "stated in the config", config.get(field))
-    return config[field]
 
 
 def _expect(field: str, holds: bool, expected: str, found: object) -> None:  # noqa: FBT001

@@ -17,6 +17,7 @@ from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.reader import K_SCALE
 from compressor.recipe import Export
 from compressor.sparsity.promise import Promise
+from exporters.class_defaults import value_of
 from exporters.comparison import TOLERANCES, LogitComparison, Tolerance
 from exporters.logits import VerifyOptions, compare_models, student_prompts, torch_logits
 from exporters.prompts import Prompt, describe_prompts
@@ -216,7 +217,7 @@ def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
 def _described(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
     facts, both = format_of(dims.family), portable_config(config)
     fields = (facts.norm_epsilon, "hidden_act", "max_position_embeddings", "rope_theta", "rope_scaling")
-    described = {field: both.get(field) for field in fields}
+    described = {field: value_of(both, field) for field in fields}
     counts = {
         name: value
         for name, value in dims.to_dict().items()

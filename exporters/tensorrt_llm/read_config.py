@@ -11,6 +11,7 @@ from compressor.models.families import FAMILIES, Family
 from compressor.models.portable import portable_config
 from exporters.tensorrt_llm.fields import check_fields
 
+
 def read_trtllm_config(directory: Path) -> dict[str, Any]:
     """The config as it is written.
 
