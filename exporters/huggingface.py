@@ -21,14 +21,9 @@ from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
 from compressor.models.tokenizer import load_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
-from compressor.quantization.reader import (
-    Fp8Scales,
-    attention_modules,
-    load_fp8_model,
-    quantised_linears,
-    read_scales,
-)
+from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
 from compressor.quantization.record import check_record
 from compressor.recipe import Export
 from compressor.sparsity.promise import Promise

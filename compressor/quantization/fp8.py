@@ -31,7 +31,7 @@ from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
 from compressor.models.portable import make_tokenizer_portable, write_config
 from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
-from compressor.quantization.reader import attention_modules, quantised_linears
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
 from compressor.sparsity.promise import carry_promise
 from compressor.sparsity.slorb import refuse_adapter

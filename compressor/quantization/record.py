@@ -16,7 +16,7 @@ from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
-from compressor.quantization.reader import K_SCALE, V_SCALE, quantised_linears
+from compressor.quantization.coverage import K_SCALE, V_SCALE, quantised_linears
 
 RECORD_FILE = "hf_quant_config.json"
 _IN_CONFIG = "quantization_config"

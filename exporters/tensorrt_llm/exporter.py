@@ -14,7 +14,7 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
 from compressor.models.portable import portable_config
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
-from compressor.quantization.reader import K_SCALE
+from compressor.quantization.coverage import K_SCALE
 from compressor.recipe import Export
 from compressor.sparsity.promise import Promise
 from exporters.class_defaults import value_of

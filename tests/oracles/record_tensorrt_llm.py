@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.fp8 import _fp8_config, _modelopt
-from compressor.quantization.reader import attention_modules, quantised_linears
 from tests.golden_students import ARCHITECTURES, ROPES, golden_config, golden_state
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tensorrt_llm"
