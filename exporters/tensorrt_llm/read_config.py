@@ -66,6 +66,11 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
         "hidden_act": dict([facts.activation[::-1]]).get(str(raw.get("hidden_act"))),
         "rope_theta": raw["rotary_base"],
         "rope_scaling": raw["rotary_scaling"],
+        # Beside it, because transformers 4.57 reads no scaling of some families, and 5 does.
+        "rope_parameters": {
+            "rope_theta": raw["rotary_base"],
+            **(raw["rotary_scaling"] or {"rope_type": "default"}),
+        },
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
