@@ -54,6 +54,7 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
                 expected=value,
                 found=raw.get(field),
             )
+    scaling = raw["rotary_scaling"]
     names = (
         *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
         *("intermediate_size", "vocab_size", "max_position_embeddings"),
@@ -65,12 +66,9 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
         facts.norm_epsilon: raw.get("norm_epsilon"),
         "hidden_act": dict([facts.activation[::-1]]).get(str(raw.get("hidden_act"))),
         "rope_theta": raw["rotary_base"],
-        "rope_scaling": raw["rotary_scaling"],
+        "rope_scaling": scaling,
         # Beside it, because transformers 4.57 reads no scaling of some families, and 5 does.
-        "rope_parameters": {
-            "rope_theta": raw["rotary_base"],
-            **(raw["rotary_scaling"] or {"rope_type": "default"}),
-        },
+        "rope_parameters": {"rope_theta": raw["rotary_base"], **(scaling or {"rope_type": "default"})},
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
