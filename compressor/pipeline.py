@@ -28,6 +28,7 @@ from compressor.hardware import (
     resolve_dtype,
 )
 from compressor.manifest import Manifest, open_run_directory
+from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
@@ -35,6 +36,8 @@ from compressor.preflight import (
     evaluation_config,
     recovery_tokens,
     require_consistent,
+    require_expressible,
+    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_trainable,
@@ -182,6 +185,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
     require_libraries(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         for name in manifest.changed_files():
@@ -200,6 +204,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
                 on_warning=console.warn,
             )
         )
+        require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
             plan=plan,

@@ -13,9 +13,15 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
 from compressor.errors import UnsupportedError, UsageError
 from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
+from compressor.models.checkpoint import read_config
+from compressor.models.dims import SHAPE_FIELDS, Dims
+from compressor.models.load import ModelSource
+from compressor.models.shapes import expected_shapes
 from compressor.recipe import Recipe
-from compressor.sparsity.stage import ADAPTIVE
-from exporters.base import needs_quantised
+from compressor.sparsity.pattern import parse_pattern
+from compressor.sparsity.promise import Promise
+from compressor.sparsity.stage import ADAPTIVE, covered_weights
+from exporters.base import check_exports, needs_quantised
 
 
 def require_consistent(recipe: Recipe) -> None:
@@ -33,6 +39,40 @@ def require_consistent(recipe: Recipe) -> None:
             where=", ".join(quantised) or "--fp8-kv-cache",
             hint="add --fp8, or leave it out",
         )
+
+
+def require_expressible_source(recipe: Recipe, source: ModelSource, student: Dims) -> None:
+    """`require_expressible` where the model's config lies on this disk already; otherwise nothing.
+
+    Raises:
+        UnsupportedError: naming the field, or the tensor.
+    """
+    if source.kind == "directory":
+        require_expressible(recipe, read_config(Path(source.location)), student)
+
+
+def require_expressible(recipe: Recipe, config: dict[str, Any], student: Dims) -> None:
+    """Refuse, before any work, a student that a format cannot express.
+
+    Args:
+        recipe: The run.
+        config: The teacher's Hugging Face config, whose other fields the student keeps.
+        student: The student's dimensions.
+
+    Raises:
+        UnsupportedError: naming the field, or the tensor.
+    """
+    dims = {name: getattr(student, name) for name in SHAPE_FIELDS}
+    pattern, promise = recipe.sparsify.pattern, None
+    if pattern is not None:
+        shapes = expected_shapes(student)
+        names = covered_weights(student, recipe.sparsify.skip)
+        promise = Promise(
+            pattern=parse_pattern(pattern),
+            model_type=student.model_type,
+            shapes={name: (shapes[name][0], shapes[name][1]) for name in names},
+        )
+    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, promise=promise)
 
 
 def require_texts(recipe: Recipe, console: Console) -> None:

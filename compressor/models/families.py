@@ -19,9 +19,10 @@ class TensorRTLLM:
         architecture: Class name in `config.json`.
         norm_epsilon: The Hugging Face field that becomes `norm_epsilon`.
         activation: Hugging Face's `hidden_act` and TensorRT-LLM's name for it.
-        gate: Name of the gate's projection in the checkpoint, and of the input's; one for a plain MLP.
+        mlp_inputs: Names of the gate's projection and of the input's; one for a plain MLP.
         config: Further fields of `config.json`, as they are.
         writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
+        writes_seq_length: Whether its decoder layer reads `seq_length`, for which it has no default.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class TensorRTLLM:
     mlp_inputs: tuple[str, ...] = ("fc", "gate")
     config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
     writes_rotary_fraction: bool = False
+    writes_seq_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ FAMILIES: dict[str, Family] = {
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen2ForCausalLM",
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
+            writes_seq_length=True,
         ),
         runtimes=_ALL_RUNTIMES,
     ),
@@ -156,6 +159,7 @@ FAMILIES: dict[str, Family] = {
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
+            writes_seq_length=True,
         ),
         runtimes=_ALL_RUNTIMES,
     ),
