@@ -262,9 +262,7 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
     try:
         status = path.stat()
     except OSError as error:
-        what = (
-            "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
-        )
+        what = "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
         raise UsageError(what, where=str(path), found=error.strerror) from error
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(

@@ -24,16 +24,7 @@ from compressor.data.readers import read_rows
 from compressor.data.rows import Completion, Conversation, Document, TextPiece, document_of, without_nulls
 from compressor.errors import NetworkError, UsageError
 
-__all__ = [
-    "Documents",
-    "Position",
-    "Split",
-    "Survey",
-    "documents",
-    "is_local",
-    "source_fingerprint",
-    "survey",
-]
+__all__ = ["Documents", "Position", "Split", "Survey", "documents", "is_local", "source_fingerprint", "survey"]
 
 Split = Literal["train", "held_out", "all"]
 Position = dict[str, Any]
