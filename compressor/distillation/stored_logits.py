@@ -271,7 +271,11 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[dict[str, Any]]]:
         values = {name: record[name] for name in LogitsHeader.__dataclass_fields__}
         header = as_record(LogitsHeader, values, what="the index of the stored teacher logits", where=file)
         shards = [
-            {"file": Path(entry["file"]).name, "bytes": entry["bytes"], "windows": list(entry["windows"])}
+            {
+                "file": Path(entry["file"]).name,
+                "bytes": entry["bytes"],
+                "windows": [str(digest) for digest in entry["windows"]],
+            }
             for entry in record["shards"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -83,7 +83,7 @@ def read_plan(directory: Path) -> PrunePlan:
     file = directory / PLAN_FILE
     try:
         return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError("the prune plan cannot be read", where=str(file), found=error) from error
 
 

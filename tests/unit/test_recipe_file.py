@@ -69,7 +69,7 @@ def test_hostile_yaml_is_one_error(tmp_path: Path, text: str) -> None:
         ('prune: {shape: {"a\\0": 3}}', "'prune.shape' holds a NUL"),
         ('target: "\\ud800"', "'target' is not UTF-8"),
         ("sparsify: {pattern: 2:4}", "'sparsify.pattern' is not usable"),
-        ("distill: {domains: [{name: a, data: b, wieght: 2}]}", "'distill.domains.0.wieght'"),
+        ("distill: {domains: [{name: a, data: b, weights: 2}]}", "'distill.domains.0.weights'"),
         ("1: 2", "recipe"),
     ],
 )
@@ -88,7 +88,7 @@ def test_values_from_options_are_looked_at_too() -> None:
 
 def test_a_nested_key_is_answered_with_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"{MODEL}distill: {{domains: [{{name: a, data: b, wieght: 2}}]}}\n")
+    path.write_text(f"{MODEL}distill: {{domains: [{{name: a, data: b, weights: 2}}]}}\n")
     with pytest.raises(UsageError) as caught:
         load_recipe(path, {})
     assert "did you mean weight" in str(caught.value)
