@@ -54,7 +54,9 @@ def test_layers_deleted_by_hand_in_plain_transformers_pass(tmp_path: Path) -> No
     made, source = pruned(
         tmp_path,
         make_model(num_hidden_layers=4),
-        **{"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4},
+        hidden_size=64,
+        intermediate_size=192,
+        num_attention_heads=4,
     )
     removed = made.details["removed_layers"]
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
