@@ -225,7 +225,12 @@ def _check_documents(run: RunRecords, present: list[str]) -> None:
 
 def source_in(run: RunRecords, name: str) -> Path | None:
     """What a directory of a run was made from; None where that is not compared, or not here."""
-    source = demanded(run.recipe).get(name)
+    places = demanded(run.recipe)
+    if name not in places and name.startswith(f"{_EXPORTS}/"):
+        # Made later by hand: from the quantised artifact or the student, as its name says.
+        quantised = f"{_STAGES}/quantize"
+        return run.directory / (quantised if name.endswith("fp8") and quantised in places else STUDENT)
+    source = places.get(name)
     if source == TEACHER:
         return run.teacher
     return None if source is None else run.directory / source

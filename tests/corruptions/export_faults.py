@@ -283,7 +283,7 @@ def run_faults() -> list[Fault]:
             only_plain=True,
         ),
         Fault(name="a stage's record deleted", plant=delete("stages/prune/artifact.json"), only_plain=True),
-        Fault(name="edited card", plant=edited("README.md", "parameter", "parametre")),
+        Fault(name="edited card", plant=edited("README.md", "parameter", "weight")),
         Fault(name="edited recipe", plant=edited("recipe.yaml", "seq_len: 32", "seq_len: 64")),
         Fault(name="edited plan", plant=edited("plan.json", '"num_parameters": ', '"num_parameters": 1')),
     ]

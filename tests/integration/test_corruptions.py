@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.corruptions.artifacts import RUN, Made, make_artifacts
-from tests.corruptions.report import NO_SECOND_SOURCE, misses
+from tests.corruptions.report import REASONS, misses
 from tests.corruptions.suite import CONTROL, FAULTS, Outcome, run_suite
 
 FAST = frozenset(
@@ -36,7 +36,7 @@ def test_planted_faults_are_found(kind: str, made: dict[str, Made], tmp_path: Pa
 
 
 def test_reasons_name_faults_that_there_are() -> None:
-    for kind, fault in NO_SECOND_SOURCE:
+    for kind, fault in REASONS:
         assert fault in {planted.name for planted in FAULTS[kind]}
 
 

@@ -1,4 +1,4 @@
-"""Probes: a module in memory and plain transformers on its files answer the same, or the files are refused."""
+"""Probes: a module in memory and plain transformers on its files agree, or the files are refused."""
 
 from __future__ import annotations
 
