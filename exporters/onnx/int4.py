@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from compressor.errors import UnsupportedError, VerificationError
@@ -19,7 +18,7 @@ from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.rope import TABLES
-from exporters.onnx.weights import StoredWeight, stored_weights
+from exporters.onnx.weights import StoredWeight, read_initialiser, stored_weights
 
 _BITS, _LAST, _ZERO = 4, 15, 8
 # A float32 quotient of bfloat16 weights and float32 scales, in steps.
@@ -83,12 +82,9 @@ class Int4Graph:
         Raises:
             VerificationError: when the graph lacks it.
         """
-        from onnx import numpy_helper
-
         if name not in self._initialisers:
             raise VerificationError("the graph lacks a weight", where=name)
-        array: Any = numpy_helper.to_array(self._initialisers[name], base_dir=str(self._directory))
-        return torch.from_numpy(np.array(array))
+        return read_initialiser(self._initialisers[name], self._directory)
 
     def blocks(self, name: str) -> Blocks:
         """A quantised matrix.

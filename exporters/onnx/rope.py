@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from compressor.errors import VerificationError
@@ -24,6 +23,7 @@ from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.portable import portable_config
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.expressible import BUILT, rope_form
+from exporters.onnx.weights import read_initialiser
 
 TABLES = ("cos_cache", "sin_cache")
 # An angle is a position times a frequency, both rounded to float32, so its error grows with the position.
@@ -79,14 +79,12 @@ def check_tables(directory: Path, student: Path) -> int:
         VerificationError: for a table that is missing, short or different.
     """
     import onnx
-    from onnx import numpy_helper
 
     graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
     stored = {entry.name: entry for entry in graph.initializer if entry.name in TABLES}
     num_positions = _num_positions(stored)
     for name, wanted in expected_tables(student, num_positions).items():
-        array = np.array(numpy_helper.to_array(stored[name], base_dir=str(directory)))
-        found = torch.from_numpy(array)
+        found = read_initialiser(stored[name], directory)
         if found.shape != wanted.shape:
             raise VerificationError(
                 "a rope table has another shape",

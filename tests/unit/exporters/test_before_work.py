@@ -72,7 +72,7 @@ def test_plan_and_run_refuse_as_well(
     field: str,
 ) -> None:
     directory, out_dir = source(tmp_path, family, fields), tmp_path / "out"
-    size = ["--target", "90%", "--formats", f"huggingface,{format_name}", "--tokens", "0"]
+    size = ["--shape", "intermediate_size=64", "--formats", f"huggingface,{format_name}", "--tokens", "0"]
     assert invoke(["plan", str(directory), *size]) == 3
     assert field in capsys.readouterr().err
     text = str(make_text(num_words=50))

@@ -133,8 +133,8 @@ def test_a_config_that_computes_something_else_is_caught(tmp_path: Path, field: 
 
 
 def test_tensors_and_config_of_different_layers_are_caught(tmp_path: Path) -> None:
-    branch = initial_branch(torch.ones(4, 32), torch.zeros(4, 32))
-    write_adapter(tmp_path, {"one": branch, "two": branch})
+    branches = {name: initial_branch(torch.ones(4, 32), torch.zeros(4, 32)) for name in ("one", "two")}
+    write_adapter(tmp_path, branches)
     file = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
     config = json.loads(file.read_text())
     for kept in (["one"], ["one", "two", "three"]):
