@@ -250,8 +250,8 @@ def test_a_panic_of_the_library_is_one_error(tmp_path: Path) -> None:
 def test_an_end_token_that_the_file_lacks(tmp_path: Path) -> None:
     end, padding = {"eos_token": "<|eot|>"}, {"pad_token": "[PAD]"}
     with pytest.raises(VerificationError, match="eos token is not in its vocabulary"):
-        load_tokenizer(tokenizer_directory(tmp_path / "a", eos_token="<|eot|>"))
-    tokenizer = load_tokenizer(tokenizer_directory(tmp_path / "b", pad_token="[PAD]"))
+        load_tokenizer(tokenizer_directory(tmp_path / "a", **end))
+    tokenizer = load_tokenizer(tokenizer_directory(tmp_path / "b", **padding))
     assert tokenizer.pad_token_id is None
     assert len(tokenizer) == VOCAB_SIZE
 
@@ -304,7 +304,8 @@ def test_older_vocabularies_are_converted_or_refused(tmp_path: Path) -> None:
     document = json.loads(make_tokenizer().backend_tokenizer.to_str())
     vocabulary = {**document["model"]["vocab"]}
     (source / "vocab.json").write_text(json.dumps(vocabulary))
-    (source / "merges.txt").write_text("\n".join(" ".join(pair) for pair in document["model"]["merges"]))
+    merges = [" ".join(pair) for pair in document["model"]["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     special = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
     (source / "tokenizer_config.json").write_text(json.dumps({**special, "tokenizer_class": "GPT2Tokenizer"}))
     (source / "config.json").write_text('{"model_type": "gpt2"}')
