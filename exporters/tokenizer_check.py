@@ -23,8 +23,8 @@ from compressor.models.tokenizer import (
 from exporters.prompts import TEXTS
 
 _HINT = (
-    "transformers 5 reads every qwen2 model's tokenizer by Qwen2's own rules; tokenizer.json itself is "
-    "right, and PreTrainedTokenizerFast reads it"
+    "transformers 5 reads every qwen2 model's tokenizer by Qwen2's own rules; "
+    "tokenizer.json itself is right, and PreTrainedTokenizerFast reads it"
 )
 _ROLES = ("bos", "eos", "pad", "unk")
 

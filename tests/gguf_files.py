@@ -35,7 +35,8 @@ ROLES = {
 TRAINING_TEXT = (
     "In 2024 and 2025, 1234567 people didn't see 3.14159 of the 100 200 300 things; they'll see 12345 more.\n"
     "def f(x):\n    if x > 10:\n        return x ** 2\n\n    return [1, 22, 333]\n\n\n"
-    "HTTPServer2Go camelCase camelCase camelCase snake_case  two  spaces,   three\t\ttabs !! == ==> ... $x^2$ (a) [b] {c}\r\n"
+    "HTTPServer2Go camelCase camelCase camelCase snake_case  two  spaces,   three\t\ttabs "
+    "!! == ==> ... $x^2$ (a) [b] {c}\r\n"
 ) * 3
 
 

@@ -1,4 +1,4 @@
-"""Our reading of a GGUF file, evaluated by libraries that know nothing of it: plain transformers, tokenizers."""
+"""Our reading of a GGUF file, evaluated by libraries that know nothing of it: transformers and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What llama.cpp makes of GGUF files; run by an interpreter that has llama-cpp-python, and nothing of ours.
 
-Reads from stdin a JSON list of requests {"path", "ids", "texts", "settings", "out"}; writes for each an .npz with the
-logits of every position and the token ids of every text. Prints llama-cpp-python's version.
+Reads from stdin a JSON list of requests {"path", "ids", "texts", "settings", "out"}; writes for each an
+.npz with the logits of every position and the token ids of every text. Prints llama-cpp-python's version.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""llama.cpp computes the tiny GGUF files anew: its answers against our reader's, and against the recorded ones."""
+"""llama.cpp computes the tiny GGUF files anew: its answers against our reader's and the recorded ones."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_an_export_with_another_tokenizer_is_found(change: str, tmp_path: Path) 
     elif change == "added":
         document["added_tokens"] = document["added_tokens"][1:]
     elif change == "eos":
-        config["eos_token"] = "<|pad|>"
+        config |= {"eos_token": "<|pad|>"}
     elif change == "template":
         config["chat_template"] = "{{ other }}"
     elif change == "class":
@@ -248,9 +248,10 @@ def test_a_panic_of_the_library_is_one_error(tmp_path: Path) -> None:
 
 
 def test_an_end_token_that_the_file_lacks(tmp_path: Path) -> None:
+    end, padding = {"eos_token": "<|eot|>"}, {"pad_token": "[PAD]"}
     with pytest.raises(VerificationError, match="eos token is not in its vocabulary"):
-        load_tokenizer(tokenizer_directory(tmp_path / "a", eos_token="<|eot|>"))
-    tokenizer = load_tokenizer(tokenizer_directory(tmp_path / "b", pad_token="[PAD]"))
+        load_tokenizer(tokenizer_directory(tmp_path / "a", **end))
+    tokenizer = load_tokenizer(tokenizer_directory(tmp_path / "b", **padding))
     assert tokenizer.pad_token_id is None
     assert len(tokenizer) == VOCAB_SIZE
 
@@ -296,14 +297,15 @@ def test_a_model_with_too_few_rows_is_refused_before_any_work(
 
 
 def test_older_vocabularies_are_converted_or_refused(tmp_path: Path) -> None:
-    """vocab.json and merges.txt are a tokenizer; what transformers makes of them must keep every character."""
+    """vocab.json and merges.txt are a tokenizer, if what transformers makes of them keeps every character."""
     source, out = tmp_path / "source", tmp_path / "out"
     for directory in (source, out):
         directory.mkdir()
     document = json.loads(make_tokenizer().backend_tokenizer.to_str())
     vocabulary = {**document["model"]["vocab"]}
     (source / "vocab.json").write_text(json.dumps(vocabulary))
-    (source / "merges.txt").write_text("\n".join(" ".join(pair) for pair in document["model"]["merges"]))
+    merges = [" ".join(pair) for pair in document["model"]["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     special = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
     (source / "tokenizer_config.json").write_text(json.dumps({**special, "tokenizer_class": "GPT2Tokenizer"}))
     (source / "config.json").write_text('{"model_type": "gpt2"}')
