@@ -145,15 +145,7 @@ def run_pipeline(
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(
-            lambda: open_checkpoint(
-                source,
-                stages,
-                dtype=dtype,
-                trust_remote_code=recipe.trust_remote_code,
-                on_warning=console.warn,
-            )
-        )
+        teacher = on_main(lambda: _open_teacher(source, stages, dtype, recipe, console))
         run = Run(
             recipe=recipe,
             plan=plan,
@@ -171,6 +163,13 @@ def run_pipeline(
                 _record_choices(run)
         _record_choices(run)
         return on_main(lambda: summary(run))
+
+
+def _open_teacher(
+    source: ModelSource, stages: Path, dtype: str, recipe: Recipe, console: Console
+) -> ModelArtifact:
+    trust = recipe.trust_remote_code
+    return open_checkpoint(source, stages, dtype=dtype, trust_remote_code=trust, on_warning=console.warn)
 
 
 def _require_disk(plan: Plan, out_dir: Path) -> None:

@@ -30,14 +30,16 @@ SCALING, PARAMETERS = "rope_scaling", "rope_parameters"
 FIRST_WITH_PARAMETERS = 5
 
 # Method -> the numbers it cannot do without, of those that neither generation fills in.
-_REQUIRED: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": (),
-}
+_REQUIRED: dict[str, tuple[str, ...]] = dict(
+    (
+        ("default", ()),
+        ("linear", ("factor",)),
+        ("dynamic", ("factor",)),
+        ("yarn", ()),
+        ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
+        ("longrope", ()),
+    )
+)
 _WITH_ORIGINAL = ("yarn", "llama3", "longrope")
 _NUMBERS = (
     *("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
