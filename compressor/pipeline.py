@@ -194,16 +194,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(
-            lambda: open_checkpoint(
-                source,
-                stages,
-                dtype=dtype,
-                tokenizer=recipe.tokenizer,
-                trust_remote_code=recipe.trust_remote_code,
-                on_warning=console.warn,
-            )
-        )
+        teacher = on_main(lambda: _open_teacher(source, stages, dtype, recipe, console))
         require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
@@ -224,6 +215,19 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         _record_choices(run)
         manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
+
+
+def _open_teacher(
+    source: ModelSource, stages: Path, dtype: str, recipe: Recipe, console: Console
+) -> ModelArtifact:
+    return open_checkpoint(
+        source,
+        stages,
+        dtype=dtype,
+        tokenizer=recipe.tokenizer,
+        trust_remote_code=recipe.trust_remote_code,
+        on_warning=console.warn,
+    )
 
 
 def _check_contents(run: Run, *, check: bool) -> None:

@@ -30,14 +30,11 @@ SCALING, PARAMETERS = "rope_scaling", "rope_parameters"
 FIRST_WITH_PARAMETERS = 5
 
 # Method -> the numbers it cannot do without, of those that neither generation fills in.
-_REQUIRED: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": (),
-}
+_REQUIRED: dict[str, tuple[str, ...]] = (
+    dict.fromkeys(("default", "yarn", "longrope"), ())
+    | dict.fromkeys(("linear", "dynamic"), ("factor",))
+    | dict.fromkeys(("llama3",), ("factor", "low_freq_factor", "high_freq_factor"))
+)
 _WITH_ORIGINAL = ("yarn", "llama3", "longrope")
 _NUMBERS = (
     *("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
@@ -220,7 +217,7 @@ def _method(given: dict[str, Any], where: str) -> dict[str, Any]:
         raise UnsupportedError(
             f"rope type {kind!r} is not supported",
             where=f"config.json: {where}",
-            expected=", ".join(_REQUIRED),
+            expected=", ".join(sorted(_REQUIRED)),
             hint="both transformers 4.57 and 5 must compute it alike",
         )
     method = {"rope_type": kind, **{key: given[key] for key in given if key in numbers}}

@@ -64,6 +64,25 @@ REPOSITORIES = {
 }
 
 
+_PROGRAM = """
+import json, sys
+from pathlib import Path
+from compressor.models.hub import download_config, download_model
+
+def files_of(snapshot):
+    files = (str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file())
+    return " ".join(sorted(files))
+
+def outcome(work):
+    try:
+        return str(eval(work))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+print(json.dumps([outcome(work) for work in sys.argv[1:]]))
+"""
+
+
 class Hub(BaseHTTPRequestHandler):
     """The requests that `huggingface_hub` makes for a download."""
 
@@ -124,8 +143,8 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
-def run(work: str, home: Path, endpoint: str, *, offline: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a line of Python in a fresh process: the client reads its settings once."""
+def outcomes(works: list[str], home: Path, endpoint: str, *, offline: bool = False) -> list[str]:
+    """What lines of Python return or raise, in one fresh process: the client reads its settings once."""
     environment = {
         **os.environ,
         "HF_HOME": str(home),
@@ -136,67 +155,81 @@ def run(work: str, home: Path, endpoint: str, *, offline: bool = False) -> subpr
         "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    code = f"from compressor.models.hub import *\nprint({work})"
-    return subprocess.run(
-        [sys.executable, "-c", code],
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *works],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def files_of(snapshot: str) -> set[str]:
-    root = Path(snapshot.strip())
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+def model(name: str, *, trusted: bool = False) -> str:
+    return f"download_model({name!r}, trust_remote_code={trusted})"
+
+
+PLAN = "download_config('someone/sharded')"
+ONLINE = (PLAN, model("someone/plain"), model("someone/nothing"), model(GATED), model("someone/pickled"))
+LATER = (model("some one"), model("someone/sharded"), model("someone/sharded", trusted=True))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def online(endpoint: str, home: Path) -> dict[str, str]:
+    """Outcomes with the server, with the files that a snapshot then held."""
+    works = [work for download in (*ONLINE, *LATER) for work in (download, f"files_of({download})")]
+    return dict(zip(works, outcomes(works, home, endpoint), strict=True))
+
+
+def test_a_plan_downloads_the_config_alone(online: dict[str, str]) -> None:
+    assert online[f"files_of({PLAN})"] == "config.json"
+
+
+def test_a_model_in_one_file(online: dict[str, str]) -> None:
+    assert online[f"files_of({ONLINE[1]})"].split() == sorted(PLAIN)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_model_is_downloaded_by_its_index(endpoint: str, tmp_path: Path, trusted: bool) -> None:
-    work = f"download_model('someone/sharded', trust_remote_code={trusted})"
-    online = run(work, tmp_path, endpoint)
-    again = run(work, tmp_path, endpoint, offline=True)
+def test_a_model_is_downloaded_by_its_index(online: dict[str, str], trusted: bool) -> None:
+    found = online[f"files_of({model('someone/sharded', trusted=trusted)})"]
 
-    assert online.returncode == 0, online.stderr
-    assert files_of(online.stdout) == {*WANTED, *(CODE if trusted else ())}
-    assert again.stdout == online.stdout
-
-
-def test_a_model_in_one_file(endpoint: str, tmp_path: Path) -> None:
-    done = run("download_model('someone/plain', trust_remote_code=False)", tmp_path, endpoint)
-
-    assert files_of(done.stdout) == set(PLAIN), done.stderr
-
-
-def test_a_plan_downloads_the_config_alone(endpoint: str, tmp_path: Path) -> None:
-    done = run("download_config('someone/sharded')", tmp_path, endpoint)
-    assert files_of(done.stdout) == {"config.json"}, done.stderr
-
-    offline = "download_model('someone/sharded', trust_remote_code=False)"
-    assert "the model cannot be downloaded" in run(offline, tmp_path, endpoint, offline=True).stderr
+    assert found.split() == sorted({*WANTED, *(CODE if trusted else ())})
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
         ("someone/nothing", "NetworkError", "the hub has no such model"),
-        ("someone/gated", "NetworkError", "restricted"),
+        (GATED, "NetworkError", "restricted"),
         ("someone/pickled", "UsageError", "no safetensors"),
         ("some one", "UsageError", "no Hugging Face id"),
     ],
 )
-def test_what_cannot_be_downloaded(
-    endpoint: str, tmp_path: Path, name: str, error: str, message: str
-) -> None:
-    done = run(f"download_model({name!r}, trust_remote_code=False)", tmp_path, endpoint)
-
-    assert done.returncode == 1
-    assert error in done.stderr
-    assert message in done.stderr
+def test_what_cannot_be_downloaded(online: dict[str, str], name: str, error: str, message: str) -> None:
+    assert online[model(name)].startswith(error)
+    assert message in online[model(name)]
 
 
-def test_a_hub_out_of_reach(tmp_path: Path) -> None:
-    done = run("download_model('someone/plain', trust_remote_code=False)", tmp_path, "http://127.0.0.1:9")
+def test_without_a_network_the_cache_serves(online: dict[str, str], home: Path, endpoint: str) -> None:
+    works = [model("someone/sharded"), model("someone/plain"), model("someone/other"), PLAN]
+    found = outcomes(works, home, endpoint, offline=True)
 
-    assert "NetworkError: the model cannot be downloaded" in done.stderr
+    assert found[:2] == [online[model("someone/sharded")], online[model("someone/plain")]]
+    assert found[2].startswith("NetworkError: the model cannot be downloaded")
+    assert found[3] == online[PLAN]
+
+
+def test_a_hub_out_of_reach_or_a_config_alone(endpoint: str, tmp_path: Path) -> None:
+    """A plan's snapshot is no model, and says so once the hub is gone."""
+    outcomes([PLAN], tmp_path, endpoint)
+    found = outcomes([model("someone/sharded")], tmp_path, "http://127.0.0.1:9")
+
+    assert found[0].startswith("NetworkError: the model cannot be downloaded")
