@@ -37,9 +37,12 @@ def require_texts(recipe: Recipe, console: Console) -> None:
     """Refuse, before any work, a text that is not there or not sound; all of a local one is read.
 
     Raises:
-        UsageError, NetworkError: as `check_texts` does.
+        UsageError, NetworkError: as `source_fingerprint` and `check_texts` do.
     """
-    check_texts(sorted({evaluation_config(recipe).data, *_seen(recipe)}), console)
+    specs = sorted({evaluation_config(recipe).data, *_seen(recipe)})
+    for spec in specs:
+        source_fingerprint(spec)
+    check_texts(specs, console)
     if recipe.distill.loss_on == "responses":
         check_responses(_trained_on(recipe))
 

@@ -33,7 +33,7 @@ def require_training_texts(settings: Distill, console: Console) -> None:
     """Read all of the local training texts, before a model is opened.
 
     Raises:
-        UsageError, NetworkError: as `check_texts` and `check_responses` do.
+        UsageError: as `check_texts` and `check_responses` do.
     """
     specs = [domain.data for domain in settings.mixture()]
     on_main(lambda: check_texts(specs, console))
