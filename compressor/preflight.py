@@ -9,6 +9,7 @@ from compressor.data.checks import check_rendering, check_responses, check_texts
 from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
+from compressor.distillation.training import require_loss_on
 from compressor.errors import UnsupportedError, UsageError
 from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
 from compressor.recipe import Recipe
@@ -149,13 +150,7 @@ def require_trainable(recipe: Recipe) -> None:
     distill = recipe.distill
     if distill.correction.mode == "alongside":
         require_alongside(distill)
-    if distill.generate.tokens and distill.loss_on == "responses":
-        raise UsageError(
-            "sampled text is plain text, without responses",
-            where="distill.generate",
-            expected="--loss-on all",
-            found="--loss-on responses",
-        )
+    require_loss_on(distill)
     if distill.teacher_logits is None:
         return
     for setting, is_given in (

@@ -11,7 +11,7 @@ import pytest
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
 from compressor.errors import UsageError
-from compressor.preflight import evaluation_config, require_texts, require_windows
+from compressor.preflight import evaluation_config, require_texts, require_trainable, require_windows
 from compressor.recipe import Recipe, load_recipe
 
 
@@ -80,6 +80,16 @@ def test_a_plain_row_where_only_responses_count(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no responses") as caught:
         require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
     assert caught.value.where == f"{path}:6"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "paper"}]
+)
+def test_what_needs_a_loss_on_all_tokens(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5)
+    require_trainable(recipe_of(path, **fields))
+    with pytest.raises(UsageError, match="loss on all tokens"):
+        require_trainable(recipe_of(path, **fields, **{"distill.loss_on": "responses"}))
 
 
 @pytest.mark.parametrize("position", [0, 17, 29])
