@@ -11,6 +11,7 @@ from compressor.data.checks import check_rendering, check_responses, check_texts
 from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
+from compressor.distillation.training import require_loss_on
 from compressor.errors import UnsupportedError, UsageError
 from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
 from compressor.models.checkpoint import read_config
@@ -79,9 +80,12 @@ def require_texts(recipe: Recipe, console: Console) -> None:
     """Refuse, before any work, a text that is not there or not sound; all of a local one is read.
 
     Raises:
-        UsageError, NetworkError: as `check_texts` does.
+        UsageError, NetworkError: as `source_fingerprint` and `check_texts` do.
     """
-    check_texts(sorted({evaluation_config(recipe).data, *_seen(recipe)}), console)
+    specs = sorted({evaluation_config(recipe).data, *_seen(recipe)})
+    for spec in specs:
+        source_fingerprint(spec)
+    check_texts(specs, console)
     if recipe.distill.loss_on == "responses":
         check_responses(_trained_on(recipe))
 
@@ -188,13 +192,7 @@ def require_trainable(recipe: Recipe) -> None:
     distill = recipe.distill
     if distill.correction.mode == "alongside":
         require_alongside(distill)
-    if distill.generate.tokens and distill.loss_on == "responses":
-        raise UsageError(
-            "sampled text is plain text, without responses",
-            where="distill.generate",
-            expected="--loss-on all",
-            found="--loss-on responses",
-        )
+    require_loss_on(distill)
     if distill.teacher_logits is None:
         return
     read_artifact(Path(distill.teacher_logits))

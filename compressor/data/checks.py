@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.console import Console
 from compressor.data.conversations import render_all, responses
-from compressor.data.sources import Documents, Split, is_local, source_fingerprint, survey
+from compressor.data.sources import Documents, Split, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
 from compressor.errors import UsageError
 
@@ -16,16 +16,12 @@ CHARACTERS_PER_TOKEN = 16
 
 
 def check_texts(specs: Iterable[str], console: Console) -> None:
-    """Read all of some local texts, and see that data sets of the hub are there.
+    """Read all of some local texts; rows of the hub are checked as they come.
 
     Raises:
         UsageError: for a text that is missing or empty, or a row that cannot be read, with its place.
-        NetworkError: when the hub cannot be asked.
     """
-    for spec in dict.fromkeys(specs):
-        source_fingerprint(spec)
-        if not is_local(spec):
-            continue
+    for spec in filter(is_local, dict.fromkeys(specs)):
         found = survey(spec)
         if found.num_empty:
             console.warn(f"{found.num_empty} empty rows of {spec} are skipped")

@@ -17,7 +17,7 @@ from typing import Any
 from compressor.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 
 # Far above what a batch of conversations takes.
-SECONDS = 20.0
+SECONDS = 30.0
 # Importing transformers from a slow disk.
 _START_SECONDS = 180.0
 _MAX_ANSWER_BYTES = 1 << 29

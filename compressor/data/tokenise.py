@@ -39,15 +39,6 @@ class Tokenised:
     begins: bool
 
 
-def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
-    """One document's token ids, without BOS; a row of a table ends with one end-of-text token.
-
-    Raises:
-        UsageError: for a conversation that cannot be rendered, or a text the tokenizer cannot take.
-    """
-    return tokenise_all(spec, [document], tokenizer)[0].ids
-
-
 def grouped(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     """Up to `size` documents after the other."""
     rows = iter(documents)

@@ -116,6 +116,27 @@ def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, d
         )
 
 
+def require_loss_on(config: Distill) -> None:
+    """Refuse settings under which a loss on responses alone would not be one.
+
+    Raises:
+        UsageError: for dynamic batches, whose held-out losses are over all tokens, and for sampled text.
+    """
+    if config.loss_on == "all":
+        return
+    for setting, is_given in (
+        ("distill.dynamic_batches", config.dynamic_batches.variant != "off"),
+        ("distill.generate", config.generate.tokens > 0),
+    ):
+        if is_given:
+            raise UsageError(
+                "this needs a loss on all tokens",
+                where=setting,
+                expected="--loss-on all",
+                found="--loss-on responses",
+            )
+
+
 def open_training_stream(
     config: Distill,
     plan: TrainingConfig,
@@ -129,6 +150,7 @@ def open_training_stream(
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
+    require_loss_on(config)
     total = plan.max_steps * plan.batch_size
     if config.dynamic_batches.variant == "off":
         counts = count_windows(

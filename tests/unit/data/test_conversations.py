@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.data.conversations import render
-from compressor.data.packing import read_windows, starts_path, write_tokens
+from compressor.data.packing import read_windows, starts_path, tokenise, write_tokens
 from compressor.data.rows import Conversation
 from compressor.data.sources import documents
-from compressor.data.tokenise import tokenise
 from compressor.errors import UsageError
 from tests.tiny_models import make_tokenizer
 
