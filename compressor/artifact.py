@@ -177,7 +177,13 @@ def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
 
 
 def check_files(
-    directory: Path, files: Files, *, contents: bool, redo: str = _REDO, but: tuple[str, ...] = ()
+    directory: Path,
+    files: Files,
+    *,
+    contents: bool,
+    redo: str = _REDO,
+    but: tuple[str, ...] = (),
+    may_have_more: bool = False,
 ) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
@@ -187,11 +193,13 @@ def check_files(
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
         but: Names that the record does not cover.
+        may_have_more: Accept files that are not recorded, such as the page of a published model.
 
     Raises:
         VerificationError: naming the first such file.
     """
-    for name in sorted({*files, *_names(directory, but)}):
+    found = () if may_have_more else _names(directory, but)
+    for name in sorted({*files, *found}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem

@@ -170,11 +170,7 @@ def open_checkpoint(
     texts: tuple[str, ...] = ()
     if (directory / ARTIFACT_FILE).is_file():
         ours = read_artifact(directory)
-        if source.kind == "gguf":
-            redo = f"delete {directory}, then the same command converts the file again"
-        else:
-            redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
-        check_files(directory, ours.files, contents=True, redo=redo)
+        _check_recorded(ours, source)
         lineage, texts = ours.lineage, ours.texts
     return ModelArtifact(
         path=directory,
@@ -184,6 +180,23 @@ def open_checkpoint(
         num_parameters=num_parameters(dims),
         texts=texts,
     )
+
+
+def _check_recorded(ours: ModelArtifact, source: ModelSource) -> None:
+    """Refuse a source of this tool's making whose files are not those that were recorded.
+
+    A published one has files beside them, and from the hub not all of them are downloaded.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
+    if source.kind == "gguf":
+        redo = f"delete {ours.path}, then the same command converts the file again"
+    files = ours.files
+    if source.kind == "hub":
+        files = {name: record for name, record in files.items() if (ours.path / name).is_file()}
+    check_files(ours.path, files, contents=True, redo=redo, may_have_more=source.kind != "gguf")
 
 
 def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> None:

@@ -6,15 +6,18 @@ import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from compressor.artifact import record_files
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError
-from compressor.models.checkpoint import CheckpointReader, whole, write_checkpoint
+from compressor.models.checkpoint import WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
 from compressor.models.dims import num_parameters
 from compressor.models.gguf import convert_gguf
 from compressor.models.load import (
@@ -322,3 +325,31 @@ def test_a_gguf_that_two_commands_want_is_converted_once(
     assert len(converted) == 1
     assert [(path / "config.json").is_file() for path in found] == [True, True]
     assert found[0] == found[1]
+
+
+def test_a_published_student_has_more_files_than_its_record(checkpoint: Path, tmp_path: Path) -> None:
+    """A page and attributes of a hub are no alteration; an edited weight file is one."""
+    artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    replace(artifact, files=record_files(checkpoint)).write()
+    (checkpoint / "README.md").write_text("A student.\n")
+    (checkpoint / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+
+    again = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    assert again.fingerprint == artifact.fingerprint
+
+    tensors = load_file(checkpoint / WEIGHTS_FILE)
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, checkpoint / WEIGHTS_FILE)
+    with pytest.raises(VerificationError, match="finished work has") as caught:
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    assert WEIGHTS_FILE in str(caught.value)
+
+
+def test_a_student_without_a_recorded_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    (checkpoint / "masks.safetensors").write_bytes(b"")
+    replace(artifact, files=record_files(checkpoint)).write()
+    (checkpoint / "masks.safetensors").unlink()
+
+    with pytest.raises(VerificationError, match="is missing"):
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
