@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
 from compressor.artifact import ModelArtifact, read_artifact, write_json
+from compressor.card import summary_of
 from compressor.console import Console
 from compressor.distillation.correction import CORRECT
 from compressor.distillation.generate import GENERATE
@@ -27,6 +28,7 @@ from compressor.hardware import (
     resolve_dtype,
 )
 from compressor.manifest import Manifest, open_run_directory
+from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
@@ -34,6 +36,8 @@ from compressor.preflight import (
     evaluation_config,
     recovery_tokens,
     require_consistent,
+    require_expressible,
+    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_trainable,
@@ -181,15 +185,26 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
     require_libraries(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         for name in manifest.changed_files():
             console.warn(f"{name} is not as this run wrote it; it is written again")
-        require_texts(recipe)
+        on_main(lambda: require_texts(recipe, console))
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype, tokenizer=recipe.tokenizer))
+        teacher = on_main(
+            lambda: open_checkpoint(
+                source,
+                stages,
+                dtype=dtype,
+                tokenizer=recipe.tokenizer,
+                trust_remote_code=recipe.trust_remote_code,
+                on_warning=console.warn,
+            )
+        )
+        require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
             plan=plan,
@@ -200,7 +215,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer, teacher.texts)
+        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
@@ -403,32 +418,26 @@ def _report(run: Run) -> None:
 
 def summary(run: Run) -> dict[str, Any]:
     """The run's result as one JSON document, read from what the stages recorded."""
-    made = run.made
-    return {
-        "schema": "compress-export/run/1",
-        "out_dir": str(run.out_dir),
-        "student": str(run.out_dir / STUDENT),
-        "plan": run.plan.document,
-        "stages": run.manifest.record["stages"],
-        "generate": made[GENERATED].details if GENERATED in made else None,
-        "correct": made[CORRECTED].details if CORRECTED in made else None,
-        "distill": made["distilled"].details if "distilled" in made else None,
-        "sparsify": made["sparsified"].details if "sparsified" in made else None,
-        "recover": made["recovered"].details if "recovered" in made else None,
-        "evaluation": made["evaluation"].details,
-        "exports": {
-            name.removeprefix("export "): artifact.details
-            for name, artifact in made.items()
+    roles = {
+        "generate": GENERATED,
+        "correct": CORRECTED,
+        "distill": "distilled",
+        "sparsify": "sparsified",
+        "recover": "recovered",
+        "evaluation": "evaluation",
+        "bench": "bench",
+    }
+    return summary_of(
+        run.out_dir,
+        plan=run.plan.document,
+        manifest=run.manifest.record,
+        made={role: run.made[name] for role, name in roles.items() if name in run.made},
+        exports={
+            name.removeprefix("export "): artifact
+            for name, artifact in run.made.items()
             if name.startswith("export ")
         },
-        "bench": made["bench"].details if "bench" in made else None,
-        "versions": run.manifest.record["versions"],
-        "hardware": run.manifest.record["hardware"],
-        "warnings": [
-            *run.manifest.record.get("warnings", ()),
-            *(warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]),
-        ],
-    }
+    )
 
 
 _STEPS: dict[str, Callable[[Run], None]] = {

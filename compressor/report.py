@@ -41,7 +41,12 @@ def closed_gap(evaluation: dict[str, Any]) -> float | None:
 
 
 def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
-    """Write OUT/README.md; every number comes from `summary`."""
+    """Write OUT/README.md."""
+    (out_dir / CARD_FILE).write_text(model_card(out_dir, summary), encoding="utf-8")
+
+
+def model_card(out_dir: Path, summary: dict[str, Any]) -> str:
+    """The text of OUT/README.md; every number comes from `summary`."""
     plan, student = summary["plan"], summary["plan"]["student"]
     lines = [
         "---",
@@ -62,7 +67,7 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
     for title, header, rows in result_tables(summary):
         lines += ["", f"## {title}", "", *markdown_table(header, rows)]
     lines += ["", *_closing(summary)]
-    (out_dir / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _front_matter(name: str, value: str) -> str:

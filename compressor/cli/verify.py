@@ -30,9 +30,12 @@ def verify(directory: str, source: str | None, sparsity: str | None, **flags: An
     if not Path(directory).is_dir():
         raise UsageError("this directory does not exist", where=directory)
     with work(flags):
+        from compressor.card import check_card
         from compressor.sparsity.pattern import parse_pattern
         from exporters.verify import verify_directory
 
         pattern = parse_pattern(sparsity) if sparsity else None
         report = verify_directory(Path(directory), pattern=pattern, source=Path(source) if source else None)
+        if report["kind"] == "run":
+            check_card(Path(directory))
     emit(report, flags, verification_text(report))

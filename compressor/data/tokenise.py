@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,12 +48,18 @@ def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
     return tokenise_all(spec, [document], tokenizer)[0].ids
 
 
+def grouped(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Up to `size` documents after the other."""
+    rows = iter(documents)
+    while group := list(itertools.islice(rows, size)):
+        yield group
+
+
 def tokenised_groups(
     reader: Documents, spec: str, tokenizer: Any, *, loss_on: LossOn = "all"
 ) -> Iterator[list[Tokenised]]:
     """A reader's documents, tokenised in groups; between two of them its position may be kept."""
-    rows = iter(reader)
-    while group := list(itertools.islice(rows, GROUP_DOCUMENTS)):
+    for group in grouped(reader, GROUP_DOCUMENTS):
         first = reader.num_taken - len(group)
         yield tokenise_all(spec, group, tokenizer, loss_on=loss_on, first=first)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from compressor.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import UsageError, VerificationError
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.digests import DIGESTS_FILE
+from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.amax import AMAX_FILE
 from compressor.sparsity.pattern import Pattern
 from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
@@ -17,7 +18,7 @@ from compressor.training.probes import PROBES_FILE
 from exporters.base import EXPORTERS, Exporter
 from exporters.checks.pruned import PLAN_FILE
 from exporters.checks.record import check_figures
-from exporters.checks.stages import check_stage
+from exporters.checks.stages import MODEL_STAGES, check_stage
 from exporters.checks.structure import check_structure, has_model
 from exporters.logits import VerifyOptions
 from exporters.record import VERIFICATION_FILE, Verification, read_verification
@@ -68,14 +69,13 @@ def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
         found = check_structure(directory, subject.pattern)
         return _entry(directory, found, kind="checkpoint", status=NO_RECORD)
     check_files(directory, artifact.files, contents=True)
-    found = {"stage": artifact.stage, "num_files": len(artifact.files)}
-    if artifact.stage.startswith(EXPORT_STAGE):
-        return _check_export(subject, artifact, found, options)
-    if has_model(directory):
-        found |= check_structure(directory, subject.pattern)
-    found |= check_stage(directory, artifact, subject.source, options)
-    check_figures(directory, artifact)
-    return _entry(directory, found, kind="stage", status="ok")
+    check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
+    try:
+        return check(subject, artifact, options)
+    except UsageError as error:  # what a stage of ours recorded cannot be unusable
+        raise VerificationError(
+            error.what, where=error.where, expected=error.expected, found=error.found
+        ) from error
 
 
 def _record_of(subject: Subject) -> ModelArtifact | None:
@@ -103,16 +103,35 @@ def _record_of(subject: Subject) -> ModelArtifact | None:
     )
 
 
-def _check_export(
-    subject: Subject, artifact: ModelArtifact, found: dict[str, Any], options: VerifyOptions
-) -> dict[str, Any]:
-    directory = subject.directory
+def _begun(artifact: ModelArtifact) -> dict[str, Any]:
+    return {"stage": artifact.stage, "num_files": len(artifact.files)}
+
+
+def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+    directory, found = subject.directory, _begun(artifact)
+    if artifact.stage in MODEL_STAGES:
+        found |= check_structure(directory, subject.pattern)
+    found |= check_stage(directory, artifact, subject.source, options)
+    check_figures(directory, artifact)
+    return _entry(directory, found, kind="stage", status="ok")
+
+
+def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+    directory, found = subject.directory, _begun(artifact)
     record = read_verification(directory)
     exporter = exporter_of(str(record.get("format")))
     found |= {"format": record["format"], **check_structure(directory, subject.pattern)}
     status = "ok"
     verification: Verification | None = None
     if subject.source is not None:
+        count = num_parameters(dims_of_config(read_config(subject.source)))
+        if artifact.num_parameters != count:
+            raise VerificationError(
+                "the artifact's record names another number of parameters",
+                where=str(directory / ARTIFACT_FILE),
+                expected=count,
+                found=artifact.num_parameters,
+            )
         verification = exporter.verify(directory, subject.source, options)
         verification.enforce()
         status = verification.status

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from compressor.artifact import sha256_of_file
+from compressor.artifact import ARTIFACT_FILE, sha256_of_file
 from compressor.errors import VerificationError
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -61,3 +63,19 @@ def expect_same_file(name: str, source: Path, directory: Path) -> None:
             where=str(directory / name),
             expected=f"the bytes of {source / name}",
         )
+
+
+def expect_figures(directory: Path, counted: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuse a record whose figures are not those that were counted again.
+
+    Raises:
+        VerificationError: naming the figure.
+    """
+    for name, value in counted.items():
+        if recorded.get(name) != value:
+            raise VerificationError(
+                "a recorded figure is not what was found",
+                where=f"{directory / ARTIFACT_FILE}: details.{name}",
+                expected=value,
+                found=recorded.get(name),
+            )

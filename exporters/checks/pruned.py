@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from compressor.artifact import ModelArtifact
 from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
 from exporters.checks.config import check_config, check_tokenizer_files
-from exporters.checks.equality import expect_bits
+from exporters.checks.equality import expect_bits, expect_figures
 
 PLAN_FILE = "prune_plan.json"
 SCHEMA = "compress-export/prune-plan/1"
@@ -55,11 +56,12 @@ class Kept:
     heads: list[list[int]]
 
 
-def check_pruned(directory: Path, source: Path) -> dict[str, Any]:
+def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
     """Refuse a tensor or a config field that source and plan do not give.
 
     Args:
         directory: What the prune stage left.
+        artifact: Its record.
         source: The checkpoint that it cut.
 
     Raises:
@@ -67,6 +69,8 @@ def check_pruned(directory: Path, source: Path) -> dict[str, Any]:
     """
     teacher = dims_of_config(read_config(source))
     kept = read_kept(directory, teacher)
+    removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
+    expect_figures(directory, {"removed_layers": removed}, artifact.details)
     check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
     check_tokenizer_files(directory, source)
     head_dim, dtype = teacher.head_dim, _dtype(read_config(directory), directory)
@@ -105,10 +109,15 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
         sizes = {
             (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
         }
-        if len(kept.heads) != len(kept.layers) or len(sizes) != 1:
-            raise ValueError(f"{len(kept.layers)} layers, but per-layer lists of sizes {sorted(sizes)}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VerificationError("the prune plan is corrupt", where=str(file), found=error) from error
+    if len(kept.heads) != len(kept.layers) or len(sizes) != 1:
+        raise VerificationError(
+            "the prune plan is corrupt",
+            where=str(file),
+            expected=f"lists for {len(kept.layers)} layers, all of one length",
+            found=f"{len(kept.heads)} lists of (neurons, heads) {sorted(sizes)}",
+        )
     return kept
 
 

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import read_artifact, unsealed
 from compressor.errors import CompressExportError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
+from compressor.manifest import MANIFEST_FILE, SCHEMA, Manifest
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.recipe import Recipe, load_recipe
 from compressor.sparsity.pattern import Pattern
 from compressor.stage import PARTIAL_SUFFIX
 from exporters.base import needs_quantised
 from exporters.checks.directory import Subject, check_directory
+from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.logits import VerifyOptions
 
-MANIFEST_FILE, RECIPE_FILE, PLAN_FILE = "manifest.json", "recipe.yaml", "plan.json"
-MANIFEST_SCHEMA = "compress-export/manifest/1"
+RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.json"
 _STAGES, _EXPORTS, STUDENT, BENCH = "stages", "exports", "student", "bench"
 _TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
@@ -113,13 +115,15 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
                 where=str(directory / name),
                 hint="the command that made the run, again, completes it",
             )
-    manifest = read_json_mapping(directory / MANIFEST_FILE, what="the manifest")
+    file, what = directory / MANIFEST_FILE, "the manifest"
+    manifest = unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"{file} was edited")
+    _require_unchanged(directory, manifest)
     stages = manifest.get("stages")
-    if manifest.get("schema") != MANIFEST_SCHEMA or not isinstance(stages, dict):
+    if manifest.get("schema") != SCHEMA or not isinstance(stages, dict):
         raise VerificationError(
             "the manifest is not ours",
             where=str(directory / MANIFEST_FILE),
-            expected=MANIFEST_SCHEMA,
+            expected=SCHEMA,
             found=manifest.get("schema"),
         )
     read_json_mapping(directory / PLAN_FILE, what="the plan")
@@ -132,6 +136,21 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
     return RunRecords(
         directory=directory, recipe=recipe, stages=stages, teacher=teacher or find_teacher(directory, recipe)
     )
+
+
+def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
+    """Refuse recipe, plan or card that are not as they were written.
+
+    Raises:
+        VerificationError: naming the first of them.
+    """
+    changed = Manifest(directory, manifest).changed_files()
+    if changed:
+        raise VerificationError(
+            "a file of this run is missing, or not as it was written",
+            where=str(directory / changed[0]),
+            hint="the command that made the run, again, writes it",
+        )
 
 
 def find_teacher(directory: Path, recipe: Recipe) -> Path | None:
@@ -181,6 +200,7 @@ def check_run(
                 hint="the command that made the run, again, makes it",
             )
     checked = [check_directory(subject, options) for subject in _subjects(run, places, present, pattern)]
+    _check_documents(run, present)
     missing = [name for name in places if name not in present]
     if missing:
         raise UsageError(
@@ -190,6 +210,17 @@ def check_run(
             hint="the command that made the run, again, finishes it",
         )
     return checked
+
+
+def _check_documents(run: RunRecords, present: list[str]) -> None:
+    """Manifest, recipe and plan against what the stages recorded of themselves."""
+    for name in present:
+        artifact = read_artifact(run.directory / name)
+        check_manifest_entry(run.directory / name, run.stages.get(name), artifact)
+        check_recipe(run.directory / RECIPE_FILE, run.recipe, artifact)
+    student = run.directory / STUDENT
+    if student.is_dir():
+        check_plan(run.directory, PLAN_FILE, teacher=run.teacher, student=student)
 
 
 def source_in(run: RunRecords, name: str) -> Path | None:

@@ -14,7 +14,8 @@ from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.sparsity.promise import MASKS_FILE, Promise, read_masks, read_promise
 from compressor.sparsity.slorb import has_adapter, read_adapter
-from exporters.checks.equality import expect_bits
+from compressor.sparsity.stage import SPARSIFY
+from exporters.checks.equality import expect_bits, expect_figures
 
 _MASK_ONLY = ("magnitude", "wanda", "ria")
 _MAGNITUDE = "magnitude"
@@ -22,7 +23,7 @@ _MAGNITUDE = "magnitude"
 _BRANCH_TOLERANCE = 1e-5
 
 
-def check_masks(directory: Path) -> dict[str, Any]:
+def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
     """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number.
 
     Raises:
@@ -30,9 +31,11 @@ def check_masks(directory: Path) -> dict[str, Any]:
     """
     promise = _promise(directory)
     masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    counts: dict[str, tuple[int, int]] = {}
     with CheckpointReader(directory) as reader:
         for name, mask in masks.items():
             weight = reader.tensor(name)
+            counts[name] = int((weight != 0).sum()), weight.numel()
             if bool((weight[~mask] != 0).any()):
                 raise VerificationError("the mask drops a weight that is not zero", where=name)
             kept = mask.unflatten(-1, (-1, promise.pattern.group_size)).sum(-1)
@@ -43,6 +46,8 @@ def check_masks(directory: Path) -> dict[str, Any]:
                     expected=promise.pattern,
                     found=sorted(set(kept.flatten().tolist())),
                 )
+    if artifact.stage == SPARSIFY.name:
+        _check_densities(directory, counts, promise, artifact)
     return {"num_masks": len(masks)}
 
 
@@ -80,18 +85,33 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     return {"num_tensors_equal_to_source": num_equal}
 
 
-def check_held_masks(directory: Path, source: Path) -> dict[str, Any]:
-    """Refuse masks that training should have held and did not.
+def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+    """Refuse masks that training should have held, or that moved by another share than it reported.
 
     Raises:
-        VerificationError: naming the first tensor whose mask moved.
+        VerificationError: naming the first tensor whose mask moved, or the figure.
     """
     promise = _promise(directory)
     before, after = (read_masks(path / MASKS_FILE, promise.shapes) for path in (source, directory))
-    for name, mask in after.items():
-        if not torch.equal(mask, before[name]):
-            raise VerificationError("a mask that was to be held has moved", where=name)
-    return {"num_held_masks": len(after)}
+    moved = {name: int((before[name] & ~mask).sum()) for name, mask in after.items()}
+    if artifact.details.get("masks") == "held" and any(moved.values()):
+        name = next(name for name, count in moved.items() if count)
+        raise VerificationError("a mask that was to be held has moved", where=name)
+    share = round(sum(moved.values()) / sum(int(mask.sum()) for mask in before.values()), 6)
+    expect_figures(directory, {"moved_share": share}, artifact.details)
+    return {"moved_share": share}
+
+
+def _check_densities(
+    directory: Path, counts: dict[str, tuple[int, int]], promise: Promise, artifact: ModelArtifact
+) -> None:
+    """The shares of non-zero weights that the stage reported, counted again."""
+    nonzero, total = (sum(count[part] for count in counts.values()) for part in (0, 1))
+    counted = {"pattern": str(promise.pattern), "num_tensors": len(counts)}
+    expect_figures(directory, {**counted, "density": round(nonzero / total, 6)}, artifact.details)
+    layers = artifact.details.get("layers", {})
+    for name, (count, size) in counts.items():
+        expect_figures(directory, {"density": count / size}, layers.get(name, {}))
 
 
 def _promise(directory: Path) -> Promise:

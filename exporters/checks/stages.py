@@ -21,14 +21,14 @@ from compressor.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.digests import read_digests, tensor_digest
 from compressor.models.load import load_model
-from compressor.quantization.amax import FP8_DIRECTORY
-from compressor.sparsity.promise import SPARSITY_FILE
+from compressor.quantization.amax import FP8_DIRECTORY, read_amax
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, has_adapter, read_adapter
 from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
-from exporters.checks.equality import expect_bits, expect_same_file
+from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
-from exporters.checks.sparsified import check_held_masks, check_masks, check_sparsified
+from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
 from exporters.logits import VerifyOptions
 
 _NO_SOURCE = "not compared with the model it was made from: --source MODEL does"
@@ -61,13 +61,13 @@ def check_stage(
 
 
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
-    return {} if source is None else check_pruned(directory, source)
+    return {} if source is None else check_pruned(directory, artifact, source)
 
 
 def _sparsified(
     directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
 ) -> Found:
-    found: Found = {**_check_digests(directory), **check_masks(directory)}
+    found: Found = {**_check_digests(directory), **check_masks(directory, artifact)}
     if source is not None:
         found |= check_sparsified(directory, artifact, source)
         _same_model(directory, source)
@@ -76,21 +76,27 @@ def _sparsified(
 
 def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:
     found: Found = {**_check_digests(directory, whole_model=True), **_check_probes(directory, options)}
+    _check_course(directory, artifact)
     if artifact.stage == "recover":
-        found |= check_masks(directory)
+        found |= check_masks(directory, artifact)
     if source is not None:
         _same_model(directory, source)
         expect_same_file(SPARSITY_FILE, source, directory)
-        if artifact.details.get("masks") == "held":
-            found |= check_held_masks(directory, source)
+        if artifact.stage == "recover" and (source / MASKS_FILE).is_file():
+            found |= check_moved_masks(directory, artifact, source)
     return found
 
 
 def _quantised(
     directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
 ) -> Found:
-    """Beyond the FP8 checkpoint, which is checked wherever there is one."""
+    """Beyond the FP8 checkpoint's numbers, which are checked wherever there is one."""
     unified = directory / FP8_DIRECTORY
+    calibration = artifact.inputs.get("config", {}).get("calibration", {})
+    counted = {"window_tokens": calibration.get("seq_len"), "num_statistics": len(read_amax(directory))}
+    expect_figures(directory, counted, artifact.details)
+    if not 0 < artifact.details.get("num_windows", 0) <= calibration.get("size", 0):
+        expect_figures(directory, {"num_windows": calibration.get("size")}, artifact.details)
     check_config(unified, directory, without=frozenset({"quantization_config"}))
     check_tokenizer_files(unified, directory)
     if source is None:
@@ -112,6 +118,15 @@ _CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], F
     "recover": _trained,
     "quantize": _quantised,
 }
+MODEL_STAGES = frozenset(_CHECKS)
+
+
+def _check_course(directory: Path, artifact: ModelArtifact) -> None:
+    """The tokens that a training reports are those of its steps."""
+    config, course = artifact.inputs.get("config", {}), artifact.details.get("schedule", {})
+    context_length = config.get("distill", config).get("context_length", 0)
+    tokens = course.get("max_steps", 0) * course.get("batch_size", 0) * context_length
+    expect_figures(directory, {"tokens": tokens}, artifact.details)
 
 
 def _same_model(directory: Path, source: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from compressor.cli.stage_command import SCRATCH
 from tests.integration.command import succeed_here
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -92,5 +93,5 @@ def _sparsified(root: Path, teacher: Path, text: Path) -> list[Made]:
     return [
         Made(kind="sparsify (wanda)", directory=wanda, source=teacher),
         Made(kind="adapter, fixed", directory=fixed, source=teacher),
-        Made(kind="adapter, trained", directory=trained, source=teacher),
+        Made(kind="adapter, trained", directory=trained, source=root / SCRATCH / "trained-one-shot"),
     ]

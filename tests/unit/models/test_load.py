@@ -25,7 +25,8 @@ from compressor.models.load import (
     short_name,
     source_dims,
 )
-from compressor.models.tokenizer import copy_tokenizer, load_tokenizer
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -233,7 +234,7 @@ def test_checkpoint_without_tokenizer(tmp_path: Path) -> None:
 def test_corrupt_tokenizer(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_text("{")
 
-    with pytest.raises(VerificationError, match="tokenizer cannot be loaded"):
+    with pytest.raises(VerificationError, match="tokenizer cannot be read"):
         load_tokenizer(checkpoint)
 
 
@@ -306,7 +307,7 @@ def test_a_gguf_that_two_commands_want_is_converted_once(
     """The second waits for the first; without the lock it would remove what the first is writing."""
     converted: list[Path] = []
 
-    def convert(_path: Path, out_dir: Path, _dtype: str) -> None:
+    def convert(_path: Path, out_dir: Path, _dtype: str, _tokenizer: Path | None) -> None:
         out_dir.mkdir()
         time.sleep(0.3)
         (out_dir / "config.json").write_text("{}")

@@ -1,0 +1,202 @@
+"""Downloading by the index: the real client of huggingface_hub against a small server on this machine.
+
+The server stands in for the hub: it answers the three requests that a download makes (a repository's
+files, a file's headers, a file) and the hub's two refusals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}})
+WANTED = {
+    "config.json": "{}",
+    "generation_config.json": "{}",
+    "tokenizer.json": "{}",
+    "tokenizer.model": "x",
+    "chat_template.jinja": "x",
+    "additional_chat_templates/tool_use.jinja": "x",
+    "LICENSE": "x",
+    "LICENSE.txt": "x",
+    "NOTICE": "x",
+    "USE_POLICY.md": "x",
+    "model.safetensors.index.json": INDEX,
+    **dict.fromkeys(SHARDS, "weights"),
+}
+CODE = {"modeling_own.py": "x", "configuration_own.py": "x"}
+OTHERS = {
+    "README.md": "x",
+    "consolidated.safetensors": "weights again",
+    "consolidated.00.pth": "weights again",
+    "pytorch_model-00001-of-00002.bin": "weights again",
+    "model-00001-of-00003.safetensors": "an older upload",
+    "checkpoint-100/model.safetensors": "x",
+    "checkpoint-100/config.json": "{}",
+    "global_step10/trainer_state.json": "{}",
+    "original/params.json": "{}",
+    "original/consolidated.00.pth": "x",
+    "onnx/model.onnx": "x",
+    "trainer_state.json": "{}",
+    "training_args.bin": "x",
+    "optimizer.pt": "x",
+    "evals/run.py": "x",
+    "picture.png": "x",
+}
+PLAIN = {"config.json": "{}", "model.safetensors": "weights"}
+GATED = "someone/gated"
+REPOSITORIES = {
+    "someone/sharded": WANTED | CODE | OTHERS,
+    "someone/plain": PLAIN | {"original/model.safetensors": "x", "adapter.safetensors": "x"},
+    GATED: PLAIN,
+    "someone/pickled": {"config.json": "{}", "pytorch_model.bin": "x"},
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The requests that `huggingface_hub` makes for a download."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        path = self.path.split("?")[0].strip("/")
+        api = path.startswith("api/models/")
+        name = "/".join(path.removeprefix("api/models/").split("/")[:2])
+        if name not in REPOSITORIES:
+            return self._refuse(404, "RepoNotFound")
+        files = REPOSITORIES[name]
+        if api and f"{name}/tree/" in path:
+            tree = [
+                {"type": "file", "path": file, "size": len(text), "oid": ""} for file, text in files.items()
+            ]
+            return self._send(json.dumps(tree))
+        if api:
+            siblings = [{"rfilename": file} for file in files]
+            return self._send(json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}))
+        if name == GATED:
+            return self._refuse(403, "GatedRepo")
+        file = path.split(f"/resolve/{COMMIT}/", 1)[-1]
+        return self._send(files[file]) if file in files else self._refuse(404, "EntryNotFound")
+
+    def _send(self, text: str) -> None:
+        data = text.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run(work: str, home: Path, endpoint: str, *, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a line of Python in a fresh process: the client reads its settings once."""
+    environment = {
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    code = f"from compressor.models.hub import *\nprint({work})"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def files_of(snapshot: str) -> set[str]:
+    root = Path(snapshot.strip())
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_model_is_downloaded_by_its_index(endpoint: str, tmp_path: Path, trusted: bool) -> None:
+    work = f"download_model('someone/sharded', trust_remote_code={trusted})"
+    online = run(work, tmp_path, endpoint)
+    again = run(work, tmp_path, endpoint, offline=True)
+
+    assert online.returncode == 0, online.stderr
+    assert files_of(online.stdout) == {*WANTED, *(CODE if trusted else ())}
+    assert again.stdout == online.stdout
+
+
+def test_a_model_in_one_file(endpoint: str, tmp_path: Path) -> None:
+    done = run("download_model('someone/plain', trust_remote_code=False)", tmp_path, endpoint)
+
+    assert files_of(done.stdout) == set(PLAIN), done.stderr
+
+
+def test_a_plan_downloads_the_config_alone(endpoint: str, tmp_path: Path) -> None:
+    done = run("download_config('someone/sharded')", tmp_path, endpoint)
+    assert files_of(done.stdout) == {"config.json"}, done.stderr
+
+    offline = "download_model('someone/sharded', trust_remote_code=False)"
+    assert "the model cannot be downloaded" in run(offline, tmp_path, endpoint, offline=True).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("someone/nothing", "NetworkError", "the hub has no such model"),
+        ("someone/gated", "NetworkError", "restricted"),
+        ("someone/pickled", "UsageError", "no safetensors"),
+        ("some one", "UsageError", "no Hugging Face id"),
+    ],
+)
+def test_what_cannot_be_downloaded(
+    endpoint: str, tmp_path: Path, name: str, error: str, message: str
+) -> None:
+    done = run(f"download_model({name!r}, trust_remote_code=False)", tmp_path, endpoint)
+
+    assert done.returncode == 1
+    assert error in done.stderr
+    assert message in done.stderr
+
+
+def test_a_hub_out_of_reach(tmp_path: Path) -> None:
+    done = run("download_model('someone/plain', trust_remote_code=False)", tmp_path, "http://127.0.0.1:9")
+
+    assert "NetworkError: the model cannot be downloaded" in done.stderr
