@@ -23,6 +23,8 @@ ARTIFACT_FILE = "artifact.json"
 STAGE_FILE = "stage.json"
 SCHEMA = "compress-export/artifact/2"
 _NOT_RECORDED = (ARTIFACT_FILE, STAGE_FILE)
+# Curves for people, with times and host names in them; nothing reads them.
+LOGS = "tensorboard"
 # Built after the record was written, by the script that an export without a builder leaves.
 _BUILT_LATER = ("engine/", "engine-dense/", "timing.cache")
 _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
@@ -173,7 +175,8 @@ def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    return [name for name in names if name not in (*_NOT_RECORDED, *but)]
+    recorded = (name for name in names if not name.startswith(f"{LOGS}/"))
+    return [name for name in recorded if name not in (*_NOT_RECORDED, *but)]
 
 
 def check_files(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from compressor.artifact import ModelArtifact
+from compressor.artifact import LOGS, ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
 from compressor.errors import ResourceError, UnsupportedError, UsageError
 from compressor.hardware import cpu_has_bf16, usable_memory_bytes
@@ -31,7 +31,7 @@ from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adap
 from compressor.stage import StageContext, start_afresh
 from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
-from compressor.training.trainer import CHECKPOINTS, LOGS, TrainingConfig, TrainingLog
+from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
 
 TOKENS = "tokens"
 _BYTES_PER_TRAINED = 16
