@@ -15,9 +15,24 @@ from typing import Any, Literal
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, num_parameters
-from compressor.models.tokenizer import has_tokenizer, require_known_ids
+from compressor.models.tokenizer import has_tokenizer, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
+
+__all__ = [
+    "ModelSource",
+    "copy_checkpoint",
+    "distinct_names",
+    "load_model",
+    "load_tokenizer",
+    "open_checkpoint",
+    "plan_dims",
+    "refuse_needless_tokenizer",
+    "refuse_quantised",
+    "resolve_source",
+    "short_name",
+    "source_dims",
+]
 
 SourceKind = Literal["directory", "hub", "gguf"]
 
