@@ -5,6 +5,7 @@
 #   make perf                 the bounds of the design that exist so far, as ratios
 #   make results              the long ablations of docs/results/
 #   make corruptions          faults planted in every kind of artifact, and whether verify finds them
+#   make oracles              the readers and writers against other programs (compiles llama.cpp: 20 min)
 #   make lint                 what pre-commit and `make test` check before any test
 #   make test-container-set   the unit tier under the pins of the TensorRT-LLM 1.2.1 container
 #   make clean                remove what the others made, virtual environments included
@@ -17,6 +18,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 CONTAINER_VENV ?= .venv-container
+ORACLES_VENV ?= .venv-oracles
 TORCH := torch==2.13.0
 DEMO_OUT ?= demo-out
 PYTEST_ARGS ?=
@@ -24,10 +26,11 @@ PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 CONTAINER_INSTALLED := $(CONTAINER_VENV)/installed
+ORACLES_INSTALLED := $(ORACLES_VENV)/installed
 # The version is part of the installed metadata.
 PACKAGING := pyproject.toml compressor/__init__.py
 
-.PHONY: help install demo test lint test-unit test-slow-tiers perf results corruptions test-container-set clean
+.PHONY: help install demo test lint test-unit test-slow-tiers perf results corruptions oracles test-container-set clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -88,9 +91,25 @@ results: $(INSTALLED)
 corruptions: $(INSTALLED)
 	$(RUN) -m tests.corruptions
 
+# llama.cpp has an environment of its own, compiled without what the tests do not use. Instructions that
+# differ from one processor to the next stay out, so that its answers do not.
+LLAMA_CPP_BUILD := -DLLAVA_BUILD=OFF;-DGGML_NATIVE=OFF;-DGGML_OPENMP=OFF;-DGGML_LLAMAFILE=OFF
+LLAMA_CPP_BUILD := $(LLAMA_CPP_BUILD);-DGGML_CPU_REPACK=OFF;-DCMAKE_CXX_FLAGS_RELEASE=-O1
+
+$(ORACLES_INSTALLED): constraints/oracles.txt
+	$(PYTHON) -m venv --clear $(ORACLES_VENV)
+	$(ORACLES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-binary llama-cpp-python \
+	  --config-settings 'build.targets=llama;llama-common' \
+	  --config-settings 'cmake.args=$(LLAMA_CPP_BUILD)' --requirement constraints/oracles.txt
+	touch $(ORACLES_INSTALLED)
+
+oracles: $(INSTALLED) $(ORACLES_INSTALLED)
+	$(RUN) -m tests.assets
+	ORACLE_PYTHON=$(ORACLES_VENV)/bin/python $(RUN) -m pytest tests/oracles $(PYTEST_ARGS)
+
 test-container-set: $(CONTAINER_INSTALLED)
 	$(CONTAINER_VENV)/bin/python -m pytest tests/unit --numprocesses 2 $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(CONTAINER_VENV) $(DEMO_OUT) .assets build dist
+	rm -rf $(VENV) $(CONTAINER_VENV) $(ORACLES_VENV) $(DEMO_OUT) .assets build dist
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -6,13 +6,13 @@ trained or downloaded. The mark keeps such a directory from being taken for a mo
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from compressor.artifact import ModelArtifact, fingerprint_of, write_json
-from compressor.errors import UsageError, nearest
+from compressor.errors import UsageError, VerificationError, nearest
+from compressor.json_files import read_json_mapping
 from compressor.models.dims import SHAPE_FIELDS, Dims, num_parameters
 from compressor.presets import PRESETS, published_target
 
@@ -83,7 +83,9 @@ def random_model(directory: Path, *, dtype: str, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    seed = int(json.loads((directory / MARK_FILE).read_text(encoding="utf-8"))["seed"])
+    seed = read_json_mapping(directory / MARK_FILE, what="the mark of random weights").get("seed")
+    if not isinstance(seed, int):
+        raise VerificationError("the mark of random weights has no seed", where=str(directory / MARK_FILE))
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

@@ -23,6 +23,8 @@ ARTIFACT_FILE = "artifact.json"
 STAGE_FILE = "stage.json"
 SCHEMA = "compress-export/artifact/2"
 _NOT_RECORDED = (ARTIFACT_FILE, STAGE_FILE)
+# Curves for people, with times and host names in them; nothing reads them.
+LOGS = "tensorboard"
 # Built after the record was written, by the script that an export without a builder leaves.
 _BUILT_LATER = ("engine/", "engine-dense/", "timing.cache")
 _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
@@ -173,11 +175,18 @@ def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    return [name for name in names if name not in (*_NOT_RECORDED, *but)]
+    recorded = (name for name in names if not name.startswith(f"{LOGS}/"))
+    return [name for name in recorded if name not in (*_NOT_RECORDED, *but)]
 
 
 def check_files(
-    directory: Path, files: Files, *, contents: bool, redo: str = _REDO, but: tuple[str, ...] = ()
+    directory: Path,
+    files: Files,
+    *,
+    contents: bool,
+    redo: str = _REDO,
+    but: tuple[str, ...] = (),
+    may_have_more: bool = False,
 ) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
@@ -187,11 +196,13 @@ def check_files(
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
         but: Names that the record does not cover.
+        may_have_more: Accept files that are not recorded, such as the page of a published model.
 
     Raises:
         VerificationError: naming the first such file.
     """
-    for name in sorted({*files, *_names(directory, but)}):
+    found = () if may_have_more else _names(directory, but)
+    for name in sorted({*files, *found}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem

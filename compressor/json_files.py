@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.errors import CompressExportError, VerificationError
 from compressor.regular_files import read_regular_text
 
 # Far above any config, index, tokenizer or result; far below what would exhaust the machine's memory.
 MAX_BYTES = 1 << 28
+Record = TypeVar("Record")
 
 
 def read_json(
@@ -54,6 +55,40 @@ def read_json_mapping(
             f"{what} is not a JSON object", where=str(path), expected="{...}", found=type(value).__name__
         )
     return value
+
+
+def as_record(
+    kind: type[Record],
+    values: Any,
+    *,
+    what: str,
+    where: Path,
+    error: type[CompressExportError] = VerificationError,
+) -> Record:
+    """JSON values as a dataclass or a pydantic model, every type checked and none converted.
+
+    Args:
+        kind: The class; dataclasses too have their fields checked.
+        values: What a file of ours, or a part of it, holds.
+        what: What the record is; begins the error's message.
+        where: The file.
+        error: Class of the error raised for other values.
+
+    Raises:
+        CompressExportError: `error`, naming the first field that is missing, unknown or of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise error(
+            f"{what} is not what was written",
+            where=f"{where}: {'.'.join(map(str, first['loc']))}",
+            expected=first["msg"],
+            found=ascii(first["input"])[:80],
+        ) from problem
 
 
 def _refuse_constant(name: str) -> Any:

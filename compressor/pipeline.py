@@ -28,6 +28,7 @@ from compressor.hardware import (
     resolve_dtype,
 )
 from compressor.manifest import Manifest, open_run_directory
+from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
@@ -35,6 +36,8 @@ from compressor.preflight import (
     evaluation_config,
     recovery_tokens,
     require_consistent,
+    require_expressible,
+    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_trainable,
@@ -182,15 +185,17 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
     require_libraries(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         for name in manifest.changed_files():
             console.warn(f"{name} is not as this run wrote it; it is written again")
-        require_texts(recipe)
+        on_main(lambda: require_texts(recipe, console))
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype, tokenizer=recipe.tokenizer))
+        teacher = on_main(lambda: _open_teacher(source, stages, dtype, recipe, console))
+        require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
             plan=plan,
@@ -201,7 +206,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer, teacher.texts)
+        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
@@ -210,6 +215,19 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         _record_choices(run)
         manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
+
+
+def _open_teacher(
+    source: ModelSource, stages: Path, dtype: str, recipe: Recipe, console: Console
+) -> ModelArtifact:
+    return open_checkpoint(
+        source,
+        stages,
+        dtype=dtype,
+        tokenizer=recipe.tokenizer,
+        trust_remote_code=recipe.trust_remote_code,
+        on_warning=console.warn,
+    )
 
 
 def _check_contents(run: Run, *, check: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -242,7 +241,7 @@ def _finished(
     if not (out_dir / ARTIFACT_FILE).is_file():
         return None
     finished = read_artifact(out_dir, redo=redo)
-    _refuse_difference(stage, out_dir, finished.inputs, inputs)
+    _refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
     (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
     check_files(out_dir, finished.files, contents=False, redo=redo)
     return finished
@@ -271,15 +270,14 @@ def stage_inputs(
     return plain
 
 
-def start_afresh(out_dir: Path) -> None:
-    """Remove what an interrupted run left in a partial directory, but for the record of its inputs."""
-    for path in out_dir.iterdir():
-        if path.name == STAGE_FILE:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Remove what is in a partial directory, but for the record of its inputs and what will be continued.
+
+    What an interrupted run left of its output would otherwise be published as output.
+    """
+    for path in list(out_dir.iterdir()):
+        if path.name not in (STAGE_FILE, *but):
+            discard(path)
 
 
 def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -323,14 +321,14 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def _refuse_difference(stage: str, where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_difference(stage: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     if comparable(before) == comparable(now):
         return
-    changed = differences(before, now)
+    changed, where = differences(before, now), record.parent
     if changed:
         raise UsageError(
             f"{where} holds the {stage} stage of a different run",
-            where=stage,
+            where=str(record),
             found="; ".join(changed),
             hint=f"--restart-from {stage} in a run, --overwrite for a stage of its own, or another directory",
         )
@@ -338,7 +336,7 @@ def _refuse_difference(stage: str, where: Path, before: dict[str, Any], now: dic
 
 def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: str) -> Path:
     """The directory to fill: continued if it was begun with the same inputs, else new."""
-    if out_dir.exists() and any(out_dir.iterdir()):
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UsageError(
             "the output directory is in use, and no finished stage of ours",
             where=str(out_dir),
@@ -349,11 +347,16 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: st
     record = partial / STAGE_FILE
     if record.is_file():
         _refuse_difference(
-            stage, partial, read_json_mapping(record, what="the record of an unfinished stage"), inputs
+            stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
         )
         return partial
     if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
-        raise UsageError("the output directory is in use", where=str(partial))
+        raise UsageError(
+            "the output directory is in use, and holds no beginning of ours",
+            where=str(partial),
+            expected=f"an empty directory, or one with {STAGE_FILE}",
+            hint=f"another directory; or, if it was ours: {redo}",
+        )
     try:
         partial.mkdir(parents=True, exist_ok=True)
         write_json(record, inputs)

@@ -6,6 +6,7 @@ and transformers: llama.cpp's answers were recorded for exactly these bytes (tes
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -34,7 +35,8 @@ ROLES = {
 TRAINING_TEXT = (
     "In 2024 and 2025, 1234567 people didn't see 3.14159 of the 100 200 300 things; they'll see 12345 more.\n"
     "def f(x):\n    if x > 10:\n        return x ** 2\n\n    return [1, 22, 333]\n\n\n"
-    "HTTPServer2Go camelCase snake_case  two  spaces,   three\t\ttabs !! == ==> ... $x^2$ (a) [b] {c}\r\n"
+    "HTTPServer2Go camelCase camelCase camelCase snake_case  two  spaces,   three\t\ttabs "
+    "!! == ==> ... $x^2$ (a) [b] {c}\r\n"
 ) * 3
 
 
@@ -197,20 +199,18 @@ class TinyGguf:
 
 def llama3_factors(rope: Mapping[str, Any], theta: float, head_dim: int) -> Array:
     """What convert_hf_to_gguf.py writes as `rope_freqs.weight`, in its own order of float32 operations."""
-    frequencies = (1.0 / (theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(
-        np.float32
-    )
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    context, factors = rope["original_max_position_embeddings"], []
-    for frequency in frequencies:
-        wavelength = 2 * math.pi / frequency
+    single = np.float32  # at every step, so that NumPy 1 and 2 promote alike
+    low, high, factor = (single(rope[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    context, one, factors = single(rope["original_max_position_embeddings"]), single(1), []
+    for channel in range(0, head_dim, 2):
+        wavelength = single(2 * math.pi) / single(theta ** (-channel / head_dim))
         if wavelength < context / high:
-            factors.append(1.0)
+            factors.append(one)
         elif wavelength > context / low:
-            factors.append(rope["factor"])
+            factors.append(factor)
         else:
             smooth = (context / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+            factors.append(one / ((one - smooth) / factor + smooth))
     return np.array(factors, dtype=np.float32)
 
 
@@ -226,6 +226,7 @@ class Vocabulary:
     eos: int
 
 
+@functools.cache
 def vocabulary(kind: str) -> Vocabulary:
     """A small vocabulary whose merges reach across every border that a pre-tokenizer may draw."""
     return _byte_pairs() if kind == "gpt2" else _sentencepiece()
@@ -339,5 +340,16 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, values: Array, kind: gguf.GG
         writer.add_tensor(name, np.ascontiguousarray(values))
     elif kind == gguf.GGMLQuantizationType.F16:
         writer.add_tensor(name, values.astype(np.float16))
+    elif kind == gguf.GGMLQuantizationType.Q4_K:
+        writer.add_tensor(name, _random_q4_k(values), raw_dtype=kind)
     else:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+def _random_q4_k(like: Array) -> Array:
+    """Random blocks: `gguf` reads this type and does not write it. Scale, minimum, 12 bytes, 128 bytes."""
+    generator = np.random.Generator(np.random.PCG64(like.shape[0]))
+    raw = generator.integers(0, 256, (like.shape[0], like.shape[1] // 256, 144), dtype=np.uint8)
+    scales = np.array([2e-4, 1.5e-3], dtype=np.float16)
+    raw[..., :4] = scales.view(np.uint8)
+    return raw.reshape(like.shape[0], -1)

@@ -249,4 +249,6 @@ def _tail(percentiles: dict[str, Any], num_requests: int) -> float | Absent:
 
 
 def _streamed(metrics: dict[str, Any], name: str) -> float | Absent:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"streaming_metrics is {ascii(metrics)[:80]}")
     return _number(metrics, name) / _MS if name in metrics else Absent("reported only with streaming")

@@ -29,7 +29,7 @@ def open_arms(
     from compressor.models.load import distinct_names
 
     _refuse_stray_engines(models, flags)
-    _refuse_early(models, out_dir, flags)
+    _refuse_early(models, out_dir, flags, console)
     sources = _sources(models, out_dir, flags)
     names = [name.replace(":", "-") for name in distinct_names(models)]
     arms: dict[str, ModelArtifact] = {}
@@ -69,7 +69,7 @@ def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> l
     ]
 
 
-def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> None:
+def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any], console: Console) -> None:
     """Refuse what would end the work later, before a model is read.
 
     Raises:
@@ -82,7 +82,7 @@ def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any])
     from compressor.hardware import resolve_device
     from exporters.base import require_libraries
 
-    check_early(out_dir, flags, models=() if flags["random_weights"] else models)
+    check_early(out_dir, flags, console, models=() if flags["random_weights"] else models)
     if flags["runtime"] == TENSORRT_LLM:
         require_executable()
     elif flags["runtime"] == TORCH:

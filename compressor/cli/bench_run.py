@@ -94,8 +94,8 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     _refuse_without_effect(flags)
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
+    _refuse_other_device(flags)
     with work(flags) as console:
-        _refuse_other_device(flags)
         from bench.comparisons import fair_comparisons
         from bench.report.markdown import render_markdown
         from bench.report.write import results_of_stage

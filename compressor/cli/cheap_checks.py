@@ -8,23 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifact import ARTIFACT_FILE, STAGE_FILE
-from compressor.data.sources import source_fingerprint
+from compressor.console import Console
+from compressor.data.checks import check_responses, check_texts
 from compressor.errors import ResourceError, UsageError
 from compressor.models.load import resolve_source
 from compressor.processes import on_main
+from compressor.recipe import Distill
 from compressor.stage import PARTIAL_SUFFIX
 
 
 def check_early(
-    out_dir: Path, flags: dict[str, Any], *, models: Iterable[str], texts: Iterable[str] = ()
+    out_dir: Path,
+    flags: dict[str, Any],
+    console: Console,
+    *,
+    models: Iterable[str],
+    texts: Iterable[str] = (),
+    training: Distill | None = None,
 ) -> None:
     """Refuse an output directory, a MODEL or a text that cannot be used.
 
     Args:
         out_dir: Where a stage is to write.
         flags: The command's options.
+        console: Warnings of rows that are skipped or repaired.
         models: Every MODEL of the command.
-        texts: Every SOURCE that it reads.
+        texts: Every SOURCE that it reads; local ones are read whole.
+        training: What is trained with, whose texts must hold responses where the loss is on them.
 
     Raises:
         UsageError, UnsupportedError, ResourceError, NetworkError: for what would end the work later.
@@ -32,8 +42,9 @@ def check_early(
     on_main(lambda: require_output(out_dir, resume=flags["resume"]))
     for model in models:
         resolve_source(model)
-    for spec in sorted(set(texts)):
-        on_main(lambda spec=spec: source_fingerprint(spec))  # type: ignore[misc]
+    on_main(lambda: check_texts(sorted(set(texts)), console))
+    if training is not None and training.loss_on == "responses":
+        on_main(lambda: check_responses([domain.data for domain in training.mixture()]))
 
 
 def require_output(out_dir: Path, *, resume: bool) -> bool:

@@ -31,7 +31,8 @@ def correct(output_dir: str, config: str | None, **flags: Any) -> None:
         from compressor.distillation.correction import CORRECT
 
         out_dir, settings = Path(output_dir), own_flags(recipe.distill, flags)
-        check_early(out_dir, flags, models=[recipe.model], texts=CORRECT.data(settings))
+        texts = CORRECT.data(settings)
+        check_early(out_dir, flags, console, models=[recipe.model], texts=texts, training=settings)
         source = open_model(recipe.model, out_dir, flags)
         artifact = execute_stage(CORRECT, settings, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

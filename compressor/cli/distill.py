@@ -45,7 +45,8 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
 
         out_dir, stored = Path(output_dir), recipe.distill.teacher_logits
         models = [recipe.model, *([flags["teacher"]] if flags["teacher"] else [])]
-        check_early(out_dir, flags, models=models, texts=DISTILL.data(recipe.distill))
+        texts = DISTILL.data(recipe.distill)
+        check_early(out_dir, flags, console, models=models, texts=texts, training=recipe.distill)
         others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
         student = open_model(recipe.model, out_dir, flags)
         teacher = open_model(flags["teacher"], out_dir, flags) if flags["teacher"] else None

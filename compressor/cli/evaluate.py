@@ -48,7 +48,8 @@ def evaluate(
 
         if tasks is not None:
             require_lm_eval()
-        check_early(Path(output_dir), flags, models=models, texts=[source] if source is not None else [])
+        texts = [source] if source is not None else []
+        check_early(Path(output_dir), flags, console, models=models, texts=texts)
         opened = [open_model(model, Path(output_dir), flags) for model in models]
         others = dict(zip(names, opened, strict=True))
         first = others[names[0]]

@@ -52,14 +52,19 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
             refuse_other_dtype,
             result_of,
         )
-        from exporters.base import export_stage, require_libraries, settings_of
+        from compressor.models.checkpoint import read_config
+        from compressor.sparsity.promise import read_promise
+        from exporters.base import check_exports, export_stage, require_libraries, settings_of
         from exporters.tensorrt_llm.versions import require_builder
 
         if settings.tensorrt_llm.require_engine:
             require_builder((precisions[precision],))
         out_dir = Path(output_dir)
-        check_early(out_dir, flags, models=[flags["model"]])
+        check_early(out_dir, flags, console, models=[flags["model"]])
         require_libraries([precisions[precision]])
+        if Path(flags["model"]).is_dir():
+            model = Path(flags["model"])
+            check_exports((precisions[precision],), read_config(model), settings, promise=read_promise(model))
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
         else:

@@ -29,6 +29,8 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
         return UsageError(
             "a name or a text is not UTF-8", found=ascii(error.object)[:80], hint="rename the file"
         )
+    if isinstance(error, EOFError):  # nothing is ever typed here
+        return VerificationError("a file ends early", found=error)
     if isinstance(error, RecursionError):
         return VerificationError("an input is nested too deeply to be read", found=error)
     if is_panic(error):

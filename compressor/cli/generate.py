@@ -38,7 +38,7 @@ def generate(output_dir: str, **flags: Any) -> None:
         from compressor.distillation.generate import GENERATE, TEXT_FILE
 
         out_dir = Path(output_dir)
-        check_early(out_dir, flags, models=[flags["model"]], texts=GENERATE.data(config))
+        check_early(out_dir, flags, console, models=[flags["model"]], texts=GENERATE.data(config))
         source = open_model(flags["model"], out_dir, flags)
         artifact = execute_stage(GENERATE, config, source, out_dir, flags, console)
     details = artifact.details

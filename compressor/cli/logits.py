@@ -32,7 +32,8 @@ def logits(output_dir: str, config: str | None, **flags: Any) -> None:
         from compressor.distillation.logits_stage import LOGITS
 
         out_dir = Path(output_dir)
-        check_early(out_dir, flags, models=[recipe.model], texts=LOGITS.data(recipe.distill))
+        texts = LOGITS.data(recipe.distill)
+        check_early(out_dir, flags, console, models=[recipe.model], texts=texts, training=recipe.distill)
         source = open_model(recipe.model, out_dir, flags)
         artifact = execute_stage(LOGITS, recipe.distill, source, out_dir, flags, console)
     details = artifact.details

@@ -38,11 +38,13 @@ from compressor.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from compressor.escaping import printable
 
 _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
+PROGRAM = "compress-export"
+COMPLETION_VARIABLE = "_COMPRESS_EXPORT_COMPLETE"  # a shell asks what could follow
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="compress-export")
+@click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Prune and distill a language model to a target size, export it, and prove the speed-up.
 
@@ -73,8 +75,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to live on
         signal.signal(signal.SIGHUP, _interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows only ASCII
+    _make_streams_usable()
+    if COMPLETION_VARIABLE in os.environ:
+        cli.main(prog_name=PROGRAM)
     try:
         code = invoke(sys.argv[1:])
     except KeyboardInterrupt:  # a second one, while the first was answered
@@ -87,17 +90,18 @@ def invoke(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     debug = "--debug" in arguments
     try:
-        cli.main(arguments, prog_name="compress-export", standalone_mode=False)
+        # Not cli.main: it ends the program itself, with 1, when the reader of its output is gone.
+        with cli.make_context(PROGRAM, list(arguments)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        _say(f"{_usage_of(error)}Error: {error.format_message()}")
+        shown = io.StringIO()
+        error.show(shown)
+        _say(shown.getvalue().rstrip())
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error.__cause__, EOFError):
-            # click takes it for an end of typing; nothing is typed here, so it is a file that ended early.
-            return _fail(error.__cause__, debug=debug)
+    except (KeyboardInterrupt, click.Abort):
         _say("interrupted; run the same command again to resume")
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
@@ -123,22 +127,22 @@ def _fail(error: BaseException, *, debug: bool) -> int:
     return 1
 
 
-def _usage_of(error: click.ClickException) -> str:
-    """The command's usage and where its help is, as click shows them."""
-    if not isinstance(error, click.UsageError) or error.ctx is None:
-        return ""
-    context = error.ctx
-    return (
-        f"{context.get_usage()}\nTry '{context.command_path} {context.help_option_names[-1]}' for help.\n\n"
-    )
-
-
 def _say(message: str) -> None:
     """A message on stderr, if anybody is there: after a hang-up the terminal is gone."""
     with contextlib.suppress(OSError):
         if len(message) > _MAX_CHARACTERS:
             message = f"{message[:_MAX_CHARACTERS]} ... ({len(message):,} characters)"
         click.echo(printable(message), err=True)
+
+
+def _make_streams_usable() -> None:
+    """Open what is closed, and write as escapes what a terminal's encoding does not know."""
+    sys.stdout, sys.stderr = (
+        open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: PTH123, SIM115
+        for stream in (sys.stdout, sys.stderr)
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _let_go_of_closed_streams() -> None:

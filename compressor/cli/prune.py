@@ -44,7 +44,7 @@ def prune(output_dir: str, **flags: Any) -> None:
             prune=recipe.prune.model_copy(update={"shape": None}),
             calibration=recipe.calibration,
         )
-        check_early(out_dir, flags, models=[recipe.model], texts=PRUNE.data(config))
+        check_early(out_dir, flags, console, models=[recipe.model], texts=PRUNE.data(config))
         source = open_model(recipe.model, out_dir, flags)
         artifact = execute_stage(PRUNE, config, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

@@ -31,7 +31,7 @@ def quantize(output_dir: str, **flags: Any) -> None:
 
         out_dir = Path(output_dir)
         config = QuantizeStageConfig(quantize=recipe.quantize, calibration=recipe.calibration)
-        check_early(out_dir, flags, models=[recipe.model], texts=QUANTIZE.data(config))
+        check_early(out_dir, flags, console, models=[recipe.model], texts=QUANTIZE.data(config))
         source = open_model(recipe.model, out_dir, flags)
         artifact = execute_stage(QUANTIZE, config, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

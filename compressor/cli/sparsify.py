@@ -48,7 +48,8 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
         training = RecoverStageConfig(distill=recipe.distill, sparsify=recipe.sparsify)
         texts = (*SPARSIFY.data(config), *(RECOVER.data(training) if adaptive else ()))
         models = [recipe.model, *([teacher] if teacher else [])]
-        check_early(out_dir, flags, models=models, texts=texts)
+        trained_on = recipe.distill if adaptive else None
+        check_early(out_dir, flags, console, models=models, texts=texts, training=trained_on)
         source = open_model(recipe.model, out_dir, flags)
         if not adaptive:
             artifact = execute_stage(SPARSIFY, config, source, out_dir, flags, console)

@@ -29,7 +29,16 @@ def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifac
     source, tokenizer = resolve_source(model), flags.get("tokenizer")
     if source.kind != "gguf" and model != flags.get("model"):
         tokenizer = None  # it is for the GGUF file among several models
-    return on_main(lambda: open_checkpoint(source, scratch, dtype=dtype, tokenizer=tokenizer))
+    return on_main(
+        lambda: open_checkpoint(
+            source,
+            scratch,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            trust_remote_code=bool(flags.get("trust_remote_code")),
+            on_warning=Console(quiet=bool(flags.get("quiet"))).warn,
+        )
+    )
 
 
 def execute_stage(

@@ -9,20 +9,22 @@ k-th document, which is spread over it as well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compressor.data.packing import too_short
-from compressor.data.rows import Document
+from compressor.data.plain import PIECE_CHARACTERS
 from compressor.data.sources import Documents, describe_source, is_local, survey
-from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, tokenise_all
+from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, grouped, tokenise_all
 from compressor.recipe import Calibration
 
 # Tokenised to choose windows from, at least: some seconds of work.
 MIN_CHARACTERS = 1 << 25
+# So many documents, or pieces of plain text, are taken at least, however large they are: a few would be
+# no spread.
+_MIN_DOCUMENTS = 256
 # More than a token stands for in any language, so that thinning leaves windows enough.
 _CHARACTERS_PER_TOKEN = 8
 
@@ -95,7 +97,10 @@ def _stride(calibration: Calibration) -> int:
     """Every how many-th document of a local text is tokenised."""
     found = survey(calibration.data)
     wanted = max(MIN_CHARACTERS, _CHARACTERS_PER_TOKEN * calibration.size * calibration.seq_len)
-    return max(1, found.num_characters // wanted)
+    num_documents = max(
+        found.num_documents, found.num_characters // PIECE_CHARACTERS if found.is_plain else 0
+    )
+    return max(1, min(found.num_characters // wanted, num_documents // _MIN_DOCUMENTS))
 
 
 def _read(calibration: Calibration, tokenizer: Any, *, stride: int) -> tuple[TokenArray, int]:
@@ -105,10 +110,10 @@ def _read(calibration: Calibration, tokenizer: Any, *, stride: int) -> tuple[Tok
     """
     spec = calibration.data
     wanted = calibration.size * calibration.seq_len
-    rows: Iterator[Document] = itertools.islice(Documents(spec, "train"), stride // 2, None, stride)
+    rows = itertools.islice(Documents(spec, "train"), stride // 2, None, stride)
     parts: list[TokenArray] = [np.zeros(0, dtype=np.uint32)]
     num_documents = num_tokens = 0
-    while group := list(itertools.islice(rows, GROUP_DOCUMENTS)):
+    for group in grouped(rows, GROUP_DOCUMENTS):
         parts += [found.ids for found in tokenise_all(spec, group, tokenizer, first=num_documents)]
         num_documents += len(group)
         num_tokens += sum(len(part) for part in parts[-len(group) :])

@@ -175,7 +175,7 @@ class _Marked:
 
 
 def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
-    """A conversation with markers in its functions, calls and reasoning, and in the contents of some messages."""
+    """A conversation with markers in its functions, calls, reasoning, and the contents of some messages."""
     tools, messages = copy.deepcopy((chat.tools, chat.messages))
     expected: dict[str, str] = {}
     reasoning: list[str] = []
@@ -232,7 +232,7 @@ def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span
 
 
 def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:
-    """Where a turn that goes up to the end of `text` ends: line breaks behind its end token are the template's."""
+    """Where the turn at the end of `text` ends: line breaks behind its end token are the template's."""
     stripped = text.rstrip()
     ends = tuple(str(token) for token in tokenizer.get_added_vocab())
     return max(start, len(stripped)) if ends and stripped.endswith(ends) else len(text)

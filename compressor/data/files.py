@@ -7,6 +7,7 @@ a file's first bytes; gzip and zstd are read as streams. Everything that is no t
 
 from __future__ import annotations
 
+import codecs
 import functools
 import glob
 import gzip
@@ -51,6 +52,7 @@ _BINARY_KINDS = (
     (b"SQLite format 3", "a data base"),
 )
 _HEAD_BYTES = 4096
+_MANY_BYTES = 256
 BOM = b"\xef\xbb\xbf"
 # A line longer than this is no row of a text but a mistake, or an attack on the memory.
 MAX_LINE_BYTES = 1 << 28
@@ -154,11 +156,11 @@ def open_unpacked(path: Path) -> BinaryIO:
     head = _head(path)
     inner: Any
     if head.startswith(_GZIP):
-        inner = gzip.open(path, "rb")
+        inner = gzip.open(path, "rb")  # noqa: SIM115 - closed with what it is wrapped in
     elif head.startswith(_ZSTD):
-        import pyarrow
+        import pyarrow as pa
 
-        inner = pyarrow.input_stream(str(path), compression="zstd", buffer_size=1 << 20)
+        inner = pa.input_stream(str(path), compression="zstd", buffer_size=1 << 20)
     else:
         return path.open("rb", buffering=1 << 20)
     return cast("BinaryIO", io.BufferedReader(_Unpacked(path, inner), 1 << 20))
@@ -262,7 +264,9 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
     try:
         status = path.stat()
     except OSError as error:
-        what = "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
+        what = (
+            "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
+        )
         raise UsageError(what, where=str(path), found=error.strerror) from error
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(
@@ -296,14 +300,13 @@ def _refuse_binary(path: Path, head: bytes) -> None:
             "this text is not UTF-8", where=str(path), found="UTF-16", hint="iconv -f utf-16 -t utf-8"
         )
     if found is None and b"\0" in head:
+        # Text may hold a NUL. What is full of them, or no UTF-8 either, is none.
+        is_full = len(head) >= _MANY_BYTES and head.count(0) > len(head) // 3
         try:
-            head[:-3].decode("utf-8")
+            codecs.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
-            found = "binary content"
-        else:
-            # Text may hold a NUL; what is mostly control characters is none.
-            controls = sum(byte < 9 for byte in head)
-            found = "binary content" if controls > len(head) // 10 else None
+            is_full = True
+        found = "binary content" if is_full else None
     if found is not None:
         raise UsageError(
             "this file is no text", where=str(path), expected="plain text, JSON, CSV or Parquet", found=found
@@ -319,6 +322,7 @@ def _head(path: Path) -> bytes:
 
 
 def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:
+    """Refuse plain text among tables, such as the README beside a data set's Parquet files."""
     plain = [file for file in files if file.kind == "plain"]
     if plain and len(plain) < len(files):
         table = next(file for file in files if file.kind != "plain")
@@ -327,5 +331,5 @@ def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:
             where=spec,
             expected="one or the other",
             found=f"{table.name} and {plain[0].name}",
-            hint=f"a pattern, such as '{Path(spec).parent if plain[0].path == Path(spec) else spec}/*{table.path.suffix}'",
+            hint=f"a pattern in quotes that ends with *{table.path.suffix}",
         )

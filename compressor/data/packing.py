@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compressor.artifact import sealed, sha256_of_file, unsealed, write_json
+from compressor.data.rows import Document
 from compressor.data.sources import Documents, Position, Split
-from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenised_groups
+from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenise_all, tokenised_groups
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 
@@ -32,6 +33,15 @@ PROGRESS_SUFFIX = ".json"
 SAVE_EVERY_TOKENS = 1 << 24
 
 Window = dict[str, Any]
+
+
+def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
+    """One document's token ids, without BOS; a row of a table ends with one end-of-text token.
+
+    Raises:
+        UsageError: for a conversation that cannot be rendered, or a text the tokenizer cannot take.
+    """
+    return tokenise_all(spec, [document], tokenizer)[0].ids
 
 
 def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len: int) -> TokenArray:

@@ -119,7 +119,9 @@ def _document_rows(text: str, path: Path) -> Iterator[Row]:
 def _unfolded(row: Row) -> Iterator[Row]:
     """The rows that an object holds under one of the usual keys; else the object as a row of its own."""
     value = row.value
-    key = next((key for key in _LIST_KEYS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
+    key = next(
+        (key for key in _LIST_KEYS if isinstance(value, dict) and isinstance(value.get(key), list)), None
+    )
     if key is None or any(name in value for name in ROW_FIELDS):
         yield row
         return

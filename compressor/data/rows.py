@@ -107,9 +107,7 @@ def document_of(row: Any, *, where: str) -> Document | None:
     for name in TEXT_FIELDS:
         text = row.get(name)
         if text is not None and not isinstance(text, str):
-            raise UsageError(
-                f"a row's {name!r} is no string", where=where, found=type(text).__name__
-            )
+            raise UsageError(f"a row's {name!r} is no string", where=where, found=type(text).__name__)
         if text:
             return text
     for name in CONVERSATION_FIELDS:
@@ -283,7 +281,9 @@ def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
 def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:
     extras = _decoded(row.get("chat_template_kwargs"))
     if not isinstance(extras or {}, dict):
-        raise UsageError("a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__)
+        raise UsageError(
+            "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
+        )
     return extras or {}
 
 

@@ -24,7 +24,16 @@ from compressor.data.readers import read_rows
 from compressor.data.rows import Completion, Conversation, Document, TextPiece, document_of, without_nulls
 from compressor.errors import NetworkError, UsageError
 
-__all__ = ["Documents", "Position", "Split", "Survey", "documents", "is_local", "source_fingerprint", "survey"]
+__all__ = [
+    "Documents",
+    "Position",
+    "Split",
+    "Survey",
+    "documents",
+    "is_local",
+    "source_fingerprint",
+    "survey",
+]
 
 Split = Literal["train", "held_out", "all"]
 Position = dict[str, Any]
@@ -45,6 +54,7 @@ class Survey:
         num_replaced: Surrogates without a partner, replaced by U+FFFD.
         num_characters: Of all documents, without what a chat template adds.
         cut: Where the held-out part begins: the number of a document, of plain text a character.
+        is_plain: Whether it is running text, which comes in pieces.
         has_conversations: Whether a chat template is needed.
         plain_rows: Place of the first row that has no responses, or None.
     """
@@ -54,6 +64,7 @@ class Survey:
     num_replaced: int
     num_characters: int
     cut: int
+    is_plain: bool
     has_conversations: bool
     plain_rows: str | None
 
@@ -112,7 +123,9 @@ class Documents:
             text = find_files(spec)
             found = survey(spec)
             self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
-            self._rows = itertools.islice(_local_documents(text, found, split), self._num_taken, None)
+            self._rows: Iterator[Document] = itertools.islice(
+                _local_documents(text, found, split), self._num_taken, None
+            )
         else:
             self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
             self._rows = self._hub_documents()
@@ -158,11 +171,15 @@ def describe_source(spec: str) -> dict[str, Any]:
         {"name": file.name, "bytes": size, "sha256": cached_sha256(path, changed, size)}
         for file, (path, changed, size) in zip(text.files, text.state(), strict=True)
     ]
+    found = survey(spec)
     return {
         "files": files[:MAX_LISTED_FILES],
         "num_files": len(files),
         "bytes": sum(size for _, _, size in text.state()),
         "sha256": source_fingerprint(spec).removeprefix("sha256:"),
+        "documents_in_all": found.num_documents,
+        "empty_rows": found.num_empty,
+        "replaced_surrogates": found.num_replaced,
     }
 
 
@@ -183,6 +200,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey
             num_replaced=0,
             num_characters=total,
             cut=find_cut(text, total, HELD_OUT_FRACTION),
+            is_plain=True,
             has_conversations=False,
             plain_rows=text.spec,
         )
@@ -213,6 +231,7 @@ def _survey_rows(text: LocalText) -> Survey:
         num_replaced=num_replaced,
         num_characters=characters,
         cut=num_documents - max(1, round(num_documents * HELD_OUT_FRACTION)),
+        is_plain=False,
         has_conversations=has_conversations,
         plain_rows=plain_rows,
     )

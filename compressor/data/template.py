@@ -17,13 +17,16 @@ from typing import Any
 from compressor.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 
 # Far above what a batch of conversations takes.
-SECONDS = 20.0
+SECONDS = 30.0
 # Importing transformers from a slow disk.
 _START_SECONDS = 180.0
 _MAX_ANSWER_BYTES = 1 << 29
 # What only a template that is hostile or broken runs into.
 _BOUNDS = ("MemoryError", "RecursionError")
-_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from compressor.data.template_worker import serve; serve()"
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from compressor.data.template_worker import serve; serve()"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     described = [(number, _arguments(job, special)) for number, job in zip(numbers, jobs, strict=True)]
     try:
         answer = _process().ask({"templates": list(templates), "jobs": described, "seconds": SECONDS})
-    except _Ended as ended:
+    except _EndedError as ended:
         _process.cache_clear()
         raise _exceeds(tokenizer, jobs[0].where, str(ended)) from ended
     if isinstance(answer, dict):
@@ -150,7 +153,7 @@ def _exceeds(tokenizer: Any, where: str, found: str) -> VerificationError:
     )
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """The process did not answer in time, or is gone."""
 
 
@@ -172,7 +175,7 @@ class _Process:
             raise ResourceError("the renderer of chat templates cannot be started", found=error) from error
         try:
             self._read(_START_SECONDS)
-        except _Ended as ended:
+        except _EndedError as ended:
             raise ResourceError("the renderer of chat templates cannot be started", found=ended) from ended
 
     def ask(self, request: dict[str, Any]) -> Any:
@@ -187,7 +190,7 @@ class _Process:
             self._process.stdin.flush()
         except OSError as error:
             self.close()
-            raise _Ended("the process that renders it has ended") from error
+            raise _EndedError("the process that renders it has ended") from error
         return json.loads(self._read(float(request["seconds"])))
 
     def close(self) -> None:
@@ -210,7 +213,7 @@ class _Process:
             num_bytes += len(part)
             if not part or num_bytes > _MAX_ANSWER_BYTES:
                 self.close()
-                raise _Ended(f"no answer in {seconds:.0f} s" if not ready else "the process has ended")
+                raise _EndedError(f"no answer in {seconds:.0f} s" if not ready else "the process has ended")
             parts.append(part)
         return b"".join(parts)
 

@@ -49,21 +49,25 @@ def serve() -> None:
 
 def _answer(render: Any, request: dict[str, Any]) -> Any:
     rendered: list[Any] = []
-    total = 0
+    left = MAX_OUTPUT_CHARACTERS
+    reason = None
     try:
         for template, arguments in request["jobs"]:
             texts, spans = render(chat_template=request["templates"][template], **arguments)
-            total += len(texts[0])
-            if total > MAX_OUTPUT_CHARACTERS:
-                raise MemoryError
+            left -= len(texts[0])
+            if left < 0:
+                reason = ("MemoryError", "its output has no end")
+                break
             rendered.append([texts[0], spans[0] if spans else []])
     except MemoryError:
-        return {"error": "MemoryError", "message": "it takes too much memory", "job": len(rendered)}
+        reason = ("MemoryError", "it takes too much memory")
     except RecursionError:
-        return {"error": "RecursionError", "message": "it calls itself without end", "job": len(rendered)}
+        reason = ("RecursionError", "it calls itself without end")
     except Exception as error:  # noqa: BLE001 - a template is a program: anything may go wrong in it
-        return {"error": type(error).__name__, "message": str(error)[:2000], "job": len(rendered)}
-    return rendered
+        reason = (type(error).__name__, str(error)[:2000])
+    if reason is None:
+        return rendered
+    return {"error": reason[0], "message": reason[1], "job": len(rendered)}
 
 
 def _limit_memory() -> None:

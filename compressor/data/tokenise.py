@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,21 +39,18 @@ class Tokenised:
     begins: bool
 
 
-def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
-    """One document's token ids, without BOS; a row of a table ends with one end-of-text token.
-
-    Raises:
-        UsageError: for a conversation that cannot be rendered, or a text the tokenizer cannot take.
-    """
-    return tokenise_all(spec, [document], tokenizer)[0].ids
+def grouped(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Up to `size` documents after the other."""
+    rows = iter(documents)
+    while group := list(itertools.islice(rows, size)):
+        yield group
 
 
 def tokenised_groups(
     reader: Documents, spec: str, tokenizer: Any, *, loss_on: LossOn = "all"
 ) -> Iterator[list[Tokenised]]:
     """A reader's documents, tokenised in groups; between two of them its position may be kept."""
-    rows = iter(reader)
-    while group := list(itertools.islice(rows, GROUP_DOCUMENTS)):
+    for group in grouped(reader, GROUP_DOCUMENTS):
         first = reader.num_taken - len(group)
         yield tokenise_all(spec, group, tokenizer, loss_on=loss_on, first=first)
 

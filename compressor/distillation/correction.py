@@ -20,6 +20,7 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     require_training_memory,
@@ -84,6 +85,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     """
     plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     settings = correction_budget(config)
+    keep_only_progress(out_dir)
     require_training_memory([source], settings, context.device)
     stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
     teacher = load_model(

@@ -18,6 +18,7 @@ from compressor.distillation.module import DistillationModule
 from compressor.distillation.stage import dynamic_batches, training_domains
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
@@ -82,6 +83,7 @@ def run(
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
+    keep_only_progress(out_dir)
     require_training_memory([source], settings, context.device)
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)

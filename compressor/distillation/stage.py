@@ -21,6 +21,7 @@ from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
@@ -76,12 +77,16 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UnsupportedError: when the vocabularies differ.
     """
     _require_dense(source)
+    keep_only_progress(out_dir)
     teachers = [context.teacher] if context.teacher and config.correction.mode == "alongside" else []
     require_training_memory([source, *teachers], config, context.device)
-    pupil = _pupil(config, source, context)
+    stored = _stored_logits(config, source)
+    _require_teaching(source, stored, context)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)
+    # Before the models are loaded: a text that cannot be tokenised costs no more than that.
     stream = open_training_stream(config, plan, domains, source, out_dir, context)
+    pupil = _pupil(config, source, context, stored)
     if pupil.stored is not None:
         pupil.stored.require_windows(stream.distinct)
     place_(pupil.module, config, plan, context.device)
@@ -167,14 +172,19 @@ def _require_dense(source: ModelArtifact) -> None:
         )
 
 
-def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pupil:
-    """Student, teacher and the losses between them."""
-    teacher = context.teacher
-    stored = _stored_logits(config, source)
-    if teacher is not None:
-        refuse_unfit_teacher(source, teacher, trust_remote_code=context.trust_remote_code)
+def _require_teaching(source: ModelArtifact, stored: StoredLogits | None, context: StageContext) -> None:
+    """Refuse a student without a teacher, or with one whose logits cannot be compared."""
+    if context.teacher is not None:
+        refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     elif stored is None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
+
+
+def _pupil(
+    config: Distill, source: ModelArtifact, context: StageContext, stored: StoredLogits | None
+) -> Pupil:
+    """Student, teacher and the losses between them."""
+    teacher = context.teacher
     num_layers = read_config(source.path)["num_hidden_layers"]
     choice = choose_losses(
         config,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from compressor.artifact import ModelArtifact
+from compressor.artifact import LOGS, ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
 from compressor.errors import ResourceError, UnsupportedError, UsageError
 from compressor.hardware import cpu_has_bf16, usable_memory_bytes
@@ -28,7 +28,7 @@ from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
 from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter
-from compressor.stage import StageContext
+from compressor.stage import StageContext, start_afresh
 from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
@@ -116,6 +116,27 @@ def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, d
         )
 
 
+def require_loss_on(config: Distill) -> None:
+    """Refuse settings under which a loss on responses alone would not be one.
+
+    Raises:
+        UsageError: for dynamic batches, whose held-out losses are over all tokens, and for sampled text.
+    """
+    if config.loss_on == "all":
+        return
+    for setting, is_given in (
+        ("distill.dynamic_batches", config.dynamic_batches.variant != "off"),
+        ("distill.generate", config.generate.tokens > 0),
+    ):
+        if is_given:
+            raise UsageError(
+                "this needs a loss on all tokens",
+                where=setting,
+                expected="--loss-on all",
+                found="--loss-on responses",
+            )
+
+
 def open_training_stream(
     config: Distill,
     plan: TrainingConfig,
@@ -129,6 +150,7 @@ def open_training_stream(
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
+    require_loss_on(config)
     total = plan.max_steps * plan.batch_size
     if config.dynamic_batches.variant == "off":
         counts = count_windows(
@@ -284,6 +306,11 @@ def _round_(model: nn.Module, names: frozenset[str], dtype: torch.dtype) -> None
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.copy_(parameter.to(dtype).to(parameter.dtype))
+
+
+def keep_only_progress(out_dir: Path) -> None:
+    """Of what an interrupted training left, keep what it continues from."""
+    on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
 
 
 def clean_up(out_dir: Path) -> None:

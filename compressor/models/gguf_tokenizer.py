@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UnsupportedError, VerificationError, nearest
+from compressor.errors import UnsupportedError, VerificationError
 from compressor.models.gguf_header import GgufHeader
 from compressor.models.gguf_pretokenizers import PRE_TOKENIZERS
 from compressor.models.tokenizer_files import PORTABLE_TOKENIZER_CLASS
@@ -185,9 +185,7 @@ class _Vocabulary:
                 where=f"{self._where}: {_PREFIX}pre",
                 expected=", ".join(PRE_TOKENIZERS),
                 found=name,
-                hint=nearest(str(name), PRE_TOKENIZERS)
-                if name and nearest(str(name), PRE_TOKENIZERS)
-                else _HINT,
+                hint=_HINT,
             )
         splits = [
             {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}

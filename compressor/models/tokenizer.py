@@ -26,7 +26,7 @@ TOKENIZER_TEXTS = (
     "In 2024, don't stop: it's 3.14159 or 1234567890, isn't it?  WE'LL see.",
     "def f(x):\n    if x > 10:\n\t\treturn x**2  # squared\n\n\n    return {'a': [1, 22, 333]}\r\n",
     "    four   spaces,  two\n \n  \n\ttabs\t\tend   ",
-    "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u6771\u4eac\u306b24\u5e74\u3001\uc548\ub155\ud558\uc138\uc694 \u0e2a\u0e27",
+    "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u6771\u4eac\u306b24\u5e74\u3001\uc548\ub155\ud558\uc138\uc694",
     "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 d\u00e9j\u00e0 \u00dcber",
     "stra\u00dfe \u00bd \u2160 \u2026 \u201cquoted\u201d",
     'HTTPServer2Go camelCase snake_case http://a.b/c?d=e&f=%20 <tag attr="1"/> \\n $x^2$ ~~ ==> !!',

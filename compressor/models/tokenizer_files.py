@@ -93,6 +93,12 @@ def make_tokenizer_portable(directory: Path) -> None:
     config = read_json_mapping(file, what="the tokenizer's config")
     portable = {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
     portable["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS
+    pre_tokenizer = read_json_mapping(directory / TOKENIZER_FILE, what="the tokenizer").get("pre_tokenizer")
+    if isinstance(pre_tokenizer, dict) and "add_prefix_space" in pre_tokenizer:
+        # transformers 4.57 changes the file's rule into the config's, whose default is no prefix.
+        prefixed = pre_tokenizer["add_prefix_space"]
+        if prefixed != portable.get("add_prefix_space", False):
+            portable["add_prefix_space"] = prefixed
     if portable != config:
         file.write_text(_dump(portable), encoding="utf-8")
 

@@ -33,7 +33,7 @@ from compressor.models.portable import write_config
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
-from compressor.quantization.reader import attention_modules, quantised_linears
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
 from compressor.sparsity.promise import carry_promise
 from compressor.sparsity.slorb import refuse_adapter

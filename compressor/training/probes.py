@@ -99,8 +99,8 @@ def take_probes(module: nn.Module, *, compute_dtype: str) -> Probes:
 def write_probes(directory: Path, probes: Probes) -> None:
     """Write `probes.safetensors`."""
     tensors = {name: getattr(probes, name).contiguous() for name in _TENSORS}
-    metadata = {"schema": SCHEMA, "compute_dtype": probes.compute_dtype}
-    save_file(tensors, directory / PROBES_FILE, metadata=metadata)
+    # One entry: safetensors writes several in an order that changes from process to process.
+    save_file(tensors, directory / PROBES_FILE, metadata={SCHEMA: probes.compute_dtype})
 
 
 def read_probes(directory: Path) -> Probes:
@@ -120,9 +120,9 @@ def read_probes(directory: Path) -> Probes:
         NUM_PROBES,
         tensors["input_ids"].shape[-1],
     ) and tensors["logits"].shape[:2] == (NUM_PROBES, KEPT_POSITIONS)
-    if metadata.get("schema") != SCHEMA or metadata.get("compute_dtype") not in TOLERANCES or not shapes_fit:
+    if metadata.get(SCHEMA) not in TOLERANCES or not shapes_fit:
         raise VerificationError("the probes are not ours", where=str(file), expected=SCHEMA)
-    return Probes(**tensors, compute_dtype=metadata["compute_dtype"])
+    return Probes(**tensors, compute_dtype=metadata[SCHEMA])
 
 
 def check_probes(model: Any, probes: Probes, *, where: str) -> float:

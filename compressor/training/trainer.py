@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from compressor.artifact import LOGS
 from compressor.console import Console
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
@@ -53,7 +54,6 @@ from compressor.training.watchdog import refuse_non_finite
 CHECKPOINTS = "checkpoints"
 STUDENT_FILE = "student.safetensors"
 STREAM_FILE = "stream.json"
-LOGS = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)

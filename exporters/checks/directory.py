@@ -17,7 +17,6 @@ from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
 from compressor.training.probes import PROBES_FILE
 from exporters.base import EXPORTERS, Exporter
 from exporters.checks.pruned import PLAN_FILE
-from exporters.checks.quantised import check_quantisation_record
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
 from exporters.checks.structure import check_structure, has_model
@@ -26,7 +25,6 @@ from exporters.record import VERIFICATION_FILE, Verification, read_verification
 from exporters.tensorrt_llm.engine import SCRIPT_FILE
 
 EXPORT_STAGE = "export-"
-FP8_EXPORT = f"{EXPORT_STAGE}huggingface-fp8"
 NO_RECORD = "no record: contents not verified"
 # Only this tool writes files of these names: without a record beside them, the record is what is missing.
 _OURS = (
@@ -123,8 +121,6 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
     record = read_verification(directory)
     exporter = exporter_of(str(record.get("format")))
     found |= {"format": record["format"], **check_structure(directory, subject.pattern)}
-    if artifact.stage == FP8_EXPORT:
-        check_quantisation_record(directory)
     status = "ok"
     verification: Verification | None = None
     if subject.source is not None:

@@ -28,7 +28,6 @@ from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
-from exporters.checks.quantised import check_quantisation_record
 from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
 from exporters.logits import VerifyOptions
 
@@ -93,7 +92,6 @@ def _quantised(
 ) -> Found:
     """Beyond the FP8 checkpoint's numbers, which are checked wherever there is one."""
     unified = directory / FP8_DIRECTORY
-    check_quantisation_record(unified)
     calibration = artifact.inputs.get("config", {}).get("calibration", {})
     counted = {"window_tokens": calibration.get("seq_len"), "num_statistics": len(read_amax(directory))}
     expect_figures(directory, counted, artifact.details)

@@ -15,6 +15,7 @@ from compressor.models.shapes import check_shapes, expected_shapes, repeated_hea
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
+from compressor.quantization.record import check_record, is_fp8
 from compressor.sparsity.pattern import Pattern
 from compressor.sparsity.promise import Promise, read_promise
 from compressor.sparsity.slorb import (
@@ -152,19 +153,21 @@ def check_checkpoint(directory: Path) -> dict[str, Any]:
     """
     config = read_config(directory)
     dims = dims_of_config(config)
-    is_fp8 = bool(config.get("quantization_config"))
     total = 0
     with CheckpointReader(directory) as reader:
+        quantised = is_fp8(directory, reader)
+        if quantised:
+            check_record(directory, reader)
         check_shapes(reader, dims)
         for name in reader:
             tensor = reader.tensor(name)
             check_finite(name, tensor.float() if tensor.dtype == E4M3 else tensor)
             if not name.endswith(_SCALE_SUFFIXES) and name != repeated_head(dims):
                 total += tensor.numel()
-        if is_fp8:
+        if quantised:
             read_scales(reader, config)
     _check_count(directory, total, num_parameters(dims))
-    return {"num_parameters": total, "precision": "fp8" if is_fp8 else "16bit"}
+    return {"num_parameters": total, "precision": "fp8" if quantised else "16bit"}
 
 
 def _check_count(directory: Path, found: int, expected: int) -> None:

@@ -70,7 +70,7 @@ def fails(capsys: Capture, code: int, message: str, *arguments: object) -> None:
         ("nan", 8, "model.layers.1.mlp.up_proj.weight"),
         ("lacking", 8, "lacks a tensor"),
         ("other-shape", 8, "not the shape its config says"),
-        ("tokenizer", 8, "the tokenizer cannot be loaded"),
+        ("tokenizer", 8, "the tokenizer cannot be read"),
         ("no-config", 2, "config.json"),
         ("no-weights", 2, "no safetensors weights"),
         ("model-type", 3, "'mamba' is not supported"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from compressor.models.portable import make_tokenizer_portable, portable_config, write_config
+from compressor.models.portable import portable_config, write_config
+from compressor.models.tokenizer_files import make_tokenizer_portable
 from tests.tiny_models import ROPE_THETA
 
 LLAMA3 = {

@@ -1,0 +1,113 @@
+"""The tokenizer inside a GGUF file: what is refused, what is kept, and another one in its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.cli.main import invoke
+from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
+from compressor.models.gguf import convert_gguf
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.tokenizer import load_tokenizer
+from tests.gguf_files import TinyGguf, vocabulary
+from tests.tiny_models import make_tokenizer
+
+
+def converted(model: TinyGguf, tmp_path: Path, **options: Any) -> Path:
+    path = model.write(tmp_path / "model.gguf")
+    return convert_gguf(path, tmp_path / "scratch", "float32", **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        (TinyGguf(pre="smollm9"), UnsupportedError, "'smollm9' is not known"),
+        (TinyGguf(pre="kimi-k2"), UnsupportedError, "--tokenizer DIR"),
+        (TinyGguf(pre=None), UnsupportedError, "does not name its pre-tokenizer"),
+        (
+            TinyGguf(tokenizer_fields={"ggml.remove_extra_whitespaces": True}),
+            UnsupportedError,
+            "not understood",
+        ),
+        (
+            TinyGguf(tokenizer_fields={"ggml.precompiled_charsmap": [1, 2]}),
+            UnsupportedError,
+            "--tokenizer DIR",
+        ),
+        (TinyGguf(tokenizer_fields={"ggml.eot_token_id": 9_999}), VerificationError, "eot_token_id"),
+        (TinyGguf(tokenizer_fields={"chat_template.../x": "{{ x }}"}), VerificationError, "no file name"),
+    ],
+)
+def test_what_would_give_other_tokens_is_refused(
+    model: TinyGguf, error: type[CompressExportError], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        converted(model, tmp_path)
+    assert says in str(caught.value)
+
+
+def test_types_roles_and_templates_are_kept(tmp_path: Path) -> None:
+    templates = {
+        "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
+        "chat_template.tool_use": "{{ tools }}",
+    }
+    directory = converted(TinyGguf(tokenizer_fields=templates), tmp_path)
+    tokenizer, words = load_tokenizer(directory), vocabulary("gpt2")
+    added = {
+        entry["content"]: entry
+        for entry in json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    }
+    assert {name: entry["special"] for name, entry in added.items()} == {
+        **dict.fromkeys(words.tokens[:4], True),
+        "<|tool|>": False,
+    }
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (words.bos, words.eos)
+    assert tokenizer.chat_template == {"default": templates["chat_template"], "tool_use": "{{ tools }}"}
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "12"}], tokenize=False) == "12"
+    assert not [token for token in tokenizer.get_vocab() if token.startswith("[PAD")]
+
+
+@pytest.mark.parametrize("pre", ["smollm", "made-up"])
+def test_another_tokenizer_takes_the_place_of_the_files_own(pre: str, tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    make_tokenizer().save_pretrained(own)
+    shutil.copytree(own, other)
+    (other / "NOTICE").write_text("a different digest")
+    model, found = TinyGguf(pre=pre), []
+    for given in (own, other):
+        directory = converted(model, tmp_path, tokenizer=given)
+        assert (directory / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+        found.append(directory)
+    assert found[0] != found[1], "the conversion with one tokenizer is not that with another"
+    if pre == "smollm":
+        assert converted(model, tmp_path) not in found
+
+
+def test_another_tokenizer_must_fit_the_weights(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    make_tokenizer().save_pretrained(given)
+    document = json.loads((given / "tokenizer.json").read_text())
+    document["model"]["vocab"]["beyond"] = TinyGguf().vocab_size
+    (given / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(VerificationError, match=f"{TinyGguf().vocab_size} .'beyond'"):
+        converted(TinyGguf(), tmp_path, tokenizer=given)
+
+
+def test_the_option_needs_a_gguf_file_and_a_tokenizer(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(TinyGguf().write(tmp_path / "model.gguf"))
+    for source, tokenizer, says in (
+        (str(tiny_checkpoint), str(tiny_checkpoint), "only a GGUF file"),
+        (model, str(tmp_path), "holds no tokenizer"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            open_checkpoint(resolve_source(source), tmp_path, dtype="float32", tokenizer=tokenizer)
+    arguments = ("--shape", "hidden_size=48", "--calib-data", "none.txt", "-o", str(tmp_path / "out"))
+    assert invoke(["prune", str(tiny_checkpoint), *arguments, "--tokenizer", str(tmp_path)]) == 2
+    assert "--tokenizer" in capsys.readouterr().err
