@@ -33,6 +33,26 @@ class TensorRTLLM:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """What a GGUF file of an architecture, which llama.cpp names as Hugging Face does, leaves unsaid.
+
+    Attributes:
+        config: Fields of the Hugging Face config that every such file stands for.
+        norm_epsilon: Key of the file and the Hugging Face field of the norms' epsilon.
+        rope_scalings: Kinds of `rope.scaling.type` that the Hugging Face class computes.
+        pairs_neighbours: Whether q and k are stored for a rotation of neighbouring channels, and rope
+            factors may stand in a tensor.
+        rotates_part: Whether only a part of each head may be rotated.
+    """
+
+    config: tuple[tuple[str, object], ...]
+    norm_epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    rope_scalings: tuple[str, ...] = ("linear", "yarn")
+    pairs_neighbours: bool = False
+    rotates_part: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture. Module names are relative to the model, or to a layer where said.
 
@@ -65,6 +85,7 @@ class Family:
     down_proj: str = "mlp.down_proj"
     unsupported_flags: tuple[str, ...] = ("attention_bias", "mlp_bias")
     tensorrt_llm: TensorRTLLM | None = None
+    gguf: Gguf | None = None
     runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
 
     @property
@@ -80,6 +101,15 @@ FAMILIES: dict[str, Family] = {
         model_type="llama",
         hidden_divisible_by_heads=True,
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["LlamaForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            pairs_neighbours=True,
+        ),
         runtimes=_ALL_RUNTIMES,
     ),
     "mistral": Family(
@@ -102,6 +132,17 @@ FAMILIES: dict[str, Family] = {
             config=(("bias", False), ("gpt_variant", "nemotron")),
             writes_rotary_fraction=True,
         ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["NemotronForCausalLM"]),
+                ("hidden_act", "relu2"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            norm_epsilon=("attention.layer_norm_epsilon", "norm_eps"),
+            rope_scalings=("linear",),
+            rotates_part=True,
+        ),
         # The graph builder computes something else unless the config is changed first.
         runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
     ),
@@ -112,6 +153,13 @@ FAMILIES: dict[str, Family] = {
             architecture="Qwen2ForCausalLM",
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
         ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen2ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+            )
+        ),
         runtimes=_ALL_RUNTIMES,
     ),
     "qwen3": Family(
@@ -120,6 +168,14 @@ FAMILIES: dict[str, Family] = {
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
+        ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen3ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+                ("attention_bias", False),
+            )
         ),
         runtimes=_ALL_RUNTIMES,
     ),
