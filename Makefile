@@ -4,6 +4,7 @@
 #   make test                 linters, types, import layers and all tests
 #   make perf                 the bounds of the design that exist so far, as ratios
 #   make results              the long ablations of docs/results/
+#   make corruptions          faults planted in every kind of artifact, and whether verify finds them
 #   make oracles              the readers and writers against other programs (compiles llama.cpp: 20 min)
 #   make lint                 what pre-commit and `make test` check before any test
 #   make test-container-set   the unit tier under the pins of the TensorRT-LLM 1.2.1 container
@@ -29,7 +30,7 @@ ORACLES_INSTALLED := $(ORACLES_VENV)/installed
 # The version is part of the installed metadata.
 PACKAGING := pyproject.toml compressor/__init__.py
 
-.PHONY: help install demo test lint test-unit test-slow-tiers perf results oracles test-container-set clean
+.PHONY: help install demo test lint test-unit test-slow-tiers perf results corruptions oracles test-container-set clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +87,9 @@ perf: $(INSTALLED)
 results: $(INSTALLED)
 	$(RUN) -m tests.assets
 	$(RUN) -m tests.performance.results
+
+corruptions: $(INSTALLED)
+	$(RUN) -m tests.corruptions
 
 # llama.cpp has an environment of its own, compiled without what the tests do not use. Instructions that
 # differ from one processor to the next stay out, so that its answers do not.

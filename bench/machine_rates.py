@@ -9,10 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bench.results import Rates
 from compressor.artifact import write_json
+from compressor.errors import VerificationError
 from compressor.hardware import cpu_name
+from compressor.json_files import read_json_mapping
 
+_AGAIN = "delete the file: the rates are measured again"
 RATES_FILE = "machine_rates.json"
 NUM_REPETITIONS = 7
 _CPU_BYTES, _CUDA_BYTES = 1 << 28, 1 << 32
@@ -33,7 +38,7 @@ def machine_rates(directory: Path, *, device: str, precisions: Iterable[str]) ->
     file = directory / RATES_FILE
     known: Rates | None = None
     if file.is_file():
-        known = Rates.model_validate_json(file.read_text(encoding="utf-8"))
+        known = _kept(file)
     if known is not None and known.device != device_name(device):
         known = None
     wanted = sorted(set(precisions) - (known.matmul_ops_per_s.keys() if known else set()))
@@ -43,6 +48,25 @@ def machine_rates(directory: Path, *, device: str, precisions: Iterable[str]) ->
     directory.mkdir(parents=True, exist_ok=True)
     write_json(file, rates.model_dump(mode="json"))
     return rates
+
+
+def _kept(file: Path) -> Rates:
+    """The rates in a file of ours.
+
+    Raises:
+        VerificationError: when they are none; a wrong rate would make a wrong roofline.
+    """
+    record = read_json_mapping(file, what="the machine's rates")
+    try:
+        known = Rates.model_validate(record)
+    except ValidationError as error:
+        raise VerificationError(
+            "the machine's rates cannot be read", where=str(file), found=error.errors()[0]["msg"], hint=_AGAIN
+        ) from error
+    wrong = [rate for rate in (known.bandwidth_bytes_per_s, *known.matmul_ops_per_s.values()) if not rate > 0]
+    if wrong:
+        raise VerificationError("this is no machine's rate", where=str(file), found=wrong[0], hint=_AGAIN)
+    return known
 
 
 def device_name(device: str) -> str:

@@ -6,18 +6,20 @@ trained or downloaded. The mark keeps such a directory from being taken for a mo
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from compressor.artifact import ModelArtifact, fingerprint_of, write_json
-from compressor.errors import UsageError, nearest
+from compressor.errors import UsageError, VerificationError, nearest
+from compressor.json_files import read_json_mapping
 from compressor.models.dims import SHAPE_FIELDS, Dims, num_parameters
 from compressor.presets import PRESETS, published_target
 
 MARK_FILE = "random_weights.json"
 CONFIG_FILE = "config.json"
 SEPARATOR = ":"
+_SIZE = re.compile("[1-9][0-9]{0,6}")
 _MAX_POSITIONS = 32768  # the published grid's longest cell, and some
 
 
@@ -81,7 +83,9 @@ def random_model(directory: Path, *, dtype: str, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    seed = int(json.loads((directory / MARK_FILE).read_text(encoding="utf-8"))["seed"])
+    seed = read_json_mapping(directory / MARK_FILE, what="the mark of random weights").get("seed")
+    if not isinstance(seed, int):
+        raise VerificationError("the mark of random weights has no seed", where=str(directory / MARK_FILE))
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
@@ -92,7 +96,7 @@ def _fields(shape: str) -> dict[str, int]:
     fields: dict[str, int] = {}
     for part in shape.split("+"):
         name, _, number = part.partition("=")
-        if name not in SHAPE_FIELDS or not number.isdigit() or int(number) < 1:
+        if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
             raise UsageError(
                 f"{part!r} is no FIELD=NUMBER of a shape",
                 expected=", ".join(SHAPE_FIELDS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import Field
@@ -20,6 +19,7 @@ from bench.serving import run_serving
 from bench.shape_only import is_shape_only
 from compressor.artifact import ModelArtifact
 from compressor.errors import UnsupportedError, UsageError
+from compressor.json_files import read_json_mapping
 from compressor.models.dims import Dims, dims_of_config
 from compressor.recipe import Bench, Section
 from compressor.stage import Stage, StageContext, StageResult
@@ -133,7 +133,7 @@ def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | 
     file = directory / _CONFIG_FILE
     if given is None and not file.is_file():
         return None
-    config: dict[str, object] = dict(given or json.loads(file.read_text(encoding="utf-8")))
+    config: dict[str, object] = dict(given or read_json_mapping(file, what=_CONFIG_FILE))
     try:
         return dims_of_config(config)
     except UnsupportedError:

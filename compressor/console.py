@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from compressor.escaping import printable
 from compressor.processes import is_main
 
 LINE_INTERVAL_S = 15.0
@@ -50,7 +51,7 @@ class Console:
 
     def info(self, message: str) -> None:
         """A line of progress."""
-        self.rich.print(message, markup=False, soft_wrap=True)
+        self.rich.print(printable(message), markup=False, soft_wrap=True)
 
     def detail(self, message: str) -> None:
         """A line for `-v` only."""
@@ -61,7 +62,7 @@ class Console:
         """A warning: shown even when quiet, and kept."""
         self.warnings.append(message)
         if is_main():
-            sys.stderr.write(f"warning: {message}\n")
+            sys.stderr.write(f"warning: {printable(message)}\n")
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:

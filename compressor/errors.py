@@ -99,6 +99,7 @@ class NetworkError(CompressExportError):
 
 
 INTERRUPTED_EXIT_CODE = 130
+CLOSED_OUTPUT_EXIT_CODE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

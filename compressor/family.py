@@ -16,6 +16,7 @@ from bench.comparisons import parts_of_arm
 from compressor.artifact import write_json
 from compressor.console import Console
 from compressor.errors import UsageError
+from compressor.escaping import Markdown, markdown_code, markdown_text
 from compressor.manifest import claim_directory
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.load import ModelSource, resolve_source
@@ -116,6 +117,7 @@ def run_family(
     resume: bool = False,
     overwrite: bool = False,
     restart_from: str | None = None,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Make every member that is not there yet; returns what `family.json` then holds.
 
@@ -127,6 +129,7 @@ def run_family(
         resume: Assert that there is something to resume.
         overwrite: Start every member anew.
         restart_from: Discard this stage and all later ones first, in every member.
+        check: Compare every file of a finished member with its recorded sha256.
     """
     from compressor.pipeline import run_pipeline
 
@@ -144,6 +147,7 @@ def run_family(
             out_dir / member.name,
             console,
             overwrite=overwrite,
+            check=check,
             restart_from="prune" if number and restart_from in _DECIDE_THE_NEXT else restart_from,
         )
         entries.append(_entry(member, summary))
@@ -282,17 +286,17 @@ def _write(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> 
 
 def _card(record: dict[str, Any]) -> str:
     """The family's page: members, their quality, and speed-ups against their own teachers."""
-    members = record["members"]
+    members, origin = record["members"], markdown_code(Path(record["model"]).name)
     lines = [
-        f"# {Path(record['out_dir']).absolute().name}",
+        f"# {markdown_text(Path(record['out_dir']).absolute().name)}",
         "",
-        f"Models made from `{Path(record['model']).name}`, each by pruning and distilling the one before.",
+        f"Models made from {origin}, each by pruning and distilling the one before.",
         "",
         *markdown_table(
             ("model", "parameters", "perplexity", "its teacher's", "training tokens"),
             [
                 (
-                    f"[{entry['name']}]({entry['report']})",
+                    Markdown(f"[{entry['name']}]({entry['report']})"),
                     f"{entry['num_parameters']:,}",
                     f"{entry['perplexity']:.3f}",
                     f"{entry['teacher_perplexity']:.3f}",

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -45,12 +47,21 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_device(device: str) -> str:
-    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`."""
-    if device != "auto":
+    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`.
+
+    Raises:
+        UsageError: for `cuda` where torch sees none.
+    """
+    if device == "cpu":
         return device
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UsageError(
+            "torch sees no GPU on this machine", where="--device", found="cuda", hint="--device cpu"
+        )
+    return "cuda" if has_gpu else "cpu"
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -88,6 +99,28 @@ def cpu_name() -> str:
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory_bytes() -> int:
+    """Physical memory and swap, or what the control group of this process may use if that is less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    return min([total, *_cgroup_limits()])
+
+
+def available_memory_bytes() -> int:
+    """What can be allocated now without swapping, within the control group's limit."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """Limits of the control group that this process sees as its root, as containers set them."""
+    files = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    texts = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
+    return [int(text) for text in texts if text.isdigit()]
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import stat
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.errors import CompressExportError, VerificationError
+from compressor.regular_files import read_regular_text
 
 # Far above any config, index, tokenizer or result; far below what would exhaust the machine's memory.
 MAX_BYTES = 1 << 28
+Record = TypeVar("Record")
 
 
 def read_json(
@@ -22,30 +24,21 @@ def read_json(
         path: A regular file; FIFOs, devices and directories are refused without being opened.
         what: What the file is, such as `the weight index`; begins the error's message.
         error: Class of the error raised for content that cannot be used.
-        finite: Refuse `NaN` and `Infinity`, which JSON does not have but Python reads.
+        finite: Refuse `NaN` and `Infinity`, which JSON does not have but Python reads, and numbers such as
+            `1e999` that it reads as infinite.
 
     Raises:
         CompressExportError: `error`, for a file that is missing, special, too large, not UTF-8, not JSON,
             nested too deeply, or holds a number that is not finite.
     """
-
-    def refuse(reason: object, expected: object = None) -> CompressExportError:
-        return error(f"{what} cannot be read", where=str(path), expected=expected, found=reason)
-
+    text = read_regular_text(path, what=what, error=error, max_bytes=MAX_BYTES)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise refuse("a directory, FIFO or device", "a regular file")
-        if status.st_size > MAX_BYTES:
-            raise refuse(f"{status.st_size:,} bytes", f"at most {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, parse_constant=_refuse_constant if finite else None)
-    except OSError as problem:
-        raise refuse(problem.strerror) from problem
-    except RecursionError as problem:
-        raise refuse("JSON nested too deeply") from problem
-    except ValueError as problem:  # a wrong encoding, no JSON, or a number of thousands of digits
-        raise refuse(problem) from problem
+        if finite:
+            return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text)
+    except (RecursionError, ValueError) as problem:  # no JSON, or a number of thousands of digits
+        found = "JSON nested too deeply" if isinstance(problem, RecursionError) else problem
+        raise error(f"{what} cannot be read", where=str(path), found=found) from problem
 
 
 def read_json_mapping(
@@ -64,5 +57,46 @@ def read_json_mapping(
     return value
 
 
+def as_record(
+    kind: type[Record],
+    values: Any,
+    *,
+    what: str,
+    where: Path,
+    error: type[CompressExportError] = VerificationError,
+) -> Record:
+    """JSON values as a dataclass or a pydantic model, every type checked and none converted.
+
+    Args:
+        kind: The class; dataclasses too have their fields checked.
+        values: What a file of ours, or a part of it, holds.
+        what: What the record is; begins the error's message.
+        where: The file.
+        error: Class of the error raised for other values.
+
+    Raises:
+        CompressExportError: `error`, naming the first field that is missing, unknown or of another type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise error(
+            f"{what} is not what was written",
+            where=f"{where}: {'.'.join(map(str, first['loc']))}",
+            expected=first["msg"],
+            found=ascii(first["input"])[:80],
+        ) from problem
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number

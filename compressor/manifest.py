@@ -5,12 +5,10 @@ Also the claim on a run directory: only a directory with our manifest, or an emp
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import resource
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -18,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from compressor import __version__
-from compressor.artifact import write_json
-from compressor.errors import CompressExportError, ResourceError, UsageError
+from compressor.artifact import FileRecord, sealed, sha256_of_file, unsealed, write_json
+from compressor.discarding import discard, remove_leftovers
+from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
+from compressor.locking import LOCK_FILE, lock_run
 from compressor.processes import is_main
 from compressor.stage import StageOutcome
 
 MANIFEST_FILE = "manifest.json"
-LOCK_FILE = ".lock"
-SCHEMA = "compress-export/manifest/1"
+SCHEMA = "compress-export/manifest/2"
 _RECORDED_LIBRARIES = (
     "torch",
     "transformers",
@@ -64,6 +63,7 @@ class Manifest:
     """`manifest.json` of one run directory, rewritten after every stage."""
 
     def __init__(self, out_dir: Path, record: dict[str, Any]) -> None:
+        self._out_dir = out_dir
         self._path = out_dir / MANIFEST_FILE
         self.record = record
 
@@ -77,6 +77,7 @@ class Manifest:
         stages: dict[str, Any] = self.record["stages"]
         artifact = outcome.artifact
         if outcome.skipped and where in stages:
+            self._require_same(artifact.fingerprint, where)
             return
         stages[where] = {
             "stage": artifact.stage,
@@ -88,6 +89,32 @@ class Manifest:
         }
         self.write()
 
+    def _require_same(self, fingerprint: str, where: str) -> None:
+        recorded = self.record["stages"][where].get("fingerprint")
+        if recorded != fingerprint:
+            raise VerificationError(
+                "the manifest records another stage than the one that is there",
+                where=str(self._out_dir / where),
+                expected=recorded,
+                found=fingerprint,
+                hint="--restart-from its stage, or --overwrite",
+            )
+
+    def add_files(self, names: Iterable[str]) -> None:
+        """Record files that the run itself wrote into its directory, beside what its stages wrote."""
+        if is_main():
+            written = {name: _file_record(self._out_dir / name) for name in names}
+            self.update(files={**self.record.get("files", {}), **written})
+
+    def changed_files(self) -> list[str]:
+        """Files of `add_files` that are missing or no longer as they were written."""
+        files: dict[str, FileRecord] = self.record.get("files", {})
+        return [
+            name
+            for name, record in files.items()
+            if not (self._out_dir / name).is_file() or _file_record(self._out_dir / name) != record
+        ]
+
     def update(self, **fields: Any) -> None:
         """Set top-level fields and write."""
         self.record.update(fields)
@@ -96,7 +123,7 @@ class Manifest:
     def write(self) -> None:
         """Write the file, synced; the main process does it for all."""
         if is_main():
-            write_json(self._path, self.record)
+            write_json(self._path, sealed(self.record))
 
 
 @contextmanager
@@ -118,11 +145,12 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
     file = out_dir / MANIFEST_FILE
     is_ours, existed = file.is_file(), out_dir.is_dir()
     claim_directory(out_dir, is_ours=is_ours, resume=resume)
-    with _locked(out_dir):
+    with lock_run(out_dir):
+        remove_leftovers(out_dir)
         is_new = not is_ours
         if overwrite and is_ours:
-            _empty(out_dir, but=LOCK_FILE)
-            is_ours = False
+            write_json(file, sealed(_new_record()))
+            _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
         record = _read(file) if is_ours else _new_record()
         manifest = Manifest(out_dir, record)
         manifest.update(versions=versions())
@@ -130,6 +158,9 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
             yield manifest
         except CompressExportError:
             if is_new and not record["stages"]:  # nothing was made that better input could continue
+                # The manifest last: until then a kill leaves a directory that is recognised as ours.
+                _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+                _empty(out_dir, but=(LOCK_FILE,))
                 _empty(out_dir)
                 if not existed:
                     out_dir.rmdir()
@@ -164,26 +195,14 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
         ) from error
 
 
-@contextmanager
-def _locked(out_dir: Path) -> Iterator[None]:
-    try:
-        lock = (out_dir / LOCK_FILE).open("w")
-    except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be written", where=str(out_dir), found=error.strerror
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError("another process works in this output directory", where=str(out_dir)) from error
-        yield
+def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:
+    for path in list(directory.iterdir()):
+        if path.name not in but:
+            discard(path)
 
 
-def _empty(directory: Path, but: str | None = None) -> None:
-    for path in directory.iterdir():
-        if path.name != but:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=sha256_of_file(path), bytes=path.stat().st_size)
 
 
 def _new_record() -> dict[str, Any]:
@@ -198,6 +217,11 @@ def _read(file: Path) -> dict[str, Any]:
     record = read_json_mapping(file, what="the manifest")
     if record.get("schema") != SCHEMA:
         raise UsageError(
-            "the manifest was written by another version", expected=SCHEMA, found=record.get("schema")
+            "the manifest was written by another version",
+            where=str(file),
+            expected=SCHEMA,
+            found=record.get("schema"),
+            hint="--overwrite starts anew, or give another directory",
         )
-    return record
+    hint = "put it back as it was, or --overwrite to start anew"
+    return unsealed(record, file, what="the manifest", hint=hint)

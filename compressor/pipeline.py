@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
 from compressor.artifact import ModelArtifact, read_artifact, write_json
+from compressor.card import summary_of
 from compressor.console import Console
 from compressor.distillation.correction import CORRECT
 from compressor.distillation.generate import GENERATE
@@ -19,8 +20,15 @@ from compressor.distillation.recover import RECOVER, RecoverStageConfig
 from compressor.distillation.stage import DISTILL, GENERATED, STORED_LOGITS
 from compressor.errors import ResourceError
 from compressor.evaluation.stage import EVALUATE
-from compressor.hardware import describe, free_disk_bytes, resolve_device, resolve_dtype
+from compressor.hardware import (
+    available_memory_bytes,
+    describe,
+    free_disk_bytes,
+    resolve_device,
+    resolve_dtype,
+)
 from compressor.manifest import Manifest, open_run_directory
+from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.planning import Plan, require_prunable
@@ -28,6 +36,8 @@ from compressor.preflight import (
     evaluation_config,
     recovery_tokens,
     require_consistent,
+    require_expressible,
+    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_trainable,
@@ -37,10 +47,10 @@ from compressor.processes import is_main, on_main
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import ExportFormat, Recipe, dump_recipe
-from compressor.report import write_model_card
+from compressor.report import CARD_FILE, write_model_card
 from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import Stage, StageContext, execute
-from exporters.base import export_stage, needs_quantised, settings_of
+from exporters.base import export_stage, needs_quantised, require_libraries, settings_of
 from exporters.tensorrt_llm.versions import require_builder
 
 STAGES = (
@@ -59,6 +69,11 @@ STAGES = (
 STUDENT = "student"
 CORRECTED = "corrected teacher"
 RECIPE_FILE = "recipe.yaml"
+PLAN_FILE = "plan.json"
+TEACHER_GRAPH = "teacher-"
+GIB = 1 << 30
+# Where the plan names a stage's memory otherwise.
+_MEMORY_OF_STAGE = {"correct": "correction", "export": "verify"}
 SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
     "onnx": "fp32",
@@ -69,7 +84,14 @@ BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
 
 @dataclass(kw_only=True)
 class Run:
-    """A run in progress: its recipe, where it writes, and what it has made so far."""
+    """A run in progress: its recipe, where it writes, and what it has made so far.
+
+    Attributes:
+        made: Artifacts by their role.
+        reused: Those of them that were there already.
+        checked: Directories whose contents this process wrote or compared with their records.
+        has_worked: Whether any stage ran in this process.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -79,6 +101,9 @@ class Run:
     teacher: ModelArtifact
     restart: frozenset[str]
     made: dict[str, ModelArtifact] = field(default_factory=dict)
+    reused: list[ModelArtifact] = field(default_factory=list)
+    checked: set[Path] = field(default_factory=set)
+    has_worked: bool = False
 
     def execute(
         self,
@@ -100,17 +125,35 @@ class Run:
             teacher=self.made.get(CORRECTED, self.teacher) if stage in (DISTILL, RECOVER) else None,
             others=others or {},
             trust_remote_code=self.recipe.trust_remote_code,
+            redo=_redo,
+            checked=self.checked,
+            before=lambda: self._begin(part_of, where),
         )
         outcome = execute(
             stage, config, source, self.out_dir / where, context, restart=part_of in self.restart
         )
         self.manifest.add_stage(outcome, where=where)
+        if outcome.skipped:
+            self.reused.append(outcome.artifact)
         state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
         self.console.info(f"{stage.name}: {where}: {state}")
         return outcome.artifact
 
+    def _begin(self, part_of: str, where: str) -> None:
+        """Before a stage does its work: say what is made again, and what will not fit into memory."""
+        self.has_worked = True
+        if where in self.manifest.record["stages"] and part_of not in self.restart:
+            self.console.warn(f"{where} was finished and is gone; it is made again")
+        needed = self.plan.document["memory_bytes"].get(_MEMORY_OF_STAGE.get(part_of, part_of))
+        available = available_memory_bytes()
+        if needed is not None and resolve_device(self.recipe.device) == "cpu" and needed > available:
+            self.console.warn(
+                f"{part_of} is estimated to need {needed / GIB:.1f} GiB of memory, and "
+                f"{available / GIB:.1f} GiB are available"
+            )
 
-def run_pipeline(
+
+def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command line
     recipe: Recipe,
     source: ModelSource,
     plan: Plan,
@@ -120,6 +163,7 @@ def run_pipeline(
     resume: bool = False,
     overwrite: bool = False,
     restart_from: str | None = None,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Compress, export, verify and measure a model; returns the summary printed by `--json`.
 
@@ -132,20 +176,26 @@ def run_pipeline(
         resume: Assert that there is something to resume.
         overwrite: Start anew in a directory of ours.
         restart_from: Discard this stage and all later ones first.
+        check: Compare every file of a finished run with its recorded sha256 when it is repeated.
     """
     require_prunable(plan.teacher)
     require_consistent(recipe)
     if recipe.export.tensorrt_llm.require_engine:
         require_builder(recipe.export_formats())
+    require_libraries(recipe.export_formats())
     require_sparsifiable(recipe)
     require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
-        require_texts(recipe)
+        for name in manifest.changed_files():
+            console.warn(f"{name} is not as this run wrote it; it is written again")
+        on_main(lambda: require_texts(recipe, console))
         _require_disk(plan, out_dir)
         manifest.update(hardware=describe())
         stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: open_checkpoint(source, stages, dtype=dtype, tokenizer=recipe.tokenizer))
+        teacher = on_main(lambda: _open_teacher(source, stages, dtype, recipe, console))
+        require_expressible(recipe, read_config(teacher.path), plan.target.student)
         run = Run(
             recipe=recipe,
             plan=plan,
@@ -156,13 +206,51 @@ def run_pipeline(
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        require_windows(recipe, tokenizer, teacher.texts)
+        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
                 _record_choices(run)
+        _check_contents(run, check=check)
         _record_choices(run)
+        manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
+
+
+def _open_teacher(
+    source: ModelSource, stages: Path, dtype: str, recipe: Recipe, console: Console
+) -> ModelArtifact:
+    return open_checkpoint(
+        source,
+        stages,
+        dtype=dtype,
+        tokenizer=recipe.tokenizer,
+        trust_remote_code=recipe.trust_remote_code,
+        on_warning=console.warn,
+    )
+
+
+def _check_contents(run: Run, *, check: bool) -> None:
+    """Nothing was left to do: compare every file of the finished run with what was recorded of it."""
+    if run.has_worked:
+        return
+    sizes = [record["bytes"] for artifact in run.reused for record in artifact.files.values()]
+    what = f"{len(sizes)} files of a finished run, {sum(sizes):,} bytes"
+    if not check:
+        run.console.warn(f"--no-check: the contents of {what}, are not compared with their sha256")
+        return
+    context = StageContext(
+        console=run.console, seed=0, device="cpu", dtype="float32", redo=_redo, checked=run.checked
+    )
+    for artifact in run.reused:
+        on_main(lambda artifact=artifact: context.check_contents(artifact))  # type: ignore[misc]
+    run.console.info(f"compared with their sha256: {what}")
+
+
+def _redo(stage: str, path: Path) -> str:
+    """How a stage of a run is made again; a teacher's graph belongs to the benchmark."""
+    name = "bench" if path.name.startswith(TEACHER_GRAPH) else stage.partition("-")[0]
+    return f"the same command with --restart-from {name}"
 
 
 def _require_disk(plan: Plan, out_dir: Path) -> None:
@@ -182,7 +270,8 @@ def _record_choices(run: Run) -> None:
     if not is_main():
         return
     (run.out_dir / RECIPE_FILE).write_text(dump_recipe(run.recipe), encoding="utf-8")
-    write_json(run.out_dir / "plan.json", run.plan.document)
+    write_json(run.out_dir / PLAN_FILE, run.plan.document)
+    run.manifest.add_files((RECIPE_FILE, PLAN_FILE))
 
 
 def _prune(run: Run) -> None:
@@ -293,7 +382,7 @@ def _bench(run: Run) -> None:
             continue
         settings = settings_of(name, run.recipe.export).model_copy(update={"int4_min_top1": None})
         graphs[arm_name("teacher", precision)] = run.execute(
-            export_stage(name), settings, run.teacher, f"stages/teacher-{name}", part_of="bench"
+            export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
         )
         graphs[arm_name("student", precision)] = student
     if not graphs:
@@ -333,32 +422,26 @@ def _report(run: Run) -> None:
 
 def summary(run: Run) -> dict[str, Any]:
     """The run's result as one JSON document, read from what the stages recorded."""
-    made = run.made
-    return {
-        "schema": "compress-export/run/1",
-        "out_dir": str(run.out_dir),
-        "student": str(run.out_dir / STUDENT),
-        "plan": run.plan.document,
-        "stages": run.manifest.record["stages"],
-        "generate": made[GENERATED].details if GENERATED in made else None,
-        "correct": made[CORRECTED].details if CORRECTED in made else None,
-        "distill": made["distilled"].details if "distilled" in made else None,
-        "sparsify": made["sparsified"].details if "sparsified" in made else None,
-        "recover": made["recovered"].details if "recovered" in made else None,
-        "evaluation": made["evaluation"].details,
-        "exports": {
-            name.removeprefix("export "): artifact.details
-            for name, artifact in made.items()
+    roles = {
+        "generate": GENERATED,
+        "correct": CORRECTED,
+        "distill": "distilled",
+        "sparsify": "sparsified",
+        "recover": "recovered",
+        "evaluation": "evaluation",
+        "bench": "bench",
+    }
+    return summary_of(
+        run.out_dir,
+        plan=run.plan.document,
+        manifest=run.manifest.record,
+        made={role: run.made[name] for role, name in roles.items() if name in run.made},
+        exports={
+            name.removeprefix("export "): artifact
+            for name, artifact in run.made.items()
             if name.startswith("export ")
         },
-        "bench": made["bench"].details if "bench" in made else None,
-        "versions": run.manifest.record["versions"],
-        "hardware": run.manifest.record["hardware"],
-        "warnings": [
-            *run.manifest.record.get("warnings", ()),
-            *(warning for stage in run.manifest.record["stages"].values() for warning in stage["warnings"]),
-        ],
-    }
+    )
 
 
 _STEPS: dict[str, Callable[[Run], None]] = {

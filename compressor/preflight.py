@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from compressor.artifact import read_artifact
+from compressor.console import Console
+from compressor.data.checks import check_rendering, check_responses, check_texts
 from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
+from compressor.distillation.training import require_loss_on
 from compressor.errors import UnsupportedError, UsageError
 from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
+from compressor.models.checkpoint import read_config
+from compressor.models.dims import SHAPE_FIELDS, Dims
+from compressor.models.load import ModelSource
+from compressor.models.shapes import expected_shapes
 from compressor.recipe import Recipe
-from compressor.sparsity.stage import ADAPTIVE
-from exporters.base import needs_quantised
+from compressor.sparsity.pattern import parse_pattern
+from compressor.sparsity.promise import Promise
+from compressor.sparsity.stage import ADAPTIVE, covered_weights
+from exporters.base import check_exports, needs_quantised
 
 
 def require_consistent(recipe: Recipe) -> None:
@@ -31,26 +42,68 @@ def require_consistent(recipe: Recipe) -> None:
         )
 
 
-def require_texts(recipe: Recipe) -> None:
-    """Refuse, before any work, a text that is not there.
+def require_expressible_source(recipe: Recipe, source: ModelSource, student: Dims) -> None:
+    """`require_expressible` where the model's config lies on this disk already; otherwise nothing.
 
     Raises:
-        UsageError, NetworkError: as `source_fingerprint` does.
+        UnsupportedError: naming the field, or the tensor.
     """
-    for spec in sorted({evaluation_config(recipe).data, *_seen(recipe)}):
+    if source.kind == "directory":
+        require_expressible(recipe, read_config(Path(source.location)), student)
+
+
+def require_expressible(recipe: Recipe, config: dict[str, Any], student: Dims) -> None:
+    """Refuse, before any work, a student that a format cannot express.
+
+    Args:
+        recipe: The run.
+        config: The teacher's Hugging Face config, whose other fields the student keeps.
+        student: The student's dimensions.
+
+    Raises:
+        UnsupportedError: naming the field, or the tensor.
+    """
+    dims = {name: getattr(student, name) for name in SHAPE_FIELDS}
+    pattern, promise = recipe.sparsify.pattern, None
+    if pattern is not None:
+        shapes = expected_shapes(student)
+        names = covered_weights(student, recipe.sparsify.skip)
+        promise = Promise(
+            pattern=parse_pattern(pattern),
+            model_type=student.model_type,
+            shapes={name: (shapes[name][0], shapes[name][1]) for name in names},
+        )
+    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, promise=promise)
+
+
+def require_texts(recipe: Recipe, console: Console) -> None:
+    """Refuse, before any work, a text that is not there or not sound; all of a local one is read.
+
+    Raises:
+        UsageError, NetworkError: as `source_fingerprint` and `check_texts` do.
+    """
+    specs = sorted({evaluation_config(recipe).data, *_seen(recipe)})
+    for spec in specs:
         source_fingerprint(spec)
+    check_texts(specs, console)
+    if recipe.distill.loss_on == "responses":
+        check_responses(_trained_on(recipe))
+
+
+def _trained_on(recipe: Recipe) -> tuple[str, ...]:
+    trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
+    return tuple(domain.data for domain in recipe.distill.mixture()) if trains else ()
 
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
     calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
-    trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     return tuple(
         sorted(
             {
                 *((recipe.calibration.data,) if calibrates else ()),
-                *(domain.data for domain in recipe.distill.mixture() if trains),
+                *_trained_on(recipe),
                 *([prompts] if (prompts := recipe.distill.generate.prompts) and samples else []),
             }
         )
@@ -78,13 +131,17 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
 def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
     """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
 
+    Conversations that will be read are rendered as well.
+
     Args:
         recipe: The run.
         tokenizer: The teacher's.
         seen: Fingerprints of what the teacher was made with.
 
     Raises:
-        UsageError: naming the text and its part.
+        UsageError: naming the text and its part, or a row that the chat template refuses.
+        UnsupportedError: for a template that does not tell responses from the rest, where only these count.
+        VerificationError: for a template that takes too much time or memory.
     """
     evaluation = evaluation_config(recipe, seen)
     parts = [(evaluation.data, evaluation.split, evaluation.window)]
@@ -95,6 +152,13 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
         parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
     for spec, split, seq_len in parts:
         read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
+    measured = evaluation.size * evaluation.window
+    check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
+    if recipe.calibration.data in _seen(recipe):
+        check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
+    budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recovery_tokens(recipe))
+    for spec in _trained_on(recipe):
+        check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
 
 
 def require_sparsifiable(recipe: Recipe) -> None:
@@ -128,8 +192,10 @@ def require_trainable(recipe: Recipe) -> None:
     distill = recipe.distill
     if distill.correction.mode == "alongside":
         require_alongside(distill)
+    require_loss_on(distill)
     if distill.teacher_logits is None:
         return
+    read_artifact(Path(distill.teacher_logits))
     for setting, is_given in (
         ("distill.correction", distill.correction.mode != "off"),
         ("distill.generate", distill.generate.tokens > 0),

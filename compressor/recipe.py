@@ -7,15 +7,21 @@ again. Defaults follow the published settings (Minitron, arXiv 2407.14679 and 24
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.errors import UsageError, nearest
+from compressor.recipe_file import read_recipe_tree, refuse_unusable_values
 
 DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
+TEXT_HELP = (
+    "hub data set (ID or ID:CONFIG), or local plain text, JSON, CSV or Parquet, .gz and .zst of these, "
+    "a directory or glob of them, or a folder saved by datasets"
+)
 SHORT_RETRAINING_TOKENS = 1_800_000_000
+MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,9 +50,12 @@ class Section(BaseModel):
 class Calibration(Section):
     """Text that only sets statistics: importance scores and FP8 scales."""
 
-    data: str = Field(DEFAULT_TEXT, description="data set id, or a .txt, .jsonl or .parquet path")
-    size: int = Field(1024, ge=1, description="number of windows")
+    data: str = Field(DEFAULT_TEXT, description=TEXT_HELP)
+    size: int = Field(1024, ge=1, description="number of windows, spread over the training part")
     seq_len: int = Field(2048, ge=8, description="tokens per window")
+    documents: int = Field(
+        10_000, ge=1, description="of a hub data set: so many first documents the windows are spread over"
+    )
 
 
 class Prune(Section):
@@ -62,7 +71,7 @@ class Domain(Section):
     """One of several training texts."""
 
     name: str = Field(min_length=1)
-    data: str = Field(description="data set id, or a .txt, .jsonl or .parquet path")
+    data: str = Field(description=TEXT_HELP)
     weight: float = Field(1.0, gt=0, description="share of the windows, relative to the others'")
     reference_loss: float | None = Field(
         None, gt=0, description="cross-entropy (nats) that dynamic batches aim at; by default the teacher's"
@@ -105,11 +114,14 @@ class Generate(Section):
 class Distill(Section):
     """Retraining on the teacher's logits."""
 
-    data: str = Field(DEFAULT_TEXT, description="training text")
+    data: str = Field(DEFAULT_TEXT, description=f"training text: {TEXT_HELP}")
     domains: tuple[Domain, ...] = Field((), description="several weighted texts, instead of data")
     dynamic_batches: DynamicBatches = DynamicBatches()
     correction: Correction = Correction()
     generate: Generate = Generate()
+    loss_on: Literal["all", "responses"] = Field(
+        "all", description="responses: only assistant turns and completions count"
+    )
     tokens: int = Field(SHORT_RETRAINING_TOKENS, ge=0, description="token budget; 0 only prunes")
     context_length: int = Field(4096, ge=8, description="tokens per training window")
     isolate_documents: bool = Field(
@@ -162,7 +174,9 @@ class Sparsify(Section):
     batch, warm-up) is as for distillation.
     """
 
-    pattern: str | None = Field(None, pattern=r"^\d+:\d+$", description="such as 2:4; by default dense")
+    pattern: str | None = Field(
+        None, pattern=r"^[0-9]{1,4}:[0-9]{1,4}$", description="such as 2:4; by default dense"
+    )
     method: SparsityMethod = Field(
         "sparsegpt", description="ast starts from sparsegpt and selects the mask again while it trains"
     )
@@ -269,7 +283,7 @@ class Recipe(Section):
 
     model: str
     target: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=MAX_SEED)
     device: Device = "auto"
     dtype: Dtype = Field("auto", description="dtype of the stored 16-bit weights and of forward passes")
     tokenizer: str | None = Field(None, description="directory of the real tokenizer of a GGUF file")
@@ -302,7 +316,7 @@ def load_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
     Raises:
         UsageError: no such file, no mapping, an unknown key (with the nearest), or a bad value.
     """
-    tree = _read_yaml(path) if path is not None else {}
+    tree = read_recipe_tree(path) if path is not None else {}
     for dotted, value in overrides.items():
         *sections, leaf = dotted.split(".")
         node = tree
@@ -313,10 +327,12 @@ def load_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:
                     f"recipe section {section!r} is not a mapping", where=str(path), found=type(node).__name__
                 )
         node[leaf] = value
+    where = str(path) if path else "options"
+    refuse_unusable_values(tree, where=where)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _readable(error, where=str(path) if path else "options") from error
+        raise _readable(error, where=where) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -330,22 +346,11 @@ def parse_section(section: type[Section], values: dict[str, Any]) -> Any:
     Raises:
         UsageError: for a value out of range.
     """
+    refuse_unusable_values(values, where="options")
     try:
         return section.model_validate(values)
     except ValidationError as error:
         raise _readable(error, where="options") from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError("the recipe cannot be read", where=str(path), found=error.strerror) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError("the recipe is not YAML", where=str(path), found=error) from error
-    if not isinstance(tree, dict):
-        raise UsageError("the recipe is not a mapping", where=str(path), found=type(tree).__name__)
-    return tree
 
 
 def _readable(error: ValidationError, *, where: str) -> UsageError:
@@ -360,15 +365,25 @@ def _readable(error: ValidationError, *, where: str) -> UsageError:
             expected=", ".join(known),
             hint=nearest(str(first["loc"][-1]), known),
         )
+    # YAML takes 2:4 for a number, and 2026-01-01 for a date.
+    hint = "put quotes around it" if first["type"] == "string_type" else None
     return UsageError(
-        f"recipe value {field!r} is not usable", where=where, expected=first["msg"], found=first["input"]
+        f"recipe value {field!r} is not usable",
+        where=where,
+        expected=first["msg"],
+        found=first["input"],
+        hint=hint,
     )
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section that an unknown key stands in, of one entry of a list too."""
     model: type[BaseModel] = Recipe
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
     return list(model.model_fields)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from compressor.data.sources import is_local
+from compressor.escaping import markdown_code, markdown_row, markdown_text
 from compressor.presets import PRESETS
 
 CARD_FILE = "README.md"
@@ -37,20 +41,25 @@ def closed_gap(evaluation: dict[str, Any]) -> float | None:
 
 
 def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
-    """Write OUT/README.md; every number comes from `summary`."""
+    """Write OUT/README.md."""
+    (out_dir / CARD_FILE).write_text(model_card(out_dir, summary), encoding="utf-8")
+
+
+def model_card(out_dir: Path, summary: dict[str, Any]) -> str:
+    """The text of OUT/README.md; every number comes from `summary`."""
     plan, student = summary["plan"], summary["plan"]["student"]
     lines = [
         "---",
-        f"base_model: {_public_name(plan['model'])}",
+        _front_matter("base_model", _public_name(plan["model"])),
         "library_name: transformers",
         f"tags: [{', '.join(_tags(summary))}]",
         "---",
         "",
-        f"# {out_dir.absolute().name}",
+        f"# {markdown_text(out_dir.absolute().name)}",
         "",
         _origin(summary),
         "",
-        _shape(student) + f" {plan['rule']}.",
+        _shape(student) + f" {markdown_text(plan['rule'])}.",
         "",
         *_text_lines(plan),
         *_loss_lines(summary["distill"]),
@@ -58,7 +67,12 @@ def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
     for title, header, rows in result_tables(summary):
         lines += ["", f"## {title}", "", *markdown_table(header, rows)]
     lines += ["", *_closing(summary)]
-    (out_dir / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(name: str, value: str) -> str:
+    """A field of the YAML at the card's top, in quotes where its value needs them."""
+    return yaml.safe_dump({name: value}, width=math.inf, allow_unicode=True).rstrip("\n")
 
 
 def _origin(summary: dict[str, Any]) -> str:
@@ -66,8 +80,8 @@ def _origin(summary: dict[str, Any]) -> str:
     training = f" and distillation on {distill['tokens']:,} tokens" if distill else ""
     return (
         f"A {plan['student']['num_parameters']:,}-parameter {plan['student']['model_type']} model, made from "
-        f"`{_public_name(plan['model'])}` ({plan['teacher']['num_parameters']:,} parameters) by structured "
-        f"pruning{training}."
+        f"{markdown_code(_public_name(plan['model']))} ({plan['teacher']['num_parameters']:,} parameters) "
+        f"by structured pruning{training}."
     )
 
 
@@ -89,7 +103,7 @@ def _tags(summary: dict[str, Any]) -> list[str]:
 
 
 def _text_lines(plan: dict[str, Any]) -> list[str]:
-    return [f"- {use} text: {_text_name(source)}" for use, source in plan["text"].items()]
+    return [f"- {use} text: {markdown_text(_text_name(source))}" for use, source in plan["text"].items()]
 
 
 def _loss_lines(distill: dict[str, Any] | None) -> list[str]:
@@ -198,7 +212,7 @@ def _closing(summary: dict[str, Any]) -> list[str]:
     lines += [
         _engine_line(name, found["engine"]) for name, found in summary["exports"].items() if "engine" in found
     ]
-    lines += [f"Warning: {warning}" for warning in summary["warnings"]]
+    lines += [f"Warning: {markdown_text(warning)}" for warning in summary["warnings"]]
     versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
     hardware = summary["hardware"]
     lines += ["", f"Made on {hardware['cpu']} ({hardware['num_cpus']} CPUs) with {versions}."]
@@ -217,9 +231,5 @@ def _engine_line(name: str, engine: dict[str, Any]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *["| " + " | ".join(row) + " |" for row in rows],
-    ]
+    """The lines of a table in Markdown; what its cells hold is shown letter by letter."""
+    return [markdown_row(header), "|" + "---|" * len(header), *map(markdown_row, rows)]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,30 +19,40 @@ from pydantic import BaseModel
 
 from compressor.artifact import (
     ARTIFACT_FILE,
+    STAGE_FILE,
     ModelArtifact,
+    check_files,
     fingerprint_of,
     read_artifact,
+    record_files,
     sync_tree,
     write_json,
 )
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
+from compressor.discarding import discard, remove_leftovers
 from compressor.errors import (
     DependencyError,
     ResourceError,
     UnsupportedError,
     UsageError,
+    VerificationError,
 )
 from compressor.json_files import read_json_mapping
 from compressor.processes import is_main, on_main, world_size
+from compressor.resource_errors import as_resource_error
 
-STAGE_FILE = "stage.json"
 PARTIAL_SUFFIX = ".partial"
 
 # Other input makes another run; after a network error the same one is taken up again.
 _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 
 Config = TypeVar("Config", bound=BaseModel)
+
+
+def redo_by_command(stage: str, path: Path) -> str:
+    """The command that makes a stage's directory again."""
+    return f"compress-export {stage.partition('-')[0]} ... -o {path} --overwrite"
 
 
 @dataclass(kw_only=True)
@@ -58,6 +67,9 @@ class StageContext:
         teacher: The original model, for stages that compare with it.
         others: Further artifacts a stage reads, by role.
         trust_remote_code: Whether model code from a hub repository may run.
+        redo: How a stage's directory is made again, for errors about it.
+        checked: Directories whose contents this process wrote, or compared with their records.
+        before: Called before the stage does its work; not when that is there already.
     """
 
     console: Console
@@ -67,6 +79,23 @@ class StageContext:
     teacher: ModelArtifact | None = None
     others: dict[str, ModelArtifact] = field(default_factory=dict)
     trust_remote_code: bool = False
+    redo: Callable[[str, Path], str] = redo_by_command
+    checked: set[Path] = field(default_factory=set)
+    before: Callable[[], None] = lambda: None
+
+    def check_contents(self, artifact: ModelArtifact) -> None:
+        """Compare every file of a finished stage with what was recorded of it, once in this process.
+
+        A checkpoint made elsewhere has no such record; its fingerprint covers it.
+
+        Raises:
+            VerificationError: naming the first file that is missing, new or changed.
+        """
+        path = artifact.path.resolve()
+        if artifact.files and path not in self.checked:
+            redo = self.redo(artifact.stage, artifact.path)
+            check_files(artifact.path, artifact.files, contents=True, redo=redo)
+            self.checked.add(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +156,23 @@ def execute(
         context: The rest.
         restart: Discard what is there instead of refusing what differs.
 
+    Finished output is taken when its files have the recorded sizes; what a stage reads is compared with
+    its recorded sha256 first.
+
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
+        VerificationError: when a file of finished work is missing, new or changed.
     """
+    out_dir = on_main(lambda: _real(out_dir))
+    redo = context.redo(stage.name, out_dir)
     inputs = on_main(lambda: stage_inputs(stage, config, source, context))
-    finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart))
+    finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
     if finished is not None:
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
+    on_main(lambda: _check_what_is_read(source, context))
+    context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
-    partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs))
+    partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
 
     def run() -> StageResult:
@@ -146,7 +183,11 @@ def execute(
     except Exception as error:
         # Nothing was begun that better input could continue, or nothing at all.
         if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
-            shutil.rmtree(partial)
+            discard(partial)
+        # A file that the machine refused to read, or to map, is not corrupt.
+        refused = as_resource_error(error) if isinstance(error, VerificationError) else None
+        if refused is not None:
+            raise refused from error
         raise
     artifact = ModelArtifact(
         path=partial,
@@ -158,8 +199,10 @@ def execute(
         inputs=inputs,
         details=result.details,
     )
+    published = on_main(lambda: _publish(artifact, out_dir))
+    context.checked.add(out_dir.resolve())
     return StageOutcome(
-        artifact=on_main(lambda: _publish(artifact, out_dir)),
+        artifact=published,
         skipped=False,
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
@@ -172,15 +215,35 @@ def _texts(inputs: dict[str, Any], source: ModelArtifact, context: StageContext)
     return tuple(sorted({*inputs["data"].values(), *(text for artifact in read for text in artifact.texts)}))
 
 
-def _finished(stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool) -> ModelArtifact | None:
-    """The finished output of the same inputs, if it is there."""
-    if restart:
-        discard(out_dir)
+def _real(out_dir: Path) -> Path:
+    """Where the output is: a directory that was moved to another disk may be linked from its old place."""
+    if not out_dir.is_symlink():
+        return out_dir
+    if not out_dir.exists():
+        raise UsageError("the output path is a link to nothing", where=str(out_dir), found=out_dir.readlink())
+    return out_dir.resolve()
+
+
+def _check_what_is_read(source: ModelArtifact, context: StageContext) -> None:
+    for artifact in (source, *context.others.values(), *([context.teacher] if context.teacher else [])):
+        context.check_contents(artifact)
+
+
+def _finished(
+    stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool, redo: str
+) -> ModelArtifact | None:
+    """The finished output of the same inputs, if it is there and its files have their sizes."""
+    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
+    for directory in (out_dir, partial):
+        remove_leftovers(directory.parent, of=directory.name)
+        if restart:
+            discard(directory)
     if not (out_dir / ARTIFACT_FILE).is_file():
         return None
-    finished = read_artifact(out_dir)
-    _refuse_difference(stage, out_dir, finished.inputs, inputs)
+    finished = read_artifact(out_dir, redo=redo)
+    _refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
     (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
+    check_files(out_dir, finished.files, contents=False, redo=redo)
     return finished
 
 
@@ -207,22 +270,36 @@ def stage_inputs(
     return plain
 
 
-def discard(out_dir: Path) -> None:
-    """Remove a stage's output and its unfinished beginning."""
-    for directory in (out_dir, out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)):
-        if directory.exists():
-            shutil.rmtree(directory)
+def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Remove what is in a partial directory, but for the record of its inputs and what will be continued.
+
+    What an interrupted run left of its output would otherwise be published as output.
+    """
+    for path in list(out_dir.iterdir()):
+        if path.name not in (STAGE_FILE, *but):
+            discard(path)
 
 
-def start_afresh(out_dir: Path) -> None:
-    """Remove what an interrupted run left in a partial directory, but for the record of its inputs."""
-    for path in out_dir.iterdir():
-        if path.name == STAGE_FILE:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
+
+    A text that was moved, or is named by another path, is the same text by its fingerprint.
+    """
+    data: dict[str, str] = inputs.get("data", {})
+    local = {spec: found for spec, found in data.items() if found.startswith("sha256:")}
+    names = {spec: f"{found}{Path(spec).suffix}" for spec, found in local.items()}
+    logits = inputs.get("others", {}).get("teacher_logits")
+
+    def plain(value: Any, key: str = "") -> Any:
+        if key == "teacher_logits" and logits is not None:
+            return logits
+        if isinstance(value, dict):
+            return {name: plain(entry, name) for name, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return {**plain(inputs), "data": {names.get(spec, spec): found for spec, found in data.items()}}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -244,32 +321,42 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def _refuse_difference(stage: str, where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = differences(before, now)
+def _refuse_difference(stage: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if comparable(before) == comparable(now):
+        return
+    changed, where = differences(before, now), record.parent
     if changed:
         raise UsageError(
             f"{where} holds the {stage} stage of a different run",
-            where=stage,
+            where=str(record),
             found="; ".join(changed),
             hint=f"--restart-from {stage} in a run, --overwrite for a stage of its own, or another directory",
         )
 
 
-def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any]) -> Path:
+def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: str) -> Path:
     """The directory to fill: continued if it was begun with the same inputs, else new."""
-    if out_dir.exists() and any(out_dir.iterdir()):
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UsageError(
-            "the output directory is in use", where=str(out_dir), hint="--overwrite, or another directory"
+            "the output directory is in use, and no finished stage of ours",
+            where=str(out_dir),
+            expected=f"an empty directory, or one with {ARTIFACT_FILE}",
+            hint=f"another directory; or, if it was ours: {redo}",
         )
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     record = partial / STAGE_FILE
     if record.is_file():
         _refuse_difference(
-            stage, partial, read_json_mapping(record, what="the record of an unfinished stage"), inputs
+            stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
         )
         return partial
     if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
-        raise UsageError("the output directory is in use", where=str(partial))
+        raise UsageError(
+            "the output directory is in use, and holds no beginning of ours",
+            where=str(partial),
+            expected=f"an empty directory, or one with {STAGE_FILE}",
+            hint=f"another directory; or, if it was ours: {redo}",
+        )
     try:
         partial.mkdir(parents=True, exist_ok=True)
         write_json(record, inputs)
@@ -285,7 +372,7 @@ def _is_untouched(partial: Path) -> bool:
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
-    artifact.write()
+    replace(artifact, files=record_files(artifact.path)).write()
     sync_tree(artifact.path)
     if out_dir.exists():
         out_dir.rmdir()

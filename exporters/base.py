@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from compressor.artifact import ModelArtifact
 from compressor.errors import AccuracyGateError
@@ -12,11 +13,12 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.recipe import Export, ExportFormat, TensorRTLLM
 from compressor.sparsity.pattern import TWO_OF_FOUR
-from compressor.sparsity.promise import carry_promise, read_promise
+from compressor.sparsity.promise import Promise, carry_promise, read_promise
 from compressor.sparsity.slorb import refuse_adapter
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.huggingface import HuggingFaceExporter, HuggingFaceFp8Exporter
 from exporters.logits import VerifyOptions
+from exporters.onnx.builder import require_onnx_builder
 from exporters.onnx.exporter import OnnxExporter
 from exporters.record import Verification, write_verification
 from exporters.sparsity import check_sparsity
@@ -34,6 +36,18 @@ class Exporter(Protocol):
     @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions whose versions decide the files or the figures."""
+
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Refuse a model that the format cannot express, before anything is loaded or written.
+
+        Args:
+            config: The model's Hugging Face config.
+            settings: The recipe's settings of exports.
+            promise: The sparsity that the model has, or will have.
+
+        Raises:
+            UnsupportedError: naming the field, and what to do.
+        """
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Fill `out_dir` from the source artifact's directory."""
@@ -59,9 +73,35 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
 }
 
 
+def check_exports(
+    formats: Iterable[ExportFormat],
+    config: dict[str, Any],
+    settings: Export,
+    *,
+    promise: Promise | None = None,
+) -> None:
+    """Refuse, from its config alone, a model that one of these formats cannot express.
+
+    Raises:
+        UnsupportedError: naming the format's reason.
+    """
+    for name in formats:
+        EXPORTERS[name].check(config, settings, promise)
+
+
 def needs_quantised(format_name: ExportFormat) -> bool:
     """Whether a format starts from the quantize stage's artifact instead of the 16-bit student."""
     return EXPORTERS[format_name].precision == "fp8"
+
+
+def require_libraries(formats: Iterable[ExportFormat]) -> None:
+    """Refuse formats that nothing on this machine can write.
+
+    Raises:
+        DependencyError: naming the library that is missing.
+    """
+    if any(isinstance(EXPORTERS[name], OnnxExporter) for name in formats):
+        require_onnx_builder()
 
 
 def settings_of(format_name: ExportFormat, settings: Export) -> Export:
@@ -81,6 +121,7 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
     exporter = EXPORTERS[format_name]
 
     def run(config: Export, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+        exporter.check(read_config(source.path), config, read_promise(source.path))
         start_afresh(out_dir)
         options = VerifyOptions(
             console=context.console,
@@ -107,7 +148,6 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
                 context.console,
                 sparsity=_has_sparse_tactics(out_dir),
             )
-            write_verification(out_dir, verification)
         return StageResult(num_parameters=source.num_parameters, details=details)
 
     return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries)

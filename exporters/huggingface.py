@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
-from compressor.quantization.reader import (
-    Fp8Scales,
-    attention_modules,
-    load_fp8_model,
-    quantised_linears,
-    read_scales,
-)
+from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
+from compressor.quantization.record import check_record
+from compressor.recipe import Export
+from compressor.sparsity.promise import Promise
 from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
+from exporters.class_defaults import GENERATION_CONFIG_FILE
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
 from exporters.prompts import describe_prompts
@@ -43,6 +43,9 @@ class HuggingFaceExporter:
     precision: str = "16bit"
     libraries: tuple[str, ...] = ("torch", "transformers")
 
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Nothing to refuse: the config travels along."""
+
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the checkpoint and make its config and tokenizer portable."""
         copy_checkpoint(source, out_dir)
@@ -56,6 +59,7 @@ class HuggingFaceExporter:
         checks = {
             "num_equal_tensors": _same_tensors(out_dir, student),
             "config": _same_config(out_dir, student, without=()),
+            "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
             **_same_adapter(out_dir, student),
         }
@@ -77,6 +81,9 @@ class HuggingFaceFp8Exporter:
     format: str = "huggingface-fp8"
     precision: str = "fp8"
     libraries: tuple[str, ...] = ("torch", "transformers", "nvidia-modelopt")
+
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Nothing to refuse: the config travels along."""
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the unified checkpoint out of the quantize stage's artifact.
@@ -104,6 +111,7 @@ class HuggingFaceFp8Exporter:
         checks = {
             **check_fp8_checkpoint(out_dir, student),
             "config": _same_config(out_dir, student, without=("quantization_config",)),
+            "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
         }
         candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
@@ -133,6 +141,7 @@ def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool
     """
     config = read_config(directory)
     with CheckpointReader(directory) as reader, CheckpointReader(student) as original:
+        check_record(directory, reader)
         scales = read_scales(reader, config)
         linears = quantised_linears(config)
         for name in linears:
@@ -230,3 +239,21 @@ def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> s
                 found=found.get(key),
             )
     return "equal, with the keys of transformers 4.57 and 5"
+
+
+def _same_generation_config(out_dir: Path, student: Path) -> str:
+    """Refuse another way to generate: end tokens and sampling settings are read from there first."""
+    expected, found = (
+        read_json_mapping(file, what=GENERATION_CONFIG_FILE) if file.is_file() else None
+        for file in (directory / GENERATION_CONFIG_FILE for directory in (student, out_dir))
+    )
+    for key in sorted({*(expected or {}), *(found or {})}):
+        pair = (expected or {}).get(key), (found or {}).get(key)
+        if pair[0] != pair[1]:
+            raise VerificationError(
+                "the exported generation config differs from the student's",
+                where=f"{GENERATION_CONFIG_FILE}: {key}",
+                expected=pair[0],
+                found=pair[1],
+            )
+    return "none" if expected is None else "equal"

@@ -15,6 +15,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Export
+from exporters.class_defaults import value_of
 from exporters.comparison import LogitComparison, combine, compare_logits
 from exporters.prompts import Prompt, verification_prompts
 
@@ -39,16 +40,20 @@ def student_prompts(student: Path, options: VerifyOptions) -> list[Prompt]:
     except UsageError:
         tokenizer = None
     return verification_prompts(
-        tokenizer, vocab_size=config["vocab_size"], max_length=config["max_position_embeddings"]
+        tokenizer, vocab_size=config["vocab_size"], max_length=value_of(config, "max_position_embeddings")
+    )
+
+
+def student_model(student: Path, options: VerifyOptions) -> Any:
+    """The student in float32."""
+    return load_model(
+        student, dtype="float32", device=options.device, trust_remote_code=options.trust_remote_code
     )
 
 
 def student_logits(student: Path, options: VerifyOptions) -> Logits:
     """The student in float32 as a function from token ids to logits `[num_positions, vocab_size]`."""
-    model = load_model(
-        student, dtype="float32", device=options.device, trust_remote_code=options.trust_remote_code
-    )
-    return torch_logits(model)
+    return torch_logits(student_model(student, options))
 
 
 def torch_logits(model: Any) -> Logits:

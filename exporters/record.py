@@ -1,6 +1,7 @@
-"""`verification.json`: what an export was compared with, how, and what came out; and its files' sha256.
+"""`verification.json`: what an export was compared with, how, and what came out.
 
-It holds no time, host or path, so that equal exports leave equal records.
+It holds no time, host or path, so that equal exports leave equal records. The files of an export, this
+one among them, are recorded in its `artifact.json`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, sha256_of_file, write_json
+from compressor.artifact import write_json
 from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
-from compressor.stage import STAGE_FILE
 from exporters.comparison import LogitComparison, Tolerance, check_tolerance
 
 VERIFICATION_FILE = "verification.json"
-SCHEMA = "compress-export/verification/1"
-# Built after the record was written, by the script that an export without a builder leaves.
-_BUILT_LATER = ("engine/", "engine-dense/", "timing.cache")
-_NOT_HASHED = {VERIFICATION_FILE, VERIFICATION_FILE + ".tmp", ARTIFACT_FILE, STAGE_FILE}
+SCHEMA = "compress-export/verification/2"
 
 Status = Literal["passed", "failed", "reported", "not executed"]
 
@@ -91,9 +88,8 @@ class Verification:
 
 
 def write_verification(directory: Path, verification: Verification) -> None:
-    """Write the record beside what it is about, with the sha256 of every other file there."""
-    record = {**verification.to_dict(), "files": file_hashes(directory)}
-    write_json(directory / VERIFICATION_FILE, record)
+    """Write the record beside what it is about."""
+    write_json(directory / VERIFICATION_FILE, verification.to_dict())
 
 
 def read_verification(directory: Path) -> dict[str, Any]:
@@ -104,32 +100,6 @@ def read_verification(directory: Path) -> dict[str, Any]:
     """
     file = directory / VERIFICATION_FILE
     record = read_json_mapping(file, what="the verification record")
-    if record.get("schema") != SCHEMA or "files" not in record:
+    if record.get("schema") != SCHEMA:
         raise VerificationError("the verification record is not ours", where=str(file), expected=SCHEMA)
     return record
-
-
-def file_hashes(directory: Path) -> dict[str, str]:
-    """sha256 of every file below `directory`, by relative path; records are left out."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in _NOT_HASHED)
-    return {path.relative_to(directory).as_posix(): sha256_of_file(path) for path in files}
-
-
-def check_hashes(directory: Path, recorded: dict[str, str]) -> None:
-    """Refuse files that are missing, changed or new since the record was written.
-
-    Raises:
-        VerificationError: naming the first such file.
-    """
-    found = file_hashes(directory)
-    for name in sorted({*recorded, *found}):
-        if name not in recorded and name.startswith(_BUILT_LATER):
-            continue
-        if recorded.get(name) != found.get(name):
-            raise VerificationError(
-                "an exported file is not the one that was verified",
-                where=str(directory / name),
-                expected=recorded.get(name, "no such file"),
-                found=found.get(name, "no such file"),
-                hint="export again",
-            )

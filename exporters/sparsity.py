@@ -40,10 +40,7 @@ def check_sparsity(directory: Path, *, promise: Promise | None = None) -> dict[s
     if (directory / GRAPH_FILE).is_file():
         num_tensors = check_graph_sparsity(directory, promise)
     elif (directory / CHECKPOINT / CONFIG_FILE).is_file():
-        with TrtLlmReader(directory / CHECKPOINT) as reader:
-            for name in promise.shapes:
-                check_pattern(name, reader.stored(name), promise.pattern)
-        num_tensors = len(promise.shapes)
+        num_tensors = _check_ranks(directory / CHECKPOINT, promise)
     elif (directory / CONFIG_FILE).is_file():
         num_tensors = check_checkpoint_sparsity(directory, promise)
     else:
@@ -51,3 +48,17 @@ def check_sparsity(directory: Path, *, promise: Promise | None = None) -> dict[s
             "this format promises sparsity that cannot be checked", where=str(directory / SPARSITY_FILE)
         )
     return {"sparsity": {"pattern": str(promise.pattern), "num_tensors": num_tensors}}
+
+
+def _check_ranks(directory: Path, promise: Promise) -> int:
+    """Check every promised tensor, and every rank's own part of it; returns the number of tensors.
+
+    A kernel reads groups along the columns of its rank's matrix: a cut through columns that is no
+    multiple of the group moves every group behind it, however sparse the whole is.
+    """
+    with TrtLlmReader(directory) as reader:
+        for name in promise.shapes:
+            check_pattern(name, reader.stored(name), promise.pattern)
+            for number, part in enumerate(reader.own_columns(name)):
+                check_pattern(f"{name}, rank {number}", part, promise.pattern)
+    return len(promise.shapes)

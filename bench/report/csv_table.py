@@ -6,6 +6,7 @@ import csv
 import io
 
 from bench.results import AbsentRecord, ArmCell, CellResult, ComparisonResult, Results
+from compressor.escaping import spreadsheet_cell
 
 COLUMNS = (
     "baseline",
@@ -37,7 +38,7 @@ def render_csv(results: Results) -> str:
     writer.writerow(COLUMNS)
     for comparison in results.comparisons:
         for cell in comparison.cells:
-            writer.writerows(_lines(comparison, cell))
+            writer.writerows([spreadsheet_cell(value) for value in line] for line in _lines(comparison, cell))
     return text.getvalue()
 
 

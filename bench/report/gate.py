@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.change import Change
 from bench.gate import CellVerdict, GateReport
+from compressor.escaping import Markdown, markdown_row, markdown_text
 
 SCHEMA = "compress-export/bench-compare/1"
 
@@ -24,7 +25,7 @@ def gate_document(report: GateReport) -> dict[str, Any]:
 def render_gate(report: GateReport) -> str:
     """The report as Markdown, ending in a newline."""
     lines = [f"## Speed gate: {report.verdict}", ""]
-    lines += [f"* {mismatch}" for mismatch in report.mismatches]
+    lines += [f"* {markdown_text(mismatch)}" for mismatch in report.mismatches]
     if report.mismatches:
         lines += ["", "Measure the baseline again on this machine with these versions.", ""]
     lines += [
@@ -39,12 +40,12 @@ def _row(cell: CellVerdict) -> str:
     columns = (
         f"{cell.candidate} : {cell.baseline}",
         cell.cell,
-        f"**{cell.verdict}**",
+        Markdown(f"**{cell.verdict}**"),
         _change(cell.ratio_change),
         _change(cell.absolute_change),
-        " ".join(cell.reason.split()).replace("|", "\\|"),
+        cell.reason,
     )
-    return "| " + " | ".join(columns) + " |"
+    return markdown_row(columns)
 
 
 def _change(change: Change | None) -> str:

@@ -9,7 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from bench.report.load import load_of
 from bench.report.numbers import (
     NO_NUMBER,
-    one_line,
     or_unknown,
     show_gib,
     show_interval,
@@ -20,6 +19,7 @@ from bench.report.numbers import (
 from bench.report.tables import TABLES, MetricTable, pairs_of, verdict_on
 from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.waterfall import waterfalls_of
+from compressor.escaping import Markdown, markdown_row, markdown_text
 
 TEMPLATE_FILE = "report.md.j2"
 
@@ -32,7 +32,8 @@ def render_markdown(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  Markdown, not HTML
+        autoescape=False,  # noqa: S701  Markdown, not HTML: see `_shown`
+        finalize=_shown,
     )
     environment.filters.update(
         gib=show_gib,
@@ -41,7 +42,6 @@ def render_markdown(results: Results) -> str:
         number=show_number,
         peak=show_peak,
         size=show_size,
-        reason=one_line,
     )
     template = environment.get_template(TEMPLATE_FILE)
     return template.render(
@@ -55,7 +55,12 @@ def render_markdown(results: Results) -> str:
     )
 
 
-def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> str:
+def _shown(value: object) -> object:
+    """What the template places: text letter by letter."""
+    return markdown_text(value) if isinstance(value, str) else value
+
+
+def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> Markdown:
     """One line of a metric's table; a failed cell keeps its line."""
     columns = [
         f"{cell.isl}/{cell.osl}",
@@ -66,7 +71,7 @@ def _row(cell: CellResult, table: MetricTable, max_relative_width: float) -> str
         pairs_of(cell),
         verdict_on(cell, table.metric, max_relative_width=max_relative_width),
     ]
-    return "| " + " | ".join(columns) + " |"
+    return markdown_row(columns)
 
 
 def _spread(arm: ArmCell | None, table: MetricTable) -> str:
@@ -83,11 +88,11 @@ def _ratio(cell: CellResult, metric: str) -> str:
     return show_interval(ratio) if isinstance(ratio, Interval) else NO_NUMBER
 
 
-def _roofline(cell: CellResult) -> str:
+def _roofline(cell: CellResult) -> Markdown:
     """One line of the roofline's table."""
     roofline = cell.roofline
     columns = [cell.label, *[NO_NUMBER] * 4]
     if isinstance(roofline, Roofline):
         shares = (roofline.reached, roofline.baseline_share, roofline.candidate_share)
         columns[1:] = [f"{roofline.best_speedup:.2f}x", *(f"{share:.0%}" for share in shares)]
-    return "| " + " | ".join(columns) + " |"
+    return markdown_row(columns)

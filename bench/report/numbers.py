@@ -40,7 +40,7 @@ def show_size(num_bytes: int | AbsentRecord) -> str:
 def show_peak(memory: PeakMemory | AbsentRecord) -> str:
     """A peak with its cell and its baseline, or why there is none."""
     if isinstance(memory, AbsentRecord):
-        return f"not measured: {one_line(memory.absent)}"
+        return f"not measured: {memory.absent}"
     cell = f"{memory.isl}/{memory.osl} x {memory.batch_size}"
     device = "" if memory.device_bytes is None else f"GPU {show_gib(memory.device_bytes)}, host "
     host = f"{show_gib(memory.peak_bytes)} ({show_gib(memory.baseline_bytes)} before loading)"
@@ -52,8 +52,3 @@ def or_unknown(value: object) -> str:
     if isinstance(value, float):
         return show_number(value)
     return "unknown" if value is None else str(value)
-
-
-def one_line(text: str) -> str:
-    """Text that cannot break a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from bench.report.csv_table import render_csv
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.results import Results
+from bench.results import SCHEMA, Results
+from bench.soundness import complaint_about
 from compressor.artifact import write_json
+from compressor.errors import CompressExportError, UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
@@ -31,12 +38,44 @@ def write_reports(results: Results, out_dir: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Read a `results.json`.
+    """Read a `results.json`, which people keep and edit.
 
     Raises:
-        pydantic.ValidationError: when it is not of this schema.
+        UsageError: when it is missing, not of this schema (types included), or no benchmark's numbers.
     """
-    return Results.model_validate_json(path.read_text(encoding="utf-8"))
+    text = json.dumps(read_json_mapping(path, what="the benchmark's results", error=UsageError))
+    return _checked(text, where=path, error=UsageError)
+
+
+def results_of_stage(details: dict[str, Any], where: Path) -> Results:
+    """The results that a bench stage left in its record.
+
+    Raises:
+        VerificationError: when they are not what it wrote.
+    """
+    return _checked(json.dumps(details), where=where, error=VerificationError)
+
+
+def _checked(text: str, *, where: Path, error: type[CompressExportError]) -> Results:
+    try:
+        results = Results.model_validate_json(text, strict=True)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise error(
+            "this is no results.json of bench",
+            where=f"{where}: {field}" if field else str(where),
+            expected=f"schema {SCHEMA}: {first['msg']}",
+            found=ascii(first["input"])[:80],
+        ) from problem
+    if complaint := complaint_about(results):
+        raise error(
+            "these are not the numbers of a benchmark",
+            where=str(where),
+            found=complaint,
+            hint="measure again; of this file only `gated` and its reason are for editing",
+        )
+    return results
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from bench.runtimes.special_tokens import special_token_ids
 from bench.timeline import Timeline
 from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 
 ONNXRUNTIME_GENAI = "onnxruntime-genai"
 NO_TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -33,7 +33,7 @@ class OnnxRuntimeGenai:
 
     def device(self, path: Path) -> str:
         """See `bench.runtimes.base.Runtime.device`: the graph is built for one."""
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        config = _model_config(path)
         return "cuda" if _runs_on_cuda(config) else "cpu"
 
     def load(self, path: Path, *, precision: str) -> OnnxRuntimeGenaiSession:
@@ -48,7 +48,7 @@ class OnnxRuntimeGenaiSession:
     def __init__(self, library: Any, path: Path) -> None:
         self._library = library
         self._model = library.Model(str(path))
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))["model"]
+        config = _model_config(path)
         self._num_gpus = 1 if _runs_on_cuda(config) else 0
         self._vocab_size = int(config["vocab_size"])
         self._special_token_ids = special_token_ids(config)
@@ -107,6 +107,15 @@ def _library() -> Any:
             "onnxruntime-genai cannot be imported", found=error, hint="pip install onnxruntime-genai"
         ) from error
     return onnxruntime_genai
+
+
+def _model_config(directory: Path) -> dict[str, Any]:
+    """The `model` section of `genai_config.json`."""
+    file = directory / CONFIG_FILE
+    model = read_json_mapping(file, what=CONFIG_FILE).get("model")
+    if not isinstance(model, dict):
+        raise VerificationError(f"{CONFIG_FILE} has no section 'model'", where=str(file))
+    return model
 
 
 def _runs_on_cuda(model_config: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ token without them.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ from compressor.errors import (
     UsageError,
     VerificationError,
 )
+from compressor.json_files import read_json_mapping
 
 TENSORRT_LLM = "tensorrt-llm"
 EXECUTABLE = "trtllm-bench"
@@ -91,10 +93,7 @@ class TensorrtLlm:
             )
         if engine is not None and not (engine / ENGINE_FILE).is_file():
             raise UsageError("this directory holds no engine", where=str(engine), expected=ENGINE_FILE)
-        if shutil.which(EXECUTABLE) is None:
-            raise DependencyError(
-                f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
-            )
+        require_executable()
 
     def serve(
         self, path: Path, load: Load, *, vocab_size: int, seed: int, engine: Path | None = None
@@ -118,7 +117,19 @@ class TensorrtLlm:
             if done.returncode != 0 or not report.is_file():
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
                 raise ResourceError(f"{EXECUTABLE} failed", found=f"exit code {done.returncode}: {last}")
-            return read_report(json.loads(report.read_text(encoding="utf-8")), load)
+            return read_report(read_json_mapping(report, what=f"the report of {EXECUTABLE}"), load)
+
+
+def require_executable() -> None:
+    """Refuse to serve where nothing can.
+
+    Raises:
+        DependencyError: when `trtllm-bench` is not on PATH.
+    """
+    if shutil.which(EXECUTABLE) is None:
+        raise DependencyError(
+            f"{EXECUTABLE} is not on PATH", hint="run inside the TensorRT-LLM 1.2.1 container"
+        )
 
 
 def command_line(
@@ -145,11 +156,11 @@ def stored_precision(directory: Path) -> str:
     Raises:
         UnsupportedError: for a quantisation or a dtype that has no name here.
     """
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json_mapping(directory / CONFIG_FILE, what=CONFIG_FILE)
     built = config.get("pretrained_config", {})
     quantisation = built.get("quantization", {}).get("quant_algo")
     if (file := directory / _QUANT_CONFIG_FILE).is_file():
-        quantisation = json.loads(file.read_text(encoding="utf-8"))["quantization"]["quant_algo"]
+        quantisation = read_json_mapping(file, what=file.name)["quantization"]["quant_algo"]
     found = quantisation or built.get("dtype") or config.get("dtype") or config.get("torch_dtype")
     if found not in _PRECISIONS:
         raise UnsupportedError(
@@ -176,26 +187,47 @@ def read_report(report: dict[str, Any], load: Load) -> ServingRun:
     """A report as numbers in SI units.
 
     Raises:
-        VerificationError: when a key is missing, or requests or tokens differ from the load.
+        VerificationError: when a key is missing, a value is no positive number, or requests or tokens differ
+            from the load.
     """
     try:
         _verify_work(report["request_info"], load)
         performance, streaming = report["performance"], report.get("streaming_metrics", {})
         percentiles = performance["request_latency_percentiles_ms"]
         return ServingRun(
-            duration_s=performance["total_latency_ms"] / _MS,
-            requests_per_s=performance["request_throughput_req_s"],
-            output_tokens_per_s=performance["system_output_throughput_tok_s"],
-            total_tokens_per_s=performance["system_total_throughput_tok_s"],
-            output_tokens_per_s_per_user=performance["output_throughput_per_user_tok_s"],
-            output_tokens_per_s_per_gpu=performance["output_throughput_per_gpu_tok_s"],
-            latency_s=performance["avg_request_latency_ms"] / _MS,
+            duration_s=_number(performance, "total_latency_ms") / _MS,
+            requests_per_s=_number(performance, "request_throughput_req_s"),
+            output_tokens_per_s=_number(performance, "system_output_throughput_tok_s"),
+            total_tokens_per_s=_number(performance, "system_total_throughput_tok_s"),
+            output_tokens_per_s_per_user=_number(performance, "output_throughput_per_user_tok_s"),
+            output_tokens_per_s_per_gpu=_number(performance, "output_throughput_per_gpu_tok_s"),
+            latency_s=_number(performance, "avg_request_latency_ms") / _MS,
             latency_p99_s=_tail(percentiles, load.num_requests),
             ttft_s=_streamed(streaming, "avg_ttft_ms"),
             tpot_s=_streamed(streaming, "avg_tpot_ms") if load.osl > 1 else Absent("osl = 1"),
         )
-    except KeyError as error:
-        raise VerificationError(f"the report of {EXECUTABLE} lacks a key", found=error) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VerificationError(
+            f"the report of {EXECUTABLE} lacks a key, or a value has another type", found=error
+        ) from error
+
+
+def _number(part: dict[str, Any], name: str) -> float:
+    """One number of a report.
+
+    Raises:
+        VerificationError: for one that no server can have reached.
+    """
+    value = part[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 < value < math.inf):
+        raise VerificationError(
+            f"the report of {EXECUTABLE} holds no number",
+            where=name,
+            expected="a positive, finite number",
+            found=ascii(value)[:80],
+        )
+    return float(value)
 
 
 def _verify_work(info: dict[str, Any], load: Load) -> None:
@@ -209,12 +241,14 @@ def _verify_work(info: dict[str, Any], load: Load) -> None:
         raise VerificationError(f"{EXECUTABLE} did not do the requested work", expected=expected, found=found)
 
 
-def _tail(percentiles: dict[str, float], num_requests: int) -> float | Absent:
+def _tail(percentiles: dict[str, Any], num_requests: int) -> float | Absent:
     needed = 100
     if num_requests < needed:
         return Absent(f"the 99% point needs {needed} requests, there are {num_requests}")
-    return percentiles["p99"] / _MS
+    return _number(percentiles, "p99") / _MS
 
 
-def _streamed(metrics: dict[str, float], name: str) -> float | Absent:
-    return metrics[name] / _MS if name in metrics else Absent("reported only with streaming")
+def _streamed(metrics: dict[str, Any], name: str) -> float | Absent:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"streaming_metrics is {ascii(metrics)[:80]}")
+    return _number(metrics, name) / _MS if name in metrics else Absent("reported only with streaming")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from bench.shape_only import is_shape_only, random_model
 from bench.timeline import Timeline
 from compressor.errors import UsageError
 from compressor.hardware import resolve_device
+from compressor.json_files import read_json_mapping
 
 TORCH_EAGER = "torch-eager"
 CONFIG_FILE = "config.json"
@@ -59,7 +59,7 @@ class TorchSession:
 
     def __init__(self, model: Any, path: Path) -> None:
         self._model, self._is_cuda = model, model.device.type == "cuda"
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json_mapping(path / CONFIG_FILE, what=CONFIG_FILE)
         self._vocab_size = int(config["vocab_size"])
         self._special_token_ids = special_token_ids(config)
         self._decoder: Any = None

@@ -12,6 +12,7 @@ Legend: T tokens, C input channels of a linear layer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,9 +192,11 @@ def _embed(
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Every window's first hidden states in a mapped file, and how each layer is called."""
     shape = (len(windows), 1, windows.shape[1], adapter.dims.hidden_size)
-    states = torch.from_file(
-        str(scratch / STATES_FILE), shared=True, size=torch.Size(shape).numel(), dtype=dtype
-    ).view(shape)
+    num_states = torch.Size(shape).numel()
+    _reserve(scratch / STATES_FILE, num_states * dtype.itemsize)
+    states = torch.from_file(str(scratch / STATES_FILE), shared=True, size=num_states, dtype=dtype).view(
+        shape
+    )
     embedding = adapter.model.get_submodule(adapter.family.embedding)
     _materialise_(embedding, reader, f"{adapter.family.embedding}.", dtype=dtype, device=device)
     with _recorded(adapter) as recorders:
@@ -206,6 +209,12 @@ def _embed(
     embedding.to("meta")
     # Windows are equally long and stand alone, so one call serves all.
     return states, [recorder.call for recorder in recorders]
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Take a file's space at once: a full disk ends a process that writes to a mapped hole with SIGBUS."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _first_states(adapter: ModelAdapter, recorders: list[_Recorder], ids: torch.Tensor) -> torch.Tensor:

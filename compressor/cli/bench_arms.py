@@ -28,11 +28,12 @@ def open_arms(
     from bench.stage import engine_of
     from compressor.models.load import distinct_names
 
+    _refuse_stray_engines(models, flags)
+    _refuse_early(models, out_dir, flags, console)
     sources = _sources(models, out_dir, flags)
     names = [name.replace(":", "-") for name in distinct_names(models)]
     arms: dict[str, ModelArtifact] = {}
     engines: dict[str, ModelArtifact] = {}
-    _refuse_stray_engines(models, flags)
     for index, (name, source) in enumerate(zip(names, sources, strict=True)):
         if flags["runtime"] == TENSORRT_LLM:
             arm, engine = _served(name, source, flags, index)
@@ -66,6 +67,37 @@ def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> l
     return [
         write_shape(shape_of(model), directory) for model, directory in zip(models, directories, strict=True)
     ]
+
+
+def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any], console: Console) -> None:
+    """Refuse what would end the work later, before a model is read.
+
+    Raises:
+        UsageError, UnsupportedError, DependencyError: a path, a precision, or a runtime that is
+            not installed.
+    """
+    from bench.runtimes.tensorrt_llm import require_executable
+    from bench.runtimes.torch_linear import require_support
+    from compressor.cli.cheap_checks import check_early
+    from compressor.hardware import resolve_device
+    from exporters.base import require_libraries
+
+    check_early(out_dir, flags, console, models=() if flags["random_weights"] else models)
+    if flags["runtime"] == TENSORRT_LLM:
+        require_executable()
+    elif flags["runtime"] == TORCH:
+        for precision in flags["precisions"]:
+            require_support(precision, resolve_device("auto"))
+    elif not flags["random_weights"]:
+        require_libraries([_format_of(precision) for precision in flags["precisions"]])
+
+
+def _format_of(precision: str) -> ExportFormat:
+    if precision not in ONNX_FORMATS:
+        raise UsageError(
+            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
+        )
+    return ONNX_FORMATS[precision]
 
 
 def _refuse_stray_engines(models: tuple[str, ...], flags: dict[str, Any]) -> None:
@@ -122,12 +154,8 @@ def _graph(
     from compressor.cli.stage_command import SCRATCH, execute_stage
     from exporters.base import export_stage
 
-    if precision not in ONNX_FORMATS:
-        raise UsageError(
-            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
-        )
     graph = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
-    stage = export_stage(ONNX_FORMATS[precision])
+    stage = export_stage(_format_of(precision))
     return execute_stage(stage, recipe.export, source, graph, {**flags, "resume": False}, console)
 
 

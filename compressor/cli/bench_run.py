@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compressor.cli.options import common, recipe_overrides
-from compressor.cli.parsing import parse_batches, parse_integers, parse_list, parse_pairs
+from compressor.cli.parsing import Count, parse_batches, parse_integers, parse_list, parse_pairs
 
 RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
 PRESETS = ("quick", "published", "minitron-blog")
@@ -26,7 +26,7 @@ PRESETS = ("quick", "published", "minitron-blog")
 )
 @click.option(
     "--batch-limit",
-    type=click.IntRange(1),
+    type=Count(1),
     default=None,
     help="Where the search for the largest batch ends. [1024]",
 )
@@ -60,7 +60,7 @@ PRESETS = ("quick", "published", "minitron-blog")
     default=None,
     help="Requests in flight: 1,8,64; a serving experiment of its own (tensorrt-llm).",
 )
-@click.option("--num-requests", type=click.IntRange(2), default=None, help="Of one serving run. [200]")
+@click.option("--num-requests", type=Count(2), default=None, help="Of one serving run. [200]")
 @click.option(
     "--engine",
     "engines",
@@ -94,11 +94,11 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     _refuse_without_effect(flags)
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
+    _refuse_other_device(flags)
     with work(flags) as console:
-        _refuse_other_device(flags)
         from bench.comparisons import fair_comparisons
         from bench.report.markdown import render_markdown
-        from bench.results import Results
+        from bench.report.write import results_of_stage
         from bench.stage import BENCH, BenchStageConfig
         from compressor.cli.stage_command import execute_stage
 
@@ -110,7 +110,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
             shapes=shapes,
         )
         artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
-        report = render_markdown(Results.model_validate(artifact.details))
+        report = render_markdown(results_of_stage(artifact.details, artifact.path))
     emit(artifact.details, flags, report)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compressor.cli.options import reporting
-
-if TYPE_CHECKING:
-    from bench.results import Results
 
 STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # What fails at each setting; another machine or other versions always do, unless nothing does.
@@ -50,11 +47,12 @@ def compare(
     """
     from bench.gate import Thresholds, compare_results
     from bench.report.gate import gate_document, render_gate
+    from bench.report.write import read_results
     from compressor.cli.session import emit
     from compressor.errors import SpeedGateError
 
     thresholds = Thresholds(ratio=ratio_tolerance, absolute=absolute_tolerance)
-    report = compare_results(_read(baseline), _read(current), thresholds)
+    report = compare_results(read_results(baseline), read_results(current), thresholds)
     text = render_gate(report)
     if summary := os.environ.get(STEP_SUMMARY_VARIABLE):
         with Path(summary).open("a", encoding="utf-8") as file:
@@ -68,22 +66,3 @@ def compare(
             expected="PASS",
             found=(reasons or list(report.mismatches))[0],
         )
-
-
-def _read(path: Path) -> Results:
-    from pydantic import ValidationError
-
-    from bench.report.write import read_results
-    from compressor.errors import UsageError
-
-    try:
-        return read_results(path)
-    except OSError as error:
-        raise UsageError("the results cannot be read", where=str(path), found=error.strerror) from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise UsageError(
-            "this is no results.json of bench",
-            where=str(path),
-            expected="schema compress-export/bench/1",
-            found=str(error).splitlines()[0],
-        ) from error

@@ -26,12 +26,15 @@ def correct(output_dir: str, config: str | None, **flags: Any) -> None:
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.distillation.correction import CORRECT
 
-        source = open_model(flags["model"], Path(output_dir), flags)
-        settings = own_flags(recipe.distill, flags)
-        artifact = execute_stage(CORRECT, settings, source, Path(output_dir), flags, console)
+        out_dir, settings = Path(output_dir), own_flags(recipe.distill, flags)
+        texts = CORRECT.data(settings)
+        check_early(out_dir, flags, console, models=[recipe.model], texts=texts, training=settings)
+        source = open_model(recipe.model, out_dir, flags)
+        artifact = execute_stage(CORRECT, settings, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))
 
 

@@ -31,19 +31,25 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     flags |= {name: getattr(recipe, name) for name in ("seed", "device", "dtype", "trust_remote_code")}
     if recipe.distill.tokens == 0:
         raise UsageError("a distillation needs tokens", where="--tokens", expected="at least one window")
+    if flags["teacher"] is None and recipe.distill.teacher_logits is None:
+        raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
     refuse_other_stages(recipe.distill)
     with work(flags) as console:
         from compressor.artifact import read_artifact
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.distillation.recover import RECOVER, RecoverStageConfig
         from compressor.distillation.stage import DISTILL, STORED_LOGITS
         from compressor.sparsity.promise import read_promise
         from compressor.stage import Stage
 
-        student = open_model(flags["model"], Path(output_dir), flags)
-        teacher = open_model(flags["teacher"], Path(output_dir), flags) if flags["teacher"] else None
-        stored = recipe.distill.teacher_logits
+        out_dir, stored = Path(output_dir), recipe.distill.teacher_logits
+        models = [recipe.model, *([flags["teacher"]] if flags["teacher"] else [])]
+        texts = DISTILL.data(recipe.distill)
+        check_early(out_dir, flags, console, models=models, texts=texts, training=recipe.distill)
         others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
+        student = open_model(recipe.model, out_dir, flags)
+        teacher = open_model(flags["teacher"], out_dir, flags) if flags["teacher"] else None
         stage: Stage[Any] = DISTILL
         settings: Section = recipe.distill
         if read_promise(student.path) is not None:
@@ -55,7 +61,7 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
             held = recipe.sparsify.model_copy(update=changes)
             stage, settings = RECOVER, RecoverStageConfig(distill=recipe.distill, sparsify=held)
         artifact = execute_stage(
-            stage, settings, student, Path(output_dir), flags, console, teacher=teacher, others=others
+            stage, settings, student, out_dir, flags, console, teacher=teacher, others=others
         )
     emit(result_of(artifact), flags, stage_text(artifact))
 

@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from compressor.cli.options import OUTPUT, common
+from compressor.cli.parsing import Count
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--perplexity", "source", default=None, help="SOURCE of the text.")
 @click.option("--tasks", default=None, help="lm-eval tasks, comma separated (needs the lm-eval extra).")
-@click.option("--window", type=click.IntRange(8), default=1024, show_default=True, help="Tokens per window.")
-@click.option("--size", type=click.IntRange(1), default=64, show_default=True, help="Windows.")
+@click.option("--window", type=Count(8), default=1024, show_default=True, help="Tokens per window.")
+@click.option("--size", type=Count(1), default=64, show_default=True, help="Windows.")
 @OUTPUT
 @common
 def evaluate(
@@ -40,10 +41,15 @@ def evaluate(
         raise UsageError("evaluate needs either --perplexity SOURCE or --tasks NAME,...")
     names = distinct_names(models)
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model
-        from compressor.evaluation.harness import TASKS, TaskStageConfig
+        from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
         from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig, unseen_split
 
+        if tasks is not None:
+            require_lm_eval()
+        texts = [source] if source is not None else []
+        check_early(Path(output_dir), flags, console, models=models, texts=texts)
         opened = [open_model(model, Path(output_dir), flags) for model in models]
         others = dict(zip(names, opened, strict=True))
         first = others[names[0]]

@@ -44,6 +44,7 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
         )
     settings = load_recipe(None, recipe_overrides(flags)).export
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import (
             execute_stage,
             open_model,
@@ -51,17 +52,25 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
             refuse_other_dtype,
             result_of,
         )
-        from exporters.base import export_stage, settings_of
+        from compressor.models.checkpoint import read_config
+        from compressor.sparsity.promise import read_promise
+        from exporters.base import check_exports, export_stage, require_libraries, settings_of
         from exporters.tensorrt_llm.versions import require_builder
 
         if settings.tensorrt_llm.require_engine:
             require_builder((precisions[precision],))
+        out_dir = Path(output_dir)
+        check_early(out_dir, flags, console, models=[flags["model"]])
+        require_libraries([precisions[precision]])
+        if Path(flags["model"]).is_dir():
+            model = Path(flags["model"])
+            check_exports((precisions[precision],), read_config(model), settings, promise=read_promise(model))
         if precision == "fp8":
             source = quantised_artifact(flags["model"])
         else:
-            source = open_model(flags["model"], Path(output_dir), flags)
+            source = open_model(flags["model"], out_dir, flags)
             refuse_other_dtype(source, family, precision)
         stage = export_stage(precisions[precision])
         settings = settings_of(precisions[precision], settings)
-        artifact = execute_stage(stage, settings, source, Path(output_dir), flags, console)
+        artifact = execute_stage(stage, settings, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

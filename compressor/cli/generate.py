@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from compressor.cli.options import OUTPUT, common
+from compressor.cli.parsing import Count
 
 _FIELDS = ("prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_p")
 
@@ -16,8 +17,8 @@ _FIELDS = ("prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_p")
 @click.argument("model")
 @click.option("--tokens", required=True, help="Tokens to sample, such as 100m.")
 @click.option("--prompts", default=None, help="SOURCE whose text begins the samples. [none]")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=None, help="Of each prompt. [16]")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=None, help="Of each sample. [512]")
+@click.option("--prompt-tokens", type=Count(1), default=None, help="Of each prompt. [16]")
+@click.option("--max-new-tokens", type=Count(1), default=None, help="Of each sample. [512]")
 @click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]")
 @click.option("--top-p", type=float, default=None, help="Sample from this much probability. [1.0]")
 @OUTPUT
@@ -32,11 +33,14 @@ def generate(output_dir: str, **flags: Any) -> None:
     tokens = parse_count(flags["tokens"], option="--tokens")
     config = parse_section(Generate, {"tokens": tokens, **values})
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.distillation.generate import GENERATE, TEXT_FILE
 
-        source = open_model(flags["model"], Path(output_dir), flags)
-        artifact = execute_stage(GENERATE, config, source, Path(output_dir), flags, console)
+        out_dir = Path(output_dir)
+        check_early(out_dir, flags, console, models=[flags["model"]], texts=GENERATE.data(config))
+        source = open_model(flags["model"], out_dir, flags)
+        artifact = execute_stage(GENERATE, config, source, out_dir, flags, console)
     details = artifact.details
     text = f"{artifact.path / TEXT_FILE}: {details['tokens']:,} tokens in {details['samples']:,} samples"
     emit(result_of(artifact), flags, text)

@@ -6,7 +6,9 @@ This is the one place where errors become messages and exit codes.
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import io
+import os
 import signal
 import sys
 import traceback
@@ -23,6 +25,7 @@ from compressor.cli.distill import distill
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
+from compressor.cli.foreign_errors import as_error_of_ours, is_panic
 from compressor.cli.generate import generate
 from compressor.cli.logits import logits
 from compressor.cli.plan import plan
@@ -31,13 +34,17 @@ from compressor.cli.quantize import quantize
 from compressor.cli.run import run
 from compressor.cli.sparsify import sparsify
 from compressor.cli.verify import verify
-from compressor.errors import INTERRUPTED_EXIT_CODE, CompressExportError, ResourceError
+from compressor.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from compressor.escaping import printable
 
+_MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
+PROGRAM = "compress-export"
+COMPLETION_VARIABLE = "_COMPRESS_EXPORT_COMPLETE"  # a shell asks what could follow
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="compress-export")
+@click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Prune and distill a language model to a target size, export it, and prove the speed-up.
 
@@ -51,7 +58,8 @@ def cli() -> None:
     \b
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 unsupported, 4 missing dependency, 5 memory or disk,
     6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
-    authorisation, 130 interrupted (run the same command again to resume).
+    authorisation, 130 interrupted (run the same command again to resume), 141 the reader of the output
+    closed it.
     """
 
 
@@ -65,49 +73,85 @@ for _command in (
 def main() -> NoReturn:
     """Entry point: run, and turn every error into one message and its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(invoke(sys.argv[1:]))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to live on
+        signal.signal(signal.SIGHUP, _interrupt)
+    _make_streams_usable()
+    if COMPLETION_VARIABLE in os.environ:
+        cli.main(prog_name=PROGRAM)
+    try:
+        code = invoke(sys.argv[1:])
+    except KeyboardInterrupt:  # a second one, while the first was answered
+        code = INTERRUPTED_EXIT_CODE
+    _let_go_of_closed_streams()
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     debug = "--debug" in arguments
     try:
-        cli.main(arguments, prog_name="compress-export", standalone_mode=False)
+        # Not cli.main: it ends the program itself, with 1, when the reader of its output is gone.
+        with cli.make_context(PROGRAM, list(arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show(sys.stderr)
+        shown = io.StringIO()
+        error.show(shown)
+        _say(shown.getvalue().rstrip())
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same command again to resume", err=True)
+        _say("interrupted; run the same command again to resume")
         return INTERRUPTED_EXIT_CODE
-    except CompressExportError as error:
+    except BrokenPipeError:
+        return CLOSED_OUTPUT_EXIT_CODE
+    except SystemExit:
+        raise
+    except BaseException as error:
+        # A panic of a Rust library is no Exception; what is neither that nor ours is passed on.
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         return _fail(error, debug=debug)
-    except Exception as error:  # noqa: BLE001 - the one place where anything becomes an exit code
-        return _fail(_resource_error(error) or error, debug=debug)
     return 0
 
 
-def _fail(error: Exception, *, debug: bool) -> int:
+def _fail(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, CompressExportError):
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    click.echo(f"unexpected error: {type(error).__name__}: {error}\n  try: the same with --debug", err=True)
+    ours = as_error_of_ours(error)
+    if ours is not None:
+        _say(f"error: {ours}")
+        return ours.exit_code
+    _say(f"unexpected error: {type(error).__name__}: {error}\n  try: the same with --debug")
     return 1
 
 
-def _resource_error(error: Exception) -> ResourceError | None:
-    """Memory and disk errors of any library as ours."""
-    # torch has a class of its own for a GPU, and only a sentence for the CPU.
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        return ResourceError("out of memory", found=error, hint="smaller batches or windows")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
-        where = str(error.filename)
-        return ResourceError("the disk refuses to be written", where=where, found=error.strerror)
-    return None
+def _say(message: str) -> None:
+    """A message on stderr, if anybody is there: after a hang-up the terminal is gone."""
+    with contextlib.suppress(OSError):
+        if len(message) > _MAX_CHARACTERS:
+            message = f"{message[:_MAX_CHARACTERS]} ... ({len(message):,} characters)"
+        click.echo(printable(message), err=True)
+
+
+def _make_streams_usable() -> None:
+    """Open what is closed, and write as escapes what a terminal's encoding does not know."""
+    sys.stdout, sys.stderr = (
+        open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: PTH123, SIM115
+        for stream in (sys.stdout, sys.stderr)
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_closed_streams() -> None:
+    """Flush what is left; what nobody reads must not become the interpreter's last complaint."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from compressor.cli.parsing import Command, apply_options
+from compressor.cli.parsing import SEED, Command, Count, apply_options
 from compressor.cli.training_options import DISTILLATION_FIELDS, TRAINING_FIELDS
 
 OUTPUT = click.option("-o", "--output-dir", "output_dir", required=True, help="Directory to write.")
@@ -15,7 +15,7 @@ OUTPUT = click.option("-o", "--output-dir", "output_dir", required=True, help="D
 def common(function: Command) -> Command:
     """Options of every command that works on a model."""
     options = [
-        click.option("--seed", type=click.IntRange(0), default=None, help="Seed of everything random. [0]"),
+        click.option("--seed", type=SEED, default=None, help="Seed of everything random. [0]"),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="[auto]"),
         click.option(
             "--dtype",
@@ -28,6 +28,11 @@ def common(function: Command) -> Command:
         ),
         click.option("--resume", is_flag=True, help="Assert that there is something to resume."),
         click.option("--overwrite", is_flag=True, help="Start anew in a directory of ours."),
+        click.option(
+            "--check/--no-check",
+            default=True,
+            help="Whether a finished run's files are compared with their sha256. [--check]",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run model code from a hub repository."),
         *_REPORTING,
     ]
@@ -42,9 +47,9 @@ def reporting(function: Command) -> Command:
 def calibration(function: Command) -> Command:
     """Options of commands that calibrate."""
     options = [
-        click.option("--calib-data", default=None, help="SOURCE: data set id, .txt, .jsonl or .parquet."),
-        click.option("--calib-size", type=click.IntRange(1), default=None, help="Windows. [1024]"),
-        click.option("--calib-seq-len", type=click.IntRange(8), default=None, help="Tokens each. [2048]"),
+        click.option("--calib-data", default=None, help="SOURCE: hub id, files, directory or glob."),
+        click.option("--calib-size", type=Count(1), default=None, help="Windows, spread over it. [1024]"),
+        click.option("--calib-seq-len", type=Count(8), default=None, help="Tokens each. [2048]"),
     ]
     return apply_options(function, options)
 
@@ -52,8 +57,8 @@ def calibration(function: Command) -> Command:
 def parallelism(function: Command) -> Command:
     """Options of commands that write TensorRT-LLM checkpoints."""
     options = [
-        click.option("--tp-size", type=click.IntRange(1), default=None, help="GPUs per layer. [1]"),
-        click.option("--pp-size", type=click.IntRange(1), default=None, help="Pipeline stages. [1]"),
+        click.option("--tp-size", type=Count(1), default=None, help="GPUs per layer. [1]"),
+        click.option("--pp-size", type=Count(1), default=None, help="Pipeline stages. [1]"),
         click.option("--require-engine", is_flag=True, help="Exit 4 where no engine can be built."),
     ]
     return apply_options(function, options)
@@ -78,9 +83,7 @@ def sparsity(function: Command) -> Command:
             default=None,
             help="Low-rank branch beside the sparse weights, as a PEFT adapter. [off]",
         ),
-        click.option(
-            "--slorb-group-size", type=click.IntRange(2), default=None, help="Channels per rank. [16]"
-        ),
+        click.option("--slorb-group-size", type=Count(2), default=None, help="Channels per rank. [16]"),
         click.option(
             "--kl-weight",
             type=float,

@@ -9,12 +9,35 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_MAX_DIGITS = 15
+
+
+class Count(click.IntRange):
+    """A whole number of things: at least `min`, and no larger than anything can be counted to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.IntRange`; numbers of many digits end here, not deep inside a library."""
+        number = super().convert(value, param, ctx)
+        if number >= 10**_MAX_DIGITS:
+            self.fail(f"a number of {len(str(value))} digits is too large.", param, ctx)
+        return number
+
+
+# NumPy's generators take no larger seeds.
+SEED = click.IntRange(0, (1 << 32) - 1)
+
 
 def apply_options(function: Command, options: list[Any]) -> Command:
     """Decorate a command with options, the first shown first."""
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def is_count(text: str) -> bool:
+    """Whether text is a whole number that a size can be: digits as in `128`, not thousands of them."""
+    stripped = text.strip()
+    return stripped.isascii() and stripped.isdecimal() and len(stripped) <= _MAX_DIGITS
 
 
 def parse_shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
@@ -24,7 +47,7 @@ def parse_shape(_context: click.Context, _parameter: click.Parameter, value: str
     shape: dict[str, int] = {}
     for part in value.split(","):
         name, _, size = part.partition("=")
-        if not size.strip().isdigit():
+        if not is_count(size):
             raise click.BadParameter(f"{part!r} is not NAME=NUMBER")
         shape[name.strip()] = int(size)
     return shape
@@ -37,7 +60,7 @@ def parse_pairs(_context: click.Context, _parameter: click.Parameter, value: str
     pairs = []
     for part in value.split(","):
         isl, _, osl = part.partition("/")
-        if not (isl.strip().isdigit() and osl.strip().isdigit() and int(isl) and int(osl)):
+        if not (is_count(isl) and is_count(osl) and int(isl) and int(osl)):
             raise click.BadParameter(f"{part!r} is not ISL/OSL, two positive lengths")
         pairs.append((int(isl), int(osl)))
     return tuple(pairs)
@@ -53,7 +76,7 @@ def parse_integers(_context: click.Context, _parameter: click.Parameter, value: 
     if value is None:
         return None
     parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
+    if not all(is_count(part) and int(part) for part in parts):
         raise click.BadParameter(f"{value!r} is not a list of positive numbers")
     return tuple(int(part) for part in parts)
 
@@ -70,7 +93,7 @@ def parse_batches(_context: click.Context, _parameter: click.Parameter, value: s
         if part == "max":
             continue
         if len(numbers) > len(("baseline", "candidate")) or not all(
-            number.isdigit() and int(number) for number in numbers
+            is_count(number) and int(number) for number in numbers
         ):
             raise click.BadParameter(f"{part!r} is no batch size: 8, 32:64 (baseline:candidate) or max")
         if len(numbers) == 1:

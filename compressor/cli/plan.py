@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compressor.cli.options import calibration, recipe_overrides, reporting, sparsity
-from compressor.cli.parsing import parse_list, parse_shape
+from compressor.cli.parsing import Count, parse_list, parse_shape
 from compressor.cli.sections import SectionedCommand
 from compressor.cli.training_options import distillation, training
 
@@ -23,7 +23,7 @@ from compressor.cli.training_options import distillation, training
 @click.option("--formats", callback=parse_list, default=None, help="Exports, comma separated.")
 @click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")
 @click.option("--gpu", default="h100", show_default=True, help="Hardware of the estimates.")
-@click.option("--num-gpus", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--num-gpus", type=Count(1), default=8, show_default=True)
 @click.option(
     "--utilisation",
     type=float,

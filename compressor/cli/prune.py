@@ -27,14 +27,15 @@ def prune(output_dir: str, **flags: Any) -> None:
 
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
-        from compressor.models.checkpoint import read_config
-        from compressor.models.dims import PRUNABLE_FIELDS, dims_of_config
+        from compressor.models.dims import PRUNABLE_FIELDS
+        from compressor.models.load import resolve_source, source_dims
         from compressor.planning import make_plan, require_prunable
         from compressor.pruning.stage import PRUNE, PruneStageConfig
 
-        source = open_model(flags["model"], Path(output_dir), flags)
-        teacher = dims_of_config(read_config(source.path))
+        out_dir = Path(output_dir)
+        teacher = source_dims(resolve_source(recipe.model))
         plan = make_plan(recipe, teacher)
         require_prunable(teacher)
         console.info(plan.target.rule)
@@ -43,5 +44,7 @@ def prune(output_dir: str, **flags: Any) -> None:
             prune=recipe.prune.model_copy(update={"shape": None}),
             calibration=recipe.calibration,
         )
-        artifact = execute_stage(PRUNE, config, source, Path(output_dir), flags, console)
+        check_early(out_dir, flags, console, models=[recipe.model], texts=PRUNE.data(config))
+        source = open_model(recipe.model, out_dir, flags)
+        artifact = execute_stage(PRUNE, config, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

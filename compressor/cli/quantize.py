@@ -25,10 +25,13 @@ def quantize(output_dir: str, **flags: Any) -> None:
 
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 
-        source = open_model(flags["model"], Path(output_dir), flags)
+        out_dir = Path(output_dir)
         config = QuantizeStageConfig(quantize=recipe.quantize, calibration=recipe.calibration)
-        artifact = execute_stage(QUANTIZE, config, source, Path(output_dir), flags, console)
+        check_early(out_dir, flags, console, models=[recipe.model], texts=QUANTIZE.data(config))
+        source = open_model(recipe.model, out_dir, flags)
+        artifact = execute_stage(QUANTIZE, config, source, out_dir, flags, console)
     emit(result_of(artifact), flags, stage_text(artifact))

@@ -123,7 +123,7 @@ def evaluation_text(report: dict[str, Any]) -> str:
 def verification_text(report: dict[str, Any]) -> str:
     """What was checked, one line each."""
     lines = [
-        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}"
+        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}{_contents(check)}"
         for check in report["checked"]
     ]
     return "\n".join(lines)
@@ -132,6 +132,10 @@ def verification_text(report: dict[str, Any]) -> str:
 def _sparsity(check: dict[str, Any]) -> str:
     found = check.get("sparsity")
     return f", {found['pattern']} sparse in {found['num_tensors']} tensors" if found else ""
+
+
+def _contents(check: dict[str, Any]) -> str:
+    return f", {check['contents']}" if "contents" in check else ""
 
 
 def doctor_text(report: dict[str, Any]) -> str:

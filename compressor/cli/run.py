@@ -75,7 +75,7 @@ def run(**flags: Any) -> None:
                 f"unknown stage {flags['restart_from']!r}", where="--restart-from", expected=", ".join(STAGES)
             )
         console.info(text)
-        how = {name: flags[name] for name in ("resume", "overwrite", "restart_from")}
+        how = {name: flags[name] for name in ("resume", "overwrite", "restart_from", "check")}
         if isinstance(plan, FamilyPlan):
             summary = run_family(source, plan, out_dir, console, **how)
             shown = family_text(summary)

@@ -13,7 +13,7 @@ _SECTIONS = {
         *("min_learning_rate_ratio", "temperature", "checkpoint_steps", "report_to"),
     ),
     "Training text": (
-        *("train_data", "domains", "dynamic_batches", "isolate_documents"),
+        *("train_data", "domains", "loss_on", "dynamic_batches", "isolate_documents"),
         *("generate_tokens", "generate_prompts"),
     ),
     "Distillation loss and teacher": (

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from compressor.console import Console
+from compressor.escaping import printable
 from compressor.hardware import resolve_device
 from compressor.processes import is_main, joined
 
@@ -43,7 +44,7 @@ def emit(result: dict[str, Any], flags: dict[str, Any], text: str) -> None:
     """Print a result on stdout: one JSON document with `--json`, else text; once for all processes."""
     if not is_main():
         return
-    click.echo(json.dumps(result, indent=2, default=str) if flags["as_json"] else text)
+    click.echo(json.dumps(result, indent=2, default=str) if flags["as_json"] else printable(text))
 
 
 def default_output(model_name: str, target: str | None, *, fp8: bool) -> Path:

@@ -20,6 +20,7 @@ def planned(
 
     Raises:
         UsageError: for a target and an explicit shape at once.
+        UnsupportedError: for a local model that one of the formats cannot express.
     """
     if recipe.target is not None and recipe.prune.shape is not None:
         raise UsageError(
@@ -31,4 +32,10 @@ def planned(
         family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
         return family, family_plan_text(family.document)
     plan = make_plan(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
+    if Path(recipe.model).is_dir():
+        # Reads the config again, with libraries that a published model's plan does without.
+        from compressor.models.load import resolve_source
+        from compressor.preflight import require_expressible_source
+
+        require_expressible_source(recipe, resolve_source(recipe.model), plan.target.student)
     return plan, plan_text(plan.document)

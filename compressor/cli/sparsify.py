@@ -39,19 +39,24 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
         raise UsageError("ast trains", where="--tokens", expected="at least one window", found=0)
     out_dir = Path(output_dir)
     with work(flags) as console:
+        from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import SCRATCH, execute_stage, open_model, result_of
         from compressor.distillation.recover import RECOVER, RecoverStageConfig
         from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 
-        source = open_model(flags["model"], out_dir, flags)
         config = SparsifyStageConfig(sparsify=recipe.sparsify, calibration=recipe.calibration)
+        training = RecoverStageConfig(distill=recipe.distill, sparsify=recipe.sparsify)
+        texts = (*SPARSIFY.data(config), *(RECOVER.data(training) if adaptive else ()))
+        models = [recipe.model, *([teacher] if teacher else [])]
+        trained_on = recipe.distill if adaptive else None
+        check_early(out_dir, flags, console, models=models, texts=texts, training=trained_on)
+        source = open_model(recipe.model, out_dir, flags)
         if not adaptive:
             artifact = execute_stage(SPARSIFY, config, source, out_dir, flags, console)
         else:
             start = out_dir.absolute().parent / SCRATCH / f"{out_dir.name}-one-shot"
             began = {**flags, "resume": False}
             sparse = execute_stage(SPARSIFY, config, source, start, began, console)
-            training = RecoverStageConfig(distill=recipe.distill, sparsify=recipe.sparsify)
             opened = open_model(teacher, out_dir, flags) if teacher else source
             artifact = execute_stage(RECOVER, training, sparse, out_dir, flags, console, teacher=opened)
     emit(result_of(artifact), flags, stage_text(artifact))

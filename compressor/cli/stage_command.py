@@ -7,14 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ModelArtifact, read_artifact
+from compressor.cli.cheap_checks import require_output
 from compressor.console import Console
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
+from compressor.locking import lock_stage
 from compressor.models.checkpoint import read_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
-from compressor.stage import PARTIAL_SUFFIX, STAGE_FILE, Stage, StageContext, execute
+from compressor.stage import Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
 SCRATCH = ".compress-export"
@@ -27,7 +29,16 @@ def open_model(model: str, out_dir: Path, flags: dict[str, Any]) -> ModelArtifac
     source, tokenizer = resolve_source(model), flags.get("tokenizer")
     if source.kind != "gguf" and model != flags.get("model"):
         tokenizer = None  # it is for the GGUF file among several models
-    return on_main(lambda: open_checkpoint(source, scratch, dtype=dtype, tokenizer=tokenizer))
+    return on_main(
+        lambda: open_checkpoint(
+            source,
+            scratch,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            trust_remote_code=bool(flags.get("trust_remote_code")),
+            on_warning=Console(quiet=bool(flags.get("quiet"))).warn,
+        )
+    )
 
 
 def execute_stage(
@@ -44,14 +55,9 @@ def execute_stage(
     """Run one stage into `out_dir`: resumed, skipped, refused or started anew as flags say.
 
     Raises:
-        UsageError: `--resume` without anything to resume, or a directory that is not ours.
+        UsageError, ResourceError: see `require_output`, and for another run's output.
     """
-    begun = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX) / STAGE_FILE
-    is_ours = (out_dir / ARTIFACT_FILE).is_file() or begun.is_file()
-    if flags["resume"] and not is_ours:
-        raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
-    if out_dir.is_file():
-        raise UsageError("the output path is a file", where=str(out_dir))
+    is_ours = require_output(out_dir, resume=flags["resume"])
     context = StageContext(
         console=console,
         seed=flags["seed"] or 0,
@@ -61,10 +67,22 @@ def execute_stage(
         others=others or {},
         trust_remote_code=flags["trust_remote_code"],
     )
-    outcome = execute(stage, config, source, out_dir, context, restart=flags["overwrite"] and is_ours)
+    with lock_stage(out_dir):
+        outcome = execute(stage, config, source, out_dir, context, restart=flags["overwrite"] and is_ours)
+        if outcome.skipped:
+            _check(outcome.artifact, context, check=flags["check"])
     state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
     console.info(f"{stage.name}: {out_dir}: {state}")
     return outcome.artifact
+
+
+def _check(artifact: ModelArtifact, context: StageContext, *, check: bool) -> None:
+    """Compare every file of finished work with its recorded sha256, or say that it was not done."""
+    if check:
+        on_main(lambda: context.check_contents(artifact))
+    else:
+        count = len(artifact.files)
+        context.console.warn(f"--no-check: the contents of {count} files are not compared with their sha256")
 
 
 def quantised_artifact(model: str) -> ModelArtifact:

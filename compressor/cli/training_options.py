@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compressor.cli.parsing import Command, apply_options
+from compressor.cli.parsing import Command, Count, apply_options, is_count
 
 # Flag of the command line -> field of the recipe.
 TRAINING_FIELDS = {
@@ -21,6 +21,7 @@ TRAINING_FIELDS = {
     "min_learning_rate_ratio": "distill.min_learning_rate_ratio",
     "temperature": "distill.temperature",
     "domains": "distill.domains",
+    "loss_on": "distill.loss_on",
     "dynamic_batches": "distill.dynamic_batches.variant",
     "isolate_documents": "distill.isolate_documents",
     "sharding": "distill.sharding",
@@ -50,7 +51,7 @@ def parse_layer_pairs(_context: click.Context, _parameter: click.Parameter, valu
     pairs = []
     for part in value.split(","):
         teacher, _, student = (word.strip() for word in part.partition(":"))
-        if not (teacher.isdecimal() and student.isdecimal()):
+        if not (is_count(teacher) and is_count(student)):
             raise click.BadParameter(f"{part!r} is not TEACHER:STUDENT, two layers counted from 0")
         pairs.append((int(teacher), int(student)))
     return tuple(pairs)
@@ -109,18 +110,18 @@ def distillation(function: Command) -> Command:
 
 _SCHEDULE = [
     click.option("--tokens", default=None, help="Budget such as 100k; 0 only prunes. [1.8b]"),
-    click.option("--context-length", type=click.IntRange(8), default=None, help="Tokens per window. [4096]"),
+    click.option("--context-length", type=Count(8), default=None, help="Tokens per window. [4096]"),
     click.option(
         "--train-batch-size",
-        type=click.IntRange(1),
+        type=Count(1),
         default=None,
         help="Windows per step over all GPUs. [1152, less for short budgets]",
     ),
     click.option("--learning-rate", type=float, default=None, help="Peak. [1e-4]"),
-    click.option("--warmup-steps", type=click.IntRange(0), default=None, help="[40]"),
+    click.option("--warmup-steps", type=Count(0), default=None, help="[40]"),
     click.option("--min-learning-rate-ratio", type=float, default=None, help="Cosine floor. [0.1]"),
     click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]"),
-    click.option("--checkpoint-steps", type=click.IntRange(1), default=None, help="Between two. [50]"),
+    click.option("--checkpoint-steps", type=Count(1), default=None, help="Between two. [50]"),
     click.option(
         "--report-to",
         callback=parse_report_to,
@@ -129,7 +130,13 @@ _SCHEDULE = [
     ),
 ]
 _TEXT = [
-    click.option("--train-data", default=None, help="SOURCE of the training text."),
+    click.option("--train-data", default=None, help="SOURCE: hub id, files, directory or glob."),
+    click.option(
+        "--loss-on",
+        type=click.Choice(["all", "responses"]),
+        default=None,
+        help="responses: assistant turns and completions alone. [all]",
+    ),
     click.option(
         "--domain",
         "domains",
@@ -149,9 +156,7 @@ _TEXT = [
     ),
 ]
 _SCALE = [
-    click.option(
-        "--micro-batch-size", type=click.IntRange(1), default=None, help="Windows per pass and GPU. [1]"
-    ),
+    click.option("--micro-batch-size", type=Count(1), default=None, help="Windows per pass and GPU. [1]"),
     click.option(
         "--sharding",
         type=click.Choice(["auto", "replicate", "full"]),
@@ -175,9 +180,7 @@ _DISTILLATION = [
         default=None,
         help="Of KL in distillation; cross-entropy has the rest. [1.0]",
     ),
-    click.option(
-        "--top-k", type=click.IntRange(1), default=None, help="KL over the teacher's k likeliest. [all]"
-    ),
+    click.option("--top-k", type=Count(1), default=None, help="KL over the teacher's k likeliest. [all]"),
     click.option(
         "--intermediate",
         type=click.Choice(["auto", "off", "cosine", "mse"]),

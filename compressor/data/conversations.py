@@ -1,71 +1,250 @@
-"""What a row of a data set holds: a text, or a conversation that the tokenizer's chat template renders."""
+"""Documents as the text that is tokenised, and the parts of it that are responses.
+
+A conversation goes through the tokenizer's chat template with everything that it holds; one whose tools,
+calls, reasoning or contents the template leaves out is refused, because training would silently be on
+another conversation. To see that, the template renders a copy in which what is in doubt carries a marker.
+
+A template may drop the reasoning of earlier turns, as Qwen3's does: at least one of a row's must be there.
+"""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from compressor.errors import UsageError
+from compressor.data.rows import (
+    REASONING_FIELDS,
+    Completion,
+    Conversation,
+    Document,
+    Message,
+    TextPiece,
+)
+from compressor.data.template import Job, Rendered, render_jobs, template_of
+from compressor.errors import UnsupportedError, UsageError
 
-TEXT_FIELD = "text"
-MESSAGES_FIELD = "messages"
-
-Message = dict[str, str]
-Document = str | list[Message]
-
-
-def document_of(row: Any, *, where: str) -> Document:
-    """A row's text; without one, its conversation.
-
-    Raises:
-        UsageError: for a row that holds neither.
-    """
-    text = row.get(TEXT_FIELD) if isinstance(row, dict) else None
-    if isinstance(text, str):
-        return text
-    messages = row.get(MESSAGES_FIELD) if isinstance(row, dict) else None
-    if messages is None:
-        raise UsageError(
-            f"a row has no {TEXT_FIELD!r} string and no {MESSAGES_FIELD!r}",
-            where=where,
-            expected=f'{{"{TEXT_FIELD}": ...}} or {{"{MESSAGES_FIELD}": [{{"role": ..., "content": ...}}]}}',
-        )
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise UsageError(
-            "a row's messages are no conversation",
-            where=where,
-            expected='[{"role": "user", "content": "..."}, ...]',
-        )
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+Span = tuple[int, int]
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Anything shorter may stand in what the template adds.
+_TELLING_CHARACTERS = 8
 
 
 def render(document: Document, tokenizer: Any) -> str:
-    """A document as the text that is tokenised, special tokens of the chat template included.
+    """A document as the text that is tokenised; see `render_all`."""
+    return render_all([document], tokenizer)[0].text
+
+
+def render_all(documents: Sequence[Document], tokenizer: Any, *, tracks: bool = False) -> list[Rendered]:
+    """Documents as the texts that are tokenised, special tokens of the chat template included.
+
+    Args:
+        documents: Rendered together, so that the template's process is asked but twice.
+        tokenizer: Has the template.
+        tracks: Whether the spans of `{% generation %}` blocks are wanted.
 
     Raises:
-        UsageError: for a conversation and a tokenizer without a chat template, or one that refuses it.
+        UsageError: for a conversation and a tokenizer without a chat template, or with one that refuses it or
+            leaves out a part of it.
+        VerificationError: for a template that takes too much time or memory.
     """
-    from jinja2.exceptions import TemplateError
+    chats = [document for document in documents if isinstance(document, Conversation)]
+    marked = {index: _marked(chat, ()) for index, chat in enumerate(chats) if _has_calls(chat)}
+    jobs = [_job(chat, chat.messages, tracks=tracks) for chat in chats]
+    found = render_jobs([*jobs, *(mark.job for mark in marked.values())], tokenizer)
+    for mark, shown in zip(marked.values(), found[len(chats) :], strict=True):
+        mark.require(shown.text)
+    # Contents written otherwise, without their thoughts for instance, or left out.
+    doubtful = [
+        _marked(chat, unseen)
+        for chat, shown in zip(chats, found, strict=False)
+        if (unseen := _unseen(chat.messages, shown.text))
+    ]
+    for mark, shown in zip(doubtful, render_jobs([mark.job for mark in doubtful], tokenizer), strict=True):
+        mark.require(shown.text)
+    rendered = iter(found)
+    return [
+        next(rendered) if isinstance(document, Conversation) else Rendered(text=_plain(document), spans=())
+        for document in documents
+    ]
 
-    if isinstance(document, str):
-        return document
-    if not getattr(tokenizer, "chat_template", None):
+
+def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: str) -> list[Span]:
+    """The spans of characters in a document's rendering that are responses.
+
+    These are the completion of a prompt, and the assistant's turns of a conversation with the token that
+    ends each: what the template's `{% generation %}` blocks made, or else what follows the rendering of
+    the messages before with the header of an answer.
+
+    Args:
+        document: The document.
+        rendered: What `render_all` made of it, with `tracks`.
+        tokenizer: Has the template.
+        where: The document's place, for messages.
+
+    Raises:
+        UsageError: for a text without responses.
+        UnsupportedError: for a template that renders the beginning of a conversation otherwise alone.
+    """
+    if isinstance(document, Completion):
+        return [(len(document.prompt), len(rendered.text))]
+    if not isinstance(document, Conversation):
         raise UsageError(
-            "the text holds conversations, and the tokenizer has no chat template",
-            where=str(getattr(tokenizer, "name_or_path", "")) or None,
-            expected=f"rows with a {TEXT_FIELD!r} string, or a model with a chat template",
+            "a plain text has no responses to train on alone",
+            where=where,
+            expected="conversations, prompt and completion, or instruction and output",
+            hint="--loss-on all",
         )
-    try:
-        return str(tokenizer.apply_chat_template(document, tokenize=False))
-    except (TemplateError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in document)
-        raise UsageError(
-            "the chat template refuses a conversation", expected=error, found=f"roles {roles}"
-        ) from error
+    if _GENERATION_BLOCK.search(template_of(tokenizer, tools=document.tools)):
+        return _behind_prompt(document, tokenizer, rendered)
+    return _spans_by_prefix(document, tokenizer, rendered.text)
 
 
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
+def _plain(document: Document) -> str:
+    if isinstance(document, Completion):
+        return document.prompt + document.completion
+    if isinstance(document, TextPiece):
+        return document.text
+    assert isinstance(document, str)
+    return document
+
+
+def _job(chat: Conversation, messages: list[Message], *, prompts: bool = False, tracks: bool = False) -> Job:
+    return Job(
+        messages=messages,
+        tools=chat.tools,
+        extras=chat.extras,
+        prompts=prompts,
+        tracks=tracks,
+        where=chat.where,
     )
+
+
+def _has_calls(chat: Conversation) -> bool:
+    """Whether there are tools, calls or reasoning."""
+    names = ("tool_calls", *REASONING_FIELDS)
+    return bool(chat.tools) or any(name in message for message in chat.messages for name in names)
+
+
+def _unseen(messages: Sequence[Message], text: str) -> tuple[int, ...]:
+    """Messages whose contents do not stand in the text, one behind the other, beyond doubt."""
+    unseen, position = [], 0
+    for number, message in enumerate(messages):
+        content = message["content"].strip()
+        at = text.find(content, position)
+        if at >= 0:
+            position = at + len(content)
+        if content and (at < 0 or len(content) < _TELLING_CHARACTERS):
+            unseen.append(number)
+    return tuple(unseen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Marked:
+    """A copy of a conversation in which what a template might leave out carries markers.
+
+    Attributes:
+        job: Its rendering.
+        expected: What each marker stands for.
+        reasoning: The markers of reasoning, of which one must be rendered.
+    """
+
+    job: Job
+    expected: dict[str, str]
+    reasoning: tuple[str, ...]
+
+    def require(self, text: str) -> None:
+        """Refuse a rendering that lacks a marker.
+
+        Raises:
+            UsageError: naming what it stands for.
+        """
+        missing = [what for marker, what in self.expected.items() if marker not in text]
+        if self.reasoning and not any(marker in text for marker in self.reasoning):
+            missing.append("the reasoning")
+        if missing:
+            raise UsageError(
+                "the chat template leaves out a part of a conversation",
+                where=self.job.where or None,
+                expected="a template that renders all of it",
+                found=f"nothing of {', '.join(missing[:5])}",
+                hint="another chat template, or rows without it",
+            )
+
+
+def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
+    """A conversation with markers in its functions, calls, reasoning, and the contents of some messages."""
+    tools, messages = copy.deepcopy((chat.tools, chat.messages))
+    expected: dict[str, str] = {}
+    reasoning: list[str] = []
+
+    def marker(what: str) -> str:
+        name = f"qzx{len(expected)}xzq"
+        expected[name] = what
+        return name
+
+    for number, tool in enumerate(tools or []):
+        _rename_(tool.get("function", tool), marker(f"tool {number}"))
+    for number, message in enumerate(messages):
+        for index, call in enumerate(message.get("tool_calls", ())):
+            _rename_(call.get("function", call), marker(f"call {index} of message {number}"))
+        for name in REASONING_FIELDS:
+            if isinstance(message.get(name), str) and message[name].strip():
+                reasoning.append(f"qzr{number}rzq")
+                message[name] += reasoning[-1]
+        if number in contents:
+            message["content"] += marker(f"message {number}, of role {message['role']!r}")
+    job = _job(replace(chat, tools=tools), messages)
+    return _Marked(job=job, expected=expected, reasoning=tuple(reasoning))
+
+
+def _rename_(function: Any, marker: str) -> None:
+    if isinstance(function, dict):
+        function["name"] = marker
+
+
+def _behind_prompt(chat: Conversation, tokenizer: Any, full: Rendered) -> list[Span]:
+    """The template's own spans, but for those in the messages of the prompt."""
+    first = chat.num_prompt_messages
+    if not first:
+        return list(full.spans)
+    before = render_jobs([_job(chat, chat.messages[:first])], tokenizer)[0].text
+    _require_prefix(before, full.text, chat, tokenizer)
+    return [(start, end) for start, end in full.spans if start >= len(before)]
+
+
+def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span]:
+    """From behind the header of every answer to the end of its turn."""
+    turns = [
+        number
+        for number, message in enumerate(chat.messages)
+        if message["role"] == "assistant" and number >= max(1, chat.num_prompt_messages)
+    ]
+    starts = [_job(chat, chat.messages[:number], prompts=True) for number in turns]
+    ends = [_job(chat, chat.messages[: number + 1]) for number in turns]
+    rendered = [found.text for found in render_jobs([*starts, *ends], tokenizer)]
+    for prefix in rendered:
+        _require_prefix(prefix, full, chat, tokenizer)
+    pairs = zip(rendered[: len(turns)], rendered[len(turns) :], strict=True)
+    return [(len(start), _end_of_turn(end, len(start), tokenizer)) for start, end in pairs]
+
+
+def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:
+    """Where the turn at the end of `text` ends: line breaks behind its end token are the template's."""
+    stripped = text.rstrip()
+    ends = tuple(str(token) for token in tokenizer.get_added_vocab())
+    return max(start, len(stripped)) if ends and stripped.endswith(ends) else len(text)
+
+
+def _require_prefix(prefix: str, full: str, chat: Conversation, tokenizer: Any) -> None:
+    if not full.startswith(prefix):
+        raise UnsupportedError(
+            "the chat template renders the beginning of this conversation otherwise alone, so its responses "
+            "cannot be told from the rest",
+            where=chat.where or None,
+            expected="a template with {% generation %} blocks, or whose renderings begin with each other",
+            found=str(getattr(tokenizer, "name_or_path", "")) or None,
+            hint="--loss-on all, or a template with {% generation %} blocks in chat_template.jinja",
+        )

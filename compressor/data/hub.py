@@ -57,5 +57,5 @@ def hub_revision(spec: str) -> str:
             "the data set's revision cannot be asked for",
             where=spec,
             found=type(error).__name__,
-            hint="give a local .txt, .jsonl or .parquet file, or go online (HF_TOKEN for gated data)",
+            hint="give a local file or directory, or go online (HF_TOKEN for gated data)",
         ) from error

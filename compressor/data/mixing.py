@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compressor.data.packing import TokenWindows, Window, epoch_order, write_tokens
+from compressor.data.packing import TokenWindows, Window, epoch_order, text_record, write_tokens
+from compressor.data.sources import describe_source
+from compressor.data.tokenise import LossOn
 from compressor.errors import UsageError
 from compressor.recipe import Domain
 
@@ -30,10 +32,12 @@ class DomainWindows:
     Attributes:
         name: As in the recipe.
         windows: Its windows in the order of the text.
+        text: Which text they are of, for the record of the training.
     """
 
     name: str
     windows: TokenWindows
+    text: dict[str, Any] = field(default_factory=dict)
     _order: tuple[int, IntArray] | None = field(default=None, init=False, repr=False)
 
     def draw(self, number: int, *, seed: int, domain: int) -> Window:
@@ -127,6 +131,11 @@ class WindowStream:
         return tuple(len(domain.windows) for domain in self._domains)
 
     @property
+    def texts(self) -> dict[str, dict[str, Any]]:
+        """Which text each domain's windows are of, by name."""
+        return {domain.name: domain.text for domain in self._domains}
+
+    @property
     def num_epochs(self) -> tuple[float, ...]:
         """How often each domain's distinct text has been seen so far."""
         return tuple(
@@ -206,7 +215,13 @@ def count_windows(weights: Sequence[float], *, num_steps: int, batch_size: int, 
 
 
 def write_domains(
-    domains: Sequence[Domain], tokenizer: Any, directory: Path, *, num_windows: Sequence[int], seq_len: int
+    domains: Sequence[Domain],
+    tokenizer: Any,
+    directory: Path,
+    *,
+    num_windows: Sequence[int],
+    seq_len: int,
+    loss_on: LossOn = "all",
 ) -> None:
     """Tokenise the training part of every domain into `directory`, as `0.bin`, `1.bin` ...
 
@@ -216,16 +231,24 @@ def write_domains(
         directory: Made if it is not there.
         num_windows: Distinct windows wanted per domain; a domain with less text repeats itself.
         seq_len: Tokens per window.
+        loss_on: `responses` to mark them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for index, (domain, count) in enumerate(zip(domains, num_windows, strict=True)):
         # One more token than the windows hold: the last one's label.
         max_tokens = max(1, count) * seq_len + 1
-        write_tokens(domain.data, "train", tokenizer, _tokens_path(directory, index), max_tokens=max_tokens)
+        path = _tokens_path(directory, index)
+        write_tokens(domain.data, "train", tokenizer, path, max_tokens=max_tokens, loss_on=loss_on)
 
 
 def open_stream(
-    domains: Sequence[Domain], directory: Path, *, seq_len: int, isolate_documents: bool, seed: int
+    domains: Sequence[Domain],
+    directory: Path,
+    *,
+    seq_len: int,
+    isolate_documents: bool,
+    seed: int,
+    loss_on: LossOn = "all",
 ) -> WindowStream:
     """Mix the domains that `write_domains` tokenised, by their weights.
 
@@ -235,15 +258,17 @@ def open_stream(
         seq_len: Tokens per window.
         isolate_documents: Keep labels and positions from crossing documents.
         seed: Decides the order.
+        loss_on: Which labels count.
 
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
     opened = []
     for index, domain in enumerate(domains):
+        path = _tokens_path(directory, index)
         try:
             windows = TokenWindows(
-                _tokens_path(directory, index), seq_len=seq_len, isolate_documents=isolate_documents
+                path, seq_len=seq_len, isolate_documents=isolate_documents, loss_on=loss_on
             )
         except UsageError as error:
             raise UsageError(
@@ -252,7 +277,8 @@ def open_stream(
                 expected=error.expected,
                 found=error.found,
             ) from error
-        opened.append(DomainWindows(name=domain.name, windows=windows))
+        text = {**describe_source(domain.data), **text_record(path)}
+        opened.append(DomainWindows(name=domain.name, windows=windows, text=text))
     return WindowStream(opened, [domain.weight for domain in domains], seed=seed)
 
 

@@ -2,52 +2,46 @@
 
 Documents are joined by the end-of-text token (lines of one text file are not), without BOS, and cut
 into windows with nothing dropped but the last remainder. Where documents start is kept beside the
-tokens, so that attention and loss can be kept from crossing the documents of a window.
+tokens, so that attention and loss can be kept from crossing the documents of a window; so is which
+tokens are responses, where only these count.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from compressor.artifact import write_json
-from compressor.data.conversations import Document, render
-from compressor.data.sources import Documents, Position, Split, documents
+from compressor.artifact import sealed, sha256_of_file, unsealed, write_json
+from compressor.data.rows import Document
+from compressor.data.sources import Documents, Position, Split
+from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenise_all, tokenised_groups
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 
 # The label of a position that has no next token to predict; torch's cross-entropy skips it by default.
 IGNORED = -100
 STARTS_SUFFIX = ".starts"
+MASK_SUFFIX = ".mask"
 PROGRESS_SUFFIX = ".json"
 SAVE_EVERY_TOKENS = 1 << 24
 
-TokenArray = npt.NDArray[np.uint32]
 Window = dict[str, Any]
 
 
 def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
-    """A document's token ids, without BOS.
+    """One document's token ids, without BOS; a row of a table ends with one end-of-text token.
 
-    A row of a table ends with the end-of-text token; the pieces of a text file do not.
+    Raises:
+        UsageError: for a conversation that cannot be rendered, or a text the tokenizer cannot take.
     """
-    # Not verbose: a text longer than the model's context is no mistake here.
-    ids = tokenizer(render(document, tokenizer), add_special_tokens=False, verbose=False).input_ids
-    end = None if _is_one_document(spec) else tokenizer.eos_token_id
-    if end is not None and (not ids or ids[-1] != end):
-        ids.append(end)
-    return np.asarray(ids, dtype=np.uint32)
-
-
-def _is_one_document(spec: str) -> bool:
-    return spec.endswith(".txt")
+    return tokenise_all(spec, [document], tokenizer)[0].ids
 
 
 def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len: int) -> TokenArray:
@@ -58,22 +52,26 @@ def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len:
     """
     parts: list[TokenArray] = []
     num_tokens = 0
-    for document in documents(spec, split):
-        ids = tokenise(spec, document, tokenizer)
-        parts.append(ids)
-        num_tokens += len(ids)
+    for group in tokenised_groups(Documents(spec, split), spec, tokenizer):
+        parts += [document.ids for document in group]
+        num_tokens += sum(len(document.ids) for document in group)
         if num_tokens >= size * seq_len:
             break
     num_windows = min(size, num_tokens // seq_len)
     if num_windows == 0:
-        raise UsageError(
-            "the text is shorter than one window",
-            where=f"{spec} ({split} part)",
-            expected=f"at least {seq_len} tokens",
-            found=f"{num_tokens} tokens",
-            hint="give a longer text, or shorter windows",
-        )
+        raise too_short(spec, split, seq_len, num_tokens)
     return np.concatenate(parts)[: num_windows * seq_len].reshape(num_windows, seq_len)
+
+
+def too_short(spec: str, split: Split, seq_len: int, num_tokens: int) -> UsageError:
+    """The error for a text that does not fill one window."""
+    return UsageError(
+        "the text is shorter than one window",
+        where=f"{spec} ({split} part)",
+        expected=f"at least {seq_len} tokens",
+        found=f"{num_tokens} tokens",
+        hint="give a longer text, or shorter windows",
+    )
 
 
 def starts_path(path: Path) -> Path:
@@ -81,77 +79,190 @@ def starts_path(path: Path) -> Path:
     return path.with_name(path.name + STARTS_SUFFIX)
 
 
+def mask_path(path: Path) -> Path:
+    """Where it is kept which tokens of a token file are responses."""
+    return path.with_name(path.name + MASK_SUFFIX)
+
+
 def progress_path(path: Path) -> Path:
     """Where it is kept how far a token file has been written."""
     return path.with_name(path.name + PROGRESS_SUFFIX)
 
 
-def write_tokens(spec: str, split: Split, tokenizer: Any, path: Path, *, max_tokens: int) -> int:
+def write_tokens(
+    spec: str, split: Split, tokenizer: Any, path: Path, *, max_tokens: int, loss_on: LossOn = "all"
+) -> int:
     """Write up to `max_tokens` ids of a source as little-endian uint32; returns their number.
 
     Beside them, in `starts_path(path)`, the index of every document's first token as little-endian
-    uint64. What an interrupted call has written is continued, what a finished one has is kept.
+    uint64, and for a loss on responses, in `mask_path(path)`, one byte per token, 1 for those of responses.
+    What an interrupted call has written is continued, what a finished one has is checked and kept.
+
+    Raises:
+        VerificationError: when a finished file is not what was written.
     """
-    wanted = {"source": spec, "split": split, "max_tokens": max_tokens}
+    wanted = {"source": spec, "split": split, "max_tokens": max_tokens, "loss_on": loss_on}
     done = _read_progress(path, wanted)
     if done.complete:
+        check_tokens(path)
         return done.num_tokens
     reader = Documents(spec, split, position=done.position)
+    written = _Written(done.num_tokens, done.num_starts, done.num_documents)
     with (
         _continued(path, done.num_tokens * 4) as file,
-        _continued(starts_path(path), done.num_documents * 8) as starts,
+        _continued(starts_path(path), done.num_starts * 8) as starts,
+        _continued(mask_path(path), done.num_tokens if loss_on == "responses" else 0) as mask,
     ):
-        num_tokens, num_documents, last_saved = done.num_tokens, done.num_documents, done.num_tokens
-        for document in reader:
-            kept = tokenise(spec, document, tokenizer)[: max_tokens - num_tokens]
-            if len(kept) and (num_tokens == 0 or not _is_one_document(spec)):
-                starts.write(np.uint64(num_tokens).astype("<u8").tobytes())
-                num_documents += 1
-            file.write(kept.astype("<u4").tobytes())
-            num_tokens += len(kept)
-            if num_tokens >= max_tokens:
+        last_saved = done.num_tokens
+        for group in tokenised_groups(reader, spec, tokenizer, loss_on=loss_on):
+            for document in group:
+                written.add_(document, file, starts, mask, max_tokens=max_tokens)
+            if written.num_tokens >= max_tokens:
                 break
-            if num_tokens - last_saved >= SAVE_EVERY_TOKENS:
-                _sync(file, starts)
-                last_saved = num_tokens
-                progress = _Progress(num_tokens, num_documents, reader.position(), complete=False)
-                write_json(progress_path(path), {**wanted, **asdict(progress)})
-        _sync(file, starts)
-    progress = _Progress(num_tokens, num_documents, None, complete=True)
-    write_json(progress_path(path), {**wanted, **asdict(progress)})
-    return num_tokens
+            if written.num_tokens - last_saved >= SAVE_EVERY_TOKENS:
+                _sync(file, starts, mask)
+                last_saved = written.num_tokens
+                _save(path, wanted, written, reader, complete=False)
+        _sync(file, starts, mask)
+    if loss_on == "all":
+        mask_path(path).unlink()
+    _save(path, wanted, written, reader, complete=True)
+    return written.num_tokens
+
+
+def check_tokens(path: Path) -> None:
+    """Compare a finished token file, and what lies beside it, with what was recorded when it was written.
+
+    Raises:
+        VerificationError: naming the file that is missing or another.
+    """
+    record = _read_record(path)
+    for name, expected in record.get("files", {}).items():
+        file = path.with_name(name)
+        found = _described(file) if file.is_file() else None
+        if found != expected:
+            raise VerificationError(
+                "a file of tokenised text is damaged",
+                where=str(file),
+                expected=f"{expected['bytes']} bytes, sha256 {expected['sha256'][:12]}",
+                found="no file"
+                if found is None
+                else f"{found['bytes']} bytes, sha256 {found['sha256'][:12]}",
+                hint=f"delete {progress_path(path)}: the same command tokenises the text again",
+            )
+
+
+def text_record(path: Path) -> dict[str, Any]:
+    """What a finished token file is of: documents, tokens and rows passed over."""
+    record = _read_record(path)
+    names = ("num_tokens", "num_documents", "num_empty", "num_replaced")
+    return {"split": record["split"], **{name: record[name] for name in names}}
 
 
 def remove_tokens(path: Path) -> None:
     """Remove a token file and what `write_tokens` keeps beside it."""
-    for file in (path, starts_path(path), progress_path(path)):
+    for file in (path, starts_path(path), mask_path(path), progress_path(path)):
         file.unlink(missing_ok=True)
+
+
+@dataclass
+class _Written:
+    """What has been written to a token file and beside it."""
+
+    num_tokens: int
+    num_starts: int
+    num_documents: int
+
+    def add_(
+        self, document: Tokenised, file: BinaryIO, starts: BinaryIO, mask: BinaryIO, *, max_tokens: int
+    ) -> None:
+        """Append a document, or what the budget leaves of it."""
+        kept = document.ids[: max_tokens - self.num_tokens]
+        if not len(kept):
+            return
+        if self.num_tokens == 0 or document.begins:
+            starts.write(np.uint64(self.num_tokens).astype("<u8").tobytes())
+            self.num_starts += 1
+        self.num_documents += document.begins
+        file.write(kept.astype("<u4").tobytes())
+        if document.mask is not None:
+            mask.write(document.mask[: len(kept)].tobytes())
+        self.num_tokens += len(kept)
 
 
 @dataclass(frozen=True)
 class _Progress:
     """How far a token file is written."""
 
-    num_tokens: int
-    num_documents: int
-    position: Position | None
-    complete: bool
+    num_tokens: int = 0
+    num_starts: int = 0
+    num_documents: int = 0
+    num_empty: int = 0
+    num_replaced: int = 0
+    position: Position | None = None
+    complete: bool = False
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _save(
+    path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool
+) -> None:
+    """Record how far a token file is written; of a finished one also what it and its companions are."""
+    files = (
+        [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
+    )
+    progress = _Progress(
+        **asdict(written),
+        num_empty=reader.num_empty,
+        num_replaced=reader.num_replaced,
+        position=None if complete else reader.position(),
+        complete=complete,
+        files={file.name: _described(file) for file in files},
+    )
+    write_json(progress_path(path), sealed({**wanted, **asdict(progress)}))
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    file, what = progress_path(path), "the record of a tokenised text"
+    return unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"delete {file}")
 
 
 def _read_progress(path: Path, wanted: dict[str, Any]) -> _Progress:
     """What is recorded beside a token file, if it is of the same text; else nothing done."""
     if not progress_path(path).is_file():
-        return _Progress(0, 0, None, complete=False)
-    record = json.loads(progress_path(path).read_text(encoding="utf-8"))
-    if any(record.pop(key) != value for key, value in wanted.items()):
-        return _Progress(0, 0, None, complete=False)
-    return _Progress(**record)
+        return _Progress()
+    record = _read_record(path)
+    if any(record.pop(key, None) != value for key, value in wanted.items()):
+        return _Progress()
+    try:
+        return _Progress(**record)
+    except TypeError as error:
+        raise VerificationError(
+            "the record of a tokenised text is corrupt", where=str(progress_path(path)), found=error
+        ) from error
 
 
 @contextlib.contextmanager
 def _continued(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """A file to append to, cut to what is recorded of it."""
+    """A file to append to, cut to what is recorded of it.
+
+    Raises:
+        VerificationError: when it is shorter than that.
+    """
     path.touch()
+    found = path.stat().st_size
+    if found < num_bytes:
+        raise VerificationError(
+            "a file of tokenised text is shorter than was written",
+            where=str(path),
+            expected=f"at least {num_bytes:,} bytes",
+            found=f"{found:,} bytes",
+            hint="delete it and the files beside it: the same command tokenises the text again",
+        )
     with path.open("r+b") as file:
         file.truncate(num_bytes)
         file.seek(num_bytes)
@@ -169,40 +280,58 @@ class TokenWindows:
 
     A window's last label is the token that follows it in the file. With isolated documents, labels
     across a boundary are `IGNORED` and `position_ids` restart at every document (and at the window's
-    start); attention must then be masked by them.
+    start); attention must then be masked by them. For a loss on responses the other labels are `IGNORED`,
+    and windows in which none is left are no windows.
     """
 
-    def __init__(self, path: Path, *, seq_len: int, isolate_documents: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, seq_len: int, isolate_documents: bool = False, loss_on: LossOn = "all"
+    ) -> None:
         """Map the files written by `write_tokens`.
 
         Raises:
-            UsageError: when they do not fill one window.
-            VerificationError: when documents are to be isolated and their starts are not there.
+            UsageError: when they do not fill one window, or hold no response.
+            VerificationError: when documents are to be isolated, or responses told from the rest, and the
+                file that says where they are is not there.
         """
         self._tokens: TokenArray = (
             np.memmap(path, dtype="<u4", mode="r") if path.stat().st_size else np.zeros(0, "<u4")
         )
         self._seq_len = seq_len
-        self._num_windows = len(self._tokens) // seq_len
-        if self._num_windows == 0:
+        num_windows = len(self._tokens) // seq_len
+        if num_windows == 0:
             raise UsageError(
                 "the training text is shorter than one window",
                 expected=f"at least {seq_len} tokens",
                 found=f"{len(self._tokens)} tokens",
             )
         self._starts = _read_starts(path) if isolate_documents else None
+        self._mask = _read_mask(path, len(self._tokens)) if loss_on == "responses" else None
+        self._windows = np.arange(num_windows)
+        if self._mask is not None:
+            self._windows = np.flatnonzero([self._has_labels(index) for index in range(num_windows)])
+            if not len(self._windows):
+                raise UsageError("the training text holds no response", hint="--loss-on all")
 
     def __len__(self) -> int:
-        return self._num_windows
+        return len(self._windows)
 
     def __getitem__(self, index: int) -> Window:
         """`input_ids`, `labels` and, with isolated documents, `position_ids`: int64 `[seq_len]` each."""
-        if not 0 <= index < self._num_windows:
+        if not 0 <= index < len(self._windows):
             raise IndexError(index)
+        return self._window(int(self._windows[index]))
+
+    def _has_labels(self, index: int) -> bool:
+        return bool((self._window(index)["labels"] != IGNORED).any())
+
+    def _window(self, index: int) -> Window:
         first, end = index * self._seq_len, (index + 1) * self._seq_len
         labels = np.full(self._seq_len, IGNORED, dtype=np.int64)
         following = self._tokens[first + 1 : end + 1]
         labels[: len(following)] = following
+        if self._mask is not None:
+            labels[: len(following)][self._mask[first + 1 : end + 1] == 0] = IGNORED
         window = {"input_ids": self._tokens[first:end].astype(np.int64), "labels": labels}
         if self._starts is not None:
             # Boundaries inside the window, and right behind it: the last label may cross that one.
@@ -211,6 +340,19 @@ class TokenWindows:
             labels[boundaries - 1] = IGNORED
             window["position_ids"] = _positions(boundaries, self._seq_len)
         return window
+
+
+def _read_mask(path: Path, num_tokens: int) -> npt.NDArray[np.uint8]:
+    file = mask_path(path)
+    found = file.stat().st_size if file.is_file() else None
+    if found != num_tokens:
+        raise VerificationError(
+            "it is not known which tokens of this text are responses",
+            where=str(file),
+            expected=f"{num_tokens} bytes",
+            found="no file" if found is None else f"{found} bytes",
+        )
+    return np.memmap(file, dtype=np.uint8, mode="r")
 
 
 def _read_starts(path: Path) -> npt.NDArray[np.uint64]:

@@ -1,54 +1,106 @@
-"""Text by name: a hub data set, or a .txt, .jsonl or .parquet file; and its split into used and held out.
+"""Text by name: a hub data set, or local files; its documents, and its split into used and held out.
 
 Training and calibration read the `train` part of a source, evaluation the `held_out` part, so a
-model is never measured on what set it. A file's held-out part is its tail, the last tenth. A hub
+model is never measured on what set it. A local text's held-out part is its tail, the last tenth. A hub
 stream has no tail within reach, so its first documents are held out.
+
+A local text is surveyed before its first document is given: all of it is read and checked once, so that
+a broken row is found before anything long begins.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import hashlib
 import itertools
-import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from compressor.artifact import sha256_of_file
-from compressor.data.conversations import MESSAGES_FIELD, TEXT_FIELD, Document, document_of
+from compressor.data.files import LocalText, cached_sha256, find_files, is_local
 from compressor.data.hub import hub_revision, open_hub_data_set
+from compressor.data.plain import find_cut, num_characters, pieces
+from compressor.data.readers import read_rows
+from compressor.data.rows import Completion, Conversation, Document, TextPiece, document_of, without_nulls
 from compressor.errors import NetworkError, UsageError
+
+__all__ = [
+    "Documents",
+    "Position",
+    "Split",
+    "Survey",
+    "documents",
+    "is_local",
+    "source_fingerprint",
+    "survey",
+]
 
 Split = Literal["train", "held_out", "all"]
 Position = dict[str, Any]
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_HUB_DOCUMENTS = 1000
-_TEXT_BLOCK_CHARACTERS = 20_000
-_FILE_KINDS = (".txt", ".jsonl", ".parquet")
+# A record stays readable; the sum over all files says that they are the same.
+MAX_LISTED_FILES = 20
 
 
-def is_local(spec: str) -> bool:
-    """Whether a SOURCE names a file rather than a hub data set."""
-    return Path(spec).suffix in _FILE_KINDS or Path(spec).exists()
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a local text holds.
+
+    Attributes:
+        num_documents: Rows that hold something; of plain text its files.
+        num_empty: Rows that hold nothing, blank lines among them.
+        num_replaced: Surrogates without a partner, replaced by U+FFFD.
+        num_characters: Of all documents, without what a chat template adds.
+        cut: Where the held-out part begins: the number of a document, of plain text a character.
+        is_plain: Whether it is running text, which comes in pieces.
+        has_conversations: Whether a chat template is needed.
+        plain_rows: Place of the first row that has no responses, or None.
+    """
+
+    num_documents: int
+    num_empty: int
+    num_replaced: int
+    num_characters: int
+    cut: int
+    is_plain: bool
+    has_conversations: bool
+    plain_rows: str | None
 
 
 def source_fingerprint(spec: str) -> str:
-    """What identifies a source's content: a file's sha256, or a hub data set's revision.
+    """What identifies a source's content: the sha256 of its file or files, or a hub data set's revision.
 
     Raises:
-        UsageError: for a missing or empty file, or one of another kind.
+        UsageError: for a missing or empty text, or one of another kind.
         NetworkError: when the hub cannot be asked.
     """
-    if is_local(spec):
-        path = _checked_file(spec)
-        return f"sha256:{_cached_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size)}"
-    return f"{spec}@{hub_revision(spec)}"
+    if not is_local(spec):
+        return f"{spec}@{hub_revision(spec)}"
+    sums = [cached_sha256(*state) for state in find_files(spec).state()]
+    if len(sums) == 1:
+        return f"sha256:{sums[0]}"
+    return f"sha256:{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+
+
+def survey(spec: str) -> Survey:
+    """Read and check all of a local text, once as long as its files do not change.
+
+    Raises:
+        UsageError: for a row or a file that cannot be read, with its place; for a text without documents.
+    """
+    text = find_files(spec)
+    return _survey(text, text.state())
 
 
 class Documents:
-    """A source's documents in order, and the position from which they can be taken up again."""
+    """A source's documents in order, and the position from which they can be taken up again.
+
+    Attributes:
+        num_empty: Rows without a content that were passed over so far; of a local text, all of them.
+        num_replaced: The same of lone surrogates.
+    """
 
     def __init__(self, spec: str, split: Split, *, position: Position | None = None) -> None:
         """Open a source.
@@ -59,27 +111,76 @@ class Documents:
             position: Where to continue: what `position` returned when the last document was taken.
 
         Raises:
-            UsageError: for a file that is missing, empty or malformed, here or on reading.
+            UsageError: for a text that is missing, empty or malformed.
             NetworkError: when the hub cannot be reached.
         """
+        self._spec = spec
         self._num_taken = int(position["documents"]) if position else 0
+        self.num_empty = int(position.get("empty", 0)) if position else 0
+        self.num_replaced = 0
+        self._hub: Any = None
         if is_local(spec):
-            self._hub = None
-            self._rows = _local_documents(_checked_file(spec), split, self._num_taken)
+            text = find_files(spec)
+            found = survey(spec)
+            self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
+            self._rows: Iterator[Document] = itertools.islice(
+                _local_documents(text, found, split), self._num_taken, None
+            )
         else:
             self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
-            self._rows = _hub_documents(self._hub, spec, self._num_taken)
+            self._rows = self._hub_documents()
 
     def __iter__(self) -> Iterator[Document]:
         for document in self._rows:
             self._num_taken += 1
             yield document
 
+    @property
+    def num_taken(self) -> int:
+        """How many documents were taken, those before the position included."""
+        return self._num_taken
+
     def position(self) -> Position:
         """Behind the last document taken, as plain JSON values."""
         if self._hub is None:
             return {"documents": self._num_taken}
-        return {"documents": self._num_taken, "stream": self._hub.state_dict()}
+        return {"documents": self._num_taken, "empty": self.num_empty, "stream": self._hub.state_dict()}
+
+    def _hub_documents(self) -> Iterator[Document]:
+        first = self._num_taken + self.num_empty + 1
+        try:
+            for number, row in enumerate(self._hub, first):
+                document = document_of(without_nulls(row), where=f"{self._spec}, row {number}")
+                if document is None:
+                    self.num_empty += 1
+                else:
+                    yield document
+        except (OSError, ValueError) as error:
+            raise NetworkError("the data set cannot be streamed", where=self._spec, found=error) from error
+
+
+def describe_source(spec: str) -> dict[str, Any]:
+    """What a text is, for the record of a stage: its files in order, or the hub's revision.
+
+    Names are those below the text's own directory, and of many files the first ones.
+    """
+    if not is_local(spec):
+        return {"hub": spec, "revision": hub_revision(spec)}
+    text = find_files(spec)
+    files = [
+        {"name": file.name, "bytes": size, "sha256": cached_sha256(path, changed, size)}
+        for file, (path, changed, size) in zip(text.files, text.state(), strict=True)
+    ]
+    found = survey(spec)
+    return {
+        "files": files[:MAX_LISTED_FILES],
+        "num_files": len(files),
+        "bytes": sum(size for _, _, size in text.state()),
+        "sha256": source_fingerprint(spec).removeprefix("sha256:"),
+        "documents_in_all": found.num_documents,
+        "empty_rows": found.num_empty,
+        "replaced_surrogates": found.num_replaced,
+    }
 
 
 def documents(spec: str, split: Split) -> Iterator[Document]:
@@ -87,107 +188,75 @@ def documents(spec: str, split: Split) -> Iterator[Document]:
     yield from Documents(spec, split)
 
 
-def _local_documents(path: Path, split: Split, num_skipped: int) -> Iterator[Document]:
-    if path.suffix == ".txt":
-        yield from itertools.islice(_text_blocks(path, split), num_skipped, None)
+@functools.lru_cache
+def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey:
+    if text.is_plain:
+        total = sum(num_characters(file.path) for file in text.files)
+        if total == 0:
+            raise UsageError("this text is empty", where=text.spec)
+        return Survey(
+            num_documents=len(text.files),
+            num_empty=0,
+            num_replaced=0,
+            num_characters=total,
+            cut=find_cut(text, total, HELD_OUT_FRACTION),
+            is_plain=True,
+            has_conversations=False,
+            plain_rows=text.spec,
+        )
+    return _survey_rows(text)
+
+
+def _survey_rows(text: LocalText) -> Survey:
+    num_documents = num_empty = num_replaced = characters = 0
+    has_conversations, plain_rows = False, None
+    for where, value, replaced in read_rows(text):
+        document = None if value is None else document_of(value, where=where)
+        num_replaced += replaced
+        if document is None:
+            num_empty += 1
+            continue
+        num_documents += 1
+        characters += _num_characters(document)
+        has_conversations = has_conversations or isinstance(document, Conversation)
+        if isinstance(document, str) and plain_rows is None:
+            plain_rows = where
+    if num_documents == 0:
+        raise UsageError(
+            "this text is empty", where=text.spec, found=f"{num_empty} empty rows" if num_empty else "no rows"
+        )
+    return Survey(
+        num_documents=num_documents,
+        num_empty=num_empty,
+        num_replaced=num_replaced,
+        num_characters=characters,
+        cut=num_documents - max(1, round(num_documents * HELD_OUT_FRACTION)),
+        is_plain=False,
+        has_conversations=has_conversations,
+        plain_rows=plain_rows,
+    )
+
+
+def _num_characters(document: Document) -> int:
+    if isinstance(document, Conversation):
+        return sum(len(message["content"]) for message in document.messages)
+    if isinstance(document, Completion):
+        return len(document.prompt) + len(document.completion)
+    return len(document.text if isinstance(document, TextPiece) else document)
+
+
+def _local_documents(text: LocalText, found: Survey, split: Split) -> Iterator[Document]:
+    end = found.num_characters if text.is_plain else found.num_documents
+    bounds = {"train": (0, found.cut), "held_out": (found.cut, end), "all": (0, end)}
+    if text.is_plain:
+        yield from pieces(text, *bounds[split])
         return
-    num_rows = _num_rows(path)
-    if num_rows == 0:
-        raise UsageError("this text is empty", where=str(path), found="no rows")
-    first_held_out = num_rows - max(1, round(num_rows * HELD_OUT_FRACTION))
-    bounds = {"train": (0, first_held_out), "held_out": (first_held_out, num_rows), "all": (0, num_rows)}
-    first, end = bounds[split]
-    read = _jsonl_rows if path.suffix == ".jsonl" else _parquet_rows
-    for number, row in read(path, first + num_skipped, end):
-        yield document_of(row, where=f"{path}:{number}")
-
-
-def _checked_file(spec: str) -> Path:
-    path = Path(spec).expanduser()
-    if not path.is_file():
-        raise UsageError("this text does not exist", where=spec)
-    if path.suffix not in _FILE_KINDS:
-        raise UsageError("this kind of text is not read", where=spec, expected=" or ".join(_FILE_KINDS))
-    if path.stat().st_size == 0:
-        raise UsageError("this text is empty", where=spec)
-    return path
-
-
-@functools.lru_cache
-def _cached_sha256(path: str, _mtime_ns: int, _size: int) -> str:
-    return sha256_of_file(Path(path))
-
-
-def _text_blocks(path: Path, split: Split) -> Iterator[str]:
-    """A text file in blocks of whole lines; their concatenation is the split's text."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError("this text is not UTF-8", where=str(path), found=error) from error
-    cut = text.find("\n", round(len(text) * (1 - HELD_OUT_FRACTION))) + 1
-    parts = {"train": text[:cut] if cut else text, "held_out": text[cut:] if cut else "", "all": text}
-    block: list[str] = []
-    size = 0
-    for line in parts[split].splitlines(keepends=True):
-        block.append(line)
-        size += len(line)
-        if size >= _TEXT_BLOCK_CHARACTERS:
-            yield "".join(block)
-            block, size = [], 0
-    if block:
-        yield "".join(block)
-
-
-def _num_rows(path: Path) -> int:
-    return _cached_num_rows(str(path), path.stat().st_mtime_ns, path.stat().st_size)
-
-
-@functools.lru_cache
-def _cached_num_rows(path: str, _mtime_ns: int, _size: int) -> int:
-    if path.endswith(".jsonl"):
-        with Path(path).open("rb") as file:
-            return sum(1 for _ in file)
-    with _parquet_file(Path(path)) as table:
-        return int(table.metadata.num_rows)
-
-
-def _jsonl_rows(path: Path, first: int, end: int) -> Iterator[tuple[int, Any]]:
-    """Rows `first` up to `end` with their line numbers; lines before them are not parsed."""
-    with path.open("rb") as file:
-        for number, line in itertools.islice(enumerate(file, 1), first, end):
-            try:
-                yield number, json.loads(line)
-            except UnicodeDecodeError as error:
-                raise UsageError("this text is not UTF-8", where=f"{path}:{number}", found=error) from error
-            except ValueError as error:
-                raise UsageError("a line is not JSON", where=f"{path}:{number}", found=error) from error
-
-
-def _parquet_rows(path: Path, first: int, end: int) -> Iterator[tuple[int, Any]]:
-    with _parquet_file(path) as table:
-        columns = [name for name in (TEXT_FIELD, MESSAGES_FIELD) if name in table.schema_arrow.names]
-        if not columns:
-            raise UsageError(
-                "this Parquet file holds no text",
-                where=str(path),
-                expected=f"a column {TEXT_FIELD!r} or {MESSAGES_FIELD!r}",
-                found=", ".join(table.schema_arrow.names),
-            )
-        batches = table.iter_batches(columns=columns)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from itertools.islice(enumerate(rows, 1), first, end)
-
-
-@contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            yield table
-    except (ArrowException, OSError) as error:
-        raise UsageError("this Parquet file cannot be read", where=str(path), found=error) from error
+    every = (
+        document
+        for where, value, _ in read_rows(text)
+        if value is not None and (document := document_of(value, where=where)) is not None
+    )
+    yield from itertools.islice(every, *bounds[split])
 
 
 def _hub_bounds(split: Split) -> tuple[int, int | None]:
@@ -197,11 +266,3 @@ def _hub_bounds(split: Split) -> tuple[int, int | None]:
         "all": (0, None),
     }
     return bounds[split]
-
-
-def _hub_documents(stream: Any, spec: str, num_skipped: int) -> Iterator[Document]:
-    try:
-        for number, row in enumerate(stream, num_skipped + 1):
-            yield document_of(row, where=f"{spec}:{number}")
-    except (OSError, ValueError) as error:
-        raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error

@@ -20,8 +20,10 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -83,6 +85,8 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     """
     plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     settings = correction_budget(config)
+    keep_only_progress(out_dir)
+    require_training_memory([source], settings, context.device)
     stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
     teacher = load_model(
         source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code
@@ -92,7 +96,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     place_(module, settings, plan, context.device)
     flops = training_flops_per_token(None, source.path, config.context_length)
     log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
-    save_trained(teacher, source, out_dir, getattr(torch, context.dtype))
+    save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     return StageResult(
         num_parameters=source.num_parameters,
@@ -194,6 +198,7 @@ def _require_one_teacher(teacher: nn.Module) -> None:
 CORRECT: Stage[Distill] = Stage(
     name="correct",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from compressor.artifact import ModelArtifact, write_json
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.packing import read_windows
+from compressor.data.tokenise import TokenArray
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import as_record, read_json
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
@@ -201,7 +203,13 @@ def _batch_lines(
 
 def _read_progress(out_dir: Path) -> _Progress:
     file = out_dir / PROGRESS_FILE
-    return _Progress(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else _Progress()
+    if not file.is_file():
+        return _Progress()
+    what = "the progress of sampling"
+    progress = as_record(_Progress, read_json(file, what=what), what=what, where=file)
+    if min(asdict(progress).values()) < 0:
+        raise VerificationError(f"{what} is not what was written", where=str(file), found="a negative number")
+    return progress
 
 
 def _prompts(config: Generate, tokenizer: Any) -> TokenArray | None:

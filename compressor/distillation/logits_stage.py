@@ -19,6 +19,7 @@ from compressor.distillation.stored_logits import (
     TopTokens,
     Windows,
     digest_of,
+    is_whole,
     shard_name,
     write_index,
     write_shard,
@@ -103,7 +104,7 @@ def write_logits(
     for number, start in enumerate(range(0, len(digests), windows_per_shard)):
         members = digests[start : start + windows_per_shard]
         path = out_dir / shard_name(number)
-        if not path.is_file():
+        if not is_whole(path, members):
             found: dict[str, TopTokens] = {}
             for first in range(0, len(members), micro_batch_size):
                 batch = members[first : first + micro_batch_size]

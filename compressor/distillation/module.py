@@ -19,6 +19,7 @@ from compressor.distillation.head import Head, head_of
 from compressor.distillation.losses import cosine_distance, dynamic_weight, mean_squared_error
 from compressor.distillation.projection import make_projection
 from compressor.distillation.states import EMBEDDING, Body, States, body_states
+from compressor.training.probes import probe_logits
 
 STATE_LOSSES = {"cosine": cosine_distance, "mse": mean_squared_error}
 
@@ -118,6 +119,10 @@ class DistillationModule(nn.Module):
             "window_losses": losses.view(labels.shape).sum(1).float(),
             "window_tokens": (labels != IGNORED).sum(1),
         }
+
+    def probe_logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """The student's logits for fixed probes, see `compressor.training.probes`."""
+        return probe_logits(self.student, input_ids, position_ids)
 
     @torch.no_grad()
     def cross_entropy(self, input_ids: torch.Tensor, *, of_teacher: bool) -> tuple[torch.Tensor, int]:

@@ -18,9 +18,11 @@ from compressor.distillation.module import DistillationModule
 from compressor.distillation.stage import dynamic_batches, training_domains
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -81,6 +83,8 @@ def run(
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
+    keep_only_progress(out_dir)
+    require_training_memory([source], settings, context.device)
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)
     stream = open_training_stream(settings, plan, domains, source, out_dir, context)
@@ -103,7 +107,8 @@ def run(
     extension.apply_()
     branches = _branches(extension.layers)
     masks = extension.masks()
-    save_trained(student, source, out_dir, getattr(torch, context.dtype))
+    dtype = getattr(torch, context.dtype)
+    save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
     if is_main():
         promise.write(out_dir)
         write_masks(out_dir / MASKS_FILE, masks)
@@ -185,7 +190,7 @@ def _details(
 RECOVER: Stage[RecoverStageConfig] = Stage(
     name="recover",
     run=run,
-    format_version=2,
+    format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
     parallel=True,

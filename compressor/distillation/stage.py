@@ -21,9 +21,11 @@ from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    keep_only_progress,
     open_training_stream,
     place_,
     refuse_unfit_teacher,
+    require_training_memory,
     save_trained,
     schedule,
     training_details,
@@ -75,10 +77,16 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UnsupportedError: when the vocabularies differ.
     """
     _require_dense(source)
-    pupil = _pupil(config, source, context)
+    keep_only_progress(out_dir)
+    teachers = [context.teacher] if context.teacher and config.correction.mode == "alongside" else []
+    require_training_memory([source, *teachers], config, context.device)
+    stored = _stored_logits(config, source)
+    _require_teaching(source, stored, context)
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(config, context)
+    # Before the models are loaded: a text that cannot be tokenised costs no more than that.
     stream = open_training_stream(config, plan, domains, source, out_dir, context)
+    pupil = _pupil(config, source, context, stored)
     if pupil.stored is not None:
         pupil.stored.require_windows(stream.distinct)
     place_(pupil.module, config, plan, context.device)
@@ -94,7 +102,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         complete=pupil.complete,
         flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
     )
-    save_trained(pupil.module.student, source, out_dir, getattr(torch, context.dtype))
+    save_trained(pupil.module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     details = {
         "loss": describe(pupil.module.loss),
@@ -164,14 +172,19 @@ def _require_dense(source: ModelArtifact) -> None:
         )
 
 
-def _pupil(config: Distill, source: ModelArtifact, context: StageContext) -> Pupil:
-    """Student, teacher and the losses between them."""
-    teacher = context.teacher
-    stored = _stored_logits(config, source)
-    if teacher is not None:
-        refuse_unfit_teacher(source, teacher, trust_remote_code=context.trust_remote_code)
+def _require_teaching(source: ModelArtifact, stored: StoredLogits | None, context: StageContext) -> None:
+    """Refuse a student without a teacher, or with one whose logits cannot be compared."""
+    if context.teacher is not None:
+        refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     elif stored is None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
+
+
+def _pupil(
+    config: Distill, source: ModelArtifact, context: StageContext, stored: StoredLogits | None
+) -> Pupil:
+    """Student, teacher and the losses between them."""
+    teacher = context.teacher
     num_layers = read_config(source.path)["num_hidden_layers"]
     choice = choose_losses(
         config,
@@ -247,7 +260,7 @@ def _teacher_details(config: Distill, pupil: Pupil) -> str:
 DISTILL: Stage[Distill] = Stage(
     name="distill",
     run=run,
-    format_version=2,
+    format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,

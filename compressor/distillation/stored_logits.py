@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import torch
 
 from compressor.artifact import write_json
 from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.json_files import as_record, read_json_mapping
 
 INDEX_FILE = "index.json"
 SCHEMA = "compress-export/teacher-logits/1"
@@ -94,6 +94,16 @@ def write_shard(path: Path, windows: dict[str, TopTokens]) -> None:
                 member = zipfile.ZipInfo(f"{digest}.{name}.npy", date_time=_FIXED_DATE)
                 archive.writestr(member, buffer.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
     temporary.replace(path)
+
+
+def is_whole(path: Path, members: list[str]) -> bool:
+    """Whether a shard is there, holds these windows and has the checksums of its members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [f"{digest}.{name}.npy" for digest in members for name in ("ids", "logprobs")]
+            return archive.namelist() == names and archive.testzip() is None
+    except (FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def write_index(directory: Path, header: LogitsHeader, shards: list[tuple[str, list[str]]]) -> None:
@@ -253,17 +263,22 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[dict[str, Any]]]:
             hint="an interrupted run is continued by the same command",
         )
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json_mapping(file, what="the index of the stored teacher logits")
         if record["schema"] != SCHEMA:
             raise UsageError(
                 "the stored teacher logits are of another version", expected=SCHEMA, found=record["schema"]
             )
-        header = LogitsHeader(**{name: record[name] for name in LogitsHeader.__dataclass_fields__})
+        values = {name: record[name] for name in LogitsHeader.__dataclass_fields__}
+        header = as_record(LogitsHeader, values, what="the index of the stored teacher logits", where=file)
         shards = [
-            {"file": Path(entry["file"]).name, "bytes": entry["bytes"], "windows": list(entry["windows"])}
+            {
+                "file": Path(entry["file"]).name,
+                "bytes": entry["bytes"],
+                "windows": [str(digest) for digest in entry["windows"]],
+            }
             for entry in record["shards"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(
             "the index of the stored teacher logits is corrupt", where=str(file), found=error
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from compressor.artifact import ModelArtifact
+from compressor.artifact import LOGS, ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16
+from compressor.errors import ResourceError, UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16, usable_memory_bytes
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
+from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
@@ -26,12 +27,14 @@ from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.processes import is_main, on_main, world_size
 from compressor.recipe import Distill, Domain
-from compressor.sparsity.slorb import refuse_adapter
-from compressor.stage import StageContext
-from compressor.training.sharding import full_state, process_mesh, shard_
+from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter
+from compressor.stage import StageContext, start_afresh
+from compressor.training.probes import take_probes, write_probes
+from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
 
 TOKENS = "tokens"
+_BYTES_PER_TRAINED = 16
 PUBLISHED_BATCH_SIZE = 1152
 PUBLISHED_WARMUP_STEPS = 40
 SHORTEST_PUBLISHED_RUN_STEPS = 400
@@ -89,6 +92,51 @@ def _batch_size(asked: int | None, num_windows: int, processes: int) -> int:
     return min(asked, num_windows // processes * processes)
 
 
+def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, device: str) -> None:
+    """Refuse to begin what cannot fit: weights, gradients and AdamW's two moments, all in float32.
+
+    Activations, the teacher and everything else come on top, so this refuses nothing that could run.
+
+    Raises:
+        ResourceError: when they alone are more than all memory there is, swap included.
+    """
+    ways = 1 if config.sharding == "replicate" else world_size()
+    needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
+    if device == "cuda":
+        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    else:
+        total = usable_memory_bytes()
+    if needed > total:
+        raise ResourceError(
+            "not enough memory to train: weights, gradients and optimizer do not fit",
+            where=device,
+            expected=f"at least {needed:,} bytes",
+            found=f"{total:,} bytes in all",
+            hint="a smaller student, more memory, or more GPUs (torchrun)",
+        )
+
+
+def require_loss_on(config: Distill) -> None:
+    """Refuse settings under which a loss on responses alone would not be one.
+
+    Raises:
+        UsageError: for dynamic batches, whose held-out losses are over all tokens, and for sampled text.
+    """
+    if config.loss_on == "all":
+        return
+    for setting, is_given in (
+        ("distill.dynamic_batches", config.dynamic_batches.variant != "off"),
+        ("distill.generate", config.generate.tokens > 0),
+    ):
+        if is_given:
+            raise UsageError(
+                "this needs a loss on all tokens",
+                where=setting,
+                expected="--loss-on all",
+                found="--loss-on responses",
+            )
+
+
 def open_training_stream(
     config: Distill,
     plan: TrainingConfig,
@@ -102,6 +150,7 @@ def open_training_stream(
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
+    require_loss_on(config)
     total = plan.max_steps * plan.batch_size
     if config.dynamic_batches.variant == "off":
         counts = count_windows(
@@ -117,7 +166,14 @@ def open_training_stream(
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
         with context.console.rich.status("tokenising the training text"):
-            write_domains(domains, tokenizer, directory, num_windows=counts, seq_len=config.context_length)
+            write_domains(
+                domains,
+                tokenizer,
+                directory,
+                num_windows=counts,
+                seq_len=config.context_length,
+                loss_on=config.loss_on,
+            )
 
     on_main(write)
     stream = open_stream(
@@ -126,6 +182,7 @@ def open_training_stream(
         seq_len=config.context_length,
         isolate_documents=config.isolate_documents,
         seed=context.seed,
+        loss_on=config.loss_on,
     )
     _warn_of_repeats(stream, counts, context)
     return stream
@@ -160,7 +217,8 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
     if teacher is not None:
         shard_(teacher, teacher.model, mesh, bf16=False)
     shard_(module, student, mesh, bf16=plan.bf16)
-    register_fsdp_forward_method(module, "cross_entropy")
+    for method in ("cross_entropy", "probe_logits"):
+        register_fsdp_forward_method(module, method)
 
 
 def training_flops_per_token(teacher: Path | None, student: Path, context_length: int) -> int:
@@ -198,18 +256,61 @@ def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trus
         )
 
 
-def save_trained(model: nn.Module, source: ModelArtifact, out_dir: Path, dtype: torch.dtype) -> None:
-    """Write a trained model in the source checkpoint's order, so that names stay the plain ones."""
-    state = full_state(model)
-    if not is_main():
-        return
+def save_trained(
+    module: nn.Module,
+    source: ModelArtifact,
+    out_dir: Path,
+    *,
+    dtype: torch.dtype,
+    plan: TrainingConfig,
+    branches: Mapping[str, AdapterBranch] | None = None,
+) -> None:
+    """Write a trained model in the source checkpoint's order, so that names stay the plain ones.
+
+    Before that, what a verifier compares the files with is taken from memory: the logits of fixed
+    probes, and the digest of every tensor.
+
+    Args:
+        module: The trained module; every process must take part.
+        source: The checkpoint that training began with.
+        out_dir: Where to write.
+        dtype: Stored dtype. The student in memory is rounded to it.
+        plan: The training's schedule.
+        branches: Low-rank branches beside the student's layers; the caller writes their files.
+    """
+    student: Any = module.student
     dims = dims_of_config(read_config(source.path))
     with CheckpointReader(source.path) as reader:
         names = [name for name in reader if is_parameter(name, dims)]
-    specs = [whole(name, state[name].to(dtype)) for name in names]
-    write_checkpoint(out_dir, specs)
+    _round_(student, frozenset(names), dtype)
+    # Sharded weights are gathered in bfloat16; elsewhere only autocast would narrow a forward pass.
+    compute_dtype = "bfloat16" if is_sharded(student) and plan.bf16 else "float32"
+    probes = take_probes(module, compute_dtype=compute_dtype)
+    state = full_state(student)
+    if not is_main():
+        return
+    stored = {name: state[name].to(dtype) for name in names}
+    digests = {name: tensor_digest(tensor) for name, tensor in stored.items()}
+    for name, branch in (branches or {}).items():
+        digests |= branch_digests(name, branch)
+    write_digests(out_dir, digests)
+    write_probes(out_dir, probes)
+    write_checkpoint(out_dir, [whole(name, tensor) for name, tensor in stored.items()])
     write_config(out_dir, {**read_config(source.path), "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(source.path, out_dir)
+
+
+@torch.no_grad()
+def _round_(model: nn.Module, names: frozenset[str], dtype: torch.dtype) -> None:
+    """Give parameters in memory the values that will be stored; sharded ones stay sharded."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.copy_(parameter.to(dtype).to(parameter.dtype))
+
+
+def keep_only_progress(out_dir: Path) -> None:
+    """Of what an interrupted training left, keep what it continues from."""
+    on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
 
 
 def clean_up(out_dir: Path) -> None:
@@ -228,5 +329,6 @@ def training_details(
         "tokens": sum(stream.drawn) * context_length,
         "epochs": round(max(stream.num_epochs), 4),
         "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+        "texts": stream.texts,
         "curve": asdict(log),
     }

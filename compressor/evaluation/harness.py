@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,23 @@ from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Section
 from compressor.stage import Stage, StageContext, StageResult
 
+_INSTALL = "pip install 'compress-export[lm-eval]'"
+
 
 class TaskStageConfig(Section):
     """lm-eval task names; shots and metrics are the tasks' own."""
 
     tasks: tuple[str, ...]
+
+
+def require_lm_eval() -> None:
+    """Refuse tasks where nothing can measure them.
+
+    Raises:
+        DependencyError: without lm-eval.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise DependencyError("tasks need lm-eval", hint=_INSTALL)
 
 
 def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
@@ -32,9 +45,7 @@ def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: 
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise DependencyError(
-            "tasks need lm-eval", found=error, hint="pip install 'compress-export[lm-eval]'"
-        ) from error
+        raise DependencyError("tasks need lm-eval", found=error, hint=_INSTALL) from error
     manager = TaskManager()
     unknown = [task for task in config.tasks if task not in manager.all_tasks]
     if unknown:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from compressor.data.packing import TokenArray
+from compressor.data.tokenise import TokenArray
 from compressor.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.artifact import ModelArtifact, write_json
 from compressor.data.packing import read_windows
-from compressor.data.sources import Split, source_fingerprint
+from compressor.data.sources import Split, describe_source, source_fingerprint
 from compressor.evaluation.perplexity import perplexity
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
@@ -66,6 +66,7 @@ def run(
             "split": config.split,
             "compute_dtype": context.dtype,
         },
+        "text": {**describe_source(config.data), "windows": len(windows), "first_window": 0},
         "models": models,
     }
     write_json(out_dir / EVALUATION_FILE, report)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json, read_json_mapping
+from compressor.models.tensors import is_harmless
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -30,6 +31,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 1 << 25
 
 _DTYPE_NAMES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
@@ -62,24 +64,39 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Open every file of the checkpoint.
+        """Open every file of the checkpoint; the index says which of them holds a tensor.
 
         Raises:
             UsageError: when there are no safetensors files.
-            VerificationError: when one is truncated or corrupt, or an index names what is not there.
+            VerificationError: when one is truncated or corrupt, an index names what is not there, or a
+                file holds a tensor that the index puts elsewhere: libraries disagree on which one counts.
         """
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self.paths = weight_files(directory)
-        for path in self.paths:
-            try:
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                self._stack.close()
-                raise VerificationError(
-                    "a weight file is truncated or corrupt", where=str(path), found=error
-                ) from error
-            self._files |= dict.fromkeys(file.keys(), file)
+        index = directory / INDEX_FILE
+        mapped = weight_map(index) if index.is_file() else None
+        try:
+            for path in self.paths:
+                self._open(path, mapped)
+            if mapped is not None:
+                _refuse_absent(mapped, self._files, index)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, path: Path, mapped: dict[str, str] | None) -> None:
+        try:
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise VerificationError(
+                "a weight file is truncated or corrupt", where=str(path), found=error
+            ) from error
+        names = list(file.keys())
+        if mapped is not None:
+            for name in names:
+                _refuse_elsewhere(name, path, mapped)
+        self._files |= dict.fromkeys(names, file)
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -110,6 +127,10 @@ class CheckpointReader:
         """A tensor's shape, without reading it."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """Safetensors' name of a tensor's dtype, without reading it."""
+        return str(self._files[name].get_slice(name).get_dtype())
+
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint.
@@ -118,34 +139,86 @@ def weight_files(directory: Path) -> list[Path]:
         UsageError: when there are none (pickled weights are not read).
         VerificationError: when the index is corrupt or names a missing file.
     """
-    index = directory / INDEX_FILE
+    index, single = directory / INDEX_FILE, directory / WEIGHTS_FILE
     if index.is_file():
-        files = [directory / name for name in _shard_names(index)]
+        names = sorted(set(weight_map(index).values()))
+        files = [directory / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise VerificationError("the checkpoint lacks a file", where=str(index), found=", ".join(missing))
+        if single.is_file() and WEIGHTS_FILE not in names:
+            raise VerificationError(
+                "the checkpoint holds its weights twice: transformers reads the one, others the other",
+                where=str(directory),
+                expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
+                found="both",
+                hint="remove the one that is not meant",
+            )
         return files
-    if (directory / WEIGHTS_FILE).is_file():
-        return [directory / WEIGHTS_FILE]
-    raise UsageError(
-        "this directory holds no safetensors weights",
+    if single.is_file():
+        return [single]
+    raise _no_weights(directory)
+
+
+def _no_weights(directory: Path) -> UsageError:
+    """Why there is nothing to read: an index or a name is missing, or the weights are pickled."""
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+    hint = None
+    if others:
+        hint = f"download {INDEX_FILE} too"
+        if len(others) == 1:
+            hint = f"rename {others[0]} to {WEIGHTS_FILE} if it holds all the weights"
+    elif pickled:
+        hint = "convert pickled weights with save_pretrained(safe_serialization=True) first"
+    return UsageError(
+        f"the index of the weight files is missing: {INDEX_FILE}"
+        if others
+        else "this directory holds no safetensors weights",
         where=str(directory),
         expected=f"{WEIGHTS_FILE} or {INDEX_FILE}",
-        hint="convert pickled weights with save_pretrained(safe_serialization=True) first",
+        found=", ".join(others[:3]) or None,
+        hint=hint,
     )
 
 
-def _shard_names(index: Path) -> list[str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds a tensor, by the index.
+
+    Raises:
+        VerificationError: for an index that is corrupt, or names a file elsewhere.
+    """
     try:
-        names = sorted(
-            {str(name) for name in read_json(index, what="the weight index")["weight_map"].values()}
-        )
+        mapped = {
+            str(name): str(file)
+            for name, file in read_json(index, what="the weight index")["weight_map"].items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError("the weight index is corrupt", where=str(index), found=error) from error
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in mapped.values() if Path(name).name != name]
     if outside:
         raise VerificationError("the index names a file elsewhere", where=str(index), found=outside[0])
-    return names
+    return mapped
+
+
+def _refuse_absent(mapped: dict[str, str], files: dict[str, Any], index: Path) -> None:
+    for name, file in mapped.items():
+        if name not in files:
+            raise VerificationError(
+                "the index names a tensor that its file does not hold",
+                where=str(index),
+                expected=f"{name} in {file}",
+            )
+
+
+def _refuse_elsewhere(name: str, path: Path, mapped: dict[str, str]) -> None:
+    if mapped.get(name) != path.name and not (name not in mapped and is_harmless(name)):
+        raise VerificationError(
+            "a weight file holds a tensor that the index does not put there",
+            where=f"{path}: {name}",
+            expected=f"{name} in {mapped[name]} alone" if name in mapped else f"{name} in {INDEX_FILE}",
+            hint="which of two tensors a library takes is by chance; download the checkpoint again",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +325,18 @@ def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from tensor.split(max(1, _CHUNK_BYTES // row_bytes))
 
 
-def hash_and_check(directory: Path, *, on_file: Callable[[], None] = lambda: None) -> str:
+def hash_and_check(
+    directory: Path,
+    *,
+    on_file: Callable[[], None] = lambda: None,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> str:
     """sha256 over config, tokenizer and weights; refuses corrupt and non-finite weights on the way.
+
+    Args:
+        directory: The checkpoint.
+        on_file: Called after every weight file.
+        on_warning: Called with the name of a matrix that is zero everywhere.
 
     Raises:
         VerificationError: naming the first tensor with NaN or infinity, or the unreadable file.
@@ -261,12 +344,18 @@ def hash_and_check(directory: Path, *, on_file: Callable[[], None] = lambda: Non
     digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
     # Masks, and what an adapter adds, decide what further stages make of equal weights.
     for beside in [
-        p for kind in ("tokenizer*", "masks.*", "adapter/*") for p in sorted(directory.glob(kind))
+        p
+        for kind in ("tokenizer*", "masks.*", "adapter/*")
+        for p in sorted(directory.glob(kind))
+        if p.is_file()
     ]:
         digest.update(beside.read_bytes())
     with CheckpointReader(directory) as reader:
         for name in reader:
-            check_finite(name, reader.tensor(name))
+            tensor = reader.tensor(name)
+            check_finite(name, tensor)
+            if tensor.dim() > 1 and not any(bool(block.any()) for block in row_blocks(tensor)):
+                on_warning(f"{directory}: all weights of {name} are zero")
         for path in reader.paths:
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):

@@ -22,6 +22,16 @@ SHAPE_FIELDS = (
     "head_dim",
     "vocab_size",
 )
+# Far above any published model; below what would keep a loop over layers or names busy.
+LARGEST = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "vocab_size": 1 << 26,
+}
 PRUNABLE_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -65,7 +75,8 @@ def dims_of_config(config: dict[str, object]) -> Dims:
     """Read the dimensions from the fields of a Hugging Face `config.json`.
 
     Raises:
-        UnsupportedError: for a `model_type` the table of families does not hold, or a missing field.
+        UnsupportedError: for a `model_type` the table of families does not hold, or a field that is
+            missing, no whole number or out of all proportion.
     """
     model_type = str(config.get("model_type"))
     for flag in family_of(model_type).unsupported_flags:
@@ -74,13 +85,18 @@ def dims_of_config(config: dict[str, object]) -> Dims:
                 f"{model_type} models with {flag} are not supported", where=flag, expected=False, found=True
             )
 
+    defaults = family_of(model_type).defaults
+
     def number(field: str, default: int | None = None) -> int:
-        value = config.get(field)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or value <= 0:
+        # The classes take an absent field for their default, and null for what follows from the others.
+        value = config.get(field, defaults.get(field, default))
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST[field]:
             raise UnsupportedError(
-                f"config.json has no usable {field}", expected="a positive integer", found=value
+                f"config.json has no usable {field}",
+                where=field,
+                expected=f"a whole number from 1 to {LARGEST[field]:,}",
+                found=value,
             )
         return value
 
@@ -92,7 +108,7 @@ def dims_of_config(config: dict[str, object]) -> Dims:
         num_hidden_layers=number("num_hidden_layers"),
         num_attention_heads=num_heads,
         num_key_value_heads=number("num_key_value_heads", num_heads),
-        head_dim=number("head_dim", hidden_size // num_heads),
+        head_dim=number("head_dim", max(1, hidden_size // num_heads)),
         vocab_size=number("vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.errors import UnsupportedError, nearest
+from compressor.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,10 @@ class TensorRTLLM:
         architecture: Class name in `config.json`.
         norm_epsilon: The Hugging Face field that becomes `norm_epsilon`.
         activation: Hugging Face's `hidden_act` and TensorRT-LLM's name for it.
-        gate: Name of the gate's projection in the checkpoint, and of the input's; one for a plain MLP.
+        mlp_inputs: Names of the gate's projection and of the input's; one for a plain MLP.
         config: Further fields of `config.json`, as they are.
         writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
+        writes_seq_length: Whether its decoder layer reads `seq_length`, for which it has no default.
     """
 
     architecture: str
@@ -30,6 +31,7 @@ class TensorRTLLM:
     mlp_inputs: tuple[str, ...] = ("fc", "gate")
     config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
     writes_rotary_fraction: bool = False
+    writes_seq_length: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,13 @@ class Family:
         qkv_has_bias: Whether q, k and v always carry a bias (o never does).
         head_norms: Norms of every query and key head, `[head_dim]`; none in most families.
         unsupported_flags: Config fields that would add tensors no rule here covers.
+        activation: `hidden_act` as the rest of the project assumes it.
+        norm_epsilon: The config's field of the norms' epsilon.
+        rotary_fraction: Which part of a head the class rotates by default; None: always all of it.
+        scales_rope_before_5: Whether the class read `rope_scaling` before transformers 5.
+        window_by_layer: Whether every layer has a window, or none, by `layer_types` or its index.
+        defaults: What the model class of both generations takes for an absent field that decides the
+            computation; a dimension that depends on another one is not here.
     """
 
     model_type: str
@@ -84,6 +93,12 @@ class Family:
     mlp_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down_proj: str = "mlp.down_proj"
     unsupported_flags: tuple[str, ...] = ("attention_bias", "mlp_bias")
+    activation: str = "silu"
+    norm_epsilon: str = "rms_norm_eps"
+    rotary_fraction: float | None = None
+    scales_rope_before_5: bool = True
+    window_by_layer: bool = False
+    defaults: dict[str, float | str | None] = field(default_factory=dict)
     tensorrt_llm: TensorRTLLM | None = None
     gguf: Gguf | None = None
     runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
@@ -95,11 +110,18 @@ class Family:
 
 
 _ALL_RUNTIMES = frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"})
+_QWEN_DEFAULTS: dict[str, float | str | None] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         model_type="llama",
         hidden_divisible_by_heads=True,
+        defaults={"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
         gguf=Gguf(
             config=(
@@ -114,6 +136,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(
         model_type="mistral",
+        defaults={
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+        },
         tensorrt_llm=TensorRTLLM(architecture="MistralForCausalLM"),
         runtimes=_ALL_RUNTIMES,
     ),
@@ -123,6 +152,11 @@ FAMILIES: dict[str, Family] = {
         norm_has_bias=True,
         norm_offset=1.0,
         prunable=False,
+        activation="relu2",
+        norm_epsilon="norm_eps",
+        rotary_fraction=0.5,
+        scales_rope_before_5=False,
+        defaults={"hidden_act": "relu2", "norm_eps": 1e-5, "max_position_embeddings": 4096},
         mlp_inputs=("mlp.up_proj",),
         tensorrt_llm=TensorRTLLM(
             architecture="NemotronForCausalLM",
@@ -149,9 +183,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         model_type="qwen2",
         qkv_has_bias=True,
+        window_by_layer=True,
+        defaults=_QWEN_DEFAULTS,
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen2ForCausalLM",
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
+            writes_seq_length=True,
         ),
         gguf=Gguf(
             config=(
@@ -164,10 +201,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         model_type="qwen3",
+        window_by_layer=True,
+        defaults={**_QWEN_DEFAULTS, "head_dim": 128},
         head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
+            writes_seq_length=True,
         ),
         gguf=Gguf(
             config=(
@@ -192,6 +232,6 @@ def family_of(model_type: str) -> Family:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported",
             expected=" or ".join(sorted(FAMILIES)),
-            hint=nearest(model_type, FAMILIES),
+            hint="another architecture needs rules of its own, even where its name is similar",
         )
     return FAMILIES[model_type]

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import sha256_of_file, sync_tree
-from compressor.models.dims import Dims, dims_of_config
+from compressor.artifact import (
+    ARTIFACT_FILE,
+    ModelArtifact,
+    fingerprint_of,
+    record_files,
+    sha256_of_file,
+    sync_tree,
+)
+from compressor.discarding import discard
+from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.gguf_fields import Fields, config_of
 from compressor.models.gguf_header import GgufHeader, read_header
 from compressor.models.gguf_rope import add_rope_scaling
@@ -56,17 +63,34 @@ def convert_gguf(path: Path, scratch: Path, dtype: str, *, tokenizer: Path | Non
     if tokenizer is not None:
         name += f"-{tokenizer_digest(tokenizer)[:12]}"
     directory = scratch / name
-    if directory.is_dir():
+    if (directory / ARTIFACT_FILE).is_file():
         return directory
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.is_dir():
+        if not (directory / ARTIFACT_FILE).is_file():
             partial = directory.with_name(directory.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
+            for unfinished in (directory, partial):
+                discard(unfinished)
             _convert(path, partial, dtype, tokenizer)
+            _record(path, partial, dtype)
             partial.rename(directory)
     return directory
+
+
+def _record(path: Path, directory: Path, dtype: str) -> None:
+    """Record the files of a conversion, by which it is checked whenever it is used again."""
+    inputs = {"gguf": sha256_of_file(path), "dtype": dtype, "format": _FORMAT}
+    ModelArtifact(
+        path=directory,
+        stage="source",
+        fingerprint=fingerprint_of(inputs),
+        lineage=("source",),
+        num_parameters=num_parameters(gguf_dims(path)),
+        inputs=inputs,
+        files=record_files(directory),
+    ).write()
+    sync_tree(directory)
 
 
 def _read(path: Path) -> tuple[GgufHeader, dict[str, Any], Dims]:

@@ -7,20 +7,34 @@ are read, never pickle.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
-from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError, nearest
-from compressor.models.dims import Dims, dims_of_config, num_parameters
-from compressor.models.tokenizer import has_tokenizer, require_known_ids
+from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
+from compressor.errors import UnsupportedError, UsageError, VerificationError, nearest
+from compressor.models.dims import Dims, num_parameters
+from compressor.models.tokenizer import has_tokenizer, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
 
+__all__ = [
+    "ModelSource",
+    "copy_checkpoint",
+    "distinct_names",
+    "load_model",
+    "load_tokenizer",
+    "open_checkpoint",
+    "plan_dims",
+    "refuse_needless_tokenizer",
+    "refuse_quantised",
+    "resolve_source",
+    "short_name",
+    "source_dims",
+]
+
 SourceKind = Literal["directory", "hub", "gguf"]
-_FIRST_WITH_ROPE_PARAMETERS = 5
-_WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +68,7 @@ def resolve_source(model: str) -> ModelSource:
         UnsupportedError: for an alias without Hugging Face weights.
     """
     path = Path(model).expanduser()
-    if path.suffix == ".gguf" or path.is_file():
+    if (path.suffix == ".gguf" and not path.is_dir()) or path.is_file():
         if not path.is_file():
             raise _no_gguf_file(path, model)
         if path.suffix != ".gguf":
@@ -114,20 +128,24 @@ def source_dims(source: ModelSource) -> Dims:
         from compressor.models.gguf import gguf_dims
 
         return gguf_dims(Path(source.location))
-    from compressor.models.checkpoint import read_config
-
     directory = Path(source.location)
     if source.kind == "hub":
-        directory = _download(source.location, ["config.json"])
-    config = read_config(directory)
-    refuse_quantised(config, directory)
-    dims = dims_of_config(config)
+        from compressor.models.hub import download_config
+
+        directory = download_config(source.location)
+    dims = _checked_config(directory)[0]
     require_known_ids(directory, dims.vocab_size)
     return dims
 
 
 def open_checkpoint(
-    source: ModelSource, scratch: Path, *, dtype: str, tokenizer: str | None = None
+    source: ModelSource,
+    scratch: Path,
+    *,
+    dtype: str,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> ModelArtifact:
     """Bring a model onto this disk as a checked safetensors checkpoint.
 
@@ -136,12 +154,14 @@ def open_checkpoint(
         scratch: Where a GGUF file is converted to, if it is one; others stay where they are.
         dtype: Stored dtype of a converted GGUF file.
         tokenizer: Directory of the tokenizer that replaces a GGUF file's own vocabulary.
+        trust_remote_code: Whether a hub model's own code is downloaded with it.
+        on_warning: Called for what can be used but may not be meant.
 
     Raises:
         UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
     """
-    from compressor.models.checkpoint import CheckpointReader, hash_and_check, read_config
-    from compressor.models.shapes import check_shapes
+    from compressor.models.checkpoint import CheckpointReader, hash_and_check
+    from compressor.models.shapes import check_source
 
     directory = Path(source.location)
     refuse_needless_tokenizer(source, tokenizer)
@@ -151,26 +171,47 @@ def open_checkpoint(
         given = Path(tokenizer).expanduser() if tokenizer else None
         directory = convert_gguf(directory, scratch, dtype, tokenizer=given)
     elif source.kind == "hub":
-        directory = _download(source.location, _WEIGHT_PATTERNS)
-    config = read_config(directory)
-    refuse_quantised(config, directory)
-    dims = dims_of_config(config)
+        from compressor.models.hub import download_model
+
+        directory = download_model(source.location, trust_remote_code=trust_remote_code)
+    dims, warnings = _checked_config(directory)
+    for warning in warnings:
+        on_warning(warning)
     with CheckpointReader(directory) as reader:
-        check_shapes(reader, dims)
+        check_source(reader, dims, where=directory)
     require_known_ids(directory, dims.vocab_size)
+    _refuse_by_class(directory, trust_remote_code=trust_remote_code)
     lineage: tuple[str, ...] = ("source",)
     texts: tuple[str, ...] = ()
     if (directory / ARTIFACT_FILE).is_file():
         ours = read_artifact(directory)
+        _check_recorded(ours, source)
         lineage, texts = ours.lineage, ours.texts
     return ModelArtifact(
         path=directory,
         stage=lineage[-1],
-        fingerprint=hash_and_check(directory),
+        fingerprint=hash_and_check(directory, on_warning=on_warning),
         lineage=lineage,
         num_parameters=num_parameters(dims),
         texts=texts,
     )
+
+
+def _check_recorded(ours: ModelArtifact, source: ModelSource) -> None:
+    """Refuse a source of this tool's making whose files are not those that were recorded.
+
+    A published one has files beside them, and from the hub not all of them are downloaded.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
+    if source.kind == "gguf":
+        redo = f"delete {ours.path}, then the same command converts the file again"
+    files = ours.files
+    if source.kind == "hub":
+        files = {name: record for name, record in files.items() if (ours.path / name).is_file()}
+    check_files(ours.path, files, contents=True, redo=redo, may_have_more=source.kind != "gguf")
 
 
 def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> None:
@@ -195,6 +236,33 @@ def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> Non
             expected="tokenizer.json",
             found=tokenizer,
         )
+
+
+def _checked_config(directory: Path) -> tuple[Dims, tuple[str, ...]]:
+    """The dimensions a directory's config says, its files and fields checked; and warnings."""
+    from compressor.models.checkpoint import CONFIG_FILE, read_config
+    from compressor.models.config_fields import check_config
+    from compressor.models.files import check_files, refuse_adapter_directory
+
+    check_files(directory)
+    refuse_adapter_directory(directory)
+    config = read_config(directory)
+    refuse_quantised(config, directory)
+    return check_config(config, where=str(directory / CONFIG_FILE))
+
+
+def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a config that the model class of the installed transformers refuses, for its reason."""
+    from transformers import AutoConfig, __version__
+
+    try:
+        AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each class raises what it likes
+        raise UnsupportedError(
+            f"transformers {__version__} refuses this config",
+            where=str(directory / "config.json"),
+            found=f"{type(error).__name__}: {error}",
+        ) from error
 
 
 def refuse_quantised(config: dict[str, Any], directory: Path) -> None:
@@ -225,9 +293,11 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     import torch
     from transformers import AutoModelForCausalLM
 
+    from compressor.models.checkpoint import CONFIG_FILE, read_config
+    from compressor.models.rope import refuse_misread_rope
     from compressor.models.shapes import refuse_misfit
 
-    _refuse_newer_rope(directory)
+    refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -244,24 +314,6 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def _refuse_newer_rope(directory: Path) -> None:
-    """Refuse a config that this transformers would silently read as rope base 10000 without scaling."""
-    from transformers import __version__
-
-    from compressor.models.checkpoint import read_config
-
-    config = read_config(directory)
-    if int(__version__.split(".")[0]) < _FIRST_WITH_ROPE_PARAMETERS and (
-        "rope_parameters" in config and "rope_theta" not in config
-    ):
-        raise UnsupportedError(
-            f"transformers {__version__} does not read rope_parameters",
-            where=str(directory / "config.json"),
-            expected="rope_theta and rope_scaling beside it",
-            hint="export --format huggingface under transformers 5 writes both",
-        )
-
-
 def copy_checkpoint(source: Path, destination: Path) -> None:
     """Copy a checkpoint's weights byte by byte, with its config and the files beside them."""
     from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, weight_files
@@ -271,36 +323,3 @@ def copy_checkpoint(source: Path, destination: Path) -> None:
     if (source / INDEX_FILE).is_file():
         shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
     copy_tokenizer(source, destination)
-
-
-def _download(hub_id: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise UsageError("this is no Hugging Face id", where=hub_id, found=error) from error
-    except GatedRepoError as error:
-        raise NetworkError(
-            "access to this model is restricted",
-            where=hub_id,
-            hint="ask for access on its page and set HF_TOKEN",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise NetworkError(
-            "the hub has no such model, or it is private", where=hub_id, hint="check the id; set HF_TOKEN"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise NetworkError(
-            "the model cannot be downloaded",
-            where=hub_id,
-            found=type(error).__name__,
-            hint="go online, or give a local directory",
-        ) from error

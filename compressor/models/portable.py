@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.rope import has_rope, rope_fields
 from compressor.models.tokenizer_files import make_tokenizer_portable
 
 
 def portable_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a config with the keys of both generations.
+    """A copy of a config with the keys of both generations, nothing lost and nothing left to defaults.
 
-    Both spellings are filled from whichever is there: `rope_theta` and `rope_scaling` with
-    `rope_parameters`, `torch_dtype` with `dtype`.
+    `rope_theta`, `rope_scaling` and `rope_parameters` are filled from whichever is there, `torch_dtype`
+    with `dtype`; what the family's class would fill in for an absent field is written out. The result of
+    its own result is the same.
+
+    Raises:
+        UnsupportedError: when the rope cannot be said to both generations.
     """
     both = {key: value for key, value in config.items() if key != "_model_name_or_path"}
-    rope = both.get("rope_parameters")
-    if rope:
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        both["rope_theta"] = rope["rope_theta"]
-        both["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-    elif "rope_theta" in both:
-        scaling = both.get("rope_scaling") or {"rope_type": "default"}
-        both["rope_parameters"] = {"rope_theta": both["rope_theta"], **scaling}
+    if has_rope(both):
+        both |= rope_fields(both)
     dtype = both.get("dtype") or both.get("torch_dtype")
     if dtype:
         both["dtype"] = both["torch_dtype"] = dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import torch
 from compressor.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-
-# Buffers that old checkpoints carry and current model classes compute themselves.
-_COMPUTED_BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
+from compressor.models.tensors import is_harmless, refuse_quantised_dtypes, refuse_unmapped
 
 
 def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
@@ -79,14 +76,27 @@ def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
         )
 
 
+def check_source(reader: CheckpointReader, dims: Dims, *, where: Path) -> None:
+    """Refuse a source whose tensors are not exactly the model's, each floating point; by headers alone.
+
+    Raises:
+        UnsupportedError: naming a tensor that no rule maps, or one of FP8 or integers.
+        VerificationError: see `check_shapes`.
+    """
+    mapped = {*expected_shapes(dims), repeated_head(dims)}
+    refuse_unmapped(reader, mapped, model_type=dims.model_type, where=str(where))
+    refuse_quantised_dtypes({name: reader.dtype(name) for name in reader}, where=str(where))
+    check_shapes(reader, dims)
+
+
 def repeated_head(dims: Dims) -> str:
     """The name under which a tied model's checkpoint may repeat its embedding; "" for an untied one."""
     return f"{dims.family.lm_head}.weight" if dims.tie_word_embeddings else ""
 
 
 def is_parameter(name: str, dims: Dims) -> bool:
-    """Whether a checkpoint's tensor is a parameter of its own: no repeated head, no computed buffer."""
-    return name != repeated_head(dims) and not _COMPUTED_BUFFERS.search(name)
+    """Whether a checkpoint's tensor is a parameter of its own: no repeated head, none to leave out."""
+    return name != repeated_head(dims) and not is_harmless(name)
 
 
 def refuse_misfit(report: dict[str, Any], where: Path) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from compressor.calibration.hooks import Observer, observed
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_norms, over_sequence
-from compressor.data.packing import TokenArray
+from compressor.data.tokenise import TokenArray
 from compressor.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader

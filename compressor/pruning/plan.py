@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from compressor.errors import UsageError
+from compressor.json_files import read_json
 from compressor.models.dims import Dims
 from compressor.pruning.importance import ImportanceScores
 
@@ -81,8 +82,8 @@ def read_plan(directory: Path) -> PrunePlan:
     """
     file = directory / PLAN_FILE
     try:
-        return PrunePlan.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, ValueError) as error:
+        return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError("the prune plan cannot be read", where=str(file), found=error) from error
 
 

@@ -20,6 +20,7 @@ from compressor.models.checkpoint import (
     row_blocks,
     write_checkpoint,
 )
+from compressor.models.config_fields import FULL, layer_types
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
@@ -74,11 +75,27 @@ def sliced_config(config: dict[str, Any], plan: PrunePlan, dtype: torch.dtype | 
     """The student's config: new dimensions, `head_dim` always explicit."""
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     changed = {name: plan.student[name] for name in (*fields, "num_key_value_heads", "head_dim")}
-    if config.get("layer_types") is not None:
-        changed["layer_types"] = [config["layer_types"][index] for index in plan.layers]
+    changed |= _sliced_layer_types(config, plan)
     if dtype is not None:
         changed["dtype"] = str(dtype).removeprefix("torch.")
     return {**config, **changed}
+
+
+def _sliced_layer_types(config: dict[str, Any], plan: PrunePlan) -> dict[str, Any]:
+    """Which kept layers have a window, said by layer: a layer keeps what its index in the source gave it.
+
+    `max_window_layers` counts too where the layers without a window come first, for readers of that alone.
+    """
+    dims = dims_of_config(config)
+    types = config.get("layer_types") or layer_types(config, dims)
+    if types is None or len(plan.layers) == len(types):
+        return {}
+    kept = [types[index] for index in plan.layers]
+    changed: dict[str, Any] = {"layer_types": kept}
+    num_full = kept.count(FULL)
+    if config.get("use_sliding_window") and kept[:num_full] == [FULL] * num_full:
+        changed["max_window_layers"] = num_full
+    return changed
 
 
 def _sliced(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compressor.artifact import ModelArtifact
-from compressor.data.packing import read_windows
+from compressor.data.calibration import calibration_windows
 from compressor.errors import UnsupportedError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
@@ -26,7 +27,7 @@ from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.pruning.target import check_shape
 from compressor.recipe import Calibration, Prune, Section
 from compressor.sparsity.slorb import refuse_adapter
-from compressor.stage import Stage, StageContext, StageResult
+from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class PruneStageConfig(Section):
@@ -39,6 +40,7 @@ class PruneStageConfig(Section):
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
     """Score all units, write the plan, and slice the checkpoint by it."""
+    start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
         raise UnsupportedError(
@@ -47,7 +49,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     refuse_adapter(source.path, by="pruning")
     student = dims.with_shape(**config.shape)
     check_shape(student)
-    scores = _scores(config, source, dims, context)
+    scores, text = _scores(config, source, dims, context)
     scores.save(out_dir)
     plan = make_plan(dims, student, scores, importance=config.prune.importance)
     plan.write(out_dir)
@@ -57,42 +59,39 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    return StageResult(num_parameters=num_parameters, details={"removed_layers": removed})
+    details = {"removed_layers": removed, **({"calibration": text} if text else {})}
+    return StageResult(num_parameters=num_parameters, details=details)
 
 
 def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> ImportanceScores:
+) -> tuple[ImportanceScores, dict[str, Any] | None]:
+    """The scores, and the record of the text that set them."""
     if config.prune.importance == "random":
-        return random_importance(dims, seed=context.seed)
+        return random_importance(dims, seed=context.seed), None
     if config.prune.importance == "weight-magnitude":
         with CheckpointReader(source.path) as reader:
-            return weight_magnitude_importance(reader, dims)
-    calibration = config.calibration
+            return weight_magnitude_importance(reader, dims), None
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    windows = read_windows(
-        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
-    )
-    if len(windows) < calibration.size:
-        context.console.warn(
-            f"the calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
-            f"not {calibration.size}"
-        )
+    windows = calibration_windows(config.calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(config.calibration):
+        context.console.warn(shortage)
     model = load_model(
         source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
     )
-    with context.console.progress("importance", len(windows)) as tick:
-        return activation_importance(
+    with context.console.progress("importance", len(windows.ids)) as tick:
+        scores = activation_importance(
             ModelAdapter(model),
-            windows,
+            windows.ids,
             batch_aggregation=config.prune.batch_aggregation,
             sequence_aggregation=config.prune.sequence_aggregation,
             on_window=tick,
         )
+    return scores, windows.record
 
 
 def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
     return (config.calibration.data,) if config.prune.importance == "activation" else ()
 
 
-PRUNE: Stage[PruneStageConfig] = Stage(name="prune", run=run, data=_calibration_data)
+PRUNE: Stage[PruneStageConfig] = Stage(name="prune", run=run, format_version=2, data=_calibration_data)

@@ -28,6 +28,7 @@ LARGE_HIDDEN_MULTIPLE = 64
 SMALL_HIDDEN_MULTIPLE = 16
 SMALLEST_FRACTION = 0.25
 
+_LARGEST = 1e18  # far above any model and any text
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmb%]?)", re.IGNORECASE)
 
@@ -53,6 +54,8 @@ def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
         accepted = "a count such as 4b, 4.5B, 100m or 4500000000" + (", or 60%" if whole else "")
         raise UsageError(f"{option} is not a size", where=option, expected=accepted, found=text)
     number = float(match[1].replace("_", ""))
+    if number > _LARGEST:
+        raise UsageError(f"{option} is too large", where=option, found=f"{text[:40]}...")
     if match[2] == "%":
         return round(number / 100 * (whole or 0))
     return round(number * _UNITS[match[2].lower()])

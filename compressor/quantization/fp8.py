@@ -23,7 +23,8 @@ from torch import nn
 
 from compressor.artifact import ModelArtifact
 from compressor.console import Console
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.calibration import CalibrationWindows, calibration_windows
+from compressor.data.tokenise import TokenArray
 from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
@@ -32,7 +33,7 @@ from compressor.models.portable import write_config
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
-from compressor.quantization.reader import attention_modules, quantised_linears
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
 from compressor.sparsity.promise import carry_promise
 from compressor.sparsity.slorb import refuse_adapter
@@ -71,33 +72,34 @@ def run(
         trust_remote_code=context.trust_remote_code,
     )
     with _kept_off_stdout(context.console):
-        amax = _calibrate_(model, windows, context.console)
+        amax = _calibrate_(model, windows.ids, context.console)
         write_amax(out_dir, amax)
         copy_checkpoint(source.path, out_dir)
         carry_promise(source.path, out_dir)
         _export_(model, stored, source.path, out_dir / FP8_DIRECTORY, config.quantize)
-    details = {"num_windows": len(windows), "window_tokens": windows.shape[1], "num_statistics": len(amax)}
+    details = {
+        "num_windows": len(windows.ids),
+        "window_tokens": windows.ids.shape[1],
+        "calibration": windows.record,
+        "num_statistics": len(amax),
+    }
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 
 QUANTIZE: Stage[QuantizeStageConfig] = Stage(
     name="quantize",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "nvidia-modelopt"),
     data=lambda config: (config.calibration.data,),
 )
 
 
-def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> TokenArray:
+def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
-    windows = read_windows(
-        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
-    )
-    if len(windows) < calibration.size:
-        context.console.warn(
-            f"FP8 calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
-            f"{calibration.size} were asked for"
-        )
+    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(calibration):
+        context.console.warn(shortage)
     return windows
 
 

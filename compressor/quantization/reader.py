@@ -20,10 +20,16 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.quantization.amax import check_positive
+from compressor.quantization.coverage import (
+    INPUT_SCALE,
+    K_SCALE,
+    V_SCALE,
+    WEIGHT_SCALE,
+    quantised_linears,
+)
 from compressor.quantization.e4m3 import E4M3, from_e4m3, simulate
+from compressor.quantization.record import check_record, is_fp8
 
-WEIGHT_SCALE, INPUT_SCALE = ".weight_scale", ".input_scale"
-K_SCALE, V_SCALE = ".k_scale", ".v_scale"
 _SCALES = (WEIGHT_SCALE, INPUT_SCALE, K_SCALE, V_SCALE)
 
 
@@ -42,24 +48,6 @@ class Fp8Scales:
     inputs: dict[str, torch.Tensor]
     keys: dict[int, torch.Tensor]
     values: dict[int, torch.Tensor]
-
-
-def quantised_linears(config: dict[str, Any]) -> list[str]:
-    """Full names of the linear layers that an FP8 checkpoint of this config quantises."""
-    dims = dims_of_config(config)
-    family = dims.family
-    return [
-        f"{family.layers}.{index}.{name}"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
-
-
-def attention_modules(config: dict[str, Any]) -> list[str]:
-    """Full names of the attention modules, by layer."""
-    dims = dims_of_config(config)
-    part = dims.family.k_proj.rpartition(".")[0]
-    return [f"{dims.family.layers}.{index}.{part}" for index in range(dims.num_hidden_layers)]
 
 
 def read_scales(reader: CheckpointReader, config: dict[str, Any]) -> Fp8Scales:
@@ -109,12 +97,14 @@ def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
     from transformers import AutoConfig
 
     plain = read_config(directory)
-    if not plain.get("quantization_config"):
-        raise UsageError(
-            "this checkpoint is not quantised",
-            where=str(directory),
-            expected="quantization_config in config.json",
-        )
+    with CheckpointReader(directory) as reader:
+        if not is_fp8(directory, reader):
+            raise UsageError(
+                "this checkpoint is not quantised",
+                where=str(directory),
+                expected="quantization_config in config.json",
+            )
+        check_record(directory, reader)
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     del config.quantization_config
     with CheckpointReader(directory) as reader:

@@ -41,7 +41,7 @@ def parse_pattern(text: str) -> Pattern:
     Raises:
         UsageError: for anything that is not N:M with 0 < N < M.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
     pattern = Pattern(*map(int, match.groups())) if match else None
     if pattern is None or not 0 < pattern.num_kept < pattern.group_size:
         raise UsageError(

@@ -6,7 +6,6 @@ weight, the exact mask even where a kept weight happens to be zero.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.artifact import write_json
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader
 from compressor.sparsity.pattern import Pattern, check_pattern, pack_mask, parse_pattern, unpack_mask
 
@@ -61,7 +61,7 @@ def read_promise(directory: Path) -> Promise | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json_mapping(file, what="the sparsity record")
         return Promise(
             pattern=parse_pattern(record["pattern"]),
             model_type=record["model_type"],

@@ -13,7 +13,6 @@ The branch is kept beside the checkpoint as a standard PEFT LoRA adapter, lora_A
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,16 @@ from safetensors.torch import load_file, save_file
 
 from compressor.artifact import write_json
 from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.json_files import read_json_mapping
+from compressor.models.digests import tensor_digest
 
 ADAPTER_DIRECTORY = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 GROUP_SIZE = 16
 _PREFIX = "base_model.model."
+# What PEFT writes beside, which changes nothing.
+_OF_PEFT = ("peft_version", "revision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +94,14 @@ def write_adapter(directory: Path, branches: Mapping[str, AdapterBranch]) -> Non
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = branch.down.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = branch.up.detach().cpu().contiguous()
     save_file(tensors, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_json(target / ADAPTER_CONFIG, _adapter_config(branches))
+
+
+def _adapter_config(branches: Mapping[str, AdapterBranch]) -> dict[str, object]:
+    """`adapter_config.json`: PEFT then computes S (X x) beside every layer named, scaled by one."""
     ranks = {name: branch.rank for name, branch in branches.items()}
     largest = max(ranks.values())
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
@@ -108,7 +116,19 @@ def write_adapter(directory: Path, branches: Mapping[str, AdapterBranch]) -> Non
         "alpha_pattern": ranks,
         "target_modules": sorted(ranks),
     }
-    write_json(target / ADAPTER_CONFIG, config)
+
+
+def branch_digests(name: str, branch: AdapterBranch) -> dict[str, str]:
+    """Digests of a branch's matrices as they are in memory, under names of their own.
+
+    Args:
+        name: The linear layer's full name.
+        branch: Its branch.
+    """
+    return {
+        f"{ADAPTER_DIRECTORY}/{name}.lora_A": tensor_digest(branch.down),
+        f"{ADAPTER_DIRECTORY}/{name}.lora_B": tensor_digest(branch.up),
+    }
 
 
 def has_adapter(directory: Path) -> bool:
@@ -121,29 +141,65 @@ def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
 
     Raises:
         UsageError: when there is none.
-        VerificationError: when it is corrupt, or its scaling is not 1.
+        VerificationError: when it is corrupt, or PEFT would compute something else by its config.
     """
     folder = directory / ADAPTER_DIRECTORY
     if not has_adapter(directory):
         raise UsageError("this checkpoint has no adapter", where=str(directory))
+    config = read_json_mapping(folder / ADAPTER_CONFIG, what="the adapter's config")
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-        names = list(config["rank_pattern"])
-        branches = {
-            name: AdapterBranch(
-                down=tensors[f"{_PREFIX}{name}.lora_A.weight"], up=tensors[f"{_PREFIX}{name}.lora_B.weight"]
-            )
-            for name in names
-        }
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise VerificationError("the adapter cannot be read", where=str(folder), found=error) from error
-    ranks = {name: branch.rank for name, branch in branches.items()}
-    if not ranks == config["rank_pattern"] == config.get("alpha_pattern"):
+    names = config.get("rank_pattern")
+    if not isinstance(names, dict) or not names:
+        raise _wrong_config(folder, "rank_pattern", "a rank for every layer", names)
+    wanted = {f"{_PREFIX}{name}.lora_{part}.weight" for name in names for part in "AB"}
+    if wanted != set(tensors):
+        odd = min(wanted ^ set(tensors))
         raise VerificationError(
-            "the adapter's ranks, and its alphas, are not those of its tensors", where=str(folder)
+            "the adapter's tensors are not those of its config",
+            where=f"{folder / ADAPTER_WEIGHTS}: {odd}",
+            expected="there" if odd in wanted else "not there",
         )
+    branches = {
+        name: AdapterBranch(
+            down=tensors[f"{_PREFIX}{name}.lora_A.weight"], up=tensors[f"{_PREFIX}{name}.lora_B.weight"]
+        )
+        for name in names
+    }
+    _check_adapter_config(folder, config, branches)
     return branches
+
+
+def _check_adapter_config(
+    folder: Path, config: dict[str, object], branches: Mapping[str, AdapterBranch]
+) -> None:
+    """Refuse a config by which PEFT would compute something else than S (X x) beside every layer.
+
+    A field that is not written here may be there only where it is off: `use_rslora` scales by the root of
+    the rank, `use_dora` divides by a norm, `layers_to_transform` leaves layers out.
+    """
+    expected = _adapter_config(branches)
+    free = ("base_model_name_or_path", "init_lora_weights", "inference_mode", "lora_dropout", "task_type")
+    for name, value in expected.items():
+        found = config.get(name)
+        if isinstance(found, list) and name == "target_modules":
+            found = sorted(map(str, found))
+        if name not in free and found != value:
+            raise _wrong_config(folder, name, value, found)
+    for name in sorted(set(config) - set(expected)):
+        if config[name] and name not in _OF_PEFT:
+            raise _wrong_config(folder, name, "absent, or off", config[name])
+
+
+def _wrong_config(folder: Path, name: str, expected: object, found: object) -> VerificationError:
+    return VerificationError(
+        "the adapter's config computes something else than its branch",
+        where=f"{folder / ADAPTER_CONFIG}: {name}",
+        expected=expected,
+        found=found,
+    )
 
 
 def refuse_adapter(directory: Path, *, by: str) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from compressor.artifact import ModelArtifact
 from compressor.calibration.sequential import LayerVisit, run_sequentially
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.calibration import CalibrationWindows, calibration_windows
 from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import (
     CheckpointReader,
@@ -26,6 +26,7 @@ from compressor.models.checkpoint import (
     write_checkpoint,
     write_safetensors,
 )
+from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.portable import write_config
 from compressor.models.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ from compressor.recipe import Calibration, Section, Sparsify
 from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
 from compressor.sparsity.pattern import Pattern, parse_pattern, require_whole_groups
 from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
-from compressor.sparsity.slorb import AdapterBranch, initial_branch, write_adapter
+from compressor.sparsity.slorb import AdapterBranch, branch_digests, initial_branch, write_adapter
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
@@ -87,10 +88,10 @@ def run(
     windows = _windows(config.calibration, source.path, context)
     visitor = _Visitor(one_shot(sparsify, pattern), names, scratch, slorb_group=sparsify.slorb_group_size)
     dtype = getattr(torch, context.dtype)
-    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows)) as tick:
+    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows.ids)) as tick:
         changed = run_sequentially(
             source.path,
-            windows,
+            windows.ids,
             visitor.visit,
             scratch=scratch,
             dtype=dtype,
@@ -98,6 +99,7 @@ def run(
             trust_remote_code=context.trust_remote_code,
             on_window=tick,
         )
+    write_digests(out_dir, visitor.digests)
     _write(source.path, out_dir, changed, dtype)
     promise.write(out_dir)
     _write_masks(out_dir / MASKS_FILE, visitor.masks)
@@ -136,6 +138,7 @@ class _Visitor:
         self.masks: dict[str, Path] = {}
         self.layers: dict[str, dict[str, Any]] = {}
         self.branches: dict[str, AdapterBranch] = {}
+        self.digests: dict[str, str] = {}
         self.num_nonzero = 0
         self.num_weights = 0
 
@@ -175,9 +178,11 @@ class _Visitor:
             entry["dampening_fraction"] = sparse.dampening_fraction
             entry["dampening_was_raised"] = sparse.dampening_fraction > self._how.dampening_fraction
         self.layers[name] = entry
+        self.digests[name] = tensor_digest(sparse.weight)
         if self._slorb_group is not None:
             module = name.removesuffix(".weight")
             self.branches[module] = initial_branch(dense, sparse.weight, group_size=self._slorb_group)
+            self.digests |= branch_digests(module, self.branches[module])
 
 
 def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
@@ -196,16 +201,11 @@ def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -
     return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
 
 
-def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> TokenArray:
+def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
-    windows = read_windows(
-        calibration.data, "train", tokenizer, size=calibration.size, seq_len=calibration.seq_len
-    )
-    if len(windows) < calibration.size:
-        context.console.warn(
-            f"the calibration text fills {len(windows)} windows of {calibration.seq_len} tokens, "
-            f"not {calibration.size}"
-        )
+    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(calibration):
+        context.console.warn(shortage)
     return windows
 
 
@@ -245,13 +245,16 @@ def _read(path: Path, name: str) -> torch.Tensor:
     return tensor
 
 
-def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: TokenArray) -> dict[str, Any]:
+def _details(
+    visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: CalibrationWindows
+) -> dict[str, Any]:
     details = {
         "pattern": str(pattern),
         "method": one_shot(sparsify, pattern).method,
         "num_tensors": len(visitor.layers),
-        "num_windows": len(windows),
-        "window_tokens": windows.shape[1],
+        "num_windows": len(windows.ids),
+        "window_tokens": windows.ids.shape[1],
+        "calibration": windows.record,
         "density": round(visitor.num_nonzero / visitor.num_weights, 6),
         "layers": visitor.layers,
     }
@@ -263,6 +266,7 @@ def _details(visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: T
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     name="sparsify",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: (config.calibration.data,),
 )

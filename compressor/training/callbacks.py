@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from compressor.console import Tick
 from compressor.errors import DependencyError
 from compressor.processes import barrier, is_main
+from compressor.training.checkpoints import mark_complete
 
 if TYPE_CHECKING:
     from compressor.training.trainer import TrainingConfig
 
-COMPLETE_MARK = "complete"
 LOGGING_STEPS = 10
 DOMAIN_LOSS = "loss/"
 _MODULES = {"tensorboard": "tensorboardX"}
@@ -116,7 +116,7 @@ class Guard(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """Marks a checkpoint whose every file every process has written; a killed save leaves none."""
+    """Marks a checkpoint whose every file every process has written and synced; a killed save leaves none."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,7 +124,7 @@ class MarkComplete(TrainerCallback):
         """After the extensions."""
         barrier()
         if is_main():
-            (_checkpoint(args, state) / COMPLETE_MARK).touch()
+            mark_complete(_checkpoint(args, state))
 
 
 def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:

@@ -7,7 +7,6 @@ reference losses and the course so far.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.data.dynamic_weights import Variant, updated_weights
 from compressor.data.mixing import WindowStream
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.packing import read_windows
+from compressor.data.tokenise import TokenArray
 from compressor.errors import UsageError, VerificationError
+from compressor.json_files import as_record, read_json
 from compressor.processes import is_main
 from compressor.recipe import Domain
 from compressor.training.callbacks import TrainingExtension
@@ -43,6 +44,17 @@ class Update:
     step: int
     losses: tuple[float, ...]
     weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What `report` says, read back."""
+
+    variant: str
+    interval_steps: int
+    domains: tuple[str, ...]
+    reference_losses: tuple[float, ...] | None
+    updates: tuple[Update, ...]
 
 
 class DynamicBatchLoading(TrainingExtension):
@@ -119,12 +131,10 @@ class DynamicBatchLoading(TrainingExtension):
         file = directory / STATE_FILE
         if not file.is_file():
             raise VerificationError("the checkpoint holds no dynamic weights", where=str(file))
-        state = json.loads(file.read_text(encoding="utf-8"))
-        self._references = tuple(state["reference_losses"]) if state["reference_losses"] else None
-        self._updates = [
-            Update(step=entry["step"], losses=tuple(entry["losses"]), weights=tuple(entry["weights"]))
-            for entry in state["updates"]
-        ]
+        what = "the record of dynamic weights"
+        state = as_record(_State, read_json(file, what=what), what=what, where=file)
+        self._references = state.reference_losses or None
+        self._updates = list(state.updates)
 
     def report(self) -> dict[str, Any]:
         """The course of the weights for the report, as plain JSON values."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from compressor.artifact import LOGS
 from compressor.console import Console
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
+from compressor.errors import VerificationError
 from compressor.processes import barrier, is_main, rank, sum_over_processes, world_size
 from compressor.training.batches import Batches
 from compressor.training.callbacks import (
-    COMPLETE_MARK,
     DOMAIN_LOSS,
     LOGGING_STEPS,
     Extend,
@@ -39,6 +40,7 @@ from compressor.training.callbacks import (
     Watch,
     reporters,
 )
+from compressor.training.checkpoints import last_complete_checkpoint
 from compressor.training.sharding import (
     full_state,
     is_sharded,
@@ -52,7 +54,6 @@ from compressor.training.watchdog import refuse_non_finite
 CHECKPOINTS = "checkpoints"
 STUDENT_FILE = "student.safetensors"
 STREAM_FILE = "stream.json"
-LOGS = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +128,11 @@ def train(
         flops_per_token: Of a training step, for the utilisation of a known GPU.
 
     Raises:
-        VerificationError: on a non-finite loss or gradient, with step, data position and layer.
+        VerificationError: on a non-finite loss or gradient, with step, data position and layer; when every
+            checkpoint that is there is damaged.
     """
     checkpoints = work_dir / CHECKPOINTS
-    last = last_complete_checkpoint(checkpoints)
+    last = last_complete_checkpoint(checkpoints, console)
     if last is not None:
         console.info(f"continuing from {last.name}")
     # Precision is kept per process; an earlier training's must not leak into this one.
@@ -155,18 +157,6 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _log_of(trainer.state.log_history, stream.names)
-
-
-def last_complete_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose every file was written; unfinished ones are removed."""
-    complete: list[Path] = []
-    for path in checkpoints.glob("checkpoint-*") if checkpoints.is_dir() else ():
-        if (path / COMPLETE_MARK).is_file():
-            complete.append(path)
-        elif is_main():
-            shutil.rmtree(path)
-    barrier()
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _optimizer(
@@ -195,7 +185,7 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
         seed=config.seed,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=2,
+        save_total_limit=None,  # the oldest goes when a newer one is complete
         ignore_data_skip=True,  # the stream knows its own position
         logging_steps=math.gcd(LOGGING_STEPS, config.checkpoint_steps),
         logging_nan_inf_filter=False,
@@ -307,9 +297,16 @@ class _StudentTrainer(Trainer):
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        state = torch.load(_optimizer_file(checkpoint), map_location="cpu", weights_only=True)
-        load_local_optimizer_state_(self.optimizer, state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["schedule"])
+        file = _optimizer_file(checkpoint)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            load_local_optimizer_state_(self.optimizer, state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+        except (EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            # Its sha256 is right: another version of torch may have written it.
+            raise VerificationError(
+                "the optimizer of a checkpoint cannot be loaded", where=str(file), found=error
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         directory = Path(resume_from_checkpoint)

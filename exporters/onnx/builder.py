@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from compressor.errors import DependencyError, VerificationError
+from compressor.resource_errors import as_resource_error, killed_child
 
 Precision = Literal["fp32", "fp16", "int4"]
 
@@ -43,7 +44,7 @@ def build_onnx(
         DependencyError: when the builder or what it imports is missing.
         VerificationError: when it fails, with the last lines it wrote.
     """
-    _require_builder()
+    require_onnx_builder()
     for stale in out_dir.glob(f"{_WORK_PREFIX}*"):
         shutil.rmtree(stale)
     work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=out_dir))
@@ -59,7 +60,12 @@ def build_onnx(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _require_builder() -> None:
+def require_onnx_builder() -> None:
+    """Refuse an ONNX export that nothing here can build.
+
+    Raises:
+        DependencyError: naming the library that is missing.
+    """
     for module, distribution in _REQUIRED.items():
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
@@ -107,6 +113,9 @@ def _run(command: list[str]) -> None:
                 found=message,
                 hint="compress-export doctor shows the versions that work together",
             )
+        told = (as_resource_error(RuntimeError(line)) for line in reversed(lines))
+        if resource := next(filter(None, told), killed_child("the model builder", done.returncode)):
+            raise resource
         raise VerificationError(
             "onnxruntime-genai's model builder failed", where=f"exit code {done.returncode}", found=message
         )

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.errors import VerificationError
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import Dims, dims_of_config
+from compressor.models.dims import dims_of_config
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe import Export
+from compressor.sparsity.promise import Promise
 from exporters.comparison import TOLERANCES, compare_logits
-from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts
-from exporters.onnx.builder import GENAI_CONFIG_FILE, Precision, build_onnx
+from exporters.logits import (
+    VerifyOptions,
+    compare_models,
+    student_model,
+    student_prompts,
+    torch_logits,
+)
+from exporters.onnx.builder import Precision, build_onnx
+from exporters.onnx.expressible import check_expressible
+from exporters.onnx.genai_config import check_genai_config, complete_genai_config
+from exporters.onnx.int4_logits import check_against_carrying_student_
+from exporters.onnx.rope import buildable, check_tables, write_tables
 from exporters.onnx.runtime import GraphFailureError, NotExecutableError, OnnxModel
 from exporters.onnx.weights import compare_weights
 from exporters.prompts import Prompt, describe_prompts
@@ -23,7 +34,6 @@ from exporters.record import Verification
 from exporters.tokenizer_check import check_tokenizer
 
 _CACHE_CHECK_TOKENS = 48
-_RUNTIME = "onnxruntime-genai"
 _FORMATS: dict[Precision, str] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
@@ -46,33 +56,43 @@ class OnnxExporter:
         """The recipe's name of the format."""
         return _FORMATS[self.precision]
 
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Refuse a model whose graph would compute something else, from its config alone.
+
+        Raises:
+            UnsupportedError: naming the field.
+        """
+        check_expressible(config)
+
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Build the graph from the 16-bit checkpoint.
 
         Raises:
-            UnsupportedError: for a family whose graphs are not confirmed.
+            UnsupportedError: for a model whose graphs are not confirmed.
         """
-        family = dims_of_config(read_config(source)).family
-        if _RUNTIME not in family.runtimes:
-            raise UnsupportedError(
-                f"the graph builder is not known to compute {family.model_type} models right",
-                where=self.format,
-                hint="leave onnx out of the formats",
-            )
+        config = read_config(source)
+        self.check(config, options.export, None)
         options.console.info(f"building the {self.precision} ONNX graph")
-        build_onnx(source, out_dir, precision=self.precision, trust_remote_code=options.trust_remote_code)
+        with buildable(source, config) as checkpoint:
+            build_onnx(
+                checkpoint, out_dir, precision=self.precision, trust_remote_code=options.trust_remote_code
+            )
         # The builder saves a tokenizer as transformers loaded it; the student's own files are what counts.
         copy_tokenizer(source, out_dir)
+        write_tables(out_dir, source)
+        complete_genai_config(out_dir, source)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
         """Compare the graph's logits at every position with the student's, and its weights where exact.
 
-        fp16 weights are compared tensor by tensor; a CPU without fp16 kernels leaves it at that.
+        fp16 weights are compared tensor by tensor; a CPU without fp16 kernels leaves it at that. int4
+        weights are compared step by step, and the graph, with float32 inputs of its quantised layers, with
+        the student carrying them.
         """
-        config = read_config(student)
-        dims = dims_of_config(config)
+        dims = dims_of_config(read_config(student))
         checks: dict[str, Any] = {
-            "genai_config": _check_genai_config(out_dir, dims),
+            "genai_config": check_genai_config(out_dir, student, trust_remote_code=options.trust_remote_code),
+            "num_rope_positions": check_tables(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
         }
         if self.precision == "fp16":
@@ -81,7 +101,12 @@ class OnnxExporter:
         try:
             graph = OnnxModel(out_dir, dims)
             checks["kv_cache_max_relative"] = self._check_cache(graph, prompts[0])
-            logits = compare_models(student_logits(student, options), graph.logits, prompts, options.console)
+            model = student_model(student, options)
+            logits = compare_models(torch_logits(model), graph.logits, prompts, options.console)
+            if self.precision == "int4":
+                checks |= check_against_carrying_student_(
+                    model, out_dir, student, prompts, options, compared=logits["all"]
+                )
         except (NotExecutableError, GraphFailureError) as error:
             if self.precision != "fp16":
                 raise VerificationError(
@@ -113,27 +138,3 @@ class OnnxExporter:
                 found=f"{compared.max_relative:.3g}",
             )
         return float(compared.to_dict()["max_relative"])
-
-
-def _check_genai_config(out_dir: Path, dims: Dims) -> str:
-    """Refuse a `genai_config.json` that describes another model."""
-    file = out_dir / GENAI_CONFIG_FILE
-    try:
-        model = json.loads(file.read_text(encoding="utf-8"))["model"]
-        decoder = model["decoder"]
-    except (OSError, ValueError, KeyError) as error:
-        raise VerificationError("the GenAI config cannot be read", where=str(file), found=error) from error
-    wanted = {
-        "head_size": dims.head_dim,
-        "hidden_size": dims.hidden_size,
-        "num_attention_heads": dims.num_attention_heads,
-        "num_hidden_layers": dims.num_hidden_layers,
-        "num_key_value_heads": dims.num_key_value_heads,
-    }
-    found = {**{name: decoder.get(name) for name in wanted}, "vocab_size": model.get("vocab_size")}
-    for name, value in {**wanted, "vocab_size": dims.vocab_size}.items():
-        if found[name] != value:
-            raise VerificationError(
-                "the GenAI config describes another model", where=name, expected=value, found=found[name]
-            )
-    return "dimensions equal"

@@ -12,9 +12,13 @@ import torch
 
 from compressor.errors import VerificationError
 from compressor.models.dims import Dims
+from compressor.resource_errors import as_resource_error
 from exporters.onnx.builder import GRAPH_FILE
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_ONLY_FATAL = 4
+_FLOAT32_INPUTS = 1  # of MatMulNBits' accuracy_level
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _PAST, _PRESENT = "past_key_values.", "present."
 
 Cache = dict[str, npt.NDArray[Any]]
@@ -31,8 +35,14 @@ class NotExecutableError(Exception):
 class OnnxModel:
     """A graph with a KV cache, open on the CPU."""
 
-    def __init__(self, directory: Path, dims: Dims) -> None:
+    def __init__(self, directory: Path, dims: Dims, *, exact_activations: bool = False) -> None:
         """Open `model.onnx` in `directory`.
+
+        Args:
+            directory: The export.
+            dims: The student's dimensions.
+            exact_activations: Compute quantised layers with float32 inputs, whatever the graph allows:
+                its kernels may round them to 8 bits.
 
         Raises:
             VerificationError: when the graph cannot be opened, or has not the inputs and outputs of
@@ -42,11 +52,13 @@ class OnnxModel:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = _ONLY_FATAL
+        graph: str | bytes = str(directory / GRAPH_FILE)
+        if exact_activations:
+            graph = _attempt(lambda: _with_exact_activations(directory / GRAPH_FILE))
+            options.add_session_config_entry(_DATA_FOLDER, str(directory))
         self._session = _attempt(
-            lambda: onnxruntime.InferenceSession(
-                str(directory / GRAPH_FILE), options, providers=["CPUExecutionProvider"]
-            )
+            lambda: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         )
         self._dims = dims
         self._inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
@@ -91,6 +103,18 @@ class OnnxModel:
         return logits, {_PAST + name.removeprefix(_PRESENT): value for name, value in found.items()}
 
 
+def _with_exact_activations(path: Path) -> bytes:
+    """The graph, without its data, allowing quantised layers no less than float32 inputs."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = _FLOAT32_INPUTS
+    return bytes(model.SerializeToString())
+
+
 def _check_cached(inputs: set[str], outputs: set[str], num_layers: int) -> None:
     halves = [f"{layer}.{half}" for layer in range(num_layers) for half in ("key", "value")]
     missing = {"input_ids", *(_PAST + half for half in halves)} - inputs
@@ -121,6 +145,15 @@ def _attempt(work: Callable[[], Any]) -> Any:
         state.InvalidArgument,
         state.NoSuchFile,
     ) as error:
+        _refuse_resource_error(error)
         raise GraphFailureError("onnxruntime cannot run the graph", where=GRAPH_FILE, found=error) from error
     except state.RuntimeException as error:
+        _refuse_resource_error(error)
         raise GraphFailureError("onnxruntime failed in the graph", where=GRAPH_FILE, found=error) from error
+
+
+def _refuse_resource_error(error: Exception) -> None:
+    """Let a want of memory or disk through: it says nothing about the graph."""
+    resource = as_resource_error(error)
+    if resource is not None:
+        raise resource from error

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from compressor.errors import UnsupportedError, VerificationError
@@ -18,6 +17,7 @@ from compressor.models.families import family_of
 from compressor.sparsity.pattern import check_pattern
 from compressor.sparsity.promise import Promise
 from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.weights import read_initialiser
 
 _STORED = ".MatMul.weight"
 _INT4_BITS, _INT4_ZERO = 4, 8
@@ -101,12 +101,9 @@ class _Graph:
         return self._tensor(name).T
 
     def _tensor(self, name: str) -> torch.Tensor:
-        from onnx import numpy_helper
-
         if name not in self._initialisers:
             raise VerificationError("the graph lacks a weight", where=name)
-        array: Any = numpy_helper.to_array(self._initialisers[name], base_dir=str(self._directory))
-        return torch.from_numpy(np.array(array))
+        return read_initialiser(self._initialisers[name], self._directory)
 
     def _unpacked(self, node: Any) -> torch.Tensor:
         sizes: Mapping[str, int] = {entry.name: entry.i for entry in node.attribute}

@@ -107,6 +107,23 @@ def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.
     return len(wanted)
 
 
+def read_initialiser(entry: Any, directory: Path) -> torch.Tensor:
+    """An initialiser's values, from the graph or from the data beside it.
+
+    Raises:
+        VerificationError: when the data are missing or truncated.
+    """
+    from onnx import checker, numpy_helper
+
+    try:
+        array: Any = numpy_helper.to_array(entry, base_dir=str(directory))
+    except (OSError, ValueError, checker.ValidationError) as error:
+        raise VerificationError(
+            "the graph's weights are missing or truncated", where=f"{directory}: {entry.name}", found=error
+        ) from error
+    return torch.from_numpy(np.array(array))
+
+
 class _Initialisers:
     """The floating-point initialisers of a graph, read one at a time."""
 
@@ -127,12 +144,9 @@ class _Initialisers:
         Raises:
             VerificationError: when the graph lacks it.
         """
-        from onnx import numpy_helper
-
         if name not in self._tensors:
             raise VerificationError("the graph lacks a weight", where=name)
-        array: Any = numpy_helper.to_array(self._tensors[name], base_dir=str(self._directory))
-        return torch.from_numpy(np.array(array))
+        return read_initialiser(self._tensors[name], self._directory)
 
 
 def _bias_of(linear: StoredWeight) -> StoredWeight:

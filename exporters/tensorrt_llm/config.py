@@ -10,12 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.errors import UnsupportedError
+from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family, TensorRTLLM
 from compressor.models.portable import portable_config
+from compressor.sparsity.promise import Promise
+from exporters.class_defaults import applied_window, value_of
+from exporters.tensorrt_llm.fields import (
+    EXCLUDED,
+    LOGITS_DTYPE,
+    POSITION_EMBEDDING,
+    QUANTISED,
+    SEQ_LENGTH,
+    check_fields,
+)
 
+# What TensorRT-LLM's rope tables compute as transformers does. Its own "dynamic" reads `alpha`, another
+# model's field; yarn and longrope belong to embeddings that these families' layers do not use.
 ROPE_TYPES = ("llama3", "linear")
-QUANTISED = "FP8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +93,24 @@ def checkpoint_config(
         "kv_cache_quant_algo": QUANTISED if fp8_kv_cache else None,
     }
     if fp8:
-        quantization["exclude_modules"] = ["lm_head"]
+        quantization["exclude_modules"] = list(EXCLUDED)
     rotary_fraction = {"rotary_pct": rotary_fraction_of(config)} if facts.writes_rotary_fraction else {}
-    return {
+    seq_length = {"seq_length": config.get("seq_length", SEQ_LENGTH)} if facts.writes_seq_length else {}
+    written = {
         "architecture": facts.architecture,
         "dtype": dtype,
-        "logits_dtype": "float32",
+        "logits_dtype": LOGITS_DTYPE,
         **{name: getattr(dims, name) for name in _DIMENSIONS},
         "head_size": dims.head_dim,
-        "max_position_embeddings": config["max_position_embeddings"],
+        "max_position_embeddings": value_of(config, "max_position_embeddings"),
         "hidden_act": facts.activation[1],
-        "norm_epsilon": config[facts.norm_epsilon],
-        "position_embedding_type": "rope_gpt_neox",
+        "norm_epsilon": value_of(config, facts.norm_epsilon),
+        "position_embedding_type": POSITION_EMBEDDING,
         "rotary_base": rope["rope_theta"],
         "rotary_scaling": rope.get("rope_scaling"),
         **rotary_fraction,
         **dict(facts.config),
+        **seq_length,
         "use_parallel_embedding": True,
         "embedding_sharding_dim": 0,
         "mapping": {
@@ -106,6 +120,8 @@ def checkpoint_config(
         },
         "quantization": quantization,
     }
+    check_fields(written)
+    return written
 
 
 _DIMENSIONS = (
@@ -116,16 +132,8 @@ _DIMENSIONS = (
 
 def rotary_fraction_of(config: dict[str, Any]) -> float:
     """The part of every head that is rotated; transformers 5 keeps it beside the rope base."""
-    found = config.get("partial_rotary_factor")
-    if found is None:
-        found = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
-    return float(found)
-
-
-def sliding_window_of(config: dict[str, Any]) -> int | None:
-    """The attention window that the model class applies, or None."""
-    window = config.get("sliding_window")
-    return window if window and config.get("use_sliding_window", True) else None
+    found = portable_config(config).get("partial_rotary_factor")
+    return 1.0 if found is None else float(found)
 
 
 def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Parallelism) -> None:
@@ -136,17 +144,15 @@ def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Paralleli
     """
     facts, tp_size = format_of(dims.family), parallelism.tp_size
     rope = portable_config(config)
-    if "rope_theta" not in rope:
-        raise UnsupportedError("the config has no rope base", where="rope_theta")
+    _expect("rope_theta", rope.get("rope_theta") is not None, "a number", rope.get("rope_theta"))
     scaling = rope.get("rope_scaling") or {}
     rope_type = scaling.get("rope_type", scaling.get("type"))
     _expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
     rotated = rotary_fraction_of(config)
     _expect("partial_rotary_factor", facts.writes_rotary_fraction or rotated == 1, "1", rotated)
-    _expect(
-        "hidden_act", config["hidden_act"] == facts.activation[0], facts.activation[0], config["hidden_act"]
-    )
-    window, length = sliding_window_of(config), config["max_position_embeddings"]
+    activation = value_of(config, "hidden_act")
+    _expect("hidden_act", activation == facts.activation[0], facts.activation[0], activation)
+    window, length = applied_window(config), value_of(config, "max_position_embeddings")
     _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
     heads, key_heads = dims.num_attention_heads, dims.num_key_value_heads
     _expect("num_attention_heads", heads % tp_size == 0, f"a multiple of tp_size {tp_size}", heads)
@@ -162,8 +168,32 @@ def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Paralleli
     _expect("num_hidden_layers", layers >= stages, f"at least pp_size {stages}", layers)
 
 
+def check_sparse_cuts(promise: Promise, dims: Dims, tp_size: int) -> None:
+    """Refuse ranks whose columns would begin inside a group of a sparse matrix.
+
+    Raises:
+        UnsupportedError: naming the first such tensor.
+    """
+    family, size = dims.family, promise.pattern.group_size
+    for name, (_, columns) in promise.shapes.items():
+        is_cut = name.removesuffix(".weight").endswith((family.o_proj, family.down_proj))
+        if is_cut and columns // tp_size % size:
+            raise UnsupportedError(
+                f"tp_size {tp_size} cuts through the {promise.pattern} groups of a sparse matrix",
+                where=name,
+                expected=f"columns of every rank that are a multiple of {size}",
+                found=f"{columns} / {tp_size} = {columns // tp_size}",
+                hint="a smaller --tp-size, or another shape",
+            )
+
+
 def _expect(field: str, holds: bool, expected: str, found: object) -> None:  # noqa: FBT001
     if not holds:
         raise UnsupportedError(
-            "a TensorRT-LLM checkpoint cannot express this model", where=field, expected=expected, found=found
+            "a TensorRT-LLM checkpoint cannot express this model",
+            where=f"{CONFIG_FILE}: {field}",
+            expected=expected,
+            found=found,
+            hint="leave tensorrt-llm out of the formats; --format huggingface serves vLLM, SGLang and newer "
+            "TensorRT-LLM",
         )

@@ -18,6 +18,7 @@ from compressor.console import Console
 from compressor.errors import VerificationError
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.recipe import TensorRTLLM
+from compressor.resource_errors import as_resource_error, killed_child
 from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.versions import (
     BUILDER,
@@ -183,6 +184,8 @@ def _build(
             console.detail(f"  {BUILDER}: {line.rstrip()}")
     text = "".join(lines)
     if process.returncode:
+        if resource := as_resource_error(RuntimeError(text)) or killed_child(BUILDER, process.returncode):
+            raise resource
         raise VerificationError(
             "the engine builder failed",
             where=f"{name}: exit code {process.returncode}",

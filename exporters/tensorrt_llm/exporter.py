@@ -14,13 +14,23 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
 from compressor.models.portable import portable_config
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
-from compressor.quantization.reader import K_SCALE
+from compressor.quantization.coverage import K_SCALE
+from compressor.recipe import Export
+from compressor.sparsity.promise import Promise
+from exporters.class_defaults import value_of
 from exporters.comparison import TOLERANCES, LogitComparison, Tolerance
 from exporters.logits import VerifyOptions, compare_models, student_prompts, torch_logits
 from exporters.prompts import Prompt, describe_prompts
 from exporters.record import Verification
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
-from exporters.tensorrt_llm.config import Parallelism, format_of, rotary_fraction_of
+from exporters.tensorrt_llm.config import (
+    Parallelism,
+    check_expressible,
+    check_sparse_cuts,
+    format_of,
+    rotary_fraction_of,
+)
+from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 
@@ -46,6 +56,17 @@ class TensorRTLLMExporter:
         """The recipe's name of the format."""
         return _FORMATS[self.precision]
 
+    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+        """Refuse a model that such a checkpoint cannot express, from its config and promise alone.
+
+        Raises:
+            UnsupportedError: naming the field, or the tensor.
+        """
+        dims, parallelism = dims_of_config(config), _parallelism(settings)
+        check_expressible(config, dims, parallelism)
+        if promise is not None:
+            check_sparse_cuts(promise, dims, parallelism.tp_size)
+
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Write the checkpoint; FP8 takes the quantize stage's recorded maxima.
 
@@ -57,12 +78,11 @@ class TensorRTLLMExporter:
         directory = out_dir / CHECKPOINT
         directory.mkdir()
         is_fp8 = self.precision == "fp8"
-        settings = options.export.tensorrt_llm
         write_trtllm_checkpoint(
             source,
             directory,
             dtype=self._dtype(read_config(source)),
-            parallelism=Parallelism(tp_size=settings.tp_size, pp_size=settings.pp_size),
+            parallelism=_parallelism(options.export),
             amax=read_amax(source) if is_fp8 else None,
             fp8_kv_cache=is_fp8 and _has_fp8_kv_cache(source),
         )
@@ -169,6 +189,10 @@ def check_trtllm_checkpoint(directory: Path) -> dict[str, Any]:
         return {"num_tensors": len(reader.tensors), "mapping": reader.raw["mapping"], "fp8": reader.is_fp8}
 
 
+def _parallelism(settings: Export) -> Parallelism:
+    return Parallelism(tp_size=settings.tensorrt_llm.tp_size, pp_size=settings.tensorrt_llm.pp_size)
+
+
 def _has_fp8_kv_cache(source: Path) -> bool:
     """Whether the quantize stage was asked for it: then its unified checkpoint holds the scales."""
     with CheckpointReader(source / FP8_DIRECTORY) as reader:
@@ -193,11 +217,12 @@ def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
 def _described(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
     facts, both = format_of(dims.family), portable_config(config)
     fields = (facts.norm_epsilon, "hidden_act", "max_position_embeddings", "rope_theta", "rope_scaling")
-    described = {field: both.get(field) for field in fields}
+    described = {field: value_of(both, field) for field in fields}
     counts = {
         name: value
         for name, value in dims.to_dict().items()
         if not name.startswith(("tie_", "num_p", "num_non"))
     }
     fraction = rotary_fraction_of(config) if facts.writes_rotary_fraction else None
-    return {**described, **counts, "partial_rotary_factor": fraction}
+    length = config.get("seq_length", SEQ_LENGTH) if facts.writes_seq_length else None
+    return {**described, **counts, "partial_rotary_factor": fraction, "seq_length": length}

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import VerificationError
-from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.checkpoint import read_config
 from compressor.models.families import FAMILIES, Family
 from compressor.models.portable import portable_config
-
-_REQUIRED = ("architecture", "dtype", "head_size", "rotary_base", "rotary_scaling", "mapping", "quantization")
+from exporters.tensorrt_llm.fields import check_fields
 
 
 def read_trtllm_config(directory: Path) -> dict[str, Any]:
@@ -18,12 +17,10 @@ def read_trtllm_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: where there is no checkpoint.
-        VerificationError: when it is no mapping, or lacks a field.
+        VerificationError: when it is no mapping, or its readers would refuse or misread it.
     """
     config = read_config(directory, kind="TensorRT-LLM")
-    for field in _REQUIRED:
-        if field not in config:
-            raise VerificationError("the checkpoint's config lacks a field", where=f"{CONFIG_FILE}: {field}")
+    check_fields(config)
     return config
 
 
@@ -57,6 +54,7 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
                 expected=value,
                 found=raw.get(field),
             )
+    scaling = raw["rotary_scaling"]
     names = (
         *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),
         *("intermediate_size", "vocab_size", "max_position_embeddings"),
@@ -68,12 +66,16 @@ def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
         facts.norm_epsilon: raw.get("norm_epsilon"),
         "hidden_act": dict([facts.activation[::-1]]).get(str(raw.get("hidden_act"))),
         "rope_theta": raw["rotary_base"],
-        "rope_scaling": raw["rotary_scaling"],
+        "rope_scaling": scaling,
+        # Beside it, because transformers 4.57 reads no scaling of some families, and 5 does.
+        "rope_parameters": {"rope_theta": raw["rotary_base"], **(scaling or {"rope_type": "default"})},
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
     if facts.writes_rotary_fraction:
         config["partial_rotary_factor"] = raw.get("rotary_pct")
+    if facts.writes_seq_length:
+        config["seq_length"] = raw["seq_length"]
     both = portable_config(config)
     if facts.writes_rotary_fraction:
         both["rope_parameters"] = {**both["rope_parameters"], "partial_rotary_factor": raw.get("rotary_pct")}

@@ -98,6 +98,11 @@ class TrtLlmReader:
             return source.merge([part.view(torch.uint8) for part in parts]).view(E4M3)
         return source.merge(parts)
 
+    def own_columns(self, name: str) -> list[torch.Tensor]:
+        """What each rank holds of a tensor that is cut along its columns; nothing for any other."""
+        source = self.tensors[name]
+        return self._parts(source.stage, source.name) if source.merge is _columns else []
+
     def scales(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and input scale of a linear layer's tensor, float32 scalars."""
         source = self.tensors[name]

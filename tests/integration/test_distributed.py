@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
+from compressor.training.probes import check_probes, read_probes
 from tests.conftest import TextMaker
 from tests.integration.command import TIMEOUT_S, command_here, succeed_here
+from tests.tiny_models import make_model
 
 SCRIPT = "tests.integration.train_in_processes"
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +57,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         launch(root / f"one-{tied}", tied, "full", 8, 0, processes=1)
         launch(root / f"two-{tied}", tied, "full", 2, 0, processes=2)
     return root
+
+
+@pytest.mark.parametrize("run", ["one-tied", "two-tied", "two-untied"])
+def test_probes_of_sharded_weights_are_those_of_the_whole_student(runs: Path, run: str) -> None:
+    """Against plain transformers on the gathered weights, in this process."""
+    student = make_model(tie_word_embeddings=run.endswith("-tied"), hidden_size=32)
+    missing, left_over = student.load_state_dict(load_file(runs / run / "student.safetensors"), strict=False)
+    assert (missing, left_over) == (["lm_head.weight"] if run.endswith("-tied") else [], [])
+    assert check_probes(student, read_probes(runs / run), where=run) < 1e-5
 
 
 @pytest.mark.parametrize("tied", ["tied", "untied"])

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from exporters.record import file_hashes
 from tests.integration.command import command_here, digests, kill_when, succeed, succeed_here
+from tests.records import record_again
 
 EXPORTS = ("huggingface-fp8", "onnx", "onnx-int4", "tensorrt-llm-fp8")
 COMPARED = (
@@ -84,9 +84,7 @@ def test_the_checkpoint_of_a_run_verifies_again_and_a_changed_scale_does_not(
     tensors["transformer.layers.0.mlp.proj.activation_scaling_factor"] *= 2
     save_file(tensors, export / "checkpoint" / "rank0.safetensors")
     assert command_here("verify", out).returncode == 8
-    record = json.loads((export / "verification.json").read_text())
-    record["files"] = file_hashes(export)
-    (export / "verification.json").write_text(json.dumps(record))
+    record_again(export)
     done = command_here("verify", out)
     assert done.returncode == 8
     assert "does not follow from calibration" in done.stderr

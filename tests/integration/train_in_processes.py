@@ -26,6 +26,7 @@ from compressor.distillation.training import place_
 from compressor.processes import barrier, is_main, joined, rank, world_size
 from compressor.recipe import Distill
 from compressor.training.callbacks import TrainingExtension
+from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state
 from compressor.training.trainer import TrainingConfig, train
 from tests.tiny_models import make_model
@@ -96,8 +97,10 @@ def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
     assert all(kinds) if world_size() > 1 and sharding == "full" else not any(kinds)
     killer = [KillAfter(int(kill_at))]
     log = train(module, open_domains(out_dir), plan, out_dir, Console(quiet=True), extensions=killer)
+    probes = take_probes(module, compute_dtype="float32")
     state = full_state(student)
     if is_main():
+        write_probes(out_dir, probes)
         save_file(state, out_dir / "student.safetensors")
         (out_dir / "log.json").write_text(json.dumps(asdict(log)), encoding="utf-8")
 

@@ -31,7 +31,7 @@ from compressor.presets import PRESETS
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import slice_checkpoint
-from compressor.quantization.reader import quantised_linears
+from compressor.quantization.coverage import quantised_linears
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from tests import assets

@@ -22,6 +22,7 @@ from compressor.artifact import write_json
 from compressor.hardware import describe
 from compressor.manifest import versions
 from compressor.report import batches_of, closed_gap, result_tables
+from tests.corruptions.report import corruption_rows, missed_lines
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation
 from tests.performance.sparsity_results import (
@@ -234,6 +235,13 @@ def distillation_table(result: dict[str, Any]) -> str:
     return "\n".join(_rows(*distillation_rows(result["data"])))
 
 
+def corruptions_table(result: dict[str, Any]) -> str:
+    """Planted faults by artifact, and what was not found."""
+    data = result["data"]
+    lines = missed_lines(data) or ["- none"]
+    return "\n".join([*_rows(*corruption_rows(data)), "", "Not found:", "", *lines])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "importance": importance_table,
@@ -242,6 +250,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "distillation": distillation_table,
     "bench": bench_table,
     "perf": perf_table,
+    "corruptions": corruptions_table,
 }
 
 

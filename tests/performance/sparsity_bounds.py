@@ -9,7 +9,8 @@ import torch
 
 from compressor.artifact import ModelArtifact
 from compressor.console import Console
-from compressor.data.packing import TokenArray, read_windows
+from compressor.data.packing import read_windows
+from compressor.data.tokenise import TokenArray
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,3 +152,64 @@ def test_manifest_that_cannot_be_used(run: Path, content: str, error: type[Excep
 
     with pytest.raises(error), open_run_directory(run, resume=False, overwrite=False):
         pass
+
+
+def test_an_edited_manifest_is_refused(run: Path) -> None:
+    file = run / MANIFEST_FILE
+    file.write_text(file.read_text().replace('"num_parameters": 5', '"num_parameters": 6'))
+
+    with (
+        pytest.raises(VerificationError, match="edited after it was written"),
+        open_run_directory(run, resume=False, overwrite=False),
+    ):
+        pass
+    with open_run_directory(run, resume=False, overwrite=True) as manifest:
+        assert "student" not in manifest.record
+
+
+def test_another_stage_than_the_recorded_one_is_refused(run: Path) -> None:
+    other = outcome(run, skipped=True, seconds=0)
+    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+        manifest.add_stage(outcome(run, skipped=False, seconds=7), where="stages/prune")
+        swapped = replace(other, artifact=replace(other.artifact, fingerprint="g"))
+        with pytest.raises(VerificationError, match="another stage"):
+            manifest.add_stage(swapped, where="stages/prune")
+
+
+def test_files_of_the_run_itself_are_recorded(run: Path) -> None:
+    for name in ("recipe.yaml", "README.md"):
+        (run / name).write_text("a: 1\n")
+    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+        manifest.add_files(("recipe.yaml", "README.md"))
+        assert manifest.changed_files() == []
+        (run / "recipe.yaml").write_text("a: 2\n")
+        (run / "README.md").unlink()
+        assert manifest.changed_files() == ["recipe.yaml", "README.md"]
+
+
+@pytest.mark.parametrize("num_entries", [0, 1, 2])
+def test_killed_while_it_is_emptied(run: Path, num_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far it came, the directory is still ours, and holds whole stages or none."""
+    for name in ("stages", "student"):
+        (run / name).mkdir()
+        (run / name / "weights").touch()
+    removed: list[Path] = []
+
+    def rmtree(path: Path) -> None:
+        if len(removed) == num_entries:
+            raise KeyboardInterrupt
+        removed.append(path)
+        shutil.rmtree(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.discarding.shutil", SimpleNamespace(rmtree=rmtree))
+        with (
+            pytest.raises(KeyboardInterrupt) if num_entries < 2 else nullcontext(),
+            open_run_directory(run, resume=False, overwrite=True),
+        ):
+            pass
+    with open_run_directory(run, resume=True, overwrite=False) as manifest:
+        assert "student" not in manifest.record
+    left = {path.name for path in run.iterdir()} - {LOCK_FILE, MANIFEST_FILE}
+    assert len(left) == max(0, 1 - num_entries)
+    assert all((run / name / "weights").is_file() for name in left)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.artifact import ARTIFACT_FILE, SCHEMA, ModelArtifact, read_artifact, sealed
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
-from compressor.errors import NetworkError, UsageError, VerificationError
+from compressor.errors import NetworkError, ResourceError, UsageError, VerificationError
 from compressor.stage import (
     PARTIAL_SUFFIX,
     STAGE_FILE,
@@ -246,10 +248,15 @@ def test_empty_directory_is_used(bed: Bed) -> None:
 
 def test_corrupt_record(bed: Bed) -> None:
     bed.execute()
-    (bed.out_dir / ARTIFACT_FILE).write_text("{}")
-
-    with pytest.raises(VerificationError, match="record is corrupt"):
-        bed.execute()
+    incomplete = {"schema": SCHEMA, "files": [1]}
+    for content, message in (
+        ({}, "of another version"),
+        (incomplete, "edited after it was written"),
+        (sealed(incomplete), "record is corrupt"),
+    ):
+        (bed.out_dir / ARTIFACT_FILE).write_text(json.dumps(content))
+        with pytest.raises(VerificationError, match=message):
+            bed.execute()
 
 
 def test_differences_name_leaves() -> None:
@@ -257,3 +264,98 @@ def test_differences_name_leaves() -> None:
     now = {"a": {"b": 1, "c": 3}, "e": None, "d": [1]}
 
     assert differences(before, now) == ["a.c: 2 -> 3"]
+
+
+def flip(file: Path) -> None:
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1, *file.read_bytes()[1:]]))
+
+
+@pytest.mark.parametrize("how", ["missing", "longer", "added", "record"])
+def test_finished_work_with_other_files_is_refused(bed: Bed, how: str) -> None:
+    bed.execute()
+    weights = bed.out_dir / "weights"
+    if how == "missing":
+        weights.unlink()
+    elif how == "longer":
+        weights.write_text("11")
+    elif how == "added":
+        (bed.out_dir / "masks.json").touch()
+    else:
+        record = bed.out_dir / ARTIFACT_FILE
+        record.write_text(record.read_text().replace('"num_parameters": 1', '"num_parameters": 2'))
+
+    with pytest.raises(VerificationError, match=f"--overwrite|{bed.out_dir}"):
+        bed.execute()
+    assert bed.runs == ["new"]
+
+
+@pytest.mark.parametrize("role", ["source", "teacher", "other"])
+def test_what_a_stage_reads_is_compared_first_and_once(bed: Bed, tmp_path: Path, role: str) -> None:
+    read = bed.execute().artifact
+    bed.out_dir = tmp_path / "next"
+    bed.source = read if role == "source" else bed.source
+    bed.context.teacher = read if role == "teacher" else None
+    bed.context.others = {"more": read} if role == "other" else {}
+    bed.context.checked.clear()  # another process
+    flip(read.path / "weights")
+
+    with pytest.raises(VerificationError, match="has changed") as caught:
+        bed.execute()
+    assert caught.value.where == str(read.path / "weights")
+    assert bed.runs == ["new"]
+    assert not bed.partial.exists()
+    flip(read.path / "weights")
+    bed.execute()
+    flip(read.path / "weights")
+    bed.out_dir = tmp_path / "third"
+    bed.execute()  # compared by this process already
+
+
+def test_a_text_under_another_path_is_the_same_text(bed: Bed, tmp_path: Path) -> None:
+    text, moved = tmp_path / "text.txt", tmp_path / "elsewhere" / "copy.txt"
+    text.write_text("one\n")
+    moved.parent.mkdir()
+    shutil.copy(text, moved)
+    bed.execute(Config(text=str(text)))
+
+    assert bed.execute(Config(text=str(moved))).skipped
+    moved.write_text("two\n")
+    with pytest.raises(UsageError, match="sha256"):
+        bed.execute(Config(text=str(moved)))
+
+
+def test_a_directory_that_was_moved_and_linked_is_the_same(bed: Bed, tmp_path: Path) -> None:
+    bed.execute()
+    bed.out_dir.rename(tmp_path / "moved")
+    bed.out_dir.symlink_to(tmp_path / "moved", target_is_directory=True)
+    assert bed.execute().skipped
+
+    assert not bed.execute(Config(width=2), restart=True).skipped
+    assert bed.out_dir.is_symlink()
+    assert (tmp_path / "moved" / "weights").read_text() == "2"
+    shutil.rmtree(tmp_path / "moved")
+    with pytest.raises(UsageError, match="link to nothing"):
+        bed.execute()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_killed_while_it_is_discarded(bed: Bed, finished: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a stage never stands under its name; the rest goes with the next start."""
+    begin(bed, finished)
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.discarding.shutil.rmtree", kill)
+        with pytest.raises(Killed):
+            bed.execute(restart=True)
+    assert not (bed.out_dir if finished else bed.partial).exists()
+    assert [path.name for path in bed.out_dir.parent.iterdir() if ".discarded-" in path.name]
+
+    assert not bed.execute(Config(width=2)).skipped
+    assert [path.name for path in bed.out_dir.parent.iterdir()] == ["widen"]
+
+
+def test_a_file_the_machine_refuses_to_read_is_not_corrupt(bed: Bed) -> None:
+    bed.fails = VerificationError("the checkpoint cannot be loaded")
+    bed.fails.__cause__ = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(ResourceError, match="out of memory"):
+        bed.execute()

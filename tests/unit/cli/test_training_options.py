@@ -209,7 +209,11 @@ def test_commands_that_distill_take_every_flag_of_it(name: str) -> None:
 
 
 def test_distill_takes_a_recipe_and_flags_override_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, capsys: Capture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    capsys: Capture,
 ) -> None:
     seen: dict[str, Any] = {}
 
@@ -218,7 +222,8 @@ def test_distill_takes_a_recipe_and_flags_override_it(
         return source
 
     monkeypatch.setattr(stage_command, "execute_stage", stand_in)
-    tree = {"model": "m", "seed": 7, "dtype": "float32", "distill": {"top_k": 1000, "tokens": 9000}}
+    distill = {"top_k": 1000, "tokens": 9000, "data": str(tiny_text)}
+    tree = {"model": "m", "seed": 7, "dtype": "float32", "distill": distill}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     words = ["distill", str(tiny_checkpoint), "--teacher", str(tiny_checkpoint), "--config", str(recipe)]

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.data.conversations import render
-from compressor.data.packing import read_windows, starts_path, write_tokens
+from compressor.data.packing import read_windows, starts_path, tokenise, write_tokens
+from compressor.data.rows import Conversation
 from compressor.data.sources import documents
 from compressor.errors import UsageError
 from tests.tiny_models import make_tokenizer
 
-CHATS = [
+CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "one river"}, {"role": "assistant", "content": "stone"}],
     [{"role": "user", "content": "winter"}],
 ]
@@ -78,13 +79,116 @@ def test_a_conversation_the_template_refuses() -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
 
     with pytest.raises(UsageError, match="roles must alternate") as caught:
-        render(CHATS[0], tokenizer)
+        render(Conversation(messages=CHATS[0], where="x.jsonl:7"), tokenizer)
     assert "user, assistant" in str(caught.value)
+    assert caught.value.where == "x.jsonl:7"
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+WITH_TOOLS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather in Paris?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "21 C"},
+    {"role": "assistant", "content": "It is 21 C.", "reasoning_content": "so easy"},
+]
+FULL_TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools|tojson }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function|tojson }}</call>{% endfor %}<|end|>\n{% endfor %}"
+)
+
+
+def with_template(template: str) -> Any:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_all_of_a_conversation_reaches_the_template(tmp_path: Path, suffix: str) -> None:
+    tokenizer = with_template(FULL_TEMPLATE)
+    path = tmp_path / f"x{suffix}"
+    row = {"messages": WITH_TOOLS, "tools": TOOLS}
+    if suffix == ".parquet":  # which needs one form for all schemas, and JSON where there is none
+        pq.write_table(pa.Table.from_pylist([{"messages": WITH_TOOLS, "tools": json.dumps(TOOLS)}]), path)
+    else:
+        path.write_text(json.dumps(row) + "\n")
+    (document,) = documents(str(path), "all")
+
+    assert render(document, tokenizer) == tokenizer.apply_chat_template(
+        WITH_TOOLS, tools=TOOLS, tokenize=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("left_out", "named"),
+    [
+        ("{% if tools %}TOOLS {{ tools|tojson }}\n{% endif %}", "tool 0"),
+        (
+            "{% for c in m.tool_calls or [] %}<call>{{ c.function|tojson }}</call>{% endfor %}",
+            "call 0 of message 1",
+        ),
+        ("{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}", "the reasoning"),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused(left_out: str, named: str) -> None:
+    assert left_out in FULL_TEMPLATE
+    tokenizer = with_template(FULL_TEMPLATE.replace(left_out, ""))
+
+    with pytest.raises(UsageError, match="leaves out") as caught:
+        render(Conversation(messages=WITH_TOOLS, tools=TOOLS, where="x.jsonl:3"), tokenizer)
+    assert named in str(caught.value.found)
+    assert caught.value.where == "x.jsonl:3"
+
+
+@pytest.mark.parametrize("role", ["system", "tool", "critic"])
+@pytest.mark.parametrize("content", ["x", "one", "a long sentence, said once"])
+def test_messages_of_roles_that_the_template_does_not_know(role: str, content: str) -> None:
+    """Short contents stand somewhere in the text all the same."""
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
+        "<|{{ m.role }}|>{{ m.content|trim }}<|end|>{% endif %}{% endfor %}"
+    )
+    chat = [{"role": role, "content": content}, *CHATS[0], {"role": "user", "content": "one more x"}]
+
+    assert render(Conversation(messages=CHATS[0]), tokenizer)
+    with pytest.raises(UsageError, match="leaves out") as caught:
+        render(Conversation(messages=chat), tokenizer)
+    assert f"of role {role!r}" in str(caught.value.found)
+
+
+def test_thoughts_that_the_template_drops_from_contents_are_its_own_affair() -> None:
+    """As Qwen3's: what stands before the end of the thoughts is not shown in earlier turns."""
+    tokenizer = with_template(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+    )
+    chat = [
+        {"role": "user", "content": "one river"},
+        {"role": "assistant", "content": "<think>hm</think>stone"},
+    ]
+
+    assert (
+        render(Conversation(messages=chat), tokenizer) == "<|user|>one river<|end|><|assistant|>stone<|end|>"
+    )
+
+
+@pytest.mark.parametrize("tail", ["", "\n", "\n\n", " "])
+def test_one_end_token_per_document_whatever_stands_behind_the_templates_own(
+    tmp_path: Path, tail: str
+) -> None:
+    tokenizer = with_template("{% for m in messages %}{{ m.content }}<|end|>" + tail + "{% endfor %}")
+    ids = tokenise("x", Conversation(messages=[{"role": "user", "content": "one river"}]), tokenizer).tolist()
+
+    assert tokenizer.decode(ids) == "one river<|end|>" + tail
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + tail + "{% endfor %}"
+    ids = tokenise("x", Conversation(messages=[{"role": "user", "content": "one river"}]), tokenizer).tolist()
+    assert tokenizer.decode(ids) == "one river" + tail + "<|end|>"
 
 
 @pytest.mark.parametrize(
     "messages",
-    [[], "hello", [{"role": "user"}], [{"role": "user", "content": 3}], ["hello"], [{"content": "a"}]],
+    ["hello", [{"role": "user"}], [{"role": "user", "content": 3}], ["hello"], [{"content": "a"}]],
 )
 def test_messages_that_are_no_conversation(tmp_path: Path, messages: Any) -> None:
     path = tmp_path / "x.jsonl"

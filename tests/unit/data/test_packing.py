@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.data import packing
+from compressor.data import packing, tokenise
 from compressor.data.packing import (
     IGNORED,
     TokenWindows,
@@ -18,6 +18,7 @@ from compressor.data.packing import (
     read_windows,
     remove_tokens,
     starts_path,
+    text_record,
     write_tokens,
 )
 from compressor.errors import UsageError, VerificationError
@@ -123,8 +124,8 @@ def test_the_last_token_of_the_text_has_no_label(tmp_path: Path) -> None:
 
 
 def test_document_starts_are_kept_beside_the_tokens(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    texts = ["river", "", "stone wall"]
-    path = write_documents(tmp_path / "tokens", tiny_tokenizer, texts)
+    texts = ["river", "winter", "stone wall"]
+    path = write_documents(tmp_path / "tokens", tiny_tokenizer, ["", *texts, ""])
     lengths = [len(ids_of(tiny_tokenizer, text)) + 1 for text in texts]
     ends = np.cumsum(lengths)
     tokens = np.fromfile(path, "<u4")
@@ -217,15 +218,16 @@ def test_an_interrupted_token_file_is_continued_to_the_same_bytes(
     written = write_tokens(str(source), "train", tiny_tokenizer, whole, max_tokens=40_000)
     monkeypatch.setattr(packing, "SAVE_EVERY_TOKENS", 2000)
     calls = itertools.count()
-    real, texts = packing.tokenise, []
+    real, texts = tokenise.tokenise_all, []
+    monkeypatch.setattr(tokenise, "GROUP_DOCUMENTS", 64 if suffix == ".jsonl" else 1)
 
-    def killed_later(spec: str, document: Any, tokenizer: Any) -> Any:
-        if next(calls) == (700 if suffix == ".jsonl" else 1):
+    def killed_later(spec: str, group: Any, tokenizer: Any, **how: Any) -> Any:
+        if next(calls) == (11 if suffix == ".jsonl" else 1):
             raise Killed
-        texts.append(document)
-        return real(spec, document, tokenizer)
+        texts.extend(group)
+        return real(spec, group, tokenizer, **how)
 
-    monkeypatch.setattr(packing, "tokenise", killed_later)
+    monkeypatch.setattr(tokenise, "tokenise_all", killed_later)
     with pytest.raises(Killed):
         write_tokens(str(source), "train", tiny_tokenizer, parts, max_tokens=40_000)
     assert parts.stat().st_size > 0
@@ -233,7 +235,7 @@ def test_an_interrupted_token_file_is_continued_to_the_same_bytes(
     assert write_tokens(str(source), "train", tiny_tokenizer, parts, max_tokens=40_000) == written
 
     assert texts
-    assert lines[0] not in texts[0]  # it did not start from the first document
+    assert lines[0] not in str(texts[0])  # it did not start from the first document
     for name in (lambda path: path, starts_path):
         assert name(parts).read_bytes() == name(whole).read_bytes()
 
@@ -252,3 +254,42 @@ def test_a_finished_token_file_is_kept_and_another_text_starts_anew(
 
     remove_tokens(path)
     assert not any(file.exists() for file in (path, starts_path(path), progress_path(path)))
+
+
+def test_a_damaged_token_file_is_named_before_it_is_used(
+    tiny_text: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokens"
+
+    def write() -> int:
+        return write_tokens(str(tiny_text), "all", tiny_tokenizer, path, max_tokens=10**6)
+
+    num_tokens = write()
+    for file in (path, starts_path(path)):
+        whole = file.read_bytes()
+        for damaged in (whole[:-1], whole + b"\0", bytes([whole[0] ^ 1]) + whole[1:], None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.raises(VerificationError, match="damaged") as caught:
+                write()
+            assert caught.value.where == str(file)
+        file.write_bytes(whole)
+    assert write() == num_tokens
+    progress_path(path).unlink()
+    path.write_bytes(b"what another process left")
+    assert write() == num_tokens
+    assert np.fromfile(path, "<u4").tolist() == ids_of(tiny_tokenizer, tiny_text.read_text())
+
+
+def test_texts_of_several_files_are_documents_with_an_end(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("river", "stone", "winter"):
+        (folder / f"{name}.md").write_text(f"{name} {name}\n" * 3000)  # several pieces each
+    path = tmp_path / "tokens"
+    write_tokens(str(folder), "all", tiny_tokenizer, path, max_tokens=10**6)
+    tokens = np.fromfile(path, "<u4")
+    (ends,) = np.nonzero(tokens == tiny_tokenizer.eos_token_id)
+
+    assert len(ends) == 3
+    assert np.fromfile(starts_path(path), "<u8").tolist() == [0, ends[0] + 1, ends[1] + 1]
+    assert text_record(path)["num_documents"] == 3

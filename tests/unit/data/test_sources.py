@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.data import hub, sources
-from compressor.data.sources import HELD_OUT_FRACTION, Documents, documents, source_fingerprint
+from compressor.data.sources import (
+    HELD_OUT_FRACTION,
+    MAX_LISTED_FILES,
+    Documents,
+    describe_source,
+    documents,
+    source_fingerprint,
+    survey,
+)
 from compressor.errors import NetworkError, UsageError
 
 ROWS = [f"document {number}" for number in range(25)]
@@ -28,6 +37,10 @@ def write_rows(path: Path, rows: list[str]) -> Path:
     return path
 
 
+def plain_text(path: Path, split: Any) -> str:
+    return "".join(piece.text for piece in documents(str(path), split))  # type: ignore[union-attr]
+
+
 @given(
     lines=st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8")), min_size=1, max_size=60)
 )
@@ -38,14 +51,14 @@ def test_text_splits_are_disjoint_and_complete(
     whole = "\n".join(lines) + "\n"
     path.write_text(whole, encoding="utf-8", newline="")
 
-    train, held_out = ("".join(documents(str(path), split)) for split in ("train", "held_out"))
+    train, held_out = (plain_text(path, split) for split in ("train", "held_out"))
 
-    assert train + held_out == whole == "".join(documents(str(path), "all"))
+    assert train + held_out == whole == plain_text(path, "all")
     assert train
 
 
 def test_text_splits_at_a_line_in_the_last_tenth(tiny_text: Path) -> None:
-    train, held_out = ("".join(documents(str(tiny_text), split)) for split in ("train", "held_out"))
+    train, held_out = (plain_text(tiny_text, split) for split in ("train", "held_out"))
 
     assert train.endswith("\n")
     assert len(held_out) / (len(train) + len(held_out)) == pytest.approx(HELD_OUT_FRACTION, abs=0.01)
@@ -67,13 +80,17 @@ def test_long_text_comes_in_blocks_of_whole_lines(make_text: object, tmp_path: P
     blocks = list(documents(str(path), "all"))
 
     assert len(blocks) > 1
-    assert all(block.endswith("\n") for block in blocks)
+    assert all(block.text.endswith("\n") for block in blocks)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "none.parquet", "./none"])
+def test_a_directory_without_files(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").touch()
+    with pytest.raises(UsageError, match="holds no text"):
+        list(documents(str(tmp_path), "train"))
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "none.parquet", "none.csv.gz", "none"])
 def test_missing_file(tmp_path: Path, name: str) -> None:
-    if name == "./none":
-        (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="does not exist"):
         list(documents(str(tmp_path / name), "train"))
 
@@ -94,13 +111,6 @@ def test_table_without_rows(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="empty"):
         list(documents(str(path), "train"))
-
-
-def test_unknown_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "text.csv").write_text("a,b\n")
-
-    with pytest.raises(UsageError, match="kind of text"):
-        list(documents(str(tmp_path / "text.csv"), "train"))
 
 
 @pytest.mark.parametrize(
@@ -144,17 +154,43 @@ def test_hub_data_set_without_network() -> None:
         source_fingerprint("someone/some-text")
 
 
-def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
-    """Rows come one by one, and the held-out tail is not parsed for the others' sake."""
+@pytest.mark.parametrize("bad", [0, 10, 24])
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_a_broken_row_is_found_before_the_first_document_of_either_part(
+    tmp_path: Path, split: Any, bad: int
+) -> None:
     path = tmp_path / "x.jsonl"
     rows = [json.dumps({"text": row}) for row in ROWS]
-    path.write_text("\n".join([*rows[:10], "not JSON", *rows[10:]]) + "\n")
+    path.write_text("\n".join([*rows[:bad], "not JSON", *rows[bad:]]) + "\n\n")
 
-    assert list(itertools.islice(documents(str(path), "train"), 10)) == ROWS[:10]
     with pytest.raises(UsageError, match="not JSON") as caught:
-        list(documents(str(path), "train"))
-    assert str(caught.value.where).endswith(":11")
-    assert list(documents(str(path), "held_out")) == ROWS[-3:]
+        Documents(str(path), split)
+    assert caught.value.where == f"{path}:{bad + 1}"
+
+
+def test_blank_lines_and_empty_rows_are_no_documents(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    rows = [json.dumps({"text": row}) for row in ROWS]
+    path.write_text("\n\n".join([json.dumps({"text": ""}), *rows]) + "\n\n  \n")
+
+    assert list(documents(str(path), "all")) == ROWS
+    assert list(documents(str(path), "held_out")) == ROWS[-2:]
+    assert survey(str(path)).num_empty == 1 + len(ROWS) + 2
+
+
+def test_what_a_source_is_described_by(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number:02}.jsonl").write_text(json.dumps({"text": f"{number}"}) + "\n")
+    found = describe_source(str(tmp_path))
+    first = tmp_path / "00.jsonl"
+
+    assert found["files"][0] == {
+        "name": "00.jsonl",
+        "bytes": first.stat().st_size,
+        "sha256": hashlib.sha256(first.read_bytes()).hexdigest(),
+    }
+    assert [len(found["files"]), found["num_files"], found["documents_in_all"]] == [MAX_LISTED_FILES, 30, 30]
+    assert str(tmp_path) not in json.dumps(found)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".txt"])

@@ -15,11 +15,13 @@ from compressor.artifact import sha256_of_file
 from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.e4m3 import E4M3
+from compressor.quantization.reader import load_fp8_model
 from compressor.recipe import Export
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.record import VERIFICATION_FILE
+from exporters.verify import check_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 Tensors = dict[str, torch.Tensor]
@@ -132,6 +134,102 @@ def test_damage_to_an_fp8_checkpoint_is_caught(
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(VerificationError):
         check_fp8_checkpoint(made, quantised)
+
+
+def drop(*path: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        *sections, leaf = path
+        for name in sections:
+            document = document[name]
+        document.pop(leaf, None)
+
+    return change
+
+
+def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        *sections, leaf = path
+        for name in sections:
+            document = document[name]
+        document[leaf] = value
+
+    return change
+
+
+QUANT, INSIDE = "hf_quant_config.json", "quantization_config"
+GROUP = {"weights": {"dynamic": False, "num_bits": 4, "type": "int"}, "targets": ["Linear"]}
+RECORD_FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
+    "no section in the config": ("config.json", drop(INSIDE), "lacks its quantisation record"),
+    "no section in the file": (QUANT, drop("quantization"), "quantization"),
+    "another algorithm": (QUANT, put("NVFP4", "quantization", "quant_algo"), "quant_algo"),
+    "a cache": (QUANT, put("FP8", "quantization", "kv_cache_quant_algo"), "kv_cache_quant_algo"),
+    "groups": (QUANT, put(128, "quantization", "group_size"), "group_size"),
+    "head quantised": (QUANT, put([], "quantization", "exclude_modules"), "exclude_modules"),
+    "a layer left out": (
+        QUANT,
+        put(["lm_head", "model.layers.0.*"], "quantization", "exclude_modules"),
+        "exclude_modules",
+    ),
+    "per layer": (QUANT, put({"a": {}}, "quantization", "quantized_layers"), "quantized_layers"),
+    "another method": ("config.json", put("fp8", INSIDE, "quant_method"), "quant_method"),
+    "a layer ignored": ("config.json", put(["lm_head", "*down_proj"], INSIDE, "ignore"), "ignore"),
+    "head not ignored": ("config.json", put(["model.embed_tokens"], INSIDE, "ignore"), "ignore"),
+    "int4": ("config.json", put({"group_0": GROUP}, INSIDE, "config_groups"), "config_groups"),
+    "a cache in the config": (
+        "config.json",
+        put({"dynamic": False, "num_bits": 8, "type": "float"}, INSIDE, "kv_cache_scheme"),
+        "kv_cache_scheme",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RECORD_FAULTS)
+def test_a_quantisation_record_of_something_else_is_caught(
+    exports: Exports, tmp_path: Path, how: str
+) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(exports.make("huggingface-fp8"), made)
+    check_fp8_checkpoint(made, exports.quantised(tied=True).path)
+    name, change, message = RECORD_FAULTS[how]
+    document = json.loads((made / name).read_text())
+    change(document)
+    (made / name).write_text(json.dumps(document))
+    with pytest.raises(VerificationError, match=message):
+        check_fp8_checkpoint(made, exports.quantised(tied=True).path)
+    with pytest.raises(VerificationError, match=message):
+        check_checkpoint(made)
+
+
+def test_an_fp8_checkpoint_without_its_record_is_refused_wherever_it_is_read(
+    exports: Exports, tmp_path: Path
+) -> None:
+    for number, kept in enumerate(("config.json", QUANT, "neither")):
+        made = tmp_path / str(number)
+        shutil.copytree(exports.make("huggingface-fp8"), made)
+        if kept != QUANT:
+            (made / QUANT).unlink()
+        if kept != "config.json":
+            config = json.loads((made / "config.json").read_text())
+            del config[INSIDE]
+            (made / "config.json").write_text(json.dumps(config))
+        with pytest.raises(VerificationError, match="lacks its quantisation record"):
+            check_checkpoint(made)
+        with pytest.raises(VerificationError, match="lacks its quantisation record"):
+            load_fp8_model(made, dtype="float32", device="cpu")
+
+
+def test_a_lost_end_token_of_the_generation_config_is_caught(exports: Exports, tmp_path: Path) -> None:
+    made, student = tmp_path / "made", exports.student(tied=True)
+    shutil.copytree(exports.make("huggingface"), made)
+    file = made / "generation_config.json"
+    assert json.loads(file.read_text())["eos_token_id"] is not None
+    for changes in ({"eos_token_id": [1, 2]}, {"temperature": 0.2}):
+        file.write_text(json.dumps({**json.loads((student / file.name).read_text()), **changes}))
+        with pytest.raises(VerificationError, match=next(iter(changes))):
+            EXPORTERS["huggingface"].verify(made, student, OPTIONS)
+    file.unlink()
+    with pytest.raises(VerificationError, match="generation_config"):
+        EXPORTERS["huggingface"].verify(made, student, OPTIONS)
 
 
 def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import AccuracyGateError, DependencyError, VerificationError
+from compressor.artifact import read_artifact, record_files
+from compressor.errors import AccuracyGateError, DependencyError, UnsupportedError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
@@ -19,9 +22,13 @@ from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
 from exporters.onnx import builder, exporter
 from exporters.onnx.builder import build_onnx
+from exporters.onnx.genai_config import check_genai_config, complete_genai_config
+from exporters.onnx.int4 import check_int4
+from exporters.onnx.rope import check_tables
 from exporters.onnx.runtime import NotExecutableError, OnnxModel
 from exporters.onnx.weights import compare_weights
-from exporters.record import VERIFICATION_FILE, file_hashes
+from exporters.record import VERIFICATION_FILE
+from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 GRAPHS: tuple[ExportFormat, ...] = ("onnx", "onnx-fp16", "onnx-int4")
@@ -65,7 +72,7 @@ def test_int4_is_reported_and_gated_when_asked(exports: Exports, tmp_path: Path)
 def test_the_built_files_are_complete_and_portable(exports: Exports) -> None:
     made = exports.make("onnx")
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= set(
-        record_of(made)["files"]
+        read_artifact(made).files
     )
     assert not [path for path in made.rglob("*") if path.name.startswith((".build-", "cache"))]
     for name in ("genai_config.json", VERIFICATION_FILE, "artifact.json"):
@@ -74,7 +81,7 @@ def test_the_built_files_are_complete_and_portable(exports: Exports) -> None:
 
 def test_exports_are_byte_identical_from_run_to_run(exports: Exports) -> None:
     first, second = exports.make("onnx-int4"), exports.make("onnx-int4", copy="-again")
-    assert file_hashes(first) == file_hashes(second)
+    assert record_files(first) == record_files(second)
     assert record_of(first) == record_of(second)
 
 
@@ -131,14 +138,248 @@ def test_a_weight_beyond_fp16_is_refused_by_name(exports: Exports, tmp_path: Pat
         compare_weights(exports.make("onnx-fp16"), student, dims, dtype=torch.float16)
 
 
-def test_a_genai_config_of_another_model_is_caught(exports: Exports, tmp_path: Path) -> None:
-    made = tmp_path / "made"
+GENAI_FAULTS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "head_size": (("model", "decoder", "head_size"), 32),
+    "filename": (("model", "decoder", "filename"), "other.onnx"),
+    "past_key_names": (("model", "decoder", "inputs", "past_key_names"), "past.%d.key"),
+    "logits": (("model", "decoder", "outputs", "logits"), "scores"),
+    "context_length": (("model", "context_length"), 1024),
+    "max_length": (("search", "max_length"), 4096),
+    "bos_token_id": (("model", "bos_token_id"), EOS_ID),
+    "pad_token_id": (("model", "pad_token_id"), EOS_ID),
+    "eos_token_id": (("model", "eos_token_id"), [BOS_ID]),
+    "eos_token_id: one too many": (("model", "eos_token_id"), [EOS_ID, 7]),
+    "eos_token_id: none": (("model", "eos_token_id"), []),
+}
+
+
+@pytest.mark.parametrize("how", GENAI_FAULTS)
+def test_a_genai_config_of_another_model_is_caught(exports: Exports, tmp_path: Path, how: str) -> None:
+    made, student = tmp_path / "made", exports.student(tied=True)
     shutil.copytree(exports.make("onnx"), made)
+    check_genai_config(made, student)
     config = json.loads((made / "genai_config.json").read_text())
-    config["model"]["decoder"]["head_size"] *= 2
+    (*path, leaf), value = GENAI_FAULTS[how]
+    section = config
+    for name in path:
+        section = section[name]
+    section[leaf] = value
     (made / "genai_config.json").write_text(json.dumps(config))
-    with pytest.raises(VerificationError, match="head_size"):
-        EXPORTERS["onnx"].verify(made, exports.student(tied=True), OPTIONS)
+    with pytest.raises(VerificationError, match=how.partition(":")[0]):
+        EXPORTERS["onnx"].verify(made, student, OPTIONS)
+
+
+def test_generation_settings_and_every_end_token_are_written_and_compared(
+    exports: Exports, tmp_path: Path
+) -> None:
+    """The builder carries sampling settings only; a repetition penalty, say, changes what is generated."""
+    student, made = tmp_path / "student", tmp_path / "made"
+    shutil.copytree(exports.student(tied=True), student)
+    shutil.copytree(exports.make("onnx"), made)
+    wanted = {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "eos_token_id": [EOS_ID, PAD_ID, 5]}
+    (student / "generation_config.json").write_text(json.dumps(wanted))
+    with pytest.raises(VerificationError, match="repetition_penalty"):
+        check_genai_config(made, student)
+    complete_genai_config(made, student)
+    check_genai_config(made, student)
+    config = json.loads((made / "genai_config.json").read_text())
+    assert config["search"]["repetition_penalty"] == 1.05
+    assert set(config["model"]["eos_token_id"]) == {EOS_ID, PAD_ID, 5}
+    for dropped in (EOS_ID, PAD_ID, 5):
+        short = [end for end in config["model"]["eos_token_id"] if end != dropped]
+        shorter = {**config, "model": {**config["model"], "eos_token_id": short}}
+        (made / "genai_config.json").write_text(json.dumps(shorter))
+        with pytest.raises(VerificationError, match="eos_token_id"):
+            check_genai_config(made, student)
+
+
+def initialisers(directory: Path) -> dict[str, tuple[int, int]]:
+    """Where each initialiser lies in the graph's data: offset and length in bytes."""
+    found = {}
+    for entry in onnx.load(directory / "model.onnx", load_external_data=False).graph.initializer:
+        place = {pair.key: pair.value for pair in entry.external_data}
+        if place:
+            found[entry.name] = (int(place.get("offset", 0)), int(place["length"]))
+    return found
+
+
+def edit(directory: Path, changes: dict[str, bytes]) -> None:
+    """Overwrite initialisers in the graph's data."""
+    places = initialisers(directory)
+    with (directory / "model.onnx.data").open("r+b") as file:
+        for name, data in changes.items():
+            assert len(data) == places[name][1]
+            file.seek(places[name][0])
+            file.write(data)
+
+
+def stored(directory: Path) -> dict[str, bytes]:
+    data = (directory / "model.onnx.data").read_bytes()
+    return {name: data[start : start + size] for name, (start, size) in initialisers(directory).items()}
+
+
+def swap_layers(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    """Layers 0 and 1 exchanged, weights, scales and norms."""
+    pairs = {name: name.replace("layers.0.", "layers.1.") for name in tensors if "layers.0." in name}
+    return {a: tensors[b] for a, b in pairs.items()} | {b: tensors[a] for a, b in pairs.items()}
+
+
+def double_scale(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    name = "model.layers.2.mlp.up_proj.MatMul.weight_scales"
+    return {name: (2 * np.frombuffer(tensors[name], np.float32)).tobytes()}
+
+
+def widen_scale(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    """Codes rounded again to a scale twice as wide: every weight within half a step, and half as fine."""
+    base = "model.layers.2.mlp.up_proj.MatMul.weight"
+    packed = np.frombuffer(tensors[f"{base}_Q4"], np.uint8)
+    low, high = (np.rint((part.astype(int) - 8) / 2).astype(int) + 8 for part in (packed & 15, packed >> 4))
+    codes = (low | high << 4).astype(np.uint8).tobytes()
+    scales = (2 * np.frombuffer(tensors[f"{base}_scales"], np.float32)).tobytes()
+    return {f"{base}_Q4": codes, f"{base}_scales": scales}
+
+
+def one_code(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    name = "lm_head.MatMul.weight_Q4"
+    changed = bytearray(tensors[name])
+    changed[5] ^= 0x02
+    return {name: bytes(changed)}
+
+
+def one_scale(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    name = "model.layers.0.attn.o_proj.MatMul.weight_scales"
+    scales = np.frombuffer(tensors[name], np.float32).copy()
+    scales[3] = 1.0
+    return {name: scales.tobytes()}
+
+
+def norm(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    name = "model.layers.1.input_layernorm.weight"
+    return {name: (np.frombuffer(tensors[name], np.float32) * np.float32(1.01)).tobytes()}
+
+
+INT4_DAMAGE = {
+    "layers": (swap_layers, "half a step|not the student's"),
+    "doubled scale": (double_scale, "half a step"),
+    "wide scale": (widen_scale, "half a step|too wide"),
+    "one code": (one_code, r"half a step[\s\S]*lm_head"),
+    "one scale": (one_scale, r"half a step[\s\S]*o_proj|too wide"),
+    "norm": (norm, "not the student's"),
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("how", INT4_DAMAGE)
+def test_damage_to_an_int4_graph_is_caught(exports: Exports, tmp_path: Path, how: str, tied: bool) -> None:
+    made, student = tmp_path / "made", exports.student(tied=tied)
+    shutil.copytree(exports.make("onnx-int4", tied=tied), made)
+    dims = dims_of_config(read_config(student))
+    assert check_int4(made, student, dims)[1] == 16
+    damage, message = INT4_DAMAGE[how]
+    edit(made, damage(stored(made)))
+    with pytest.raises(VerificationError, match=message):
+        check_int4(made, student, dims)
+
+
+def test_int4_layers_in_another_order_fall_below_the_floor(exports: Exports, tmp_path: Path) -> None:
+    made, student = tmp_path / "made", exports.student(tied=True)
+    shutil.copytree(exports.make("onnx-int4"), made)
+    edit(made, swap_layers(stored(made)))
+    with pytest.raises(VerificationError, match="agrees with the student too little"):
+        EXPORTERS["onnx-int4"].verify(made, student, OPTIONS)
+
+
+def test_int4_computes_what_the_student_with_its_weights_computes(exports: Exports) -> None:
+    """Codes and scales multiplied out here, in float64, without the reader."""
+    student, made = exports.student(tied=False), exports.make("onnx-int4", tied=False)
+    tensors, model = stored(made), load_model(student, dtype="float32", device="cpu")
+    for index, layer in enumerate(model.model.layers):
+        for name in ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+            linear = layer.get_submodule(name)
+            base = f"model.layers.{index}.{name.replace('self_attn', 'attn')}.MatMul.weight"
+            linear.weight.data = multiplied_out(tensors, base, *linear.weight.shape)
+        qkv = multiplied_out(tensors, f"model.layers.{index}.attn.qkv_proj.MatMul.weight", 128, 64)
+        parts = zip(("q_proj", "k_proj", "v_proj"), qkv.split([64, 32, 32]), strict=True)
+        for name, part in parts:
+            layer.self_attn.get_submodule(name).weight.data = part.clone()
+    model.lm_head.weight.data = multiplied_out(tensors, "lm_head.MatMul.weight", VOCAB_SIZE, 64)
+    ids = list(range(3, 90))
+    expected = model(torch.tensor([ids])).logits[0]
+    graph = OnnxModel(made, dims_of_config(read_config(student)), exact_activations=True)
+    assert (graph.logits(ids) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert record_of(made)["checks"]["max_relative_to_student_carrying_them"] <= 1e-3
+
+
+def multiplied_out(tensors: dict[str, bytes], base: str, rows: int, columns: int) -> torch.Tensor:
+    packed = np.frombuffer(tensors[f"{base}_Q4"], np.uint8).reshape(rows, -1)
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1, 32).astype(np.float64) - 8
+    scales = np.frombuffer(tensors[f"{base}_scales"], np.float32).reshape(rows, -1, 1)
+    return torch.from_numpy((codes * scales).reshape(rows, -1)[:, :columns]).float()
+
+
+MISTRAL = {"model_type": "mistral", "sliding_window": None}
+QWEN = {"model_type": "qwen2", "use_sliding_window": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({**MISTRAL, "sliding_window": 64}, "sliding_window"),
+        ({"model_type": "mistral"}, "sliding_window"),  # its class's default is 4096
+        ({**MISTRAL, "sliding_window": 64, "use_sliding_window": False}, "sliding_window"),  # no such switch
+        ({**QWEN, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "use_sliding"),
+        ({**QWEN, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "use_sliding"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8192}, "use_sliding"),
+        ({"model_type": "llama", "sliding_window": 64}, "sliding_window"),
+        ({"model_type": "llama", "seq_length": 64}, "seq_length"),
+        ({**QWEN, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling"),
+        ({"model_type": "nemotron"}, "model_type"),
+    ],
+)
+def test_what_a_graph_cannot_express_is_refused_from_the_config(changes: dict[str, Any], field: str) -> None:
+    config = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rope_theta": 10_000.0,
+        **changes,
+    }
+    for name in GRAPHS:
+        with pytest.raises(UnsupportedError, match=field):
+            EXPORTERS[name].check(config, Export(), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        MISTRAL,
+        {**MISTRAL, "sliding_window": 32768},
+        QWEN,
+        {"model_type": "qwen3", "sliding_window": 4096, "max_window_layers": 1},
+        {**QWEN, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}},
+    ],
+)
+def test_what_a_graph_can_express_is_not_refused(changes: dict[str, Any]) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = {**shape, "vocab_size": 331, "num_key_value_heads": 2, "max_position_embeddings": 32768}
+    EXPORTERS["onnx"].check({**config, "rope_theta": 10_000.0, **changes}, Export(), None)
+
+
+def test_a_rope_table_of_another_base_is_caught(exports: Exports, tmp_path: Path) -> None:
+    made, student = exports.make("onnx-fp16"), tmp_path / "student"
+    assert check_tables(made, exports.student(tied=True)) == 2048
+    shutil.copytree(exports.student(tied=True), student)
+    for theta in (49_000.0, 10_000.0):
+        config = json.loads((student / "config.json").read_text())
+        config |= {"rope_theta": theta}
+        config["rope_parameters"] = {**config["rope_parameters"], "rope_theta": theta}
+        (student / "config.json").write_text(json.dumps(config))
+        with pytest.raises(VerificationError, match="rope is not the student's"):
+            check_tables(made, student)
 
 
 def test_a_truncated_graph_is_caught(exports: Exports, tmp_path: Path) -> None:
@@ -146,7 +387,7 @@ def test_a_truncated_graph_is_caught(exports: Exports, tmp_path: Path) -> None:
     shutil.copytree(exports.make("onnx"), made)
     data = (made / "model.onnx").read_bytes()
     (made / "model.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(VerificationError, match="onnxruntime cannot"):
+    with pytest.raises(VerificationError, match=r"truncated|onnxruntime cannot"):
         EXPORTERS["onnx"].verify(made, exports.student(tied=True), OPTIONS)
 
 
@@ -180,4 +421,4 @@ def test_leftovers_of_a_killed_export_do_not_survive(exports: Exports, tmp_path:
     (partial / "stage.json").write_text(json.dumps(inputs))
     source = artifact_of(exports.student(tied=True))
     made = execute(export_stage("huggingface"), Export(), source, tmp_path / "made", context()).artifact.path
-    assert file_hashes(made) == file_hashes(exports.make("huggingface"))
+    assert record_files(made) == record_files(exports.make("huggingface"))

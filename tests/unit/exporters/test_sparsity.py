@@ -103,7 +103,7 @@ def test_a_third_nonzero_in_a_checkpoint_is_caught(
     sparse: Sparse, tmp_path: Path, name: ExportFormat
 ) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
-    (made / "verification.json").unlink()  # its hashes would catch it first
+    (made / "artifact.json").unlink()  # its sums would catch it first
     tensors, tensor = load_file(made / WEIGHTS_FILE), "model.layers.1.mlp.down_proj.weight"
     plant(tensors, tensor)
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -116,7 +116,7 @@ def test_a_third_nonzero_in_a_tensorrt_llm_checkpoint_is_caught(
     sparse: Sparse, tmp_path: Path, name: ExportFormat
 ) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
-    (made / "verification.json").unlink()
+    (made / "artifact.json").unlink()
     file = made / "checkpoint" / "rank0.safetensors"
     tensors = load_file(file)
     plant(tensors, "transformer.layers.1.mlp.proj.weight")

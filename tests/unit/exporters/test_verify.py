@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.artifact import read_artifact
 from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.recipe import ExportFormat
+from exporters.base import needs_quantised
 from exporters.verify import verify_directory
 from tests.unit.exporters.conftest import Exports
 
@@ -18,7 +22,8 @@ def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
     exports: Exports, any_checkpoint: Path
 ) -> None:
     report = verify_directory(any_checkpoint)
-    assert (report["kind"], report["checked"][0]["status"]) == ("checkpoint", "ok")
+    status = "no record: contents not verified"
+    assert (report["kind"], report["checked"][0]["status"]) == ("checkpoint", status)
     for name in ("huggingface", "huggingface-fp8", "onnx"):
         report = verify_directory(exports.make(name))
         assert (report["kind"], report["checked"][0]["format"]) == ("export", name)
@@ -28,52 +33,71 @@ def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
 
 def test_a_record_with_another_count_is_caught(exports: Exports, tmp_path: Path) -> None:
     made = Path(shutil.copytree(exports.make("huggingface"), tmp_path / "made"))
-    record = json.loads((made / "artifact.json").read_text())
-    (made / "artifact.json").write_text(json.dumps({**record, "num_parameters": 7}))
+    replace(read_artifact(made), num_parameters=7).write()
     with pytest.raises(VerificationError, match="another number of parameters"):
         verify_directory(made)
 
 
-@pytest.fixture
-def run_directory(exports: Exports, tmp_path: Path) -> Path:
-    run = tmp_path / "run"
-    shutil.copytree(exports.make("huggingface"), run / "student")
-    for name in ("huggingface-fp8", "onnx"):
-        shutil.copytree(exports.make(name), run / "exports" / name)
-    (run / "exports" / "onnx-int4.partial").mkdir()
-    (run / "manifest.json").write_text("{}")
-    return run
-
-
-def test_a_run_directory_is_compared_again(run_directory: Path) -> None:
-    report = verify_directory(run_directory)
-    statuses = {Path(entry["path"]).name: entry["status"] for entry in report["checked"]}
-    assert report["kind"] == "run"
-    assert statuses == {"student": "ok", "huggingface-fp8": "reported", "onnx": "passed"}
-    assert report["checked"][-1]["logits"]["all"]["max_relative"] < 1e-3
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx"])
+def test_an_export_is_compared_with_its_source_again(exports: Exports, name: ExportFormat) -> None:
+    source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
+    report = verify_directory(exports.make(name), source=source)
+    entry = report["checked"][0]
+    assert entry["status"] == ("reported" if name == "huggingface-fp8" else "passed")
+    assert entry["logits"]["all"]["num_positions"] > 2000
     json.dumps(report)
 
 
+def test_a_source_that_is_not_there_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="source does not exist"):
+        verify_directory(exports.make("huggingface"), source=tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
-    "name", ["student/config.json", "exports/onnx/model.onnx.data", "student/tokenizer.json"]
+    ("export", "name"),
+    [
+        ("huggingface", "config.json"),
+        ("onnx", "model.onnx.data"),
+        ("huggingface", "tokenizer.json"),
+        ("huggingface", "verification.json"),
+    ],
 )
-def test_a_changed_byte_is_caught(run_directory: Path, name: str) -> None:
-    file = run_directory / name
-    data = bytearray(file.read_bytes())
+def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, export: ExportFormat, name: str) -> None:
+    made = Path(shutil.copytree(exports.make(export), tmp_path / "made"))
+    data = bytearray((made / name).read_bytes())
     data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(VerificationError, match="not the one that was verified"):
-        verify_directory(run_directory)
+    (made / name).write_bytes(data)
+    with pytest.raises(VerificationError, match=r"has changed|is corrupt"):
+        verify_directory(made)
 
 
-def test_a_missing_and_an_added_file_are_caught(run_directory: Path) -> None:
-    (run_directory / "student" / "added.txt").write_text("x")
+def test_a_missing_and_an_added_file_are_caught(exports: Exports, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(exports.make("onnx"), tmp_path / "made"))
+    (made / "added.txt").write_text("x")
     with pytest.raises(VerificationError, match=r"added\.txt"):
-        verify_directory(run_directory)
-    (run_directory / "student" / "added.txt").unlink()
-    (run_directory / "exports" / "onnx" / "genai_config.json").unlink()
+        verify_directory(made)
+    (made / "added.txt").unlink()
+    (made / "genai_config.json").unlink()
     with pytest.raises(VerificationError, match=r"genai_config\.json"):
-        verify_directory(run_directory)
+        verify_directory(made)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "onnx", "huggingface-fp8"])
+@pytest.mark.parametrize("record", ["artifact.json", "verification.json"])
+def test_an_export_without_a_record_was_never_verified(
+    exports: Exports, tmp_path: Path, name: ExportFormat, record: str
+) -> None:
+    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
+    (made / record).unlink()
+    with pytest.raises(VerificationError, match="never verified"):
+        verify_directory(made)
+
+
+def test_a_stage_without_its_record_was_never_verified(exports: Exports, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(exports.quantised(tied=True).path, tmp_path / "made"))
+    (made / "artifact.json").unlink()
+    with pytest.raises(VerificationError, match=r"never verified[\s\S]*amax"):
+        verify_directory(made)
 
 
 @pytest.fixture
@@ -113,12 +137,6 @@ def test_nan_in_fp8_is_caught(exports: Exports, tmp_path: Path) -> None:
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=r"not finite[\s\S]*layers\.0\.mlp\.up_proj"):
         verify_directory(made)
-
-
-def test_an_export_without_a_record_is_caught(run_directory: Path) -> None:
-    (run_directory / "exports" / "onnx" / "verification.json").unlink()
-    with pytest.raises(VerificationError, match="never verified"):
-        verify_directory(run_directory)
 
 
 def test_nothing_to_verify_is_a_usage_error(tmp_path: Path) -> None:

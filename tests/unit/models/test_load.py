@@ -6,15 +6,19 @@ import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from compressor.artifact import record_files
 from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError
-from compressor.models.checkpoint import CheckpointReader, whole, write_checkpoint
+from compressor.models import gguf as gguf_module
+from compressor.models.checkpoint import WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
 from compressor.models.dims import num_parameters
 from compressor.models.gguf import convert_gguf
 from compressor.models.load import (
@@ -28,6 +32,7 @@ from compressor.models.load import (
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
+from tests.gguf_files import TinyGguf
 from tests.tiny_models import make_model, save_checkpoint
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -274,19 +279,8 @@ def test_gguf_without_an_architecture(tmp_path: Path) -> None:
 
 def test_artifacts_keep_their_lineage(checkpoint: Path, tmp_path: Path) -> None:
     artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
-    (checkpoint / "artifact.json").write_text(
-        json.dumps(
-            {
-                "stage": "prune",
-                "fingerprint": "f",
-                "lineage": ["source", "prune"],
-                "num_parameters": artifact.num_parameters,
-                "texts": ["t"],
-                "inputs": {},
-                "details": {},
-            }
-        )
-    )
+    made = replace(artifact, stage="prune", lineage=("source", "prune"), texts=("t",))
+    replace(made, files=record_files(checkpoint)).write()
 
     again = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
 
@@ -306,19 +300,45 @@ def test_a_gguf_that_two_commands_want_is_converted_once(
 ) -> None:
     """The second waits for the first; without the lock it would remove what the first is writing."""
     converted: list[Path] = []
+    convert = gguf_module._convert
 
-    def convert(_path: Path, out_dir: Path, _dtype: str, _tokenizer: Path | None) -> None:
-        out_dir.mkdir()
+    def slowly(path: Path, out_dir: Path, *others: Any) -> None:
+        convert(path, out_dir, *others)
         time.sleep(0.3)
-        (out_dir / "config.json").write_text("{}")
         converted.append(out_dir)
 
-    monkeypatch.setattr("compressor.models.gguf.gguf_dims", lambda _path: None)
-    monkeypatch.setattr("compressor.models.gguf._convert", convert)
-    source = tmp_path / "model.gguf"
-    source.write_bytes(b"weights")
+    monkeypatch.setattr(gguf_module, "_convert", slowly)
+    source = TinyGguf().write(tmp_path / "model.gguf")
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: convert_gguf(source, tmp_path / "scratch", "bfloat16"), range(2)))
     assert len(converted) == 1
     assert [(path / "config.json").is_file() for path in found] == [True, True]
     assert found[0] == found[1]
+
+
+def test_a_published_student_has_more_files_than_its_record(checkpoint: Path, tmp_path: Path) -> None:
+    """A page and attributes of a hub are no alteration; an edited weight file is one."""
+    artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    replace(artifact, files=record_files(checkpoint)).write()
+    (checkpoint / "README.md").write_text("A student.\n")
+    (checkpoint / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+
+    again = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    assert again.fingerprint == artifact.fingerprint
+
+    tensors = load_file(checkpoint / WEIGHTS_FILE)
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, checkpoint / WEIGHTS_FILE)
+    with pytest.raises(VerificationError, match="finished work has") as caught:
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    assert WEIGHTS_FILE in str(caught.value)
+
+
+def test_a_student_without_a_recorded_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    artifact = open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+    (checkpoint / "masks.safetensors").write_bytes(b"")
+    replace(artifact, files=record_files(checkpoint)).write()
+    (checkpoint / "masks.safetensors").unlink()
+
+    with pytest.raises(VerificationError, match="is missing"):
+        open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")

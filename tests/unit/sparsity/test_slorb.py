@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,41 @@ def test_a_merge_is_refused_because_it_fills_zeros(sparsified: Sparsified) -> No
         refuse_adapter(made.path, by="a merged checkpoint")
 
 
-def test_another_scaling_is_caught(tmp_path: Path) -> None:
+ADAPTER_FAULTS = {
+    "alpha_pattern": {"alpha_pattern": {"layer": 4}},
+    "rank_pattern": {"rank_pattern": {"layer": 4}, "alpha_pattern": {"layer": 4}},
+    "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "bias": {"bias": "all"},
+    "peft_type": {"peft_type": "IA3"},
+    "target_modules": {"target_modules": ["other"]},
+    "layers_to_transform": {"layers_to_transform": [0]},
+    "exclude_modules": {"exclude_modules": ["layer"]},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("field", ADAPTER_FAULTS)
+def test_a_config_that_computes_something_else_is_caught(tmp_path: Path, field: str) -> None:
     write_adapter(tmp_path, {"layer": initial_branch(torch.ones(4, 32), torch.zeros(4, 32))})
-    config = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
-    config.write_text(
-        config.read_text().replace('"alpha_pattern": {\n    "layer": 2', '"alpha_pattern": {\n    "layer": 4')
-    )
-    with pytest.raises(VerificationError, match="alphas"):
+    assert set(read_adapter(tmp_path)) == {"layer"}
+    file = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"use_rslora": False, "modules_to_save": None, "peft_version": "1"}))
+    assert set(read_adapter(tmp_path)) == {"layer"}  # what PEFT writes beside, and switches that are off
+    file.write_text(json.dumps(config | ADAPTER_FAULTS[field]))
+    with pytest.raises(VerificationError, match=field):
         read_adapter(tmp_path)
+
+
+def test_tensors_and_config_of_different_layers_are_caught(tmp_path: Path) -> None:
+    branches = {name: initial_branch(torch.ones(4, 32), torch.zeros(4, 32)) for name in ("one", "two")}
+    write_adapter(tmp_path, branches)
+    file = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
+    config = json.loads(file.read_text())
+    for kept in (["one"], ["one", "two", "three"]):
+        ranks = dict.fromkeys(kept, 2)
+        file.write_text(json.dumps({**config, "rank_pattern": ranks, "alpha_pattern": ranks}))
+        with pytest.raises(VerificationError, match="not those of its config"):
+            read_adapter(tmp_path)

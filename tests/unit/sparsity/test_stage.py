@@ -67,7 +67,7 @@ def test_errors_fall_in_the_published_order(sparsified: Sparsified) -> None:
 
 
 def test_relative_error_is_that_of_the_outputs(sparsified: Sparsified) -> None:
-    from compressor.data.packing import read_windows
+    from compressor.data.calibration import calibration_windows
     from compressor.models.load import load_model
     from compressor.models.tokenizer import load_tokenizer
 
@@ -79,7 +79,7 @@ def test_relative_error_is_that_of_the_outputs(sparsified: Sparsified) -> None:
     model.get_submodule(name).register_forward_pre_hook(lambda _m, args: inputs.append(args[0][0].double()))
     calibration = sparsified.calibration
     tokenizer = load_tokenizer(sparsified.dense)
-    for window in read_windows(calibration.data, "train", tokenizer, size=6, seq_len=48):
+    for window in calibration_windows(calibration, tokenizer, seed=0).ids:
         model(torch.from_numpy(window.astype("int64"))[None])
     x = torch.cat(inputs)
     dense, sparse = (state[f"{name}.weight"].double() for state in (before, after))

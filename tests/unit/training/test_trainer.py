@@ -19,12 +19,12 @@ from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_, schedule
 from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.recipe import Distill
-from compressor.training.callbacks import COMPLETE_MARK, TrainingExtension, Watch, reporters
+from compressor.training.callbacks import TrainingExtension, Watch, reporters
+from compressor.training.checkpoints import last_complete_checkpoint
 from compressor.training.sharding import full_state
 from compressor.training.trainer import (
     STUDENT_FILE,
     TrainingConfig,
-    last_complete_checkpoint,
     train,
 )
 from tests.tiny_models import make_model
@@ -83,16 +83,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, tied: bool
     for name, tensor in full_state(whole.student).items():
         assert torch.equal(tensor, full_state(resumed.student)[name]), name
     assert resumed_log == log
-
-
-def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for step, complete in ((2, True), (4, False)):
-        directory = tmp_path / f"checkpoint-{step}"
-        directory.mkdir()
-        if complete:
-            (directory / COMPLETE_MARK).touch()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    assert not (tmp_path / "checkpoint-4").exists()
 
 
 def test_checkpoints_hold_the_student_alone_under_its_own_names(tmp_path: Path) -> None:
@@ -156,7 +146,7 @@ def test_a_non_finite_loss_stops_with_step_position_and_layer(
     with pytest.raises(VerificationError, match="optimizer step 5, after window 8") as caught:
         train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet(), extensions=[Break()])
     assert layer in str(caught.value.where)
-    last = last_complete_checkpoint(tmp_path / "checkpoints")
+    last = last_complete_checkpoint(tmp_path / "checkpoints", quiet())
     assert last is not None
     assert last.name == "checkpoint-4"
 

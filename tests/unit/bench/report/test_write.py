@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from bench.report.markdown import render_markdown
 from bench.report.numbers import show_peak, show_size
@@ -28,6 +27,7 @@ from bench.results import (
     Snapshot,
     Summary,
 )
+from compressor.errors import UsageError
 
 RATES = {"output_tokens_per_s": 16.0, "total_tokens_per_s": 1200.0}
 DURATIONS = {"latency_s": 0.0041, "ttft_s": 0.0011}
@@ -190,7 +190,7 @@ def test_all_files_are_written_and_the_json_reads_back(results: Results, tmp_pat
 def test_results_of_another_schema_are_refused(results: Results, tmp_path: Path) -> None:
     other = results.model_dump(mode="json", by_alias=True) | {"schema": "compress-export/bench/2"}
     (tmp_path / "results.json").write_text(json.dumps(other))
-    with pytest.raises(ValidationError, match="schema"):
+    with pytest.raises(UsageError, match="schema"):
         read_results(tmp_path / "results.json")
 
 

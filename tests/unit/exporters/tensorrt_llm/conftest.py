@@ -11,7 +11,7 @@ import torch
 
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.quantization.amax import read_amax, write_amax
-from compressor.quantization.reader import attention_modules, quantised_linears
+from compressor.quantization.coverage import attention_modules, quantised_linears
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from tests.tiny_models import make_model, save_checkpoint

@@ -16,9 +16,10 @@ from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe import Calibration, Export, ExportFormat, TensorRTLLM
 from compressor.stage import execute
-from exporters.base import EXPORTERS, export_stage
-from exporters.record import VERIFICATION_FILE, file_hashes
+from exporters.base import EXPORTERS, export_stage, needs_quantised
+from exporters.record import VERIFICATION_FILE
 from exporters.verify import verify_directory
+from tests.records import record_again
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
@@ -201,25 +202,23 @@ def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cach
 
 @pytest.mark.parametrize("how", ["gate and up", "q and k"])
 @pytest.mark.parametrize("name", ["tensorrt-llm-fp16", "tensorrt-llm-fp8"])
-def test_verify_compares_a_runs_checkpoints_with_its_student(
+def test_verify_compares_a_checkpoint_with_its_source(
     exports: Exports, tmp_path: Path, name: ExportFormat, how: str
 ) -> None:
     """Written wrong from the start: the record's hashes are those of the wrong files."""
-    run = tmp_path / "run"
-    shutil.copytree(exports.student(tied=True), run / "student")
-    shutil.copytree(exports.quantised(tied=True).path, run / "stages" / "quantize")
-    made = Path(shutil.copytree(exports.make(name), run / "exports" / name))
-    (run / "manifest.json").write_text("{}")
-    assert verify_directory(run)["checked"][1]["format"] == name
+    source = exports.student(tied=True)
+    if needs_quantised(name):
+        source = exports.quantised(tied=True).path
+    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
+    assert verify_directory(made, source=source)["checked"][0]["format"] == name
     file, (damage, message) = made / "checkpoint" / "rank0.safetensors", DAMAGE[how]
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
-    record = {**record_of(made), "files": file_hashes(made)}
-    (made / VERIFICATION_FILE).write_text(json.dumps(record))
+    record_again(made)
     assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
     with pytest.raises(VerificationError, match=message):
-        verify_directory(run)
+        verify_directory(made, source=source)
 
 
 LLAMA3 = {

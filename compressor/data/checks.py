@@ -1,0 +1,72 @@
+"""What a text is refused for before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from compressor.console import Console
+from compressor.data.conversations import render_all, responses
+from compressor.data.sources import Documents, Split, is_local, survey
+from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
+from compressor.errors import UsageError
+
+# No text takes more characters for a token, on average: a bound for what a budget of tokens will read.
+CHARACTERS_PER_TOKEN = 16
+
+
+def check_texts(specs: Iterable[str], console: Console) -> None:
+    """Read all of some local texts; rows of the hub are checked as they come.
+
+    Raises:
+        UsageError: for a text that is missing or empty, or a row that cannot be read, with its place.
+    """
+    for spec in filter(is_local, dict.fromkeys(specs)):
+        found = survey(spec)
+        if found.num_empty:
+            console.warn(f"{found.num_empty} empty rows of {spec} are skipped")
+        if found.num_replaced:
+            console.warn(f"{found.num_replaced} broken surrogates in {spec} are read as U+FFFD")
+
+
+def check_responses(specs: Iterable[str]) -> None:
+    """Refuse local texts in which responses cannot be told from the rest.
+
+    Raises:
+        UsageError: naming the first row that is plain text.
+    """
+    for spec in specs:
+        if is_local(spec) and (row := survey(spec).plain_rows) is not None:
+            raise UsageError(
+                "a plain text has no responses to train on alone",
+                where=row,
+                expected="conversations, prompt and completion, or instruction and output",
+                hint="--loss-on all",
+            )
+
+
+def check_rendering(
+    spec: str, split: Split, tokenizer: Any, *, max_tokens: int | None, loss_on: LossOn = "all"
+) -> None:
+    """Render what will be read of a local text's conversations.
+
+    Args:
+        spec: The text.
+        split: Which part.
+        tokenizer: Has the chat template.
+        max_tokens: About how much will be read; None for all.
+        loss_on: `responses` to find these as well.
+
+    Raises:
+        UsageError, UnsupportedError, VerificationError: as `render_all` and `responses` do.
+    """
+    if not is_local(spec) or not survey(spec).has_conversations:
+        return
+    tracks, characters = loss_on == "responses", 0
+    for group in grouped(Documents(spec, split), GROUP_DOCUMENTS):
+        for document, rendered in zip(group, render_all(group, tokenizer, tracks=tracks), strict=True):
+            characters += len(rendered.text)
+            if tracks:
+                responses(document, rendered, tokenizer, where=spec)
+        if max_tokens is not None and characters > max_tokens * CHARACTERS_PER_TOKEN:
+            return

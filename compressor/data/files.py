@@ -1,0 +1,335 @@
+"""The files behind a local text: found, told apart by their content, unpacked and cut into bounded lines.
+
+A local text is a file, a directory (all files below it, hidden ones excepted), a glob, or the folder that
+`datasets` leaves with `save_to_disk`. Files come in the order of their names. Compression is recognised by
+a file's first bytes; gzip and zstd are read as streams. Everything that is no table is plain text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import glob
+import gzip
+import io
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from compressor.artifact import sha256_of_file
+from compressor.errors import UsageError
+
+Kind = Literal["plain", "jsonl", "json", "csv", "tsv", "parquet", "saved"]
+
+_KIND_OF_SUFFIX: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_PACKED_SUFFIXES = (".gz", ".zst")
+_LOCAL_SUFFIXES = (".txt", ".md", *_KIND_OF_SUFFIX, *_PACKED_SUFFIXES)
+_GLOB_CHARACTERS = frozenset("*?[")
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# First bytes of what is no text, and what to call it.
+_BINARY_KINDS = (
+    (b"PAR1", "a Parquet file without its suffix"),
+    (b"PK\x03\x04", "a zip archive (.zip, .docx, .xlsx, ...)"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"GGUF", "a GGUF model"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x7fELF", "a program"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"SQLite format 3", "a data base"),
+)
+_HEAD_BYTES = 4096
+_MANY_BYTES = 256
+BOM = b"\xef\xbb\xbf"
+# A line longer than this is no row of a text but a mistake, or an attack on the memory.
+MAX_LINE_BYTES = 1 << 28
+# Text shrinks to a tenth; what unpacks to so many times its size, and much, is no text.
+MAX_UNPACKING_RATIO = 500
+_ALWAYS_UNPACKED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """One file of a text.
+
+    Attributes:
+        path: Where it is.
+        name: What it is called in records: its path below the text's directory.
+        kind: How it is read.
+    """
+
+    path: Path
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalText:
+    """A local SOURCE.
+
+    Attributes:
+        spec: As given.
+        files: In the order in which they are read, at least one.
+        folder: The directory of a data set saved by `datasets`, else None.
+    """
+
+    spec: str
+    files: tuple[TextFile, ...]
+    folder: Path | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is running text rather than a table of documents."""
+        return self.files[0].kind == "plain"
+
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """What changes when a file does, without reading it."""
+        found = [(file.path, file.path.stat()) for file in self.files]
+        return tuple((str(path), status.st_mtime_ns, status.st_size) for path, status in found)
+
+
+def is_local(spec: str) -> bool:
+    """Whether a SOURCE names files rather than a hub data set."""
+    return (
+        spec.startswith(("/", "./", "../", "~"))
+        or Path(spec).suffix in _LOCAL_SUFFIXES
+        or not _GLOB_CHARACTERS.isdisjoint(spec)
+        or Path(spec).exists()
+    )
+
+
+def find_files(spec: str) -> LocalText:
+    """The files of a local SOURCE.
+
+    Raises:
+        UsageError: for one that is missing, empty, no regular file, or whose files are not all of one sort.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if _is_saved_data_set(path):
+            saved = [(file, file.relative_to(path).as_posix()) for file in _files_below(path)]
+            files = tuple(TextFile(path=file, name=name, kind="saved") for file, name in saved)
+            return LocalText(spec=spec, files=files, folder=path)
+        found = [(file, file.relative_to(path).as_posix()) for file in _files_below(path)]
+        if not found:
+            raise UsageError("this directory holds no text", where=spec)
+    elif path.exists() or _GLOB_CHARACTERS.isdisjoint(spec):
+        found = [(path, path.name)]
+    else:
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute one
+        found = [(Path(match), Path(match).name) for match in matches if not Path(match).is_dir()]
+        if not found:
+            raise UsageError("no file matches this pattern", where=spec)
+    files = tuple(
+        TextFile(path=file, name=name, kind=_checked_kind(file, is_alone=len(found) == 1))
+        for file, name in found
+    )
+    _refuse_mixture(spec, files)
+    return LocalText(spec=spec, files=files)
+
+
+@functools.lru_cache
+def cached_sha256(path: str, _mtime_ns: int, _size: int) -> str:
+    """sha256 of a file, computed once as long as it does not change."""
+    return sha256_of_file(Path(path))
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    """A file's content, unpacked where it is compressed, as a buffered stream.
+
+    Raises:
+        UsageError: on reading, for a damaged file or one that unpacks to far more than text does.
+    """
+    head = _head(path)
+    inner: Any
+    if head.startswith(_GZIP):
+        inner = gzip.open(path, "rb")  # noqa: SIM115 - closed with what it is wrapped in
+    elif head.startswith(_ZSTD):
+        import pyarrow as pa
+
+        inner = pa.input_stream(str(path), compression="zstd", buffer_size=1 << 20)
+    else:
+        return path.open("rb", buffering=1 << 20)
+    return cast("BinaryIO", io.BufferedReader(_Unpacked(path, inner), 1 << 20))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1, line ends kept.
+
+    Raises:
+        UsageError: for a line that is too long or not UTF-8.
+    """
+    number = 0
+    with open_unpacked(path) as stream:
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise UsageError(
+                    "a line is too long",
+                    where=f"{path}:{number}",
+                    expected=f"at most {MAX_LINE_BYTES:,} bytes",
+                    found="more",
+                    hint="one row per line",
+                )
+            if number == 1:
+                line = line.removeprefix(BOM)
+            yield number, decoded(line, where=f"{path}:{number}")
+
+
+def decoded(content: bytes, *, where: str) -> str:
+    """UTF-8 bytes as text.
+
+    Raises:
+        UsageError: for anything else, with its place.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(content[error.start], where=f"{where}, byte {error.start}") from error
+
+
+def not_utf8(byte: int, *, where: str) -> UsageError:
+    """The error for text in another encoding."""
+    return UsageError(
+        "this text is not UTF-8",
+        where=where,
+        found=f"byte 0x{byte:02x}",
+        hint="iconv -f latin1 -t utf-8, with the encoding it really has",
+    )
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a compressed file."""
+
+    def __init__(self, path: Path, inner: Any) -> None:
+        self._path, self._inner, self._num_bytes = path, inner, 0
+        self._limit = max(_ALWAYS_UNPACKED_BYTES, path.stat().st_size * MAX_UNPACKING_RATIO)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        from pyarrow.lib import ArrowException
+
+        try:
+            content = self._inner.read(len(buffer))
+        except (EOFError, OSError, zlib.error, ArrowException) as error:
+            raise UsageError("this file cannot be unpacked", where=str(self._path), found=error) from error
+        self._num_bytes += len(content)
+        if self._num_bytes > self._limit:
+            raise UsageError(
+                "this file unpacks to far more than a text does",
+                where=str(self._path),
+                expected=f"at most {self._limit:,} bytes",
+                found="more",
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+def _is_saved_data_set(path: Path) -> bool:
+    names = ("state.json", "dataset_info.json")
+    return (path / "dataset_dict.json").is_file() or all((path / name).is_file() for name in names)
+
+
+def _files_below(directory: Path) -> list[Path]:
+    """Every file but hidden ones, and those in hidden directories, by name."""
+    found = [
+        path
+        for path in directory.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(directory).parts) and not path.is_dir()
+    ]
+    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+
+
+def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
+    """How a file is read, by its name and its first bytes."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        what = (
+            "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
+        )
+        raise UsageError(what, where=str(path), found=error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(
+            "this text is no file", where=str(path), expected="a regular file", found="a FIFO or device"
+        )
+    if status.st_size == 0 and is_alone:
+        raise UsageError("this text is empty", where=str(path))
+    packed = path.suffix.lower() in _PACKED_SUFFIXES
+    inner = path.with_suffix("") if packed else path
+    kind = _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
+    head = _head(path)
+    is_packed = head.startswith((_GZIP, _ZSTD))
+    if packed and not is_packed and status.st_size:
+        raise UsageError(
+            "this file is not compressed as its name says", where=str(path), found=repr(head[:8])
+        )
+    if kind == "parquet":
+        if is_packed:
+            raise UsageError("a compressed Parquet file cannot be read", where=str(path), hint="unpack it")
+        return kind
+    with open_unpacked(path) as stream:
+        _refuse_binary(path, stream.read(_HEAD_BYTES))
+    return kind
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    """Refuse what its first bytes show to be no text."""
+    found = next((name for magic, name in _BINARY_KINDS if head.startswith(magic)), None)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(
+            "this text is not UTF-8", where=str(path), found="UTF-16", hint="iconv -f utf-16 -t utf-8"
+        )
+    if found is None and b"\0" in head:
+        # Text may hold a NUL. What is full of them, or no UTF-8 either, is none.
+        is_full = len(head) >= _MANY_BYTES and head.count(0) > len(head) // 3
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(head)
+        except UnicodeDecodeError:
+            is_full = True
+        found = "binary content" if is_full else None
+    if found is not None:
+        raise UsageError(
+            "this file is no text", where=str(path), expected="plain text, JSON, CSV or Parquet", found=found
+        )
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise UsageError("this text cannot be read", where=str(path), found=error.strerror) from error
+
+
+def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:
+    """Refuse plain text among tables, such as the README beside a data set's Parquet files."""
+    plain = [file for file in files if file.kind == "plain"]
+    if plain and len(plain) < len(files):
+        table = next(file for file in files if file.kind != "plain")
+        raise UsageError(
+            "these files are partly tables and partly plain text",
+            where=spec,
+            expected="one or the other",
+            found=f"{table.name} and {plain[0].name}",
+            hint=f"a pattern in quotes that ends with *{table.path.suffix}",
+        )

@@ -1,0 +1,81 @@
+"""The process that renders chat templates: transformers' own function, within limits of time and memory.
+
+A template comes with a model from anywhere, and Jinja's sandbox keeps it from files but not from loops
+without end or strings without measure. So it runs here, where a limit can end it. Requests and answers
+are JSON, one per line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+# Behind what the interpreter and its libraries take already.
+MEMORY_BYTES = 1 << 30
+MAX_OUTPUT_CHARACTERS = 1 << 26
+
+
+def serve() -> None:
+    """Answer requests until the standard input ends.
+
+    A request is `{"templates": [...], "jobs": [...], "seconds": ...}`, a job the number of its template and
+    the keyword arguments of `render_jinja_template` for one conversation. The answer is a list with
+    `[text, spans]` for every job, or `{"error": class, "message": ..., "job": number}` for the first that
+    failed.
+    """
+    from transformers.utils import logging
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    logging.set_verbosity_error()
+    # What templates or libraries print must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _limit_memory()
+    answers.write(b'"ready"\n')
+    answers.flush()
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        # For a parent that is gone; one that is there ends this process earlier.
+        signal.alarm(int(request["seconds"]) + 5)
+        answer = _answer(render_jinja_template, request)
+        signal.alarm(0)
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _answer(render: Any, request: dict[str, Any]) -> Any:
+    rendered: list[Any] = []
+    left = MAX_OUTPUT_CHARACTERS
+    reason = None
+    try:
+        for template, arguments in request["jobs"]:
+            texts, spans = render(chat_template=request["templates"][template], **arguments)
+            left -= len(texts[0])
+            if left < 0:
+                reason = ("MemoryError", "its output has no end")
+                break
+            rendered.append([texts[0], spans[0] if spans else []])
+    except MemoryError:
+        reason = ("MemoryError", "it takes too much memory")
+    except RecursionError:
+        reason = ("RecursionError", "it calls itself without end")
+    except Exception as error:  # noqa: BLE001 - a template is a program: anything may go wrong in it
+        reason = (type(error).__name__, str(error)[:2000])
+    if reason is None:
+        return rendered
+    return {"error": reason[0], "message": reason[1], "job": len(rendered)}
+
+
+def _limit_memory() -> None:
+    """Let this process grow by so much and no further, where the system can say so."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no Path for one line
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY_BYTES, taken + MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

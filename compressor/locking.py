@@ -1,0 +1,90 @@
+"""One process per output directory: a lock that ends with its process, however that ends.
+
+A run locks `.lock` in its directory. A command of one stage, whose directory appears only when it is
+finished, locks `.<name>.lock` beside it, and shares the lock of a run directory that it works inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from compressor.errors import ResourceError, UsageError
+from compressor.processes import on_main
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def lock_run(directory: Path) -> Iterator[None]:
+    """Work alone in an existing run directory.
+
+    Raises:
+        UsageError: while another process works in it, or a command of a stage on it.
+        ResourceError: when it cannot be written.
+    """
+    with ExitStack() as held:
+        _hold(held, directory / LOCK_FILE, directory)
+        if _beside(directory).is_file():
+            with ExitStack() as briefly:
+                _hold(briefly, _beside(directory), directory)
+        yield
+
+
+@contextmanager
+def lock_stage(out_dir: Path) -> Iterator[None]:
+    """Work alone on a stage's output directory; the main process holds the lock for all.
+
+    Raises:
+        UsageError, ResourceError: as `lock_run`.
+    """
+    with ExitStack() as held:
+        on_main(lambda: _hold_stage(held, out_dir))
+        yield
+
+
+def _hold_stage(held: ExitStack, out_dir: Path) -> None:
+    path = _beside(out_dir)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            "the output directory cannot be written", where=str(out_dir), found=error.strerror
+        ) from error
+    _hold(held, path, out_dir)
+    held.callback(path.unlink, missing_ok=True)  # before it is released: nobody else can hold it
+    directory = out_dir.resolve()
+    for run in (directory, *directory.parents):
+        if (run / LOCK_FILE).is_file():
+            _hold(held, run / LOCK_FILE, run, shared=True)
+
+
+def _beside(out_dir: Path) -> Path:
+    directory = out_dir.resolve()
+    return directory.with_name(f".{directory.name}.lock")
+
+
+def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False) -> None:
+    """Lock a file until `held` closes; again, if it was removed by who held it before."""
+    while True:
+        try:
+            # A lock that is shared may belong to a directory that cannot be written.
+            lock: IO[str] = held.enter_context(path.open("r" if shared else "a"))
+        except OSError as error:
+            raise ResourceError(
+                "the output directory cannot be written", where=str(directory), found=error.strerror
+            ) from error
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                "another process works in this output directory",
+                where=str(directory),
+                hint="wait for it to end, or give another directory",
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            return

@@ -1,0 +1,50 @@
+"""sha256 of tensors as a stage holds them in memory, recorded before anything is written.
+
+A writer that mixes up names, cuts a block short or repeats a shard leaves files whose own sums are
+right; what the stage held in memory is the second source that says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from compressor.artifact import write_json
+from compressor.errors import VerificationError
+from compressor.json_files import read_json_mapping
+from compressor.models.checkpoint import row_blocks
+
+DIGESTS_FILE = "tensors.json"
+SCHEMA = "compress-export/tensors/1"
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 over dtype, shape and the bytes of a tensor."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    for block in row_blocks(tensor.detach()):
+        digest.update(block.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_digests(directory: Path, digests: Mapping[str, str]) -> None:
+    """Write `tensors.json`."""
+    write_json(directory / DIGESTS_FILE, {"schema": SCHEMA, "tensors": dict(digests)})
+
+
+def read_digests(directory: Path) -> dict[str, str]:
+    """The digests that a stage recorded, by tensor name.
+
+    Raises:
+        VerificationError: when the file is missing or not one of ours.
+    """
+    file = directory / DIGESTS_FILE
+    record = read_json_mapping(file, what="the record of the tensors in memory")
+    tensors = record.get("tensors")
+    if record.get("schema") != SCHEMA or not isinstance(tensors, dict):
+        raise VerificationError(
+            "the record of the tensors in memory is not ours", where=str(file), expected=SCHEMA
+        )
+    return {name: str(digest) for name, digest in tensors.items()}

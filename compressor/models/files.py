@@ -1,0 +1,78 @@
+"""Whether the files of a model directory are files, and its own.
+
+A directory may come from anyone. What is read and copied from it must lie in it: a link to somewhere else
+would carry a foreign file into every student and export. The hub's cache is made of links from
+`models--NAME/snapshots/REVISION` to `models--NAME/blobs`, and these are followed.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from compressor.errors import UnsupportedError, VerificationError
+from compressor.json_files import read_json_mapping
+
+ADAPTER_CONFIG = "adapter_config.json"
+# What any part of the project opens or copies from a model directory.
+_READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")
+_TEMPLATES = "additional_chat_templates"
+
+
+def check_files(directory: Path) -> None:
+    """Refuse what is no regular file of this directory, before anything is opened.
+
+    Raises:
+        VerificationError: naming a FIFO, a device, a directory or a link that leads elsewhere.
+    """
+    root = directory.resolve()
+    for path in sorted([*directory.iterdir(), *directory.glob(f"{_TEMPLATES}/*")]):
+        if path.name.endswith(_READ_SUFFIXES):
+            _check_file(path, root)
+
+
+def refuse_adapter_directory(directory: Path) -> None:
+    """Refuse an adapter: it holds differences to a base model, and transformers would load that base.
+
+    Raises:
+        UnsupportedError: naming the base.
+    """
+    file = directory / ADAPTER_CONFIG
+    if file.is_file():
+        base = read_json_mapping(file, what=ADAPTER_CONFIG).get("base_model_name_or_path")
+        raise UnsupportedError(
+            "this directory is an adapter, not a model",
+            where=str(file),
+            expected="a whole checkpoint",
+            found=f"an adapter of {base}",
+            hint=f"merge it into {base} with peft's merge_and_unload() and give the merged model",
+        )
+
+
+def _check_file(path: Path, root: Path) -> None:
+    try:
+        target = path.resolve(strict=True)
+        mode = target.stat().st_mode
+    except (OSError, RuntimeError) as error:
+        raise VerificationError(
+            "a link in the model directory leads nowhere", where=str(path), found=error
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise VerificationError(
+            "the model directory holds what is no file",
+            where=str(path),
+            expected="a regular file",
+            found="a directory" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device",
+        )
+    if not target.is_relative_to(root) and not _is_hub_blob(target):
+        raise VerificationError(
+            "a link leaves the model directory",
+            where=str(path),
+            expected=f"a file below {root}, or in the hub's cache",
+            found=str(target),
+            hint="copy the file in place of the link if it belongs to the model",
+        )
+
+
+def _is_hub_blob(target: Path) -> bool:
+    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")

@@ -1,0 +1,129 @@
+"""The quantisation record of a unified FP8 checkpoint: what makes a loader apply its scales.
+
+vLLM, SGLang and TensorRT-LLM read `hf_quant_config.json` or `quantization_config` of `config.json`. Without
+either, or with layers left out that are FP8, weights are taken as they are stored, hundreds of times too
+large, and without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import VerificationError
+from compressor.json_files import read_json_mapping
+from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
+from compressor.models.dims import dims_of_config
+from compressor.quantization.coverage import K_SCALE, V_SCALE, quantised_linears
+
+RECORD_FILE = "hf_quant_config.json"
+_IN_CONFIG = "quantization_config"
+_FP8, _E4M3 = "FP8", "F8_E4M3"
+_TENSOR = {"dynamic": False, "num_bits": 8, "type": "float"}
+_RECORD_KEYS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules", "group_size")
+_CONFIG_KEYS = ("config_groups", "ignore", "quant_algo", "quant_method", "kv_cache_scheme", "producer")
+
+
+def is_fp8(directory: Path, reader: CheckpointReader) -> bool:
+    """Whether a checkpoint holds FP8 weights, or says so."""
+    return (
+        bool(read_config(directory).get(_IN_CONFIG))
+        or (directory / RECORD_FILE).is_file()
+        or any(reader.dtype(name) == _E4M3 for name in reader)
+    )
+
+
+def check_record(directory: Path, reader: CheckpointReader) -> None:
+    """Refuse an FP8 checkpoint whose record is missing, or says something else than its tensors.
+
+    Raises:
+        VerificationError: naming the file and field.
+    """
+    config, file = read_config(directory), directory / RECORD_FILE
+    if not file.is_file() or not config.get(_IN_CONFIG):
+        where = file if not file.is_file() else directory / CONFIG_FILE
+        raise VerificationError(
+            "an FP8 checkpoint lacks its quantisation record, so that loaders would ignore its scales",
+            where=str(where),
+            expected=f"{RECORD_FILE}, and {_IN_CONFIG} in {CONFIG_FILE}",
+            hint="export again",
+        )
+    has_cache = any(name.endswith((K_SCALE, V_SCALE)) for name in reader)
+    _check_file(read_json_mapping(file, what="the quantisation record"), config, has_cache=has_cache)
+    _check_config(config, has_cache=has_cache)
+
+
+def _check_file(record: Mapping[str, Any], config: dict[str, Any], *, has_cache: bool) -> None:
+    found = record.get("quantization")
+    if not isinstance(found, dict):
+        raise _wrong(f"{RECORD_FILE}: quantization", "an object", found)
+    where = f"{RECORD_FILE}: quantization."
+    _expect(f"{where}quant_algo", _FP8, found.get("quant_algo"))
+    _expect(f"{where}kv_cache_quant_algo", _FP8 if has_cache else None, found.get("kv_cache_quant_algo"))
+    _expect(f"{where}group_size", None, found.get("group_size"))
+    _check_excluded(f"{where}exclude_modules", found.get("exclude_modules"), config)
+    _refuse_unknown(where, found, _RECORD_KEYS)
+
+
+def _check_config(config: dict[str, Any], *, has_cache: bool) -> None:
+    found, where = config[_IN_CONFIG], f"{CONFIG_FILE}: {_IN_CONFIG}."
+    if not isinstance(found, dict):
+        raise _wrong(where.rstrip("."), "an object", found)
+    _expect(f"{where}quant_method", "modelopt", found.get("quant_method"))
+    _expect(f"{where}quant_algo", _FP8, found.get("quant_algo"))
+    group = {"input_activations": _TENSOR, "weights": _TENSOR}
+    groups = found.get("config_groups")
+    stated = list(groups.values()) if isinstance(groups, dict) else groups
+    targets = stated[0].get("targets", ["Linear"]) if stated and isinstance(stated[0], dict) else None
+    _expect(f"{where}config_groups", [{**group, "targets": ["Linear"]}], _with_targets(stated, targets))
+    _expect(f"{where}kv_cache_scheme", _TENSOR if has_cache else None, found.get("kv_cache_scheme"))
+    _check_excluded(f"{where}ignore", found.get("ignore"), config)
+    _refuse_unknown(where, found, _CONFIG_KEYS)
+
+
+def _with_targets(stated: Any, targets: Any) -> Any:
+    """Groups with the targets that older writers leave out."""
+    if not isinstance(stated, list) or not all(isinstance(group, dict) for group in stated):
+        return stated
+    return [{**group, "targets": targets} for group in stated]
+
+
+def _check_excluded(where: str, patterns: Any, config: dict[str, Any]) -> None:
+    """What is left out is exactly what is not FP8: no layer of the decoder, and the LM head."""
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise _wrong(where, "a list of names", patterns)
+    for name in quantised_linears(config):
+        if any(_matches(name, pattern) for pattern in patterns):
+            raise _wrong(where, f"without {name}, which is FP8", patterns)
+    head = dims_of_config(config).family.lm_head
+    if not any(_matches(head, pattern) for pattern in patterns):
+        raise _wrong(where, f"with {head}, which is not FP8", patterns)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is for this module, or for one that holds it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
+
+
+def _refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in sorted(set(found) - set(known)):
+        if found[name] is not None:
+            raise _wrong(where + name, "no such field", found[name])
+
+
+def _expect(where: str, expected: object, found: object) -> None:
+    if expected != found:
+        raise _wrong(where, expected, found)
+
+
+def _wrong(where: str, expected: object, found: object) -> VerificationError:
+    return VerificationError(
+        "the quantisation record says something else than the tensors",
+        where=where,
+        expected=expected,
+        found=found,
+        hint="export again",
+    )

@@ -1,0 +1,153 @@
+"""A made checkpoint's config and tokenizer against those of the checkpoint that it was made from.
+
+Two readings, because each sees what the other does not: the raw fields of both generations of
+transformers, and what transformers itself makes of the source's own file, class defaults included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import VerificationError
+from compressor.json_files import read_json_mapping
+from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.portable import portable_config
+from exporters.checks.equality import expect_same_file
+
+_UNCHANGED_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# Names of classes and of where a tokenizer was loaded from: they differ between the generations.
+_TOKENIZER_CLASS_KEYS = frozenset({"tokenizer_class", "backend", "is_local", "local_files_only"})
+# Of no influence on what is computed: who wrote the file, and the dtype, which tensors are checked for.
+_PROVENANCE = frozenset(
+    {"dtype", "torch_dtype", "_name_or_path", "_model_name_or_path", "transformers_version"}
+)
+# Says which layers differ by their index; where layers go, `layer_types` says it layer by layer instead.
+_BY_INDEX = frozenset({"max_window_layers"})
+
+
+def check_config(
+    directory: Path,
+    source: Path,
+    *,
+    changed: Mapping[str, Any] | None = None,
+    layers: Sequence[int] | None = None,
+    without: frozenset[str] = frozenset(),
+) -> str:
+    """Refuse a config that says something else than the source's.
+
+    Args:
+        directory: The made checkpoint.
+        source: What it was made from.
+        changed: Fields that must have these values instead of the source's.
+        layers: The source's layers that are kept, where some go: fields with one entry per layer follow.
+        without: Fields that are not compared.
+
+    Returns:
+        What was found equal, for the report.
+
+    Raises:
+        VerificationError: naming the first field that differs.
+    """
+    changed = dict(changed or {})
+    ignored = _PROVENANCE | without | (_BY_INDEX if layers is not None else frozenset())
+    raw = read_config(directory)
+    defaults = _as_transformers_reads(source)
+    _compare(
+        expected=_kept(portable_config(read_config(source)), layers) | changed,
+        found=raw,
+        ignored=ignored,
+        where=directory,
+        # A field may be written out that the source leaves to its class.
+        defaults=_kept(defaults, layers),
+    )
+    _compare(
+        expected=_kept(defaults, layers) | changed,
+        found=_as_transformers_reads(directory),
+        ignored=ignored,
+        where=directory,
+        defaults={},
+    )
+    return "equal to the source's, but for the planned axes" if changed else "equal to the source's"
+
+
+def check_tokenizer_files(directory: Path, source: Path) -> None:
+    """Refuse tokenizer, chat template or generation settings that are not the source's.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    for name in _UNCHANGED_FILES:
+        expect_same_file(name, source, directory)
+    if not (source / _TOKENIZER_CONFIG).is_file():
+        return
+    expected, found = (_tokenizer_config(path / _TOKENIZER_CONFIG) for path in (source, directory))
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise VerificationError(
+                "the tokenizer's config differs from the source's",
+                where=f"{directory / _TOKENIZER_CONFIG}: {key}",
+                expected=expected.get(key),
+                found=found.get(key),
+            )
+
+
+def _tokenizer_config(file: Path) -> dict[str, Any]:
+    config = read_json_mapping(file, what="the tokenizer's config")
+    return {key: value for key, value in config.items() if key not in _TOKENIZER_CLASS_KEYS}
+
+
+def _kept(config: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:
+    """The config with the entries of kept layers in every field that has one entry per layer."""
+    if layers is None:
+        return config
+    count = config["num_hidden_layers"]
+    return {
+        key: [value[index] for index in layers] if isinstance(value, list) and len(value) == count else value
+        for key, value in config.items()
+    }
+
+
+def _as_transformers_reads(directory: Path) -> dict[str, Any]:
+    """Every field that transformers gives a model of this directory."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # its own strict validation raises classes of huggingface_hub
+        raise VerificationError(
+            "transformers cannot read the config", where=str(directory / CONFIG_FILE), found=error
+        ) from error
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    return plain
+
+
+def _compare(
+    *,
+    expected: Mapping[str, Any],
+    found: Mapping[str, Any],
+    ignored: frozenset[str],
+    where: Path,
+    defaults: Mapping[str, Any],
+) -> None:
+    for key in sorted({*expected, *found} - ignored):
+        wanted = expected[key] if key in expected else defaults.get(key)
+        if wanted != found.get(key):
+            raise VerificationError(
+                "the config differs from that of the model it was made from",
+                where=f"{where / CONFIG_FILE}: {key}",
+                expected=wanted,
+                found=found.get(key),
+            )

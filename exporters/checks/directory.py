@@ -1,0 +1,156 @@
+"""One directory: its record, every recorded file, its structure, and its content against its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
+from compressor.errors import UsageError, VerificationError
+from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.digests import DIGESTS_FILE
+from compressor.models.dims import dims_of_config, num_parameters
+from compressor.quantization.amax import AMAX_FILE
+from compressor.sparsity.pattern import Pattern
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
+from compressor.training.probes import PROBES_FILE
+from exporters.base import EXPORTERS, Exporter
+from exporters.checks.pruned import PLAN_FILE
+from exporters.checks.record import check_figures
+from exporters.checks.stages import MODEL_STAGES, check_stage
+from exporters.checks.structure import check_structure, has_model
+from exporters.logits import VerifyOptions
+from exporters.record import VERIFICATION_FILE, Verification, read_verification
+from exporters.tensorrt_llm.engine import SCRIPT_FILE
+
+EXPORT_STAGE = "export-"
+NO_RECORD = "no record: contents not verified"
+# Only this tool writes files of these names: without a record beside them, the record is what is missing.
+_OURS = (
+    *(PLAN_FILE, PROBES_FILE, DIGESTS_FILE, MASKS_FILE, SPARSITY_FILE, AMAX_FILE, STAGE_FILE),
+    *(ARTIFACT_FILE, VERIFICATION_FILE, SCRIPT_FILE),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is to be checked.
+
+    Attributes:
+        directory: Where it is.
+        source: The checkpoint that it was made from; None when that is not known.
+        must_be_ours: Whether a missing record is a fault whatever else is there, as inside a run.
+        pattern: Sparsity demanded of every linear layer.
+    """
+
+    directory: Path
+    source: Path | None = None
+    must_be_ours: bool = False
+    pattern: Pattern | None = None
+
+
+def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
+    """Check one directory; returns what was found, `kind` and `status` among it.
+
+    Raises:
+        UsageError: when there is nothing to check.
+        VerificationError: naming the first thing that is wrong.
+    """
+    directory = subject.directory
+    artifact = _record_of(subject)
+    if artifact is None:
+        if not has_model(directory):
+            raise UsageError(
+                "there is nothing to verify here",
+                where=str(directory),
+                expected=f"a run, a stage's or an export's directory, or a checkpoint ({CONFIG_FILE})",
+            )
+        found = check_structure(directory, subject.pattern)
+        return _entry(directory, found, kind="checkpoint", status=NO_RECORD)
+    check_files(directory, artifact.files, contents=True)
+    check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
+    try:
+        return check(subject, artifact, options)
+    except UsageError as error:  # what a stage of ours recorded cannot be unusable
+        raise VerificationError(
+            error.what, where=error.where, expected=error.expected, found=error.found
+        ) from error
+
+
+def _record_of(subject: Subject) -> ModelArtifact | None:
+    """The directory's record; None for what was made elsewhere.
+
+    Raises:
+        VerificationError: when the record of something of ours is missing.
+    """
+    directory = subject.directory
+    ours = next((name for name in _OURS if (directory / name).is_file()), None)
+    missing = None
+    if not (directory / ARTIFACT_FILE).is_file():
+        missing = ARTIFACT_FILE
+    elif read_artifact(directory).stage.startswith(EXPORT_STAGE):
+        missing = None if (directory / VERIFICATION_FILE).is_file() else VERIFICATION_FILE
+    if missing is None:
+        return read_artifact(directory)
+    if ours is None and not subject.must_be_ours:
+        return None
+    raise VerificationError(
+        "this directory was never verified: its record is missing",
+        where=str(directory / missing),
+        expected=f"{missing}, which belongs beside {ours}" if ours else missing,
+        hint="make it again with the command that made it",
+    )
+
+
+def _begun(artifact: ModelArtifact) -> dict[str, Any]:
+    return {"stage": artifact.stage, "num_files": len(artifact.files)}
+
+
+def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+    directory, found = subject.directory, _begun(artifact)
+    if artifact.stage in MODEL_STAGES:
+        found |= check_structure(directory, subject.pattern)
+    found |= check_stage(directory, artifact, subject.source, options)
+    check_figures(directory, artifact)
+    return _entry(directory, found, kind="stage", status="ok")
+
+
+def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+    directory, found = subject.directory, _begun(artifact)
+    record = read_verification(directory)
+    exporter = exporter_of(str(record.get("format")))
+    found |= {"format": record["format"], **check_structure(directory, subject.pattern)}
+    status = "ok"
+    verification: Verification | None = None
+    if subject.source is not None:
+        count = num_parameters(dims_of_config(read_config(subject.source)))
+        if artifact.num_parameters != count:
+            raise VerificationError(
+                "the artifact's record names another number of parameters",
+                where=str(directory / ARTIFACT_FILE),
+                expected=count,
+                found=artifact.num_parameters,
+            )
+        verification = exporter.verify(directory, subject.source, options)
+        verification.enforce()
+        status = verification.status
+        found["logits"] = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
+    check_figures(directory, artifact, verification=verification)
+    return _entry(directory, found, kind="export", status=status)
+
+
+def exporter_of(name: str) -> Exporter:
+    """The exporter of a recorded format.
+
+    Raises:
+        VerificationError: when there is none.
+    """
+    for known, exporter in EXPORTERS.items():
+        if known == name:
+            return exporter
+    raise VerificationError("the record names an unknown format", where=VERIFICATION_FILE, found=name)
+
+
+def _entry(directory: Path, found: dict[str, Any], *, kind: str, status: str) -> dict[str, Any]:
+    return {"path": str(directory), **found, "kind": kind, "status": status}

@@ -1,0 +1,81 @@
+"""Tensors and files that must be, bit for bit, what a second source says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import ARTIFACT_FILE, sha256_of_file
+from compressor.errors import VerificationError
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def expect_bits(name: str, expected: torch.Tensor, found: torch.Tensor, *, against: str) -> None:
+    """Refuse a tensor that differs in dtype, shape or any bit.
+
+    Args:
+        name: The tensor.
+        expected: What the second source gives.
+        found: What the directory holds.
+        against: The second source in a few words, for the message.
+
+    Raises:
+        VerificationError: naming the tensor, and its first different place.
+    """
+    if expected.dtype != found.dtype or expected.shape != found.shape:
+        raise VerificationError(
+            f"a tensor has another kind or shape than {against}",
+            where=name,
+            expected=f"{expected.dtype} {list(expected.shape)}",
+            found=f"{found.dtype} {list(found.shape)}",
+        )
+    bits = _BITS[expected.element_size()]
+    different = expected.contiguous().view(bits) != found.contiguous().view(bits)
+    if different.any():
+        place = different.nonzero()[0].tolist()
+        raise VerificationError(
+            f"a tensor is not that of {against}",
+            where=f"{name}{place}",
+            expected=expected[tuple(place)].item(),
+            found=f"{found[tuple(place)].item()} ({int(different.sum())} of {found.numel()} differ)",
+        )
+
+
+def expect_same_file(name: str, source: Path, directory: Path) -> None:
+    """Refuse a file that the source has and the directory has not, or has with other bytes.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    if not (source / name).is_file():
+        return
+    if not (directory / name).is_file():
+        raise VerificationError(
+            "a file of the source is missing", where=str(directory / name), expected=str(source / name)
+        )
+    if sha256_of_file(source / name) != sha256_of_file(directory / name):
+        raise VerificationError(
+            "a file beside the weights is not the source's",
+            where=str(directory / name),
+            expected=f"the bytes of {source / name}",
+        )
+
+
+def expect_figures(directory: Path, counted: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuse a record whose figures are not those that were counted again.
+
+    Raises:
+        VerificationError: naming the figure.
+    """
+    for name, value in counted.items():
+        if recorded.get(name) != value:
+            raise VerificationError(
+                "a recorded figure is not what was found",
+                where=f"{directory / ARTIFACT_FILE}: details.{name}",
+                expected=value,
+                found=recorded.get(name),
+            )

@@ -1,0 +1,209 @@
+"""A pruned checkpoint against its source and plan, by a second slicer.
+
+Written from the plan's definition and not from the slicer that made the checkpoint: every kept row and
+column is taken by plain indexing, tensor by tensor, by the name of its projection. Nothing is shared
+with `compressor.pruning` but the plan's file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import ModelArtifact
+from compressor.errors import VerificationError
+from compressor.json_files import read_json_mapping
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import Dims, dims_of_config
+from exporters.checks.config import check_config, check_tokenizer_files
+from exporters.checks.equality import expect_bits, expect_figures
+
+PLAN_FILE = "prune_plan.json"
+SCHEMA = "compress-export/prune-plan/1"
+_LAYER = re.compile(r"^(?P<prefix>.*?\blayers\.)(?P<index>\d+)(?P<rest>\..+)$")
+
+# Which units the rows and the columns of a module's weight stand for; a bias and a norm have rows only.
+_AXES = {
+    "embed_tokens": (None, "hidden"),
+    "lm_head": (None, "hidden"),
+    "norm": ("hidden", None),
+    "input_layernorm": ("hidden", None),
+    "post_attention_layernorm": ("hidden", None),
+    "q_proj": ("heads", "hidden"),
+    "k_proj": (None, "hidden"),
+    "v_proj": (None, "hidden"),
+    "o_proj": ("hidden", "heads"),
+    "q_norm": (None, None),
+    "k_norm": (None, None),
+    "gate_proj": ("intermediate", "hidden"),
+    "up_proj": ("intermediate", "hidden"),
+    "down_proj": ("hidden", "intermediate"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The kept indices of a plan, as lists; those of MLP neurons and query heads per kept layer."""
+
+    layers: list[int]
+    hidden: list[int]
+    intermediate: list[list[int]]
+    heads: list[list[int]]
+
+
+def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+    """Refuse a tensor or a config field that source and plan do not give.
+
+    Args:
+        directory: What the prune stage left.
+        artifact: Its record.
+        source: The checkpoint that it cut.
+
+    Raises:
+        VerificationError: naming the first tensor or field.
+    """
+    teacher = dims_of_config(read_config(source))
+    kept = read_kept(directory, teacher)
+    removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
+    expect_figures(directory, {"removed_layers": removed}, artifact.details)
+    check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
+    check_tokenizer_files(directory, source)
+    head_dim, dtype = teacher.head_dim, _dtype(read_config(directory), directory)
+    with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
+        wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
+        _same_names(wanted, reader)
+        for name, from_name in wanted.items():
+            tensor = _cut(original.tensor(from_name), name, kept, head_dim=head_dim)
+            expect_bits(name, tensor.to(dtype), reader.tensor(name), against="the source cut by the plan")
+    return {"num_recomputed_tensors": len(wanted), "config": "the source's, but for the planned axes"}
+
+
+def read_kept(directory: Path, teacher: Dims) -> Kept:
+    """The kept indices of the plan in a directory.
+
+    Raises:
+        VerificationError: for a plan that is missing, of another schema or another model, or malformed.
+    """
+    file = directory / PLAN_FILE
+    plan = read_json_mapping(file, what="the prune plan")
+    for field, wanted in (("schema_id", SCHEMA), ("source", teacher.to_dict())):
+        if plan.get(field) != wanted:
+            raise VerificationError(
+                "the prune plan is for another model, or not ours",
+                where=f"{file}: {field}",
+                expected=wanted,
+                found=plan.get(field),
+            )
+    try:
+        kept = Kept(
+            layers=_expand(plan["layers"], teacher.num_hidden_layers),
+            hidden=_expand(plan["hidden"], teacher.hidden_size),
+            intermediate=[_expand(part, teacher.intermediate_size) for part in plan["intermediate"]],
+            heads=[_expand(part, teacher.num_attention_heads) for part in plan["heads"]],
+        )
+        sizes = {
+            (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError("the prune plan is corrupt", where=str(file), found=error) from error
+    if len(kept.heads) != len(kept.layers) or len(sizes) != 1:
+        raise VerificationError(
+            "the prune plan is corrupt",
+            where=str(file),
+            expected=f"lists for {len(kept.layers)} layers, all of one length",
+            found=f"{len(kept.heads)} lists of (neurons, heads) {sorted(sizes)}",
+        )
+    return kept
+
+
+def _expand(text: str, size: int) -> list[int]:
+    """`0-2 5` as [0, 1, 2, 5]: ascending, below `size`, at least one."""
+    indices: list[int] = []
+    for part in text.split():
+        ends = [int(end) for end in part.split("-")]
+        first, last = ends[0], ends[-1]
+        if len(ends) > 2 or not (indices[-1] if indices else -1) < first <= last < size:  # noqa: PLR2004
+            raise ValueError(f"{part!r} is no ascending range below {size}")
+        indices.extend(range(first, last + 1))
+    if not indices:
+        raise ValueError("nothing is kept of an axis")
+    return indices
+
+
+def _student_shape(teacher: Dims, kept: Kept) -> dict[str, Any]:
+    """The config fields that the plan decides; key/value heads and their width stay the source's."""
+    return {
+        "hidden_size": len(kept.hidden),
+        "intermediate_size": len(kept.intermediate[0]),
+        "num_hidden_layers": len(kept.layers),
+        "num_attention_heads": len(kept.heads[0]),
+        "num_key_value_heads": teacher.num_key_value_heads,
+        "head_dim": teacher.head_dim,
+    }
+
+
+def _dtype(config: Mapping[str, Any], directory: Path) -> torch.dtype:
+    dtype = getattr(torch, str(config.get("dtype")), None)
+    if not isinstance(dtype, torch.dtype):
+        raise VerificationError(
+            "the config names no dtype",
+            where=f"{directory / 'config.json'}: dtype",
+            found=config.get("dtype"),
+        )
+    return dtype
+
+
+def _wanted_names(original: CheckpointReader, kept: Kept, *, is_tied: bool) -> dict[str, str]:
+    """Every name that the pruned checkpoint must hold, with the source's name of the same tensor."""
+    wanted = {}
+    for name in original:
+        if name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight"):
+            continue
+        match = _LAYER.match(name)
+        if match is None:
+            wanted[name] = name
+        elif int(match["index"]) in kept.layers:
+            position = kept.layers.index(int(match["index"]))
+            wanted[f"{match['prefix']}{position}{match['rest']}"] = name
+    return wanted
+
+
+def _same_names(wanted: Mapping[str, str], reader: CheckpointReader) -> None:
+    missing, extra = sorted(set(wanted) - set(reader)), sorted(set(reader) - set(wanted))
+    if missing or extra:
+        raise VerificationError(
+            "the checkpoint holds other tensors than source and plan give",
+            where=(missing or extra)[0],
+            expected="there" if missing else "not there",
+        )
+
+
+def _cut(tensor: torch.Tensor, name: str, kept: Kept, *, head_dim: int) -> torch.Tensor:
+    """The kept part of a source tensor; `name` is its name in the pruned checkpoint."""
+    module = name.split(".")[-2]
+    if module not in _AXES:
+        raise VerificationError("there is no rule to check this tensor by", where=name)
+    rows, columns = (_units(axis, name, kept, head_dim) for axis in _AXES[module])
+    if rows is not None:
+        tensor = tensor[rows]
+    if columns is not None and tensor.dim() > 1:
+        tensor = tensor[:, columns]
+    return tensor
+
+
+def _units(axis: str | None, name: str, kept: Kept, head_dim: int) -> list[int] | None:
+    if axis is None:
+        return None
+    if axis == "hidden":
+        return kept.hidden
+    match = _LAYER.match(name)
+    assert match is not None
+    position = int(match["index"])
+    if axis == "intermediate":
+        return kept.intermediate[position]
+    return [head * head_dim + channel for head in kept.heads[position] for channel in range(head_dim)]

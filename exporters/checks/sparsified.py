@@ -1,0 +1,153 @@
+"""A sparsified checkpoint against its source: masks, kept weights, dense tensors, low-rank branches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import ModelArtifact
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import dims_of_config
+from compressor.models.shapes import is_parameter
+from compressor.sparsity.promise import MASKS_FILE, Promise, read_masks, read_promise
+from compressor.sparsity.slorb import has_adapter, read_adapter
+from compressor.sparsity.stage import SPARSIFY
+from exporters.checks.equality import expect_bits, expect_figures
+
+_MASK_ONLY = ("magnitude", "wanda", "ria")
+_MAGNITUDE = "magnitude"
+# The branch is a mean of differences of stored weights, in float32.
+_BRANCH_TOLERANCE = 1e-5
+
+
+def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
+    """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number.
+
+    Raises:
+        VerificationError: naming the first such tensor.
+    """
+    promise = _promise(directory)
+    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    counts: dict[str, tuple[int, int]] = {}
+    with CheckpointReader(directory) as reader:
+        for name, mask in masks.items():
+            weight = reader.tensor(name)
+            counts[name] = int((weight != 0).sum()), weight.numel()
+            if bool((weight[~mask] != 0).any()):
+                raise VerificationError("the mask drops a weight that is not zero", where=name)
+            kept = mask.unflatten(-1, (-1, promise.pattern.group_size)).sum(-1)
+            if bool((kept != promise.pattern.num_kept).any()):
+                raise VerificationError(
+                    "the mask does not keep its pattern's number in every group",
+                    where=name,
+                    expected=promise.pattern,
+                    found=sorted(set(kept.flatten().tolist())),
+                )
+    if artifact.stage == SPARSIFY.name:
+        _check_densities(directory, counts, promise, artifact)
+    return {"num_masks": len(masks)}
+
+
+def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+    """Refuse what one-shot sparsification of `source` does not give.
+
+    Tensors without a promise are the source's bit for bit. A method that only chooses a mask leaves kept
+    weights as they were; magnitude's mask is chosen again here. A method that moves weights is held to
+    what the stage recorded from memory, elsewhere.
+
+    Raises:
+        VerificationError: naming the first tensor.
+    """
+    promise = _promise(directory)
+    settings = artifact.inputs.get("config", {}).get("sparsify", {})
+    method = artifact.details.get("method")
+    only_masks = method in _MASK_ONLY or settings.get("update_weights") is False
+    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    dims, num_equal = dims_of_config(read_config(source)), 0
+    with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
+        for name in original:
+            if not is_parameter(name, dims) and name not in reader:
+                continue
+            found = reader.tensor(name)
+            dense = original.tensor(name).to(found.dtype)
+            if name not in promise.shapes:
+                expect_bits(name, dense, found, against="the source's")
+            elif only_masks:
+                if method == _MAGNITUDE:
+                    _is_largest(name, dense, masks[name], promise)
+                expect_bits(name, torch.where(masks[name], dense, 0), found, against="the source's, masked")
+            num_equal += name not in promise.shapes or only_masks
+        if has_adapter(directory):
+            _check_branches(directory, original, reader)
+    return {"num_tensors_equal_to_source": num_equal}
+
+
+def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+    """Refuse masks that training should have held, or that moved by another share than it reported.
+
+    Raises:
+        VerificationError: naming the first tensor whose mask moved, or the figure.
+    """
+    promise = _promise(directory)
+    before, after = (read_masks(path / MASKS_FILE, promise.shapes) for path in (source, directory))
+    moved = {name: int((before[name] & ~mask).sum()) for name, mask in after.items()}
+    if artifact.details.get("masks") == "held" and any(moved.values()):
+        name = next(name for name, count in moved.items() if count)
+        raise VerificationError("a mask that was to be held has moved", where=name)
+    share = round(sum(moved.values()) / sum(int(mask.sum()) for mask in before.values()), 6)
+    expect_figures(directory, {"moved_share": share}, artifact.details)
+    return {"moved_share": share}
+
+
+def _check_densities(
+    directory: Path, counts: dict[str, tuple[int, int]], promise: Promise, artifact: ModelArtifact
+) -> None:
+    """The shares of non-zero weights that the stage reported, counted again."""
+    nonzero, total = (sum(count[part] for count in counts.values()) for part in (0, 1))
+    counted = {"pattern": str(promise.pattern), "num_tensors": len(counts)}
+    expect_figures(directory, {**counted, "density": round(nonzero / total, 6)}, artifact.details)
+    layers = artifact.details.get("layers", {})
+    for name, (count, size) in counts.items():
+        expect_figures(directory, {"density": count / size}, layers.get(name, {}))
+
+
+def _promise(directory: Path) -> Promise:
+    promise = read_promise(directory)
+    if promise is None:
+        raise VerificationError("a sparse checkpoint makes no promise", where=str(directory))
+    return promise
+
+
+def _is_largest(name: str, dense: torch.Tensor, mask: torch.Tensor, promise: Promise) -> None:
+    """Within every group no dropped weight is larger than a kept one."""
+    size, groups = dense.abs().float(), (-1, promise.pattern.group_size)
+    kept = torch.where(mask, size, torch.inf).unflatten(-1, groups).amin(-1)
+    dropped = torch.where(mask, -torch.inf, size).unflatten(-1, groups).amax(-1)
+    if bool((dropped > kept).any()):
+        raise VerificationError("the mask drops a larger weight than it keeps", where=name)
+
+
+def _check_branches(directory: Path, original: CheckpointReader, reader: CheckpointReader) -> None:
+    """A fixed branch: X adds up groups of channels, S is the mean of what each group lost."""
+    for name, branch in read_adapter(directory).items():
+        weight = reader.tensor(f"{name}.weight")
+        rank, columns = branch.down.shape
+        group = columns // rank
+        for row in range(rank):
+            wanted = torch.zeros(columns)
+            wanted[row * group : (row + 1) * group] = 1
+            expect_bits(f"{name}.lora_A[{row}]", wanted, branch.down[row], against="the groups' sums")
+        lost = original.tensor(f"{name}.weight").to(weight.dtype).float() - weight.float()
+        expected = torch.stack([lost[:, row * group : (row + 1) * group].mean(1) for row in range(rank)], 1)
+        largest = expected.abs().max().item()
+        difference = (expected - branch.up).abs().max().item()
+        if not difference <= _BRANCH_TOLERANCE * largest:
+            raise VerificationError(
+                "a low-rank branch does not restore what its layer lost",
+                where=f"{name}.lora_B",
+                expected="the mean of each group's removed weights",
+                found=f"off by {difference:.3g}",
+            )

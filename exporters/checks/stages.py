@@ -1,0 +1,201 @@
+"""What a stage left, against a second source: its input, its plan, or what it recorded from memory.
+
+| stage | weights | config and tokenizer |
+|---|---|---|
+| prune | the source cut by the plan, by a second slicer | the source's, but for the planned axes |
+| sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
+| distill, correct, recover | probes and digests from memory | the source's |
+| quantize | the source's, and rounded once with scales of its own maxima | the source's |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import ModelArtifact
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.digests import read_digests, tensor_digest
+from compressor.models.load import load_model
+from compressor.quantization.amax import FP8_DIRECTORY, read_amax
+from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
+from compressor.sparsity.slorb import AdapterBranch, branch_digests, has_adapter, read_adapter
+from compressor.training.probes import check_probes, read_probes
+from exporters.checks.config import check_config, check_tokenizer_files
+from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
+from exporters.checks.pruned import check_pruned
+from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
+from exporters.logits import VerifyOptions
+
+_NO_SOURCE = "not compared with the model it was made from: --source MODEL does"
+
+Found = dict[str, Any]
+
+
+def check_stage(
+    directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions
+) -> Found:
+    """Check a stage's content, as far as there is something to check it against.
+
+    Args:
+        directory: What the stage left.
+        artifact: Its record.
+        source: The checkpoint that it read; None when it is not known.
+        options: How models are run.
+
+    Returns:
+        What was found, with `contents` saying what it was compared with.
+
+    Raises:
+        VerificationError: naming the first thing that is wrong.
+    """
+    check = _CHECKS.get(artifact.stage)
+    if check is None:
+        return {"contents": "as recorded"}
+    found = check(directory, artifact, source, options)
+    return {**found, "contents": "compared with its source" if source else _NO_SOURCE}
+
+
+def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
+    return {} if source is None else check_pruned(directory, artifact, source)
+
+
+def _sparsified(
+    directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
+) -> Found:
+    found: Found = {**_check_digests(directory), **check_masks(directory, artifact)}
+    if source is not None:
+        found |= check_sparsified(directory, artifact, source)
+        _same_model(directory, source)
+    return found
+
+
+def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:
+    found: Found = {**_check_digests(directory, whole_model=True), **_check_probes(directory, options)}
+    _check_course(directory, artifact)
+    if artifact.stage == "recover":
+        found |= check_masks(directory, artifact)
+    if source is not None:
+        _same_model(directory, source)
+        expect_same_file(SPARSITY_FILE, source, directory)
+        if artifact.stage == "recover" and (source / MASKS_FILE).is_file():
+            found |= check_moved_masks(directory, artifact, source)
+    return found
+
+
+def _quantised(
+    directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
+) -> Found:
+    """Beyond the FP8 checkpoint's numbers, which are checked wherever there is one."""
+    unified = directory / FP8_DIRECTORY
+    calibration = artifact.inputs.get("config", {}).get("calibration", {})
+    counted = {"window_tokens": calibration.get("seq_len"), "num_statistics": len(read_amax(directory))}
+    expect_figures(directory, counted, artifact.details)
+    if not 0 < artifact.details.get("num_windows", 0) <= calibration.get("size", 0):
+        expect_figures(directory, {"num_windows": calibration.get("size")}, artifact.details)
+    check_config(unified, directory, without=frozenset({"quantization_config"}))
+    check_tokenizer_files(unified, directory)
+    if source is None:
+        return {}
+    _same_model(directory, source)
+    expect_same_file(SPARSITY_FILE, source, directory)
+    with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
+        names = _same_names(original, reader)
+        for name in names:
+            expect_bits(name, original.tensor(name), reader.tensor(name), against="the student's")
+    return {"num_equal_16bit_tensors": len(names)}
+
+
+_CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], Found]] = {
+    "prune": _pruned,
+    "sparsify": _sparsified,
+    "distill": _trained,
+    "correct": _trained,
+    "recover": _trained,
+    "quantize": _quantised,
+}
+MODEL_STAGES = frozenset(_CHECKS)
+
+
+def _check_course(directory: Path, artifact: ModelArtifact) -> None:
+    """The tokens that a training reports are those of its steps."""
+    config, course = artifact.inputs.get("config", {}), artifact.details.get("schedule", {})
+    context_length = config.get("distill", config).get("context_length", 0)
+    tokens = course.get("max_steps", 0) * course.get("batch_size", 0) * context_length
+    expect_figures(directory, {"tokens": tokens}, artifact.details)
+
+
+def _same_model(directory: Path, source: Path) -> None:
+    check_config(directory, source)
+    check_tokenizer_files(directory, source)
+
+
+def _same_names(original: CheckpointReader, reader: CheckpointReader) -> list[str]:
+    odd = sorted(set(original) ^ set(reader))
+    if odd:
+        raise VerificationError(
+            "the checkpoint holds other tensors than its source",
+            where=odd[0],
+            expected="there" if odd[0] in original else "not there",
+        )
+    return list(original)
+
+
+def _check_digests(directory: Path, *, whole_model: bool = False) -> Found:
+    """Every tensor whose digest was taken from memory, one at a time.
+
+    Args:
+        directory: The checkpoint.
+        whole_model: Whether every tensor of the model must have one.
+    """
+    digests = read_digests(directory)
+    branches = read_adapter(directory) if has_adapter(directory) else {}
+    found: dict[str, str] = {}
+    for name, branch in branches.items():
+        found |= branch_digests(name, branch)
+    with CheckpointReader(directory) as reader:
+        names = set(reader) if whole_model else set(digests) & set(reader)
+        for name in sorted({*names, *found, *digests}):
+            actual = found[name] if name in found else tensor_digest(reader.tensor(name))
+            if digests.get(name) != actual:
+                raise VerificationError(
+                    "a tensor is not the one that the stage held in memory",
+                    where=name,
+                    expected=digests.get(name, "no such tensor"),
+                    found=actual,
+                )
+    return {"num_tensors_as_in_memory": len(digests)}
+
+
+def _check_probes(directory: Path, options: VerifyOptions) -> Found:
+    """The recorded logits from plain transformers on the files, low-rank branches applied by hand."""
+    probes = read_probes(directory)
+    if read_config(directory)["vocab_size"] != probes.logits.shape[-1]:
+        raise VerificationError("the probes are of another vocabulary", where=str(directory))
+    model = load_model(
+        directory,
+        dtype=probes.compute_dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    if has_adapter(directory):
+        for name, branch in read_adapter(directory).items():
+            _add_branch_(model.get_submodule(name), branch)
+    relative = check_probes(model, probes, where=str(directory))
+    return {"probes_max_relative": float(f"{relative:.6g}")}
+
+
+def _add_branch_(linear: torch.nn.Module, branch: AdapterBranch) -> None:
+    """Make a linear layer return W x + B (A x) for as long as its model lives."""
+    weight = linear.weight
+    assert isinstance(weight, torch.Tensor)
+    down, up = (part.to(device=weight.device, dtype=weight.dtype) for part in (branch.down, branch.up))
+
+    def add(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + (inputs[0] @ down.T) @ up.T
+
+    linear.register_forward_hook(add)

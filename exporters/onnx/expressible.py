@@ -1,0 +1,74 @@
+"""What a graph for ONNX Runtime GenAI can express, by trial, and the refusal of the rest before any work.
+
+Tried with tiny models of every family, fp32, at positions beyond the original context or window, against
+transformers: the builder of 0.14.1 under transformers 4.57, and of 0.18 under transformers 5. `BUILT` is
+what both build right. Forms that turn every channel by one fixed frequency and factor are built right by
+writing their tables into the graph (exporters/onnx/rope.py). The rest is refused: dynamic and longrope
+choose their frequencies by the length of the sequence, and windows are applied to all layers, to none, or
+need a cache that is never empty, depending on the builder's version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.errors import UnsupportedError
+from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.families import family_of
+from compressor.models.portable import portable_config
+from exporters.class_defaults import declared_window, value_of
+
+RUNTIME = "onnxruntime-genai"
+BUILT = {
+    "llama": ("default", "llama3"),
+    "mistral": ("default", "linear"),
+    "qwen2": ("default", "linear"),
+    "qwen3": ("default", "linear"),
+}
+FIXED = ("default", "linear", "llama3", "yarn")
+_HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"
+
+
+def check_expressible(config: dict[str, Any]) -> None:
+    """Refuse a model whose graph would fail, or compute something else, from its config alone.
+
+    Raises:
+        UnsupportedError: naming the field.
+    """
+    family = family_of(str(config.get("model_type")))
+    if RUNTIME not in family.runtimes:
+        raise UnsupportedError(
+            f"the graph builder is not known to compute {family.model_type} models right",
+            where=f"{CONFIG_FILE}: model_type",
+            hint=_HINT,
+        )
+    form = rope_form(config)
+    _expect("rope_scaling", form in FIXED, " or ".join(FIXED), form)
+    length = value_of(config, "max_position_embeddings")
+    # The builder takes these for the context's length and for a window where no class here reads them.
+    _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
+    window, stated = declared_window(config), config.get("sliding_window")
+    if family.model_type == "mistral":
+        _expect("sliding_window", window is None or window >= length, f"null, or at least {length}", window)
+    elif family.model_type == "llama":
+        _expect("sliding_window", stated is None, "null: Llama has no windows", stated)
+    else:
+        switch = f"true, with sliding_window {window}"
+        _expect("use_sliding_window", window is None, "false, as where no layer uses the window", switch)
+
+
+def rope_form(config: dict[str, Any]) -> str:
+    """The form of the rope's scaling; `default` without any."""
+    scaling = portable_config(config).get("rope_scaling") or {}
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+
+
+def _expect(field: str, holds: bool, expected: object, found: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise UnsupportedError(
+            "a graph for ONNX Runtime GenAI cannot express this model",
+            where=f"{CONFIG_FILE}: {field}",
+            expected=expected,
+            found=found,
+            hint=_HINT,
+        )

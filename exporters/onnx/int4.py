@@ -1,0 +1,222 @@
+"""An int4 graph's weights against the student's, value by value, and the student that carries them.
+
+`MatMulNBits` stores codes `[out, blocks, block bytes]`, two a byte, the lower half first, and one scale per
+block of inputs; a code c stands for (c - zero) scale. Round to nearest leaves every weight within half a
+step of its scale, except beyond the last code, which a symmetric range reaches on one side only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import UnsupportedError, VerificationError
+from compressor.models.checkpoint import CheckpointReader
+from compressor.models.dims import Dims
+from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.rope import TABLES
+from exporters.onnx.weights import StoredWeight, read_initialiser, stored_weights
+
+_BITS, _LAST, _ZERO = 4, 15, 8
+# A float32 quotient of bfloat16 weights and float32 scales, in steps.
+_ROUNDING = 1e-3
+# A block's largest weight is seven or eight steps from zero; further in, its scale is too wide.
+_MIN_USED = 7
+_WEIGHT = ".MatMul.weight"
+_PARTS = ("_Q4", "_scales", "_zero_points", "_zp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """One stored matrix.
+
+    Attributes:
+        steps: Codes less their zero points, `[out, blocks, block_size]`, int16.
+        zeros: Zero points, `[out, blocks]`, int16.
+        scales: `[out, blocks]`, float32; negative where the block's largest weight is.
+        num_columns: Inputs; the last block may be longer than what is left.
+    """
+
+    steps: torch.Tensor
+    zeros: torch.Tensor
+    scales: torch.Tensor
+    num_columns: int
+
+    def values(self) -> torch.Tensor:
+        """The weights that are stored, `[out, in]`, float32."""
+        return (self.steps * self.scales[..., None]).flatten(1)[:, : self.num_columns]
+
+
+class Int4Graph:
+    """A graph's matrices by the name they have unquantised, read one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        import onnx
+
+        self._directory = directory
+        graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+        self._initialisers = {entry.name: entry for entry in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        self._nodes = {node.input[1].partition(_WEIGHT)[0] + _WEIGHT: node for node in nodes}
+        self.quantises_embedding = any(node.op_type == "GatherBlockQuantized" for node in graph.node)
+
+    def names(self) -> set[str]:
+        """Quantised matrices, and whatever else holds weights."""
+        floats = {
+            name
+            for name, entry in self._initialisers.items()
+            if entry.data_type == 1 and name not in TABLES and not name.endswith(_PARTS)
+        }
+        return floats | set(self._nodes)
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether a matrix is stored as int4."""
+        return name in self._nodes
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """An initialiser as it is stored.
+
+        Raises:
+            VerificationError: when the graph lacks it.
+        """
+        if name not in self._initialisers:
+            raise VerificationError("the graph lacks a weight", where=name)
+        return read_initialiser(self._initialisers[name], self._directory)
+
+    def blocks(self, name: str) -> Blocks:
+        """A quantised matrix.
+
+        Raises:
+            UnsupportedError: for another bit width, or groups of inputs in another order.
+        """
+        node = self._nodes[name]
+        sizes = {entry.name: entry.i for entry in node.attribute}
+        extra = [entry for entry in node.input[4:] if entry]
+        if sizes.get("bits", _BITS) != _BITS or extra:
+            raise UnsupportedError("this kind of int4 is not read", where=node.name, found=extra or sizes)
+        rows, size = sizes["N"], sizes["block_size"]
+        codes = _nibbles(self.tensor(node.input[1]).reshape(rows, -1)).reshape(rows, -1, size).to(torch.int16)
+        zeros = torch.full(codes.shape[:2], _ZERO, dtype=torch.int16)
+        if len(node.input) > 3 and node.input[3]:  # noqa: PLR2004 - A, B, scales, zero points
+            points = _nibbles(self.tensor(node.input[3]).reshape(rows, -1))
+            zeros = points[:, : codes.shape[1]].to(torch.int16)
+        scales = self.tensor(node.input[2]).float().reshape(rows, -1)
+        return Blocks(steps=codes - zeros[..., None], zeros=zeros, scales=scales, num_columns=sizes["K"])
+
+
+def check_nearest(name: str, weight: torch.Tensor, blocks: Blocks) -> None:
+    """Refuse stored values that are not the nearest their block can hold, or a scale that is too wide.
+
+    Args:
+        name: For the error.
+        weight: `[out, in]`, what was quantised.
+        blocks: What is stored.
+
+    Raises:
+        VerificationError: naming the first weight, or block.
+    """
+    stored = blocks.steps.flatten(1)[:, : blocks.num_columns]
+    if weight.shape != stored.shape:
+        expected, found = list(weight.shape), list(stored.shape)
+        raise VerificationError(
+            "a quantised weight has another shape", where=name, expected=expected, found=found
+        )
+    size = blocks.steps.shape[-1]
+    scales = blocks.scales.repeat_interleave(size, dim=1)[:, : blocks.num_columns]
+    zeros = blocks.zeros.repeat_interleave(size, dim=1)[:, : blocks.num_columns]
+    wanted = torch.where(scales == 0, torch.where(weight == 0, 0.0, torch.inf), weight.float() / scales)
+    nearest = torch.minimum(torch.maximum(wanted, -zeros.float()), (_LAST - zeros).float())
+    distance = (nearest - stored).abs()
+    wrong = ~(distance <= 0.5 + _ROUNDING) | ~((wanted - stored).abs() <= 1 + _ROUNDING)
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise VerificationError(
+            "an int4 weight is further than half a step from the student's",
+            where=f"{name}[{row}, {column}]",
+            expected=f"{weight[row, column].item():.6g}, in steps of {scales[row, column].item():.6g}",
+            found=f"{(stored[row, column] * scales[row, column]).item():.6g}",
+        )
+    used = blocks.steps.abs().amax(-1)
+    narrow = (used < _MIN_USED) & (used > 0)
+    if narrow.any():
+        row, block = narrow.nonzero()[0].tolist()
+        raise VerificationError(
+            "an int4 scale is too wide for its block",
+            where=f"{name}, row {row}, block {block}",
+            expected=f"a largest weight of at least {_MIN_USED} steps",
+            found=int(used[row, block]),
+        )
+
+
+def check_int4(directory: Path, student: Path, dims: Dims) -> tuple[dict[str, torch.Tensor], int]:
+    """Check every weight of a graph against the student's.
+
+    Returns:
+        What the graph computes with, by the student's names, float32, of everything that is quantised, the
+        LM head apart from the embedding; and the number of quantised matrices.
+
+    Raises:
+        VerificationError: naming the first weight that is missing, unknown or different.
+    """
+    graph = Int4Graph(directory)
+    wanted = stored_weights(dims, graph.names())
+    unknown = graph.names() - {stored.initialiser for stored in wanted}
+    if unknown:
+        raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
+    carried: dict[str, torch.Tensor] = {}
+    num_quantised = 0
+    with CheckpointReader(student) as reader:
+        for stored in wanted:
+            if graph.is_quantised(stored.initialiser):
+                carried |= _check_quantised(graph, stored, reader, dims)
+                num_quantised += 1
+            else:
+                _check_plain(graph, stored, reader)
+    return carried, num_quantised
+
+
+def carry_(model: Any, dims: Dims, weights: dict[str, torch.Tensor]) -> None:
+    """Make a float32 student compute with these weights, its head untied where they differ."""
+    head = f"{dims.family.lm_head}.weight"
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if name == head:
+            output = model.get_output_embeddings()
+            output.weight = torch.nn.Parameter(weight.to(output.weight.device), requires_grad=False)
+        else:
+            parameters[name].data.copy_(weight)
+
+
+def _check_quantised(
+    graph: Int4Graph, stored: StoredWeight, reader: CheckpointReader, dims: Dims
+) -> dict[str, torch.Tensor]:
+    original = [reader.tensor(name) for name in stored.tensors]
+    blocks = graph.blocks(stored.initialiser)
+    check_nearest(stored.initialiser, torch.cat([tensor.float() for tensor in original]), blocks)
+    parts = blocks.values().split([tensor.shape[0] for tensor in original])
+    if stored.initialiser != f"lm_head{_WEIGHT}":
+        return dict(zip(stored.tensors, parts, strict=True))
+    carried = {f"{dims.family.lm_head}.weight": parts[0]}
+    if graph.quantises_embedding:
+        carried[f"{dims.family.embedding}.weight"] = parts[0].clone()
+    return carried
+
+
+def _check_plain(graph: Int4Graph, stored: StoredWeight, reader: CheckpointReader) -> None:
+    expected = torch.cat([reader.tensor(name).float() for name in stored.tensors])
+    found = graph.tensor(stored.initialiser)
+    if not torch.equal(expected.T if stored.transposed else expected, found):
+        raise VerificationError(
+            "the graph's weight is not the student's",
+            where=stored.initialiser,
+            expected=f"{', '.join(stored.tensors)}, unchanged",
+            found="other values",
+        )
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Two codes of every byte, the lower half first; the last dimension doubles."""
+    return torch.stack((packed & 0xF, packed >> _BITS), dim=-1).flatten(-2)

@@ -1,0 +1,128 @@
+"""A graph's rope tables: the cosine and sine of every position and channel, as transformers computes them.
+
+A graph holds its rope as two tables, `[context, rotated channels / 2]`. Where the builder does not know a
+form of scaling, it is given the same checkpoint with plain rope, and the tables are overwritten in place:
+the form is then in the tables alone, and the graph is what it would have been. Whoever wrote them, they
+are compared with those of transformers' own class.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.portable import portable_config
+from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.expressible import BUILT, rope_form
+from exporters.onnx.weights import read_initialiser
+
+TABLES = ("cos_cache", "sin_cache")
+# An angle is a position times a frequency, both rounded to float32, so its error grows with the position.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3}
+_TOLERANCE_PER_POSITION = 3e-7
+_ROPE_FIELDS = ("rope_scaling", "rope_parameters")
+
+
+@contextmanager
+def buildable(checkpoint: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """The checkpoint itself, or a view of it with plain rope where the builder does not know its form."""
+    if rope_form(config) in BUILT[str(config["model_type"])]:
+        yield checkpoint
+        return
+    theta = portable_config(config)["rope_theta"]
+    plain = {key: value for key, value in config.items() if key not in _ROPE_FIELDS}
+    plain |= {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+    with TemporaryDirectory(prefix="plain-rope-") as directory:
+        view = Path(directory)
+        for path in checkpoint.iterdir():
+            if path.is_file() and path.name != CONFIG_FILE:
+                (view / path.name).symlink_to(path.resolve())
+        (view / CONFIG_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        yield view
+
+
+def write_tables(directory: Path, student: Path) -> None:
+    """Overwrite a graph's tables with those of transformers' class, where the builder does not know them."""
+    config = read_config(student)
+    if rope_form(config) in BUILT[str(config["model_type"])]:
+        return
+    import onnx
+
+    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False)
+    stored = {entry.name: entry for entry in graph.graph.initializer if entry.name in TABLES}
+    for name, wanted in expected_tables(student, _num_positions(stored)).items():
+        entry = stored[name]
+        values = wanted.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(entry.data_type)).tobytes()
+        if entry.data_location == onnx.TensorProto.EXTERNAL:
+            place = {pair.key: pair.value for pair in entry.external_data}
+            with (directory / Path(place["location"]).name).open("r+b") as file:
+                file.seek(int(place.get("offset", 0)))
+                file.write(values)
+        else:
+            entry.raw_data = values
+    (directory / GRAPH_FILE).write_bytes(graph.SerializeToString())
+
+
+def check_tables(directory: Path, student: Path) -> int:
+    """Compare a graph's tables with those of transformers' class; returns the number of positions.
+
+    Raises:
+        VerificationError: for a table that is missing, short or different.
+    """
+    import onnx
+
+    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+    stored = {entry.name: entry for entry in graph.initializer if entry.name in TABLES}
+    num_positions = _num_positions(stored)
+    for name, wanted in expected_tables(student, num_positions).items():
+        found = read_initialiser(stored[name], directory)
+        if found.shape != wanted.shape:
+            raise VerificationError(
+                "a rope table has another shape",
+                where=name,
+                expected=list(wanted.shape),
+                found=list(found.shape),
+            )
+        bounds = _TOLERANCE[found.dtype] + _TOLERANCE_PER_POSITION * torch.arange(num_positions)
+        difference = (found.float() - wanted).abs().amax(-1)
+        excess = (difference / (bounds * wanted.abs().max())).nan_to_num(nan=torch.inf)
+        position = int(excess.argmax())
+        if excess[position] > 1:
+            raise VerificationError(
+                "the graph's rope is not the student's",
+                where=f"{name}, position {position}",
+                expected=f"transformers' table, within {bounds[position]:.3g}",
+                found=f"a difference of {difference[position]:.3g}",
+            )
+    return num_positions
+
+
+def expected_tables(student: Path, num_positions: int) -> dict[str, torch.Tensor]:
+    """Cosine and sine of every position and rotated channel pair, float32, by transformers' own class."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(student, local_files_only=True)
+    name = config.model_type
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    rotary = getattr(module, f"{name.capitalize()}RotaryEmbedding")(config=config)
+    positions = torch.arange(num_positions)[None]
+    with torch.no_grad():
+        tables = rotary(torch.zeros(1, dtype=torch.float32), positions)
+    half = [table[0, :, : table.shape[-1] // 2].contiguous() for table in tables]
+    return dict(zip(TABLES, half, strict=True))
+
+
+def _num_positions(stored: dict[str, Any]) -> int:
+    missing = sorted(set(TABLES) - set(stored))
+    if missing:
+        raise VerificationError("the graph lacks a rope table", where=missing[0])
+    return int(stored[TABLES[0]].dims[0])

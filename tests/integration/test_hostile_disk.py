@@ -1,0 +1,154 @@
+"""A disk that is really full: exit 5 wherever it strikes, and the same command succeeds when there is room.
+
+The disk is a small tmpfs, filled up to a number of bytes before each command; with several numbers it
+strikes in several places of the same command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import compressor.pipeline
+from tests.gguf_files import TinyGguf
+from tests.integration.command import command_here
+
+MOUNT, UMOUNT = shutil.which("mount"), str(shutil.which("umount"))
+SIZE = 24 << 20
+SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
+CALIBRATION = ("--calib-seq-len", 64, "--calib-size", 4)
+TRAINING = ("--tokens", 1280, "--context-length", 64, "--train-batch-size", 4, "--checkpoint-steps", 2)
+BENCH = ("--runtime", "torch-eager", "--precision", "fp32", "--isl-osl", "8/2", "--batch-size", 1)
+Words = tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 24 MiB in memory."""
+    path = tmp_path_factory.mktemp("disk")
+    if (
+        MOUNT is None
+        or subprocess.run(
+            [MOUNT, "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(path)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("no file system can be mounted here (it takes root)")
+    yield path
+    subprocess.run([UMOUNT, str(path)], check=True)
+
+
+@pytest.fixture
+def disk(mounted: Path) -> Iterator[Path]:
+    """The file system, empty."""
+    yield mounted
+    for path in mounted.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def leave(disk: Path, num_bytes: int) -> Path:
+    """Fill the disk but for so many bytes; returns the file that fills it."""
+    filler = disk / "filler"
+    status = os.statvfs(disk)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - num_bytes))
+    return filler
+
+
+def commands(model: Path, text: Path) -> dict[str, Words]:
+    return {
+        "prune": ("prune", model, *SHAPE, "--calib-data", text, *CALIBRATION),
+        "generate": ("generate", model, "--tokens", 20_000, "--max-new-tokens", 64),
+        "logits": ("logits", model, "--train-data", text, *TRAINING),
+        "correct": ("correct", model, "--train-data", text, *TRAINING),
+        "distill": ("distill", model, "--teacher", model, "--train-data", text, *TRAINING),
+        "sparsify": ("sparsify", model, "--calib-data", text, *CALIBRATION),
+        "quantize": ("quantize", model, "--fp8", "--calib-data", text, *CALIBRATION),
+        "export tensorrt-llm": ("export", model, "--format", "tensorrt-llm"),
+        "bench": ("bench", model, model, *BENCH),
+    }
+
+
+def assert_full(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 5, done.stderr
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("room", [0, 24 << 10, 150 << 10])
+@pytest.mark.parametrize("name", list(commands(Path(), Path())))
+def test_a_full_disk_is_exit_5(
+    disk: Path, tiny_checkpoint: Path, tiny_text: Path, name: str, room: int
+) -> None:
+    if name in ("generate", "bench") and room:
+        pytest.skip("what this command writes fits into so much room")
+    leave(disk, room)
+    done = command_here(*commands(tiny_checkpoint, tiny_text)[name], "-o", disk / "out")
+    assert_full(done)
+    assert not (disk / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "evaluate"])
+def test_a_full_disk_of_a_command_that_runs_another_program_or_writes_little(
+    disk: Path, tiny_checkpoint: Path, tiny_text: Path, kind: str
+) -> None:
+    words: Words = ("export", tiny_checkpoint, "--format", "onnx")
+    if kind == "evaluate":
+        words = ("evaluate", tiny_checkpoint, "--perplexity", tiny_text, "--window", 64, "--size", 2)
+    leave(disk, 300 << 10 if kind == "onnx" else 0)
+    assert_full(command_here(*words, "-o", disk / "out"))
+
+
+@pytest.mark.parametrize("room", [0, 24 << 10, 150 << 10])
+def test_a_gguf_file_that_finds_no_room_to_be_converted(
+    disk: Path, tmp_path: Path, tiny_text: Path, room: int
+) -> None:
+    model = TinyGguf().write(tmp_path / "tiny.gguf")
+    leave(disk, room)
+    assert_full(command_here("prune", model, "--shape", "hidden_size=48", "--calib-data", tiny_text,
+                             *CALIBRATION, "-o", disk / "out"))  # fmt: skip
+
+
+@pytest.mark.parametrize("room", [0, 16 << 10, 400 << 10, 800 << 10])
+def test_a_run_whose_disk_fills_up_while_it_works(
+    disk: Path, tiny_checkpoint: Path, tiny_text: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of free space before the run is left out: another process takes the room meanwhile."""
+    monkeypatch.setattr(compressor.pipeline, "_require_disk", lambda *_: None)
+    filler = leave(disk, room)
+    words = ("run", tiny_checkpoint, *SHAPE, "--importance", "random", "--tokens", 0, "--quiet")
+    words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", disk / "run")
+    assert_full(command_here(*words))
+    if room == 400 << 10:
+        filler.unlink()
+        done = command_here(*words)
+        assert done.returncode == 0, done.stderr
+        assert (disk / "run" / "README.md").is_file()
+
+
+def test_training_goes_on_from_its_checkpoint_when_there_is_room(
+    disk: Path, tiny_checkpoint: Path, tiny_text: Path
+) -> None:
+    words = (*commands(tiny_checkpoint, tiny_text)["distill"], "-o", disk / "out")
+    filler = leave(disk, 1 << 20)  # the first checkpoint takes 0.6 MiB
+    assert_full(command_here(*words))
+    filler.unlink()
+    done = command_here(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("make", [lambda disk: disk / "a" / "out"], ids=["nested"])
+def test_an_output_directory_that_cannot_even_be_made(
+    disk: Path, tiny_checkpoint: Path, tiny_text: Path, make: Callable[[Path], Path]
+) -> None:
+    assert MOUNT is not None
+    subprocess.run([MOUNT, "-o", "remount,ro", str(disk)], check=True)
+    try:
+        done = command_here("export", tiny_checkpoint, "--format", "tensorrt-llm", "-o", make(disk))
+    finally:
+        subprocess.run([MOUNT, "-o", "remount,rw", str(disk)], check=True)
+    assert_full(done)

@@ -1,0 +1,165 @@
+"""`verify` of a whole run: what its recipe demands, what lies beside it, and runs that were moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compressor.artifact import read_artifact, sealed
+from compressor.recipe import Recipe, load_recipe
+from exporters.checks.run import demanded
+from tests.integration.command import command_here, succeed_here
+
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that prunes and exports; not to be changed."""
+    root = tmp_path_factory.mktemp("runs")
+    tree = {
+        "model": str(tiny_checkpoint),
+        "prune": {"shape": SHAPE, "importance": "random"},
+        "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
+        "distill": {"data": str(tiny_text), "tokens": 0},
+        "export": {"formats": ["huggingface", "tensorrt-llm"]},
+        "evaluate": {"window": 64, "size": 2},
+        "bench": {"enabled": False},
+    }
+    (root / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    succeed_here("run", "--config", root / "recipe.yaml", "-o", root / "out")
+    return root / "out"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "elsewhere" / "moved"))
+
+
+def test_a_moved_run_is_compared_part_by_part(run: Path) -> None:
+    checked = {Path(entry["path"]).name: entry for entry in succeed_here("verify", run)["checked"]}
+    assert set(checked) == {"prune", "student", "tensorrt-llm", "evaluate"}
+    assert checked["prune"]["num_recomputed_tensors"] == 20
+    assert checked["student"]["status"] == checked["tensorrt-llm"]["status"] == "passed"
+
+
+def test_a_part_of_a_run_knows_its_source(run: Path) -> None:
+    for part in ("stages/prune", "exports/tensorrt-llm"):
+        entry = succeed_here("verify", run / part)["checked"][0]
+        assert "num_recomputed_tensors" in entry or entry["status"] == "passed"
+
+
+def test_without_its_teacher_a_run_says_what_was_not_compared(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    alone = Path(shutil.copytree(run / "stages" / "prune", tmp_path / "prune"))
+    entry = succeed_here("verify", alone)["checked"][0]
+    assert "--source MODEL" in entry["contents"]
+    assert (
+        "num_recomputed_tensors" in succeed_here("verify", alone, "--source", tiny_checkpoint)["checked"][0]
+    )
+
+
+def edited(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        text = (run / name).read_text(encoding="utf-8")
+        assert old in text
+        (run / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+def other_inputs(run: Path) -> None:
+    artifact = read_artifact(run / "stages" / "prune")
+    replace(artifact, inputs={**artifact.inputs, "seed": 7}).write()
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda run: shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "deleted stage": (removed("stages/prune"), "stages/prune"),
+    "deleted export": (removed("exports/tensorrt-llm"), "exports/tensorrt-llm"),
+    "deleted student": (removed("student"), "student"),
+    "deleted evaluation": (removed("stages/evaluate"), "stages/evaluate"),
+    "deleted recipe": (removed("recipe.yaml"), "recipe.yaml"),
+    "deleted plan": (removed("plan.json"), "plan.json"),
+    "deleted manifest": (removed("manifest.json"), "manifest.json"),
+    "deleted card": (removed("README.md"), "README.md"),
+    "edited recipe": (edited("recipe.yaml", "importance: random", "importance: activation"), "recipe.yaml"),
+    "unreadable recipe": (edited("recipe.yaml", "seed: 0", "seed: [0"), "recipe"),
+    "edited plan": (edited("plan.json", '"hidden_size": 48', '"hidden_size": 40'), "plan.json"),
+    "edited card": (edited("README.md", "% ", "9% "), "README.md"),
+    "edited manifest": (edited("manifest.json", '"stage": "prune"', '"stage": "distill"'), "manifest|prune"),
+    "other inputs": (other_inputs, "fingerprint"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run_that_is_not_what_it_says_is_refused(name: str, run: Path) -> None:
+    plant, message = FAULTS[name]
+    plant(run)
+    done = command_here("verify", run)
+    assert done.returncode == 8, done.stderr
+    assert message.split("|")[0] in done.stderr or message.split("|")[-1] in done.stderr
+
+
+def test_an_unfinished_run_is_checked_as_far_as_it_is(run: Path) -> None:
+    """As a kill between two stages leaves it: neither directory nor entry."""
+    shutil.rmtree(run / "stages" / "evaluate")
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["stages"]["stages/evaluate"], manifest["seal"]
+    (run / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    done = command_here("verify", run)
+    assert done.returncode == 2, done.stderr
+    assert "stages/evaluate" in done.stderr
+
+
+RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "prune only": (
+        {"distill": {"tokens": 0}, "bench": {"enabled": False}, "export": {"formats": ["huggingface"]}},
+        {"stages/prune", "student", "stages/evaluate"},
+    ),
+    "everything": (
+        {
+            "distill": {"tokens": 9, "generate": {"tokens": 5}, "correction": {"mode": "first"}},
+            "sparsify": {"pattern": "2:4"},
+            "quantize": {"fp8": True},
+        },
+        {
+            *(f"stages/{name}" for name in ("prune", "generate", "correct", "distill", "sparsify")),
+            *("stages/recover", "stages/quantize", "student", "exports/huggingface-fp8"),
+            *("exports/tensorrt-llm-fp8", "exports/onnx", "exports/onnx-int4", "stages/evaluate"),
+            *("stages/teacher-onnx", "stages/teacher-onnx-int4", "bench"),
+        },
+    ),
+    "sparse without recovery, no graphs": (
+        {
+            "distill": {"tokens": 9},
+            "sparsify": {"pattern": "2:4", "tokens": 0},
+            "export": {"formats": ["huggingface", "tensorrt-llm"]},
+        },
+        {"stages/prune", "stages/distill", "stages/sparsify", "student", "exports/tensorrt-llm"}
+        | {"stages/evaluate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_demands(name: str) -> None:
+    tree, places = RECIPES[name]
+    assert set(demanded(Recipe.model_validate({"model": "m", **tree}))) == places
+
+
+def test_a_finished_run_lists_what_its_recipe_demands(finished: Path) -> None:
+    stages = json.loads((finished / "manifest.json").read_text())["stages"]
+    assert set(demanded(load_recipe(finished / "recipe.yaml", {}))) == set(stages)

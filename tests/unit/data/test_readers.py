@@ -1,0 +1,473 @@
+"""Every kind of local text against what another program reads of the same file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from compressor.data import files, readers
+from compressor.data.rows import Completion, Conversation
+from compressor.data.sources import documents, source_fingerprint, survey
+from compressor.errors import UsageError
+
+TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
+# `printf 'the old river\n' | zstd`, twice, one frame behind the other.
+ZSTD_FRAMES = b64decode("KLUv/QRYcQAAdGhlIG9sZCByaXZlcgoU2ZR/") * 2
+
+
+@pytest.fixture(autouse=True)
+def _data_sets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def texts_of(spec: str | Path) -> list[Any]:
+    return list(documents(str(spec), "all"))
+
+
+def plain_text(spec: str | Path, split: Any = "all") -> str:
+    return "".join(piece.text for piece in documents(str(spec), split))  # type: ignore[union-attr]
+
+
+def write_table(path: Path, column: str = "text") -> Path:
+    kind = path.name.split(".")[1]
+    if kind == "parquet":
+        pq.write_table(pa.table({column: TEXTS, "id": list(range(len(TEXTS)))}), path)
+    elif kind in ("csv", "tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if kind == "tsv" else ",")
+            writer.writerows([("id", column), *enumerate(TEXTS)])
+    else:
+        rows = [{"id": number, column: text} for number, text in enumerate(TEXTS)]
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("column", ["text", "content"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.json", "x.csv", "x.tsv", "x.parquet"])
+def test_tables_hold_what_datasets_reads(tmp_path: Path, name: str, column: str) -> None:
+    path = write_table(tmp_path / name, column)
+    builder = {"jsonl": "json", "ndjson": "json", "tsv": "csv"}.get(name.split(".")[1], name.split(".")[1])
+    how = {"sep": "\t" if name.endswith("tsv") else ",", "keep_default_na": False} if builder == "csv" else {}
+    theirs = datasets.load_dataset(builder, data_files=str(path), split="train", **how)
+
+    assert texts_of(path) == theirs[column] == TEXTS
+
+
+def test_plain_text_is_what_datasets_reads_of_it(tmp_path: Path) -> None:
+    for name in ("x.txt", "x.md", "x.utf8", "x.py", "README"):
+        path = tmp_path / name
+        path.write_text("one\ntwo\r\n\nthree — 三つ", encoding="utf-8", newline="")
+        theirs = datasets.load_dataset("text", data_files=str(path), split="train", sample_by="document")
+
+        assert plain_text(path) == theirs["text"][0].replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("program", ["gzip", "zstd"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt"])
+def test_what_other_programs_compress_is_read_as_the_file_itself(
+    tmp_path: Path, name: str, program: str
+) -> None:
+    path = tmp_path / name
+    if name == "x.txt":
+        path.write_text("\n".join(TEXTS))
+    else:
+        write_table(path)
+    packed = tmp_path / f"{name}.{'gz' if program == 'gzip' else 'zst'}"
+    try:
+        content = subprocess.run([program, "-c", str(path)], check=True, capture_output=True).stdout
+    except FileNotFoundError:
+        pytest.skip(f"no {program} on PATH")
+    packed.write_bytes(content)
+
+    assert texts_of(packed) == texts_of(path)
+    # Also where the name does not say so.
+    (tmp_path / "sub").mkdir()
+    unnamed = tmp_path / "sub" / name
+    unnamed.write_bytes(content)
+    assert texts_of(unnamed) == texts_of(path)
+
+
+def test_several_zstd_frames(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt.zst"
+    path.write_bytes(ZSTD_FRAMES)
+
+    assert plain_text(path) == "the old river\n" * 2
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.gz", "x.txt.zst", "x.jsonl.zst"])
+def test_damaged_compressed_files(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    content = os.urandom(1 << 16).hex().encode()
+    packed = gzip.compress(content) if name.endswith("gz") else pa.compress(content, "zstd", asbytes=True)
+    path.write_bytes(packed[: len(packed) // 2])
+
+    with pytest.raises(UsageError, match="cannot be unpacked") as caught:
+        survey(str(path))
+    assert caught.value.where == str(path)
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(UsageError, match="not compressed as its name says"):
+        survey(str(path))
+
+
+def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_ALWAYS_UNPACKED_BYTES", 1 << 20)
+    for name in ("x.txt.gz", "x.jsonl.zst"):
+        path = tmp_path / name
+        content = b"a" * (1 << 24)
+        path.write_bytes(
+            gzip.compress(content) if name.endswith("gz") else pa.compress(content, "zstd", asbytes=True)
+        )
+        with pytest.raises(UsageError, match="far more than a text"):
+            survey(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}, {"text": "b"}]',
+        '[\n  {"text": "a"},\n  {"text": "b"}\n]\n',
+        '{"data": [{"text": "a"}, {"text": "b"}]}',
+        '{"version": 1,\n "rows": [{"text": "a"}, {"text": "b"}]}',
+        '{"text": "a"}\n{"text": "b"}\n',
+        '{"text": "a"}\n\n\n{"text": "b"}',
+        '{\n "text": "a"\n}\n{\n "text": "b"\n}\n',
+        '\ufeff[{"text": "a"}, {"text": "b"}]',
+    ],
+)
+def test_forms_of_json(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content, encoding="utf-8")
+
+    assert texts_of(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('[{"text": "a"},\n {"text": }]', 2),
+        ('[{"text": "a"}\n\n {"text": "b"}]', 1),
+        ('[{"text": "a"},\n', None),
+        ('{"text": "a"}\n{"body": "b"}\n', 2),
+        ('[\n{"text": "a"},\n{"body": "b"}]', 3),
+    ],
+)
+def test_broken_json_names_its_line(tmp_path: Path, content: str, line: int | None) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+
+    with pytest.raises(UsageError) as caught:
+        survey(str(path))
+    assert str(caught.value.where).startswith(str(path) if line is None else f"{path}:{line}")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_json_without_a_bottom(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"text": "a"}\n' + '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+
+    with pytest.raises(UsageError, match="nested too deeply") as caught:
+        survey(str(path))
+    assert str(caught.value.where).startswith(f"{path}:2")
+
+
+def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
+    for name in ("x.jsonl", "x.csv"):
+        path = tmp_path / name
+        path.write_text('text\n"' + "a" * 2000)
+        with pytest.raises(UsageError, match=r"too long|not JSON"):
+            survey(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "line"),
+    [
+        ("id,text\n1,a\n2\n", "number of fields", 3),
+        ('id,text\n1,"two\nlines"\n3,a,b\n', "number of fields", 4),
+        ('id,text\n1,"never closed\n2,b\n', "not CSV", 2),
+        ("id,body\n1,a\n", "holds no text", None),
+    ],
+)
+def test_broken_csv(tmp_path: Path, content: str, message: str, line: int | None) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+
+    with pytest.raises(UsageError, match=message) as caught:
+        survey(str(path))
+    assert caught.value.where == (f"{path}:{line}" if line else str(path))
+
+
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_a_folder_saved_by_datasets(tmp_path: Path, has_splits: bool) -> None:
+    rows = [{"messages": [{"role": "user", "content": text}], "id": 1} for text in TEXTS]
+    rows[1]["messages"][0]["tool_calls"] = []
+    data = datasets.Dataset.from_list(rows).select([3, 1, 0])  # an order of its own
+    saved = tmp_path / "saved"
+    (datasets.DatasetDict({"test": data.select([0]), "train": data}) if has_splits else data).save_to_disk(
+        saved
+    )
+    found = texts_of(saved)
+
+    assert [document.messages[0]["content"] for document in found] == [TEXTS[3], TEXTS[1], TEXTS[0]]
+    assert source_fingerprint(str(saved)).startswith("sha256:")
+
+
+def test_directories_and_globs_are_read_in_the_order_of_names(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "b").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    for name, text in (
+        ("c.jsonl", "three"),
+        ("a.jsonl", "one"),
+        ("b/x.jsonl.gz", "two"),
+        (".hidden/y.jsonl", "no"),
+    ):
+        content = (json.dumps({"text": text}) + "\n").encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+
+    assert texts_of(folder) == ["one", "two", "three"]
+    assert texts_of(folder / "*.jsonl") == ["one", "three"]
+    assert texts_of(folder / "**" / "*.jsonl*") == ["one", "two", "three"]
+    before = source_fingerprint(str(folder))
+    (folder / "a.jsonl").rename(folder / "d.jsonl")
+    assert source_fingerprint(str(folder)) != before
+    with pytest.raises(UsageError, match="no file matches"):
+        texts_of(folder / "*.csv")
+
+
+def test_a_directory_of_plain_texts_is_a_document_per_file(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.txt").write_text(f"file {number}\n" * 20)
+    pieces = texts_of(folder)
+
+    assert [(piece.begins, piece.ends) for piece in pieces] == [(True, True)] * 5
+    assert plain_text(folder) == "".join(f"file {number}\n" * 20 for number in range(5))
+    assert plain_text(folder, "train") + plain_text(folder, "held_out") == plain_text(folder)
+    assert plain_text(folder, "held_out") == "file 4\n" * 9
+
+
+def test_tables_and_plain_texts_are_not_mixed(tmp_path: Path) -> None:
+    write_table(tmp_path / "x.parquet")
+    (tmp_path / "README.md").write_text("a data card")
+
+    with pytest.raises(UsageError, match="partly tables") as caught:
+        survey(str(tmp_path))
+    assert "README.md" in str(caught.value.found)
+    assert texts_of(tmp_path / "*.parquet") == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"%PDF-1.4\nsome", "PDF"),
+        (b"PK\x03\x04rest", "zip"),
+        (b"\x00\x01\x02\xff\xfe" * 50, "binary"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"BZh91AY", "bzip2"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "x.txt", "x.md"])
+def test_binary_content_is_refused_by_name(tmp_path: Path, name: str, content: bytes, found: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(UsageError, match="no text") as caught:
+        survey(str(path))
+    assert caught.value.where == str(path)
+    assert found in str(caught.value.found)
+
+
+def test_other_encodings_name_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfgood line\n" * 1 + b"second \xe9t\xe9\n")
+    with pytest.raises(UsageError, match="not UTF-8") as caught:
+        survey(str(path))
+    assert caught.value.where == f"{path}:2, byte 20"
+    path.write_bytes("sixteen".encode("utf-16"))
+    with pytest.raises(UsageError, match="not UTF-8") as caught:
+        survey(str(path))
+    assert "utf-16" in str(caught.value.hint)
+    path.write_bytes(("é" * 700_000).encode() + b"\n\xff")  # behind the first chunk, which cuts a character
+    with pytest.raises(UsageError, match="not UTF-8") as caught:
+        survey(str(path))
+    assert caught.value.where == f"{path}:2, byte 1400001"
+
+
+def test_marks_and_nuls_in_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\0two\r\nthree\rfour")
+
+    assert plain_text(path) == "one\0two\nthree\nfour"
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_pipes_and_devices_are_no_files(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for path in (tmp_path / name, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="no file"):
+            survey(str(path))
+    with pytest.raises(UsageError, match="no file"):
+        survey(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["one two three " * 20_000, "word " * 9 + "\n", "x" * 50])
+def test_a_text_of_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text(text)
+    train, held_out = (plain_text(path, split) for split in ("train", "held_out"))
+
+    assert train + held_out == text
+    assert train
+    if " " in text.strip():
+        assert train[-1] == " "
+        assert len(held_out) == pytest.approx(len(text) / 10, abs=6)
+
+
+def test_very_long_lines_come_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    text = "seven letters " * 300_000
+    path.write_text(text)
+    pieces = texts_of(path)
+
+    assert len(pieces) > 2
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(piece.text.endswith(" ") for piece in pieces)
+
+
+EMPTY = {"text": "", "messages": []}
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"text": "", "content": "x"}, "x"),
+        ({"text": None, "content": "x"}, "x"),
+        ({"text": "a", "content": "x"}, "a"),
+        ({"text": "", "prompt": "p ", "completion": "c"}, ("p ", "c")),
+        ({"text": "", "messages": [{"role": "user", "content": "hi"}]}, ["user hi"]),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            ["user q", "assistant a"],
+        ),
+        ({"system": "be", "conversations": [{"from": "human", "value": "q"}]}, ["system be", "user q"]),
+        ({"conversations": [{"role": "user", "content": "q"}]}, ["user q"]),
+        ({"instruction": "do", "input": "this", "output": "done"}, ["user do\n\nthis", "assistant done"]),
+        ({"instruction": "do", "input": "", "output": "done"}, ["user do", "assistant done"]),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                    }
+                ]
+            },
+            ["user ab"],
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            ["user q", "assistant a"],
+        ),
+        ({"text": ""}, None),
+        ({"messages": []}, None),
+        ({"messages": [{"role": "user", "content": ""}]}, None),
+        ({"text": None, "content": ""}, None),
+        ({"prompt": "", "completion": ""}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([row, {**row}]), path)
+    else:
+        path.write_text(
+            json.dumps(row) + "\n\n" + json.dumps(row) + "\n" + json.dumps({"text": "end"}) + "\n"
+        )
+
+    def plainly(document: Any) -> Any:
+        if isinstance(document, Completion):
+            return document.prompt, document.completion
+        if isinstance(document, Conversation):
+            return [f"{message['role']} {message['content']}" for message in document.messages]
+        return document
+
+    if kind == "parquet" and found is None:
+        with pytest.raises(UsageError, match="empty"):
+            survey(str(path))
+        return
+    expected = [found, found] if found is not None else []
+    assert [plainly(document) for document in texts_of(path)] == [
+        *expected,
+        *(["end"] if kind == "jsonl" else []),
+    ]
+    assert survey(str(path)).num_empty == (0 if kind == "parquet" else 1 if found is not None else 3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"body": "a"},
+        ["a"],
+        "a",
+        {"text": 3},
+        {"messages": "hello"},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": 3}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+        {"messages": [{"role": "assistant", "function_call": {"name": "f"}, "content": ""}]},
+        {"conversations": [{"from": "narrator", "value": "q"}]},
+        {"prompt": "p"},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"instruction": "do", "input": "this"},
+        {"instruction": "do", "output": "done", "history": [["a", "b"]]},
+        {"messages": [{"role": "user", "content": "a"}], "tools": "weather"},
+    ],
+)
+def test_rows_that_are_refused_name_their_line(tmp_path: Path, row: Any) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"text": "fine"}) + "\n\n" + json.dumps(row) + "\n")
+
+    with pytest.raises(UsageError) as caught:
+        survey(str(path))
+    assert caught.value.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "broken \\ud83d here"}',
+        '{"messages": [{"role": "user", "content": "\\uDC00 at the start"}]}',
+        '{"prompt": "p", "completion": "at the end \\ud83d"}',
+    ],
+)
+def test_lone_surrogates_become_the_replacement_character(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "x.jsonl"
+    whole = '{"text": "a whole pair \\ud83d\\ude00"}'
+    path.write_text(f"{whole}\n{row}\n")
+    first, second = texts_of(path)
+
+    assert first == "a whole pair 😀"
+    assert "\ufffd" in str(second)
+    assert survey(str(path)).num_replaced == 1
+
+
+def test_readers_are_of_every_kind() -> None:
+    assert set(readers._READERS) == {"jsonl", "json", "csv", "tsv", "parquet"}

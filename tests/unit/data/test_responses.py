@@ -1,0 +1,232 @@
+"""The loss on responses: spans by hand, and loss and gradient by brute force in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from compressor.data.mixing import DistinctWindows, DomainWindows
+from compressor.data.packing import IGNORED, TokenWindows, mask_path, write_tokens
+from compressor.data.rows import Completion, Conversation
+from compressor.data.tokenise import tokenise_all
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.module import DistillationModule
+from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.training.batches import collate
+from tests.tiny_models import make_model, make_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|pad|>{{ m.role }}<|pad|>\n\n{{ m.content|trim }}<|end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|pad|>assistant<|pad|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+GENERATION = (
+    "{% for m in messages %}<|begin|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "one river?"},
+    {"role": "assistant", "content": "a stone — 石 🙂"},
+    {"role": "user", "content": "and more"},
+    {"role": "assistant", "content": "winter"},
+]
+# What is rendered, piece by piece, and whether a piece is a response.
+BY_HAND: dict[str, list[tuple[str, bool]]] = {
+    CHATML: [
+        ("<|begin|>user\none river?<|end|>\n<|begin|>assistant\n", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("\n<|begin|>user\nand more<|end|>\n<|begin|>assistant\n", False),
+        ("winter<|end|>", True),
+        ("\n", False),
+    ],
+    LLAMA3: [
+        ("<|begin|><|pad|>user<|pad|>\n\none river?<|end|><|pad|>assistant<|pad|>\n\n", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("<|pad|>user<|pad|>\n\nand more<|end|><|pad|>assistant<|pad|>\n\n", False),
+        ("winter<|end|>", True),
+    ],
+    MISTRAL: [
+        ("<|begin|>[INST] one river? [/INST]", False),
+        (" a stone — 石 🙂<|end|>", True),
+        ("[INST] and more [/INST]", False),
+        (" winter<|end|>", True),
+    ],
+}
+BY_HAND[GENERATION] = BY_HAND[CHATML]
+
+
+def with_template(text: str) -> Any:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def hand_made(pieces: list[tuple[str, bool]], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens of the pieces one by one: none of these texts has a token across two of them."""
+    ids: list[int] = []
+    mask: list[int] = []
+    for text, is_response in pieces:
+        own = tokenizer(text, add_special_tokens=False).input_ids
+        ids, mask = ids + own, mask + [int(is_response)] * len(own)
+    return ids, mask
+
+
+@pytest.mark.parametrize("template", BY_HAND, ids=["ChatML", "Llama 3", "Mistral", "generation blocks"])
+def test_responses_by_hand(template: str) -> None:
+    tokenizer = with_template(template)
+    (found,) = tokenise_all("x", [Conversation(messages=CHAT)], tokenizer, loss_on="responses")
+    ids, mask = hand_made(BY_HAND[template], tokenizer)
+
+    assert found.ids.tolist() == ids
+    assert found.mask is not None
+    assert found.mask.tolist() == mask
+
+
+def test_generation_blocks_as_transformers_marks_them() -> None:
+    """Up to the end of a response in ASCII: it marks but the first token of a last character in several."""
+    tokenizer = with_template(GENERATION)
+    chat = [{**message, "content": message["content"].encode("ascii", "ignore").decode()} for message in CHAT]
+    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+    theirs = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+
+    assert found.mask is not None
+    assert found.ids.tolist() == list(theirs["input_ids"])
+    assert found.mask.tolist() == list(theirs["assistant_masks"])
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION])
+def test_only_the_completion_of_a_prompt_counts(template: str) -> None:
+    tokenizer = with_template(template)
+    document = Conversation(messages=CHAT, num_prompt_messages=3)
+    (found,) = tokenise_all("x", [document], tokenizer, loss_on="responses")
+    pieces = [(text, is_response and text.startswith("winter")) for text, is_response in BY_HAND[template]]
+
+    assert found.mask is not None
+    assert found.mask.tolist() == hand_made(pieces, tokenizer)[1]
+
+
+def test_a_completion_counts_with_the_end_token() -> None:
+    tokenizer = make_tokenizer()
+    (found,) = tokenise_all(
+        "x", [Completion(prompt="one river", completion=" stone")], tokenizer, loss_on="responses"
+    )
+    ids, mask = hand_made([("one river", False), (" stone<|end|>", True)], tokenizer)
+
+    assert found.ids.tolist() == ids
+    assert found.mask is not None
+    assert found.mask.tolist() == mask
+
+
+def test_a_template_whose_prefix_is_no_prefix() -> None:
+    """As one that shows the thoughts of the last turn only."""
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m.role }}: {{ '<think>' if loop.last }}{{ m.content }}<|end|>\n"
+        "{% endfor %}"
+    )
+    document = Conversation(messages=CHAT, where="x.jsonl:4")
+    with pytest.raises(UnsupportedError, match="otherwise alone") as caught:
+        tokenise_all("x", [document], tokenizer, loss_on="responses")
+    assert caught.value.where == "x.jsonl:4"
+
+
+def test_plain_text_has_no_responses() -> None:
+    with pytest.raises(UsageError, match="no responses") as caught:
+        tokenise_all("x.jsonl", ["plain"], make_tokenizer(), loss_on="responses", first=4)
+    assert caught.value.where == "x.jsonl, document 5"
+
+
+SEQ_LEN = 24
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    rows = tmp_path / "chats.jsonl"
+    chats = [
+        CHAT,
+        CHAT[:2],
+        [{"role": "user", "content": "a long question without any answer at all " * 3}],
+        CHAT,
+    ]
+    rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    write_tokens(
+        str(rows), "all", with_template(CHATML), tmp_path / "tokens", max_tokens=10**6, loss_on="responses"
+    )
+    return tmp_path / "tokens"
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_labels_are_those_of_responses_and_windows_without_any_are_none(tokens: Path, isolate: bool) -> None:
+    ids, mask = np.fromfile(tokens, "<u4"), np.fromfile(mask_path(tokens), np.uint8)
+    windows = TokenWindows(tokens, seq_len=SEQ_LEN, isolate_documents=isolate, loss_on="responses")
+    everything = TokenWindows(tokens, seq_len=SEQ_LEN, isolate_documents=isolate)
+    expected = []
+    for index in range(len(everything)):
+        labels = everything[index]["labels"].copy()
+        for offset in range(SEQ_LEN):
+            following = index * SEQ_LEN + offset + 1
+            if following >= len(ids) or not mask[following]:
+                labels[offset] = IGNORED
+        if (labels != IGNORED).any():
+            expected.append((everything[index]["input_ids"].tolist(), labels.tolist()))
+
+    assert 0 < len(expected) < len(everything)
+    found = [windows[index] for index in range(len(windows))]
+    assert [(window["input_ids"].tolist(), window["labels"].tolist()) for window in found] == expected
+
+
+def test_the_mask_belongs_to_the_tokens(tokens: Path) -> None:
+    mask_path(tokens).write_bytes(b"\1")
+    with pytest.raises(VerificationError, match="which tokens"):
+        TokenWindows(tokens, seq_len=SEQ_LEN, loss_on="responses")
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.0, 0.67])
+def test_loss_and_gradient_are_means_over_the_tokens_of_responses(tokens: Path, kl_weight: float) -> None:
+    """Against plain transformers' logits in float64, summed position by position."""
+    windows = TokenWindows(tokens, seq_len=SEQ_LEN, loss_on="responses")
+    every = DistinctWindows([DomainWindows(name="chats", windows=windows)])
+    batch = collate([{**every[index], "domain_id": 0} for index in range(len(every))])
+    student, teacher = make_model(seed=1).double(), make_model(seed=2).double()
+    student.requires_grad_(requires_grad=True)
+    module = DistillationModule(student, teacher, LossConfig(kl_weight=kl_weight))
+    loss = module(**batch)["loss"]
+    loss.backward()
+    weight = student.model.layers[0].mlp.up_proj.weight
+    found, gradient = float(loss.detach()), weight.grad.clone()
+    weight.grad = None
+
+    ids, labels = batch["input_ids"], batch["labels"]
+    log_q = student(ids).logits.log_softmax(-1)
+    log_p = teacher(ids).logits.log_softmax(-1)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in range(len(ids)):
+        for position in range(SEQ_LEN):
+            label = int(labels[row, position])
+            if label == IGNORED:
+                continue
+            divergence = functional.kl_div(
+                log_q[row, position], log_p[row, position], log_target=True, reduction="sum"
+            )
+            total = total + kl_weight * divergence - (1 - kl_weight) * log_q[row, position, label]
+            count += 1
+    expected = total / count
+    expected.backward()
+
+    assert found == pytest.approx(float(expected.detach()), rel=1e-9)
+    assert torch.allclose(gradient, weight.grad, rtol=1e-7, atol=1e-12)
+    assert count == int((labels != IGNORED).sum()) < labels.numel()

@@ -1,0 +1,148 @@
+"""The second slicer: passes what the first one cut, and layers deleted by hand; refuses everything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from compressor.artifact import ModelArtifact, read_artifact
+from compressor.console import Console
+from compressor.errors import VerificationError
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.pruning.stage import PRUNE, PruneStageConfig
+from compressor.recipe import Calibration, Prune
+from compressor.stage import StageContext, execute
+from exporters.checks.pruned import check_pruned
+from tests.tiny_models import make_model, save_checkpoint
+
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
+WEIGHTS = "model.safetensors"
+
+
+def pruned(root: Path, model: Any, **shape: int) -> tuple[ModelArtifact, Path]:
+    """A checkpoint pruned by the real stage, and its source."""
+    source = open_checkpoint(
+        resolve_source(str(save_checkpoint(root / "source", model))), root, dtype="float32"
+    )
+    context = StageContext(console=Console(quiet=True), seed=3, device="cpu", dtype="bfloat16")
+    config = PruneStageConfig(
+        shape={**SHAPE, **shape}, prune=Prune(importance="random"), calibration=Calibration()
+    )
+    return execute(PRUNE, config, source, root / "pruned", context).artifact, source.path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_the_stage_cut_is_what_source_and_plan_give(model_type: str, tied: bool, tmp_path: Path) -> None:
+    model = make_model(model_type, num_hidden_layers=4, tie_word_embeddings=tied)
+    made, source = pruned(tmp_path, model)
+    found = check_pruned(made.path, made, source)
+    assert found["num_recomputed_tensors"] == len(load_file(made.path / WEIGHTS))
+
+
+def test_layers_deleted_by_hand_in_plain_transformers_pass(tmp_path: Path) -> None:
+    """The plan's definition of a kept layer, from outside: a module list without the others."""
+    made, source = pruned(
+        tmp_path,
+        make_model(num_hidden_layers=4),
+        hidden_size=64,
+        intermediate_size=192,
+        num_attention_heads=4,
+    )
+    removed = made.details["removed_layers"]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    kept = [layer for index, layer in enumerate(model.model.layers) if index not in removed]
+    model.model.layers = torch.nn.ModuleList(kept)
+    by_hand = Path(shutil.copytree(made.path, tmp_path / "by-hand"))
+    save_file({name: p.contiguous() for name, p in model.named_parameters()}, by_hand / WEIGHTS)
+    check_pruned(by_hand, made, source)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelArtifact, Path]:
+    return pruned(tmp_path_factory.mktemp("pruned"), make_model(num_hidden_layers=4))
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def kept_unit(field: str) -> Change:
+    """Another unit in place of the last kept one of the first layer."""
+
+    def change(plan: dict[str, Any]) -> None:
+        sizes = {"heads": 4, "intermediate": 192}
+        text = plan[field][0]
+        kept = {
+            i for part in text.split() for i in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)
+        }
+        other = max(set(range(sizes[field])) - kept)
+        plan[field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
+
+    return change
+
+
+PLANS: dict[str, tuple[Change, str]] = {
+    "another head": (kept_unit("heads"), "q_proj|o_proj"),
+    "another neuron": (kept_unit("intermediate"), "mlp"),
+    "a head more": (lambda plan: plan["heads"].__setitem__(0, "0-3"), "corrupt"),
+    "a layer more": (lambda plan: plan.update(layers="0-3"), "corrupt|removed_layers"),
+    "beyond the source": (lambda plan: plan.update(hidden="0-46 64"), "corrupt"),
+    "a range of billions": (lambda plan: plan.update(hidden="0-99999999999"), "corrupt"),
+    "no numbers": (lambda plan: plan.update(hidden="all"), "corrupt"),
+    "a list": (lambda plan: plan.update(heads=3), "corrupt"),
+    "another schema": (lambda plan: plan.update(schema_id="x"), "schema_id"),
+    "another model": (lambda plan: plan["source"].update(vocab_size=7), "another model"),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_another_plan_is_refused(name: str, cut: tuple[ModelArtifact, Path], tmp_path: Path) -> None:
+    made, source = cut
+    change, message = PLANS[name]
+    copy = Path(shutil.copytree(made.path, tmp_path / "copy"))
+    plan = json.loads((copy / "prune_plan.json").read_text())
+    change(plan)
+    (copy / "prune_plan.json").write_text(json.dumps(plan))
+    with pytest.raises(VerificationError, match=message):
+        check_pruned(copy, made, source)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "rms_norm_eps": {"rms_norm_eps": 1e-5},
+    "rope_theta": {"rope_theta": 1e4},  # of one generation alone
+    "rope_parameters": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    "eos_token_id": {"eos_token_id": [3, 4]},
+    "num_attention_heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8},
+    "sliding_window": {"sliding_window": 16},
+    "attention_dropout": {"attention_dropout": 0.5},
+    "max_position_embeddings": {"max_position_embeddings": 64},
+    "tie_word_embeddings": {"tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_field_that_is_not_the_teachers_is_refused(
+    name: str, cut: tuple[ModelArtifact, Path], tmp_path: Path
+) -> None:
+    made, source = cut
+    copy = Path(shutil.copytree(made.path, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **CONFIGS[name]}))
+    with pytest.raises(VerificationError, match=r"config\.json"):
+        check_pruned(copy, made, source)
+
+
+def test_a_wrong_figure_is_refused(cut: tuple[ModelArtifact, Path]) -> None:
+    made, source = cut
+    wrong = replace(read_artifact(made.path), details={"removed_layers": []})
+    with pytest.raises(VerificationError, match="removed_layers"):
+        check_pruned(made.path, wrong, source)

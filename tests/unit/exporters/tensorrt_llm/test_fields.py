@@ -1,0 +1,223 @@
+"""The table of what TensorRT-LLM's config readers read: written configs keep to it, and faults are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import UnsupportedError, VerificationError
+from compressor.models.checkpoint import read_config
+from compressor.models.families import FAMILIES
+from compressor.recipe import Export, TensorRTLLM
+from compressor.sparsity.pattern import TWO_OF_FOUR
+from compressor.sparsity.promise import Promise
+from exporters.base import EXPORTERS
+from exporters.logits import VerifyOptions
+from exporters.sparsity import check_sparsity
+from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
+from exporters.tensorrt_llm.fields import FIELDS, check_fields
+from exporters.tensorrt_llm.reader import TrtLlmReader
+from tests.rope_forms import write_source
+from tests.tiny_models import MODEL_TYPES
+from tests.unit.exporters.conftest import OPTIONS
+from tests.unit.exporters.tensorrt_llm.conftest import Students, write
+
+# By hand, from the readers: what stops the engine's build when it is missing, beside every dimension.
+WITHOUT_DEFAULT = {
+    "llama": set(),
+    "mistral": set(),
+    "nemotron": set(),
+    "qwen2": {"seq_length", "qwen_type"},
+    "qwen3": {"seq_length", "qwen_type"},
+}
+
+
+def config_of(students: Students, model_type: str, *, fp8: bool = False) -> dict[str, Any]:
+    source = read_config(students.make(model_type, tied=False, dtype=torch.bfloat16))
+    return checkpoint_config(
+        source, dtype="bfloat16", parallelism=Parallelism(tp_size=2), fp8=fp8, fp8_kv_cache=fp8
+    )
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_field_that_is_written_is_in_the_table_and_its_loss_is_named(
+    students: Students, model_type: str, fp8: bool
+) -> None:
+    written = config_of(students, model_type, fp8=fp8)
+    assert written["architecture"] in FIELDS
+    assert WITHOUT_DEFAULT[model_type] <= set(written)
+    for name in written:
+        with pytest.raises(VerificationError, match=rf"config\.json: {name}|architecture"):
+            check_fields({key: value for key, value in written.items() if key != name})
+    for name in ("tp_size", "world_size"):
+        mapping = {key: value for key, value in written["mapping"].items() if key != name}
+        with pytest.raises(VerificationError, match=rf"mapping\.{name}"):
+            check_fields({**written, "mapping": mapping})
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "learned positions": ({"position_embedding_type": "learned_absolute"}, "position_embedding_type"),
+    "half logits": ({"logits_dtype": "float16"}, "logits_dtype"),
+    "embedding on every rank": ({"use_parallel_embedding": False}, "use_parallel_embedding"),
+    "embedding by columns": ({"embedding_sharding_dim": 1}, "embedding_sharding_dim"),
+    "a truth for a number": ({"embedding_sharding_dim": False}, "embedding_sharding_dim"),
+    "text for a number": ({"num_hidden_layers": "3"}, "num_hidden_layers"),
+    "a fraction of a head": ({"head_size": 16.0}, "head_size"),
+    "null for a number": ({"rotary_base": None}, "rotary_base"),
+    "misspelt": ({"rotary_scale": 1.0}, "rotary_scale"),
+    "stripped weights": ({"is_pruned": True}, "is_pruned"),
+    "experts": ({"moe": {"num_experts": 8}}, "moe"),
+    "another world": ({"mapping": {"world_size": 4, "tp_size": 2, "pp_size": 1}}, "world_size"),
+    "int8 cache": (
+        {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "INT8"}},
+        "kv_cache_quant_algo",
+    ),
+    "all layers left out": (
+        {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["*"]}},
+        "exclude_modules",
+    ),
+    "head not left out": ({"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}, "exclude"),
+    "blockwise": (
+        {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None, "group_size": 64}},
+        "group_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_a_field_that_means_another_model_is_named(students: Students, model_type: str, how: str) -> None:
+    changes, field = FAULTS[how]
+    written = config_of(students, model_type)
+    check_fields(written)
+    with pytest.raises(VerificationError, match=field):
+        check_fields({**written, **changes})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "field"),
+    [
+        ("qwen2", {"seq_length": None}, "seq_length"),
+        ("qwen3", {"seq_length": 4096}, "seq_length"),
+        ("qwen3", {"qwen_type": "qwen2"}, "qwen_type"),
+        ("qwen2", {"attn_bias": False}, "attn_bias"),
+        ("nemotron", {"rotary_pct": 1.0}, "partial_rotary_factor"),
+        ("nemotron", {"gpt_variant": "gpt2"}, "gpt_variant"),
+        ("llama", {"attention_multiplier": 2.0}, "attention_multiplier"),
+    ],
+)
+def test_verify_finds_a_changed_field_of_a_checkpoint(
+    students: Students, tmp_path: Path, model_type: str, changes: dict[str, Any], field: str
+) -> None:
+    student = students.make(model_type, tied=True, dtype=torch.bfloat16)
+    made = tmp_path / "made"
+    made.mkdir()
+    exporter = EXPORTERS["tensorrt-llm"]
+    exporter.write(student, made, OPTIONS)
+    file = made / "checkpoint" / "config.json"
+    dropped = [name for name, value in changes.items() if value is None]
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if key not in dropped}))
+    with pytest.raises(VerificationError, match=field):
+        exporter.verify(made, student, OPTIONS)
+
+
+def test_seq_length_is_the_students_or_the_converters(students: Students) -> None:
+    source = read_config(students.make("qwen2", tied=True, dtype=torch.bfloat16))
+    options = {"dtype": "float16", "parallelism": Parallelism(), "fp8": False, "fp8_kv_cache": False}
+    assert checkpoint_config(source, **options)["seq_length"] == 8192
+    assert checkpoint_config({**source, "seq_length": 2048}, **options)["seq_length"] == 2048
+    assert "seq_length" not in config_of(students, "llama")
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "expected"),
+    [
+        ("llama", {}, {"rotary_base": 10_000.0, "rotary_scaling": None}),
+        ("mistral", {}, {"rotary_base": 10_000.0}),
+        ("nemotron", {"rope_theta": 10_000.0, "rope_percent": 0.5}, {"rotary_pct": 0.5}),
+        ("nemotron", {"rope_theta": 10_000.0}, {"rotary_pct": 0.5}),
+        ("nemotron", {"rope_theta": 10_000.0, "partial_rotary_factor": 0.25}, {"rotary_pct": 0.25}),
+    ],
+)
+def test_what_a_config_leaves_out_is_its_classes_default(
+    tmp_path: Path, family: str, fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    (tmp_path / "source").mkdir()
+    write_source(tmp_path / "source", family, fields)
+    made = write(tmp_path / "source", tmp_path / "made", precision="bf16", parallelism=Parallelism())
+    config = json.loads((made / "config.json").read_text())
+    assert {name: config[name] for name in expected} == expected
+
+
+def sparse_student(students: Students, path: Path, **shape: int) -> Path:
+    """A student whose every linear layer of the decoder keeps the left two of four."""
+    source = students.make("llama", tied=True, dtype=torch.bfloat16, **shape)
+    path.mkdir()
+    (path / "config.json").write_text((source / "config.json").read_text())
+    tensors, shapes = load_file(source / "model.safetensors"), {}
+    for name, tensor in tensors.items():
+        if name.endswith("proj.weight"):
+            tensors[name] = (tensor.unflatten(1, (-1, 4)) * torch.tensor([1, 1, 0, 0])).flatten(1).bfloat16()
+            shapes[name] = tuple(tensor.shape)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "tp_size", "tensor"),
+    [
+        ({"intermediate_size": 200}, 4, "down_proj"),  # 50 columns a rank: two groups cut in half
+        ({"intermediate_size": 180}, 2, "down_proj"),  # 90
+        ({"head_dim": 8, "num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 66}, 6, None),
+    ],
+)
+def test_a_cut_through_groups_is_refused_before_any_file(
+    students: Students, tmp_path: Path, shape: dict[str, int], tp_size: int, tensor: str | None
+) -> None:
+    config = read_config(students.make("llama", tied=True, dtype=torch.bfloat16, intermediate_size=192))
+    config |= shape
+    rows, columns = config["hidden_size"], config["intermediate_size"]
+    name = "model.layers.0.mlp.down_proj.weight"
+    promise = Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
+    settings = Export(tensorrt_llm=TensorRTLLM(tp_size=tp_size))
+    if tensor is None:
+        EXPORTERS["tensorrt-llm"].check(config, settings, promise)  # 192 / 6 = 32 columns a rank
+        return
+    with pytest.raises(UnsupportedError, match=tensor):
+        EXPORTERS["tensorrt-llm"].check(config, settings, promise)
+    EXPORTERS["tensorrt-llm"].check(config, settings, None)  # a dense one may be cut there
+
+
+def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -> None:
+    """A column moved from one rank to the next keeps the whole sparse, and no rank."""
+    student = sparse_student(students, tmp_path / "student")
+    made = tmp_path / "made"
+    made.mkdir()
+    settings = Export(tensorrt_llm=TensorRTLLM(tp_size=2))
+    options = VerifyOptions(console=OPTIONS.console, export=settings)
+    EXPORTERS["tensorrt-llm"].write(student, made, options)
+    (made / "sparsity.json").write_text((student / "sparsity.json").read_text())
+    assert check_sparsity(made)["sparsity"]["num_tensors"] == 21
+    name = "transformer.layers.1.mlp.proj.weight"
+    files = [made / "checkpoint" / f"rank{rank}.safetensors" for rank in range(2)]
+    ranks = [load_file(file) for file in files]
+    whole = torch.cat([rank[name] for rank in ranks], dim=1)
+    for file, rank, part in zip(files, ranks, whole.split([98, 94], dim=1), strict=True):
+        save_file({**rank, name: part.contiguous()}, file)
+    with TrtLlmReader(made / "checkpoint") as reader:
+        assert torch.equal(reader.stored("model.layers.1.mlp.down_proj.weight"), whole)
+    with pytest.raises((VerificationError, UnsupportedError), match=r"down_proj.*rank 0"):
+        check_sparsity(made)
+
+
+def test_every_family_with_a_checkpoint_has_a_table() -> None:
+    architectures = {family.tensorrt_llm.architecture for family in FAMILIES.values() if family.tensorrt_llm}
+    assert architectures == set(FIELDS)

@@ -1,0 +1,108 @@
+"""What a layer's index decided stays with the layer: against layers deleted by hand in plain transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from compressor.models.checkpoint import read_config
+from compressor.models.dims import dims_of_config
+from compressor.pruning.plan import PrunePlan
+from compressor.pruning.slicing import slice_checkpoint
+from tests.rope_forms import largest_difference, plain_logits, prompt
+from tests.tiny_models import make_model, save_checkpoint
+
+NUM_LAYERS = 5
+WINDOW = 8
+FULL, SLIDING = "full_attention", "sliding_attention"
+BY_INDEX = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
+BY_NAME = {**BY_INDEX, "layer_types": [SLIDING, FULL, SLIDING, FULL, FULL]}
+
+
+def plan_of(checkpoint: Path, layers: tuple[int, ...]) -> PrunePlan:
+    """Keep these layers whole."""
+    dims = dims_of_config(read_config(checkpoint))
+    return PrunePlan(
+        importance="by hand",
+        source=dims.to_dict(),
+        student=dims.with_shape(num_hidden_layers=len(layers)).to_dict(),
+        layers=layers,
+        hidden=tuple(range(dims.hidden_size)),
+        intermediate=(tuple(range(dims.intermediate_size)),) * len(layers),
+        heads=(tuple(range(dims.num_attention_heads)),) * len(layers),
+    )
+
+
+@torch.no_grad()
+def with_layers_deleted(checkpoint: Path, layers: tuple[int, ...]) -> torch.Tensor:
+    """Logits of the original model, its other layers taken out of the list of modules."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+    model.model.layers = torch.nn.ModuleList(model.model.layers[index] for index in layers)
+    for position, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = position
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in layers]
+    logits: torch.Tensor = model.eval()(prompt(), use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 3, 4), (2, 3, 4), (0, 4), (1,), (0, 1), (0, 2, 4)], ids=str)
+@pytest.mark.parametrize("fields", [BY_INDEX, BY_NAME], ids=["by-index", "by-name"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_kept_layers_keep_their_windows(
+    model_type: str, fields: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    source, student = tmp_path / "source", tmp_path / "student"
+    save_checkpoint(source, make_model(model_type, num_hidden_layers=NUM_LAYERS, **fields))
+    config = json.loads((source / "config.json").read_text())
+    if "layer_types" not in fields:
+        config.pop("layer_types", None)  # as published: the class derives it
+    (source / "config.json").write_text(json.dumps(config))
+    student.mkdir()
+    slice_checkpoint(source, plan_of(source, layers), student)
+
+    expected = with_layers_deleted(source, layers)
+    assert largest_difference(plain_logits(student, prompt()), expected) <= 1e-5
+    # The test would not see a lost window otherwise.
+    assert len(prompt()[0]) > 2 * WINDOW
+
+
+@pytest.mark.parametrize("layers", [(0, 4), (2, 3)], ids=str)
+def test_one_window_for_all_layers_stays(layers: tuple[int, ...], tmp_path: Path) -> None:
+    source, student = tmp_path / "source", tmp_path / "student"
+    save_checkpoint(source, make_model("mistral", num_hidden_layers=NUM_LAYERS, sliding_window=WINDOW))
+    student.mkdir()
+    slice_checkpoint(source, plan_of(source, layers), student)
+
+    expected = with_layers_deleted(source, layers)
+    assert largest_difference(plain_logits(student, prompt()), expected) <= 1e-5
+
+
+def test_readers_of_the_older_field_find_the_same(tmp_path: Path) -> None:
+    """vLLM and transformers before 4.53 read `max_window_layers` alone."""
+    source, student = tmp_path / "source", tmp_path / "student"
+    save_checkpoint(source, make_model("qwen2", num_hidden_layers=NUM_LAYERS, **BY_INDEX))
+    student.mkdir()
+    slice_checkpoint(source, plan_of(source, (1, 2, 4)), student)
+
+    config = read_config(student)
+    assert config["layer_types"] == [FULL, SLIDING, SLIDING]
+    assert config["max_window_layers"] == 1
+
+
+def test_without_windows_nothing_is_added(tmp_path: Path) -> None:
+    source, student = tmp_path / "source", tmp_path / "student"
+    save_checkpoint(source, make_model("qwen2", num_hidden_layers=NUM_LAYERS))
+    config = json.loads((source / "config.json").read_text())
+    config.pop("layer_types", None)
+    (source / "config.json").write_text(json.dumps(config))
+    student.mkdir()
+    slice_checkpoint(source, plan_of(source, (1, 2, 4)), student)
+
+    assert "layer_types" not in read_config(student)

@@ -1,0 +1,109 @@
+"""What is recorded of a stage's files, and which changes of them are found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from compressor.artifact import Files, check_files, record_files
+from compressor.errors import VerificationError
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    directory = tmp_path / "made"
+    (directory / "checkpoint").mkdir(parents=True)
+    save_file({"a": torch.ones(3, 5), "b": torch.zeros(7)}, directory / "model.safetensors")
+    (directory / "checkpoint" / "rank0.bin").write_bytes(b"weights")
+    (directory / "config.json").write_text("{}")
+    (directory / "empty").touch()
+    return directory
+
+
+def test_every_file_is_recorded_but_the_records(made: Path) -> None:
+    for name in ("artifact.json", "stage.json", "config.json.tmp"):
+        (made / name).write_text("{}")
+
+    files = record_files(made)
+
+    assert sorted(files) == ["checkpoint/rank0.bin", "config.json", "empty", "model.safetensors"]
+    for name, record in files.items():
+        data = (made / name).read_bytes()
+        assert record == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    check_files(made, files, contents=True)
+
+
+def flip(path: Path, index: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[index] ^= 1
+    path.write_bytes(data)
+
+
+def header(path: Path, tensors: dict[str, object]) -> None:
+    """Another header in a file of the same size."""
+    size = path.stat().st_size
+    encoded = json.dumps(tensors).encode()
+    path.write_bytes((struct.pack("<Q", len(encoded)) + encoded).ljust(size, b"\0")[:size])
+
+
+SIZES: dict[str, tuple[str, Damage]] = {
+    "deleted": ("config.json", Path.unlink),
+    "deleted below": ("checkpoint/rank0.bin", Path.unlink),
+    "truncated": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "emptied": ("checkpoint/rank0.bin", lambda path: path.write_bytes(b"")),
+    "appended": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes() + b"\0")),
+    "no longer empty": ("empty", lambda path: path.write_bytes(b"1")),
+    "added": ("masks.safetensors", Path.touch),
+    "added below": ("checkpoint/rank1.bin", Path.touch),
+    "header of zeros": (
+        "model.safetensors",
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    ),
+    "header's length": ("model.safetensors", lambda path: flip(path, 6)),
+    "header no JSON": ("model.safetensors", lambda path: flip(path, 8)),
+    "header of overlapping tensors": (
+        "model.safetensors",
+        lambda path: header(path, {"a": {"data_offsets": [0, 60]}, "b": {"data_offsets": [0, 28]}}),
+    ),
+}
+CONTENTS: dict[str, tuple[str, Damage]] = {
+    "a bit of a weight": ("model.safetensors", lambda path: flip(path, -1)),
+    "a letter of a config": ("config.json", lambda path: path.write_text("[]")),
+    "a byte below": ("checkpoint/rank0.bin", lambda path: flip(path, 0)),
+}
+
+
+@pytest.mark.parametrize("how", [*SIZES, *CONTENTS])
+def test_a_change_is_found_and_named(made: Path, how: str) -> None:
+    files: Files = record_files(made)
+    name, damage = (SIZES | CONTENTS)[how]
+    damage(made / name)
+
+    if how in CONTENTS:
+        check_files(made, files, contents=False)  # sizes and headers show nothing
+    with pytest.raises(VerificationError) as caught:
+        check_files(made, files, contents=how in CONTENTS, redo="--restart-from prune")
+    assert caught.value.where == str(made / name)
+    assert caught.value.hint == "make it again: --restart-from prune"
+
+
+def test_an_engine_may_be_built_later(made: Path) -> None:
+    files = record_files(made)
+    (made / "engine").mkdir()
+    (made / "engine" / "rank0.engine").touch()
+    (made / "timing.cache").touch()
+
+    check_files(made, files, contents=True)
+    built = record_files(made)
+    (made / "engine" / "rank0.engine").unlink()
+    with pytest.raises(VerificationError, match=r"rank0\.engine"):
+        check_files(made, built, contents=True)

@@ -1,0 +1,88 @@
+"""Locks between processes: a second one is refused, a killed one leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import UsageError
+from compressor.locking import LOCK_FILE, lock_run, lock_stage
+
+HOLD = """
+import pathlib, sys, time
+from compressor.locking import lock_run, lock_stage
+with {"run": lock_run, "stage": lock_stage}[sys.argv[1]](pathlib.Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held_elsewhere(kind: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, kind, str(directory)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    (tmp_path / "run" / LOCK_FILE).touch()
+    return tmp_path / "run"
+
+
+def test_two_runs_and_a_stage_of_the_same_name(run: Path) -> None:
+    with held_elsewhere("run", run):
+        for lock in (lock_run, lock_stage):
+            with pytest.raises(UsageError, match="another process"), lock(run):
+                pass
+
+
+def test_a_stage_inside_a_run(run: Path) -> None:
+    inside = run / "stages" / "extra"
+    with held_elsewhere("run", run), pytest.raises(UsageError, match="another process"), lock_stage(inside):
+        pass
+    with held_elsewhere("stage", inside):
+        with pytest.raises(UsageError, match="another process"), lock_run(run):
+            pass
+        with lock_stage(run / "stages" / "another"):
+            pass
+
+
+def test_two_stages_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    with (
+        held_elsewhere("stage", tmp_path / "out"),
+        pytest.raises(UsageError, match="another process"),
+        lock_stage(tmp_path / "link"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["run", "stage"])
+def test_a_killed_process_holds_nothing(run: Path, kind: str) -> None:
+    with held_elsewhere(kind, run) as process:
+        process.kill()
+        process.wait()
+        with lock_run(run):
+            pass
+        with lock_stage(run):
+            pass
+
+
+def test_a_stage_leaves_no_lock_behind(tmp_path: Path) -> None:
+    with lock_stage(tmp_path / "out"):
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,114 @@
+"""Checkpoints that are damaged in every way are named, and the older one is taken."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from compressor.console import Console
+from compressor.errors import VerificationError
+from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
+from compressor.training.sharding import full_state
+from compressor.training.trainer import train
+from tests.unit.training.test_trainer import make_config, make_data, make_module
+
+Damage = Callable[[Path], object]
+FILES = (
+    "student.safetensors",
+    "optimizer-0.pt",
+    "rng_state.pth",
+    "stream.json",
+    "trainer_state.json",
+    COMPLETE_MARK,
+)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Damage] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "garbage": lambda path: path.write_bytes(b"\x80" * path.stat().st_size),
+    "flipped": flip,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A training of six steps with its two newest checkpoints, and what it ended in."""
+    root, module = tmp_path_factory.mktemp("trained"), make_module()
+    train(module, make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+    return root, full_state(module.student)
+
+
+def damaged_copy(trained: Path, tmp_path: Path, names: tuple[str, ...], file: str, how: str) -> Path:
+    root = Path(shutil.copytree(trained, tmp_path / "work"))
+    for name in names:
+        DAMAGES[how](root / "checkpoints" / name / file)
+    return root
+
+
+def test_two_complete_checkpoints_are_kept(trained: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    checkpoints = trained[0] / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert set(FILES) <= {path.name for path in (checkpoints / "checkpoint-6").iterdir()}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_named_and_the_older_checkpoint_taken(
+    trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str, how: str
+) -> None:
+    root = damaged_copy(trained[0], tmp_path, ("checkpoint-6",), file, how)
+    console = Console(quiet=True)
+
+    assert last_complete_checkpoint(root / "checkpoints", console) == root / "checkpoints" / "checkpoint-4"
+    assert len(console.warnings) == 1
+    assert "checkpoint-6" in console.warnings[0]
+    if (file, how) != (COMPLETE_MARK, "missing"):  # this is what a killed save leaves
+        assert file in console.warnings[0]
+    assert not (root / "checkpoints" / "checkpoint-6").exists()
+
+
+@pytest.mark.parametrize("file", ["optimizer-0.pt", "rng_state.pth"])
+def test_training_goes_on_from_the_older_one_to_the_same_end(
+    trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str
+) -> None:
+    root, module = damaged_copy(trained[0], tmp_path, ("checkpoint-6",), file, "empty"), make_module()
+    train(module, make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+
+    for name, tensor in full_state(module.student).items():
+        assert torch.equal(tensor, trained[1][name]), name
+
+
+@pytest.mark.parametrize("how", ["empty", "flipped"])
+def test_all_damaged_is_one_error_with_the_command(
+    trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, how: str
+) -> None:
+    names = ("checkpoint-4", "checkpoint-6")
+    root = damaged_copy(trained[0], tmp_path, names, "optimizer-0.pt", how)
+
+    with pytest.raises(VerificationError, match="every checkpoint") as caught:
+        train(make_module(), make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+    assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "optimizer-0.pt")
+    assert "--restart-from" in str(caught.value.hint)
+    assert "--overwrite" in str(caught.value.hint)
+
+
+def test_checkpoints_are_found_by_their_number(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-4").mkdir()
+    console = Console(quiet=True)
+
+    assert last_complete_checkpoint(tmp_path, console) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-best"]
+    assert len(console.warnings) == 1
