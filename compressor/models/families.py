@@ -35,6 +35,26 @@ class TensorRTLLM:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """What a GGUF file of an architecture, which llama.cpp names as Hugging Face does, leaves unsaid.
+
+    Attributes:
+        config: Fields of the Hugging Face config that every such file stands for.
+        norm_epsilon: Key of the file and the Hugging Face field of the norms' epsilon.
+        rope_scalings: Kinds of `rope.scaling.type` that the Hugging Face class computes.
+        pairs_neighbours: Whether q and k are stored for a rotation of neighbouring channels, and rope
+            factors may stand in a tensor.
+        rotates_part: Whether only a part of each head may be rotated.
+    """
+
+    config: tuple[tuple[str, object], ...]
+    norm_epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    rope_scalings: tuple[str, ...] = ("linear", "yarn")
+    pairs_neighbours: bool = False
+    rotates_part: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One architecture. Module names are relative to the model, or to a layer where said.
 
@@ -80,6 +100,7 @@ class Family:
     window_by_layer: bool = False
     defaults: dict[str, float | str | None] = field(default_factory=dict)
     tensorrt_llm: TensorRTLLM | None = None
+    gguf: Gguf | None = None
     runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
 
     @property
@@ -102,6 +123,15 @@ FAMILIES: dict[str, Family] = {
         hidden_divisible_by_heads=True,
         defaults={"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["LlamaForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            pairs_neighbours=True,
+        ),
         runtimes=_ALL_RUNTIMES,
     ),
     "mistral": Family(
@@ -136,6 +166,17 @@ FAMILIES: dict[str, Family] = {
             config=(("bias", False), ("gpt_variant", "nemotron")),
             writes_rotary_fraction=True,
         ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["NemotronForCausalLM"]),
+                ("hidden_act", "relu2"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            norm_epsilon=("attention.layer_norm_epsilon", "norm_eps"),
+            rope_scalings=("linear",),
+            rotates_part=True,
+        ),
         # The graph builder computes something else unless the config is changed first.
         runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
     ),
@@ -149,6 +190,13 @@ FAMILIES: dict[str, Family] = {
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
             writes_seq_length=True,
         ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen2ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+            )
+        ),
         runtimes=_ALL_RUNTIMES,
     ),
     "qwen3": Family(
@@ -160,6 +208,14 @@ FAMILIES: dict[str, Family] = {
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
             writes_seq_length=True,
+        ),
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen3ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+                ("attention_bias", False),
+            )
         ),
         runtimes=_ALL_RUNTIMES,
     ),

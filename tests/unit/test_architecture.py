@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("compressor", "exporters", "bench")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 # The table itself, and the published models, whose type is one of the facts.
-FAMILY_FILES = ("compressor/models/families.py", "compressor/presets.py")
+# The third names pre-tokenizers, which llama.cpp calls after the models that had them first.
+FAMILY_FILES = (
+    "compressor/models/families.py",
+    "compressor/presets.py",
+    "compressor/models/gguf_pretokenizers.py",
+)
 FAMILY_WORDS = re.compile(
     "|".join((*FAMILIES, "qwen", "gemma", "phi", "gpt_?neox", "opt(?=ForCausalLM)")), re.IGNORECASE
 )
