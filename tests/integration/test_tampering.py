@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from compressor.artifact import LOGS
 from compressor.training import callbacks
 from compressor.training.checkpoints import mark_complete
 from tests.integration.command import command_here, digests
@@ -24,7 +25,6 @@ from tests.integration.command import command_here, digests
 Alter = Callable[[Path], object]
 FINISHED, UNFINISHED = "finished", "unfinished"
 WEIGHTS, RECORD = "model.safetensors", "artifact.json"
-RESULT = ("student", "stages/distill", "exports/onnx")
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,12 @@ def other_sum(record: dict[str, Any]) -> None:
 
 def other_fingerprint(record: dict[str, Any]) -> None:
     record["stages"]["stages/prune"]["fingerprint"] = "0" * 64
+
+
+def result(out: Path) -> dict[str, str]:
+    """sha256 of what the run made, without the curves for people: they carry times and host names."""
+    found = digests(out, ("student", "stages/distill", "exports/onnx"))
+    return {name: digest for name, digest in found.items() if f"/{LOGS}/" not in name}
 
 
 def redo(stage: str) -> str:
@@ -327,7 +333,7 @@ def test_an_alteration_is_refused_by_name_or_made_good(runs: Runs, tmp_path: Pat
     if case.code:
         assert Path(case.path).name in done.stderr
     else:
-        assert digests(out, RESULT) == digests(runs.finished, RESULT)
+        assert result(out) == result(runs.finished)
 
 
 def test_there_are_enough_of_both() -> None:
@@ -345,7 +351,7 @@ def test_nothing_is_said_of_runs_that_nobody_touched(runs: Runs, tmp_path: Path)
     assert "compared with their sha256" in done.stderr
     done = runs.again(unfinished)
     assert done.returncode == 0, done.stderr
-    assert digests(unfinished, RESULT) == digests(runs.finished, RESULT)
+    assert result(unfinished) == result(runs.finished)
 
 
 def test_the_named_command_makes_it_good(runs: Runs, tmp_path: Path) -> None:
@@ -354,7 +360,7 @@ def test_the_named_command_makes_it_good(runs: Runs, tmp_path: Path) -> None:
     assert runs.again(out).returncode == 8
 
     assert runs.again(out, "--restart-from", "distill").returncode == 0
-    assert digests(out, RESULT) == digests(runs.finished, RESULT)
+    assert result(out) == result(runs.finished)
 
 
 def test_without_the_check_it_is_said(runs: Runs, tmp_path: Path) -> None:
