@@ -40,6 +40,7 @@ from compressor.preflight import (
     require_expressible_source,
     require_sparsifiable,
     require_texts,
+    require_tokenizer,
     require_trainable,
     require_windows,
 )
@@ -206,6 +207,8 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             restart=restart,
         )
         tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
+        trust = recipe.trust_remote_code
+        on_main(lambda: require_tokenizer(teacher.path, trust_remote_code=trust))
         on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
         for name in STAGES:
             _STEPS[name](run)
