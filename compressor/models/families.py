@@ -7,6 +7,7 @@ kind, what may shrink, and what the model class and the runtimes demand of a sha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from compressor.errors import UnsupportedError
 
@@ -52,6 +53,20 @@ class Gguf:
     rope_scalings: tuple[str, ...] = ("linear", "yarn")
     pairs_neighbours: bool = False
     rotates_part: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenAI:
+    """What ONNX Runtime GenAI's graph builder builds right of a family, by trial.
+
+    Attributes:
+        rope_types: Methods of rope scaling that its own tables express.
+        window: The windows it leaves out rightly: of a class that has none (`absent`), of one whose window
+            is switched on by a field (`switched`), or one no shorter than the context (`whole context`).
+    """
+
+    rope_types: tuple[str, ...] = ("default", "linear")
+    window: Literal["absent", "switched", "whole context"] = "switched"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +116,7 @@ class Family:
     defaults: dict[str, float | str | None] = field(default_factory=dict)
     tensorrt_llm: TensorRTLLM | None = None
     gguf: Gguf | None = None
-    runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
+    genai: GenAI | None = None
 
     @property
     def linear_layers(self) -> tuple[str, ...]:
@@ -109,7 +124,6 @@ class Family:
         return (self.q_proj, self.k_proj, self.v_proj, self.o_proj, *self.mlp_inputs, self.down_proj)
 
 
-_ALL_RUNTIMES = frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"})
 _QWEN_DEFAULTS: dict[str, float | str | None] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -132,7 +146,7 @@ FAMILIES: dict[str, Family] = {
             ),
             pairs_neighbours=True,
         ),
-        runtimes=_ALL_RUNTIMES,
+        genai=GenAI(rope_types=("default", "llama3"), window="absent"),
     ),
     "mistral": Family(
         model_type="mistral",
@@ -144,7 +158,7 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 4096,
         },
         tensorrt_llm=TensorRTLLM(architecture="MistralForCausalLM"),
-        runtimes=_ALL_RUNTIMES,
+        genai=GenAI(window="whole context"),
     ),
     "nemotron": Family(
         model_type="nemotron",
@@ -177,8 +191,6 @@ FAMILIES: dict[str, Family] = {
             rope_scalings=("linear",),
             rotates_part=True,
         ),
-        # The graph builder computes something else unless the config is changed first.
-        runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
     ),
     "qwen2": Family(
         model_type="qwen2",
@@ -197,7 +209,7 @@ FAMILIES: dict[str, Family] = {
                 ("use_sliding_window", False),
             )
         ),
-        runtimes=_ALL_RUNTIMES,
+        genai=GenAI(),
     ),
     "qwen3": Family(
         model_type="qwen3",
@@ -217,7 +229,7 @@ FAMILIES: dict[str, Family] = {
                 ("attention_bias", False),
             )
         ),
-        runtimes=_ALL_RUNTIMES,
+        genai=GenAI(),
     ),
 }
 

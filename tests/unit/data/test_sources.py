@@ -170,7 +170,7 @@ def test_a_table_is_identified_by_its_documents(tmp_path: Path) -> None:
         fingerprint("order.jsonl", "\n".join(reversed(rows))),
         fingerprint("fewer.jsonl", "\n".join(rows[:2])),
         fingerprint("joined.jsonl", json.dumps({"text": "onetwo"}) + "\n" + rows[2]),
-        fingerprint("changed.jsonl", "\n".join([*rows[:2], json.dumps({"text": "threE"})])),
+        fingerprint("changed.jsonl", "\n".join([*rows[:2], json.dumps({"text": "four"})])),
     ]
     assert len({first, *others}) == len(others) + 1
 
