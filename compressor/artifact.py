@@ -201,8 +201,8 @@ def check_files(
     Raises:
         VerificationError: naming the first such file.
     """
-    found = () if may_have_more else _names(directory, but)
-    for name in sorted({*files, *found}):
+    there = [] if may_have_more else _names(directory, but)
+    for name in sorted({*files, *there}):
         problem = _size_problem(directory / name, files.get(name))
         if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
             what, expected, found = problem

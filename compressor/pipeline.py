@@ -40,6 +40,7 @@ from compressor.preflight import (
     require_expressible_source,
     require_sparsifiable,
     require_texts,
+    require_tokenizer,
     require_trainable,
     require_windows,
 )
@@ -178,14 +179,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         restart_from: Discard this stage and all later ones first.
         check: Compare every file of a finished run with its recorded sha256 when it is repeated.
     """
-    require_prunable(plan.teacher)
-    require_consistent(recipe)
-    if recipe.export.tensorrt_llm.require_engine:
-        require_builder(recipe.export_formats())
-    require_libraries(recipe.export_formats())
-    require_sparsifiable(recipe)
-    require_trainable(recipe)
-    require_expressible_source(recipe, source, plan.target.student)
+    _check_choices(recipe, source, plan)
     restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
     with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
         for name in manifest.changed_files():
@@ -205,8 +199,7 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             teacher=teacher,
             restart=restart,
         )
-        tokenizer = load_tokenizer(teacher.path, trust_remote_code=recipe.trust_remote_code)
-        on_main(lambda: require_windows(recipe, tokenizer, teacher.texts))
+        on_main(lambda: _check_reading(recipe, teacher))
         for name in STAGES:
             _STEPS[name](run)
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
@@ -215,6 +208,25 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
         _record_choices(run)
         manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
+
+
+def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
+    """Refuse, before anything is written, what no model and no text could make right."""
+    require_prunable(plan.teacher)
+    require_consistent(recipe)
+    if recipe.export.tensorrt_llm.require_engine:
+        require_builder(recipe.export_formats())
+    require_libraries(recipe.export_formats())
+    require_sparsifiable(recipe)
+    require_trainable(recipe)
+    require_expressible_source(recipe, source, plan.target.student)
+
+
+def _check_reading(recipe: Recipe, teacher: ModelArtifact) -> None:
+    """Refuse, before any stage, a tokenizer or texts that one of them could not use."""
+    trust = recipe.trust_remote_code
+    require_tokenizer(teacher.path, trust_remote_code=trust)
+    require_windows(recipe, load_tokenizer(teacher.path, trust_remote_code=trust), teacher.texts)
 
 
 def _open_teacher(

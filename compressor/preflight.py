@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,19 @@ from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.correction import require_alongside
 from compressor.distillation.training import require_loss_on
-from compressor.errors import UnsupportedError, UsageError
+from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.evaluation.stage import EvaluateStageConfig, unseen_split
-from compressor.models.checkpoint import read_config
+from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.load import ModelSource
 from compressor.models.shapes import expected_shapes
+from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe import Recipe
 from compressor.sparsity.pattern import parse_pattern
 from compressor.sparsity.promise import Promise
 from compressor.sparsity.stage import ADAPTIVE, covered_weights
 from exporters.base import check_exports, needs_quantised
+from exporters.tokenizer_check import check_tokenizer
 
 
 def require_consistent(recipe: Recipe) -> None:
@@ -159,6 +163,29 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recovery_tokens(recipe))
     for spec in _trained_on(recipe):
         check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
+
+
+def require_tokenizer(teacher: Path, *, trust_remote_code: bool) -> None:
+    """Refuse, before any work, a tokenizer that an export could not carry: its class would read it otherwise.
+
+    Raises:
+        UnsupportedError: naming the text that transformers would encode differently.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        export = Path(scratch)
+        shutil.copyfile(teacher / CONFIG_FILE, export / CONFIG_FILE)
+        copy_tokenizer(teacher, export)
+        make_tokenizer_portable(export)
+        try:
+            check_tokenizer(export, teacher, trust_remote_code=trust_remote_code)
+        except VerificationError as error:
+            raise UnsupportedError(
+                f"no export could carry this tokenizer: {error.what}",
+                where=str(teacher),
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from error
 
 
 def require_sparsifiable(recipe: Recipe) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -174,21 +175,11 @@ def execute(
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
-
-    def run() -> StageResult:
-        return stage.run(config, source, partial, context)
-
-    try:
-        result = run() if stage.parallel else on_main(run)
-    except Exception as error:
-        # Nothing was begun that better input could continue, or nothing at all.
-        if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
-            discard(partial)
-        # A file that the machine refused to read, or to map, is not corrupt.
-        refused = as_resource_error(error) if isinstance(error, VerificationError) else None
-        if refused is not None:
-            raise refused from error
-        raise
+    with _cleared_after_errors(partial, is_new=is_new):
+        if stage.parallel:
+            result = stage.run(config, source, partial, context)
+        else:
+            result = on_main(lambda: stage.run(config, source, partial, context))
     artifact = ModelArtifact(
         path=partial,
         stage=stage.name,
@@ -207,6 +198,21 @@ def execute(
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+@contextmanager
+def _cleared_after_errors(partial: Path, *, is_new: bool) -> Iterator[None]:
+    """Remove what an error left where nothing was begun that better input could continue."""
+    try:
+        yield
+    except Exception as error:
+        if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
+            discard(partial)
+        # A file that the machine refused to read, or to map, is not corrupt.
+        refused = as_resource_error(error) if isinstance(error, VerificationError) else None
+        if refused is not None:
+            raise refused from error
+        raise
 
 
 def _texts(inputs: dict[str, Any], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
@@ -57,6 +58,7 @@ class Survey:
         is_plain: Whether it is running text, which comes in pieces.
         has_conversations: Whether a chat template is needed.
         plain_rows: Place of the first row that has no responses, or None.
+        digest: sha256 over the documents in order; None for running text, whose bytes say all.
     """
 
     num_documents: int
@@ -67,10 +69,15 @@ class Survey:
     is_plain: bool
     has_conversations: bool
     plain_rows: str | None
+    digest: str | None
 
 
 def source_fingerprint(spec: str) -> str:
-    """What identifies a source's content: the sha256 of its file or files, or a hub data set's revision.
+    """What identifies a source's content.
+
+    It is the sha256 of running text's file or files, or of a table's documents in their order: a blank line
+    more, another compression or a column that is not read makes no other text. Of a data set of the hub it
+    is the revision.
 
     Raises:
         UsageError: for a missing or empty text, or one of another kind.
@@ -78,7 +85,10 @@ def source_fingerprint(spec: str) -> str:
     """
     if not is_local(spec):
         return f"{spec}@{hub_revision(spec)}"
-    sums = [cached_sha256(*state) for state in find_files(spec).state()]
+    text = find_files(spec)
+    if not text.is_plain:
+        return f"documents:{survey(spec).digest}"
+    sums = [cached_sha256(*state) for state in text.state()]
     if len(sums) == 1:
         return f"sha256:{sums[0]}"
     return f"sha256:{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
@@ -176,7 +186,7 @@ def describe_source(spec: str) -> dict[str, Any]:
         "files": files[:MAX_LISTED_FILES],
         "num_files": len(files),
         "bytes": sum(size for _, _, size in text.state()),
-        "sha256": source_fingerprint(spec).removeprefix("sha256:"),
+        "fingerprint": source_fingerprint(spec),
         "documents_in_all": found.num_documents,
         "empty_rows": found.num_empty,
         "replaced_surrogates": found.num_replaced,
@@ -203,6 +213,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey
             is_plain=True,
             has_conversations=False,
             plain_rows=text.spec,
+            digest=None,
         )
     return _survey_rows(text)
 
@@ -210,6 +221,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey
 def _survey_rows(text: LocalText) -> Survey:
     num_documents = num_empty = num_replaced = characters = 0
     has_conversations, plain_rows = False, None
+    digest = hashlib.sha256()
     for where, value, replaced in read_rows(text):
         document = None if value is None else document_of(value, where=where)
         num_replaced += replaced
@@ -218,6 +230,7 @@ def _survey_rows(text: LocalText) -> Survey:
             continue
         num_documents += 1
         characters += _num_characters(document)
+        digest.update(_canonical(document))
         has_conversations = has_conversations or isinstance(document, Conversation)
         if isinstance(document, str) and plain_rows is None:
             plain_rows = where
@@ -234,7 +247,16 @@ def _survey_rows(text: LocalText) -> Survey:
         is_plain=False,
         has_conversations=has_conversations,
         plain_rows=plain_rows,
+        digest=digest.hexdigest(),
     )
+
+
+def _canonical(document: Document) -> bytes:
+    """A document as bytes that end where it ends; where it was found is no part of it."""
+    if isinstance(document, str):
+        return json.dumps(document).encode() + b"\n"
+    fields = {name: value for name, value in asdict(document).items() if name != "where"}
+    return json.dumps([type(document).__name__, fields], sort_keys=True).encode() + b"\n"
 
 
 def _num_characters(document: Document) -> int:

@@ -7,6 +7,7 @@ kind, what may shrink, and what the model class and the runtimes demand of a sha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from compressor.errors import UnsupportedError
 
@@ -32,6 +33,40 @@ class TensorRTLLM:
     config: tuple[tuple[str, str | bool], ...] = (("attn_bias", False), ("mlp_bias", False))
     writes_rotary_fraction: bool = False
     writes_seq_length: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """What a GGUF file of an architecture, which llama.cpp names as Hugging Face does, leaves unsaid.
+
+    Attributes:
+        config: Fields of the Hugging Face config that every such file stands for.
+        norm_epsilon: Key of the file and the Hugging Face field of the norms' epsilon.
+        rope_scalings: Kinds of `rope.scaling.type` that the Hugging Face class computes.
+        pairs_neighbours: Whether q and k are stored for a rotation of neighbouring channels, and rope
+            factors may stand in a tensor.
+        rotates_part: Whether only a part of each head may be rotated.
+    """
+
+    config: tuple[tuple[str, object], ...]
+    norm_epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    rope_scalings: tuple[str, ...] = ("linear", "yarn")
+    pairs_neighbours: bool = False
+    rotates_part: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenAI:
+    """What ONNX Runtime GenAI's graph builder builds right of a family, by trial.
+
+    Attributes:
+        rope_types: Methods of rope scaling that its own tables express.
+        window: The windows it leaves out rightly: of a class that has none (`absent`), of one whose window
+            is switched on by a field (`switched`), or one no shorter than the context (`whole context`).
+    """
+
+    rope_types: tuple[str, ...] = ("default", "linear")
+    window: Literal["absent", "switched", "whole context"] = "switched"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +115,8 @@ class Family:
     window_by_layer: bool = False
     defaults: dict[str, float | str | None] = field(default_factory=dict)
     tensorrt_llm: TensorRTLLM | None = None
-    runtimes: frozenset[str] = field(default_factory=lambda: frozenset({"huggingface"}))
+    gguf: Gguf | None = None
+    genai: GenAI | None = None
 
     @property
     def linear_layers(self) -> tuple[str, ...]:
@@ -88,7 +124,6 @@ class Family:
         return (self.q_proj, self.k_proj, self.v_proj, self.o_proj, *self.mlp_inputs, self.down_proj)
 
 
-_ALL_RUNTIMES = frozenset({"huggingface", "onnxruntime-genai", "tensorrt-llm", "vllm"})
 _QWEN_DEFAULTS: dict[str, float | str | None] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -102,7 +137,16 @@ FAMILIES: dict[str, Family] = {
         hidden_divisible_by_heads=True,
         defaults={"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
-        runtimes=_ALL_RUNTIMES,
+        gguf=Gguf(
+            config=(
+                ("architectures", ["LlamaForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            pairs_neighbours=True,
+        ),
+        genai=GenAI(rope_types=("default", "llama3"), window="absent"),
     ),
     "mistral": Family(
         model_type="mistral",
@@ -114,7 +158,7 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 4096,
         },
         tensorrt_llm=TensorRTLLM(architecture="MistralForCausalLM"),
-        runtimes=_ALL_RUNTIMES,
+        genai=GenAI(window="whole context"),
     ),
     "nemotron": Family(
         model_type="nemotron",
@@ -136,8 +180,17 @@ FAMILIES: dict[str, Family] = {
             config=(("bias", False), ("gpt_variant", "nemotron")),
             writes_rotary_fraction=True,
         ),
-        # The graph builder computes something else unless the config is changed first.
-        runtimes=_ALL_RUNTIMES - {"onnxruntime-genai"},
+        gguf=Gguf(
+            config=(
+                ("architectures", ["NemotronForCausalLM"]),
+                ("hidden_act", "relu2"),
+                ("mlp_bias", False),
+                ("attention_bias", False),
+            ),
+            norm_epsilon=("attention.layer_norm_epsilon", "norm_eps"),
+            rope_scalings=("linear",),
+            rotates_part=True,
+        ),
     ),
     "qwen2": Family(
         model_type="qwen2",
@@ -149,7 +202,14 @@ FAMILIES: dict[str, Family] = {
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
             writes_seq_length=True,
         ),
-        runtimes=_ALL_RUNTIMES,
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen2ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+            )
+        ),
+        genai=GenAI(),
     ),
     "qwen3": Family(
         model_type="qwen3",
@@ -161,7 +221,15 @@ FAMILIES: dict[str, Family] = {
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
             writes_seq_length=True,
         ),
-        runtimes=_ALL_RUNTIMES,
+        gguf=Gguf(
+            config=(
+                ("architectures", ["Qwen3ForCausalLM"]),
+                ("hidden_act", "silu"),
+                ("use_sliding_window", False),
+                ("attention_bias", False),
+            )
+        ),
+        genai=GenAI(),
     ),
 }
 

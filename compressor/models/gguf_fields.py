@@ -13,18 +13,8 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import UnsupportedError, VerificationError
-from compressor.models.families import family_of
+from compressor.models.families import FAMILIES, family_of
 from compressor.models.gguf_header import GgufHeader
-
-# llama.cpp's names of the architectures whose layout is known here. Mistral's models are written as llama.
-ARCHITECTURES = {
-    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "mlp_bias": False},
-    "nemotron": {"architectures": ["NemotronForCausalLM"], "hidden_act": "relu2", "mlp_bias": False},
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "use_sliding_window": False},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu", "use_sliding_window": False},
-}
-# Those whose attention class reads `attention_bias`; Qwen2 has biases always.
-_WITHOUT_ATTENTION_BIAS = ("llama", "nemotron", "qwen3")
 
 _READ = frozenset(
     {
@@ -85,13 +75,14 @@ class Fields:
         """
         self.header = header
         self.architecture = str(header.field("general.architecture"))
-        if self.architecture not in ARCHITECTURES:
-            family_of(self.architecture)  # refuses what is no family at all, naming the nearest
+        layout = family_of(self.architecture).gguf
+        if layout is None:
             raise UnsupportedError(
                 f"GGUF files of architecture {self.architecture!r} are not read",
                 where=str(header.path),
-                expected=" or ".join(sorted(ARCHITECTURES)),
+                expected=" or ".join(name for name, family in FAMILIES.items() if family.gguf),
             )
+        self.layout = layout
         self._refuse_unknown()
 
     def number(self, key: str, default: int | None = None) -> int:
@@ -175,11 +166,15 @@ def config_of(fields: Fields) -> dict[str, Any]:
     Raises:
         UnsupportedError, VerificationError: naming a field.
     """
-    architecture, tensors = fields.architecture, fields.header.tensors
+    layout = fields.layout
     length, num_heads = head_dim(fields), fields.number("attention.head_count")
-    config: dict[str, Any] = {
-        **ARCHITECTURES[architecture],
-        "model_type": architecture,
+    epsilon, epsilon_field = layout.norm_epsilon
+    rotated = fields.number("rope.dimension_count", length)
+    if rotated > length or (rotated != length and not layout.rotates_part):
+        raise fields.refuse("rope.dimension_count", expected=f"the length of a head, {length}")
+    return {
+        **dict(layout.config),
+        "model_type": fields.architecture,
         "hidden_size": fields.number("embedding_length"),
         "intermediate_size": fields.number("feed_forward_length"),
         "num_hidden_layers": _num_layers(fields),
@@ -189,19 +184,10 @@ def config_of(fields: Fields) -> dict[str, Any]:
         "vocab_size": _vocab_size(fields),
         "max_position_embeddings": fields.number("context_length"),
         "rope_theta": fields.decimal("rope.freq_base", 10_000.0),
-        "tie_word_embeddings": "output.weight" not in tensors,
+        "tie_word_embeddings": "output.weight" not in fields.header.tensors,
+        epsilon_field: fields.decimal(epsilon),
+        **({"partial_rotary_factor": rotated / length} if layout.rotates_part else {}),
     }
-    if architecture in _WITHOUT_ATTENTION_BIAS:
-        config["attention_bias"] = False
-    rotated = fields.number("rope.dimension_count", length)
-    if architecture == "nemotron":
-        config["norm_eps"] = fields.decimal("attention.layer_norm_epsilon")
-        config["partial_rotary_factor"] = rotated / length
-    else:
-        config["rms_norm_eps"] = fields.decimal("attention.layer_norm_rms_epsilon")
-    if rotated > length or (architecture != "nemotron" and rotated != length):
-        raise fields.refuse("rope.dimension_count", expected=f"the length of a head, {length}")
-    return config
 
 
 def _num_layers(fields: Fields) -> int:

@@ -46,8 +46,9 @@ def add_rope_scaling(config: dict[str, Any], fields: Fields) -> None:
         scaling = scaling or by_factors
     if not scaling:
         return
-    if fields.architecture == "nemotron" and scaling["rope_type"] != "linear":
-        raise fields.refuse("rope.scaling.type", expected="linear or none")
+    kinds = fields.layout.rope_scalings
+    if tensor is None and scaling["rope_type"] not in kinds:
+        raise fields.refuse("rope.scaling.type", expected=f"none or {' or '.join(kinds)}")
     config["rope_scaling"] = scaling
     if scaling["rope_type"] == "yarn":
         # transformers 4.57 takes the quotient of the two lengths for the factor, 5 the factor itself.
@@ -90,7 +91,7 @@ def _by_factors(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
     """The scaling that gives the factors of `rope_freqs.weight`."""
     tensor, num_pairs = fields.header.tensors[ROPE_FACTORS], config["head_dim"] // 2
     where = f"{fields.header.path}: {ROPE_FACTORS}"
-    if fields.architecture != "llama" or tensor.kind != "F32" or tensor.shape != (num_pairs,):
+    if not fields.layout.pairs_neighbours or tensor.kind != "F32" or tensor.shape != (num_pairs,):
         raise UnsupportedError(
             "rope factors of this form are not read",
             where=where,

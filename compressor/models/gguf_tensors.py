@@ -150,7 +150,7 @@ def _row_order(tensor: GgufTensor, dims: Dims) -> Any:
     """Where each row of a rotated projection of the llama architecture stands in the file; None: in order."""
     heads = {"attn_q": dims.num_attention_heads, "attn_k": dims.num_key_value_heads}
     module = tensor.name.split(".")[-2]
-    if dims.model_type != "llama" or module not in heads:
+    if dims.family.gguf is None or not dims.family.gguf.pairs_neighbours or module not in heads:
         return None
     rows = np.arange(tensor.shape[0]).reshape(heads[module], dims.head_dim // 2, 2)
     return rows.swapaxes(1, 2).reshape(-1)

@@ -20,6 +20,8 @@ from compressor.models.gguf_pretokenizers import PRE_TOKENIZERS
 from compressor.models.tokenizer_files import PORTABLE_TOKENIZER_CLASS
 
 _PREFIX = "tokenizer.ggml."
+# How the file names the two kinds, after the models that had them first.
+_BYTE_PAIRS, _SENTENCEPIECE = "gpt2", "llama"
 _KNOWN = re.compile(
     r"model|pre|tokens|scores|token_type|token_type_count|merges|add_bos_token|add_eos_token"
     r"|add_space_prefix|[a-z_]+_token_id"
@@ -69,7 +71,7 @@ def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
     Raises:
         VerificationError: for an id beyond the vocabulary.
     """
-    is_sentencepiece = header.fields.get(f"{_PREFIX}model") == "llama"
+    is_sentencepiece = header.fields.get(f"{_PREFIX}model") == _SENTENCEPIECE
     ids: dict[str, int | None] = {"unk": 0, "bos": 1, "eos": 2} if is_sentencepiece else {}
     num_tokens = len(header.fields.get(f"{_PREFIX}tokens", ()))
     for theirs, ours in {**_ROLES, "eot": "eot"}.items():
@@ -157,7 +159,7 @@ class _Vocabulary:
 
     def document(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
-        builders = {"gpt2": self._byte_pairs, "llama": self._sentencepiece}
+        builders = {_BYTE_PAIRS: self._byte_pairs, _SENTENCEPIECE: self._sentencepiece}
         if self.kind not in builders:
             raise UnsupportedError(
                 "this kind of tokenizer is not read from GGUF files",

@@ -95,12 +95,6 @@ def resolve_source(model: str) -> ModelSource:
 
 
 def _no_gguf_file(path: Path, model: str) -> UsageError:
-    if path.is_dir():
-        return UsageError(
-            "this is no GGUF file: it is a directory",
-            where=model,
-            hint="give the file inside it; a checkpoint's directory is renamed without .gguf",
-        )
     if path.exists():
         return UsageError("this is no GGUF file: it is a FIFO, socket or device", where=model)
     return UsageError("this GGUF file does not exist", where=model)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -302,7 +302,7 @@ class _StudentTrainer(Trainer):
             state = torch.load(file, map_location="cpu", weights_only=True)
             load_local_optimizer_state_(self.optimizer, state["optimizer"])
             self.lr_scheduler.load_state_dict(state["schedule"])
-        except (EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except (EOFError, KeyError, ValueError, UnpicklingError) as error:
             # Its sha256 is right: another version of torch may have written it.
             raise VerificationError(
                 "the optimizer of a checkpoint cannot be loaded", where=str(file), found=error

@@ -1,11 +1,11 @@
 """What a graph for ONNX Runtime GenAI can express, by trial, and the refusal of the rest before any work.
 
 Tried with tiny models of every family, fp32, at positions beyond the original context or window, against
-transformers: the builder of 0.14.1 under transformers 4.57, and of 0.18 under transformers 5. `BUILT` is
-what both build right. Forms that turn every channel by one fixed frequency and factor are built right by
-writing their tables into the graph (exporters/onnx/rope.py). The rest is refused: dynamic and longrope
-choose their frequencies by the length of the sequence, and windows are applied to all layers, to none, or
-need a cache that is never empty, depending on the builder's version.
+transformers: the builder of 0.14.1 under transformers 4.57, and of 0.18 under transformers 5. A family's
+`GenAI` says what both build right. Forms that turn every channel by one fixed frequency and factor are
+built right by writing their tables into the graph (exporters/onnx/rope.py). The rest is refused: dynamic
+and longrope choose their frequencies by the length of the sequence, and windows are applied to all layers,
+to none, or need a cache that is never empty, depending on the builder's version.
 """
 
 from __future__ import annotations
@@ -18,13 +18,6 @@ from compressor.models.families import family_of
 from compressor.models.portable import portable_config
 from exporters.class_defaults import declared_window, value_of
 
-RUNTIME = "onnxruntime-genai"
-BUILT = {
-    "llama": ("default", "llama3"),
-    "mistral": ("default", "linear"),
-    "qwen2": ("default", "linear"),
-    "qwen3": ("default", "linear"),
-}
 FIXED = ("default", "linear", "llama3", "yarn")
 _HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"
 
@@ -36,7 +29,7 @@ def check_expressible(config: dict[str, Any]) -> None:
         UnsupportedError: naming the field.
     """
     family = family_of(str(config.get("model_type")))
-    if RUNTIME not in family.runtimes:
+    if family.genai is None:
         raise UnsupportedError(
             f"the graph builder is not known to compute {family.model_type} models right",
             where=f"{CONFIG_FILE}: model_type",
@@ -48,13 +41,19 @@ def check_expressible(config: dict[str, Any]) -> None:
     # The builder takes these for the context's length and for a window where no class here reads them.
     _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
     window, stated = declared_window(config), config.get("sliding_window")
-    if family.model_type == "mistral":
+    if family.genai.window == "whole context":
         _expect("sliding_window", window is None or window >= length, f"null, or at least {length}", window)
-    elif family.model_type == "llama":
-        _expect("sliding_window", stated is None, "null: Llama has no windows", stated)
+    elif family.genai.window == "absent":
+        _expect("sliding_window", stated is None, "null: this family has no windows", stated)
     else:
         switch = f"true, with sliding_window {window}"
         _expect("use_sliding_window", window is None, "false, as where no layer uses the window", switch)
+
+
+def builder_knows_rope(config: dict[str, Any]) -> bool:
+    """Whether the builder's own tables express a config's rope."""
+    genai = family_of(str(config["model_type"])).genai
+    return genai is not None and rope_form(config) in genai.rope_types
 
 
 def rope_form(config: dict[str, Any]) -> str:

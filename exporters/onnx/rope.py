@@ -22,7 +22,7 @@ from compressor.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.portable import portable_config
 from exporters.onnx.builder import GRAPH_FILE
-from exporters.onnx.expressible import BUILT, rope_form
+from exporters.onnx.expressible import builder_knows_rope
 from exporters.onnx.weights import read_initialiser
 
 TABLES = ("cos_cache", "sin_cache")
@@ -35,7 +35,7 @@ _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 @contextmanager
 def buildable(checkpoint: Path, config: dict[str, Any]) -> Iterator[Path]:
     """The checkpoint itself, or a view of it with plain rope where the builder does not know its form."""
-    if rope_form(config) in BUILT[str(config["model_type"])]:
+    if builder_knows_rope(config):
         yield checkpoint
         return
     theta = portable_config(config)["rope_theta"]
@@ -53,7 +53,7 @@ def buildable(checkpoint: Path, config: dict[str, Any]) -> Iterator[Path]:
 def write_tables(directory: Path, student: Path) -> None:
     """Overwrite a graph's tables with those of transformers' class, where the builder does not know them."""
     config = read_config(student)
-    if rope_form(config) in BUILT[str(config["model_type"])]:
+    if builder_knows_rope(config):
         return
     import onnx
 

@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("compressor", "exporters", "bench")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 # The table itself, and the published models, whose type is one of the facts.
-FAMILY_FILES = ("compressor/models/families.py", "compressor/presets.py")
+# The third names pre-tokenizers, which llama.cpp calls after the models that had them first; the fourth is
+# what TensorRT-LLM's own classes read, by their names, and checks what is written by the first.
+FAMILY_FILES = (
+    "compressor/models/families.py",
+    "compressor/presets.py",
+    "compressor/models/gguf_pretokenizers.py",
+    "exporters/tensorrt_llm/fields.py",
+)
 FAMILY_WORDS = re.compile(
     "|".join((*FAMILIES, "qwen", "gemma", "phi", "gpt_?neox", "opt(?=ForCausalLM)")), re.IGNORECASE
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -147,6 +148,31 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     path.write_text("another")
 
     assert source_fingerprint(str(path)) != first
+
+
+def test_a_table_is_identified_by_its_documents(tmp_path: Path) -> None:
+    """What changes no document changes no fingerprint: a repaired text leaves what was trained usable."""
+    rows = [json.dumps({"text": text}) for text in ("one", "two", "three")]
+
+    def fingerprint(name: str, content: str) -> str:
+        path = tmp_path / name
+        packed = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+        path.write_bytes(packed)
+        return source_fingerprint(str(path))
+
+    first = fingerprint("a.jsonl", "\n".join(rows) + "\n")
+    assert fingerprint("blank.jsonl", "\n\n".join(rows) + "\n\n") == first
+    assert fingerprint("b.jsonl.gz", "\n".join(rows)) == first
+    assert fingerprint("c.json", json.dumps([{"text": "one", "id": 1}, *map(json.loads, rows[1:])])) == first
+    assert fingerprint("d.csv", "text,id\none,1\ntwo,2\nthree,3\n") == first
+
+    others = [
+        fingerprint("order.jsonl", "\n".join(reversed(rows))),
+        fingerprint("fewer.jsonl", "\n".join(rows[:2])),
+        fingerprint("joined.jsonl", json.dumps({"text": "onetwo"}) + "\n" + rows[2]),
+        fingerprint("changed.jsonl", "\n".join([*rows[:2], json.dumps({"text": "four"})])),
+    ]
+    assert len({first, *others}) == len(others) + 1
 
 
 def test_hub_data_set_without_network() -> None:

@@ -221,10 +221,11 @@ def test_what_is_no_file(kind: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     path = tmp_path / "model.gguf"
     if kind == "directory":
         path.mkdir()
+        assert resolve_source(str(path)).kind == "directory"
     else:
         os.mkfifo(path)
-    with pytest.raises(UsageError, match="it is a"):
-        resolve_source(str(path))
+        with pytest.raises(UsageError, match="it is a FIFO"):
+            resolve_source(str(path))
     with pytest.raises(UsageError, match="it is"):
         gguf_dims(path)
     assert invoke(["plan", str(path), "--target", "50%"]) == 2

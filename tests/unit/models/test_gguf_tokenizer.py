@@ -99,7 +99,7 @@ def test_another_tokenizer_must_fit_the_weights(tmp_path: Path) -> None:
 
 
 def test_the_option_needs_a_gguf_file_and_a_tokenizer(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(TinyGguf().write(tmp_path / "model.gguf"))
     for source, tokenizer, says in (
@@ -108,6 +108,6 @@ def test_the_option_needs_a_gguf_file_and_a_tokenizer(
     ):
         with pytest.raises(UsageError, match=says):
             open_checkpoint(resolve_source(source), tmp_path, dtype="float32", tokenizer=tokenizer)
-    arguments = ("--shape", "hidden_size=48", "--calib-data", "none.txt", "-o", str(tmp_path / "out"))
+    arguments = ("--shape", "hidden_size=48", "--calib-data", str(tiny_text), "-o", str(tmp_path / "out"))
     assert invoke(["prune", str(tiny_checkpoint), *arguments, "--tokenizer", str(tmp_path)]) == 2
     assert "--tokenizer" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, read_masks, r
 from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
 from compressor.stage import execute
 from exporters.verify import verify_directory
+from tests.records import record_again
 from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
 
 METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
@@ -111,6 +112,7 @@ def test_a_planted_third_nonzero_is_caught(sparsified: Sparsified, tmp_path: Pat
     row = tensors[name][5]
     row[(row[:4] == 0).nonzero()[0]] = 1e-3
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    record_again(made)
     with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.o_proj\.weight\[5, 0:4\]"):
         verify_directory(made)
 
@@ -172,5 +174,6 @@ def test_a_weight_that_is_not_finite_is_named(sparsified: Sparsified, tmp_path: 
 def test_a_corrupt_promise_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
     made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
     (made / SPARSITY_FILE).write_text('{"pattern": "2:4", "tensors": 3}')
+    record_again(made)
     with pytest.raises(VerificationError, match="sparsity record is corrupt"):
         verify_directory(made)
