@@ -194,3 +194,17 @@ def test_the_stage_stores_every_training_window(tmp_path: Path) -> None:
     assert store.header.teacher == source.fingerprint
     assert not (tmp_path / "store" / "tokens").exists()
     assert LossConfig(top_k=store.header.top_k).top_k == 8
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "of other windows"])
+def test_a_damaged_shard_of_an_unfinished_store_is_written_again(tmp_path: Path, damage: str) -> None:
+    write(tmp_path / "whole")
+    write(tmp_path / "parts")
+    shards = sorted((tmp_path / "parts").glob("logits-*.npz"))
+    data = shards[0].read_bytes()
+    flipped = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    damaged = {"flipped": flipped, "cut": data[:-9], "empty": b"", "of other windows": shards[1].read_bytes()}
+    shards[0].write_bytes(damaged[damage])
+
+    write(tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
