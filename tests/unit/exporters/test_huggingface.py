@@ -19,9 +19,9 @@ from compressor.quantization.reader import load_fp8_model
 from compressor.recipe import Export
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
+from exporters.checks.structure import check_checkpoint
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.record import VERIFICATION_FILE
-from exporters.verify import check_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 Tensors = dict[str, torch.Tensor]

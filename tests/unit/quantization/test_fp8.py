@@ -124,7 +124,7 @@ def test_nothing_is_printed_to_stdout(
 
 def test_fewer_windows_than_asked_for_are_a_warning(tmp_path: Path, quantise: Quantiser) -> None:
     outcome = quantise(student_artifact(tmp_path / "s"), tmp_path / "q", size=100_000)
-    assert any("100000 were asked for" in warning for warning in outcome.warnings)
+    assert any(warning.endswith("not 100000") for warning in outcome.warnings)
 
 
 def test_a_weight_of_zeros_is_refused_by_name(tmp_path: Path, quantise: Quantiser) -> None:
