@@ -29,6 +29,7 @@ from exporters.onnx.sparsity import stored_names
 from exporters.record import read_verification
 from exporters.sparsity import check_sparsity
 from exporters.verify import verify_directory
+from tests.records import record_again
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, artifact_of, context
 from tests.unit.exporters.tensorrt_llm import stand_in_builder
@@ -103,10 +104,10 @@ def test_a_third_nonzero_in_a_checkpoint_is_caught(
     sparse: Sparse, tmp_path: Path, name: ExportFormat
 ) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
-    (made / "artifact.json").unlink()  # its sums would catch it first
     tensors, tensor = load_file(made / WEIGHTS_FILE), "model.layers.1.mlp.down_proj.weight"
     plant(tensors, tensor)
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    record_again(made)  # its sums would catch it first
     with pytest.raises(VerificationError, match=r"down_proj\.weight\[3, 8:12\]"):
         verify_directory(made)
 
@@ -116,11 +117,11 @@ def test_a_third_nonzero_in_a_tensorrt_llm_checkpoint_is_caught(
     sparse: Sparse, tmp_path: Path, name: ExportFormat
 ) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
-    (made / "artifact.json").unlink()
     file = made / "checkpoint" / "rank0.safetensors"
     tensors = load_file(file)
     plant(tensors, "transformer.layers.1.mlp.proj.weight")
     save_file(tensors, file)
+    record_again(made)
     with pytest.raises(VerificationError, match=r"down_proj\.weight\[3, 8:12\]"):
         verify_directory(made)
 
