@@ -65,14 +65,15 @@ lint: $(INSTALLED)
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/typos
 
-# Two workers of one thread each for the many small tests; one process with all cores for the few
-# that run subprocesses or the real model.
+# Two workers of one thread each for the many small tests, and for the files that run whole commands; one
+# process with all cores for the real model.
 test-unit: $(INSTALLED)
 	$(RUN) -m pytest tests/unit --numprocesses 2 $(PYTEST_ARGS)
 
 test-slow-tiers: $(INSTALLED)
 	$(RUN) -m tests.assets
-	$(RUN) -m pytest tests/integration tests/packaging tests/real_model tests/gpu $(PYTEST_ARGS)
+	$(RUN) -m pytest tests/integration --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest tests/packaging tests/real_model tests/gpu $(PYTEST_ARGS)
 
 # One after the other, also under make -j: they share two cores.
 test:

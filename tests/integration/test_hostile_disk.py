@@ -39,7 +39,8 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ):
         pytest.skip("no file system can be mounted here (it takes root)")
     yield path
-    subprocess.run([UMOUNT, str(path)], check=True)
+    # Lazily: a training that failed here leaves its log open until the process ends.
+    subprocess.run([UMOUNT, "--lazy", str(path)], check=True)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_gguf_file_that_finds_no_room_to_be_converted(
                              *CALIBRATION, "-o", disk / "out"))  # fmt: skip
 
 
-@pytest.mark.parametrize("room", [0, 16 << 10, 400 << 10, 800 << 10])
+@pytest.mark.parametrize("room", [0, 16 << 10, 400 << 10])
 def test_a_run_whose_disk_fills_up_while_it_works(
     disk: Path, tiny_checkpoint: Path, tiny_text: Path, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,9 +147,11 @@ def test_an_output_directory_that_cannot_even_be_made(
     disk: Path, tiny_checkpoint: Path, tiny_text: Path, make: Callable[[Path], Path]
 ) -> None:
     assert MOUNT is not None
-    subprocess.run([MOUNT, "-o", "remount,ro", str(disk)], check=True)
+    sealed = disk / "sealed"
+    sealed.mkdir()
+    subprocess.run([MOUNT, "-t", "tmpfs", "-o", "ro", "tmpfs", str(sealed)], check=True)
     try:
-        done = command_here("export", tiny_checkpoint, "--format", "tensorrt-llm", "-o", make(disk))
+        done = command_here("export", tiny_checkpoint, "--format", "tensorrt-llm", "-o", make(sealed))
     finally:
-        subprocess.run([MOUNT, "-o", "remount,rw", str(disk)], check=True)
+        subprocess.run([UMOUNT, str(sealed)], check=True)
     assert_full(done)
