@@ -32,3 +32,8 @@ def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
         name, found = _DISCARDED.subn("", path.name)
         if found and of in (None, name):
             shutil.rmtree(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a kill left this name while something was deleted."""
+    return _DISCARDED.search(path.name) is not None

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import read_artifact, unsealed
+from compressor.artifact import ARTIFACT_FILE, check_files, read_artifact, unsealed
+from compressor.discarding import is_leftover
 from compressor.errors import CompressExportError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.manifest import MANIFEST_FILE, SCHEMA, Manifest
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
 from compressor.recipe import Recipe, load_recipe
 from compressor.sparsity.pattern import Pattern
 from compressor.stage import PARTIAL_SUFFIX
@@ -24,7 +25,6 @@ RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.json"
 _STAGES, _EXPORTS, STUDENT, BENCH = "stages", "exports", "student", "bench"
 _TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
-NOT_FOUND = "the teacher is not on this machine: --source MODEL compares with it"
 
 
 def is_run(directory: Path) -> bool:
@@ -134,7 +134,7 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
             "the run's recipe cannot be read", where=str(directory / RECIPE_FILE), found=error
         ) from error
     return RunRecords(
-        directory=directory, recipe=recipe, stages=stages, teacher=teacher or find_teacher(directory, recipe)
+        directory=directory, recipe=recipe, stages=stages, teacher=_teacher_of(directory, recipe, teacher)
     )
 
 
@@ -153,30 +153,62 @@ def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def find_teacher(directory: Path, recipe: Recipe) -> Path | None:
-    """The original model's checkpoint, if it is on this machine; nothing is downloaded.
+def _teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Path | None:
+    """The checkpoint that the run was made from: the given one, or what lies where the recipe says.
 
-    A GGUF file was converted below the run's `stages/`.
+    What lies there today may be another model, which then is none.
+
+    Raises:
+        UsageError: when the given one is another.
     """
+    prune = directory / _STAGES / "prune"
+    wanted = read_artifact(prune).inputs["source"] if (prune / ARTIFACT_FILE).is_file() else None
+    candidates = [given] if given is not None else _candidates(directory, recipe)
+    for path in candidates:
+        if wanted is None or hash_and_check(path) == wanted:
+            return path
+    if given is not None:
+        raise UsageError(
+            "this is not the model that the run was made from",
+            where="--source",
+            expected=f"fingerprint {wanted}",
+            found=str(given),
+        )
+    return None
+
+
+def _candidates(directory: Path, recipe: Recipe) -> list[Path]:
+    """Where the original model's checkpoint may be on this machine; nothing is downloaded."""
     from compressor.models.load import resolve_source
 
     try:
         source = resolve_source(recipe.model)
     except CompressExportError:
-        return None
-    if source.kind == "directory":
-        return Path(source.location)
+        # A GGUF file that is gone was converted below the run all the same.
+        return conversions(directory)
     if source.kind == "gguf":
-        converted = [path.parent for path in sorted((directory / _STAGES).glob(f"*/{CONFIG_FILE}"))]
-        unrecorded = [path for path in converted if not (path / "artifact.json").is_file()]
-        return unrecorded[0] if len(unrecorded) == 1 else None
+        return conversions(directory)
+    if source.kind == "directory":
+        return [Path(source.location)]
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source.location, local_files_only=True))
+        return [Path(snapshot_download(source.location, local_files_only=True))]
     except (LocalEntryNotFoundError, OSError):
-        return None
+        return []
+
+
+def conversions(directory: Path) -> list[Path]:
+    """Checkpoints that GGUF files were converted to, below the run's `stages/`."""
+    recorded = sorted((directory / _STAGES).glob(f"*/{ARTIFACT_FILE}"))
+    return [
+        file.parent
+        for file in recorded
+        if (file.parent / CONFIG_FILE).is_file()
+        and file.parent.suffix != PARTIAL_SUFFIX
+        and read_artifact(file.parent).stage == "source"
+    ]
 
 
 def check_run(
@@ -188,6 +220,9 @@ def check_run(
         UsageError: for a run that is not finished yet; what is there was checked.
         VerificationError: naming the first thing that is missing or wrong.
     """
+    for converted in conversions(directory):
+        redo = f"delete {converted}, then the command that made the run converts the file again"
+        check_files(converted, read_artifact(converted).files, contents=True, redo=redo)
     run = read_run(directory, teacher)
     places = demanded(run.recipe)
     present = [name for name in places if (directory / name).is_dir()]
@@ -251,6 +286,6 @@ def _subjects(
 
 def _others(directory: Path, places: Mapping[str, str | None]) -> list[str]:
     """Exports that the recipe does not name: made later, or put there."""
-    exports = directory / _EXPORTS
-    names = [f"{_EXPORTS}/{path.name}" for path in sorted(exports.glob("*")) if path.is_dir()]
-    return [name for name in names if name not in places and not name.endswith(PARTIAL_SUFFIX)]
+    there = [path for path in sorted((directory / _EXPORTS).glob("*")) if path.is_dir()]
+    finished = [path for path in there if path.suffix != PARTIAL_SUFFIX and not is_leftover(path)]
+    return [name for path in finished if (name := f"{_EXPORTS}/{path.name}") not in places]

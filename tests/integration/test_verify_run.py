@@ -15,6 +15,7 @@ import yaml
 from compressor.artifact import read_artifact, sealed
 from compressor.recipe import Recipe, load_recipe
 from exporters.checks.run import demanded
+from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here, succeed_here
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -163,3 +164,25 @@ def test_what_a_recipe_demands(name: str) -> None:
 def test_a_finished_run_lists_what_its_recipe_demands(finished: Path) -> None:
     stages = json.loads((finished / "manifest.json").read_text())["stages"]
     assert set(demanded(load_recipe(finished / "recipe.yaml", {}))) == set(stages)
+
+
+def test_a_run_from_a_gguf_file_is_compared_with_what_it_was_made_from(
+    tiny_text: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, out = TinyGguf().write(tmp_path / "tiny.gguf"), tmp_path / "out"
+    words = ("--shape", "hidden_size=48,intermediate_size=64", "--importance", "random", "--tokens", 0)
+    words += ("--eval-data", tiny_text, "--formats", "huggingface", "-o", out)
+    succeed_here("run", model, *words)
+    model.unlink()  # the conversion is what the run was made from
+
+    checked = {Path(entry["path"]).name: entry for entry in succeed_here("verify", out)["checked"]}
+    assert checked["prune"]["num_recomputed_tensors"] == 20
+    other = command_here("verify", out, "--source", tiny_checkpoint)
+    assert other.returncode == 2
+    assert "not the model that the run was made from" in other.stderr
+
+    [config] = [file for file in out.glob("stages/*/config.json") if file.parent.name != "prune"]
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
+    altered = command_here("verify", out)
+    assert altered.returncode == 8
+    assert str(config) in altered.stderr

@@ -1,0 +1,71 @@
+"""Recorded figures against measured ones: the noise of another machine passes, another figure does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compressor.artifact import ModelArtifact, fingerprint_of
+from compressor.errors import VerificationError
+from exporters.checks.record import check_figures
+from exporters.comparison import TOLERANCES, LogitComparison
+from exporters.record import Verification, write_verification
+
+NOISE = LogitComparison(
+    num_positions=2048, max_abs=3e-5, mean_abs=2e-6, max_reference=10.0, kl=1e-9, num_agreeing=2048
+)
+
+
+def verification(compared: LogitComparison | None, *, precision: str = "fp32") -> Verification:
+    return Verification(
+        format="onnx",
+        precision=precision,
+        logits={} if compared is None else {"all": compared},
+        tolerance=None if compared is None else TOLERANCES[precision],
+        checks={"num_equal_initialisers": 21},
+    )
+
+
+def recorded(directory: Path, found: Verification) -> ModelArtifact:
+    """An export's record, as its stage leaves it."""
+    write_verification(directory, found)
+    inputs = {"stage": "export-onnx"}
+    return ModelArtifact(
+        path=directory,
+        stage="export-onnx",
+        fingerprint=fingerprint_of(inputs),
+        lineage=("source", "export-onnx"),
+        num_parameters=1,
+        inputs=inputs,
+        details=found.to_dict(),
+    )
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 9.0])
+def test_the_noise_of_another_machine_is_no_edit(tmp_path: Path, factor: float) -> None:
+    artifact = recorded(tmp_path, verification(NOISE))
+    again = replace(NOISE, max_abs=NOISE.max_abs * factor, mean_abs=NOISE.mean_abs * factor)
+
+    check_figures(tmp_path, artifact, verification=verification(again))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_another_figure_is_an_edit(tmp_path: Path, precision: str) -> None:
+    artifact = recorded(tmp_path, verification(replace(NOISE, max_abs=8.0), precision=precision))
+
+    with pytest.raises(VerificationError, match="not what was found") as caught:
+        check_figures(tmp_path, artifact, verification=verification(NOISE, precision=precision))
+    assert "max_abs" in str(caught.value)
+
+
+@pytest.mark.parametrize("ran_then", [True, False])
+def test_a_machine_without_the_kernels_compares_what_both_could(tmp_path: Path, ran_then: bool) -> None:
+    executed, not_executed = (verification(compared, precision="fp16") for compared in (NOISE, None))
+    then, now = (executed, not_executed) if ran_then else (not_executed, executed)
+    artifact = recorded(tmp_path, then)
+
+    check_figures(tmp_path, artifact, verification=now)
+    with pytest.raises(VerificationError, match="num_equal_initialisers"):
+        check_figures(tmp_path, artifact, verification=replace(now, checks={"num_equal_initialisers": 20}))
