@@ -93,7 +93,17 @@ def test_a_change_is_found_and_named(made: Path, how: str) -> None:
     with pytest.raises(VerificationError) as caught:
         check_files(made, files, contents=how in CONTENTS, redo="--restart-from prune")
     assert caught.value.where == str(made / name)
-    assert caught.value.hint == "make it again: --restart-from prune"
+    added = how.startswith("added")
+    assert caught.value.hint == (f"remove {made / name}" if added else "make it again: --restart-from prune")
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "checkpoint/._rank0.bin", ".nfs000000012c", "Thumbs.db"])
+def test_what_a_file_system_leaves_is_no_change(made: Path, name: str) -> None:
+    files = record_files(made)
+    (made / name).touch()
+
+    check_files(made, files, contents=True)
+    assert record_files(made) == files
 
 
 def test_an_engine_may_be_built_later(made: Path) -> None:
