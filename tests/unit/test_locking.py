@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from compressor.errors import UsageError
+from compressor.errors import ResourceError, UsageError
 from compressor.locking import LOCK_FILE, lock_run, lock_stage
 
 HOLD = """
@@ -86,3 +89,27 @@ def test_a_stage_leaves_no_lock_behind(tmp_path: Path) -> None:
     with lock_stage(tmp_path / "out"):
         assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def fail_with(number: int) -> Callable[..., None]:
+    """A stand-in for `flock` on a file system that answers so."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(number))
+    with lock_run(run):
+        assert "has no locks" in capsys.readouterr().err
+
+
+def test_a_lock_that_fails_is_a_resource_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.EIO))
+    with pytest.raises(ResourceError, match="cannot be locked"), lock_run(run):
+        pass
