@@ -112,8 +112,24 @@ def test_an_engine_may_be_built_later(made: Path) -> None:
     (made / "engine" / "rank0.engine").touch()
     (made / "timing.cache").touch()
 
-    check_files(made, files, contents=True)
+    check_files(made, files, contents=True, stage="export-tensorrt-llm-fp8")
     built = record_files(made)
     (made / "engine" / "rank0.engine").unlink()
     with pytest.raises(VerificationError, match=r"rank0\.engine"):
         check_files(made, built, contents=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("prune", "timing.cache"),
+        ("export-onnx", "engine"),
+        ("export-tensorrt-llm-fp8", "timing.cache-anything"),
+        ("export-tensorrt-llm", "engine.bin"),
+    ],
+)
+def test_other_files_beside_an_export_are_refused(made: Path, stage: str, name: str) -> None:
+    files = record_files(made)
+    (made / name).touch()
+    with pytest.raises(VerificationError, match="was added"):
+        check_files(made, files, contents=False, stage=stage)
