@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from compressor.artifact import ARTIFACT_FILE
 from compressor.console import Console
 from compressor.errors import ResourceError, UsageError
 from compressor.processes import on_main
@@ -98,6 +99,8 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
             # A lock that is shared may belong to a directory that cannot be written.
             lock: IO[str] = held.enter_context(path.open("r" if shared else "a"))
         except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES) and (directory / ARTIFACT_FILE).is_file():
+                return  # finished work on a disk that cannot be written: nobody else changes it
             raise ResourceError(
                 "the output directory cannot be written", where=str(directory), found=error.strerror
             ) from error

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compressor.artifact import ARTIFACT_FILE
+from compressor.cli.cheap_checks import require_output
 from compressor.errors import ResourceError, UsageError
 from compressor.locking import LOCK_FILE, lock_run, lock_stage
 
@@ -91,13 +94,13 @@ def test_a_stage_leaves_no_lock_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def fail_with(number: int) -> Callable[..., None]:
-    """A stand-in for `flock` on a file system that answers so."""
+def fail_with(number: int) -> Callable[..., Any]:
+    """A stand-in for a call to a file system that answers so."""
 
-    def flock(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    return flock
+    return fail
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -113,3 +116,22 @@ def test_a_lock_that_fails_is_a_resource_error(run: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fcntl, "flock", fail_with(errno.EIO))
     with pytest.raises(ResourceError, match="cannot be locked"), lock_run(run):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_finished_work_on_a_read_only_disk_is_taken_as_it_is(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for a disk that cannot be written: tests may run as root, whom no mode keeps out."""
+    done = tmp_path / "done"
+    done.mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    real, fail = Path.open, fail_with(number)
+    monkeypatch.setattr(Path, "open", lambda path, mode: (fail if mode == "a" else real)(path, mode))
+    with pytest.raises(ResourceError), lock_stage(done):
+        pass
+    (done / ARTIFACT_FILE).touch()
+    with lock_stage(done):
+        assert require_output(done, resume=False)
+    with pytest.raises(ResourceError, match="cannot be made"):
+        require_output(done, resume=False, overwrite=True)
