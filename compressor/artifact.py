@@ -12,6 +12,7 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -26,7 +27,9 @@ _NOT_RECORDED = (ARTIFACT_FILE, STAGE_FILE)
 # Curves for people, with times and host names in them; nothing reads them.
 LOGS = "tensorboard"
 # Built after the record was written, by the script that an export without a builder leaves.
-_BUILT_LATER = ("engine/", "engine-dense/", "timing.cache")
+_BUILT_LATER = ("engine/*", "engine-dense/*", "timing.cache")
+# Made by file systems and file managers wherever somebody looked; nobody's data.
+_OF_FILE_SYSTEMS = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
@@ -173,10 +176,21 @@ def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
 
 def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
     """Relative names of the files that a record covers."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".tmp")
+    paths = (path for path in directory.rglob("*") if path.is_file() and not _is_passing(path))
     names = sorted(path.relative_to(directory).as_posix() for path in paths)
     recorded = (name for name in names if not name.startswith(f"{LOGS}/"))
     return [name for name in recorded if name not in (*_NOT_RECORDED, *but)]
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a file is a temporary one of ours, or one that a file system leaves."""
+    return path.suffix == ".tmp" or any(fnmatchcase(path.name, pattern) for pattern in _OF_FILE_SYSTEMS)
+
+
+def _is_built_later(stage: str, name: str) -> bool:
+    """Whether the script that an export without a builder leaves makes this file."""
+    built = any(fnmatchcase(name, pattern) for pattern in _BUILT_LATER)
+    return built and stage.startswith("export-tensorrt-llm")
 
 
 def check_files(
@@ -187,6 +201,7 @@ def check_files(
     redo: str = _REDO,
     but: tuple[str, ...] = (),
     may_have_more: bool = False,
+    stage: str = "",
 ) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
 
@@ -196,6 +211,7 @@ def check_files(
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
         but: Names that the record does not cover.
+        stage: The stage that wrote them; beside a TensorRT-LLM export engines may have been built since.
         may_have_more: Accept files that are not recorded, such as the page of a published model.
 
     Raises:
@@ -204,9 +220,10 @@ def check_files(
     there = [] if may_have_more else _names(directory, but)
     for name in sorted({*files, *there}):
         problem = _size_problem(directory / name, files.get(name))
-        if problem is not None and not (name not in files and name.startswith(_BUILT_LATER)):
+        if problem is not None and not (name not in files and _is_built_later(stage, name)):
             what, expected, found = problem
-            raise _refused(what, directory / name, expected, found, redo)
+            hint = f"make it again: {redo}" if name in files else f"remove {directory / name}"
+            raise _refused(what, directory / name, expected, found, hint)
     if not contents:
         return
     with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
@@ -215,7 +232,8 @@ def check_files(
             expected = files[name]["sha256"]
             if digest != expected:
                 what = "a file of finished work has changed"
-                raise _refused(what, directory / name, f"sha256 {expected}", f"sha256 {digest}", redo)
+                hint = f"make it again: {redo}"
+                raise _refused(what, directory / name, f"sha256 {expected}", f"sha256 {digest}", hint)
 
 
 def _size_problem(path: Path, record: FileRecord | None) -> tuple[str, str, str] | None:
@@ -233,8 +251,7 @@ def _size_problem(path: Path, record: FileRecord | None) -> tuple[str, str, str]
     return None
 
 
-def _refused(what: str, path: Path, expected: str, found: str, redo: str) -> VerificationError:
-    hint = f"make it again: {redo}"
+def _refused(what: str, path: Path, expected: str, found: str, hint: str) -> VerificationError:
     return VerificationError(what, where=str(path), expected=expected, found=found, hint=hint)
 
 

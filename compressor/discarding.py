@@ -30,7 +30,7 @@ def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
     """Finish what a kill interrupted: discards of the entry `of` of a directory, or of any of them."""
     for path in list(directory.glob(f"*{_SUFFIX}*")) if directory.is_dir() else ():
         name, found = _DISCARDED.subn("", path.name)
-        if found and of in (None, name):
+        if found and of in (None, name) and path.is_dir():
             shutil.rmtree(path)
 
 

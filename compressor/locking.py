@@ -6,6 +6,7 @@ finished, locks `.<name>.lock` beside it, and shares the lock of a run directory
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,10 +14,33 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from compressor.artifact import ARTIFACT_FILE
+from compressor.console import Console
 from compressor.errors import ResourceError, UsageError
 from compressor.processes import on_main
 
 LOCK_FILE = ".lock"
+# What file systems that cannot lock say, such as NFS without its lock service.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def flock(file: IO[str], operation: int, *, where: Path) -> None:
+    """Lock an open file of a directory; where its file system cannot lock, go on with a warning.
+
+    Raises:
+        BlockingIOError: while another process holds it, with `fcntl.LOCK_NB`.
+        ResourceError: when it cannot be locked for another reason.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise ResourceError(
+                "the output directory cannot be locked", where=str(where), found=error.strerror
+            ) from error
+        Console().warn(f"{where}: its file system has no locks; nothing keeps a second process out")
 
 
 @contextmanager
@@ -75,11 +99,13 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
             # A lock that is shared may belong to a directory that cannot be written.
             lock: IO[str] = held.enter_context(path.open("r" if shared else "a"))
         except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES) and (directory / ARTIFACT_FILE).is_file():
+                return  # finished work on a disk that cannot be written: nobody else changes it
             raise ResourceError(
                 "the output directory cannot be written", where=str(directory), found=error.strerror
             ) from error
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, where=directory)
         except BlockingIOError as error:
             raise UsageError(
                 "another process works in this output directory",

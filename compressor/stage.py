@@ -95,7 +95,7 @@ class StageContext:
         path = artifact.path.resolve()
         if artifact.files and path not in self.checked:
             redo = self.redo(artifact.stage, artifact.path)
-            check_files(artifact.path, artifact.files, contents=True, redo=redo)
+            check_files(artifact.path, artifact.files, contents=True, redo=redo, stage=artifact.stage)
             self.checked.add(path)
 
 
@@ -249,7 +249,7 @@ def _finished(
     finished = read_artifact(out_dir, redo=redo)
     _refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
     (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
-    check_files(out_dir, finished.files, contents=False, redo=redo)
+    check_files(out_dir, finished.files, contents=False, redo=redo, stage=finished.stage)
     return finished
 
 

@@ -39,7 +39,7 @@ def check_early(
     Raises:
         UsageError, UnsupportedError, ResourceError, NetworkError: for what would end the work later.
     """
-    on_main(lambda: require_output(out_dir, resume=flags["resume"]))
+    on_main(lambda: require_output(out_dir, resume=flags["resume"], overwrite=flags["overwrite"]))
     for model in models:
         resolve_source(model)
     on_main(lambda: check_texts(sorted(set(texts)), console))
@@ -47,12 +47,12 @@ def check_early(
         on_main(lambda: check_responses([domain.data for domain in training.mixture()]))
 
 
-def require_output(out_dir: Path, *, resume: bool) -> bool:
+def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> bool:
     """Refuse a path that no stage can write to; returns whether a stage wrote, or began to write, there.
 
     Raises:
         UsageError: a path without a name, a link, a file, a directory that is not ours, or nothing to resume.
-        ResourceError: when its parent cannot be written.
+        ResourceError: when its parent must be written and cannot be; finished work is only read.
     """
     if out_dir.name in ("", ".."):
         raise UsageError(
@@ -75,7 +75,8 @@ def require_output(out_dir: Path, *, resume: bool) -> bool:
             raise UsageError(
                 "the output directory is in use", where=str(path), hint="--overwrite, or another directory"
             )
-    _require_writable_parent(out_dir)
+    if overwrite or not is_finished:
+        _require_writable_parent(out_dir)
     return is_ours
 
 

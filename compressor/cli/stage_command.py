@@ -57,7 +57,7 @@ def execute_stage(
     Raises:
         UsageError, ResourceError: see `require_output`, and for another run's output.
     """
-    is_ours = require_output(out_dir, resume=flags["resume"])
+    is_ours = require_output(out_dir, resume=flags["resume"], overwrite=flags["overwrite"])
     context = StageContext(
         console=console,
         seed=flags["seed"] or 0,

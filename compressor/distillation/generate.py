@@ -2,27 +2,28 @@
 
 Every batch of samples has a generator of its own, seeded by the run's seed and the batch's number, so
 its content does not depend on what was sampled before it: an interrupted stage continues to the same
-bytes. Samples begin with the BOS token (end-of-text for a tokenizer without), which is not written,
-and after it, if asked for, with consecutive windows of a prompt text, over and over where samples
-end early and use up more of them than there are.
+bytes, and not behind a text that was altered meanwhile. Samples begin with the BOS token (end-of-text
+for a tokenizer without), which is not written, and after it, if asked for, with consecutive windows of
+a prompt text, over and over where samples end early and use up more of them than there are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from compressor.artifact import ModelArtifact, write_json
+from compressor.artifact import ModelArtifact, sealed, unsealed, write_json
 from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
 from compressor.errors import UsageError, VerificationError
-from compressor.json_files import as_record, read_json
+from compressor.json_files import as_record, read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
@@ -33,6 +34,7 @@ TEXT_FILE = "text.jsonl"
 PROGRESS_FILE = "progress.json"
 # Part of what decides the text: samples of a batch share one random generator.
 SAMPLES_PER_BATCH = 16
+_CHUNK_BYTES = 1 << 22
 # So many batches in a row without a single token: the model ends every sample at once.
 MAX_EMPTY_BATCHES = 8
 
@@ -47,6 +49,7 @@ class _Progress:
         num_samples: Lines of the text file.
         num_bytes: Its size.
         num_ended: Samples that the model ended itself, empty ones included.
+        sha256: Of its bytes.
     """
 
     num_batches: int = 0
@@ -54,6 +57,7 @@ class _Progress:
     num_samples: int = 0
     num_bytes: int = 0
     num_ended: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
 
 
 class Sampler:
@@ -156,15 +160,17 @@ def _write_text(
     file.touch()
     num_empty = 0
     with file.open("r+b") as text, context.console.progress("generating", config.tokens) as tick:
-        text.truncate(progress.num_bytes)
-        text.seek(progress.num_bytes)
+        digest = _written(text, file, progress)
+        text.truncate()
         while progress.num_tokens < config.tokens:
             before = progress.num_tokens
             lines, progress = _batch_lines(config, sampler, tokenizer, progress)
+            digest.update(lines)
+            progress = replace(progress, sha256=digest.hexdigest())
             text.write(lines)
             text.flush()
             os.fsync(text.fileno())
-            write_json(out_dir / PROGRESS_FILE, asdict(progress))
+            write_json(out_dir / PROGRESS_FILE, sealed(asdict(progress)))
             tick(done=min(progress.num_tokens, config.tokens))
             num_empty = num_empty + 1 if progress.num_tokens == before else 0
             if num_empty == MAX_EMPTY_BATCHES:
@@ -175,6 +181,29 @@ def _write_text(
                     hint="prompts that lead it into a text",
                 )
     return progress
+
+
+def _written(text: BinaryIO, file: Path, progress: _Progress) -> hashlib._Hash:
+    """Read what is recorded as written, to its end, and compare it with its sum; returns the running sum."""
+    digest = hashlib.sha256()
+    while left := progress.num_bytes - text.tell():
+        chunk = text.read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            break
+        digest.update(chunk)
+    if digest.hexdigest() != progress.sha256:
+        raise VerificationError(
+            "the text sampled so far is not what was written",
+            where=str(file),
+            expected=f"{progress.num_bytes:,} bytes, sha256 {progress.sha256}",
+            found=f"{text.tell():,} bytes, sha256 {digest.hexdigest()}",
+            hint=_hint(file.parent),
+        )
+    return digest
+
+
+def _hint(out_dir: Path) -> str:
+    return f"delete {out_dir}, then the same command samples from the start"
 
 
 def _batch_lines(
@@ -192,7 +221,8 @@ def _batch_lines(
             text = tokenizer.decode([*prompt, *sampled], clean_up_tokenization_spaces=False)
             lines.append(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
     written = b"".join(lines)
-    return written, _Progress(
+    return written, replace(
+        progress,
         num_batches=progress.num_batches + 1,
         num_tokens=num_tokens,
         num_samples=progress.num_samples + len(lines),
@@ -206,10 +236,8 @@ def _read_progress(out_dir: Path) -> _Progress:
     if not file.is_file():
         return _Progress()
     what = "the progress of sampling"
-    progress = as_record(_Progress, read_json(file, what=what), what=what, where=file)
-    if min(asdict(progress).values()) < 0:
-        raise VerificationError(f"{what} is not what was written", where=str(file), found="a negative number")
-    return progress
+    record = unsealed(read_json_mapping(file, what=what), file, what=what, hint=_hint(out_dir))
+    return as_record(_Progress, record, what=what, where=file)
 
 
 def _prompts(config: Generate, tokenizer: Any) -> TokenArray | None:

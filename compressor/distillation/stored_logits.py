@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -26,6 +27,9 @@ from compressor.json_files import as_record, read_json_mapping
 
 INDEX_FILE = "index.json"
 SCHEMA = "compress-export/teacher-logits/1"
+# What reading damaged bytes raises: one bit may say that a member is encrypted (RuntimeError), or
+# compressed in a way that is unknown (NotImplementedError, a RuntimeError) or another (OSError, LZMAError).
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 Ids = npt.NDArray[np.int64]
@@ -102,7 +106,7 @@ def is_whole(path: Path, members: list[str]) -> bool:
         with zipfile.ZipFile(path) as archive:
             names = [f"{digest}.{name}.npy" for digest in members for name in ("ids", "logprobs")]
             return archive.namelist() == names and archive.testzip() is None
-    except (FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error):
+    except _DAMAGE:
         return False
 
 
@@ -221,7 +225,7 @@ class StoredLogits:
         try:
             shard = self._shard(name)
             found = TopTokens(ids=shard[f"{digest}.ids"], logprobs=shard[f"{digest}.logprobs"])
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, *_DAMAGE) as error:
             raise VerificationError(
                 "a shard of the stored teacher logits is damaged",
                 where=str(self._directory / name),

@@ -33,6 +33,8 @@ GROUP_SIZE = 16
 _PREFIX = "base_model.model."
 # What PEFT writes beside, which changes nothing.
 _OF_PEFT = ("peft_version", "revision")
+# What PEFT writes for what is not used here, whenever it saves an adapter again.
+_DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,8 @@ def _check_adapter_config(
         if name not in free and found != value:
             raise _wrong_config(folder, name, value, found)
     for name in sorted(set(config) - set(expected)):
-        if config[name] and name not in _OF_PEFT:
+        is_default = name in _DEFAULTS and config[name] == _DEFAULTS[name]
+        if config[name] and name not in _OF_PEFT and not is_default:
             raise _wrong_config(folder, name, "absent, or off", config[name])
 
 

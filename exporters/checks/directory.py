@@ -68,7 +68,7 @@ def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
             )
         found = check_structure(directory, subject.pattern)
         return _entry(directory, found, kind="checkpoint", status=NO_RECORD)
-    check_files(directory, artifact.files, contents=True)
+    check_files(directory, artifact.files, contents=True, stage=artifact.stage)
     check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
     try:
         return check(subject, artifact, options)

@@ -194,8 +194,8 @@ CASES: dict[str, Case] = {
     "config: a directory": refused("student/config.json", into_directory, redo("export")),
     "config: a link elsewhere": refused("student/config.json", into_link, redo("export")),
     "tokenizer: a character": refused("student/tokenizer.json", flip, redo("export")),
-    "added masks": refused("stages/distill/masks.safetensors", add, redo("distill")),
-    "added adapter": refused("student/adapter/adapter_config.json", add, redo("export")),
+    "added masks": refused("stages/distill/masks.safetensors", add, "remove "),
+    "added adapter": refused("student/adapter/adapter_config.json", add, "remove "),
     "graph: a weight": refused("exports/onnx/model.onnx.data", flip, redo("export")),
     "graph: its config": refused("exports/onnx/genai_config.json", set_to(search={}), redo("export")),
     "export's verdict: edited": refused(

@@ -93,7 +93,17 @@ def test_a_change_is_found_and_named(made: Path, how: str) -> None:
     with pytest.raises(VerificationError) as caught:
         check_files(made, files, contents=how in CONTENTS, redo="--restart-from prune")
     assert caught.value.where == str(made / name)
-    assert caught.value.hint == "make it again: --restart-from prune"
+    added = how.startswith("added")
+    assert caught.value.hint == (f"remove {made / name}" if added else "make it again: --restart-from prune")
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "checkpoint/._rank0.bin", ".nfs000000012c", "Thumbs.db"])
+def test_what_a_file_system_leaves_is_no_change(made: Path, name: str) -> None:
+    files = record_files(made)
+    (made / name).touch()
+
+    check_files(made, files, contents=True)
+    assert record_files(made) == files
 
 
 def test_an_engine_may_be_built_later(made: Path) -> None:
@@ -102,8 +112,24 @@ def test_an_engine_may_be_built_later(made: Path) -> None:
     (made / "engine" / "rank0.engine").touch()
     (made / "timing.cache").touch()
 
-    check_files(made, files, contents=True)
+    check_files(made, files, contents=True, stage="export-tensorrt-llm-fp8")
     built = record_files(made)
     (made / "engine" / "rank0.engine").unlink()
     with pytest.raises(VerificationError, match=r"rank0\.engine"):
         check_files(made, built, contents=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("prune", "timing.cache"),
+        ("export-onnx", "engine"),
+        ("export-tensorrt-llm-fp8", "timing.cache-anything"),
+        ("export-tensorrt-llm", "engine.bin"),
+    ],
+)
+def test_other_files_beside_an_export_are_refused(made: Path, stage: str, name: str) -> None:
+    files = record_files(made)
+    (made / name).touch()
+    with pytest.raises(VerificationError, match="was added"):
+        check_files(made, files, contents=False, stage=stage)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compressor.errors import UsageError
+from compressor.artifact import ARTIFACT_FILE
+from compressor.cli.cheap_checks import require_output
+from compressor.errors import ResourceError, UsageError
 from compressor.locking import LOCK_FILE, lock_run, lock_stage
 
 HOLD = """
@@ -86,3 +92,46 @@ def test_a_stage_leaves_no_lock_behind(tmp_path: Path) -> None:
     with lock_stage(tmp_path / "out"):
         assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def fail_with(number: int) -> Callable[..., Any]:
+    """A stand-in for a call to a file system that answers so."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(number))
+    with lock_run(run):
+        assert "has no locks" in capsys.readouterr().err
+
+
+def test_a_lock_that_fails_is_a_resource_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.EIO))
+    with pytest.raises(ResourceError, match="cannot be locked"), lock_run(run):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_finished_work_on_a_read_only_disk_is_taken_as_it_is(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for a disk that cannot be written: tests may run as root, whom no mode keeps out."""
+    done = tmp_path / "done"
+    done.mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    real, fail = Path.open, fail_with(number)
+    monkeypatch.setattr(Path, "open", lambda path, mode: (fail if mode == "a" else real)(path, mode))
+    with pytest.raises(ResourceError), lock_stage(done):
+        pass
+    (done / ARTIFACT_FILE).touch()
+    with lock_stage(done):
+        assert require_output(done, resume=False)
+    with pytest.raises(ResourceError, match="cannot be made"):
+        require_output(done, resume=False, overwrite=True)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from compressor.artifact import ARTIFACT_FILE, SCHEMA, ModelArtifact, read_artifact, sealed
 from compressor.console import Console
 from compressor.data.sources import source_fingerprint
+from compressor.discarding import remove_leftovers
 from compressor.errors import NetworkError, ResourceError, UsageError, VerificationError
 from compressor.stage import (
     PARTIAL_SUFFIX,
@@ -359,3 +360,10 @@ def test_a_file_the_machine_refuses_to_read_is_not_corrupt(bed: Bed) -> None:
 
     with pytest.raises(ResourceError, match="out of memory"):
         bed.execute()
+
+
+def test_a_file_of_a_users_with_the_name_of_a_discard_stays(tmp_path: Path) -> None:
+    (tmp_path / "made.discarded-0").write_text("a user's")
+    (tmp_path / "made.discarded-1").mkdir()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["made.discarded-0"]

@@ -178,3 +178,52 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert result["details"]["samples"] == len((out / TEXT_FILE).read_bytes().splitlines())
     assert invoke([*arguments[:3], "0", "-o", str(tmp_path / "none")]) == 2
     assert "no text to generate" in capsys.readouterr().err
+
+
+def end_a_text_early(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_a_letter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def count_one_more(path: Path) -> None:
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "num_tokens": record["num_tokens"] + 1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "alter"),
+    [
+        (TEXT_FILE, end_a_text_early),
+        (TEXT_FILE, replace_a_letter),
+        (TEXT_FILE, Path.unlink),
+        (generate.PROGRESS_FILE, count_one_more),
+    ],
+    ids=["shorter", "altered", "deleted", "progress"],
+)
+def test_an_altered_text_is_not_continued(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, alter: Any
+) -> None:
+    config = Generate(tokens=400, max_new_tokens=6)
+    real = generate.write_json
+
+    def killed_after_recording(path: Path, value: Any) -> None:
+        real(path, value)
+        if value.get("num_batches") == 2:
+            raise Killed
+
+    monkeypatch.setattr(generate, "write_json", killed_after_recording)
+    with pytest.raises(Killed):
+        sample(tiny_checkpoint, tmp_path / "parts", config)
+    monkeypatch.undo()
+    partial = tmp_path / "parts.partial"
+    alter(partial / name)
+
+    with pytest.raises(VerificationError) as caught:
+        sample(tiny_checkpoint, tmp_path / "parts", config)
+    assert caught.value.where == str(partial / name)
+    assert str(partial) in str(caught.value.hint)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from compressor.distillation.stored_logits import (
     LogitsHeader,
     StoredLogits,
     digest_of,
+    is_whole,
     shard_name,
 )
 from compressor.errors import UnsupportedError, UsageError, VerificationError
@@ -208,3 +211,22 @@ def test_a_damaged_shard_of_an_unfinished_store_is_written_again(tmp_path: Path,
 
     write(tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_a_fault_of_any_bit_of_a_shard_is_no_more_than_damage(tmp_path: Path) -> None:
+    """Flags that say "encrypted", unknown methods and impossible offsets are faults of single bits too."""
+    write(tmp_path / "store")
+    shard = tmp_path / "store" / shard_name(1)
+    data = shard.read_bytes()
+    members = json.loads((tmp_path / "store" / INDEX_FILE).read_text())["shards"][1]["windows"]
+    window = next(row for row in make_windows() if digest_of(row["input_ids"]) == members[0])
+    assert is_whole(shard, members)
+    directory = data.index(b"PK\x01\x02")
+    headers = [*range(6, 10), *range(directory + 6, directory + 12), *range(len(data) - 22, len(data))]
+    num_damaged = 0
+    for index, bit in itertools.product(headers, range(8)):
+        shard.write_bytes(data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :])
+        num_damaged += not is_whole(shard, members)
+        with suppress(VerificationError):
+            StoredLogits(tmp_path / "store").window(window["input_ids"])
+    assert num_damaged > len(headers)  # the rest are fields that no reader looks at

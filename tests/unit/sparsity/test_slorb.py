@@ -116,6 +116,7 @@ ADAPTER_FAULTS = {
     "layers_to_transform": {"layers_to_transform": [0]},
     "exclude_modules": {"exclude_modules": ["layer"]},
     "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "qalora_group_size": {"qalora_group_size": 8},
 }
 
 
@@ -142,3 +143,11 @@ def test_tensors_and_config_of_different_layers_are_caught(tmp_path: Path) -> No
         file.write_text(json.dumps({**config, "rank_pattern": ranks, "alpha_pattern": ranks}))
         with pytest.raises(VerificationError, match="not those of its config"):
             read_adapter(tmp_path)
+
+
+def test_an_adapter_saved_again_by_peft_is_read(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    write_adapter(tmp_path, {"layer": initial_branch(torch.ones(4, 32), torch.zeros(4, 32))})
+    folder = tmp_path / ADAPTER_DIRECTORY
+    peft.LoraConfig.from_pretrained(folder).save_pretrained(folder)
+    assert set(read_adapter(tmp_path)) == {"layer"}
