@@ -109,16 +109,23 @@ def with_template(template: str) -> Any:
 def test_all_of_a_conversation_reaches_the_template(tmp_path: Path, suffix: str) -> None:
     tokenizer = with_template(FULL_TEMPLATE)
     path = tmp_path / f"x{suffix}"
-    row = {"messages": WITH_TOOLS, "tools": TOOLS}
+    messages: Any = WITH_TOOLS
     if suffix == ".parquet":  # which needs one form for all schemas, and JSON where there is none
         pq.write_table(pa.Table.from_pylist([{"messages": WITH_TOOLS, "tools": json.dumps(TOOLS)}]), path)
+        # Older versions of pyarrow write the fields of a struct in the order of their names.
+        messages = without_absent(pq.read_table(path).to_pylist()[0]["messages"])
     else:
-        path.write_text(json.dumps(row) + "\n")
+        path.write_text(json.dumps({"messages": WITH_TOOLS, "tools": TOOLS}) + "\n")
     (document,) = documents(str(path), "all")
 
-    assert render(document, tokenizer) == tokenizer.apply_chat_template(
-        WITH_TOOLS, tools=TOOLS, tokenize=False
-    )
+    assert render(document, tokenizer) == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+
+
+def without_absent(value: Any) -> Any:
+    """What a table's column of one form for all fills in, left out again."""
+    if isinstance(value, dict):
+        return {key: without_absent(inner) for key, inner in value.items() if inner is not None}
+    return [without_absent(inner) for inner in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(
