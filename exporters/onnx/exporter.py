@@ -22,6 +22,7 @@ from exporters.logits import (
     student_prompts,
     torch_logits,
 )
+from exporters.onnx.attributes import check_attributes
 from exporters.onnx.builder import Precision, build_onnx
 from exporters.onnx.expressible import check_expressible
 from exporters.onnx.genai_config import check_genai_config, complete_genai_config
@@ -34,6 +35,8 @@ from exporters.record import Verification
 from exporters.tokenizer_check import check_tokenizer
 
 _CACHE_CHECK_TOKENS = 48
+# What the graph's weights are stored in; int4 graphs have steps, and a check of their own.
+_STORED: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _FORMATS: dict[Precision, str] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
@@ -83,20 +86,21 @@ class OnnxExporter:
         complete_genai_config(out_dir, source)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
-        """Compare the graph's logits at every position with the student's, and its weights where exact.
+        """Compare the graph's logits at every position with the student's, its weights and its attributes.
 
-        fp16 weights are compared tensor by tensor; a CPU without fp16 kernels leaves it at that. int4
-        weights are compared step by step, and the graph, with float32 inputs of its quantised layers, with
-        the student carrying them.
+        fp32 and fp16 weights are compared tensor by tensor; a CPU without fp16 kernels leaves it at that.
+        int4 weights are compared step by step, and the graph, with float32 inputs of its quantised layers,
+        with the student carrying them.
         """
         dims = dims_of_config(read_config(student))
         checks: dict[str, Any] = {
             "genai_config": check_genai_config(out_dir, student, trust_remote_code=options.trust_remote_code),
             "num_rope_positions": check_tables(out_dir, student),
+            "num_node_attributes": check_attributes(out_dir, student, dims),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
         }
-        if self.precision == "fp16":
-            checks["num_equal_initialisers"] = compare_weights(out_dir, student, dims, dtype=torch.float16)
+        if stored := _STORED.get(self.precision):
+            checks["num_equal_initialisers"] = compare_weights(out_dir, student, dims, dtype=stored)
         prompts = student_prompts(student, options)
         try:
             graph = OnnxModel(out_dir, dims)

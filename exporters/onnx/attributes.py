@@ -1,0 +1,84 @@
+"""A graph's node attributes against the student's config.
+
+Logits show a wrong attribute only as far as the prompts and the model's size let it through: an epsilon ten
+times too large moves a small model's logits by less than rounding does. Read from the graph, it is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import VerificationError
+from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.dims import Dims
+from exporters.onnx.builder import GRAPH_FILE
+
+_NORMS = (
+    *("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("LayerNormalization", "SkipLayerNormalization", "RMSNormalization"),
+)
+_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention")
+# Attributes are 32-bit floats.
+_PRECISION = 1e-6
+
+
+def check_attributes(directory: Path, student: Path, dims: Dims) -> int:
+    """Compare the norms' epsilon and the attention's head counts and scale with the student's config.
+
+    Args:
+        directory: The export.
+        student: The checkpoint.
+        dims: The student's dimensions.
+
+    Returns:
+        Number of attributes compared.
+
+    Raises:
+        VerificationError: naming the node, and what it has and should have; or when a graph has too few
+            norms or no attention to compare.
+    """
+    import onnx
+
+    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+    config, family = read_config(student), dims.family
+    epsilon: dict[str, Any] = {
+        "epsilon": config.get(family.norm_epsilon, family.defaults[family.norm_epsilon])
+    }
+    heads: dict[str, Any] = {
+        "num_heads": dims.num_attention_heads,
+        "kv_num_heads": dims.num_key_value_heads,
+        "scale": 1 / math.sqrt(dims.head_dim),
+    }
+    wanted = dict.fromkeys(_NORMS, epsilon) | dict.fromkeys(_ATTENTION, heads)
+    nodes = [node for node in graph.node if node.op_type in wanted]
+    for operators, least in ((_NORMS, 2 * dims.num_hidden_layers + 1), (_ATTENTION, dims.num_hidden_layers)):
+        found = sum(node.op_type in operators for node in nodes)
+        if found < least:
+            raise VerificationError(
+                f"the graph has too few nodes of {' or '.join(operators)}",
+                where=str(directory / GRAPH_FILE),
+                expected=f"at least {least}",
+                found=found,
+            )
+    return sum(_check_node(node, wanted[node.op_type]) for node in nodes)
+
+
+def _check_node(node: Any, wanted: dict[str, Any]) -> int:
+    stated = {each.name: each.f if each.type == each.FLOAT else each.i for each in node.attribute}
+    # MultiHeadAttention has one count of heads: the builder repeats keys and values before it.
+    compared = {
+        name: value
+        for name, value in wanted.items()
+        if name in stated or not (node.op_type == "MultiHeadAttention" and name == "kv_num_heads")
+    }
+    for name, value in compared.items():
+        if not math.isclose(stated.get(name, math.nan), value, rel_tol=_PRECISION):
+            raise VerificationError(
+                f"the graph's {name} is not what the student's {CONFIG_FILE} says",
+                where=f"{GRAPH_FILE}: {node.name}",
+                expected=f"{value:.6g}",
+                found=f"{stated[name]:.6g}" if name in stated else "no such attribute",
+            )
+    return len(compared)
