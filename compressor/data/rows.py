@@ -1,8 +1,9 @@
 """What a row of a table holds: a text, a prompt with its completion, or a conversation.
 
 Recognised, in this order, is the first of these fields that is filled: `text`, `content`, `messages`,
-`conversations` (ShareGPT), `prompt` with `completion`, `instruction` with `input` and `output`. An empty
-field never goes before a filled one; a row whose fields are all empty is no document.
+`conversations` (ShareGPT), `prompt` with `completion`, `instruction` with `input` and `output`; `response`,
+`context` and `system_prompt` are other names of `completion` or `output`, `input` and `system`. An empty
+field never goes before a filled one; a row whose fields are all empty, or that has no answer, is no document.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
 ROW_FIELDS = (
     *TEXT_FIELDS,
     *CONVERSATION_FIELDS,
-    *("prompt", "completion", "instruction", "input", "output", "history"),
-    *("system", "tools", "chat_template_kwargs"),
+    *("prompt", "completion", "response", "instruction", "input", "context", "output", "history"),
+    *("system", "system_prompt", "tools", "functions", "chat_template_kwargs"),
 )
-# ShareGPT's names of who speaks.
+# Other names of who speaks, ShareGPT's first of all.
 _ROLES = {
     "human": "user",
+    "prompter": "user",
     "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bard": "assistant",
+    "bing": "assistant",
+    "bot": "assistant",
     "model": "assistant",
     "assistant": "assistant",
     "system": "system",
@@ -104,12 +108,14 @@ def document_of(row: Any, *, where: str) -> Document | None:
             + ", ".join(map(repr, _LEADING)),
             found=", ".join(map(repr, list(row)[:10])) if isinstance(row, dict) else type(row).__name__,
         )
+    blank = None
     for name in TEXT_FIELDS:
         text = row.get(name)
         if text is not None and not isinstance(text, str):
             raise UsageError(f"a row's {name!r} is no string", where=where, found=type(text).__name__)
-        if text:
+        if text and text.strip():
             return text
+        blank = blank or text
     for name in CONVERSATION_FIELDS:
         if (messages := _decoded(row.get(name))) not in (None, [], ""):
             return _conversation(row, messages, where)
@@ -117,7 +123,7 @@ def document_of(row: Any, *, where: str) -> Document | None:
         return _completion(row, where)
     if row.get("instruction") or row.get("output"):
         return _instruction(row, where)
-    return None
+    return blank or None
 
 
 _LEADING = (*TEXT_FIELDS, *CONVERSATION_FIELDS, "prompt", "completion", "instruction", "output")
@@ -152,7 +158,7 @@ def _without_nulls(value: Any) -> Any:
 
 def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | None:
     messages = _messages(raw, where)
-    system = row.get("system")
+    system = row.get("system") or row.get("system_prompt")
     if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     if not any(_says_something(message) for message in messages):
@@ -162,7 +168,7 @@ def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | N
 
 def _completion(row: dict[str, Any], where: str) -> Document:
     """Two strings that follow each other, or two lists of messages."""
-    prompt, completion = row.get("prompt"), row.get("completion")
+    prompt, completion = row.get("prompt"), _first(row, "completion", "response")
     if isinstance(prompt or "", str) and isinstance(completion, str):
         return Completion(prompt=prompt or "", completion=completion, where=where)
     if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
@@ -181,13 +187,22 @@ def _completion(row: dict[str, Any], where: str) -> Document:
     )
 
 
-def _instruction(row: dict[str, Any], where: str) -> Conversation:
-    """Alpaca's fields as a conversation: instruction and input are the user's turn."""
-    parts = [row.get(name) or "" for name in ("instruction", "input", "output", "system")]
-    if not all(isinstance(part, str) for part in parts) or not parts[2]:
+def _instruction(row: dict[str, Any], where: str) -> Conversation | None:
+    """Alpaca's fields, or Dolly's, as a conversation: instruction and input are the user's turn."""
+    synonyms = (("instruction",), ("input", "context"), ("output", "response"), ("system", "system_prompt"))
+    parts = [_first(row, *names) or "" for names in synonyms]
+    for names, part in zip(synonyms, parts, strict=True):
+        if not isinstance(part, str):
+            raise UsageError(f"a row's {names[0]!r} is no string", where=where, found=type(part).__name__)
+    if not any(name in row for name in synonyms[2]):
         raise UsageError(
-            "a row's instruction, input and output are not strings, or there is no output", where=where
+            "a row has an instruction and no answer",
+            where=where,
+            expected="'output' or 'response'",
+            found=", ".join(map(repr, list(row)[:10])),
         )
+    if not parts[2]:
+        return None
     if row.get("history"):
         raise UsageError("a row's 'history' is not read", where=where, expected="'messages'")
     instruction, given, output, system = parts
@@ -218,21 +233,30 @@ def _message(raw: Any, where: str, number: int) -> Message:
         message = _from_sharegpt(message, where, number)
     if not isinstance(message.get("role"), str):
         raise _no_conversation(where, f"message {number} has no role")
+    message["role"] = _ROLES.get(message["role"], message["role"])
     if "function_call" in message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
         )
     calls = message.get("tool_calls")
     if isinstance(calls, str):
-        message["tool_calls"] = calls = _decoded(calls)
+        calls = _decoded(calls)
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
-    if calls == []:
-        del message["tool_calls"]
+    message.pop("tool_calls", None)
+    if calls:
+        message["tool_calls"] = [_with_object(call) for call in calls]
     if "content" not in message and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
     message["content"] = _content(message.get("content", ""), where, number)
     return message
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object: OpenAI's has them as JSON, which templates would quote."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_object(call["function"])}
+    return {**call, "arguments": _decoded(call["arguments"])} if "arguments" in call else call
 
 
 def _from_sharegpt(message: Message, where: str, number: int) -> Message:
@@ -270,12 +294,20 @@ def _content(content: Any, where: str, number: int) -> str:
 
 
 def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
+    if _decoded(row.get("functions")) not in (None, "", []):
+        raise UsageError("a row holds the deprecated 'functions'", where=where, expected="'tools'")
     tools = _decoded(row.get("tools"))
     if tools in (None, "", []):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError("a row's tools are no list of JSON schemas", where=where, found=type(tools).__name__)
     return tools
+
+
+def _first(row: dict[str, Any], *names: str) -> Any:
+    """The first filled field of these, or else the first that there is."""
+    there = [row[name] for name in names if row.get(name) is not None]
+    return next((value for value in there if value), there[0] if there else None)
 
 
 def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ _KNOWN = re.compile(
     r"model|pre|tokens|scores|token_type|token_type_count|merges|add_bos_token|add_eos_token"
     r"|add_space_prefix|[a-z_]+_token_id"
 )
+# Fields that converters write, and that change nothing where they say no.
+_NEUTRAL_IF_FALSE = ("add_sep_token", "remove_extra_whitespaces")
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
 _HINT = "--tokenizer DIR, a directory with the model's own tokenizer.json"
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
@@ -38,6 +40,7 @@ class SpecialTokenIds:
 
     Attributes:
         eot: The end of a turn, which also ends generation.
+        eom: The end of a message that awaits a tool's answer, which also ends generation.
     """
 
     bos: int | None
@@ -45,6 +48,7 @@ class SpecialTokenIds:
     unk: int | None
     pad: int | None
     eot: int | None
+    eom: int | None
 
     def config(self) -> dict[str, int]:
         """The fields of `config.json`."""
@@ -54,7 +58,7 @@ class SpecialTokenIds:
     def generation_config(self) -> dict[str, Any]:
         """The fields of `generation_config.json`: every token that ends an answer."""
         fields: dict[str, Any] = self.config()
-        ends = [end for end in dict.fromkeys((self.eos, self.eot)) if end is not None]
+        ends = [end for end in dict.fromkeys((self.eos, self.eom, self.eot)) if end is not None]
         if len(ends) > 1:
             fields["eos_token_id"] = ends
         return fields
@@ -74,7 +78,7 @@ def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
     is_sentencepiece = header.fields.get(f"{_PREFIX}model") == _SENTENCEPIECE
     ids: dict[str, int | None] = {"unk": 0, "bos": 1, "eos": 2} if is_sentencepiece else {}
     num_tokens = len(header.fields.get(f"{_PREFIX}tokens", ()))
-    for theirs, ours in {**_ROLES, "eot": "eot"}.items():
+    for theirs, ours in {**_ROLES, "eot": "eot", "eom": "eom"}.items():
         key = f"{_PREFIX}{theirs}_token_id"
         value = header.fields.get(key)
         if value is None:
@@ -87,7 +91,7 @@ def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
                 found=value,
             )
         ids[ours] = value
-    return SpecialTokenIds(**{role: ids.get(role) for role in ("bos", "eos", "unk", "pad", "eot")})
+    return SpecialTokenIds(**{role: ids.get(role) for role in ("bos", "eos", "unk", "pad", "eot", "eom")})
 
 
 def write_tokenizer(header: GgufHeader, directory: Path, *, max_length: int) -> None:
@@ -267,7 +271,7 @@ class _Vocabulary:
         return [pair for _, _, pair in sorted(found, key=lambda entry: entry[:2])]
 
     def _roles(self) -> set[int]:
-        ids = {*self._special.named().values(), self._special.eot}
+        ids = {*self._special.named().values(), self._special.eot, self._special.eom}
         return {token_id for token_id in ids if token_id is not None}
 
     def _added_tokens(self) -> list[dict[str, Any]]:
@@ -329,9 +333,10 @@ class _Vocabulary:
         return next(token for token in self.tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
 
     def _refuse_unknown_fields(self) -> None:
-        for name in self._header.fields:
+        for name, value in self._header.fields.items():
             key = name.removeprefix(_PREFIX)
-            if key != name and not _KNOWN.fullmatch(key):
+            neutral = key in _NEUTRAL_IF_FALSE and value is False
+            if key != name and not neutral and not _KNOWN.fullmatch(key):
                 raise UnsupportedError(
                     "a field of the GGUF file's tokenizer is not understood",
                     where=f"{self._where}: {name}",

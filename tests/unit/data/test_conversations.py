@@ -121,6 +121,21 @@ def test_all_of_a_conversation_reaches_the_template(tmp_path: Path, suffix: str)
     assert render(document, tokenizer) == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_arguments_written_as_json_are_an_object_in_the_template(tmp_path: Path, wrapped: bool) -> None:
+    """OpenAI's interface has them as a string, which `tojson` would quote again."""
+    function = {"name": "get_weather", "arguments": json.dumps(CALL["function"]["arguments"])}
+    messages = [*WITH_TOOLS[:1], {"role": "assistant", "tool_calls": [{"function": function}]}]
+    if not wrapped:
+        messages[1]["tool_calls"] = [function]
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    (document,) = documents(str(path), "all")
+
+    (call,) = document.messages[1]["tool_calls"]
+    assert call.get("function", call)["arguments"] == {"city": "Paris"}
+
+
 def without_absent(value: Any) -> Any:
     """What a table's column of one form for all fills in, left out again."""
     if isinstance(value, dict):
@@ -165,19 +180,36 @@ def test_messages_of_roles_that_the_template_does_not_know(role: str, content: s
     assert f"of role {role!r}" in str(caught.value.found)
 
 
-def test_thoughts_that_the_template_drops_from_contents_are_its_own_affair() -> None:
-    """As Qwen3's: what stands before the end of the thoughts is not shown in earlier turns."""
+def test_thoughts_that_the_template_drops_from_earlier_contents_are_its_own_affair() -> None:
+    """As Qwen3's: what stands before the end of the thoughts is shown in the last answer alone."""
     tokenizer = with_template(
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
     )
     chat = [
         {"role": "user", "content": "one river"},
         {"role": "assistant", "content": "<think>hm</think>stone"},
+        {"role": "user", "content": "and now"},
+        {"role": "assistant", "content": "<think>well</think>water"},
     ]
 
-    assert (
-        render(Conversation(messages=chat), tokenizer) == "<|user|>one river<|end|><|assistant|>stone<|end|>"
+    assert render(Conversation(messages=chat), tokenizer) == (
+        "<|user|>one river<|end|><|assistant|>stone<|end|>"
+        "<|user|>and now<|end|><|assistant|><think>well</think>water<|end|>"
     )
+
+
+@pytest.mark.parametrize("thoughts", ["<think>hm</think>", "<think>\nhm\n</think>\n\n", "hm\n</think>\n"])
+def test_thoughts_that_the_template_drops_from_every_answer_are_refused(thoughts: str) -> None:
+    """As DeepSeek-R1's templates do: training would be on answers without the reasoning in the rows."""
+    tokenizer = with_template(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+    )
+    chat = [{"role": "user", "content": "one river"}, {"role": "assistant", "content": f"{thoughts}stone"}]
+
+    with pytest.raises(UsageError, match="leaves out") as caught:
+        render(Conversation(messages=chat), tokenizer)
+    assert "the reasoning" in str(caught.value.found)
 
 
 @pytest.mark.parametrize("tail", ["", "\n", "\n\n", " "])

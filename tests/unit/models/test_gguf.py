@@ -251,7 +251,8 @@ def test_the_header_is_what_the_gguf_package_reads(tmp_path: Path) -> None:
 
 
 def test_generation_ends_at_every_end_token(tmp_path: Path) -> None:
-    path = TinyGguf(tokenizer_fields={"ggml.eot_token_id": 3}).write(tmp_path / "model.gguf")
+    ends = {"ggml.eot_token_id": 3, "ggml.eom_token_id": 4}
+    path = TinyGguf(tokenizer_fields=ends).write(tmp_path / "model.gguf")
     directory = convert_gguf(path, tmp_path, "float32")
-    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [2, 3]
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [2, 4, 3]
     assert read_config(directory)["eos_token_id"] == 2

@@ -23,6 +23,16 @@ def converted(model: TinyGguf, tmp_path: Path, **options: Any) -> Path:
     return convert_gguf(path, tmp_path / "scratch", "float32", **options)
 
 
+@pytest.mark.parametrize("field", ["add_sep_token", "remove_extra_whitespaces"])
+def test_a_switch_that_is_off_changes_nothing(field: str, tmp_path: Path) -> None:
+    """llama.cpp's converter writes `add_sep_token` of every model whose pairs have no separator."""
+    for name in ("plain", "switch"):
+        (tmp_path / name).mkdir()
+    plain = converted(TinyGguf(), tmp_path / "plain")
+    switched = converted(TinyGguf(tokenizer_fields={f"ggml.{field}": False}), tmp_path / "switch")
+    assert (switched / "tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("model", "error", "says"),
     [
@@ -34,6 +44,7 @@ def converted(model: TinyGguf, tmp_path: Path, **options: Any) -> Path:
             UnsupportedError,
             "not understood",
         ),
+        (TinyGguf(tokenizer_fields={"ggml.add_sep_token": True}), UnsupportedError, "not understood"),
         (
             TinyGguf(tokenizer_fields={"ggml.precompiled_charsmap": [1, 2]}),
             UnsupportedError,
