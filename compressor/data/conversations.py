@@ -28,7 +28,7 @@ from compressor.errors import UnsupportedError, UsageError
 
 Span = tuple[int, int]
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_THOUGHT_ENDS = "</think>"
+_THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
 # Anything shorter may stand in what the template adds.
 _TELLING_CHARACTERS = 8
 
@@ -195,10 +195,11 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
             if isinstance(message.get(name), str) and message[name].strip():
                 reasoning.append(f"qzr{number}rzq")
                 message[name] += reasoning[-1]
-        if contents and message["role"] == "assistant" and _THOUGHT_ENDS in message["content"]:
+        thought, ends, answer = message["content"].partition(_THOUGHT_ENDS)
+        if contents and message["role"] == "assistant" and ends and thought.replace(_THOUGHT, "").strip():
             # Templates that know this mark may cut what stands before it, some in the last answer too.
             reasoning.append(f"qzt{number}tzq")
-            message["content"] = message["content"].replace(_THOUGHT_ENDS, reasoning[-1] + _THOUGHT_ENDS, 1)
+            message["content"] = thought + reasoning[-1] + ends + answer
         if number in contents:
             message["content"] += marker(f"message {number}, of role {message['role']!r}")
     job = _job(replace(chat, tools=tools), messages)

@@ -158,8 +158,10 @@ def _without_nulls(value: Any) -> Any:
 
 def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | None:
     messages = _messages(raw, where)
-    system = row.get("system") or row.get("system_prompt")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":
+    system = _first(row, "system", "system_prompt")
+    if not isinstance(system or "", str):
+        raise UsageError("a row's 'system' is no string", where=where, found=type(system).__name__)
+    if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     if not any(_says_something(message) for message in messages):
         return None
@@ -240,23 +242,15 @@ def _message(raw: Any, where: str, number: int) -> Message:
         )
     calls = message.get("tool_calls")
     if isinstance(calls, str):
-        calls = _decoded(calls)
+        message["tool_calls"] = calls = _decoded(calls)
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
-    message.pop("tool_calls", None)
-    if calls:
-        message["tool_calls"] = [_with_object(call) for call in calls]
+    if calls == []:
+        del message["tool_calls"]
     if "content" not in message and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
     message["content"] = _content(message.get("content", ""), where, number)
     return message
-
-
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    """A call with its arguments as an object: OpenAI's has them as JSON, which templates would quote."""
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _with_object(call["function"])}
-    return {**call, "arguments": _decoded(call["arguments"])} if "arguments" in call else call
 
 
 def _from_sharegpt(message: Message, where: str, number: int) -> Message:

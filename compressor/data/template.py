@@ -89,6 +89,9 @@ def template_of(tokenizer: Any, *, tools: Sequence[Any] | None) -> str:
 def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     """Render conversations exactly as `tokenizer.apply_chat_template(..., tokenize=False)` does.
 
+    Where a call's arguments are JSON and the template fails on that or quotes it, they are given to it as an
+    object.
+
     Args:
         jobs: Together within one limit of time.
         tokenizer: Has the template.
@@ -102,7 +105,10 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     templates: dict[str, int] = {}
     numbers = [templates.setdefault(template_of(tokenizer, tools=job.tools), len(templates)) for job in jobs]
     special = _special_tokens(tokenizer)
-    described = [(number, _arguments(job, special)) for number, job in zip(numbers, jobs, strict=True)]
+    described = [
+        (number, _arguments(job, special), with_objects(job.messages))
+        for number, job in zip(numbers, jobs, strict=True)
+    ]
     try:
         answer = _process().ask({"templates": list(templates), "jobs": described, "seconds": SECONDS})
     except _EndedError as ended:
@@ -120,6 +126,35 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
             found=f"roles {roles}",
         )
     return [Rendered(text=text, spans=tuple((start, end) for start, end in spans)) for text, spans in answer]
+
+
+def with_objects(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]] | None:
+    """The messages with calls' arguments as objects where they are JSON, and that JSON; None without any.
+
+    OpenAI's interface has arguments as JSON. Some templates take that as it is, and others an object, of
+    which they make JSON; the worker sees which.
+    """
+    found: list[str] = []
+
+    def of_call(call: Any) -> Any:
+        if not isinstance(call, dict):
+            return call
+        changed = {**call, "function": of_call(call["function"])} if "function" in call else dict(call)
+        given = call.get("arguments")
+        if isinstance(given, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(value := json.loads(given), dict):
+                    found.append(given)
+                    changed["arguments"] = value
+        return changed
+
+    changed = [
+        {**message, "tool_calls": [of_call(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+    return (changed, found) if found else None
 
 
 def _arguments(job: Job, special: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,9 @@ MAX_OUTPUT_CHARACTERS = 1 << 26
 def serve() -> None:
     """Answer requests until the standard input ends.
 
-    A request is `{"templates": [...], "jobs": [...], "seconds": ...}`, a job the number of its template and
-    the keyword arguments of `render_jinja_template` for one conversation. The answer is a list with
+    A request is `{"templates": [...], "jobs": [...], "seconds": ...}`, a job the number of its template, the
+    keyword arguments of `render_jinja_template` for one conversation, and null or what
+    `compressor.data.template.with_objects` makes of its messages. The answer is a list with
     `[text, spans]` for every job, or `{"error": class, "message": ..., "job": number}` for the first that
     failed.
     """
@@ -52,8 +53,8 @@ def _answer(render: Any, request: dict[str, Any]) -> Any:
     left = MAX_OUTPUT_CHARACTERS
     reason = None
     try:
-        for template, arguments in request["jobs"]:
-            texts, spans = render(chat_template=request["templates"][template], **arguments)
+        for template, arguments, objects in request["jobs"]:
+            texts, spans = _rendered(render, request["templates"][template], arguments, objects)
             left -= len(texts[0])
             if left < 0:
                 reason = ("MemoryError", "its output has no end")
@@ -68,6 +69,24 @@ def _answer(render: Any, request: dict[str, Any]) -> Any:
     if reason is None:
         return rendered
     return {"error": reason[0], "message": reason[1], "job": len(rendered)}
+
+
+def _rendered(render: Any, template: str, arguments: dict[str, Any], objects: Any) -> Any:
+    """One conversation; with objects for its calls' arguments where their JSON fails, or is quoted."""
+    if objects is None:
+        return render(chat_template=template, **arguments)
+    messages, strings = objects
+    try:
+        rendered = render(chat_template=template, **arguments)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, objects fail too or it was the strings
+        rendered = None
+    # As tojson of transformers' templates quotes a string, or as json.dumps does.
+    quoted = [json.dumps(string, ensure_ascii=escapes) for string in strings for escapes in (False, True)]
+    if rendered is not None and not any(string in rendered[0][0] for string in quoted):
+        return rendered
+    return render(chat_template=template, **{**arguments, "conversations": [messages]})
 
 
 def _limit_memory() -> None:

@@ -121,19 +121,38 @@ def test_all_of_a_conversation_reaches_the_template(tmp_path: Path, suffix: str)
     assert render(document, tokenizer) == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_arguments_written_as_json_are_an_object_in_the_template(tmp_path: Path, wrapped: bool) -> None:
-    """OpenAI's interface has them as a string, which `tojson` would quote again."""
-    function = {"name": "get_weather", "arguments": json.dumps(CALL["function"]["arguments"])}
-    messages = [*WITH_TOOLS[:1], {"role": "assistant", "tool_calls": [{"function": function}]}]
-    if not wrapped:
-        messages[1]["tool_calls"] = [function]
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    (document,) = documents(str(path), "all")
+WITH_CALLS = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}CALL{% endfor %}{% endfor %}"
+)
+# How templates write a call's arguments, and whether they are right with the JSON that a row has.
+WAYS = {
+    "{{ c.function.name }} {{ c.function.arguments | tojson }}": False,
+    "{{ c.function | tojson }}": False,
+    "{{ c.function.name }} {% for k, v in c.function.arguments | items %}{{ k }}={{ v }}{% endfor %}": False,
+    "{{ c.function.name + ' ' + c.function.arguments }}": True,
+    "{{ c.function.name }} {{ c.function.arguments }}": True,
+    "{{ c.function.name }} {% if c.function.arguments is string %}{{ c.function.arguments }}"
+    "{% else %}{{ c.function.arguments | tojson }}{% endif %}": True,
+}
 
-    (call,) = document.messages[1]["tool_calls"]
-    assert call.get("function", call)["arguments"] == {"city": "Paris"}
+
+@pytest.mark.parametrize("given", [{"city": "Paris"}, {}, {"city": "Zürich", "days": [1, 2]}])
+@pytest.mark.parametrize("way", WAYS)
+def test_arguments_as_json_reach_a_template_in_the_form_that_it_takes(
+    way: str, given: dict[str, Any]
+) -> None:
+    """Against transformers, given at once what this template takes."""
+    tokenizer = with_template(WITH_CALLS.replace("CALL", way))
+
+    def chat(arguments: Any) -> list[dict[str, Any]]:
+        function = {"name": "get_weather", "arguments": arguments}
+        call = {"type": "function", "function": function}
+        return [WITH_TOOLS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    as_json = json.dumps(given, ensure_ascii=False)
+    takes = chat(as_json if WAYS[way] else given)
+    document = Conversation(messages=chat(as_json))
+    assert render(document, tokenizer) == tokenizer.apply_chat_template(takes, tokenize=False)
 
 
 def without_absent(value: Any) -> Any:
@@ -210,6 +229,17 @@ def test_thoughts_that_the_template_drops_from_every_answer_are_refused(thoughts
     with pytest.raises(UsageError, match="leaves out") as caught:
         render(Conversation(messages=chat), tokenizer)
     assert "the reasoning" in str(caught.value.found)
+
+
+def test_empty_thoughts_that_the_template_drops_are_nothing_lost() -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+    )
+    chat = [
+        {"role": "user", "content": "one river"},
+        {"role": "assistant", "content": "<think>\n\n</think>stone"},
+    ]
+    assert render(Conversation(messages=chat), tokenizer).endswith("<|assistant|>stone<|end|>")
 
 
 @pytest.mark.parametrize("tail", ["", "\n", "\n\n", " "])

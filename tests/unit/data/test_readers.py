@@ -448,6 +448,7 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
         {"prompt": "p"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"instruction": "do", "input": "this"},
+        {"messages": [{"role": "user", "content": "a"}], "system_prompt": ["be"]},
         {"messages": [{"role": "user", "content": "a"}], "functions": [{"name": "f"}]},
         {"instruction": "do", "output": "done", "history": [["a", "b"]]},
         {"messages": [{"role": "user", "content": "a"}], "tools": "weather"},
