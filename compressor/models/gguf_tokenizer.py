@@ -58,7 +58,7 @@ class SpecialTokenIds:
     def generation_config(self) -> dict[str, Any]:
         """The fields of `generation_config.json`: every token that ends an answer."""
         fields: dict[str, Any] = self.config()
-        ends = [end for end in dict.fromkeys((self.eos, self.eom, self.eot)) if end is not None]
+        ends = [end for end in dict.fromkeys((self.eos, self.eot, self.eom)) if end is not None]
         if len(ends) > 1:
             fields["eos_token_id"] = ends
         return fields

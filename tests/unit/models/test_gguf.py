@@ -254,5 +254,5 @@ def test_generation_ends_at_every_end_token(tmp_path: Path) -> None:
     ends = {"ggml.eot_token_id": 3, "ggml.eom_token_id": 4}
     path = TinyGguf(tokenizer_fields=ends).write(tmp_path / "model.gguf")
     directory = convert_gguf(path, tmp_path, "float32")
-    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [2, 4, 3]
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [2, 3, 4]
     assert read_config(directory)["eos_token_id"] == 2
