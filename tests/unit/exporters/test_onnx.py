@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from compressor.recipe import Export, ExportFormat
 from compressor.stage import execute
 from exporters.base import EXPORTERS, export_stage
 from exporters.onnx import builder, exporter
-from exporters.onnx.builder import GRAPH_FILE, build_onnx
+from exporters.onnx.builder import build_onnx
 from exporters.onnx.genai_config import check_genai_config, complete_genai_config
 from exporters.onnx.int4 import check_int4
 from exporters.onnx.rope import check_tables
@@ -114,32 +113,6 @@ def test_a_graph_of_another_model_is_caught(
     assert verification.status == "failed"
     with pytest.raises(VerificationError, match="logits differ"):
         verification.enforce()
-
-
-@pytest.mark.parametrize(
-    ("operator", "attribute", "change"),
-    [
-        ("SkipSimplifiedLayerNormalization", "epsilon", lambda value: value * 10),
-        ("SimplifiedLayerNormalization", "epsilon", lambda value: value * 0.99),
-        ("GroupQueryAttention", "scale", lambda value: value * 1.001),
-        ("GroupQueryAttention", "kv_num_heads", lambda value: value * 2),
-    ],
-)
-def test_an_attribute_that_the_logits_hardly_show_is_caught(
-    exports: Exports, tmp_path: Path, operator: str, attribute: str, change: Callable[[float], float]
-) -> None:
-    altered = tmp_path / "altered"
-    shutil.copytree(exports.make("onnx"), altered)
-    model = onnx.load(altered / GRAPH_FILE, load_external_data=False)
-    node = [node for node in model.graph.node if node.op_type == operator][-1]
-    for each in node.attribute:
-        if each.name == attribute and each.type == each.FLOAT:
-            each.f = change(each.f)
-        elif each.name == attribute:
-            each.i = int(change(each.i))
-    onnx.save(model, altered / GRAPH_FILE)
-    with pytest.raises(VerificationError, match=f"the graph's {attribute} is not what"):
-        EXPORTERS["onnx"].verify(altered, exports.student(tied=True), OPTIONS)
 
 
 def test_a_cpu_without_kernels_leaves_the_weights_compared(

@@ -21,7 +21,9 @@ from compressor.models.dims import dims_of_config
 from compressor.recipe import Export
 from exporters.base import EXPORTERS
 from exporters.logits import VerifyOptions
+from exporters.onnx.attributes import check_attributes
 from exporters.onnx.runtime import OnnxModel
+from exporters.onnx.weights import compare_weights
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import load_trtllm_model
 from tests.rope_forms import (
@@ -109,3 +111,11 @@ def test_a_graph_computes_the_original_beyond_its_context(
     found = write_graph(model, tmp_path / "made", CONTEXT)
     assert CONTEXT > ORIGINAL_CONTEXT
     assert largest_difference(found, model.logits[0, :CONTEXT]) <= LARGEST_DIFFERENCE
+    # What `verify` reads from the graph is what the builder, another program, made of every family.
+    dims = dims_of_config(read_config(model.directory))
+    # An epsilon of two norms a layer and the last, and three attributes of every attention; q, k and v
+    # joined, o, gate, up, down and two norms a layer, the last norm, the embedding and the head.
+    layers = dims.num_hidden_layers
+    assert check_attributes(tmp_path / "made", model.directory, dims) >= (2 * layers + 1) + 3 * layers
+    compared = compare_weights(tmp_path / "made", model.directory, dims, dtype=torch.float32)
+    assert compared >= 7 * layers + 3
