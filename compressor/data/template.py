@@ -90,7 +90,8 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     """Render conversations exactly as `tokenizer.apply_chat_template(..., tokenize=False)` does.
 
     Where a call's arguments are JSON and the template fails on that or quotes it, they are given to it as an
-    object.
+    object; where a content is null and it fails on that or writes None, as an empty text. The day that a
+    template asks for is always the same.
 
     Args:
         jobs: Together within one limit of time.

@@ -12,11 +12,15 @@ import json
 import os
 import signal
 import sys
+from datetime import datetime
 from typing import Any
 
 # Behind what the interpreter and its libraries take already.
 MEMORY_BYTES = 1 << 30
 MAX_OUTPUT_CHARACTERS = 1 << 26
+# What templates are told that it is today: the same text has the same tokens on every day. It is the date
+# that Llama 3's own template writes where it is told none.
+TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a date as it stands in a text
 
 
 def serve() -> None:
@@ -72,6 +76,31 @@ def _answer(render: Any, request: dict[str, Any]) -> Any:
 
 
 def _rendered(render: Any, template: str, arguments: dict[str, Any], objects: Any) -> Any:
+    """One conversation; with empty contents for those that are null, where the template cannot take null."""
+    dated = {"strftime_now": TODAY.strftime, **arguments}
+    filled = {**dated, "conversations": [_filled(dated["conversations"][0])]}
+    if filled["conversations"] == dated["conversations"]:
+        return _with_calls(render, template, dated, objects)
+    filled_objects = objects and (_filled(objects[0]), objects[1])
+    try:
+        rendered = _with_calls(render, template, dated, objects)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, it fails again or null was the reason
+        return _with_calls(render, template, filled, filled_objects)
+    if "None" not in rendered[0][0]:
+        return rendered
+    without = _with_calls(render, template, filled, filled_objects)
+    return rendered if rendered[0][0].count("None") == without[0][0].count("None") else without
+
+
+def _filled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**message, "content": ""} if message.get("content", "") is None else message for message in messages
+    ]
+
+
+def _with_calls(render: Any, template: str, arguments: dict[str, Any], objects: Any) -> Any:
     """One conversation; with objects for its calls' arguments where their JSON fails, or is quoted."""
     if objects is None:
         return render(chat_template=template, **arguments)

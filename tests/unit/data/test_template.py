@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -30,6 +31,9 @@ TEMPLATES = {
     "tojson": "{{ messages|tojson }}{{ tools|tojson(indent=2) if tools }}"
     "{{ messages[0]|tojson(sort_keys=true) }}",
     "date": "{{ strftime_now('%Y') }}" + EACH,
+    "date where there is one": "{% if date_string is not defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan 1970' %}"
+    "{% endif %}{% endif %}Today: {{ date_string }}" + EACH,
     "loop controls": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}"
     "{% endfor %}",
     "white space": "{% for m in messages %}\n    {%- if m.name is defined %}\n  {{ m.name }}\n    {% endif %}"
@@ -56,12 +60,30 @@ def test_rendering_is_transformers_own(name: str, prompts: bool) -> None:
     for tools in (None, TOOLS):
         for extras in ({}, {"enable_thinking": True}):
             theirs = tokenizer.apply_chat_template(
-                CHAT, tools=tools, tokenize=False, add_generation_prompt=prompts, **extras
+                CHAT,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=prompts,
+                strftime_now=datetime(2024, 7, 26).strftime,  # noqa: DTZ001 - the day of every rendering
+                **extras,
             )
             (ours,) = render_jobs(
                 [Job(messages=CHAT, tools=tools, extras=extras, prompts=prompts)], tokenizer
             )
             assert ours.text == theirs
+
+
+def test_the_day_is_the_same_on_every_day_and_a_row_may_say_another() -> None:
+    """Else a run that is continued tomorrow would tokenise other text."""
+    tokenizer = with_template(TEMPLATES["date where there is one"] + TEMPLATES["generation"])
+    jobs = [
+        Job(messages=CHAT, extras=extras, tracks=tracks)
+        for extras in ({}, {"date_string": "2 Feb 2025"})
+        for tracks in (False, True)
+    ]
+    found = [each.text.partition("Be <brief>")[0] for each in render_jobs(jobs, tokenizer)]
+
+    assert found == ["Today: 26 Jul 2024"] * 2 + ["Today: 2 Feb 2025"] * 2
 
 
 def test_spans_of_generation_blocks_are_transformers_own() -> None:
