@@ -30,19 +30,33 @@ def check_texts(specs: Iterable[str], console: Console) -> None:
 
 
 def check_responses(specs: Iterable[str]) -> None:
-    """Refuse local texts in which responses cannot be told from the rest.
+    """Refuse local texts without responses, or in which these cannot be told from the rest.
 
     Raises:
-        UsageError: naming the first row that is plain text.
+        UsageError: naming the first row that is plain text, or the text whose training part holds no
+            response.
     """
-    for spec in specs:
-        if is_local(spec) and (row := survey(spec).plain_rows) is not None:
+    for spec in filter(is_local, specs):
+        found = survey(spec, answers=True)
+        if found.plain_rows is not None:
             raise UsageError(
                 "a plain text has no responses to train on alone",
-                where=row,
+                where=found.plain_rows,
                 expected="conversations, prompt and completion, or instruction and output",
                 hint="--loss-on all",
             )
+        if found.first_response is None or found.first_response >= found.cut:
+            raise _without_responses(spec, f"none in the {found.cut} rows of the training part")
+
+
+def _without_responses(spec: str, found: str) -> UsageError:
+    return UsageError(
+        "this text holds no response to train on",
+        where=spec,
+        expected="an answer of the assistant, or a completion",
+        found=found,
+        hint="--loss-on all",
+    )
 
 
 def check_rendering(
@@ -58,15 +72,21 @@ def check_rendering(
         loss_on: `responses` to find these as well.
 
     Raises:
+        UsageError: for responses and a text in which the template shows none.
         UsageError, UnsupportedError, VerificationError: as `render_all` and `responses` do.
     """
-    if not is_local(spec) or not survey(spec).has_conversations:
+    tracks = loss_on == "responses"
+    if not is_local(spec) or not survey(spec, answers=tracks).has_conversations:
         return
-    tracks, characters = loss_on == "responses", 0
-    for group in grouped(Documents(spec, split), GROUP_DOCUMENTS):
+    characters = num_documents = num_responses = 0
+    for group in grouped(Documents(spec, split, answers=tracks), GROUP_DOCUMENTS):
         for document, rendered in zip(group, render_all(group, tokenizer, tracks=tracks), strict=True):
             characters += len(rendered.text)
             if tracks:
-                responses(document, rendered, tokenizer, where=spec)
+                spans = responses(document, rendered, tokenizer, where=spec)
+                num_responses += sum(end > start for start, end in spans)
+        num_documents += len(group)
         if max_tokens is not None and characters > max_tokens * CHARACTERS_PER_TOKEN:
-            return
+            break
+    if tracks and not num_responses:
+        raise _without_responses(spec, f"none in {num_documents} documents as the chat template writes them")

@@ -15,14 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compressor.data.rows import (
-    REASONING_FIELDS,
-    Completion,
-    Conversation,
-    Document,
-    Message,
-    TextPiece,
-)
+from compressor.data.messages import REASONING_FIELDS, Message, is_response
+from compressor.data.rows import Completion, Conversation, Document, TextPiece
 from compressor.data.template import Job, Rendered, render_jobs, template_of
 from compressor.errors import UnsupportedError, UsageError
 
@@ -77,7 +71,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
 
     These are the completion of a prompt, and the assistant's turns of a conversation with the token that
     ends each: what the template's `{% generation %}` blocks made, or else what follows the rendering of
-    the messages before with the header of an answer.
+    the messages before with the header of an answer. A message whose `weight` is 0, or `train` false, is
+    none.
 
     Args:
         document: The document.
@@ -86,7 +81,7 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
         where: The document's place, for messages.
 
     Raises:
-        UsageError: for a text without responses.
+        UsageError: for a text without responses, or a message that counts in part.
         UnsupportedError: for a template that renders the beginning of a conversation otherwise alone.
     """
     if isinstance(document, Completion):
@@ -99,7 +94,7 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
             hint="--loss-on all",
         )
     if _GENERATION_BLOCK.search(template_of(tokenizer, tools=document.tools)):
-        return _behind_prompt(document, tokenizer, rendered)
+        return _spans_of_blocks(document, tokenizer, rendered)
     return _spans_by_prefix(document, tokenizer, rendered.text)
 
 
@@ -133,7 +128,7 @@ def _unseen(messages: Sequence[Message], text: str) -> tuple[int, ...]:
     """Messages whose contents do not stand in the text, one behind the other, beyond doubt."""
     unseen, position = [], 0
     for number, message in enumerate(messages):
-        content = message["content"].strip()
+        content = (message["content"] or "").strip()
         at = text.find(content, position)
         if at >= 0:
             position = at + len(content)
@@ -195,7 +190,7 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
             if isinstance(message.get(name), str) and message[name].strip():
                 reasoning.append(f"qzr{number}rzq")
                 message[name] += reasoning[-1]
-        thought, ends, answer = message["content"].partition(_THOUGHT_ENDS)
+        thought, ends, answer = (message["content"] or "").partition(_THOUGHT_ENDS)
         if contents and message["role"] == "assistant" and ends and thought.replace(_THOUGHT, "").strip():
             # Templates that know this mark may cut what stands before it, some in the last answer too.
             reasoning.append(f"qzt{number}tzq")
@@ -211,14 +206,27 @@ def _rename_(function: Any, marker: str) -> None:
         function["name"] = marker
 
 
-def _behind_prompt(chat: Conversation, tokenizer: Any, full: Rendered) -> list[Span]:
-    """The template's own spans, but for those in the messages of the prompt."""
+def _spans_of_blocks(chat: Conversation, tokenizer: Any, full: Rendered) -> list[Span]:
+    """The template's own spans, but for those of the prompt and of messages that do not count."""
     first = chat.num_prompt_messages
-    if not first:
-        return list(full.spans)
-    before = render_jobs([_job(chat, chat.messages[:first])], tokenizer)[0].text
-    _require_prefix(before, full.text, chat, tokenizer)
-    return [(start, end) for start, end in full.spans if start >= len(before)]
+    left_out = [(0, first)] if first else []
+    left_out += [
+        (number, number + 1)
+        for number, message in enumerate(chat.messages[first:], first)
+        if message["role"] == "assistant" and not is_response(message, where=chat.where)
+    ]
+    cuts = sorted({cut for cuts in left_out for cut in cuts} - {0})
+    lengths = {0: 0}
+    for cut, before in zip(
+        cuts, render_jobs([_job(chat, chat.messages[:cut]) for cut in cuts], tokenizer), strict=True
+    ):
+        _require_prefix(before.text, full.text, chat, tokenizer)
+        lengths[cut] = len(before.text)
+    return [
+        (start, end)
+        for start, end in full.spans
+        if not any(lengths[low] <= start < lengths[high] for low, high in left_out)
+    ]
 
 
 def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span]:
@@ -226,7 +234,7 @@ def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span
     turns = [
         number
         for number, message in enumerate(chat.messages)
-        if message["role"] == "assistant" and number >= max(1, chat.num_prompt_messages)
+        if number >= max(1, chat.num_prompt_messages) and is_response(message, where=chat.where)
     ]
     starts = [_job(chat, chat.messages[:number], prompts=True) for number in turns]
     ends = [_job(chat, chat.messages[: number + 1]) for number in turns]

@@ -106,7 +106,7 @@ def write_tokens(
     if done.complete:
         check_tokens(path)
         return done.num_tokens
-    reader = Documents(spec, split, position=done.position)
+    reader = Documents(spec, split, position=done.position, answers=loss_on == "responses")
     written = _Written(done.num_tokens, done.num_starts, done.num_documents)
     with (
         _continued(path, done.num_tokens * 4) as file,

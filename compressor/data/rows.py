@@ -4,15 +4,16 @@ Recognised, in this order, is the first of these fields that is filled: `text`, 
 `conversations` (ShareGPT), `prompt` with `completion`, `instruction` with `input` and `output`; `response`,
 `context` and `system_prompt` are other names of `completion` or `output`, `input` and `system`. An empty
 field never goes before a filled one; a row whose fields are all empty, or that has no answer, is no document.
+Where responses are wanted, the fields that tell them from the rest go before a text rendered beside them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressor.data.messages import Message, decoded, is_response, read_messages, says_something
 from compressor.errors import UsageError
 
 TEXT_FIELDS = ("text", "content")
@@ -24,27 +25,7 @@ ROW_FIELDS = (
     *("prompt", "completion", "response", "instruction", "input", "context", "output", "history"),
     *("system", "system_prompt", "tools", "functions", "chat_template_kwargs"),
 )
-# Other names of who speaks, ShareGPT's first of all.
-_ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +57,8 @@ class Conversation:
     """What a chat template renders.
 
     Attributes:
-        messages: With `role` and what else each holds; contents are strings.
+        messages: With `role` and what else each holds; a content is a string, or None beside calls or
+            reasoning.
         tools: JSON schemas of the functions that may be called.
         extras: Further arguments of the template (`chat_template_kwargs`).
         num_prompt_messages: So many messages are the prompt; what the assistant says in them is no response.
@@ -94,39 +76,84 @@ class Conversation:
 Document = str | TextPiece | Completion | Conversation
 
 
-def document_of(row: Any, *, where: str) -> Document | None:
+def document_of(row: Any, *, where: str, answers: bool = False) -> Document | None:
     """What a row holds; None for a row whose fields are all empty.
+
+    Args:
+        row: As its file holds it.
+        where: Its place, for messages.
+        answers: Whether responses are wanted: a text goes behind the other fields then.
 
     Raises:
         UsageError: for a row without a known field, or with one that is not what its name says.
     """
-    if not isinstance(row, dict) or not any(name in row for name in _LEADING):
+    if not isinstance(row, dict) or not any(name in row for name in LEADING_FIELDS):
         raise UsageError(
             "a row has no 'text' string and no 'messages'",
             where=where,
             expected='{"text": ...}, {"messages": [{"role": ..., "content": ...}]}, or one of '
-            + ", ".join(map(repr, _LEADING)),
+            + ", ".join(map(repr, LEADING_FIELDS)),
             found=", ".join(map(repr, list(row)[:10])) if isinstance(row, dict) else type(row).__name__,
         )
-    blank = None
+    text = _text(row, where)
+    if text.strip() and not answers:
+        return text
+    found, is_filled = _structured(row, where)
+    if is_filled and found is None and text.strip():
+        # Its answer is empty: a document all the same, as it is one where the loss is on all.
+        return Completion(prompt=text, completion="", where=where)
+    return found if is_filled else text or None
+
+
+def has_response(document: Document, *, where: str) -> bool:
+    """Whether a document holds a response that counts.
+
+    Raises:
+        UsageError: for a response that counts in part.
+    """
+    if isinstance(document, Completion):
+        return bool(document.completion)
+    if not isinstance(document, Conversation):
+        return False
+    # All of them are asked, so that a weight that cannot be used is found.
+    found = [
+        is_response(message, where=where) and says_something(message)
+        for message in document.messages[document.num_prompt_messages :]
+    ]
+    return any(found)
+
+
+def fields_beside_text(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row with a text holds in the other fields that are read, by the name of the field."""
+    return {name: row[name] for name in ROW_FIELDS if name not in TEXT_FIELDS and row.get(name)}
+
+
+LEADING_FIELDS = (*TEXT_FIELDS, *CONVERSATION_FIELDS, "prompt", "completion", "instruction", "output")
+
+
+def _text(row: dict[str, Any], where: str) -> str:
+    """The first filled field of text, else an empty one."""
+    blank = ""
     for name in TEXT_FIELDS:
         text = row.get(name)
         if text is not None and not isinstance(text, str):
             raise UsageError(f"a row's {name!r} is no string", where=where, found=type(text).__name__)
         if text and text.strip():
             return text
-        blank = blank or text
+        blank = blank or text or ""
+    return blank
+
+
+def _structured(row: dict[str, Any], where: str) -> tuple[Document | None, bool]:
+    """A conversation, a completion or an instruction, and whether their fields are filled at all."""
     for name in CONVERSATION_FIELDS:
-        if (messages := _decoded(row.get(name))) not in (None, [], ""):
-            return _conversation(row, messages, where)
+        if (messages := decoded(row.get(name))) not in (None, [], ""):
+            return _conversation(row, messages, where), True
     if row.get("prompt") or row.get("completion"):
-        return _completion(row, where)
+        return _completion(row, where), True
     if row.get("instruction") or row.get("output"):
-        return _instruction(row, where)
-    return blank or None
-
-
-_LEADING = (*TEXT_FIELDS, *CONVERSATION_FIELDS, "prompt", "completion", "instruction", "output")
+        return _instruction(row, where), True
+    return None, False
 
 
 def replace_surrogates(value: Any) -> tuple[Any, int]:
@@ -157,13 +184,13 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | None:
-    messages = _messages(raw, where)
+    messages = read_messages(raw, where)
     system = _first(row, "system", "system_prompt")
     if not isinstance(system or "", str):
         raise UsageError("a row's 'system' is no string", where=where, found=type(system).__name__)
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
-    if not any(_says_something(message) for message in messages):
+    if not any(says_something(message) for message in messages):
         return None
     return Conversation(messages=messages, tools=_tools(row, where), extras=_extras(row, where), where=where)
 
@@ -174,9 +201,9 @@ def _completion(row: dict[str, Any], where: str) -> Document:
     if isinstance(prompt or "", str) and isinstance(completion, str):
         return Completion(prompt=prompt or "", completion=completion, where=where)
     if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
-        first = _messages(prompt, where)
+        first = read_messages(prompt, where)
         return Conversation(
-            messages=[*first, *_messages(completion, where)],
+            messages=[*first, *read_messages(completion, where)],
             tools=_tools(row, where),
             extras=_extras(row, where),
             num_prompt_messages=len(first),
@@ -220,77 +247,10 @@ def _instruction(row: dict[str, Any], where: str) -> Conversation | None:
     )
 
 
-def _messages(raw: Any, where: str) -> list[Message]:
-    if not isinstance(raw, list) or not raw:
-        raise _no_conversation(where, f"{type(raw).__name__}")
-    return [_message(message, where, number) for number, message in enumerate(raw)]
-
-
-def _message(raw: Any, where: str, number: int) -> Message:
-    """A message as templates take it: ShareGPT's names translated, content parts joined, nulls left out."""
-    if not isinstance(raw, dict):
-        raise _no_conversation(where, f"message {number} is a {type(raw).__name__}")
-    message = {key: value for key, value in raw.items() if value is not None}
-    if "role" not in message and "from" in message:
-        message = _from_sharegpt(message, where, number)
-    if not isinstance(message.get("role"), str):
-        raise _no_conversation(where, f"message {number} has no role")
-    message["role"] = _ROLES.get(message["role"], message["role"])
-    if "function_call" in message:
-        raise UsageError(
-            "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
-        )
-    calls = message.get("tool_calls")
-    if isinstance(calls, str):
-        message["tool_calls"] = calls = _decoded(calls)
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
-    if calls == []:
-        del message["tool_calls"]
-    if "content" not in message and not (calls or any(name in message for name in REASONING_FIELDS)):
-        raise _no_conversation(where, f"message {number} has no content")
-    message["content"] = _content(message.get("content", ""), where, number)
-    return message
-
-
-def _from_sharegpt(message: Message, where: str, number: int) -> Message:
-    speaker, value = message["from"], message.get("value")
-    if speaker not in _ROLES:
-        raise UsageError(
-            "a conversation's speaker is not known",
-            where=where,
-            expected=", ".join(_ROLES),
-            found=f"message {number}: {speaker!r}",
-        )
-    rest = {key: item for key, item in message.items() if key not in ("from", "value")}
-    return {"role": _ROLES[speaker], "content": value, **rest}
-
-
-def _content(content: Any, where: str, number: int) -> str:
-    """A message's content as one string; parts of text follow each other without anything between."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise _no_conversation(where, f"the content of message {number} is a {type(content).__name__}")
-    parts = []
-    for part in content:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str) or (isinstance(part, dict) and part.get("type", "text") != "text"):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise UsageError(
-                "a message holds more than text",
-                where=where,
-                expected='{"type": "text", "text": ...}',
-                found=f"message {number}: a part of type {kind!r}",
-            )
-        parts.append(text)
-    return "".join(parts)
-
-
 def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
-    if _decoded(row.get("functions")) not in (None, "", []):
+    if decoded(row.get("functions")) not in (None, "", []):
         raise UsageError("a row holds the deprecated 'functions'", where=where, expected="'tools'")
-    tools = _decoded(row.get("tools"))
+    tools = decoded(row.get("tools"))
     if tools in (None, "", []):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -305,32 +265,9 @@ def _first(row: dict[str, Any], *names: str) -> Any:
 
 
 def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:
-    extras = _decoded(row.get("chat_template_kwargs"))
+    extras = decoded(row.get("chat_template_kwargs"))
     if not isinstance(extras or {}, dict):
         raise UsageError(
             "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
         )
     return extras or {}
-
-
-def _decoded(value: Any) -> Any:
-    """A list or an object, also where a table keeps it as JSON; other strings as they are."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _says_something(message: Message) -> bool:
-    return bool(message["content"]) or any(name in message for name in ("tool_calls", *REASONING_FIELDS))
-
-
-def _no_conversation(where: str, found: str) -> UsageError:
-    return UsageError(
-        "a row's messages are no conversation",
-        where=where,
-        expected='[{"role": "user", "content": "..."}, ...]',
-        found=found,
-    )

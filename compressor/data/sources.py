@@ -22,7 +22,16 @@ from compressor.data.files import LocalText, cached_sha256, find_files, is_local
 from compressor.data.hub import hub_revision, open_hub_data_set
 from compressor.data.plain import find_cut, num_characters, pieces
 from compressor.data.readers import read_rows
-from compressor.data.rows import Completion, Conversation, Document, TextPiece, document_of, without_nulls
+from compressor.data.rows import (
+    Completion,
+    Conversation,
+    Document,
+    TextPiece,
+    document_of,
+    fields_beside_text,
+    has_response,
+    without_nulls,
+)
 from compressor.errors import NetworkError, UsageError
 
 __all__ = [
@@ -58,6 +67,7 @@ class Survey:
         is_plain: Whether it is running text, which comes in pieces.
         has_conversations: Whether a chat template is needed.
         plain_rows: Place of the first row that has no responses, or None.
+        first_response: Number from 0 of the first document that holds one, where these are wanted; else None.
         digest: sha256 over the documents in order; None for running text, whose bytes say all.
     """
 
@@ -69,6 +79,7 @@ class Survey:
     is_plain: bool
     has_conversations: bool
     plain_rows: str | None
+    first_response: int | None
     digest: str | None
 
 
@@ -94,14 +105,18 @@ def source_fingerprint(spec: str) -> str:
     return f"sha256:{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
 
 
-def survey(spec: str) -> Survey:
+def survey(spec: str, *, answers: bool = False) -> Survey:
     """Read and check all of a local text, once as long as its files do not change.
+
+    Args:
+        spec: A local SOURCE.
+        answers: Whether it is read for its responses.
 
     Raises:
         UsageError: for a row or a file that cannot be read, with its place; for a text without documents.
     """
     text = find_files(spec)
-    return _survey(text, text.state())
+    return _survey(text, text.state(), answers)
 
 
 class Documents:
@@ -112,29 +127,32 @@ class Documents:
         num_replaced: The same of lone surrogates.
     """
 
-    def __init__(self, spec: str, split: Split, *, position: Position | None = None) -> None:
+    def __init__(
+        self, spec: str, split: Split, *, position: Position | None = None, answers: bool = False
+    ) -> None:
         """Open a source.
 
         Args:
             spec: SOURCE as given on the command line; `ID:CONFIG` names a hub data set's configuration.
             split: Which part.
             position: Where to continue: what `position` returned when the last document was taken.
+            answers: Whether it is read for its responses.
 
         Raises:
             UsageError: for a text that is missing, empty or malformed.
             NetworkError: when the hub cannot be reached.
         """
-        self._spec = spec
+        self._spec, self._answers = spec, answers
         self._num_taken = int(position["documents"]) if position else 0
         self.num_empty = int(position.get("empty", 0)) if position else 0
         self.num_replaced = 0
         self._hub: Any = None
         if is_local(spec):
             text = find_files(spec)
-            found = survey(spec)
+            found = survey(spec, answers=answers)
             self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
             self._rows: Iterator[Document] = itertools.islice(
-                _local_documents(text, found, split), self._num_taken, None
+                _local_documents(text, found, split, answers=answers), self._num_taken, None
             )
         else:
             self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
@@ -160,7 +178,8 @@ class Documents:
         first = self._num_taken + self.num_empty + 1
         try:
             for number, row in enumerate(self._hub, first):
-                document = document_of(without_nulls(row), where=f"{self._spec}, row {number}")
+                where = f"{self._spec}, row {number}"
+                document = document_of(without_nulls(row), where=where, answers=self._answers)
                 if document is None:
                     self.num_empty += 1
                 else:
@@ -199,7 +218,7 @@ def documents(spec: str, split: Split) -> Iterator[Document]:
 
 
 @functools.lru_cache
-def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey:
+def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...], answers: bool) -> Survey:  # noqa: FBT001 - a key of the cache
     if text.is_plain:
         total = sum(num_characters(file.path) for file in text.files)
         if total == 0:
@@ -213,24 +232,29 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...]) -> Survey
             is_plain=True,
             has_conversations=False,
             plain_rows=text.spec,
+            first_response=None,
             digest=None,
         )
-    return _survey_rows(text)
+    return _survey_rows(text, answers=answers)
 
 
-def _survey_rows(text: LocalText) -> Survey:
+def _survey_rows(text: LocalText, *, answers: bool) -> Survey:
     num_documents = num_empty = num_replaced = characters = 0
-    has_conversations, plain_rows = False, None
+    has_conversations, plain_rows, first_response = False, None, None
     digest = hashlib.sha256()
     for where, value, replaced in read_rows(text):
-        document = None if value is None else document_of(value, where=where)
+        document = None if value is None else document_of(value, where=where, answers=answers)
         num_replaced += replaced
         if document is None:
             num_empty += 1
             continue
+        if answers and has_response(document, where=where) and first_response is None:
+            first_response = num_documents
         num_documents += 1
         characters += _num_characters(document)
         digest.update(_canonical(document))
+        if isinstance(document, str) and (others := fields_beside_text(value)):
+            digest.update(json.dumps(others, sort_keys=True).encode() + b"\n")
         has_conversations = has_conversations or isinstance(document, Conversation)
         if isinstance(document, str) and plain_rows is None:
             plain_rows = where
@@ -247,6 +271,7 @@ def _survey_rows(text: LocalText) -> Survey:
         is_plain=False,
         has_conversations=has_conversations,
         plain_rows=plain_rows,
+        first_response=first_response,
         digest=digest.hexdigest(),
     )
 
@@ -261,13 +286,13 @@ def _canonical(document: Document) -> bytes:
 
 def _num_characters(document: Document) -> int:
     if isinstance(document, Conversation):
-        return sum(len(message["content"]) for message in document.messages)
+        return sum(len(message["content"] or "") for message in document.messages)
     if isinstance(document, Completion):
         return len(document.prompt) + len(document.completion)
     return len(document.text if isinstance(document, TextPiece) else document)
 
 
-def _local_documents(text: LocalText, found: Survey, split: Split) -> Iterator[Document]:
+def _local_documents(text: LocalText, found: Survey, split: Split, *, answers: bool) -> Iterator[Document]:
     end = found.num_characters if text.is_plain else found.num_documents
     bounds = {"train": (0, found.cut), "held_out": (found.cut, end), "all": (0, end)}
     if text.is_plain:
@@ -276,7 +301,7 @@ def _local_documents(text: LocalText, found: Survey, split: Split) -> Iterator[D
     every = (
         document
         for where, value, _ in read_rows(text)
-        if value is not None and (document := document_of(value, where=where)) is not None
+        if value is not None and (document := document_of(value, where=where, answers=answers)) is not None
     )
     yield from itertools.islice(every, *bounds[split])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compressor.console import Console
-from compressor.data.sources import source_fingerprint
+from compressor.data.sources import Documents, source_fingerprint
 from compressor.errors import UsageError
 from compressor.preflight import evaluation_config, require_texts, require_trainable, require_windows
 from compressor.recipe import Recipe, load_recipe
@@ -80,6 +80,73 @@ def test_a_plain_row_where_only_responses_count(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no responses") as caught:
         require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
     assert caught.value.where == f"{path}:6"
+
+
+QUESTION = {"messages": CHAT[:1]}
+INSTRUCTION = {"instruction": "do", "input": "this", "output": "done"}
+UNANSWERED: dict[str, list[dict[str, Any]]] = {
+    "questions alone": [QUESTION] * 20,
+    "completions that are empty": [{"prompt": "one river", "completion": ""}] * 20,
+    "answers that are empty": [{"messages": [CHAT[0], {"role": "assistant", "content": ""}]}] * 20,
+    "answers in the prompt": [{"prompt": CHAT, "completion": CHAT[:1]}] * 20,
+    "answers that do not count": [{"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}] * 20,
+    "answers not to train on": [{"messages": [CHAT[0], {**CHAT[1], "train": False}]}] * 20,
+    "answers held out": [QUESTION] * 18 + [{"messages": CHAT}] * 2,
+    "an empty output beside its text": [{"text": "do this", "instruction": "do this", "output": ""}] * 20,
+}
+
+
+@pytest.mark.parametrize("rows", UNANSWERED.values(), ids=UNANSWERED)
+def test_a_text_without_any_response_is_refused_before_any_work(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *rows)
+    require_texts(recipe_of(path), Console(quiet=True))
+    with pytest.raises(UsageError, match="no response") as caught:
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert caught.value.where == str(path)
+    assert "18 rows" in str(caught.value.found)
+    answered = rows_of(tmp_path / "y.jsonl", *rows[:10], {"messages": CHAT}, *rows[10:])
+    require_texts(recipe_of(answered, **{"distill.loss_on": "responses"}), Console(quiet=True))
+
+
+def test_a_template_that_shows_no_response_is_refused_before_any_stage(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """The only answer is the first message, which a template without marks cannot tell from a prompt."""
+    rows = [{"messages": [CHAT[1], CHAT[0]]}] * 20
+    path = rows_of(tmp_path / "x.jsonl", *rows)
+    recipe = recipe_of(path, **{"distill.loss_on": "responses"})
+
+    require_texts(recipe, Console(quiet=True))
+    with pytest.raises(UsageError, match="no response") as caught:
+        require_windows(recipe, tiny_tokenizer, ())
+    assert caught.value.where == str(path)
+    rows.append({"messages": CHAT})
+    require_windows(
+        recipe_of(rows_of(path, *reversed(rows)), **{"distill.loss_on": "responses"}), tiny_tokenizer, ()
+    )
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
+def test_a_response_that_counts_in_part_is_refused(tmp_path: Path, weight: object) -> None:
+    rows: list[object] = [{"messages": CHAT}] * 6
+    path = rows_of(tmp_path / "x.jsonl", *rows, {"messages": [CHAT[0], {**CHAT[1], "weight": weight}]})
+    require_texts(recipe_of(path), Console(quiet=True))
+    with pytest.raises(UsageError, match="'weight' is neither") as caught:
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert caught.value.where == f"{path}:7"
+
+
+@pytest.mark.parametrize("structured", [INSTRUCTION, {"messages": CHAT}, {"prompt": "p", "completion": "c"}])
+def test_a_text_beside_the_fields_it_was_made_of_is_read_for_its_responses(
+    tmp_path: Path, structured: dict[str, object]
+) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *[{"text": "rendered", **structured}] * 20)
+
+    require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert set(Documents(str(path), "all")) == {"rendered"}
+    assert "rendered" not in Documents(str(path), "all", answers=True)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,161 @@ def test_arguments_as_json_reach_a_template_in_the_form_that_it_takes(
     assert render(document, tokenizer) == tokenizer.apply_chat_template(takes, tokenize=False)
 
 
+# Published templates as far as they write a turn with calls, and what they take of it: a null or a string
+# as its content, and a string or an object as a call's arguments.
+CALL_AS_JSON = '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+STYLES: dict[str, tuple[str, bool, bool]] = {
+    "Llama 3.1": (
+        "{{ bos_token }}{% for m in messages %}{% if not (m.role == 'tool' or 'tool_calls' in m) %}"
+        "<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% elif 'tool_calls' in m %}"
+        "{% if not m.tool_calls|length == 1 %}{{ raise_exception('one call at once') }}{% endif %}"
+        "{% set c = m.tool_calls[0] %}<|assistant|>" + CALL_AS_JSON + "<|end|>"
+        "{% else %}<|ipython|>{% if m.content is mapping or m.content is iterable %}"
+        "{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>{% endif %}{% endfor %}",
+        True,
+        False,
+    ),
+    "Qwen2.5": (
+        "{% for m in messages %}<|begin|>{{ m.role }}{% if m.content %}\n{{ m.content }}{% endif %}"
+        "{% for c in m.tool_calls %}\n<tool_call>\n" + CALL_AS_JSON + "\n</tool_call>{% endfor %}<|end|>\n"
+        "{% endfor %}",
+        True,
+        False,
+    ),
+    "Hermes": (
+        "{% for m in messages %}{% if m.role != 'assistant' or m.tool_calls is not defined %}"
+        "{{ '<|begin|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% else %}<|begin|>assistant"
+        "{% for c in m.tool_calls %}\n<tool_call>\n" + CALL_AS_JSON + "\n</tool_call>{% endfor %}<|end|>\n"
+        "{% endif %}{% endfor %}",
+        True,
+        False,
+    ),
+    "Mistral": (
+        (
+            "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+            "{% elif m.tool_calls is defined and m.tool_calls is not none %}[TOOL_CALLS] ["
+            "{% for c in m.tool_calls %}{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]"
+            "<|end|>{% elif m.role == 'assistant' %} {{ m.content | trim }}<|end|>"
+            "{% else %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]{% endif %}{% endfor %}"
+        ),
+        True,
+        False,
+    ),
+    "DeepSeek": (
+        (
+            "{% for m in messages %}{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}"
+            "{% elif m['content'] is none %}{% for c in m['tool_calls'] %}"
+            "{{ '<call>' + c['function']['name'] + '\n' + c['function']['arguments'] + '</call>' }}"
+            "{% endfor %}<|end|>{% else %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+        ),
+        True,
+        True,
+    ),
+    "a sum of strings": (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% for c in m.tool_calls or [] %}"
+        + CALL_AS_JSON
+        + "{% endfor %}<|end|>{% endfor %}",
+        False,
+        False,
+    ),
+    "contents as they are": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
+        + CALL_AS_JSON
+        + "{% endfor %}<|end|>{% endfor %}",
+        False,
+        False,
+    ),
+    "parts or a string": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% for c in m.tool_calls or [] %}"
+        + CALL_AS_JSON
+        + "{% endfor %}<|end|>{% endfor %}",
+        False,
+        False,
+    ),
+}
+NOTHING: list[dict[str, Any]] = [{}, {"content": None}]
+GIVEN = [
+    (name, as_json) for name, style in STYLES.items() for as_json in (False, True) if as_json or not style[2]
+]
+
+
+@pytest.mark.parametrize("question", ["Weather in Paris?", "None of it, is None right?"])
+@pytest.mark.parametrize("content", NOTHING, ids=["no content", "null"])
+@pytest.mark.parametrize(("style", "as_json"), GIVEN)
+def test_a_call_without_content_reaches_the_template_in_the_form_that_it_takes(
+    tmp_path: Path, style: str, content: dict[str, Any], question: str, as_json: bool
+) -> None:
+    """Against transformers, given at once what this template takes."""
+    template, takes_null, takes_json = STYLES[style]
+    tokenizer = with_template(template)
+    arguments = {"city": "Paris"}
+
+    def chat(content: dict[str, Any], *, as_json: bool) -> list[dict[str, Any]]:
+        function = {"name": "get_weather", "arguments": json.dumps(arguments) if as_json else arguments}
+        call = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+        return [
+            {"role": "user", "content": question},
+            {**call, **content},
+            {"role": "tool", "content": "21 C"},
+            {"role": "assistant", "content": "It is 21 C."},
+        ]
+
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": chat(content, as_json=as_json)}) + "\n")
+    (document,) = documents(str(path), "all")
+    theirs = tokenizer.apply_chat_template(
+        chat({"content": None if takes_null else ""}, as_json=takes_json), tokenize=False
+    )
+
+    assert render(document, tokenizer) == theirs
+    assert "get_weather" in theirs
+
+
+def test_an_empty_content_stays_an_empty_one() -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{{ 'null' if m.content is none else m.content | tojson }}{{ m.tool_calls }}"
+        "{% endfor %}"
+    )
+    chat = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+
+    assert render(Conversation(messages=chat), tokenizer).startswith('""')
+    assert render(Conversation(messages=[{**chat[0], "content": None}]), tokenizer).startswith("null")
+
+
+@pytest.mark.parametrize("form", ["one", "object", "several", "role"])
+def test_calls_of_sharegpt_are_the_assistants(tmp_path: Path, form: str) -> None:
+    tokenizer = with_template(FULL_TEMPLATE)
+    calls = [CALL["function"]] * (2 if form == "several" else 1)
+    value: Any = {"object": calls[0], "several": json.dumps(calls)}.get(form, json.dumps(calls[0]))
+    turns = [
+        ("human", "Weather in Paris?"),
+        ("function_call", value),
+        ("observation", "21 C"),
+        ("gpt", "It is 21 C."),
+    ]
+    names = ("role", "content") if form == "role" else ("from", "value")
+    path = tmp_path / "x.jsonl"
+    row = {
+        "conversations": [dict(zip(names, turn, strict=True)) for turn in turns],
+        "tools": json.dumps(TOOLS),
+    }
+    path.write_text(json.dumps(row) + "\n")
+    (document,) = documents(str(path), "all")
+    expected = [
+        {"role": "user", "content": "Weather in Paris?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": call} for call in calls],
+        },
+        {"role": "tool", "content": "21 C"},
+        {"role": "assistant", "content": "It is 21 C."},
+    ]
+
+    assert render(document, tokenizer) == tokenizer.apply_chat_template(expected, tools=TOOLS, tokenize=False)
+
+
 def without_absent(value: Any) -> Any:
     """What a table's column of one form for all fills in, left out again."""
     if isinstance(value, dict):

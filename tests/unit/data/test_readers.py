@@ -452,6 +452,15 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
         {"messages": [{"role": "user", "content": "a"}], "functions": [{"name": "f"}]},
         {"instruction": "do", "output": "done", "history": [["a", "b"]]},
         {"messages": [{"role": "user", "content": "a"}], "tools": "weather"},
+        {"conversations": [{"from": "human"}]},
+        {"conversations": [{"from": "gpt", "value": None}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"conversations": [{"from": "function_call", "value": "look it up"}]},
+        {"conversations": [{"from": "function_call", "value": '{"name": "f"}'}]},
+        {"conversations": [{"from": "function_call", "value": '["f", "g"]'}]},
+        {"conversations": [{"from": "function_call", "value": "[]"}]},
+        {"conversations": [{"from": "function_call", "value": ""}]},
+        {"messages": [{"role": "function_call", "content": "look it up"}]},
     ],
 )
 def test_rows_that_are_refused_name_their_line(tmp_path: Path, row: Any) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from compressor.data.mixing import DistinctWindows, DomainWindows
 from compressor.data.packing import IGNORED, TokenWindows, mask_path, write_tokens
 from compressor.data.rows import Completion, Conversation
+from compressor.data.sources import survey
 from compressor.data.tokenise import tokenise_all
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
@@ -118,6 +119,95 @@ def test_only_the_completion_of_a_prompt_counts(template: str) -> None:
 
     assert found.mask is not None
     assert found.mask.tolist() == hand_made(pieces, tokenizer)[1]
+
+
+MUTED: list[dict[str, Any]] = [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": 0}]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("fields", MUTED)
+@pytest.mark.parametrize("template", BY_HAND, ids=["ChatML", "Llama 3", "Mistral", "generation blocks"])
+def test_no_loss_on_messages_that_do_not_count(template: str, fields: dict[str, Any], first: bool) -> None:
+    tokenizer = with_template(template)
+    chat = [{**m, "weight": 1} if m["role"] == "assistant" else m for m in CHAT]
+    chat[1 if first else 3] = {**CHAT[1 if first else 3], **fields}
+    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+    kept = "winter" if first else "a stone"
+    pieces = [(text, is_response and kept in text) for text, is_response in BY_HAND[template]]
+    ids, mask = hand_made(pieces, tokenizer)
+
+    assert found.mask is not None
+    assert [found.ids.tolist(), found.mask.tolist()] == [ids, mask]
+    assert 0 < sum(mask) < sum(hand_made(BY_HAND[template], tokenizer)[1])
+
+
+@pytest.mark.parametrize("num_prompt_messages", [0, 2])
+def test_all_blocks_of_a_message_that_does_not_count(num_prompt_messages: int) -> None:
+    """As templates that write the thoughts in a block of their own."""
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}so {% endgeneration %}|"
+        "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    chat = [*CHAT, CHAT[2], {**CHAT[1], "weight": 0}, CHAT[0], CHAT[3]]
+    chat[3] = {**chat[3], "train": False}
+    document = Conversation(messages=chat, num_prompt_messages=num_prompt_messages)
+    (found,) = tokenise_all("x", [document], tokenizer, loss_on="responses")
+
+    assert found.mask is not None
+    counted = tokenizer.decode(found.ids[found.mask == 1])
+    answers = ["so a stone — 石 🙂<|end|>"] if not num_prompt_messages else []
+    assert counted == "".join([*answers, "so winter<|end|>"])
+
+
+@pytest.mark.parametrize(
+    ("row", "same"),
+    [
+        (
+            {"instruction": "one river", "output": "stone"},
+            {
+                "messages": [
+                    {"role": "user", "content": "one river"},
+                    {"role": "assistant", "content": "stone"},
+                ]
+            },
+        ),
+        ({"messages": CHAT}, {"messages": CHAT}),
+        ({"prompt": "one ", "completion": "stone"}, {"prompt": "one ", "completion": "stone"}),
+    ],
+)
+def test_fields_go_before_their_text_where_only_responses_count(
+    tmp_path: Path, row: dict[str, Any], same: dict[str, Any]
+) -> None:
+    """As in Alpaca, whose rows hold both."""
+    tokenizer = with_template(CHATML)
+
+    def written(name: str, row: dict[str, Any], loss_on: Any) -> list[bytes]:
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text((json.dumps(row) + "\n") * 20)
+        path = tmp_path / name
+        write_tokens(str(rows), "train", tokenizer, path, max_tokens=10**6, loss_on=loss_on)
+        return [file.read_bytes() for file in (path, mask_path(path)) if file.is_file()]
+
+    both = {"text": "Below is an instruction.", **row}
+    assert written("both", both, "responses") == written("fields", same, "responses")
+    assert written("text of both", both, "all") == written("text", {"text": both["text"]}, "all")
+
+
+def test_a_text_whose_answer_is_empty_has_no_response(tmp_path: Path) -> None:
+    """And is as many documents as where the loss is on all, so that what is held out is the same."""
+    rows = tmp_path / "rows.jsonl"
+    empty = {"text": "one river", "instruction": "one river", "output": ""}
+    full = {"text": "one river stone", "instruction": "one river", "output": "stone"}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [empty, full] * 10))
+    tokenizer = with_template(CHATML)
+    path = tmp_path / "tokens"
+    write_tokens(str(rows), "train", tokenizer, path, max_tokens=10**6, loss_on="responses")
+    ids, mask = np.fromfile(path, "<u4"), np.fromfile(mask_path(path), np.uint8)
+
+    assert tokenizer.decode(ids[mask == 1]) == "stone<|end|>" * 9
+    assert tokenizer.decode(ids).startswith("one river<|end|><|begin|>user\none river<|end|>")
+    assert survey(str(rows)).cut == survey(str(rows), answers=True).cut == 18
 
 
 def test_a_completion_counts_with_the_end_token() -> None:

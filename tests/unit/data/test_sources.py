@@ -274,3 +274,18 @@ def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken:
     rest = list(Documents(local_hub, "train", position=json.loads(json.dumps(resumed.position()))))
 
     assert taken + between + rest == list(documents(local_hub, "train"))
+
+
+def test_a_text_and_the_fields_beside_it_are_one_content(tmp_path: Path) -> None:
+    """The fields are read where only responses count, so that another answer is another text."""
+
+    def fingerprint(name: str, **row: Any) -> str:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        return source_fingerprint(str(path))
+
+    plain = fingerprint("plain", text="a")
+    assert fingerprint("columns", text="a", id=3, output="", input=None) == plain
+    first = fingerprint("first", text="a", instruction="do", output="done")
+    assert fingerprint("order", output="done", instruction="do", text="a") == first
+    assert len({plain, first, fingerprint("other", text="a", instruction="do", output="not done")}) == 3

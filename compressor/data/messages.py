@@ -1,0 +1,176 @@
+"""The messages of a conversation in one form: who speaks, what is said, and what is called."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compressor.errors import UsageError
+
+Message = dict[str, Any]
+
+# Other names of who speaks, ShareGPT's first of all.
+_ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+# Who calls a function in the turn whose text is the call, as JSON.
+_CALLER = "function_call"
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+
+
+def read_messages(raw: Any, where: str) -> list[Message]:
+    """A list of messages as templates take them: `role`, `content`, and what else each holds.
+
+    A content is a string; None beside calls or reasoning where a row has none.
+
+    Raises:
+        UsageError: for what is no conversation, with its place.
+    """
+    if not isinstance(raw, list) or not raw:
+        raise _no_conversation(where, f"{type(raw).__name__}")
+    return [_message(message, where, number) for number, message in enumerate(raw)]
+
+
+def _message(raw: Any, where: str, number: int) -> Message:
+    """A message as templates take it: ShareGPT's names translated, content parts joined, nulls left out."""
+    if not isinstance(raw, dict):
+        raise _no_conversation(where, f"message {number} is a {type(raw).__name__}")
+    message = {key: value for key, value in raw.items() if value is not None}
+    if "role" not in message and "from" in message:
+        message = _from_sharegpt(message, where, number)
+    if not isinstance(message.get("role"), str):
+        raise _no_conversation(where, f"message {number} has no role")
+    if message["role"] == _CALLER:
+        message = _with_calls(message, where, number)
+    message["role"] = _ROLES.get(message["role"], message["role"])
+    if "function_call" in message:
+        raise UsageError(
+            "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
+        )
+    calls = message.get("tool_calls")
+    if isinstance(calls, str):
+        message["tool_calls"] = calls = decoded(calls)
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
+    if calls == []:
+        del message["tool_calls"]
+    content = message.get("content")
+    if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
+        raise _no_conversation(where, f"message {number} has no content")
+    message["content"] = None if content is None else _content(content, where, number)
+    return message
+
+
+def _from_sharegpt(message: Message, where: str, number: int) -> Message:
+    speaker, value = message["from"], message.get("value")
+    if speaker not in _ROLES and speaker != _CALLER:
+        raise UsageError(
+            "a conversation's speaker is not known",
+            where=where,
+            expected=", ".join((*_ROLES, _CALLER)),
+            found=f"message {number}: {speaker!r}",
+        )
+    rest = {key: item for key, item in message.items() if key not in ("from", "value")}
+    return {"role": speaker, "content": value, **rest}
+
+
+def _with_calls(message: Message, where: str, number: int) -> Message:
+    """A turn whose text is a call, or a list of them, as the assistant's with `tool_calls`."""
+    value = decoded(message.get("content"))
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(
+        isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
+    ):
+        raise UsageError(
+            "a function_call is no call",
+            where=where,
+            expected='{"name": ..., "arguments": {...}}',
+            found=f"message {number}: {str(message.get('content'))[:80]}",
+        )
+    rest = {key: item for key, item in message.items() if key != "content"}
+    return {
+        **rest,
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": call} for call in calls],
+    }
+
+
+def _content(content: Any, where: str, number: int) -> str:
+    """A message's content as one string; parts of text follow each other without anything between."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise _no_conversation(where, f"the content of message {number} is a {type(content).__name__}")
+    parts = []
+    for part in content:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str) or (isinstance(part, dict) and part.get("type", "text") != "text"):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise UsageError(
+                "a message holds more than text",
+                where=where,
+                expected='{"type": "text", "text": ...}',
+                found=f"message {number}: a part of type {kind!r}",
+            )
+        parts.append(text)
+    return "".join(parts)
+
+
+def decoded(value: Any) -> Any:
+    """A list or an object, also where a table keeps it as JSON; other strings as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def says_something(message: Message) -> bool:
+    """Whether a message holds a content, calls or reasoning."""
+    return bool(message["content"]) or any(name in message for name in ("tool_calls", *REASONING_FIELDS))
+
+
+def is_response(message: Message, *, where: str) -> bool:
+    """Whether a message is the assistant's, and no `weight` or `train` of its own says not to train on it.
+
+    Raises:
+        UsageError: for a weight between 0 and 1, or beyond.
+    """
+    if message["role"] != "assistant":
+        return False
+    for name in ("weight", "train"):
+        given = message.get(name, True)
+        if not isinstance(given, bool | int | float) or given not in (0, 1):
+            raise UsageError(
+                f"a message's {name!r} is neither 0 nor 1",
+                where=where or None,
+                expected="a response that counts, or one that does not",
+                found=given,
+                hint="--loss-on all, which counts every token",
+            )
+        if not given:
+            return False
+    return True
+
+
+def _no_conversation(where: str, found: str) -> UsageError:
+    return UsageError(
+        "a row's messages are no conversation",
+        where=where,
+        expected='[{"role": "user", "content": "..."}, ...]',
+        found=found,
+    )
