@@ -7,12 +7,14 @@ from typing import Any
 
 from compressor.console import Console
 from compressor.data.conversations import render_all, responses
+from compressor.data.files import find_files
 from compressor.data.sources import Documents, Split, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
 from compressor.errors import UsageError
 
 # No text takes more characters for a token, on average: a bound for what a budget of tokens will read.
 CHARACTERS_PER_TOKEN = 16
+_MAX_NAMED = 5
 
 
 def check_texts(specs: Iterable[str], console: Console) -> None:
@@ -22,11 +24,20 @@ def check_texts(specs: Iterable[str], console: Console) -> None:
         UsageError: for a text that is missing or empty, or a row that cannot be read, with its place.
     """
     for spec in filter(is_local, dict.fromkeys(specs)):
-        found = survey(spec)
+        text, found = find_files(spec), survey(spec)
+        if text.cards:
+            console.warn(f"not read as text of {spec}: {_listed(text.cards)}")
+        if text.other_splits:
+            console.warn(f"only the train split of {spec} is read, not {_listed(text.other_splits)}")
         if found.num_empty:
             console.warn(f"{found.num_empty} empty rows of {spec} are skipped")
         if found.num_replaced:
             console.warn(f"{found.num_replaced} broken surrogates in {spec} are read as U+FFFD")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_responses(specs: Iterable[str]) -> None:

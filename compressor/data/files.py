@@ -2,16 +2,17 @@
 
 A local text is a file, a directory (all files below it, hidden ones excepted), a glob, or the folder that
 `datasets` leaves with `save_to_disk`. Files come in the order of their names. Compression is recognised by
-a file's first bytes; gzip and zstd are read as streams. Everything that is no table is plain text.
+a file's first bytes; gzip and zstd are read as streams. A file whose name is not that of a table is plain
+text, unless it holds rows of JSON.
 """
 
 from __future__ import annotations
 
-import codecs
 import functools
 import glob
 import gzip
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from compressor.artifact import sha256_of_file
+from compressor.data.content import (
+    SNIFFED_BYTES,
+    begins_like_json,
+    holds_json_rows,
+    refuse_binary,
+    refuse_csv,
+)
+from compressor.data.selection import cards_among, other_splits_among
 from compressor.errors import UsageError
 
 Kind = Literal["plain", "jsonl", "json", "csv", "tsv", "parquet", "saved"]
@@ -36,23 +45,7 @@ _PACKED_SUFFIXES = (".gz", ".zst")
 _LOCAL_SUFFIXES = (".txt", ".md", *_KIND_OF_SUFFIX, *_PACKED_SUFFIXES)
 _GLOB_CHARACTERS = frozenset("*?[")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# First bytes of what is no text, and what to call it.
-_BINARY_KINDS = (
-    (b"PAR1", "a Parquet file without its suffix"),
-    (b"PK\x03\x04", "a zip archive (.zip, .docx, .xlsx, ...)"),
-    (b"BZh", "a bzip2 file"),
-    (b"\xfd7zXZ\x00", "an xz file"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"%PDF", "a PDF document"),
-    (b"GGUF", "a GGUF model"),
-    (b"ARROW1", "an Arrow file"),
-    (b"\x7fELF", "a program"),
-    (b"\x89PNG", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"SQLite format 3", "a data base"),
-)
 _HEAD_BYTES = 4096
-_MANY_BYTES = 256
 BOM = b"\xef\xbb\xbf"
 # A line longer than this is no row of a text but a mistake, or an attack on the memory.
 MAX_LINE_BYTES = 1 << 28
@@ -84,11 +77,15 @@ class LocalText:
         spec: As given.
         files: In the order in which they are read, at least one.
         folder: The directory of a data set saved by `datasets`, else None.
+        cards: Descriptions and licences beside the files, which are not read.
+        other_splits: Files that are not of the training split, which are not read either.
     """
 
     spec: str
     files: tuple[TextFile, ...]
     folder: Path | None = None
+    cards: tuple[str, ...] = ()
+    other_splits: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -123,22 +120,19 @@ def find_files(spec: str) -> LocalText:
             saved = [(file, file.relative_to(path).as_posix()) for file in _files_below(path)]
             files = tuple(TextFile(path=file, name=name, kind="saved") for file, name in saved)
             return LocalText(spec=spec, files=files, folder=path)
-        found = [(file, file.relative_to(path).as_posix()) for file in _files_below(path)]
+        found = {file.relative_to(path).as_posix(): file for file in _files_below(path)}
         if not found:
             raise UsageError("this directory holds no text", where=spec)
     elif path.exists() or _GLOB_CHARACTERS.isdisjoint(spec):
-        found = [(path, path.name)]
+        return LocalText(spec=spec, files=(_text_file(path, path.name, is_alone=True),))
     else:
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute one
-        found = [(Path(match), Path(match).name) for match in matches if not Path(match).is_dir()]
-        if not found:
-            raise UsageError("no file matches this pattern", where=spec)
-    files = tuple(
-        TextFile(path=file, name=name, kind=_checked_kind(file, is_alone=len(found) == 1))
-        for file, name in found
-    )
+        found = _matches(spec, path)
+    cards = cards_among(list(found), is_table=lambda name: _kind_of_name(Path(name)) != "plain")
+    other_splits = other_splits_among([name for name in found if name not in cards])
+    read = {name: file for name, file in found.items() if name not in {*cards, *other_splits}}
+    files = tuple(_text_file(file, name, is_alone=len(read) == 1) for name, file in read.items())
     _refuse_mixture(spec, files)
-    return LocalText(spec=spec, files=files)
+    return LocalText(spec=spec, files=files, cards=cards, other_splits=other_splits)
 
 
 @functools.lru_cache
@@ -259,6 +253,26 @@ def _files_below(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
 
 
+def _matches(spec: str, path: Path) -> dict[str, Path]:
+    """What a glob matches, by the paths below the directory that all of it lies in."""
+    found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute one
+    files = [Path(match) for match in found if not Path(match).is_dir()]
+    if not files:
+        raise UsageError("no file matches this pattern", where=spec)
+    directory = os.path.commonpath([file.parent for file in files])
+    return {file.relative_to(directory).as_posix(): file for file in files}
+
+
+def _text_file(path: Path, name: str, *, is_alone: bool) -> TextFile:
+    return TextFile(path=path, name=name, kind=_checked_kind(path, is_alone=is_alone))
+
+
+def _kind_of_name(path: Path) -> Kind:
+    """What a file's name says of it, compressed or not."""
+    inner = path.with_suffix("") if path.suffix.lower() in _PACKED_SUFFIXES else path
+    return _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
+
+
 def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
     """How a file is read, by its name and its first bytes."""
     try:
@@ -275,8 +289,7 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
     if status.st_size == 0 and is_alone:
         raise UsageError("this text is empty", where=str(path))
     packed = path.suffix.lower() in _PACKED_SUFFIXES
-    inner = path.with_suffix("") if packed else path
-    kind = _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
+    kind = _kind_of_name(path)
     head = _head(path)
     is_packed = head.startswith((_GZIP, _ZSTD))
     if packed and not is_packed and status.st_size:
@@ -288,29 +301,13 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
             raise UsageError("a compressed Parquet file cannot be read", where=str(path), hint="unpack it")
         return kind
     with open_unpacked(path) as stream:
-        _refuse_binary(path, stream.read(_HEAD_BYTES))
+        content = stream.read(_HEAD_BYTES)
+        refuse_binary(path, content)
+        if kind == "plain" and begins_like_json(content):
+            return "json" if holds_json_rows(content + stream.read(SNIFFED_BYTES)) else kind
+    if kind == "plain":
+        refuse_csv(path, content)
     return kind
-
-
-def _refuse_binary(path: Path, head: bytes) -> None:
-    """Refuse what its first bytes show to be no text."""
-    found = next((name for magic, name in _BINARY_KINDS if head.startswith(magic)), None)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError(
-            "this text is not UTF-8", where=str(path), found="UTF-16", hint="iconv -f utf-16 -t utf-8"
-        )
-    if found is None and b"\0" in head:
-        # Text may hold a NUL. What is full of them, or no UTF-8 either, is none.
-        is_full = len(head) >= _MANY_BYTES and head.count(0) > len(head) // 3
-        try:
-            codecs.getincrementaldecoder("utf-8")().decode(head)
-        except UnicodeDecodeError:
-            is_full = True
-        found = "binary content" if is_full else None
-    if found is not None:
-        raise UsageError(
-            "this file is no text", where=str(path), expected="plain text, JSON, CSV or Parquet", found=found
-        )
 
 
 def _head(path: Path) -> bytes:
@@ -322,7 +319,7 @@ def _head(path: Path) -> bytes:
 
 
 def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:
-    """Refuse plain text among tables, such as the README beside a data set's Parquet files."""
+    """Refuse plain text among tables, such as notes beside a data set's Parquet files."""
     plain = [file for file in files if file.kind == "plain"]
     if plain and len(plain) < len(files):
         table = next(file for file in files if file.kind != "plain")

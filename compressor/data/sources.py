@@ -201,7 +201,9 @@ def describe_source(spec: str) -> dict[str, Any]:
         for file, (path, changed, size) in zip(text.files, text.state(), strict=True)
     ]
     found = survey(spec)
+    left_out = [*text.cards, *text.other_splits]
     return {
+        **({"left_out": left_out[:MAX_LISTED_FILES]} if left_out else {}),
         "files": files[:MAX_LISTED_FILES],
         "num_files": len(files),
         "bytes": sum(size for _, _, size in text.state()),

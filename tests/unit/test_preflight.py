@@ -149,6 +149,20 @@ def test_a_text_beside_the_fields_it_was_made_of_is_read_for_its_responses(
     assert "rendered" not in Documents(str(path), "all", answers=True)
 
 
+def test_what_is_not_read_of_a_directory_is_said(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl", *(f"validation-{part}.jsonl" for part in range(7))):
+        rows_of(tmp_path / name, *({"text": f"row {number}"} for number in range(9)))
+    (tmp_path / "README.md").write_text("what these rows are")
+    console = Console(quiet=True)
+    require_texts(recipe_of(tmp_path), console)
+
+    names = ", ".join(["test.jsonl", *(f"validation-{part}.jsonl" for part in range(4))])
+    assert console.warnings == [
+        f"not read as text of {tmp_path}: README.md",
+        f"only the train split of {tmp_path} is read, not {names} and 3 more",
+    ]
+
+
 @pytest.mark.parametrize(
     "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "paper"}]
 )

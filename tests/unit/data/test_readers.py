@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.data import files, readers
+from compressor.data.files import find_files
 from compressor.data.rows import Completion, Conversation
-from compressor.data.sources import documents, source_fingerprint, survey
+from compressor.data.sources import describe_source, documents, source_fingerprint, survey
 from compressor.errors import UsageError
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
@@ -263,12 +264,191 @@ def test_a_directory_of_plain_texts_is_a_document_per_file(tmp_path: Path) -> No
 
 def test_tables_and_plain_texts_are_not_mixed(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet")
-    (tmp_path / "README.md").write_text("a data card")
+    (tmp_path / "notes.md").write_text("what we thought of it")
 
     with pytest.raises(UsageError, match="partly tables") as caught:
         survey(str(tmp_path))
-    assert "README.md" in str(caught.value.found)
+    assert "notes.md" in str(caught.value.found)
     assert texts_of(tmp_path / "*.parquet") == TEXTS
+
+
+CARDS = ("README.md", "README", "readme.rst", "LICENSE", "LICENSE.txt", "LICENCE", "NOTICE", "CITATION.cff")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.csv", "deeper/x.jsonl"])
+def test_cards_beside_data_files_are_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_table(tmp_path / name)
+    for card in (*CARDS, "dataset_infos.json", ".gitattributes"):
+        (tmp_path / card).write_text("{}" if card.endswith("json") else "what this data set is about")
+
+    assert texts_of(tmp_path) == TEXTS
+    assert find_files(str(tmp_path)).cards == tuple(sorted((*CARDS, "dataset_infos.json")))
+    assert describe_source(str(tmp_path))["left_out"] == sorted((*CARDS, "dataset_infos.json"))
+    if "/" not in name:
+        assert texts_of(tmp_path / "*") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE"])
+def test_a_card_alone_or_among_plain_texts_is_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("one")
+    assert plain_text(tmp_path / name) == plain_text(tmp_path) == "one"
+    (tmp_path / "z.txt").write_text("two")
+    assert plain_text(tmp_path) == "onetwo"
+
+
+def test_data_files_named_like_cards_are_data(tmp_path: Path) -> None:
+    for name in ("licenses.jsonl", "readme_texts.jsonl", "notice.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+
+    assert texts_of(tmp_path) == ["licenses.jsonl", "notice.jsonl", "readme_texts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("train", "others"),
+    [
+        (["train.jsonl"], ["test.jsonl"]),
+        (["train.jsonl"], ["validation.jsonl", "dev.jsonl", "eval.jsonl"]),
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+            ["data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"],
+        ),
+        (["train/part1.csv", "train/part2.csv"], ["test/part1.csv", "val/part1.csv"]),
+        (["squad-train-v1.jsonl"], ["squad-test-v1.jsonl"]),
+        (["wiki.train.tokens"], ["wiki.test.tokens", "wiki.valid.tokens"]),
+        (["Train.jsonl.gz"], ["Test.jsonl.gz"]),
+    ],
+)
+def test_of_several_splits_train_is_read(tmp_path: Path, train: list[str], others: list[str]) -> None:
+    """As `datasets` finds the splits of a directory, where it reads the format."""
+    for name in (*train, *others):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if name.endswith("parquet"):
+            pq.write_table(pa.table({"text": [name]}), path)
+        else:
+            content = f"text\n{name}\n" if name.endswith("csv") else json.dumps({"text": name}) + "\n"
+            path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+
+    assert texts_of(tmp_path) == train
+    assert list(find_files(str(tmp_path)).other_splits) == sorted(others)
+    assert texts_of(tmp_path / "**" / "*.*") == train
+    assert [texts_of(tmp_path / name) for name in others] == [[name] for name in others]
+    if not train[0].endswith(("tokens", "gz")):
+        theirs = datasets.load_dataset(str(tmp_path), split="train")
+        assert theirs["text"] == train
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "train2.jsonl", "extra.jsonl"],
+        ["test.jsonl", "validation.jsonl"],
+        ["trains.jsonl", "contest.jsonl", "latest.jsonl"],
+        ["train_test.jsonl", "more.jsonl"],
+    ],
+)
+def test_files_without_a_split_beside_the_training_one_are_all_read(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+
+    assert texts_of(tmp_path) == sorted(names)
+    assert find_files(str(tmp_path)).other_splits == ()
+
+
+ROWS_OF_JSON = [
+    '{"text": "a"}\n{"text": "b"}\n',
+    '\n\n{"text": "a"}\n\n{"text": "b"}',
+    '\ufeff{"id": 1, "text": "a"}\r\n{"id": 2, "text": "b"}\r\n',
+    '[{"text": "a"}, {"text": "b"}]',
+    '[\n  {\n    "text": "a"\n  },\n  {\n    "text": "b"\n  }\n]\n',
+]
+
+
+@pytest.mark.parametrize("content", ROWS_OF_JSON)
+@pytest.mark.parametrize("name", ["data.txt", "data", "data.jsonl.txt", "data.md", "data.dat", "data.txt.gz"])
+def test_rows_of_json_under_another_name_are_rows(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+
+    assert texts_of(path) == ["a", "b"]
+    (tmp_path / "named.json").write_text(content, encoding="utf-8")
+    assert source_fingerprint(str(path)) == source_fingerprint(str(tmp_path / "named.json"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "long " * 100_000},
+        {"messages": [{"role": "user", "content": "q"}]},
+        {"id": 1, "conversations": [{"from": "human", "value": "q"}]},
+        {"instruction": "do", "output": "done"},
+        {"prompt": "p", "completion": "c"},
+    ],
+)
+def test_rows_of_every_form_are_told_from_plain_text(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "data.txt"
+    for content in (json.dumps(row), (json.dumps(row) + "\n") * 3, json.dumps([row] * 3)):
+        path.write_text(content)
+        assert not survey(str(path)).is_plain
+
+
+def test_a_broken_row_under_another_name_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text('{"text": "a"}\n{"text": "b"}\nnot JSON\n')
+
+    with pytest.raises(UsageError, match="not JSON") as caught:
+        survey(str(path))
+    assert caught.value.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a"}\nThis is what a row looks like.\n',
+        '[{"text": "a"}]\nThis is what a list of rows looks like.\n',
+        '{"name": "package", "version": 1}\n{"name": "other"}\n',
+        '{\n  "name": "package"\n}\n',
+        "{ int text; }\n{ int text; }\n",
+        "[{ text }]\n",
+        '[1, {"text": "a"}]\n',
+        'As follows:\n{"text": "a"}\n{"text": "b"}\n',
+        "{" * 5000,
+        '[{"text": ' + "[" * 100_000,
+        "text, and content\nmore\n",
+        "Dear reader,\ntext follows\n",
+        "text\none\ntwo\n",
+        "prompt,completion",
+        "a,b\n1,2\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["x.txt", "x.md", "x.rst", "x.py", "x"])
+def test_plain_text_that_shows_json_or_commas_is_plain_text(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+
+    assert plain_text(path) == content
+
+
+@pytest.mark.parametrize(
+    ("header", "suffix"),
+    [
+        ("id,text", ".csv"),
+        (",text,label", ".csv"),
+        ('"prompt","completion"', ".csv"),
+        ("id\ttext", ".tsv"),
+        ("\ufeffinstruction,input,output\r", ".csv"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.dat"])
+def test_a_table_under_another_name_is_refused(tmp_path: Path, name: str, header: str, suffix: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"{header}\n1,2,3\n", encoding="utf-8")
+
+    with pytest.raises(UsageError, match="like a table") as caught:
+        survey(str(path))
+    assert caught.value.where == str(path)
+    assert suffix in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(
