@@ -17,8 +17,8 @@ from compressor.recipe_file import read_recipe_tree, refuse_unusable_values
 
 DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
 TEXT_HELP = (
-    "hub data set (ID or ID:CONFIG), or local plain text, JSON, CSV or Parquet, .gz and .zst of these, "
-    "a directory or glob of them, or a folder saved by datasets"
+    "hub data set (ID, ID:CONFIG or ID:CONFIG:SPLIT), or local plain text, JSON, CSV or Parquet, .gz and "
+    ".zst of these, a directory or glob of them, or a folder saved by datasets"
 )
 SHORT_RETRAINING_TOKENS = 1_800_000_000
 MAX_SEED = 1 << 32  # NumPy's generators take no larger ones

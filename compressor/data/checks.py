@@ -8,6 +8,7 @@ from typing import Any
 from compressor.console import Console
 from compressor.data.conversations import render_all, responses
 from compressor.data.files import find_files
+from compressor.data.hub import check_hub_split
 from compressor.data.sources import Documents, Split, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
 from compressor.errors import UsageError
@@ -18,12 +19,19 @@ _MAX_NAMED = 5
 
 
 def check_texts(specs: Iterable[str], console: Console) -> None:
-    """Read all of some local texts; rows of the hub are checked as they come.
+    """Read all of some local texts; of those of the hub, see that they are there.
+
+    Rows of the hub are checked as they come.
 
     Raises:
-        UsageError: for a text that is missing or empty, or a row that cannot be read, with its place.
+        UsageError: for a text that is missing or empty, a row that cannot be read, with its place, or a data
+            set without the split that is to be read.
+        NetworkError: when the hub cannot be reached.
     """
-    for spec in filter(is_local, dict.fromkeys(specs)):
+    for spec in dict.fromkeys(specs):
+        if not is_local(spec):
+            check_hub_split(spec)
+            continue
         text, found = find_files(spec), survey(spec)
         if text.cards:
             console.warn(f"not read as text of {spec}: {_listed(text.cards)}")

@@ -3,37 +3,99 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.errors import NetworkError, UsageError
 
+_DEFAULT_SPLIT = "train"
+
+
+class HubName(NamedTuple):
+    """A data set of the hub, as a SOURCE names it: `ID`, `ID:CONFIG` or `ID:CONFIG:SPLIT`.
+
+    Attributes:
+        data_set: Its id.
+        config: Its configuration; empty for the default one.
+        split: What is read of it.
+    """
+
+    data_set: str
+    config: str
+    split: str
+
+    @property
+    def spec(self) -> str:
+        """The shortest SOURCE that names it."""
+        if self.split != _DEFAULT_SPLIT:
+            return ":".join(self)
+        return f"{self.data_set}:{self.config}" if self.config else self.data_set
+
+
+def hub_name(spec: str) -> HubName:
+    """What a SOURCE names; `ID::SPLIT` is a split of the default configuration.
+
+    Raises:
+        UsageError: for more parts than three.
+    """
+    data_set, config, split, *more = [*spec.split(":"), "", ""]
+    if any(more):
+        raise UsageError(
+            "this is neither a file nor a data set", where=spec, expected="ID, ID:CONFIG or ID:CONFIG:SPLIT"
+        )
+    return HubName(data_set, config, split or _DEFAULT_SPLIT)
+
+
+def check_hub_split(spec: str) -> None:
+    """Refuse a data set without the split that is to be read of it.
+
+    Raises:
+        UsageError: for what is no data set id, configuration or split; with the splits that there are.
+        NetworkError: when the hub cannot be reached.
+    """
+    _open(spec)
+
 
 def open_hub_data_set(spec: str, bounds: tuple[int, int | None], state: dict[str, Any] | None) -> Any:
-    """A stream of rows, `bounds[0]` up to `bounds[1]` of the data set's train split.
+    """A stream of rows, `bounds[0]` up to `bounds[1]` of one split of a data set.
 
     Args:
-        spec: `ID` or `ID:CONFIG`.
+        spec: As `hub_name` reads it.
         bounds: First row and the one behind the last, None for no end.
         state: What the stream's `state_dict()` returned, to continue behind the row taken last.
 
     Raises:
-        UsageError: for what is no data set id.
+        UsageError: for what is no data set id, configuration or split.
         NetworkError: when the hub cannot be reached.
     """
-    from datasets import load_dataset
-
-    name, _, config = spec.partition(":")
-    revision = hub_revision(spec)
-    try:
-        stream = load_dataset(name, config or None, split="train", streaming=True, revision=revision)
-    except (OSError, ValueError) as error:
-        raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error
+    stream = _open(spec)
     first, end = bounds
     stream = stream.skip(first) if first else stream
     stream = stream if end is None else stream.take(end - first)
     if state is not None:
         stream.load_state_dict(state)
     return stream
+
+
+def _open(spec: str) -> Any:
+    """The split as a stream."""
+    from datasets import load_dataset
+
+    name, revision = hub_name(spec), hub_revision(spec)
+    try:
+        splits = load_dataset(name.data_set, name.config or None, streaming=True, revision=revision)
+    except OSError as error:
+        raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error
+    except ValueError as error:
+        raise UsageError("the data set cannot be read under this name", where=spec, found=error) from error
+    if name.split not in splits:
+        raise UsageError(
+            "the data set has no such split",
+            where=spec,
+            expected=", ".join(map(str, splits)),
+            found=name.split,
+            hint=":".join([name.data_set, name.config, next(map(str, splits), "")]),
+        )
+    return splits[name.split]
 
 
 @functools.lru_cache
@@ -47,9 +109,8 @@ def hub_revision(spec: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    name = spec.partition(":")[0]
     try:
-        return str(HfApi().dataset_info(name).sha)
+        return str(HfApi().dataset_info(hub_name(spec).data_set).sha)
     except HFValidationError as error:
         raise UsageError("this is neither a file nor a data set id", where=spec, found=error) from error
     except (OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError) as error:

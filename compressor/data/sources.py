@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
-from compressor.data.hub import hub_revision, open_hub_data_set
+from compressor.data.hub import hub_name, hub_revision, open_hub_data_set
 from compressor.data.plain import find_cut, num_characters, pieces
 from compressor.data.readers import read_rows
 from compressor.data.rows import (
@@ -88,14 +88,14 @@ def source_fingerprint(spec: str) -> str:
 
     It is the sha256 of running text's file or files, or of a table's documents in their order: a blank line
     more, another compression or a column that is not read makes no other text. Of a data set of the hub it
-    is the revision.
+    is the revision, with the name that is the same however it is given.
 
     Raises:
         UsageError: for a missing or empty text, or one of another kind.
         NetworkError: when the hub cannot be asked.
     """
     if not is_local(spec):
-        return f"{spec}@{hub_revision(spec)}"
+        return f"{hub_name(spec).spec}@{hub_revision(spec)}"
     text = find_files(spec)
     if not text.is_plain:
         return f"documents:{survey(spec).digest}"
@@ -133,7 +133,7 @@ class Documents:
         """Open a source.
 
         Args:
-            spec: SOURCE as given on the command line; `ID:CONFIG` names a hub data set's configuration.
+            spec: SOURCE as given on the command line; `ID:CONFIG:SPLIT` names a part of a hub data set.
             split: Which part.
             position: Where to continue: what `position` returned when the last document was taken.
             answers: Whether it is read for its responses.

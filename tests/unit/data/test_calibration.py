@@ -125,7 +125,7 @@ def test_a_hub_data_set_is_sampled_over_its_first_documents(
     monkeypatch.setattr(
         datasets,
         "load_dataset",
-        lambda *_ids, **_how: load("json", data_files=str(file), split="train", streaming=True),
+        lambda *_ids, **_how: load("json", data_files=str(file), streaming=True),
     )
     monkeypatch.setattr(hub, "hub_revision", lambda _spec: "r1")
     monkeypatch.setattr(sources, "hub_revision", lambda _spec: "r1")

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.data import hub, sources
+from compressor.console import Console
+from compressor.data import checks, hub, sources
 from compressor.data.sources import (
     HELD_OUT_FRACTION,
     MAX_LISTED_FILES,
@@ -246,9 +247,9 @@ def local_hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     ]
     load = datasets.load_dataset
 
-    def load_local(name: str, config: str | None, *, split: str, streaming: bool, revision: str) -> Any:
-        assert [name, config, split, streaming, revision] == ["someone/text", "small", "train", True, "r1"]
-        return load(request.param, data_files=files, split=split, streaming=streaming)
+    def load_local(name: str, config: str | None, *, streaming: bool, revision: str) -> Any:
+        assert [name, config, streaming, revision] == ["someone/text", "small", True, "r1"]
+        return load(request.param, data_files=files, streaming=streaming)
 
     monkeypatch.setattr(datasets, "load_dataset", load_local)
     monkeypatch.setattr(hub, "hub_revision", lambda _spec: "r1")
@@ -274,6 +275,82 @@ def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken:
     rest = list(Documents(local_hub, "train", position=json.loads(json.dumps(resumed.position()))))
 
     assert taken + between + rest == list(documents(local_hub, "train"))
+
+
+@pytest.fixture
+def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A directory that `datasets` reads as it reads one of the hub."""
+    for split in ("train", "validation", "test"):
+        folder = tmp_path / "small"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(
+            pa.table({"text": [f"{split} {row}" for row in range(3)]}), folder / f"{split}.parquet"
+        )
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: small\n  data_files:\n"
+        "  - split: train\n    path: small/train*\n  - split: test\n    path: small/test*\n"
+        "- config_name: unusual\n  data_files:\n  - split: probe\n    path: small/validation*\n---\n"
+    )
+    monkeypatch.setattr(hub, "hub_revision", lambda _spec: "r1")
+    monkeypatch.setattr(sources, "hub_revision", lambda _spec: "r1")
+    monkeypatch.setattr(sources, "is_local", lambda _spec: False)
+    monkeypatch.setattr(checks, "is_local", lambda _spec: False)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("small", "train"),
+        ("small:", "train"),
+        ("small:train", "train"),
+        ("small:test", "test"),
+        ("unusual:probe", "validation"),
+    ],
+)
+def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -> None:
+    checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+    assert list(documents(f"{splits}:{name}", "all")) == [f"{split} {row}" for row in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("small:dev", "train, test"),
+        ("unusual", "probe"),
+        ("unusual:train", "probe"),
+        ("small:Test", "train, test"),
+    ],
+)
+def test_a_split_that_is_not_there_names_those_that_are(splits: str, name: str, there: str) -> None:
+    with pytest.raises(UsageError, match="no such split") as caught:
+        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+    assert caught.value.where == f"{splits}:{name}"
+    assert caught.value.expected == there
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["large", "large:train", ":train"])
+def test_a_configuration_that_is_not_there_or_not_named(splits: str, name: str) -> None:
+    with pytest.raises(UsageError, match="under this name") as caught:
+        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+    assert "small" in str(caught.value.found)
+
+
+def test_one_part_of_a_data_set_has_one_fingerprint(splits: str) -> None:
+    """Else a model would be measured on what it was trained on, under another name."""
+
+    def fingerprint(*names: str) -> set[str]:
+        return {source_fingerprint(":".join(["someone/text", *names])) for names in map(str.split, names)}
+
+    assert fingerprint("small", "small train") == {"someone/text:small@r1"}
+    assert (
+        source_fingerprint("someone/text::train") == source_fingerprint("someone/text") == "someone/text@r1"
+    )
+    assert source_fingerprint("someone/text:train") == "someone/text:train@r1"  # a configuration of that name
+    assert len(fingerprint("small", "small test", "large", "large test")) == 4
+    with pytest.raises(UsageError, match="neither a file nor"):
+        source_fingerprint("someone/text:small:test:more")
 
 
 def test_a_text_and_the_fields_beside_it_are_one_content(tmp_path: Path) -> None:
