@@ -30,7 +30,7 @@ from compressor.artifact import (
     write_json,
 )
 from compressor.console import Console
-from compressor.data.sources import source_fingerprint
+from compressor.data.sources import is_local_fingerprint, source_fingerprint
 from compressor.discarding import discard, remove_leftovers
 from compressor.errors import (
     DependencyError,
@@ -289,18 +289,19 @@ def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
 def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
 
-    A text that was moved, or is named by another path, is the same text by its fingerprint.
+    A text that was moved, or is named by another path, is the same text by its fingerprint. Of sampled text,
+    which is among `others`, the prompts are part of that fingerprint.
     """
     data: dict[str, str] = inputs.get("data", {})
-    local = {spec: found for spec, found in data.items() if found.startswith("sha256:")}
-    names = {spec: f"{found}{Path(spec).suffix}" for spec, found in local.items()}
+    names = {spec: found for spec, found in data.items() if is_local_fingerprint(found)}
     logits = inputs.get("others", {}).get("teacher_logits")
 
     def plain(value: Any, key: str = "") -> Any:
         if key == "teacher_logits" and logits is not None:
             return logits
         if isinstance(value, dict):
-            return {name: plain(entry, name) for name, entry in value.items()}
+            read = {**value, "prompts": None} if key == "generate" else value
+            return {name: plain(entry, name) for name, entry in read.items()}
         if isinstance(value, list):
             return [plain(entry) for entry in value]
         return names.get(value, value) if isinstance(value, str) else value
