@@ -44,6 +44,8 @@ from compressor.processes import is_main, on_main, world_size
 from compressor.resource_errors import as_resource_error
 
 PARTIAL_SUFFIX = ".partial"
+# Fields of configurations that name a text; `Stage.data` says which of them a stage reads.
+_TEXT_FIELDS = ("data", "prompts")
 
 # Other input makes another run; after a network error the same one is taken up again.
 _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
@@ -289,8 +291,8 @@ def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
 def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
 
-    A text that was moved, or is named by another path, is the same text by its fingerprint. Of sampled text,
-    which is among `others`, the prompts are part of that fingerprint.
+    A text that was moved, or is named by another path, is the same text by its fingerprint. One that a stage
+    does not read, such as the prompts of text that another stage sampled, decides nothing.
     """
     data: dict[str, str] = inputs.get("data", {})
     names = {spec: found for spec, found in data.items() if is_local_fingerprint(found)}
@@ -299,9 +301,10 @@ def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
     def plain(value: Any, key: str = "") -> Any:
         if key == "teacher_logits" and logits is not None:
             return logits
+        if isinstance(value, str) and key in _TEXT_FIELDS and value not in data:
+            return None
         if isinstance(value, dict):
-            read = {**value, "prompts": None} if key == "generate" else value
-            return {name: plain(entry, name) for name, entry in read.items()}
+            return {name: plain(entry, name) for name, entry in value.items()}
         if isinstance(value, list):
             return [plain(entry) for entry in value]
         return names.get(value, value) if isinstance(value, str) else value

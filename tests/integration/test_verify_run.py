@@ -27,7 +27,7 @@ def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Te
     root = tmp_path_factory.mktemp("runs")
     tree = {
         "model": str(tiny_checkpoint),
-        "prune": {"shape": SHAPE, "importance": "random"},
+        "prune": {"shape": SHAPE},
         "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "tensorrt-llm"]},
@@ -84,9 +84,8 @@ def verified(run: Path) -> dict[str, Any]:
     return {Path(entry["path"]).relative_to(run).as_posix(): entry for entry in report["checked"]}
 
 
-@pytest.mark.parametrize("name", ["moved.txt", "moved.md"])
-def test_a_text_that_was_moved_is_the_same(run: Path, tiny_text: Path, tmp_path: Path, name: str) -> None:
-    text = str(shutil.copy(tiny_text, tmp_path / name))
+def test_a_text_that_was_moved_is_the_same(run: Path, tiny_text: Path, tmp_path: Path) -> None:
+    text = str(shutil.copy(tiny_text, tmp_path / "moved.md"))
     again(run, tmp_path / "again.yaml", calibration={"data": text}, distill={"data": text})
     assert text in (run / "recipe.yaml").read_text()
     assert verified(run)["stages/prune"]["contents"] == "compared with its source"
@@ -97,14 +96,11 @@ def test_a_text_that_was_moved_is_the_same(run: Path, tiny_text: Path, tmp_path:
     assert "recipe.yaml: calibration.data" in done.stderr
 
 
-@pytest.mark.parametrize("formats", [["huggingface"], ["tensorrt-llm-fp16", "huggingface"]])
-def test_formats_may_be_changed_and_what_is_there_is_still_checked(
-    run: Path, tmp_path: Path, formats: list[str]
-) -> None:
-    again(run, tmp_path / "again.yaml", export={"formats": formats})
-    before, now = "exports/tensorrt-llm", {f"exports/{name}" for name in formats if name != "huggingface"}
+def test_formats_may_be_changed_and_what_is_there_is_still_checked(run: Path, tmp_path: Path) -> None:
+    before, now = "exports/tensorrt-llm", "exports/tensorrt-llm-fp16"
+    again(run, tmp_path / "again.yaml", export={"formats": ["tensorrt-llm-fp16", "huggingface"]})
     checked = verified(run)
-    assert set(checked) == {"stages/prune", "student", before, "stages/evaluate", *now}
+    assert set(checked) == {"stages/prune", "student", before, now, "stages/evaluate"}
     assert checked[before]["status"] == "passed"
 
     weights = next((run / before / "checkpoint").glob("*.safetensors"))
@@ -113,10 +109,12 @@ def test_formats_may_be_changed_and_what_is_there_is_still_checked(
     assert done.returncode == 8
     assert str(weights) in done.stderr
     shutil.rmtree(run / before)
-    assert set(verified(run)) == {"stages/prune", "student", "stages/evaluate", *now}
-    for name in now:
-        shutil.rmtree(run / name)
-        assert command_here("verify", run).returncode == 8
+    assert set(verified(run)) == {"stages/prune", "student", now, "stages/evaluate"}
+    shutil.rmtree(run / now)
+    assert command_here("verify", run).returncode == 8
+
+    again(run, tmp_path / "again.yaml", export={"formats": ["huggingface"]})
+    assert set(verified(run)) == {"stages/prune", "student", "stages/evaluate"}
 
 
 def flip(file: Path) -> None:
@@ -141,14 +139,14 @@ def test_a_stage_that_the_recipe_does_not_demand_is_checked(run: Path) -> None:
     assert "stages/sparsify/model.safetensors" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["mine", "mine-fp8"])
-def test_an_export_made_by_hand_is_compared_with_what_it_was_made_from(run: Path, name: str) -> None:
-    made = run / "exports" / name
+def test_an_export_made_by_hand_is_compared_with_what_it_was_made_from(run: Path) -> None:
+    """Whatever it is called: nothing was quantised here."""
+    made = run / "exports" / "mine-fp8"
     succeed_here("export", run / "student", "--format", "tensorrt-llm", "-o", made)
-    assert verified(run)[f"exports/{name}"]["status"] == "passed"
+    assert verified(run)["exports/mine-fp8"]["status"] == "passed"
     assert succeed_here("verify", made)["checked"][0]["status"] == "passed"
     shutil.rmtree(made)
-    assert f"exports/{name}" not in verified(run)
+    assert "exports/mine-fp8" not in verified(run)
 
 
 def test_an_export_of_another_model_says_that_it_was_not_compared(run: Path, tmp_path: Path) -> None:
@@ -165,17 +163,13 @@ def test_an_export_of_another_model_says_that_it_was_not_compared(run: Path, tmp
         assert "no part of this run" in command_here("verify", directory).stdout
 
 
-@pytest.mark.parametrize("how", ["altered", "gone"])
 def test_a_teacher_that_is_no_longer_the_same_is_said_not_to_be_compared(
-    run: Path, tiny_checkpoint: Path, tmp_path: Path, how: str
+    run: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     again(run, tmp_path / "again.yaml", model=str(model))
     assert succeed_here("verify", run)["notes"] == []
-    if how == "altered":
-        flip(model / "model.safetensors")
-    else:
-        shutil.rmtree(model)
+    flip(model / "model.safetensors")
 
     report = succeed_here("verify", run)
     [note] = report["notes"]
@@ -216,7 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "deleted plan": (removed("plan.json"), "plan.json"),
     "deleted manifest": (removed("manifest.json"), "manifest.json"),
     "deleted card": (removed("README.md"), "README.md"),
-    "edited recipe": (edited("recipe.yaml", "importance: random", "importance: activation"), "recipe.yaml"),
+    "edited recipe": (edited("recipe.yaml", "importance: activation", "importance: random"), "recipe.yaml"),
     "unreadable recipe": (edited("recipe.yaml", "seed: 0", "seed: [0"), "recipe"),
     "edited plan": (edited("plan.json", '"hidden_size": 48', '"hidden_size": 40'), "plan.json"),
     "edited card": (edited("README.md", "% ", "9% "), "README.md"),

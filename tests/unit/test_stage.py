@@ -341,6 +341,23 @@ def test_rows_under_another_path_are_the_same_text(bed: Bed, tmp_path: Path) -> 
         bed.execute(Config(text=str(other)))
 
 
+@pytest.mark.parametrize("field", ["data", "prompts"])
+def test_a_text_that_is_not_read_decides_nothing(field: str) -> None:
+    """Scores that are random or of weights read no calibration text, and domains replace the one text."""
+    configs: list[dict[str, Any]] = [
+        {"section": {field: text}, "size": 3} for text in ("/a.txt", "/b.txt", "an/id")
+    ]
+    unread = [comparable({"config": config, "data": {}}) for config in configs]
+    assert unread[0] == unread[1] == unread[2]
+    other = {**configs[0], "size": 4}
+    assert comparable({"config": other, "data": {}}) != unread[0]
+    read = [
+        comparable({"config": config, "data": {config["section"][field]: f"sha256:{number}"}})
+        for number, config in enumerate(configs)
+    ]
+    assert read[0] != read[1] != read[2]
+
+
 def test_prompts_count_where_they_are_read() -> None:
     """A stage that trains on sampled text knows it by the fingerprint of the stage that sampled."""
 
