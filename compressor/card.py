@@ -14,7 +14,10 @@ from typing import Any
 from compressor.artifact import ModelArtifact, read_artifact
 from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
+from compressor.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, STUDENT
+from compressor.recipe import load_recipe
 from compressor.report import CARD_FILE, model_card
+from exporters.checks.run import demanded
 
 # Role in the summary -> directory in the run; exports follow, by their format.
 _PLACES = {
@@ -25,7 +28,7 @@ _PLACES = {
     "recover": "stages/recover",
     "bench": "bench",
 }
-_EVALUATION, _STUDENT, _EXPORTS = "stages/evaluate", "student", "exports"
+_EVALUATION, _EXPORTS = "stages/evaluate", "exports"
 _NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
 
 
@@ -49,7 +52,7 @@ def summary_of(
     return {
         "schema": "compress-export/run/1",
         "out_dir": str(out_dir),
-        "student": str(out_dir / _STUDENT),
+        "student": str(out_dir / STUDENT),
         "plan": plan,
         "stages": manifest["stages"],
         **{role: made[role].details if role in made else None for role in _PLACES if role != "bench"},
@@ -92,19 +95,18 @@ def check_card(out_dir: Path) -> None:
 
 
 def _read_summary(out_dir: Path) -> dict[str, Any]:
-    manifest = read_json_mapping(out_dir / "manifest.json", what="the manifest")
-    plan = read_json_mapping(out_dir / "plan.json", what="the plan")
+    manifest = read_json_mapping(out_dir / MANIFEST_FILE, what="the manifest")
+    plan = read_json_mapping(out_dir / PLAN_FILE, what="the plan")
+    recipe = load_recipe(out_dir / RECIPE_FILE, {})
     try:
         made = {
             role: read_artifact(out_dir / place)
             for role, place in _PLACES.items()
-            if (out_dir / place).is_dir()
+            if place in demanded(recipe)
         }
         made["evaluation"] = read_artifact(out_dir / _EVALUATION)
-        formats = {"huggingface": _STUDENT} | {
-            place.removeprefix(f"{_EXPORTS}/"): place
-            for place in manifest["stages"]
-            if place.startswith(f"{_EXPORTS}/")
+        formats = {"huggingface": STUDENT} | {
+            name: f"{_EXPORTS}/{name}" for name in recipe.export_formats() if name != "huggingface"
         }
         exports = {name: read_artifact(out_dir / place) for name, place in formats.items()}
         return summary_of(out_dir, plan=plan, manifest=manifest, made=made, exports=exports)

@@ -17,7 +17,7 @@ from compressor.artifact import write_json
 from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.escaping import Markdown, markdown_code, markdown_text
-from compressor.manifest import claim_directory
+from compressor.manifest import STUDENT, claim_directory
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.load import ModelSource, resolve_source
 from compressor.planning import Plan, make_plan
@@ -200,7 +200,7 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     """The dense 16-bit model of a member: its student, or of a sparse run what was sparsified."""
     run_dir = out_dir / member.name
     if member.recipe.sparsify.pattern is None:
-        return run_dir / "student"
+        return run_dir / STUDENT
     return run_dir / "stages" / ("distill" if member.recipe.distill.tokens else "prune")
 
 
@@ -239,7 +239,7 @@ def _entry(member: Member, summary: dict[str, Any]) -> dict[str, Any]:
         "name": member.name,
         "target": member.recipe.target,
         "directory": member.name,
-        "student": f"{member.name}/student",
+        "student": f"{member.name}/{STUDENT}",
         "report": f"{member.name}/{CARD_FILE}",
         "teacher": summary["plan"]["model"],
         "num_parameters": summary["plan"]["student"]["num_parameters"],

@@ -25,6 +25,8 @@ from compressor.processes import is_main
 from compressor.stage import StageOutcome
 
 MANIFEST_FILE = "manifest.json"
+# Beside it: what to run again, what was planned, and the directory of the 16-bit student.
+RECIPE_FILE, PLAN_FILE, STUDENT = "recipe.yaml", "plan.json", "student"
 SCHEMA = "compress-export/manifest/2"
 _RECORDED_LIBRARIES = (
     "torch",

@@ -27,7 +27,7 @@ from compressor.hardware import (
     resolve_device,
     resolve_dtype,
 )
-from compressor.manifest import Manifest, open_run_directory
+from compressor.manifest import PLAN_FILE, RECIPE_FILE, STUDENT, Manifest, open_run_directory
 from compressor.models.checkpoint import read_config
 from compressor.models.load import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
@@ -67,10 +67,7 @@ STAGES = (
     "bench",
     "report",
 )
-STUDENT = "student"
 CORRECTED = "corrected teacher"
-RECIPE_FILE = "recipe.yaml"
-PLAN_FILE = "plan.json"
 TEACHER_GRAPH = "teacher-"
 GIB = 1 << 30
 # Where the plan names a stage's memory otherwise.

@@ -11,6 +11,7 @@ import yaml
 
 from compressor.data.sources import is_local
 from compressor.escaping import markdown_code, markdown_row, markdown_text
+from compressor.manifest import STUDENT
 from compressor.presets import PRESETS
 
 CARD_FILE = "README.md"
@@ -118,7 +119,7 @@ def _public_name(model: str) -> str:
     if model in PRESETS:
         return PRESETS[model].hub_id or model
     path = Path(model)
-    if path.name == "student":
+    if path.name == STUDENT:
         return f"{path.parent.name}/{path.name}"
     return path.name if path.expanduser().exists() else model
 

@@ -30,7 +30,7 @@ from compressor.artifact import (
     write_json,
 )
 from compressor.console import Console
-from compressor.data.sources import source_fingerprint
+from compressor.data.sources import is_local_fingerprint, source_fingerprint
 from compressor.discarding import discard, remove_leftovers
 from compressor.errors import (
     DependencyError,
@@ -44,6 +44,8 @@ from compressor.processes import is_main, on_main, world_size
 from compressor.resource_errors import as_resource_error
 
 PARTIAL_SUFFIX = ".partial"
+# Fields of configurations that name a text; `Stage.data` says which of them a stage reads.
+_TEXT_FIELDS = ("data", "prompts")
 
 # Other input makes another run; after a network error the same one is taken up again.
 _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
@@ -289,16 +291,18 @@ def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
 def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
 
-    A text that was moved, or is named by another path, is the same text by its fingerprint.
+    A text that was moved, or is named by another path, is the same text by its fingerprint. One that a stage
+    does not read, such as the prompts of text that another stage sampled, decides nothing.
     """
     data: dict[str, str] = inputs.get("data", {})
-    local = {spec: found for spec, found in data.items() if found.startswith("sha256:")}
-    names = {spec: f"{found}{Path(spec).suffix}" for spec, found in local.items()}
+    names = {spec: found for spec, found in data.items() if is_local_fingerprint(found)}
     logits = inputs.get("others", {}).get("teacher_logits")
 
     def plain(value: Any, key: str = "") -> Any:
         if key == "teacher_logits" and logits is not None:
             return logits
+        if isinstance(value, str) and key in _TEXT_FIELDS and value not in data:
+            return None
         if isinstance(value, dict):
             return {name: plain(entry, name) for name, entry in value.items()}
         if isinstance(value, list):

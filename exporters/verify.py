@@ -16,7 +16,8 @@ from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.sparsity.pattern import Pattern
 from exporters.checks.directory import Subject, check_directory
-from exporters.checks.run import check_run, is_run, read_run, run_of, source_in
+from exporters.checks.origins import Origin
+from exporters.checks.run import check_run, is_run, origin_in, read_run, run_of
 from exporters.logits import VerifyOptions
 
 SCHEMA = "compress-export/verify/1"
@@ -46,7 +47,7 @@ def verify_directory(
 
     Returns:
         `schema`, `path`, `kind`, and `checked`: one entry per directory with `path`, `kind`, `status`
-        and what was found.
+        and what was found. `notes` says what of a run was not compared.
 
     Raises:
         UsageError: when there is nothing to check, or a run is not finished.
@@ -55,18 +56,19 @@ def verify_directory(
     options = VerifyOptions(console=console or Console(quiet=True), device=device)
     if source is not None and not source.is_dir():
         raise UsageError("this source does not exist", where=str(source), expected="a checkpoint's directory")
+    notes: list[str] = []
     if is_run(directory):
-        kind, checked = "run", check_run(directory, options, teacher=source, pattern=pattern)
+        kind = "run"
+        checked, notes = check_run(directory, options, teacher=source, pattern=pattern)
     else:
         checked = [check_directory(_subject(directory, source, pattern), options)]
         kind = checked[0]["kind"]
-    return {"schema": SCHEMA, "path": str(directory), "kind": kind, "checked": checked}
+    return {"schema": SCHEMA, "path": str(directory), "kind": kind, "checked": checked, "notes": notes}
 
 
 def _subject(directory: Path, source: Path | None, pattern: Pattern | None) -> Subject:
     """A directory by itself, with its source where a run says it."""
-    run = run_of(directory)
+    run, origin = run_of(directory), Origin(path=source)
     if run is not None and source is None:
-        name = directory.absolute().relative_to(run).as_posix()
-        source = source_in(read_run(run, None), name)
-    return Subject(directory=directory, source=source, must_be_ours=run is not None, pattern=pattern)
+        origin = origin_in(read_run(run, None), directory.absolute().relative_to(run).as_posix())
+    return Subject(directory=directory, origin=origin, must_be_ours=run is not None, pattern=pattern)

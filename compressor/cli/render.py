@@ -126,7 +126,7 @@ def verification_text(report: dict[str, Any]) -> str:
         f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}{_contents(check)}"
         for check in report["checked"]
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *report["notes"]])
 
 
 def _sparsity(check: dict[str, Any]) -> str:

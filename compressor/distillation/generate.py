@@ -28,7 +28,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe import Generate
-from compressor.stage import Stage, StageContext, StageResult
+from compressor.stage import Stage, StageContext, StageResult, start_afresh
 
 TEXT_FILE = "text.jsonl"
 PROGRESS_FILE = "progress.json"
@@ -135,6 +135,7 @@ def run(config: Generate, source: ModelArtifact, out_dir: Path, context: StageCo
     if config.tokens == 0:
         raise UsageError("there is no text to generate", where="tokens", expected="at least 1", found=0)
     _require_context(config, source)
+    start_afresh(out_dir, but=(TEXT_FILE, PROGRESS_FILE))
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
     prompts = _prompts(config, tokenizer)
     model = load_model(

@@ -27,6 +27,7 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "plan_dims",
+    "quantization_method",
     "refuse_needless_tokenizer",
     "refuse_quantised",
     "resolve_source",
@@ -259,13 +260,26 @@ def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
         ) from error
 
 
+def quantization_method(config: dict[str, Any]) -> str | None:
+    """The method that a config's `quantization_config` names, as transformers reads it; None without one."""
+    stated = config.get("quantization_config")
+    if not isinstance(stated, dict):
+        return None
+    if stated.get("load_in_8bit") or stated.get("load_in_4bit"):
+        return "bitsandbytes"
+    method = stated.get("quant_method")
+    return None if method is None else str(method)
+
+
 def refuse_quantised(config: dict[str, Any], directory: Path) -> None:
     """Refuse a checkpoint whose weights are quantised already.
 
     Raises:
         UnsupportedError: naming what was found.
     """
-    found = "quantization_config" if config.get("quantization_config") else None
+    found = None
+    if config.get("quantization_config"):
+        found = f"quantization_config, quant_method {quantization_method(config) or 'not said'}"
     if (directory / "hf_quant_config.json").is_file():
         found = "hf_quant_config.json"
     if found:

@@ -12,15 +12,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import VerificationError
+from compressor.artifact import ARTIFACT_FILE
+from compressor.errors import UnsupportedError, VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
+from compressor.models.load import quantization_method
 from compressor.quantization.coverage import K_SCALE, V_SCALE, quantised_linears
 
 RECORD_FILE = "hf_quant_config.json"
 _IN_CONFIG = "quantization_config"
 _FP8, _E4M3 = "FP8", "F8_E4M3"
+# Names of the methods whose checkpoints hold FP8 weights with scales.
+_FP8_METHODS = ("modelopt", "fp8", "compressed-tensors")
 _TENSOR = {"dynamic": False, "num_bits": 8, "type": "float"}
 _RECORD_KEYS = ("quant_algo", "kv_cache_quant_algo", "exclude_modules", "group_size")
 _CONFIG_KEYS = ("config_groups", "ignore", "quant_algo", "quant_method", "kv_cache_scheme", "producer")
@@ -39,9 +43,11 @@ def check_record(directory: Path, reader: CheckpointReader) -> None:
     """Refuse an FP8 checkpoint whose record is missing, or says something else than its tensors.
 
     Raises:
+        UnsupportedError: for a checkpoint made elsewhere by another method, which is named.
         VerificationError: naming the file and field.
     """
     config, file = read_config(directory), directory / RECORD_FILE
+    _refuse_other_method(config, directory)
     if not file.is_file() or not config.get(_IN_CONFIG):
         where = file if not file.is_file() else directory / CONFIG_FILE
         raise VerificationError(
@@ -53,6 +59,19 @@ def check_record(directory: Path, reader: CheckpointReader) -> None:
     has_cache = any(name.endswith((K_SCALE, V_SCALE)) for name in reader)
     _check_file(read_json_mapping(file, what="the quantisation record"), config, has_cache=has_cache)
     _check_config(config, has_cache=has_cache)
+
+
+def _refuse_other_method(config: dict[str, Any], directory: Path) -> None:
+    """Refuse what other tools quantised to something else than FP8: its tensors cannot be checked here."""
+    method = quantization_method(config)
+    ours = any((directory / name).is_file() for name in (RECORD_FILE, ARTIFACT_FILE))
+    if method is not None and method not in _FP8_METHODS and not ours:
+        raise UnsupportedError(
+            f"a checkpoint quantised with {method} cannot be checked",
+            where=f"{directory / CONFIG_FILE}: {_IN_CONFIG}.quant_method",
+            expected=f"16- or 32-bit weights, or FP8 ({', '.join(_FP8_METHODS)})",
+            found=method,
+        )
 
 
 def _check_file(record: Mapping[str, Any], config: dict[str, Any], *, has_cache: bool) -> None:

@@ -11,12 +11,13 @@ from compressor.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.digests import DIGESTS_FILE
 from compressor.models.dims import dims_of_config, num_parameters
+from compressor.pruning.plan import PLAN_FILE
 from compressor.quantization.amax import AMAX_FILE
 from compressor.sparsity.pattern import Pattern
 from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
 from compressor.training.probes import PROBES_FILE
 from exporters.base import EXPORTERS, Exporter
-from exporters.checks.pruned import PLAN_FILE
+from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
 from exporters.checks.structure import check_structure, has_model
@@ -39,13 +40,13 @@ class Subject:
 
     Attributes:
         directory: Where it is.
-        source: The checkpoint that it was made from; None when that is not known.
+        origin: What it was made from, as far as that is known.
         must_be_ours: Whether a missing record is a fault whatever else is there, as inside a run.
         pattern: Sparsity demanded of every linear layer.
     """
 
     directory: Path
-    source: Path | None = None
+    origin: Origin = NOTHING
     must_be_ours: bool = False
     pattern: Pattern | None = None
 
@@ -111,20 +112,31 @@ def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptio
     directory, found = subject.directory, _begun(artifact)
     if artifact.stage in MODEL_STAGES:
         found |= check_structure(directory, subject.pattern)
-    found |= check_stage(directory, artifact, subject.source, options)
+    found |= check_stage(directory, artifact, subject.origin.path, options)
+    if artifact.stage in MODEL_STAGES:
+        found |= _contents(subject)
     check_figures(directory, artifact)
     return _entry(directory, found, kind="stage", status="ok")
+
+
+def _contents(subject: Subject) -> dict[str, str]:
+    """Whether a model was compared with what it was made from, and why not."""
+    if subject.origin.path is not None:
+        return {"contents": "compared with its source"}
+    why = subject.origin.reason or "--source MODEL does"
+    return {"contents": f"not compared with the model it was made from: {why}"}
 
 
 def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
     directory, found = subject.directory, _begun(artifact)
     record = read_verification(directory)
     exporter = exporter_of(str(record.get("format")))
-    found |= {"format": record["format"], **check_structure(directory, subject.pattern)}
+    found |= {"format": record["format"], **check_structure(directory, subject.pattern), **_contents(subject)}
     status = "ok"
     verification: Verification | None = None
-    if subject.source is not None:
-        count = num_parameters(dims_of_config(read_config(subject.source)))
+    source = subject.origin.path
+    if source is not None:
+        count = num_parameters(dims_of_config(read_config(source)))
         if artifact.num_parameters != count:
             raise VerificationError(
                 "the artifact's record names another number of parameters",
@@ -132,7 +144,7 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
                 expected=count,
                 found=artifact.num_parameters,
             )
-        verification = exporter.verify(directory, subject.source, options)
+        verification = exporter.verify(directory, source, options)
         verification.enforce()
         status = verification.status
         found["logits"] = {kind: compared.to_dict() for kind, compared in verification.logits.items()}

@@ -6,17 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ModelArtifact
-from compressor.errors import VerificationError
+from compressor.artifact import ModelArtifact, read_artifact
+from compressor.data.sources import is_local, is_local_fingerprint, source_fingerprint
+from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.recipe import Recipe
+from compressor.stage import comparable
 
 # A stage whose whole configuration is one section of the recipe.
-_SECTION_OF_STAGE = {"distill": "distill", "correct": "distill"}
-# What a run takes from elsewhere: the resolved shape, and formats that are stages of their own.
-_RESOLVED = {("prune", "shape")}
+_SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}
+# What a run takes from elsewhere: the resolved shape; and how often sampled text is read, which changes none.
+_RESOLVED = {("prune", "shape"), ("distill.generate", "weight")}
+_STORED = "teacher_logits"
 
 
 def check_manifest_entry(where: Path, entry: Any, artifact: ModelArtifact) -> None:
@@ -47,33 +50,87 @@ def check_manifest_entry(where: Path, entry: Any, artifact: ModelArtifact) -> No
 def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     """Refuse a recipe that is not the one that a stage was made by.
 
+    A text that was moved, and stored logits, are compared by their fingerprints.
+
     Raises:
         VerificationError: naming the field.
     """
+    inputs = artifact.inputs
     plain = recipe.model_dump(mode="json")
-    config = artifact.inputs.get("config", {})
-    section = _SECTION_OF_STAGE.get(artifact.stage)
-    sections = {section: config} if section else {key: config[key] for key in config if key in plain}
-    pairs = [("seed", recipe.seed, artifact.inputs.get("seed"))]
-    for name, recorded in sections.items():
-        if isinstance(recorded, dict):
-            pairs += [(f"{name}.{path}", *both) for path, *both in _leaves(plain[name], recorded, name)]
-    for field, said, recorded in pairs:
-        if said != recorded:
+    recorded = _sections(artifact, plain)
+    said = {name: _section(plain, name) for name in recorded}
+    moved = _moved(file, said, recorded, inputs)
+    before = comparable({**inputs, "config": recorded})["config"]
+    now = comparable({**inputs, **moved, "config": said})["config"]
+    pairs = [("seed", recipe.seed, inputs.get("seed"))]
+    pairs += [
+        (f"{name}.{key}", now[name].get(key), value)
+        for name, section in before.items()
+        for key, value in section.items()
+        if (name, key) not in _RESOLVED
+    ]
+    for field, found, expected in pairs:
+        if found != expected:
             raise VerificationError(
                 "the recipe is not the one that this run was made by",
                 where=f"{file}: {field}",
-                expected=f"{recorded}, as the {artifact.stage} stage recorded",
-                found=said,
+                expected=f"{expected}, as the {artifact.stage} stage recorded",
+                found=found,
             )
 
 
-def _leaves(
-    said: Mapping[str, Any], recorded: Mapping[str, Any], section: str
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in recorded:
-        if (section, key) not in _RESOLVED:
-            yield key, said.get(key), recorded[key]
+def _sections(artifact: ModelArtifact, plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The recipe's sections that a stage recorded, by their dotted names."""
+    config: dict[str, Any] = artifact.inputs.get("config", {})
+    whole = _SECTION_OF_STAGE.get(artifact.stage)
+    sections = {whole: config} if whole else {name: config[name] for name in config if name in plain}
+    return {name: section for name, section in sections.items() if isinstance(section, dict)}
+
+
+def _section(plain: dict[str, Any], name: str) -> dict[str, Any]:
+    for part in name.split("."):
+        plain = plain[part]
+    return plain
+
+
+def _moved(
+    file: Path, said: dict[str, Any], recorded: dict[str, Any], inputs: dict[str, Any]
+) -> dict[str, dict[str, str]]:
+    """`data` and `others` of a stage's inputs, with what the recipe names by another path than it did.
+
+    Raises:
+        VerificationError: for a text or stored logits that are not there.
+    """
+    data, others = dict(inputs.get("data", {})), dict(inputs.get("others", {}))
+    for field, found, expected in _leaves(said, recorded):
+        if found == expected or not isinstance(found, str) or not isinstance(expected, str):
+            continue
+        try:
+            if is_local_fingerprint(data.get(expected, "")) and is_local(found):
+                data[found] = source_fingerprint(found)
+            elif field.endswith(f".{_STORED}") and _STORED in others:
+                others[_STORED] = read_artifact(Path(found)).fingerprint
+        except (UsageError, VerificationError) as error:
+            raise VerificationError(
+                "the recipe names another path than was read, and what is there cannot be compared",
+                where=f"{file}: {field}",
+                expected=data.get(expected, others.get(_STORED)),
+                found=f"{found}: {error.what}",
+                hint="put it there, or back where it was and repeat the run with its path",
+            ) from error
+    return {"data": data, "others": others}
+
+
+def _leaves(said: Any, recorded: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What is recorded, value by value, beside what the recipe says in its place."""
+    if isinstance(said, dict) and isinstance(recorded, dict):
+        for key in recorded:
+            yield from _leaves(said.get(key), recorded[key], f"{field}.{key}" if field else key)
+    elif isinstance(said, list) and isinstance(recorded, list):
+        for index, (one, other) in enumerate(zip(said, recorded, strict=False)):
+            yield from _leaves(one, other, f"{field}.{index}")
+    else:
+        yield field, said, recorded
 
 
 def check_plan(directory: Path, plan_file: str, *, teacher: Path | None, student: Path) -> None:

@@ -20,11 +20,10 @@ from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
+from compressor.pruning.plan import PLAN_FILE, SCHEMA
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures
 
-PLAN_FILE = "prune_plan.json"
-SCHEMA = "compress-export/prune-plan/1"
 _LAYER = re.compile(r"^(?P<prefix>.*?\blayers\.)(?P<index>\d+)(?P<rest>\..+)$")
 
 # Which units the rows and the columns of a module's weight stand for; a bias and a norm have rows only.

@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, check_files, read_artifact, unsealed
-from compressor.discarding import is_leftover
-from compressor.errors import CompressExportError, UsageError, VerificationError
+from compressor.artifact import check_files, read_artifact, unsealed
+from compressor.errors import UsageError, VerificationError
 from compressor.json_files import read_json_mapping
-from compressor.manifest import MANIFEST_FILE, SCHEMA, Manifest
-from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
+from compressor.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
 from compressor.recipe import Recipe, load_recipe
 from compressor.sparsity.pattern import Pattern
-from compressor.stage import PARTIAL_SUFFIX
 from exporters.base import needs_quantised
 from exporters.checks.directory import Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
+from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
 from exporters.logits import VerifyOptions
 
-RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.json"
-_STAGES, _EXPORTS, STUDENT, BENCH = "stages", "exports", "student", "bench"
+_EXPORTS, BENCH = "exports", "bench"
 _TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
 
@@ -46,28 +43,28 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
     The source is `TEACHER` where it is the model itself, None where nothing is compared.
     """
     distill, sparsify = recipe.distill, recipe.sparsify
-    places: dict[str, str | None] = {f"{_STAGES}/prune": TEACHER}
-    student = f"{_STAGES}/prune"
+    places: dict[str, str | None] = {f"{STAGES}/prune": TEACHER}
+    student = f"{STAGES}/prune"
     if distill.tokens:
         if distill.generate.tokens:
-            places[f"{_STAGES}/generate"] = None
+            places[f"{STAGES}/generate"] = None
         if distill.correction.mode == "first":
-            places[f"{_STAGES}/correct"] = TEACHER
-        places[f"{_STAGES}/distill"] = student
-        student = f"{_STAGES}/distill"
+            places[f"{STAGES}/correct"] = TEACHER
+        places[f"{STAGES}/distill"] = student
+        student = f"{STAGES}/distill"
     if sparsify.pattern is not None:
-        places[f"{_STAGES}/sparsify"] = student
-        student = f"{_STAGES}/sparsify"
+        places[f"{STAGES}/sparsify"] = student
+        student = f"{STAGES}/sparsify"
         if distill.tokens if sparsify.tokens is None else sparsify.tokens:
-            places[f"{_STAGES}/recover"] = student
-            student = f"{_STAGES}/recover"
+            places[f"{STAGES}/recover"] = student
+            student = f"{STAGES}/recover"
     if recipe.quantize.fp8:
-        places[f"{_STAGES}/quantize"] = student
+        places[f"{STAGES}/quantize"] = student
     places[STUDENT] = student
     for name in recipe.export_formats():
         if name != "huggingface":
-            places[f"{_EXPORTS}/{name}"] = f"{_STAGES}/quantize" if needs_quantised(name) else student
-    places[f"{_STAGES}/evaluate"] = None
+            places[f"{_EXPORTS}/{name}"] = f"{STAGES}/quantize" if needs_quantised(name) else student
+    places[f"{STAGES}/evaluate"] = None
     return places | _benchmark(recipe)
 
 
@@ -77,7 +74,7 @@ def _benchmark(recipe: Recipe) -> dict[str, str | None]:
         for name, precision in _TEACHER_GRAPHS.items()
         if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
     ]
-    places: dict[str, str | None] = {f"{_STAGES}/teacher-{name}": TEACHER for name in graphs}
+    places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
     return places | ({BENCH: None} if graphs else {})
 
 
@@ -89,13 +86,13 @@ class RunRecords:
         directory: The run.
         recipe: What it was asked for.
         stages: The manifest's entry of every stage that was finished, by directory.
-        teacher: The original model as a checkpoint on this machine, if it is.
+        parts: Its models, the original one among them if that is on this machine.
     """
 
     directory: Path
     recipe: Recipe
     stages: Mapping[str, Any]
-    teacher: Path | None
+    parts: Parts
 
 
 def read_run(directory: Path, teacher: Path | None) -> RunRecords:
@@ -133,9 +130,8 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
         raise VerificationError(
             "the run's recipe cannot be read", where=str(directory / RECIPE_FILE), found=error
         ) from error
-    return RunRecords(
-        directory=directory, recipe=recipe, stages=stages, teacher=_teacher_of(directory, recipe, teacher)
-    )
+    parts = Parts(directory=directory, teacher=teacher_of(directory, recipe, teacher))
+    return RunRecords(directory=directory, recipe=recipe, stages=stages, parts=parts)
 
 
 def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
@@ -153,68 +149,13 @@ def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Path | None:
-    """The checkpoint that the run was made from: the given one, or what lies where the recipe says.
-
-    What lies there today may be another model, which then is none.
-
-    Raises:
-        UsageError: when the given one is another.
-    """
-    prune = directory / _STAGES / "prune"
-    wanted = read_artifact(prune).inputs["source"] if (prune / ARTIFACT_FILE).is_file() else None
-    candidates = [given] if given is not None else _candidates(directory, recipe)
-    for path in candidates:
-        if wanted is None or hash_and_check(path) == wanted:
-            return path
-    if given is not None:
-        raise UsageError(
-            "this is not the model that the run was made from",
-            where="--source",
-            expected=f"fingerprint {wanted}",
-            found=str(given),
-        )
-    return None
-
-
-def _candidates(directory: Path, recipe: Recipe) -> list[Path]:
-    """Where the original model's checkpoint may be on this machine; nothing is downloaded."""
-    from compressor.models.load import resolve_source
-
-    try:
-        source = resolve_source(recipe.model)
-    except CompressExportError:
-        # A GGUF file that is gone was converted below the run all the same.
-        return conversions(directory)
-    if source.kind == "gguf":
-        return conversions(directory)
-    if source.kind == "directory":
-        return [Path(source.location)]
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return [Path(snapshot_download(source.location, local_files_only=True))]
-    except (LocalEntryNotFoundError, OSError):
-        return []
-
-
-def conversions(directory: Path) -> list[Path]:
-    """Checkpoints that GGUF files were converted to, below the run's `stages/`."""
-    recorded = sorted((directory / _STAGES).glob(f"*/{ARTIFACT_FILE}"))
-    return [
-        file.parent
-        for file in recorded
-        if (file.parent / CONFIG_FILE).is_file()
-        and file.parent.suffix != PARTIAL_SUFFIX
-        and read_artifact(file.parent).stage == "source"
-    ]
-
-
 def check_run(
     directory: Path, options: VerifyOptions, *, teacher: Path | None, pattern: Pattern | None
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Check every directory that the recipe demands, and every other that is there.
+
+    Returns:
+        What was found, and what was not compared, in words.
 
     Raises:
         UsageError: for a run that is not finished yet; what is there was checked.
@@ -226,17 +167,10 @@ def check_run(
     run = read_run(directory, teacher)
     places = demanded(run.recipe)
     present = [name for name in places if (directory / name).is_dir()]
-    for name in (*places, *run.stages):
-        if name in run.stages and not (directory / name).is_dir():
-            raise VerificationError(
-                "a finished part of this run is missing",
-                where=str(directory / name),
-                expected="there: the manifest records it",
-                hint="the command that made the run, again, makes it",
-            )
+    missing = [name for name in places if name not in present]
+    _refuse_gone(run, missing)
     checked = [check_directory(subject, options) for subject in _subjects(run, places, present, pattern)]
     _check_documents(run, present)
-    missing = [name for name in places if name not in present]
     if missing:
         raise UsageError(
             "this run is not finished; what is there was checked",
@@ -244,7 +178,24 @@ def check_run(
             expected=f"{missing[0]}, which its recipe demands",
             hint="the command that made the run, again, finishes it",
         )
-    return checked
+    reason = run.parts.teacher.reason
+    notes = [f"the model that this run was made from is not compared: {reason}"] if reason else []
+    return checked, notes
+
+
+def _refuse_gone(run: RunRecords, missing: list[str]) -> None:
+    """Refuse that something was finished, is demanded and is not there.
+
+    What an earlier recipe demanded may be deleted.
+    """
+    for name in missing:
+        if name in run.stages:
+            raise VerificationError(
+                "a finished part of this run is missing",
+                where=str(run.directory / name),
+                expected="there: the manifest records it",
+                hint="the command that made the run, again, makes it",
+            )
 
 
 def _check_documents(run: RunRecords, present: list[str]) -> None:
@@ -255,20 +206,18 @@ def _check_documents(run: RunRecords, present: list[str]) -> None:
         check_recipe(run.directory / RECIPE_FILE, run.recipe, artifact)
     student = run.directory / STUDENT
     if student.is_dir():
-        check_plan(run.directory, PLAN_FILE, teacher=run.teacher, student=student)
+        check_plan(run.directory, PLAN_FILE, teacher=run.parts.teacher.path, student=student)
 
 
-def source_in(run: RunRecords, name: str) -> Path | None:
-    """What a directory of a run was made from; None where that is not compared, or not here."""
+def origin_in(run: RunRecords, name: str) -> Origin:
+    """What a directory of a run was made from: as its recipe says, else by the recorded fingerprint."""
     places = demanded(run.recipe)
-    if name not in places and name.startswith(f"{_EXPORTS}/"):
-        # Made later by hand: from the quantised artifact or the student, as its name says.
-        quantised = f"{_STAGES}/quantize"
-        return run.directory / (quantised if name.endswith("fp8") and quantised in places else STUDENT)
-    source = places.get(name)
+    if name not in places:
+        return run.parts.origin(run.directory / name)
+    source = places[name]
     if source == TEACHER:
-        return run.teacher
-    return None if source is None else run.directory / source
+        return run.parts.teacher
+    return Origin(path=None if source is None else run.directory / source)
 
 
 def _subjects(
@@ -278,14 +227,16 @@ def _subjects(
         demands = pattern if name == STUDENT or name.startswith(_EXPORTS) else None
         yield Subject(
             directory=run.directory / name,
-            source=source_in(run, name),
+            origin=origin_in(run, name),
             must_be_ours=True,
             pattern=demands,
         )
 
 
 def _others(directory: Path, places: Mapping[str, str | None]) -> list[str]:
-    """Exports that the recipe does not name: made later, or put there."""
-    there = [path for path in sorted((directory / _EXPORTS).glob("*")) if path.is_dir()]
-    finished = [path for path in there if path.suffix != PARTIAL_SUFFIX and not is_leftover(path)]
-    return [name for path in finished if (name := f"{_EXPORTS}/{path.name}") not in places]
+    """What the recipe does not demand: made later, by an earlier recipe, or put there."""
+    there = [path for part in (STAGES, _EXPORTS) for path in sorted((directory / part).glob("*"))]
+    converted = conversions(directory)
+    finished = [path for path in (*there, directory / BENCH) if is_finished(path) and path not in converted]
+    names = [path.relative_to(directory).as_posix() for path in finished]
+    return [name for name in names if name not in places]

@@ -31,8 +31,6 @@ from exporters.checks.pruned import check_pruned
 from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
 from exporters.logits import VerifyOptions
 
-_NO_SOURCE = "not compared with the model it was made from: --source MODEL does"
-
 Found = dict[str, Any]
 
 
@@ -48,7 +46,7 @@ def check_stage(
         options: How models are run.
 
     Returns:
-        What was found, with `contents` saying what it was compared with.
+        What was found; of a stage that makes no model, that it is as recorded.
 
     Raises:
         VerificationError: naming the first thing that is wrong.
@@ -56,8 +54,7 @@ def check_stage(
     check = _CHECKS.get(artifact.stage)
     if check is None:
         return {"contents": "as recorded"}
-    found = check(directory, artifact, source, options)
-    return {**found, "contents": "compared with its source" if source else _NO_SOURCE}
+    return check(directory, artifact, source, options)
 
 
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.artifact import LOGS
+from compressor.artifact import LOGS, write_json
+from compressor.distillation import generate
 from compressor.training import callbacks
 from compressor.training.checkpoints import mark_complete
 from tests.integration.command import command_here, digests
 
 Alter = Callable[[Path], object]
-FINISHED, UNFINISHED = "finished", "unfinished"
+FINISHED, UNFINISHED, SAMPLING = "finished", "unfinished", "sampling"
 WEIGHTS, RECORD = "model.safetensors", "artifact.json"
 
 
@@ -32,7 +33,7 @@ class Case:
     """One alteration: of which run, of which entry, how, and what the next start must do about it.
 
     Attributes:
-        of: A finished run, or one interrupted while it distilled.
+        of: A finished run, or one interrupted while it distilled, or while its teacher was sampled.
         path: What is altered, relative to the run directory.
         alter: How.
         code: Exit code of the same command; 0 where the run makes good what was altered.
@@ -148,8 +149,11 @@ def other_fingerprint(record: dict[str, Any]) -> None:
 
 
 def result(out: Path) -> dict[str, str]:
-    """sha256 of the student and its training, without curves for people: they carry times and hosts."""
-    found = digests(out, ("student", "stages/distill"))
+    """sha256 of the student, its training and the text sampled for it.
+
+    Curves for people are left out: they carry times and hosts.
+    """
+    found = digests(out, ("student", "stages/distill", "stages/generate"))
     return {name: digest for name, digest in found.items() if f"/{LOGS}/" not in name}
 
 
@@ -167,8 +171,12 @@ def redone(path: str, alter: Alter, says: str, *, of: str = FINISHED) -> Case:
 
 CHECKPOINT = "stages/distill.partial/checkpoints/checkpoint-15"
 TOKENS = "stages/distill.partial/tokens/0.bin"
+TEXT = "stages/generate.partial/text.jsonl"
+PROGRESS = "stages/generate.partial/progress.json"
 GONE = "is gone; it is made again"
 REWRITTEN = "it is written again"
+FROM_THE_START = "the same command samples from the start"
+SAMPLED = "generate: stages/generate: "
 DAMAGED = "is damaged and not used"
 
 CASES: dict[str, Case] = {
@@ -262,23 +270,55 @@ CASES: dict[str, Case] = {
     "unfinished output: a file too many": redone(
         "stages/distill.partial/masks.safetensors", add, "distill: stages/distill: ", of=UNFINISHED
     ),
+    "sampled text: a bit": refused(TEXT, flip, FROM_THE_START, of=SAMPLING),
+    "sampled text: cut": refused(TEXT, truncate, FROM_THE_START, of=SAMPLING),
+    "sampled text: all zero": refused(TEXT, zero, FROM_THE_START, of=SAMPLING),
+    "sampled text: deleted": refused(TEXT, remove, FROM_THE_START, of=SAMPLING),
+    "sampled text: longer": redone(TEXT, append, SAMPLED, of=SAMPLING),
+    "sampling's progress: a batch less": refused(
+        PROGRESS, set_to(num_batches=1), FROM_THE_START, of=SAMPLING
+    ),
+    "sampling's progress: no JSON": refused(PROGRESS, garbage, "progress.json", of=SAMPLING),
+    "sampling's progress: deleted": redone(PROGRESS, remove, SAMPLED, of=SAMPLING),
+    "sampling's inputs: edited": refused(
+        "stages/generate.partial/stage.json", set_to(seed=5), redo("generate"), of=SAMPLING, code=2
+    ),
+    "sampling's inputs: deleted": refused(
+        "stages/generate.partial/stage.json", remove, redo("generate"), of=SAMPLING, code=2
+    ),
+    "sampling: a file too many": redone(
+        "stages/generate.partial/masks.safetensors", add, SAMPLED, of=SAMPLING
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A run with every kind of stage, and an interrupted one without FP8 and ONNX, which take long.
+    """Runs and the recipes that made them, below one directory; not to be changed.
 
-    Both train the same student. Not to be changed.
+    A finished one has every kind of stage; one interrupted while it trained the same student is without FP8
+    and ONNX, which take long. One was interrupted while its teacher was sampled, and one was not.
     """
 
-    recipe: Path
-    finished: Path
-    unfinished: Path
+    root: Path
+
+    @property
+    def finished(self) -> Path:
+        return self.root / FINISHED
+
+    @property
+    def unfinished(self) -> Path:
+        return self.root / UNFINISHED
+
+    def recipe(self, of: str = FINISHED) -> Path:
+        return self.root / f"{of}.yaml"
+
+    def whole(self, of: str) -> Path:
+        """The run that nobody interrupted or touched."""
+        return self.root / "sampled" if of == SAMPLING else self.finished
 
     def again(self, out: Path, *options: object, of: str = FINISHED) -> Any:
-        recipe = self.recipe if of == FINISHED else self.recipe.with_name("short.yaml")
-        return command_here("run", "--config", recipe, "-o", out, *options)
+        return command_here("run", "--config", self.recipe(of), "-o", out, *options)
 
 
 @pytest.fixture(scope="module")
@@ -301,13 +341,17 @@ def runs(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
         "export": {"formats": ["huggingface-fp8", "onnx"]},
         "bench": {"enabled": False},
     }
-    made = Runs(root / "recipe.yaml", root / "finished", root / "unfinished")
-    made.recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     short = {**tree, "quantize": {"fp8": False}, "export": {"formats": ["huggingface"]}}
-    made.recipe.with_name("short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
-    done = made.again(made.finished)
-    assert done.returncode == 0, done.stderr
+    sampling = {"tokens": 512, "generate": {"tokens": 900, "max_new_tokens": 16}}
+    sampled = {**short, "distill": {**tree["distill"], **sampling}}
+    made = Runs(root)
+    for name, recipe in ((FINISHED, tree), (UNFINISHED, short), (SAMPLING, sampled)):
+        made.recipe(name).write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    for name in (FINISHED, SAMPLING):
+        done = made.again(made.whole(name), of=name)
+        assert done.returncode == 0, done.stderr
     _interrupt_at(made, step=15)
+    _interrupt_sampling(made, num_batches=2)
     return made
 
 
@@ -324,11 +368,23 @@ def _interrupt_at(runs: Runs, *, step: int) -> None:
         assert runs.again(runs.unfinished, of=UNFINISHED).returncode == 130
 
 
+def _interrupt_sampling(runs: Runs, *, num_batches: int) -> None:
+    """The same, right after a batch of samples."""
+
+    def write(path: Path, progress: dict[str, Any]) -> None:
+        write_json(path, progress)
+        if progress["num_batches"] == num_batches:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "write_json", write)
+        assert runs.again(runs.root / SAMPLING, of=SAMPLING).returncode == 130
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_alteration_is_refused_by_name_or_made_good(runs: Runs, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    base = runs.finished if case.of == FINISHED else runs.unfinished
-    out = Path(shutil.copytree(base, tmp_path / "out"))
+    out = Path(shutil.copytree(runs.root / case.of, tmp_path / "out"))
     case.alter(out / case.path)
 
     done = runs.again(out, of=case.of)
@@ -339,12 +395,13 @@ def test_an_alteration_is_refused_by_name_or_made_good(runs: Runs, tmp_path: Pat
     if case.code:
         assert Path(case.path).name in done.stderr
     else:
-        assert result(out) == result(runs.finished)
+        assert result(out) == result(runs.whole(case.of))
 
 
 def test_there_are_enough_of_both() -> None:
     assert len(CASES) >= 50
     assert sum(case.of == UNFINISHED for case in CASES.values()) >= 15
+    assert sum(case.of == SAMPLING for case in CASES.values()) >= 10
 
 
 def test_nothing_is_said_of_runs_that_nobody_touched(runs: Runs, tmp_path: Path) -> None:
@@ -385,7 +442,7 @@ def test_what_the_run_was_given_is_compared_too(
     out = Path(shutil.copytree(runs.finished, tmp_path / "out"))
     model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     text = Path(shutil.copy(tiny_text, tmp_path / "moved.txt"))
-    tree = yaml.safe_load(runs.recipe.read_text(encoding="utf-8"))
+    tree = yaml.safe_load(runs.recipe().read_text(encoding="utf-8"))
     tree["model"] = str(model)
     for section in ("calibration", "distill"):
         tree[section]["data"] = str(text)

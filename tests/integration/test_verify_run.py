@@ -27,7 +27,7 @@ def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Te
     root = tmp_path_factory.mktemp("runs")
     tree = {
         "model": str(tiny_checkpoint),
-        "prune": {"shape": SHAPE, "importance": "random"},
+        "prune": {"shape": SHAPE},
         "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "tensorrt-llm"]},
@@ -69,6 +69,120 @@ def test_without_its_teacher_a_run_says_what_was_not_compared(
     )
 
 
+def again(run: Path, recipe: Path, **sections: Any) -> None:
+    """The command that made a run, again, with some of its recipe's sections changed."""
+    tree = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    for name, section in sections.items():
+        tree[name] = {**tree[name], **section} if isinstance(section, dict) else section
+    recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    succeed_here("run", "--config", recipe, "-o", run)
+
+
+def verified(run: Path) -> dict[str, Any]:
+    """What `verify` found, by directory."""
+    report = succeed_here("verify", run)
+    return {Path(entry["path"]).relative_to(run).as_posix(): entry for entry in report["checked"]}
+
+
+def test_a_text_that_was_moved_is_the_same(run: Path, tiny_text: Path, tmp_path: Path) -> None:
+    text = str(shutil.copy(tiny_text, tmp_path / "moved.md"))
+    again(run, tmp_path / "again.yaml", calibration={"data": text}, distill={"data": text})
+    assert text in (run / "recipe.yaml").read_text()
+    assert verified(run)["stages/prune"]["contents"] == "compared with its source"
+
+    Path(text).write_text("another text\n" * 500, encoding="utf-8")
+    done = command_here("verify", run)
+    assert done.returncode == 8
+    assert "recipe.yaml: calibration.data" in done.stderr
+
+
+def test_formats_may_be_changed_and_what_is_there_is_still_checked(run: Path, tmp_path: Path) -> None:
+    before, now = "exports/tensorrt-llm", "exports/tensorrt-llm-fp16"
+    again(run, tmp_path / "again.yaml", export={"formats": ["tensorrt-llm-fp16", "huggingface"]})
+    checked = verified(run)
+    assert set(checked) == {"stages/prune", "student", before, now, "stages/evaluate"}
+    assert checked[before]["status"] == "passed"
+
+    weights = next((run / before / "checkpoint").glob("*.safetensors"))
+    flip(weights)
+    done = command_here("verify", run)
+    assert done.returncode == 8
+    assert str(weights) in done.stderr
+    shutil.rmtree(run / before)
+    assert set(verified(run)) == {"stages/prune", "student", now, "stages/evaluate"}
+    shutil.rmtree(run / now)
+    assert command_here("verify", run).returncode == 8
+
+    again(run, tmp_path / "again.yaml", export={"formats": ["huggingface"]})
+    assert set(verified(run)) == {"stages/prune", "student", "stages/evaluate"}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_stage_that_the_recipe_does_not_demand_is_checked(run: Path) -> None:
+    stages = run / "stages"
+    shutil.copytree(stages / "prune", stages / "sparsify")
+    for unfinished in ("distill.partial", "recover.discarded-0"):
+        (stages / unfinished).mkdir()
+        (stages / unfinished / "half").touch()
+    checked = verified(run)
+    assert checked["stages/sparsify"]["num_recomputed_tensors"] == 20
+    assert not any("." in name for name in checked)
+
+    flip(stages / "sparsify" / "model.safetensors")
+    done = command_here("verify", run)
+    assert done.returncode == 8
+    assert "stages/sparsify/model.safetensors" in done.stderr
+
+
+def test_an_export_made_by_hand_is_compared_with_what_it_was_made_from(run: Path) -> None:
+    """Whatever it is called: nothing was quantised here."""
+    made = run / "exports" / "mine-fp8"
+    succeed_here("export", run / "student", "--format", "tensorrt-llm", "-o", made)
+    assert verified(run)["exports/mine-fp8"]["status"] == "passed"
+    assert succeed_here("verify", made)["checked"][0]["status"] == "passed"
+    shutil.rmtree(made)
+    assert "exports/mine-fp8" not in verified(run)
+
+
+def test_an_export_of_another_model_says_that_it_was_not_compared(run: Path, tmp_path: Path) -> None:
+    other, made = Path(shutil.copytree(run / "student", tmp_path / "other")), run / "exports/mine"
+    for record in ("artifact.json", "verification.json"):
+        (other / record).unlink()
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    succeed_here("export", other, "--format", "huggingface", "--precision", "bf16", "-o", made)
+    for directory in (run, made):
+        entry = succeed_here("verify", directory)["checked"][-1]
+        assert (Path(entry["path"]).name, entry["status"]) == ("mine", "ok")
+        assert "no part of this run is what it was made from" in entry["contents"]
+        assert "no part of this run" in command_here("verify", directory).stdout
+
+
+def test_a_teacher_that_is_no_longer_the_same_is_said_not_to_be_compared(
+    run: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    again(run, tmp_path / "again.yaml", model=str(model))
+    assert succeed_here("verify", run)["notes"] == []
+    flip(model / "model.safetensors")
+
+    report = succeed_here("verify", run)
+    [note] = report["notes"]
+    assert str(model) in note
+    assert "not compared" in note
+    assert note in command_here("verify", run).stdout.splitlines()
+    prune = next(entry for entry in report["checked"] if entry["path"].endswith("prune"))
+    assert str(model) in prune["contents"]
+    assert "num_recomputed_tensors" not in prune
+    assert str(model) in succeed_here("verify", run / "stages" / "prune")["checked"][0]["contents"]
+    assert succeed_here("verify", run, "--source", tiny_checkpoint)["notes"] == []
+
+
 def edited(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(run: Path) -> None:
         text = (run / name).read_text(encoding="utf-8")
@@ -96,7 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "deleted plan": (removed("plan.json"), "plan.json"),
     "deleted manifest": (removed("manifest.json"), "manifest.json"),
     "deleted card": (removed("README.md"), "README.md"),
-    "edited recipe": (edited("recipe.yaml", "importance: random", "importance: activation"), "recipe.yaml"),
+    "edited recipe": (edited("recipe.yaml", "importance: activation", "importance: random"), "recipe.yaml"),
     "unreadable recipe": (edited("recipe.yaml", "seed: 0", "seed: [0"), "recipe"),
     "edited plan": (edited("plan.json", '"hidden_size": 48', '"hidden_size": 40'), "plan.json"),
     "edited card": (edited("README.md", "% ", "9% "), "README.md"),

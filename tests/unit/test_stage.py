@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ from compressor.stage import (
     StageContext,
     StageOutcome,
     StageResult,
+    comparable,
     differences,
     execute,
 )
@@ -323,6 +326,50 @@ def test_a_text_under_another_path_is_the_same_text(bed: Bed, tmp_path: Path) ->
     moved.write_text("two\n")
     with pytest.raises(UsageError, match="sha256"):
         bed.execute(Config(text=str(moved)))
+
+
+def test_rows_under_another_path_are_the_same_text(bed: Bed, tmp_path: Path) -> None:
+    """Another name, other white space and another compression of the same documents."""
+    text, moved, other = (tmp_path / name for name in ("text.jsonl", "moved.jsonl.gz", "other.jsonl"))
+    text.write_text('{"text": "one"}\n{"text": "two"}\n')
+    moved.write_bytes(gzip.compress(b'{"text":  "one"}\n\n{"text": "two"}\n'))
+    other.write_text('{"text": "one"}\n{"text": "three"}\n')
+    bed.execute(Config(text=str(text)))
+
+    assert bed.execute(Config(text=str(moved))).skipped
+    with pytest.raises(UsageError, match="of a different run"):
+        bed.execute(Config(text=str(other)))
+
+
+@pytest.mark.parametrize("field", ["data", "prompts"])
+def test_a_text_that_is_not_read_decides_nothing(field: str) -> None:
+    """Scores that are random or of weights read no calibration text, and domains replace the one text."""
+    configs: list[dict[str, Any]] = [
+        {"section": {field: text}, "size": 3} for text in ("/a.txt", "/b.txt", "an/id")
+    ]
+    unread = [comparable({"config": config, "data": {}}) for config in configs]
+    assert unread[0] == unread[1] == unread[2]
+    other = {**configs[0], "size": 4}
+    assert comparable({"config": other, "data": {}}) != unread[0]
+    read = [
+        comparable({"config": config, "data": {config["section"][field]: f"sha256:{number}"}})
+        for number, config in enumerate(configs)
+    ]
+    assert read[0] != read[1] != read[2]
+
+
+def test_prompts_count_where_they_are_read() -> None:
+    """A stage that trains on sampled text knows it by the fingerprint of the stage that sampled."""
+
+    def inputs(prompts: str, sampled: str) -> dict[str, Any]:
+        return {"config": {"generate": {"prompts": prompts}}, "data": {}, "others": {"generated": sampled}}
+
+    assert comparable(inputs("/a.txt", "1")) == comparable(inputs("/moved/a.txt", "1"))
+    assert comparable(inputs("/a.txt", "1")) != comparable(inputs("/a.txt", "2"))
+    read = {"config": {"prompts": "/a.txt"}, "data": {"/a.txt": "sha256:1"}}
+    moved = {"config": {"prompts": "/b.txt"}, "data": {"/b.txt": "sha256:1"}}
+    other = {"config": {"prompts": "/a.txt"}, "data": {"/a.txt": "sha256:2"}}
+    assert comparable(read) == comparable(moved) != comparable(other)
 
 
 def test_a_directory_that_was_moved_and_linked_is_the_same(bed: Bed, tmp_path: Path) -> None:

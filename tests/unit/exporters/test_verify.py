@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compressor.artifact import read_artifact
-from compressor.errors import UsageError, VerificationError
+from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.recipe import ExportFormat
 from exporters.base import needs_quantised
 from exporters.verify import verify_directory
+from tests.records import record_again
 from tests.unit.exporters.conftest import Exports
 
 
@@ -27,6 +28,7 @@ def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
     for name in ("huggingface", "huggingface-fp8", "onnx"):
         report = verify_directory(exports.make(name))
         assert (report["kind"], report["checked"][0]["format"]) == ("export", name)
+        assert "not compared" in report["checked"][0]["contents"]
     quantised = verify_directory(exports.quantised(tied=True).path)["checked"][0]
     assert quantised["fp8"]["num_equal_fp8_weights"] == 21
 
@@ -43,6 +45,7 @@ def test_an_export_is_compared_with_its_source_again(exports: Exports, name: Exp
     source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
     report = verify_directory(exports.make(name), source=source)
     entry = report["checked"][0]
+    assert entry["contents"] == "compared with its source"
     assert entry["status"] == ("reported" if name == "huggingface-fp8" else "passed")
     assert entry["logits"]["all"]["num_positions"] > 2000
     json.dumps(report)
@@ -136,6 +139,53 @@ def test_nan_in_fp8_is_caught(exports: Exports, tmp_path: Path) -> None:
     stored[0, 0] = 0x7F
     save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=r"not finite[\s\S]*layers\.0\.mlp\.up_proj"):
+        verify_directory(made)
+
+
+FOREIGN: dict[str, dict[str, object]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "hqq": {"quant_method": "hqq"},
+}
+
+
+def packed(directory: Path, stated: dict[str, object]) -> None:
+    """As other tools leave it: packed integers and scales in place of the linear layers' weights."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
+    tensors = {}
+    for name, tensor in load_file(directory / WEIGHTS_FILE).items():
+        if name.endswith("_proj.weight"):
+            stem = name.removesuffix("weight")
+            tensors[f"{stem}qweight"] = torch.zeros(8, 8, dtype=torch.int32)
+            tensors[f"{stem}scales"] = torch.ones(8, 8, dtype=torch.float16)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("method", FOREIGN)
+def test_a_checkpoint_of_another_method_is_named_not_called_broken(checkpoint: Path, method: str) -> None:
+    packed(checkpoint, FOREIGN[method])
+    with pytest.raises(UnsupportedError, match=f"quantised with {method}"):
+        verify_directory(checkpoint)
+
+
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors", "modelopt"])
+def test_an_fp8_checkpoint_without_its_record_is_still_refused(checkpoint: Path, method: str) -> None:
+    packed(checkpoint, {"quant_method": method})
+    with pytest.raises(VerificationError, match="lacks its quantisation record"):
+        verify_directory(checkpoint)
+
+
+def test_another_method_in_an_export_of_ours_is_an_edit(exports: Exports, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(exports.make("huggingface-fp8"), tmp_path / "fp8"))
+    config = json.loads((made / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "awq"
+    (made / "config.json").write_text(json.dumps(config))
+    record_again(made)
+    with pytest.raises(VerificationError, match="quantisation record says something else"):
         verify_directory(made)
 
 

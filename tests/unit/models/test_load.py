@@ -154,6 +154,23 @@ def test_quantised_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, name:
         open_checkpoint(source, tmp_path, dtype="float32")
 
 
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
+        ({"bits": 4}, "not said"),
+    ],
+)
+def test_the_method_of_a_quantised_checkpoint_is_named(
+    checkpoint: Path, stated: dict[str, Any], method: str
+) -> None:
+    edit_config(checkpoint, quantization_config=stated)
+    with pytest.raises(UnsupportedError, match=f"already quantised[\\s\\S]*{method}"):
+        source_dims(resolve_source(str(checkpoint)))
+
+
 def test_unsupported_model_type(checkpoint: Path, tmp_path: Path) -> None:
     edit_config(checkpoint, model_type="mamba")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compressor.artifact import ModelArtifact, fingerprint_of
+from compressor.artifact import ModelArtifact, fingerprint_of, write_json
 from compressor.errors import VerificationError
 from exporters.checks.record import check_figures
 from exporters.comparison import TOLERANCES, LogitComparison
-from exporters.record import Verification, write_verification
+from exporters.record import VERIFICATION_FILE, Verification, write_verification
 
 NOISE = LogitComparison(
     num_positions=2048, max_abs=3e-5, mean_abs=2e-6, max_reference=10.0, kl=1e-9, num_agreeing=2048
@@ -69,3 +70,31 @@ def test_a_machine_without_the_kernels_compares_what_both_could(tmp_path: Path, 
     check_figures(tmp_path, artifact, verification=now)
     with pytest.raises(VerificationError, match="num_equal_initialisers"):
         check_figures(tmp_path, artifact, verification=replace(now, checks={"num_equal_initialisers": 20}))
+
+
+@pytest.mark.parametrize(("num_positions", "num_more"), [(2048, 40), (4, 1), (30, 1)])
+def test_a_share_of_positions_moves_by_few_of_them(tmp_path: Path, num_positions: int, num_more: int) -> None:
+    then = replace(NOISE, num_positions=num_positions, num_agreeing=num_positions - num_more)
+    now = replace(then, num_agreeing=num_positions)
+    for one, other in ((then, now), (now, then)):
+        artifact = recorded(tmp_path, verification(one, precision="int4"))
+        check_figures(tmp_path, artifact, verification=verification(other, precision="int4"))
+
+
+@pytest.mark.parametrize(("said", "found"), [(0.9, 0.6), (1.0, 0.95), (0.5, 0.6), (0.03, 0.0)])
+def test_another_share_is_an_edit(tmp_path: Path, said: float, found: float) -> None:
+    shares = [replace(NOISE, num_positions=2000, num_agreeing=int(2000 * share)) for share in (said, found)]
+    artifact = recorded(tmp_path, verification(shares[0], precision="int4"))
+    with pytest.raises(VerificationError, match="top1_agreement"):
+        check_figures(tmp_path, artifact, verification=verification(shares[1], precision="int4"))
+
+
+@pytest.mark.parametrize("share", [1.01, -0.01, 1.5, "1.0", None])
+def test_what_is_no_share_is_an_edit(tmp_path: Path, share: Any) -> None:
+    found = verification(replace(NOISE, num_agreeing=0 if share == -0.01 else 2048), precision="int4")
+    artifact = recorded(tmp_path, found)
+    record = found.to_dict()
+    record["logits"]["all"]["top1_agreement"] = share
+    write_json(tmp_path / VERIFICATION_FILE, record)
+    with pytest.raises(VerificationError, match="top1_agreement"):
+        check_figures(tmp_path, replace(artifact, details=record), verification=found)

@@ -1,0 +1,168 @@
+"""What the parts of a run were made from: the original model, or another part, told by fingerprints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compressor.artifact import ARTIFACT_FILE, read_artifact
+from compressor.discarding import is_leftover
+from compressor.errors import CompressExportError, UsageError, VerificationError
+from compressor.manifest import STUDENT
+from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
+from compressor.models.load import resolve_source
+from compressor.recipe import Recipe
+from compressor.stage import PARTIAL_SUFFIX
+
+STAGES = "stages"
+_PRUNED = f"{STAGES}/prune"
+_HINT = "--source MODEL names the right one"
+_UNKNOWN = "no part of this run is what it was made from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a directory was made from.
+
+    Attributes:
+        path: The checkpoint to compare with; None where there is none.
+        reason: Why there is none where there should be one.
+    """
+
+    path: Path | None = None
+    reason: str | None = None
+
+
+NOTHING = Origin()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The models of a run, to find the one that another directory was made from.
+
+    Attributes:
+        directory: The run.
+        teacher: The original model.
+        contents: Fingerprints of whole checkpoints, once they were read.
+    """
+
+    directory: Path
+    teacher: Origin
+    contents: dict[Path, str] = field(default_factory=dict)
+
+    def origin(self, made: Path) -> Origin:
+        """The model whose fingerprint a directory recorded as its source.
+
+        A stage of a run records the stage that it read; a command by itself what the checkpoint holds.
+        """
+        if not (made / ARTIFACT_FILE).is_file():
+            return NOTHING
+        wanted = read_artifact(made).inputs.get("source")
+        if wanted is None:
+            return Origin(reason=_UNKNOWN)
+        if wanted == fingerprint_of_teacher(self.directory):
+            return self.teacher
+        models = [path for path in self._models() if path != made]
+        for path in models:
+            if read_artifact(path).fingerprint == wanted:
+                return Origin(path=path)
+        for path in models:
+            if self._content(path) == wanted:
+                return Origin(path=path)
+        return Origin(reason=_UNKNOWN)
+
+    def _models(self) -> list[Path]:
+        """Finished checkpoints, the student first."""
+        stages = [path for path in sorted((self.directory / STAGES).glob("*")) if is_finished(path)]
+        return [
+            path
+            for path in (self.directory / STUDENT, *stages)
+            if (path / ARTIFACT_FILE).is_file() and (path / CONFIG_FILE).is_file()
+        ]
+
+    def _content(self, path: Path) -> str:
+        if path not in self.contents:
+            self.contents[path] = hash_and_check(path)
+        return self.contents[path]
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a directory is no half of one: neither begun nor half deleted, nor a hidden one."""
+    begun = path.suffix == PARTIAL_SUFFIX or path.name.startswith(".")
+    return path.is_dir() and not begun and not is_leftover(path)
+
+
+def fingerprint_of_teacher(directory: Path) -> str | None:
+    """What a run recorded of the model that it was made from; None before it pruned that."""
+    prune = directory / _PRUNED
+    if not (prune / ARTIFACT_FILE).is_file():
+        return None
+    fingerprint: str | None = read_artifact(prune).inputs.get("source")
+    return fingerprint
+
+
+def teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Origin:
+    """The checkpoint that a run was made from: the given one, or what lies where the recipe says.
+
+    What lies there today may be another model, which then is none.
+
+    Raises:
+        UsageError: when the given one is another.
+    """
+    wanted = fingerprint_of_teacher(directory)
+    if given is not None:
+        if wanted is not None and _content(given) != wanted:
+            raise UsageError(
+                "this is not the model that the run was made from",
+                where="--source",
+                expected=f"fingerprint {wanted}",
+                found=str(given),
+            )
+        return Origin(path=given)
+    reason = f"{recipe.model} is not on this machine; {_HINT}"
+    for path in _candidates(directory, recipe):
+        try:
+            if wanted is None or _content(path) == wanted:
+                return Origin(path=path)
+            reason = f"{path} is another model now; {_HINT}"
+        except (UsageError, VerificationError) as error:
+            reason = f"{path} is no model now, {error.what}; {_HINT}"
+    return Origin(reason=reason)
+
+
+def _content(directory: Path) -> str:
+    if not (directory / CONFIG_FILE).is_file():
+        raise UsageError("this directory holds no checkpoint", where=str(directory), expected=CONFIG_FILE)
+    return hash_and_check(directory)
+
+
+def _candidates(directory: Path, recipe: Recipe) -> list[Path]:
+    """Where the original model's checkpoint may be on this machine; nothing is downloaded."""
+    try:
+        source = resolve_source(recipe.model)
+    except CompressExportError:
+        # A GGUF file that is gone was converted below the run all the same.
+        return conversions(directory)
+    if source.kind == "gguf":
+        return conversions(directory)
+    if source.kind == "directory":
+        return [Path(source.location)]
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return [Path(snapshot_download(source.location, local_files_only=True))]
+    except (LocalEntryNotFoundError, OSError):
+        return []
+
+
+def conversions(directory: Path) -> list[Path]:
+    """Checkpoints that GGUF files were converted to, below the run's `stages/`."""
+    return [
+        path
+        for path in sorted((directory / STAGES).glob("*"))
+        if is_finished(path)
+        and (path / ARTIFACT_FILE).is_file()
+        and (path / CONFIG_FILE).is_file()
+        and read_artifact(path).stage == "source"
+    ]
