@@ -73,7 +73,7 @@ _SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
         (r"sparse_step|first_k_dense|shared_intermediate", _ZERO),
         (r"soft_?cap|logits?_cap|^clip_(?!grad)|_clip$|clipped|(^|_)clamp|swiglu_(limit|alpha)", _ZERO),
         (r"rope_(interleaved?|traditional)|mrope|alibi|xpos|ntk|logn|(^|_)no_?rope|nope", _ZERO),
-        (r"rel(ative)?_(att|bias|pos)|position_bias", _ZERO),
+        (r"(relative|rel)_(att|bias|pos)|position_bias", _ZERO),
         (r"^(?!(\w+_)?(max|num)_)(\w+_)?pos(ition(al)?)?_(emb|enc)", ("rope", "rotary")),
         (r"(learned|absolute|abs)_pos", ()),
         (r"sliding|(?<!context_)window|(^|_)swa(_|$)|attention_chunk|chunked", _ZERO),
