@@ -86,6 +86,11 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
     if unread:
         names = ", ".join(unread)
         warnings.append(f"{where}: no {family.model_type} class reads {names}: taken to be without effect")
+    if config.get("auto_map"):
+        warnings.append(
+            f"{where}: auto_map names code of the model's own, which is not copied: students and exports "
+            f"are plain {family.model_type} models"
+        )
     classes = config.get("architectures")
     expected = f"{family.model_type}forcausallm"
     if classes and expected not in [str(name).lower() for name in classes]:

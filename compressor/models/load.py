@@ -15,7 +15,12 @@ from typing import Any, Literal
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, num_parameters
-from compressor.models.tokenizer import has_tokenizer, load_tokenizer, require_known_ids
+from compressor.models.tokenizer import (
+    has_tokenizer,
+    load_tokenizer,
+    require_convertible,
+    require_known_ids,
+)
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
 
@@ -152,7 +157,8 @@ def open_checkpoint(
         on_warning: Called for what can be used but may not be meant.
 
     Raises:
-        UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
+        UsageError, UnsupportedError, VerificationError, NetworkError, DependencyError: for what cannot be
+            used.
     """
     from compressor.models.checkpoint import CheckpointReader, hash_and_check
     from compressor.models.shapes import check_source
@@ -174,6 +180,7 @@ def open_checkpoint(
     with CheckpointReader(directory) as reader:
         check_source(reader, dims, where=directory)
     require_known_ids(directory, dims.vocab_size)
+    require_convertible(directory, trust_remote_code=trust_remote_code)
     _refuse_by_class(directory, trust_remote_code=trust_remote_code)
     lineage: tuple[str, ...] = ("source",)
     texts: tuple[str, ...] = ()
@@ -309,11 +316,13 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
 
 
 def copy_checkpoint(source: Path, destination: Path) -> None:
-    """Copy a checkpoint's weights byte by byte, with its config and the files beside them."""
-    from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, weight_files
+    """Copy a checkpoint's weights byte by byte, with its config, portable, and the files beside them."""
+    from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
+    from compressor.models.portable import write_config
 
-    for file in [*weight_files(source), source / CONFIG_FILE]:
+    for file in weight_files(source):
         shutil.copyfile(file, destination / file.name)
+    write_config(destination, read_config(source))
     if (source / INDEX_FILE).is_file():
         shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
     copy_tokenizer(source, destination)
