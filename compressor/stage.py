@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -109,6 +109,8 @@ class Stage(Generic[Config]):
         format_version: Raised when the stage's output changes for equal input.
         libraries: Distributions whose versions decide its numbers.
         data: The text sources its configuration names.
+        loads: Checkpoints that it holds in memory as a whole, one after the other or at once, and in which
+            dtype.
         parallel: Runs in every process of a run, which share its work; else in the main one alone.
     """
 
@@ -117,6 +119,9 @@ class Stage(Generic[Config]):
     format_version: int = 1
     libraries: tuple[str, ...] = ("torch", "transformers")
     data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    loads: Callable[[Config, ModelArtifact, StageContext], Iterable[tuple[Path, str]]] = (
+        lambda _config, _source, _context: ()
+    )
     parallel: bool = False
 
 
@@ -163,7 +168,10 @@ def execute(
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
         VerificationError: when a file of finished work is missing, new or changed.
+        ResourceError: when a checkpoint that it loads cannot be in memory.
     """
+    from compressor.models.memory import require_model_memory
+
     out_dir = on_main(lambda: _real(out_dir))
     redo = context.redo(stage.name, out_dir)
     inputs = on_main(lambda: stage_inputs(stage, config, source, context))
@@ -171,6 +179,8 @@ def execute(
     if finished is not None:
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
     on_main(lambda: _check_what_is_read(source, context))
+    loaded = stage.loads(config, source, context)
+    on_main(lambda: require_model_memory(*loaded, device=context.device))
     context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))

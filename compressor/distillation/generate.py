@@ -271,4 +271,5 @@ GENERATE: Stage[Generate] = Stage(
     name="generate",
     run=run,
     data=lambda config: (config.prompts,) if config.prompts else (),
+    loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

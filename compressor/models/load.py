@@ -290,15 +290,18 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
 
     Raises:
         VerificationError: when weights are missing, left over or of the wrong shape.
+        ResourceError: when the weights alone do not fit into memory.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from compressor.models.checkpoint import CONFIG_FILE, read_config
+    from compressor.models.memory import require_model_memory
     from compressor.models.rope import refuse_misread_rope
     from compressor.models.shapes import refuse_misfit
 
     refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
+    require_model_memory((directory, dtype), device=device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
