@@ -211,7 +211,7 @@ def _unread_fields(config: dict[str, Any], dims: Dims, where: str) -> list[str]:
         UnsupportedError: for one whose name stands for a computation, with a value that changes it.
     """
     family, rope = dims.family, rope_of(config)
-    epsilon = config.get(family.norm_epsilon, family.defaults[family.norm_epsilon])
+    epsilon: float = config.get(family.norm_epsilon) or family.defaults[family.norm_epsilon]  # type: ignore[assignment]
     known = (_CHECKED | _WITHOUT_EFFECT) - EPSILONS | {family.norm_epsilon}
     unread = []
     for name in sorted(set(config) - known):

@@ -61,7 +61,7 @@ _ALWAYS = re.compile(
 _RMS = re.compile(r"^(use_)?rms_?norm$")
 _GATED = re.compile(r"^((use|is)_)?(swiglu|glu|gated_mlp|gated_linear_unit|gated_ffn)$")
 
-_NONE = (False, "", "none", [], {})
+_NONE: tuple[object, ...] = (False, "", "none", [], {})
 _ONE = (1,)
 _ZERO = (0,)
 _FULL = ("full", "full_attention", "softmax", "causal", "mha", "gqa")

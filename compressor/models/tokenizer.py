@@ -176,7 +176,8 @@ def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
     for name in ("tokenizer.model", "vocab.json", "merges.txt"):
         _require_plain(directory / name)
     _refuse_inconvertible(directory)
-    with _readable(directory):
+    hint = f"put the model's own {TOKENIZER_FILE} beside them"
+    with _readable(directory, hint=hint):
         tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -190,7 +191,7 @@ def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
                     where=str(directory),
                     expected=repr(text[:60]),
                     found=repr(decoded[:60]),
-                    hint=f"put the model's own {TOKENIZER_FILE} beside them",
+                    hint=hint,
                 )
     return tokenizer
 
@@ -229,7 +230,7 @@ def _require_plain(file: Path) -> None:
 
 
 @contextmanager
-def _readable(directory: Path) -> Iterator[None]:
+def _readable(directory: Path, *, hint: str | None = None) -> Iterator[None]:
     """Turn whatever the tokenizer libraries raise into one error: Rust's panics are no `Exception`."""
     try:
         yield
@@ -237,7 +238,10 @@ def _readable(directory: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise VerificationError(
-            "the tokenizer cannot be loaded", where=str(directory), found=f"{type(error).__name__}: {error}"
+            "the tokenizer cannot be loaded",
+            where=str(directory),
+            found=f"{type(error).__name__}: {error}",
+            hint=hint,
         ) from error
 
 

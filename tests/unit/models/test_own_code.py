@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from compressor.errors import UnsupportedError
@@ -51,7 +50,7 @@ Make = Callable[[Path, Path], None]
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint whose config, model and tokenizer are classes of its own."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory = save_checkpoint(tmp_path / "own", make_model())
     files = {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODELLING}
     for name, text in {**files, "tokenization_own.py": TOKENISATION}.items():

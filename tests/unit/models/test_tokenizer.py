@@ -20,6 +20,7 @@ from compressor.models.load import copy_checkpoint, open_checkpoint, plan_dims, 
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable, tokenizer_digest
 from exporters.tokenizer_check import check_tokenizer
+from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION
 from tests.tiny_models import VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
 
 TEXTS = (*TOKENIZER_TEXTS, "<|begin|>system<|end|> x", "  a  b")
@@ -337,7 +338,7 @@ def older_files(directory: Path, model_type: str, tokenizer_class: str) -> Path:
 
 @pytest.mark.parametrize(
     ("model_type", "tokenizer_class"),
-    [("llama", "GPT2Tokenizer"), ("nemotron", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer")],
+    [("llama", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("qwen3", "Qwen2Tokenizer")],
 )
 def test_older_files_give_the_ids_of_plain_transformers(
     model_type: str, tokenizer_class: str, tmp_path: Path
@@ -358,6 +359,19 @@ def test_older_files_give_the_ids_of_plain_transformers(
     check_tokenizer(out, source, trust_remote_code=False)
 
 
+@pytest.mark.skipif(GENERATION < FIRST_WITH_ROPE_PARAMETERS, reason="4.57 reads them")
+@pytest.mark.parametrize("model_type", ["mistral", "nemotron"])
+def test_older_files_that_plain_transformers_does_not_read_are_refused(
+    model_type: str, tmp_path: Path
+) -> None:
+    """5 reads these families' tokenizers from other files, and asks for sentencepiece instead."""
+    source = older_files(tmp_path / "source", model_type, "GPT2Tokenizer")
+    with pytest.raises(ValueError, match="backend tokenizer"):
+        AutoTokenizer.from_pretrained(source, local_files_only=True)
+    with pytest.raises(VerificationError, match=r"own tokenizer\.json beside them"):
+        open_checkpoint(resolve_source(str(source)), tmp_path, dtype="float32")
+
+
 @pytest.mark.parametrize("content", [b"\n\x0e\n\x05<unk>\x15", b"IQ== 0\nIg== 1\n", b""])
 def test_a_sentencepiece_file_alone_needs_its_library(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -376,7 +390,14 @@ def test_a_sentencepiece_file_alone_needs_its_library(
             work()
         assert caught.value.exit_code == 4
     out = tmp_path / "student"
-    arguments = ["prune", str(directory), "--target", "60%", "--importance", "weight-magnitude"]
+    arguments = [
+        "prune",
+        str(directory),
+        "--shape",
+        "num_hidden_layers=2",
+        "--importance",
+        "weight-magnitude",
+    ]
     assert invoke([*arguments, "-o", str(out)]) == 4
     assert "pip install sentencepiece" in capsys.readouterr().err
     assert not out.exists()
