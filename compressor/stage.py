@@ -152,7 +152,9 @@ def execute(
     *,
     restart: bool = False,
 ) -> StageOutcome:
-    """Run a stage unless its finished output is already in `out_dir`.
+    """Run a stage unless its finished output, in files of the recorded sizes, is already in `out_dir`.
+
+    What it reads is compared with its recorded sha256 first.
 
     Args:
         stage: The stage.
@@ -162,25 +164,18 @@ def execute(
         context: The rest.
         restart: Discard what is there instead of refusing what differs.
 
-    Finished output is taken when its files have the recorded sizes; what a stage reads is compared with
-    its recorded sha256 first.
-
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
         VerificationError: when a file of finished work is missing, new or changed.
         ResourceError: when a checkpoint that it loads cannot be in memory.
     """
-    from compressor.models.memory import require_model_memory
-
     out_dir = on_main(lambda: _real(out_dir))
     redo = context.redo(stage.name, out_dir)
     inputs = on_main(lambda: stage_inputs(stage, config, source, context))
     finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
     if finished is not None:
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
-    on_main(lambda: _check_what_is_read(source, context))
-    loaded = stage.loads(config, source, context)
-    on_main(lambda: require_model_memory(*loaded, device=context.device))
+    on_main(lambda: _check_before_work(stage, config, source, context))
     context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
@@ -208,6 +203,15 @@ def execute(
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+def _check_before_work(
+    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
+) -> None:
+    from compressor.models.memory import require_model_memory
+
+    _check_what_is_read(source, context)
+    require_model_memory(*stage.loads(config, source, context), device=context.device)
 
 
 @contextmanager
