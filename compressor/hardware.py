@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.errors import UsageError
+from compressor.errors import ResourceError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,34 @@ def available_memory_bytes() -> int:
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_cgroup_limits()])
+
+
+def require_memory(needed: int, *, device: str, what: str, hint: str) -> None:
+    """Refuse what needs more than all memory of a device, swap of a CPU included.
+
+    Args:
+        needed: Bytes that are certainly needed.
+        device: Torch device name.
+        what: What does not fit; begins the error's message.
+        hint: What to do.
+
+    Raises:
+        ResourceError: naming what is needed and what there is.
+    """
+    if device == "cuda":
+        import torch
+
+        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    else:
+        total = usable_memory_bytes()
+    if needed > total:
+        raise ResourceError(
+            what,
+            where=device,
+            expected=f"at least {needed:,} bytes",
+            found=f"{total:,} bytes in all",
+            hint=hint,
+        )
 
 
 def _cgroup_limits() -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -111,6 +111,8 @@ class Stage(Generic[Config]):
         format_version: Raised when the stage's output changes for equal input.
         libraries: Distributions whose versions decide its numbers.
         data: The text sources its configuration names.
+        loads: Checkpoints that it holds in memory as a whole, one after the other or at once, and in which
+            dtype.
         parallel: Runs in every process of a run, which share its work; else in the main one alone.
     """
 
@@ -119,6 +121,9 @@ class Stage(Generic[Config]):
     format_version: int = 1
     libraries: tuple[str, ...] = ("torch", "transformers")
     data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    loads: Callable[[Config, ModelArtifact, StageContext], Iterable[tuple[Path, str]]] = (
+        lambda _config, _source, _context: ()
+    )
     parallel: bool = False
 
 
@@ -149,7 +154,9 @@ def execute(
     *,
     restart: bool = False,
 ) -> StageOutcome:
-    """Run a stage unless its finished output is already in `out_dir`.
+    """Run a stage unless its finished output, in files of the recorded sizes, is already in `out_dir`.
+
+    What it reads is compared with its recorded sha256 first.
 
     Args:
         stage: The stage.
@@ -159,12 +166,10 @@ def execute(
         context: The rest.
         restart: Discard what is there instead of refusing what differs.
 
-    Finished output is taken when its files have the recorded sizes; what a stage reads is compared with
-    its recorded sha256 first.
-
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
         VerificationError: when a file of finished work is missing, new or changed.
+        ResourceError: when a checkpoint that it loads cannot be in memory.
     """
     out_dir = on_main(lambda: _real(out_dir))
     redo = context.redo(stage.name, out_dir)
@@ -172,7 +177,7 @@ def execute(
     finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
     if finished is not None:
         return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
-    on_main(lambda: _check_what_is_read(source, context))
+    on_main(lambda: _check_before_work(stage, config, source, context))
     context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
@@ -200,6 +205,15 @@ def execute(
         seconds=time.monotonic() - started,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+def _check_before_work(
+    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
+) -> None:
+    from compressor.models.memory import require_model_memory
+
+    _check_what_is_read(source, context)
+    require_model_memory(*stage.loads(config, source, context), device=context.device)
 
 
 @contextmanager

@@ -272,4 +272,5 @@ GENERATE: Stage[Generate] = Stage(
     name="generate",
     run=run,
     data=lambda config: (config.prompts,) if config.prompts else (),
+    loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

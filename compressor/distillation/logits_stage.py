@@ -155,4 +155,5 @@ LOGITS: Stage[Distill] = Stage(
     run=run,
     libraries=("torch", "transformers", "numpy"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
+    loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from compressor.artifact import LOGS, ModelArtifact
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
-from compressor.errors import ResourceError, UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16, usable_memory_bytes
+from compressor.errors import UnsupportedError, UsageError
+from compressor.hardware import cpu_has_bf16, require_memory
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
 from compressor.models.digests import tensor_digest, write_digests
@@ -102,18 +102,12 @@ def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, d
     """
     ways = 1 if config.sharding == "replicate" else world_size()
     needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
-    if device == "cuda":
-        total = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    else:
-        total = usable_memory_bytes()
-    if needed > total:
-        raise ResourceError(
-            "not enough memory to train: weights, gradients and optimizer do not fit",
-            where=device,
-            expected=f"at least {needed:,} bytes",
-            found=f"{total:,} bytes in all",
-            hint="a smaller student, more memory, or more GPUs (torchrun)",
-        )
+    require_memory(
+        needed,
+        device=device,
+        what="not enough memory to train: weights, gradients and optimizer do not fit",
+        hint="a smaller student, more memory, or more GPUs (torchrun)",
+    )
 
 
 def require_loss_on(config: Distill) -> None:

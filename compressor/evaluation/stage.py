@@ -91,4 +91,15 @@ def _load(artifact: ModelArtifact, context: StageContext) -> Any:
     return model
 
 
-EVALUATE: Stage[EvaluateStageConfig] = Stage(name="evaluate", run=run, data=lambda config: (config.data,))
+def _loads(
+    _config: EvaluateStageConfig, _source: ModelArtifact, context: StageContext
+) -> list[tuple[Path, str]]:
+    plain = [
+        artifact.path for artifact in context.others.values() if not (artifact.path / UNIFIED_FP8).is_dir()
+    ]
+    return [(path, context.dtype) for path in plain]
+
+
+EVALUATE: Stage[EvaluateStageConfig] = Stage(
+    name="evaluate", run=run, data=lambda config: (config.data,), loads=_loads
+)

@@ -30,7 +30,8 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 1 << 25
 
-_DTYPE_NAMES = {
+# What safetensors calls a dtype.
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -284,7 +285,7 @@ def write_safetensors(
     offset = 0
     for spec in specs:
         header[spec.name] = {
-            "dtype": _DTYPE_NAMES[spec.dtype],
+            "dtype": DTYPE_NAMES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + spec.num_bytes],
         }

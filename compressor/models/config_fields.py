@@ -10,10 +10,10 @@ named in a warning, except what is known to be without effect.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, TypeGuard
 
 from compressor.errors import UnsupportedError
+from compressor.models.config_signs import EPSILONS, is_one_of, neutral_values
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family
 from compressor.models.rope import FRACTION, ORIGINAL, PARAMETERS, SCALING, THETA, rope_of
@@ -29,7 +29,8 @@ _CHECKED = frozenset(
         *("mlp_bias", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "is_causal"),
         *("max_position_embeddings", "quantization_config", "pruned_heads", "add_cross_attention"),
-        *(THETA, SCALING, PARAMETERS, FRACTION, ORIGINAL, "rope_percent", "rotary_pct", *_WINDOW_FIELDS),
+        "is_encoder_decoder",
+        *(THETA, SCALING, PARAMETERS, FRACTION, ORIGINAL, *_WINDOW_FIELDS),
     }
 )
 
@@ -46,7 +47,7 @@ _WITHOUT_EFFECT = frozenset(
         *("pretraining_tp", "tensor_parallel", "output_attentions", "output_hidden_states", "torchscript"),
         *("use_bfloat16", "use_return_dict", "chunk_size_feed_forward", "id2label", "label2id"),
         *("num_labels", "problem_type", "finetuning_task", "task_specific_params", "tokenizer_class"),
-        *("prefix", "is_decoder", "is_encoder_decoder", "cross_attention_hidden_size", "tie_encoder_decoder"),
+        *("prefix", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder"),
         *("gradient_checkpointing", "is_llama_config", "transformers.js_config", "unsloth_fixed"),
         *("unsloth_version", "model_name", "language", "license", "model_max_length", "max_sequence_length"),
         *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
@@ -59,31 +60,6 @@ _WITHOUT_EFFECT = frozenset(
         *("_experts_implementation_internal", "_output_attentions", "_flash_attn_2_enabled"),
     }
 )
-
-_ONE = (1, 1.0)
-# Names by which other architectures change the computation -> values that change nothing, beside null,
-# false and what is empty.
-_SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
-    (re.compile(pattern), neutral)
-    for pattern, neutral in (
-        (r"expert|(^|_)moe(_|$)|router", (0,)),
-        (r"multiplier|logits?_scal|(^|_)scale_(emb|depth)|emb\w*_scale|residual_scale|rope_ratio", _ONE),
-        (r"soft_?cap|logit_cap|clip_qkv|qkv_clip", ()),
-        (r"qk_?(layer)?_?norm|(^|_)[qk]_norm|query_key_norm|qk_ln", ()),
-        (r"rope_(interleaved|traditional)|mrope|alibi|xpos|ntk|logn|(^|_)no_?rope|nope", ()),
-        (r"position_embedding_type|pos_emb|positional_embedding", ("rope", "rotary")),
-        (
-            r"sliding|(local|attn|attention)_window|layer_types|attention_chunk|chunked|local_att|global_att|hybrid",
-            (),
-        ),
-        (r"(q|kv)_lora_rank|qk_(rope|nope)_head_dim|v_head_dim", ()),
-        (r"parallel_(residual|attn|attention)|post_norm|sandwich_norm", ()),
-        (r"attn_temperature|floor_scale|attn_scale|attention_sink|attention_scale", ()),
-        (r"per_layer|layer_config|block_config|mamba|(^|_)ssm(_|$)|linear_attn", ()),
-        (r"bidirectional|(vision|audio|text)_config|prefix_lm", ()),
-    )
-)
-_ACTIVATIONS = re.compile(r"^(hidden_activation|activation|activation_function|act_fn|mlp_hidden_act)$")
 
 
 def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str, ...]]:
@@ -105,14 +81,16 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
     _check_values(config, family, where)
     _check_rope(config, dims, where)
     _check_window(config, dims, where)
-    unknown = sorted(
-        name for name in config if name not in _CHECKED | _WITHOUT_EFFECT and config[name] is not None
-    )
-    unread = [name for name in unknown if not _is_neutral_sign(name, config[name], dims, where)]
+    unread = _unread_fields(config, dims, where)
     warnings = []
     if unread:
         names = ", ".join(unread)
         warnings.append(f"{where}: no {family.model_type} class reads {names}: taken to be without effect")
+    if config.get("auto_map"):
+        warnings.append(
+            f"{where}: auto_map names code of the model's own, which is not copied: students and exports "
+            f"are plain {family.model_type} models"
+        )
     classes = config.get("architectures")
     expected = f"{family.model_type}forcausallm"
     if classes and expected not in [str(name).lower() for name in classes]:
@@ -170,7 +148,7 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
         raise _refused("max_position_embeddings", context, where, expected="a positive whole number")
     if config.get("is_causal") is False:
         raise _refused("is_causal", config["is_causal"], where, expected="true")
-    for name in ("pruned_heads", "add_cross_attention"):
+    for name in ("pruned_heads", "add_cross_attention", "is_encoder_decoder"):
         if config.get(name):
             raise _refused(name, config[name], where, expected="none")
     if not isinstance(config.get("tie_word_embeddings", False), bool):
@@ -187,10 +165,6 @@ def _check_rope(config: dict[str, Any], dims: Dims, where: str) -> None:
         raise _refused("head_dim", dims.head_dim, where, expected="an even number: halves are rotated")
     if not 0 < fraction <= 1 or rotated == 0 or rotated % 2:
         raise _refused(FRACTION, fraction, where, expected=f"an even part of {dims.head_dim} channels")
-    for name in ("rope_percent", "rotary_pct"):
-        if config.get(name) is not None and config[name] != fraction:
-            expected = f"{fraction}, which {FRACTION} says or the class takes; it does not read {name}"
-            raise _refused(name, config[name], where, expected=expected)
     if rope.kind == "longrope":
         for name in ("short_factor", "long_factor"):
             if len(rope.method[name]) != rotated // 2:
@@ -219,33 +193,39 @@ def _check_window(config: dict[str, Any], dims: Dims, where: str) -> None:
     expected = f"nothing, or {SLIDING if has_window else FULL} for all: {family.model_type} layers are alike"
     if kinds - {SLIDING if has_window else FULL}:
         raise _refused(LAYER_TYPES, sorted(kinds), where, expected=expected)
+    used = config.get("use_sliding_window")
+    if used is not None and bool(used) != has_window:
+        expected = f"{has_window}, which the {family.model_type} class does, or no such field"
+        raise _refused("use_sliding_window", used, where, expected=expected)
+    first = config.get("max_window_layers")
+    if has_window and first:
+        raise _refused("max_window_layers", first, where, expected="0, or no such field: all have a window")
     if window is not None and WINDOW not in family.defaults:
         raise _refused(WINDOW, window, where, expected=f"null: no {family.model_type} class has a window")
 
 
-def _is_neutral_sign(name: str, value: object, dims: Dims, where: str) -> bool:
-    """Whether a field's name is another architecture's, its value being neutral here.
+def _unread_fields(config: dict[str, Any], dims: Dims, where: str) -> list[str]:
+    """Fields that no class reads and whose names stand for no computation.
 
     Raises:
-        UnsupportedError: when the value is not.
+        UnsupportedError: for one whose name stands for a computation, with a value that changes it.
     """
-    if name in ("query_pre_attn_scalar", "kv_channels", "attention_head_size"):
-        if value != dims.head_dim:
-            raise _refused(name, value, where, expected=f"head_dim, {dims.head_dim}")
-        return True
-    if name == "attention_multiplier" and _is_number(value):
-        if not math.isclose(value, dims.head_dim**-0.5, rel_tol=1e-6):
-            raise _refused(name, value, where, expected=f"1 / sqrt({dims.head_dim})")
-        return True
-    if _ACTIVATIONS.match(name):
-        if value != dims.family.activation:
-            raise _refused(name, value, where, expected=dims.family.activation)
-        return True
-    found = [neutral for pattern, neutral in _SIGNS if pattern.search(name)]
-    for neutral in found:
-        if value not in (False, "", *neutral) and value not in ([], {}):
-            raise _refused(name, value, where, expected="no such field, or a value without effect")
-    return bool(found)
+    family, rope = dims.family, rope_of(config)
+    epsilon: float = config.get(family.norm_epsilon) or family.defaults[family.norm_epsilon]  # type: ignore[assignment]
+    known = (_CHECKED | _WITHOUT_EFFECT) - EPSILONS | {family.norm_epsilon}
+    unread = []
+    for name in sorted(set(config) - known):
+        if config[name] is None:
+            continue
+        neutral = neutral_values(name, dims, rope, epsilon)
+        if neutral is None:
+            unread.append(name)
+        elif not is_one_of(config[name], neutral):
+            expected = f"{neutral[0]}, which the {family.model_type} class computes, or no such field"
+            if len(neutral) > 1:
+                expected = "no such field, or a value without effect"
+            raise _refused(name, config[name], where, expected=expected)
+    return unread
 
 
 def _refused(name: str, value: object, where: str, *, expected: str) -> UnsupportedError:

@@ -2,7 +2,8 @@
 
 A directory may come from anyone. What is read and copied from it must lie in it: a link to somewhere else
 would carry a foreign file into every student and export. The hub's cache is made of links from
-`models--NAME/snapshots/REVISION` to `models--NAME/blobs`, and these are followed.
+`models--NAME/snapshots/REVISION` to `models--NAME/blobs`, and a directory that its library filled may link
+there too, so these are followed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ def check_files(directory: Path) -> None:
     for path in sorted([*directory.iterdir(), *directory.glob(f"{_TEMPLATES}/*")]):
         if path.name.endswith(_READ_SUFFIXES):
             _check_file(path, root)
+
+
+def is_own(target: Path, root: Path) -> bool:
+    """Whether a file, its links followed, lies below a directory or among the blobs of the hub's cache."""
+    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return in_cache or target.is_relative_to(root)
 
 
 def refuse_adapter_directory(directory: Path) -> None:
@@ -64,7 +71,7 @@ def _check_file(path: Path, root: Path) -> None:
             expected="a regular file",
             found="a directory" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device",
         )
-    if not target.is_relative_to(root) and not _is_hub_blob(target):
+    if not is_own(target, root):
         raise VerificationError(
             "a link leaves the model directory",
             where=str(path),
@@ -72,7 +79,3 @@ def _check_file(path: Path, root: Path) -> None:
             found=str(target),
             hint="copy the file in place of the link if it belongs to the model",
         )
-
-
-def _is_hub_blob(target: Path) -> bool:
-    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")

@@ -3,7 +3,8 @@
 llama.cpp names pre-tokenizers and holds their expressions (src/llama-vocab.cpp). Where it adapts one to a
 regular expression library that lacks what the original needs, the original stands here, as published in
 the model's `tokenizer.json`. Names of families that this project does not read are left out: an unknown
-name is refused, because a wrong split gives other tokens without a word.
+name is refused, because a wrong split gives other tokens without a word. So is `deepseek-llm`, whose
+letters llama.cpp lists in composed form: some of its ranges are not those of the published file any more.
 """
 
 from __future__ import annotations
@@ -52,24 +53,35 @@ _LLAMA3 = PreTokenizer(splits=(_words_and_digits(r"\p{N}{1,3}"),), ignore_merges
 _SINGLE_DIGITS = PreTokenizer(splits=(r"\p{N}", _GPT2))
 _PLAIN = PreTokenizer(splits=(_GPT2,))
 _QWEN2 = PreTokenizer(splits=(_words_and_digits(r"\p{N}"),), composes=True)
+# As Qwen2's, but that line ends stay apart from the marks before them.
+_SEED_CODER = rf"{_ANY_CASE}|{_BEFORE_WORD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_LINES_AND_SPACES}"
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "a.x-4.0": _PLAIN,
     "default": PreTokenizer(splits=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "deepseek-coder": PreTokenizer(
         splits=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
     ),
+    # Qwen2's vocabulary and expression with DeepSeek's control tokens.
+    "deepseek-r1-qwen": _QWEN2,
     "falcon3": _LLAMA3,
     "gpt-2": _PLAIN,
     "gpt-4o": PreTokenizer(splits=(_cased_words(r"\p{N}{1,3}", f"{_ANY_CASE}?"),)),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
+    "megrez": replace(_QWEN2, composes=False),
+    "mellum": _PLAIN,
+    "midm-2.0": _LLAMA3,
+    "minerva-7b": _SINGLE_DIGITS,
     "phi-2": _PLAIN,
     "pixtral": _LLAMA3,
     "qwen2": _QWEN2,
     "refact": _SINGLE_DIGITS,
+    "seed-coder": PreTokenizer(splits=(_SEED_CODER,)),
     "smaug-bpe": replace(_LLAMA3, ignore_merges=False, adds_bos=False),
     "smollm": _SINGLE_DIGITS,
     "starcoder": _SINGLE_DIGITS,
     "tekken": PreTokenizer(splits=(_cased_words(r"\p{N}", ""),), ignore_merges=True, adds_bos=True),
+    "trillion": _PLAIN,
 }

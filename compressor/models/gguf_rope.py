@@ -51,7 +51,7 @@ def add_rope_scaling(config: dict[str, Any], fields: Fields) -> None:
         raise fields.refuse("rope.scaling.type", expected=f"none or {' or '.join(kinds)}")
     config["rope_scaling"] = scaling
     if scaling["rope_type"] == "yarn":
-        # transformers 4.57 takes the quotient of the two lengths for the factor, 5 the factor itself.
+        # Both generations take the factor itself, and 4.57 warns where the quotient of the lengths differs.
         reach = scaling["factor"] * scaling["original_max_position_embeddings"]
         if reach != int(reach):
             raise fields.refuse("rope.scaling.factor", expected="a factor that gives a whole context length")

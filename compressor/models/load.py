@@ -15,7 +15,12 @@ from typing import Any, Literal
 from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 from compressor.errors import UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, num_parameters
-from compressor.models.tokenizer import has_tokenizer, load_tokenizer, require_known_ids
+from compressor.models.tokenizer import (
+    has_tokenizer,
+    load_tokenizer,
+    require_convertible,
+    require_known_ids,
+)
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.presets import PRESETS
 
@@ -153,7 +158,8 @@ def open_checkpoint(
         on_warning: Called for what can be used but may not be meant.
 
     Raises:
-        UsageError, UnsupportedError, VerificationError, NetworkError: for what cannot be used.
+        UsageError, UnsupportedError, VerificationError, NetworkError, DependencyError: for what cannot be
+            used.
     """
     from compressor.models.checkpoint import CheckpointReader, hash_and_check
     from compressor.models.shapes import check_source
@@ -175,6 +181,7 @@ def open_checkpoint(
     with CheckpointReader(directory) as reader:
         check_source(reader, dims, where=directory)
     require_known_ids(directory, dims.vocab_size)
+    require_convertible(directory, trust_remote_code=trust_remote_code)
     _refuse_by_class(directory, trust_remote_code=trust_remote_code)
     lineage: tuple[str, ...] = ("source",)
     texts: tuple[str, ...] = ()
@@ -297,15 +304,18 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
 
     Raises:
         VerificationError: when weights are missing, left over or of the wrong shape.
+        ResourceError: when the weights alone do not fit into memory.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from compressor.models.checkpoint import CONFIG_FILE, read_config
+    from compressor.models.memory import require_model_memory
     from compressor.models.rope import refuse_misread_rope
     from compressor.models.shapes import refuse_misfit
 
     refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
+    require_model_memory((directory, dtype), device=device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -323,11 +333,13 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
 
 
 def copy_checkpoint(source: Path, destination: Path) -> None:
-    """Copy a checkpoint's weights byte by byte, with its config and the files beside them."""
-    from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, weight_files
+    """Copy a checkpoint's weights byte by byte, with its config, portable, and the files beside them."""
+    from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
+    from compressor.models.portable import write_config
 
-    for file in [*weight_files(source), source / CONFIG_FILE]:
+    for file in weight_files(source):
         shutil.copyfile(file, destination / file.name)
+    write_config(destination, read_config(source))
     if (source / INDEX_FILE).is_file():
         shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
     copy_tokenizer(source, destination)

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressExportError, UsageError, VerificationError
+from compressor.errors import (
+    CompressExportError,
+    DependencyError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from compressor.json_files import read_json_mapping
 
 TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
 # Without a tokenizer.json these are converted by transformers; each group is a whole vocabulary.
 _OLDER_FILES = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 _MODEL_BYTES = 1 << 28
@@ -60,6 +68,18 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
                     found=repr(text),
                 )
     return tokenizer
+
+
+def require_convertible(directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse older tokenizer files that cannot be made a `tokenizer.json`, which every stage copies.
+
+    Raises:
+        UnsupportedError: for a tokenizer that is code.
+        DependencyError: when the library that reads the files is missing.
+        VerificationError: for files that cannot be read, or that lose characters.
+    """
+    if has_tokenizer(directory) and not (directory / TOKENIZER_FILE).exists():
+        _converted(directory, trust_remote_code=trust_remote_code)
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -155,7 +175,9 @@ def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
 
     for name in ("tokenizer.model", "vocab.json", "merges.txt"):
         _require_plain(directory / name)
-    with _readable(directory):
+    _refuse_inconvertible(directory)
+    hint = f"put the model's own {TOKENIZER_FILE} beside them"
+    with _readable(directory, hint=hint):
         tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
@@ -169,9 +191,33 @@ def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
                     where=str(directory),
                     expected=repr(text[:60]),
                     found=repr(decoded[:60]),
-                    hint=f"put the model's own {TOKENIZER_FILE} beside them",
+                    hint=hint,
                 )
     return tokenizer
+
+
+def _refuse_inconvertible(directory: Path) -> None:
+    config = directory / _CONFIG_FILE
+    code = (
+        read_json_mapping(config, what="the tokenizer's config").get("auto_map") if config.exists() else None
+    )
+    if code:
+        raise UnsupportedError(
+            f"this tokenizer is code of the model's own, and has no {TOKENIZER_FILE}",
+            where=f"{config}: auto_map",
+            expected=TOKENIZER_FILE,
+            found=code,
+            hint=f"put a {TOKENIZER_FILE} beside the weights that computes the same",
+        )
+    has_pairs = all((directory / name).exists() for name in _OLDER_FILES[1])
+    if not has_pairs and find_spec("sentencepiece") is None:
+        raise DependencyError(
+            "tokenizer.model is only read with the sentencepiece library",
+            where=str(directory),
+            expected=f"{TOKENIZER_FILE}, or sentencepiece",
+            found="tokenizer.model alone",
+            hint=f"pip install sentencepiece, or put the model's own {TOKENIZER_FILE} beside it",
+        )
 
 
 def _require_plain(file: Path) -> None:
@@ -184,7 +230,7 @@ def _require_plain(file: Path) -> None:
 
 
 @contextmanager
-def _readable(directory: Path) -> Iterator[None]:
+def _readable(directory: Path, *, hint: str | None = None) -> Iterator[None]:
     """Turn whatever the tokenizer libraries raise into one error: Rust's panics are no `Exception`."""
     try:
         yield
@@ -192,7 +238,10 @@ def _readable(directory: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise VerificationError(
-            "the tokenizer cannot be loaded", where=str(directory), found=f"{type(error).__name__}: {error}"
+            "the tokenizer cannot be loaded",
+            where=str(directory),
+            found=f"{type(error).__name__}: {error}",
+            hint=hint,
         ) from error
 
 

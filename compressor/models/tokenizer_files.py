@@ -1,7 +1,7 @@
 """The files that travel beside the weights: tokenizer, chat templates, generation settings and licences.
 
-Only plain files of the directory itself are taken: no FIFO, no device, and no link that leads elsewhere (but
-for the hub's cache, whose snapshots are links into its own store of blobs).
+Only plain files of the directory itself are taken: no FIFO, no device, and no link that leads elsewhere, but
+into the hub's cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from compressor.errors import UsageError, VerificationError
 from compressor.json_files import MAX_BYTES, read_json_mapping
+from compressor.models.files import is_own
 from compressor.models.tokenizer import TOKENIZER_FILE, has_tokenizer, load_tokenizer
 
 PORTABLE_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
@@ -108,11 +109,8 @@ def _dump(value: Any) -> str:
 
 
 def _require_own(file: Path, directory: Path) -> None:
-    real, own = file.resolve(), directory.resolve()
-    allowed = [own]
-    if own.parent.name == "snapshots":
-        allowed.append(own.parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
+    real = file.resolve()
+    if not is_own(real, directory.resolve()):
         raise VerificationError(
             "a file beside the weights is a link that leaves its directory", where=str(file), found=str(real)
         )

@@ -94,4 +94,12 @@ def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
     return (config.calibration.data,) if config.prune.importance == "activation" else ()
 
 
-PRUNE: Stage[PruneStageConfig] = Stage(name="prune", run=run, format_version=2, data=_calibration_data)
+def _loads(
+    config: PruneStageConfig, source: ModelArtifact, context: StageContext
+) -> tuple[tuple[Path, str], ...]:
+    return ((source.path, context.dtype),) if config.prune.importance == "activation" else ()
+
+
+PRUNE: Stage[PruneStageConfig] = Stage(
+    name="prune", run=run, format_version=2, data=_calibration_data, loads=_loads
+)

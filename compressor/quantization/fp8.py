@@ -92,6 +92,9 @@ QUANTIZE: Stage[QuantizeStageConfig] = Stage(
     format_version=2,
     libraries=("torch", "transformers", "nvidia-modelopt"),
     data=lambda config: (config.calibration.data,),
+    loads=lambda _config, source, context: (
+        (source.path, _lossless_dtype(read_config(source.path), context.dtype)),
+    ),
 )
 
 

@@ -29,10 +29,11 @@ _UNCHANGED_FILES = (
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # Names of classes and of where a tokenizer was loaded from: they differ between the generations.
-_TOKENIZER_CLASS_KEYS = frozenset({"tokenizer_class", "backend", "is_local", "local_files_only"})
-# Of no influence on what is computed: who wrote the file, and the dtype, which tensors are checked for.
+_TOKENIZER_CLASS_KEYS = frozenset({"tokenizer_class", "backend", "is_local", "local_files_only", "auto_map"})
+# Of no influence on what is computed: who wrote the file, code that does not travel, and the dtype, which
+# tensors are checked for.
 _PROVENANCE = frozenset(
-    {"dtype", "torch_dtype", "_name_or_path", "_model_name_or_path", "transformers_version"}
+    {"dtype", "torch_dtype", "_name_or_path", "_model_name_or_path", "transformers_version", "auto_map"}
 )
 # Says which layers differ by their index; where layers go, `layer_types` says it layer by layer instead.
 _BY_INDEX = frozenset({"max_window_layers"})

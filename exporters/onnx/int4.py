@@ -7,6 +7,7 @@ step of its scale, except beyond the last code, which a symmetric range reaches 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,12 +152,20 @@ def check_nearest(name: str, weight: torch.Tensor, blocks: Blocks) -> None:
         )
 
 
-def check_int4(directory: Path, student: Path, dims: Dims) -> tuple[dict[str, torch.Tensor], int]:
-    """Check every weight of a graph against the student's.
+def check_int4(
+    directory: Path, student: Path, dims: Dims, *, keep: Callable[[str, torch.Tensor], None] | None = None
+) -> int:
+    """Check every weight of a graph against the student's, one matrix in memory at a time.
+
+    Args:
+        directory: The export.
+        student: The checkpoint.
+        dims: Its dimensions.
+        keep: Called with what the graph computes with, by the student's names, float32, of everything that
+            is quantised, the LM head apart from the embedding.
 
     Returns:
-        What the graph computes with, by the student's names, float32, of everything that is quantised, the
-        LM head apart from the embedding; and the number of quantised matrices.
+        The number of quantised matrices.
 
     Raises:
         VerificationError: naming the first weight that is missing, unknown or different.
@@ -166,42 +175,50 @@ def check_int4(directory: Path, student: Path, dims: Dims) -> tuple[dict[str, to
     unknown = graph.names() - {stored.initialiser for stored in wanted}
     if unknown:
         raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
-    carried: dict[str, torch.Tensor] = {}
     num_quantised = 0
     with CheckpointReader(student) as reader:
         for stored in wanted:
-            if graph.is_quantised(stored.initialiser):
-                carried |= _check_quantised(graph, stored, reader, dims)
-                num_quantised += 1
-            else:
+            if not graph.is_quantised(stored.initialiser):
                 _check_plain(graph, stored, reader)
-    return carried, num_quantised
+                continue
+            num_quantised += 1
+            for name, weight in _check_quantised(graph, stored, reader, dims):
+                if keep is not None:
+                    keep(name, weight)
+    return num_quantised
 
 
-def carry_(model: Any, dims: Dims, weights: dict[str, torch.Tensor]) -> None:
-    """Make a float32 student compute with these weights, its head untied where they differ."""
-    head = f"{dims.family.lm_head}.weight"
-    parameters = dict(model.named_parameters())
-    for name, weight in weights.items():
-        if name == head:
-            output = model.get_output_embeddings()
-            output.weight = torch.nn.Parameter(weight.to(output.weight.device), requires_grad=False)
+class Carrier:
+    """Makes a float32 student compute with other weights, its head untied where it gets one of its own."""
+
+    def __init__(self, model: Any, dims: Dims) -> None:
+        """Take a model, whose weights will be overwritten."""
+        self._model = model
+        self._head = f"{dims.family.lm_head}.weight"
+        self._parameters = dict(model.named_parameters())
+
+    def carry_(self, name: str, weight: torch.Tensor) -> None:
+        """Take over one weight, by the student's name for it."""
+        if name == self._head:
+            output = self._model.get_output_embeddings()
+            own = weight.to(output.weight.device, copy=True)
+            output.weight = torch.nn.Parameter(own, requires_grad=False)
         else:
-            parameters[name].data.copy_(weight)
+            self._parameters[name].data.copy_(weight)
 
 
 def _check_quantised(
     graph: Int4Graph, stored: StoredWeight, reader: CheckpointReader, dims: Dims
-) -> dict[str, torch.Tensor]:
+) -> list[tuple[str, torch.Tensor]]:
     original = [reader.tensor(name) for name in stored.tensors]
     blocks = graph.blocks(stored.initialiser)
     check_nearest(stored.initialiser, torch.cat([tensor.float() for tensor in original]), blocks)
     parts = blocks.values().split([tensor.shape[0] for tensor in original])
     if stored.initialiser != f"lm_head{_WEIGHT}":
-        return dict(zip(stored.tensors, parts, strict=True))
-    carried = {f"{dims.family.lm_head}.weight": parts[0]}
+        return list(zip(stored.tensors, parts, strict=True))
+    carried = [(f"{dims.family.lm_head}.weight", parts[0])]
     if graph.quantises_embedding:
-        carried[f"{dims.family.embedding}.weight"] = parts[0].clone()
+        carried.append((f"{dims.family.embedding}.weight", parts[0]))
     return carried
 
 

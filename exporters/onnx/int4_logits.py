@@ -21,7 +21,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from exporters.comparison import TOLERANCES, LogitComparison, check_tolerance
 from exporters.logits import VerifyOptions, compare_models, torch_logits
-from exporters.onnx.int4 import carry_, check_int4
+from exporters.onnx.int4 import Carrier, check_int4
 from exporters.onnx.runtime import OnnxModel
 from exporters.prompts import Prompt
 
@@ -54,8 +54,7 @@ def check_against_carrying_student_(
     dims = dims_of_config(read_config(student))
     reversed_kl = reversed_divergence(model, prompts, options)
     check_floor(compared, reversed_kl)
-    weights, num_quantised = check_int4(directory, student, dims)
-    carry_(model, dims, weights)
+    num_quantised = check_int4(directory, student, dims, keep=Carrier(model, dims).carry_)
     graph = OnnxModel(directory, dims, exact_activations=True)
     exact = compare_models(torch_logits(model), graph.logits, prompts, options.console)["all"]
     tolerance = TOLERANCES["fp32"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +280,29 @@ def test_damage_to_an_int4_graph_is_caught(exports: Exports, tmp_path: Path, how
     made, student = tmp_path / "made", exports.student(tied=tied)
     shutil.copytree(exports.make("onnx-int4", tied=tied), made)
     dims = dims_of_config(read_config(student))
-    assert check_int4(made, student, dims)[1] == 16
+    assert check_int4(made, student, dims) == 16
     damage, message = INT4_DAMAGE[how]
     edit(made, damage(stored(made)))
     with pytest.raises(VerificationError, match=message):
         check_int4(made, student, dims)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_int4_weights_are_in_memory_one_matrix_at_a_time(exports: Exports, tied: bool) -> None:
+    student, most, total = exports.student(tied=tied), 0, 0
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(_name: str, weight: torch.Tensor) -> None:
+        nonlocal most, total
+        total += weight.numel()
+        held.append(weakref.ref(weight))
+        alive = {id(tensor): tensor.numel() for ref in held if (tensor := ref()) is not None}
+        most = max(most, sum(alive.values()))
+
+    check_int4(exports.make("onnx-int4", tied=tied), student, dims_of_config(read_config(student)), keep=keep)
+    largest = VOCAB_SIZE * 64
+    assert most == largest
+    assert total > 4 * largest
 
 
 def test_int4_layers_in_another_order_fall_below_the_floor(exports: Exports, tmp_path: Path) -> None:

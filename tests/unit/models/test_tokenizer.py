@@ -15,12 +15,13 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from compressor.cli.main import invoke
-from compressor.errors import UsageError, VerificationError
-from compressor.models.load import open_checkpoint, plan_dims, resolve_source
+from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.models.load import copy_checkpoint, open_checkpoint, plan_dims, resolve_source
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable, tokenizer_digest
 from exporters.tokenizer_check import check_tokenizer
-from tests.tiny_models import VOCAB_SIZE, make_tokenizer
+from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION
+from tests.tiny_models import VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
 
 TEXTS = (*TOKENIZER_TEXTS, "<|begin|>system<|end|> x", "  a  b")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -319,6 +320,87 @@ def test_older_vocabularies_are_converted_or_refused(tmp_path: Path) -> None:
         json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"]
         == "PreTrainedTokenizerFast"
     )
+
+
+def older_files(directory: Path, model_type: str, tokenizer_class: str) -> Path:
+    """A tiny model whose tokenizer is vocab.json and merges.txt, as the slow classes wrote it."""
+    save_checkpoint(directory, make_model(model_type))
+    document = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]]
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    special = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    config = {**special, "unk_token": "<|unknown|>", "tokenizer_class": tokenizer_class}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer_class"),
+    [("llama", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("qwen3", "Qwen2Tokenizer")],
+)
+def test_older_files_give_the_ids_of_plain_transformers(
+    model_type: str, tokenizer_class: str, tmp_path: Path
+) -> None:
+    source, out = older_files(tmp_path / "source", model_type, tokenizer_class), tmp_path / "out"
+    out.mkdir()
+    expected = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    opened = open_checkpoint(resolve_source(str(source)), tmp_path, dtype="float32")
+    copy_checkpoint(opened.path, out)
+
+    plain = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    for text in (*TEXTS, "<|begin|>a <|end|>"):
+        ids = expected(text).input_ids
+        assert load_tokenizer(source)(text).input_ids == ids
+        assert load_tokenizer(out)(text).input_ids == plain(text).input_ids == ids
+    for role in ("bos", "eos", "pad"):
+        assert getattr(plain, f"{role}_token_id") == getattr(expected, f"{role}_token_id")
+    check_tokenizer(out, source, trust_remote_code=False)
+
+
+@pytest.mark.skipif(GENERATION < FIRST_WITH_ROPE_PARAMETERS, reason="4.57 reads them")
+@pytest.mark.parametrize("model_type", ["mistral", "nemotron"])
+def test_older_files_that_plain_transformers_does_not_read_are_refused(
+    model_type: str, tmp_path: Path
+) -> None:
+    """5 reads these families' tokenizers from other files, and asks for sentencepiece instead."""
+    source = older_files(tmp_path / "source", model_type, "GPT2Tokenizer")
+    with pytest.raises(ValueError, match="backend tokenizer"):
+        AutoTokenizer.from_pretrained(source, local_files_only=True)
+    with pytest.raises(VerificationError, match=r"own tokenizer\.json beside them"):
+        open_checkpoint(resolve_source(str(source)), tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize("content", [b"\n\x0e\n\x05<unk>\x15", b"IQ== 0\nIg== 1\n", b""])
+def test_a_sentencepiece_file_alone_needs_its_library(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without it transformers takes the file for one of tiktoken's, and fails for a reason of its own."""
+    monkeypatch.setattr("compressor.models.tokenizer.find_spec", lambda _name: None)
+    directory = save_checkpoint(tmp_path / "model", make_model())
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer.model").write_bytes(content)
+
+    for work in (
+        lambda: open_checkpoint(resolve_source(str(directory)), tmp_path, dtype="float32"),
+        lambda: load_tokenizer(directory),
+    ):
+        with pytest.raises(DependencyError, match="sentencepiece") as caught:
+            work()
+        assert caught.value.exit_code == 4
+    out = tmp_path / "student"
+    arguments = [
+        "prune",
+        str(directory),
+        "--shape",
+        "num_hidden_layers=2",
+        "--importance",
+        "weight-magnitude",
+    ]
+    assert invoke([*arguments, "-o", str(out)]) == 4
+    assert "pip install sentencepiece" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
