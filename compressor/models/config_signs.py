@@ -78,7 +78,10 @@ _SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
         (r"(learned|absolute|abs)_pos", ()),
         (r"sliding|(?<!context_)window|(^|_)swa(_|$)|attention_chunk|chunked", _ZERO),
         (r"local_(att|layer)|global_att|full_att|num_global_|hybrid|block_types?$|layers?_block", _ZERO),
-        (r"(attention|attn)_(types?|layers?|layer_\w+|config|pattern)$|layer_types|layer_pattern", _FULL),
+        (
+            r"(?<!chunk_)(attention|attn)_(types?|layers?|layer_\w+|config|pattern)$|layer_types|layer_pattern",
+            _FULL,
+        ),
         (r"(q|kv|o)_lora_rank|qk_(rope|nope)_head_dim|attention_k_eq_v|index_(topk|n_heads|head_dim)", _ZERO),
         (r"kv_shared|share_kv|(^|_)cla(_|$)|lambda_std|differential|value_residual|compress_rate", _ZERO),
         (r"parallel_(residual|attn|attention|blocks?|layers?|mlp)|gptj_residual|new_decoder_arch", ()),

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import compressor.pipeline
 from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here
+from tests.tiny_models import make_model, save_checkpoint
 
 MOUNT, UMOUNT = shutil.which("mount"), str(shutil.which("umount"))
 SIZE = 24 << 20
@@ -68,6 +70,7 @@ def commands(model: Path, text: Path) -> dict[str, Words]:
         "correct": ("correct", model, "--train-data", text, *TRAINING),
         "distill": ("distill", model, "--teacher", model, "--train-data", text, *TRAINING),
         "sparsify": ("sparsify", model, "--calib-data", text, *CALIBRATION),
+        "recover": ("sparsify", model, "--calib-data", text, *CALIBRATION, "--train-data", text, *TRAINING),
         "quantize": ("quantize", model, "--fp8", "--calib-data", text, *CALIBRATION),
         "export tensorrt-llm": ("export", model, "--format", "tensorrt-llm"),
         "bench": ("bench", model, model, *BENCH),
@@ -93,14 +96,22 @@ def test_a_full_disk_is_exit_5(
     assert not (disk / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "evaluate"])
+@pytest.mark.parametrize("room", [0, 24 << 10, 150 << 10])
+def test_a_full_disk_of_an_export_that_copies_the_model(disk: Path, tmp_path: Path, room: int) -> None:
+    model = save_checkpoint(tmp_path / "model", make_model().to(torch.bfloat16))
+    leave(disk, room)
+    assert_full(command_here("export", model, "--format", "huggingface", "-o", disk / "out"))
+    assert not (disk / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int4", "evaluate"])
 def test_a_full_disk_of_a_command_that_runs_another_program_or_writes_little(
     disk: Path, tiny_checkpoint: Path, tiny_text: Path, kind: str
 ) -> None:
-    words: Words = ("export", tiny_checkpoint, "--format", "onnx")
+    words: Words = ("export", tiny_checkpoint, "--format", "onnx", "--precision", kind)
     if kind == "evaluate":
         words = ("evaluate", tiny_checkpoint, "--perplexity", tiny_text, "--window", 64, "--size", 2)
-    leave(disk, 300 << 10 if kind == "onnx" else 0)
+    leave(disk, 0 if kind == "evaluate" else 200 << 10)
     assert_full(command_here(*words, "-o", disk / "out"))
 
 

@@ -423,6 +423,14 @@ def test_a_sign_with_a_neutral_value_passes_without_a_word(
     assert check_config({**FAMILY_SHAPES[model_type], field: value}, where=WHERE)[1] == ()
 
 
+def test_a_field_of_another_runtime_alone_is_warned_of() -> None:
+    """Qwen2.5-1M's: vLLM attends in chunks beyond the trained length, transformers never does."""
+    found = {"chunk_size": 262_144, "local_size": 8192, "original_max_position_embeddings": 262_144}
+    config = {**FAMILY_SHAPES["qwen2"], "dual_chunk_attention_config": found}
+    [warning] = check_config(config, where=WHERE)[1]
+    assert "dual_chunk_attention_config" in warning
+
+
 @pytest.mark.parametrize(
     ("model_type", "field", "right", "wrong"),
     [
