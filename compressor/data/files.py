@@ -127,8 +127,8 @@ def find_files(spec: str) -> LocalText:
         return LocalText(spec=spec, files=(_text_file(path, path.name, is_alone=True),))
     else:
         found = _matches(spec, path)
-    cards = cards_among(list(found), is_table=lambda name: _kind_of_name(Path(name)) != "plain")
-    other_splits = other_splits_among([name for name in found if name not in cards])
+    cards = cards_among(list(found), is_table=_is_table)
+    other_splits = other_splits_among([name for name in found if name not in cards], is_table=_is_table)
     read = {name: file for name, file in found.items() if name not in {*cards, *other_splits}}
     files = tuple(_text_file(file, name, is_alone=len(read) == 1) for name, file in read.items())
     _refuse_mixture(spec, files)
@@ -271,6 +271,10 @@ def _kind_of_name(path: Path) -> Kind:
     """What a file's name says of it, compressed or not."""
     inner = path.with_suffix("") if path.suffix.lower() in _PACKED_SUFFIXES else path
     return _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
+
+
+def _is_table(name: str) -> bool:
+    return _kind_of_name(Path(name)) != "plain"
 
 
 def _checked_kind(path: Path, *, is_alone: bool) -> Kind:

@@ -32,14 +32,19 @@ def cards_among(names: Sequence[str], *, is_table: Callable[[str], bool]) -> tup
     return cards if any(is_table(name) for name in names if name not in cards) else ()
 
 
-def other_splits_among(names: Sequence[str]) -> tuple[str, ...]:
+def other_splits_among(names: Sequence[str], *, is_table: Callable[[str], bool]) -> tuple[str, ...]:
     """What is of no training split, where some files are of a training split and others of another.
+
+    Among plain texts all must be of one or the other: a directory of code that holds `train.py` and
+    `test_it.py` is no data set.
 
     Args:
         names: Paths below the directory.
+        is_table: Whether a name is that of a data file.
     """
     splits = {name: split_of(name) for name in names}
-    if not {"train", "held_out"} <= set(splits.values()):
+    is_data_set = None not in splits.values() or any(is_table(name) for name in names)
+    if not is_data_set or not {"train", "held_out"} <= set(splits.values()):
         return ()
     return tuple(name for name, split in splits.items() if split != "train")
 

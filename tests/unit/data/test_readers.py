@@ -356,6 +356,16 @@ def test_files_without_a_split_beside_the_training_one_are_all_read(tmp_path: Pa
     assert find_files(str(tmp_path)).other_splits == ()
 
 
+def test_a_directory_of_code_with_names_of_splits_is_read_whole(tmp_path: Path) -> None:
+    names = ["model.py", "test_model.py", "tools/evaluation.py", "train.py"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# {name}\n")
+
+    assert plain_text(tmp_path) == "".join(f"# {name}\n" for name in names)
+
+
 ROWS_OF_JSON = [
     '{"text": "a"}\n{"text": "b"}\n',
     '\n\n{"text": "a"}\n\n{"text": "b"}',
