@@ -8,7 +8,6 @@ from compressor.models.config_fields import layer_types
 from compressor.models.dims import dims_of_config
 from compressor.models.families import family_of
 
-GENERATION_CONFIG_FILE = "generation_config.json"
 _WINDOW = "sliding_window"
 # Of Qwen's classes, where `use_sliding_window` is on.
 _SWITCHED_WINDOW = 4096

@@ -19,6 +19,7 @@ from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.portable import make_portable, portable_config
+from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
@@ -27,7 +28,6 @@ from compressor.quantization.record import check_record
 from compressor.recipe import Export
 from compressor.sparsity.promise import Promise
 from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from exporters.class_defaults import GENERATION_CONFIG_FILE
 from exporters.comparison import TOLERANCES
 from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
 from exporters.prompts import describe_prompts

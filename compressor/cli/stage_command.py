@@ -13,7 +13,8 @@ from compressor.console import Console
 from compressor.errors import UnsupportedError, UsageError
 from compressor.hardware import resolve_device, resolve_dtype
 from compressor.locking import lock_stage
-from compressor.models.checkpoint import read_config
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import dims_of_config
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.processes import on_main
 from compressor.stage import Stage, StageContext, execute
@@ -104,20 +105,24 @@ def quantised_artifact(model: str) -> ModelArtifact:
 
 
 def refuse_other_dtype(source: ModelArtifact, family: str, precision: str) -> None:
-    """Refuse a Hugging Face export in another dtype than the checkpoint's: it is copied, not cast.
+    """Refuse a Hugging Face export in another dtype than the checkpoint's tensors: they are copied, not cast.
 
     Raises:
         UnsupportedError: naming both.
     """
-    names = {"bf16": "bfloat16", "fp16": "float16"}
-    stored = read_config(source.path).get("dtype") or read_config(source.path).get("torch_dtype")
-    if family == "huggingface" and stored != names[precision]:
+    if family != "huggingface":
+        return
+    with CheckpointReader(source.path) as reader:
+        stored = reader.dtype(f"{dims_of_config(read_config(source.path)).family.embedding}.weight")
+    names = {"bf16": "BF16", "fp16": "F16"}
+    if stored != names[precision]:
+        others = [name for name, dtype in names.items() if dtype == stored]
         raise UnsupportedError(
             "the checkpoint is stored in another dtype, and this export copies it",
             where="--precision",
             expected=names[precision],
             found=stored,
-            hint=f"--dtype {names[precision]} when the student is made",
+            hint=f"--precision {others[0]}" if others else "--dtype bfloat16 when the student is made",
         )
 
 

@@ -146,6 +146,9 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
     context = config.get("max_position_embeddings", 1)
     if isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= 1 << 40:
         raise _refused("max_position_embeddings", context, where, expected="a positive whole number")
+    padding, size = config.get("pad_token_id"), config.get("vocab_size", family.defaults.get("vocab_size"))
+    if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
+        raise _refused("pad_token_id", padding, where, expected=f"an id below vocab_size, {size}, or null")
     if config.get("is_causal") is False:
         raise _refused("is_causal", config["is_causal"], where, expected="true")
     for name in ("pruned_heads", "add_cross_attention", "is_encoder_decoder"):

@@ -28,7 +28,7 @@ _KNOWN = re.compile(
 )
 # Fields that converters write, and that change nothing where they say no.
 _NEUTRAL_IF_FALSE = ("add_sep_token", "remove_extra_whitespaces")
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _HINT = "--tokenizer DIR, a directory with the model's own tokenizer.json"
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 _SPACE = "\u2581"
@@ -156,7 +156,7 @@ class _Vocabulary:
         if len(self._ids) < len(self.tokens):
             raise self._refuse("a token stands twice in the vocabulary", self._repeated())
         types = self._list("token_type", int) if f"{_PREFIX}token_type" in header.fields else []
-        self._types = types or [1] * len(self.tokens)
+        self._types = types or [_NORMAL] * len(self.tokens)
         if len(self._types) != len(self.tokens):
             raise self._refuse("the list of token types has another length than the tokens", len(self._types))
         self._special = special_token_ids(header)
@@ -258,7 +258,12 @@ class _Vocabulary:
         return {**plain, **fields, "vocab": vocab, "merges": merges}
 
     def _merges_of_scores(self) -> list[tuple[str, str]]:
-        """Every pair of tokens that makes a token, the best score first."""
+        """Every pair of tokens that makes a token, the best score first.
+
+        Raises:
+            VerificationError: when tokens that are made have one score: the leftmost pair is merged first
+                then, which no list of merges says.
+        """
         scores = self._list("scores", float)
         if len(scores) != len(self.tokens):
             raise self._refuse("the list of scores has another length than the tokens", len(scores))
@@ -268,6 +273,15 @@ class _Vocabulary:
             for cut in range(1, len(token))
             if token[:cut] in self._ids and token[cut:] in self._ids
         ]
+        made = {"".join(pair) for _, _, pair in found}
+        of_made = [
+            score
+            for token, kind, score in zip(self.tokens, self._types, scores, strict=True)
+            if kind == _NORMAL and token in made
+        ]
+        if len(set(of_made)) < len(of_made):
+            ties = len(of_made) - len(set(of_made))
+            raise self._refuse("tokens share a score, so their merges have no order", f"{ties} shared scores")
         return [pair for _, _, pair in sorted(found, key=lambda entry: entry[:2])]
 
     def _roles(self) -> set[int]:

@@ -15,12 +15,10 @@ from typing import Any
 from compressor.errors import CompressExportError, NetworkError, UsageError
 from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files, weight_map
 from compressor.models.files import ADAPTER_CONFIG
+from compressor.models.tokenizer_files import is_licence
 
-# Settings, tokenizers, chat templates and licences; the weights follow by the index.
-_BESIDE = (
-    *("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja"),
-    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*"),
-)
+# Settings, tokenizers and chat templates; licences are known by their names, weights follow by the index.
+_BESIDE = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
 _CODE = "*.py"
 _CONFIGS = (CONFIG_FILE, ADAPTER_CONFIG, "hf_quant_config.json")
 _NEVER = ("consolidated*", "trainer_state.json", "training_args*", "optimizer*", "*.safetensors")
@@ -47,7 +45,8 @@ def download_model(hub_id: str, *, trust_remote_code: bool) -> Path:
         return _complete(hub_id, _cached(hub_id))
     revision, files = listed
     patterns = (*_BESIDE, _CODE) if trust_remote_code else _BESIDE
-    beside = [name for name in files if _matches(name, patterns) and not _matches(name, _NEVER)]
+    wanted = [name for name in files if is_licence(name) or _matches(name, patterns)]
+    beside = [name for name in wanted if not _matches(name, _NEVER)]
     directory = _snapshot(hub_id, revision, beside)
     weights = {WEIGHTS_FILE}
     if INDEX_FILE in files:

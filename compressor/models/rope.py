@@ -9,7 +9,8 @@ transformers 4.57 and 5:
 * For yarn, llama3 and longrope 5 takes `original_max_position_embeddings` from the top level, else from
   inside, else `max_position_embeddings`. 4.57 looks inside only for yarn and llama3, and at the top level
   only for longrope, whose factor then is the ratio of the two lengths, whatever `factor` says.
-* 4.57 does not know `rope_parameters`, and its Nemotron no scaling at all.
+* 4.57 does not know `rope_parameters`, and its Nemotron no scaling at all. A base inside `rope_scaling` was
+  never read by it, so a config that has one there was written for 5.
 
 A config that the two generations compute differently, or whose fields contradict each other, is refused:
 which of the readings its author tested cannot be told.

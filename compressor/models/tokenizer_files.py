@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,9 @@ from compressor.models.files import is_own
 from compressor.models.tokenizer import TOKENIZER_FILE, has_tokenizer, load_tokenizer
 
 PORTABLE_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+GENERATION_CONFIG_FILE = "generation_config.json"
 _CONFIG_FILE = "tokenizer_config.json"
-_TOKENIZER_PATTERNS = (
+_PATTERNS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -29,11 +31,14 @@ _TOKENIZER_PATTERNS = (
     "chat_template.json",
     "vocab.*",
     "merges.txt",
+    GENERATION_CONFIG_FILE,
 )
-_COMPANIONS = (
-    "generation_config.json",
-    *("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*"),
+# Licences and what belongs to them, by the names that people give them: `LICENSE.txt`, `Llama-License.md`.
+_LICENCE = re.compile(
+    r"(.*licen[cs]e.*|copying.*|notices?([^a-z].*)?|(acceptable[-_ ])?use[-_ ]policy.*|third[-_ ]?part.*)",
+    re.IGNORECASE,
 )
+_NO_LICENCES = (".py", ".json", ".jsonl", ".safetensors", ".bin", ".pt", ".gguf")
 # transformers writes these for itself; code of the tokenizer's own does not travel with it.
 _LOCAL_KEYS = ("auto_map", "backend", "is_local", "local_files_only")
 
@@ -60,12 +65,22 @@ def companion_files(directory: Path) -> Iterator[tuple[str, Path]]:
     Raises:
         VerificationError: for one that is not the directory's own plain file.
     """
-    for pattern in (*_TOKENIZER_PATTERNS, *_COMPANIONS):
-        for file in sorted(directory.glob(pattern)):
-            if file.is_dir():
-                continue
-            _require_own(file, directory)
-            yield str(file.relative_to(directory)), file
+    found = [file for pattern in _PATTERNS for file in sorted(directory.glob(pattern))]
+    beside = sorted([*directory.glob("*"), *directory.glob("*/*")])
+    found += [path for path in beside if is_licence(path.relative_to(directory).as_posix())]
+    for file in dict.fromkeys(found):
+        if file.is_dir():
+            continue
+        _require_own(file, directory)
+        yield str(file.relative_to(directory)), file
+
+
+def is_licence(name: str) -> bool:
+    """Whether a path below a model's directory is a licence's, or of a directory of licences."""
+    first, *below = name.split("/")
+    if len(below) > 1 or _LICENCE.fullmatch(first) is None:
+        return False
+    return Path(name).suffix.lower() not in _NO_LICENCES
 
 
 def tokenizer_digest(directory: Path) -> str:

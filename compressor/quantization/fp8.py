@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from compressor.artifact import ModelArtifact
 from compressor.console import Console
@@ -31,7 +32,7 @@ from compressor.models.checkpoint import check_finite, read_config
 from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
 from compressor.models.portable import write_config
 from compressor.models.tokenizer import load_tokenizer
-from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.recipe import Calibration, Quantize, Section
@@ -223,10 +224,13 @@ def _export_(model: Any, stored: dict[str, Any], source: Path, directory: Path, 
         # What stays 16-bit is stored as it came; loaded losslessly, it converts back exactly.
         parameter.data = parameter.data.to(_stored_dtype(stored))
     model.config.architectures = stored["architectures"]
+    # The source's own file is copied; transformers does not save one whose fields contradict each other.
+    model.generation_config = GenerationConfig()
     with torch.no_grad():
         export_hf_checkpoint(model, dtype=torch.float32, export_dir=directory)
     quantization = read_config(directory)["quantization_config"]
     write_config(directory, {**stored, "quantization_config": quantization})
+    (directory / GENERATION_CONFIG_FILE).unlink(missing_ok=True)
     copy_tokenizer(source, directory)
 
 

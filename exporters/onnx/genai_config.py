@@ -15,7 +15,8 @@ from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.tokenizer import load_tokenizer
-from exporters.class_defaults import GENERATION_CONFIG_FILE, value_of
+from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
+from exporters.class_defaults import value_of
 from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE
 
 # Generation settings that the runtime reads by transformers' names.

@@ -13,6 +13,7 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
 from compressor.models.portable import portable_config
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import K_SCALE
 from compressor.recipe import Export
@@ -33,6 +34,7 @@ from exporters.tensorrt_llm.config import (
 from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
+from exporters.tokenizer_check import check_tokenizer
 
 CHECKPOINT, ENGINE = "checkpoint", "engine"
 Precision = Literal["bf16", "fp16", "fp8"]
@@ -86,6 +88,8 @@ class TensorRTLLMExporter:
             amax=read_amax(source) if is_fp8 else None,
             fp8_kv_cache=is_fp8 and _has_fp8_kv_cache(source),
         )
+        # Beside the checkpoint, whose directory trtllm-build reads: servers are given it as the tokenizer.
+        copy_tokenizer(source, out_dir)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
         """Read the checkpoint back: every number, the config, and the logits of what was written.
@@ -107,6 +111,7 @@ class TensorRTLLMExporter:
             "num_equal_fp8_weights": equal.num_fp8_weights,
             "scales_follow_recorded_amax": self.precision == "fp8" and amax is not None,
             "config": config,
+            "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
             "mapping": mapping,
             "num_positions_equal_to_rounded_student": num_positions,
         }

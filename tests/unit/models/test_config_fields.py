@@ -206,6 +206,7 @@ TINY: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 331,
 }
+VOCABULARY = 331
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -319,6 +320,20 @@ def test_a_field_that_asks_for_another_computation_is_refused_by_name(field: str
 )
 def test_a_neutral_value_is_not_refused(field: str, value: object) -> None:
     assert check_config({**TINY, field: value}, where=WHERE)[0].hidden_size == 64
+
+
+@pytest.mark.parametrize("padding", [VOCABULARY, VOCABULARY + 5, -VOCABULARY - 1])
+def test_a_padding_id_beyond_the_embedding_is_refused_as_the_class_does(padding: int) -> None:
+    with pytest.raises(UnsupportedError, match="pad_token_id"):
+        check_config({**TINY, "pad_token_id": padding}, where=WHERE)
+    with pytest.raises(AssertionError, match=r"[Pp]adding_idx"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, pad_token_id=padding))
+
+
+@pytest.mark.parametrize("padding", [None, -1, 0, VOCABULARY - 1])
+def test_a_padding_id_that_the_class_takes_is_taken(padding: int | None) -> None:
+    check_config({**TINY, "pad_token_id": padding}, where=WHERE)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, pad_token_id=padding))
 
 
 def test_other_fields_are_named_in_a_warning() -> None:

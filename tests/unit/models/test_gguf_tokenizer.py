@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from compressor.errors import CompressExportError, UnsupportedError, UsageError,
 from compressor.models.gguf import convert_gguf
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
+from tests import gguf_files
 from tests.gguf_files import TinyGguf, vocabulary
 from tests.tiny_models import make_tokenizer
 
@@ -31,6 +33,22 @@ def test_a_switch_that_is_off_changes_nothing(field: str, tmp_path: Path) -> Non
     plain = converted(TinyGguf(), tmp_path / "plain")
     switched = converted(TinyGguf(tokenizer_fields={f"ggml.{field}": False}), tmp_path / "switch")
     assert (switched / "tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("tied", ["all", "two"])
+def test_scores_that_do_not_order_the_merges_are_refused(
+    tied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp merges the leftmost of equal pairs; files of its old converter may have one score for all."""
+    words = vocabulary("llama")
+    plain = [index for index, kind in enumerate(words.types) if kind == 1]
+    scores = list(words.scores)
+    for index in plain if tied == "all" else plain[5:7]:
+        scores[index] = -1000.0
+    monkeypatch.setattr(gguf_files, "vocabulary", lambda _kind: replace(words, scores=scores))
+    with pytest.raises(VerificationError, match="no order") as caught:
+        converted(TinyGguf(tokenizer="llama"), tmp_path)
+    assert "--tokenizer DIR" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ WANTED = {
     "LICENSE.txt": "x",
     "NOTICE": "x",
     "USE_POLICY.md": "x",
+    "Llama-License.md": "x",
+    "LICENSES/MIT.txt": "x",
     "model.safetensors.index.json": INDEX,
     **dict.fromkeys(SHARDS, "weights"),
 }

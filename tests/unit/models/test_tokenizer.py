@@ -149,11 +149,17 @@ def test_everything_of_a_tokenizer_travels(tmp_path: Path) -> None:
         "LICENSE-MODEL.md": "text",
         "NOTICE.txt": "text",
         "USE_POLICY.md": "text",
+        "Acceptable_Use_Policy.md": "text",
+        "Llama-License.pdf": "text",
+        "licence": "text",
+        "THIRD_PARTY_NOTICES.txt": "text",
+        "LICENSES/Apache-2.0.txt": "text",
         "special_tokens_map.json": '{"eos_token": "<|end|>"}',
     }
     staying = {"README.md": "x", "model.safetensors": "x", "notes.txt": "x", "optimizer.pt": "x"}
+    staying |= {"license_check.py": "x", "licenses/deep/er.txt": "x", "noticed.txt": "x"}
     for name, text in {**travelling, **staying}.items():
-        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(text)
     copy_tokenizer(source, out)
     copied = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}

@@ -4,6 +4,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,21 @@ def test_the_fp8_config_is_read_alike_by_both_generations(tmp_path: Path, quanti
     assert config["quantization_config"]["quant_algo"] == "FP8"
     tokenizer = json.loads((made / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("generation", [None, {"eos_token_id": [2, 3], "temperature": 0.6}])
+def test_settings_of_generation_are_the_students(
+    tmp_path: Path, quantise: Quantiser, generation: dict[str, Any] | None
+) -> None:
+    """ModelOpt's exporter makes some up where there are none."""
+    source = student_artifact(tmp_path / "s")
+    file = source.path / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if generation is not None:
+        file.write_text(json.dumps(generation))
+    made = quantise(source, tmp_path / "q").artifact.path / FP8_DIRECTORY / file.name
+    assert made.exists() is (generation is not None)
+    assert generation is None or json.loads(made.read_text()) == generation
 
 
 def test_nothing_is_printed_to_stdout(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
@@ -20,7 +21,7 @@ from exporters.base import EXPORTERS, export_stage, needs_quantised
 from exporters.record import VERIFICATION_FILE
 from exporters.verify import verify_directory
 from tests.records import record_again
-from tests.tiny_models import make_model, save_checkpoint
+from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 FORMATS: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
@@ -53,6 +54,13 @@ def test_the_fp8_checkpoint_follows_calibration(exports: Exports) -> None:
     assert record["checks"]["scales_follow_recorded_amax"] is True
     assert record["checks"]["num_equal_fp8_weights"] == 21
     assert 0 < record["logits"]["text"]["kl"] < 1.0
+
+
+def test_the_tokenizer_travels_and_is_checked(exports: Exports) -> None:
+    made = exports.make("tensorrt-llm")
+    assert record_of(made)["checks"]["tokenizer"].startswith("equal")
+    ids = Tokenizer.from_file(str(made / "tokenizer.json")).encode("One two\n 3").ids
+    assert ids == make_tokenizer()("One two\n 3", add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("name", FORMATS)
