@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import VerificationError
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.tokenizer import (
     TOKENIZER_FILE,
     TOKENIZER_TEXTS,
@@ -22,7 +22,7 @@ from compressor.models.tokenizer import (
 )
 from exporters.prompts import TEXTS
 
-_HINT = (
+_QWEN2_HINT = (
     "transformers 5 reads every qwen2 model's tokenizer by Qwen2's own rules; "
     "tokenizer.json itself is right, and PreTrainedTokenizerFast reads it"
 )
@@ -48,7 +48,8 @@ def check_tokenizer(out_dir: Path, student: Path, *, trust_remote_code: bool) ->
     _require_equal(expected, read_backend(out_dir), texts, reader=TOKENIZER_FILE)
     if (out_dir / CONFIG_FILE).is_file():
         loaded.append(_as_anyone_loads(out_dir))
-        _require_equal(expected, loaded[-1], texts, reader="AutoTokenizer")
+        hint = _QWEN2_HINT if read_config(out_dir).get("model_type") == "qwen2" else None
+        _require_equal(expected, loaded[-1], texts, reader="AutoTokenizer", hint=hint)
     for tokenizer in loaded:
         _require_same_settings(original, tokenizer, out_dir)
     return "equal on every fixed text, and to what tokenizer.json computes"
@@ -60,14 +61,16 @@ def _as_anyone_loads(out_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(out_dir, local_files_only=True)
 
 
-def _require_equal(expected: Any, found: Any, texts: tuple[str, ...], *, reader: str) -> None:
+def _require_equal(
+    expected: Any, found: Any, texts: tuple[str, ...], *, reader: str, hint: str | None = None
+) -> None:
     text = first_difference(expected, found, texts)
     if text is not None:
         raise VerificationError(
             "the exported tokenizer encodes a text differently",
             where=f"read by {reader}",
             found=f"{text!r:.80}",
-            hint=None if reader == TOKENIZER_FILE else _HINT,
+            hint=hint,
         )
 
 

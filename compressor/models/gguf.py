@@ -26,7 +26,7 @@ from compressor.models.gguf_fields import Fields, config_of
 from compressor.models.gguf_header import GgufHeader, read_header
 from compressor.models.gguf_rope import add_rope_scaling
 from compressor.models.gguf_tensors import check_names, weight_specs
-from compressor.models.gguf_tokenizer import special_token_ids, write_tokenizer
+from compressor.models.gguf_tokenizer import require_same_tokens, special_token_ids, write_tokenizer
 from compressor.models.tokenizer import require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer, tokenizer_digest
 
@@ -119,6 +119,7 @@ def _convert(path: Path, out_dir: Path, dtype: str, tokenizer: Path | None) -> N
         write_tokenizer(header, out_dir, max_length=config["max_position_embeddings"])
     else:
         copy_tokenizer(tokenizer, out_dir)
+        require_same_tokens(header, out_dir)
     require_known_ids(out_dir, dims.vocab_size)
     ids = special_token_ids(header)
     write_config(out_dir, {**config, **ids.config(), "dtype": dtype})

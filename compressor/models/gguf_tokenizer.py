@@ -17,6 +17,7 @@ from typing import Any
 from compressor.errors import UnsupportedError, VerificationError
 from compressor.models.gguf_header import GgufHeader
 from compressor.models.gguf_pretokenizers import PRE_TOKENIZERS
+from compressor.models.tokenizer import read_backend
 from compressor.models.tokenizer_files import PORTABLE_TOKENIZER_CLASS
 
 _PREFIX = "tokenizer.ggml."
@@ -120,6 +121,31 @@ def write_tokenizer(header: GgufHeader, directory: Path, *, max_length: int) -> 
             file = directory / "additional_chat_templates" / f"{name}.jinja"
             file.parent.mkdir(exist_ok=True)
         file.write_text(template, encoding="utf-8")
+
+
+def require_same_tokens(header: GgufHeader, directory: Path) -> None:
+    """Refuse a tokenizer whose tokens have other ids than in the file, by which its embedding is ordered.
+
+    Control and added tokens are left out: converters spell them in their own ways.
+
+    Raises:
+        VerificationError: naming the first token that has another id.
+    """
+    tokens = header.fields.get(f"{_PREFIX}tokens")
+    if not isinstance(tokens, list):
+        return
+    types = header.fields.get(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
+    backend = read_backend(directory)
+    for index, (token, kind) in enumerate(zip(tokens, types, strict=False)):
+        found = backend.id_to_token(index)
+        if kind == _NORMAL and token not in (found, f"[PAD{index}]"):
+            raise VerificationError(
+                "this is not the tokenizer that the GGUF file was made with",
+                where=f"--tokenizer, id {index}",
+                expected=repr(token),
+                found="no such id" if found is None else repr(found),
+                hint="give the directory of the model that the file was converted from",
+            )
 
 
 def _write_json(path: Path, value: object) -> None:

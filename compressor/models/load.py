@@ -181,7 +181,7 @@ def open_checkpoint(
     with CheckpointReader(directory) as reader:
         check_source(reader, dims, where=directory)
     require_known_ids(directory, dims.vocab_size)
-    require_convertible(directory, trust_remote_code=trust_remote_code)
+    require_convertible(directory, dims.vocab_size, trust_remote_code=trust_remote_code)
     _refuse_by_class(directory, trust_remote_code=trust_remote_code)
     lineage: tuple[str, ...] = ("source",)
     texts: tuple[str, ...] = ()
@@ -254,17 +254,36 @@ def _checked_config(directory: Path) -> tuple[Dims, tuple[str, ...]]:
 
 
 def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
-    """Refuse a config that the model class of the installed transformers refuses, for its reason."""
-    from transformers import AutoConfig, __version__
+    """Refuse a config that the model class of the installed transformers refuses, for its reason.
 
+    Raises:
+        UnsupportedError: with what the class says; also where another class than the config names reads it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, __version__
+
+    from compressor.models.checkpoint import CONFIG_FILE, read_config
+
+    trust = {"trust_remote_code": trust_remote_code}
     try:
-        AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, **trust)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, **trust)
     except Exception as error:  # each class raises what it likes
         raise UnsupportedError(
             f"transformers {__version__} refuses this config",
-            where=str(directory / "config.json"),
+            where=str(directory / CONFIG_FILE),
             found=f"{type(error).__name__}: {error}",
         ) from error
+    named = read_config(directory)["model_type"]
+    if config.model_type != named and not trust_remote_code:
+        raise UnsupportedError(
+            f"transformers {__version__} reads this {named} config as {config.model_type}",
+            where=str(directory / CONFIG_FILE),
+            expected=named,
+            found=config.model_type,
+            hint="leave layer_types out if all layers are alike",
+        )
 
 
 def quantization_method(config: dict[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ and the configs only say which tokens have a role, and how conversations are wri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from compressor.errors import (
 from compressor.json_files import read_json_mapping
 
 TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILE = "tokenizer_config.json"
+_CONFIG_FILE, _ADDED_FILE = "tokenizer_config.json", "added_tokens.json"
 # Without a tokenizer.json these are converted by transformers; each group is a whole vocabulary.
 _OLDER_FILES = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 _MODEL_BYTES = 1 << 28
@@ -70,16 +70,22 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def require_convertible(directory: Path, *, trust_remote_code: bool = False) -> None:
+def require_convertible(directory: Path, vocab_size: int, *, trust_remote_code: bool = False) -> None:
     """Refuse older tokenizer files that cannot be made a `tokenizer.json`, which every stage copies.
+
+    Args:
+        directory: The checkpoint.
+        vocab_size: Rows of the embedding; no token may have an id beyond.
+        trust_remote_code: Whether code of the model's own may run.
 
     Raises:
         UnsupportedError: for a tokenizer that is code.
         DependencyError: when the library that reads the files is missing.
-        VerificationError: for files that cannot be read, or that lose characters.
+        VerificationError: for files that cannot be read, that lose characters, or with ids beyond.
     """
     if has_tokenizer(directory) and not (directory / TOKENIZER_FILE).exists():
-        _converted(directory, trust_remote_code=trust_remote_code)
+        tokenizer = _converted(directory, trust_remote_code=trust_remote_code)
+        _require_below(tokenizer.get_vocab(), vocab_size, directory)
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -115,9 +121,16 @@ def require_known_ids(directory: Path, vocab_size: int) -> None:
     """Refuse a tokenizer with ids that the model has no embedding for; unused rows are fine.
 
     Raises:
-        VerificationError: naming the first such tokens.
+        VerificationError: naming the first such tokens, or a token that only another file declares.
     """
-    beyond = sorted((index, token) for token, index in _vocabulary(directory) if index >= vocab_size)
+    words = dict(_vocabulary(directory))
+    _require_below(words, vocab_size, directory)
+    if (directory / TOKENIZER_FILE).exists():
+        _require_declared(set(words), directory)
+
+
+def _require_below(words: Mapping[str, int], vocab_size: int, directory: Path) -> None:
+    beyond = sorted((index, token) for token, index in words.items() if index >= vocab_size)
     if beyond:
         named = ", ".join(f"{index} ({token!r:.40})" for index, token in beyond[:_NUM_NAMED])
         more = f" and {len(beyond) - _NUM_NAMED} more" if len(beyond) > _NUM_NAMED else ""
@@ -130,11 +143,45 @@ def require_known_ids(directory: Path, vocab_size: int) -> None:
         )
 
 
+def _require_declared(words: set[str], directory: Path) -> None:
+    """Refuse tokens that other files add to `tokenizer.json`: not everything that reads it has them.
+
+    transformers gives each the next id, whether the model has an embedding for it or not.
+    """
+    missing = {token: name for token, name in _declared(directory) if token not in words}
+    if missing:
+        token, name = next(iter(missing.items()))
+        raise VerificationError(
+            "a token is declared beside the tokenizer that has none of this name",
+            where=str(directory / name),
+            expected=f"tokens of {TOKENIZER_FILE}",
+            found=f"{token!r:.60}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            hint="save the tokenizer again with transformers, which writes it into tokenizer.json, "
+            "or delete the declaration if no text holds the token",
+        )
+
+
+def _declared(directory: Path) -> Iterator[tuple[str, str]]:
+    """Tokens that the files beside `tokenizer.json` name for use in texts, each with the file's name."""
+    for name in (_CONFIG_FILE, "special_tokens_map.json"):
+        if not (directory / name).exists():
+            continue
+        config = read_json_mapping(directory / name, what="the tokenizer's config")
+        for key in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
+            declared = config.get(key) or ()
+            entries = declared.values() if isinstance(declared, dict) else declared
+            contents = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+            yield from ((content, name) for content in contents if isinstance(content, str))
+    if (directory / _ADDED_FILE).exists():
+        added = read_json_mapping(directory / _ADDED_FILE, what="the added tokens")
+        yield from ((token, _ADDED_FILE) for token in added)
+
+
 def _vocabulary(directory: Path) -> Iterator[tuple[str, int]]:
     """Tokens and ids of the tokenizer's JSON files; nothing where there are none."""
     file = directory / TOKENIZER_FILE
     if not file.exists():
-        for name in ("vocab.json", "added_tokens.json"):
+        for name in ("vocab.json", _ADDED_FILE):
             if (directory / name).exists():
                 words = read_json_mapping(directory / name, what="the vocabulary")
                 yield from ((token, index) for token, index in words.items() if isinstance(index, int))

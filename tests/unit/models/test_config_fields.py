@@ -336,6 +336,18 @@ def test_a_padding_id_that_the_class_takes_is_taken(padding: int | None) -> None
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, pad_token_id=padding))
 
 
+def test_what_transformers_5_reads_as_another_class_is_refused() -> None:
+    config = FAMILY_SHAPES["mistral"] | {"layer_types": ["sliding_attention"] * 4, "sliding_window": 8}
+    with pytest.raises(UnsupportedError, match="layer_types"):
+        check_config(config, where=WHERE)
+
+
+def test_a_null_where_the_class_wants_a_number_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="head_dim"):
+        check_config({**FAMILY_SHAPES["qwen3"], "head_dim": None}, where=WHERE)
+    check_config({**TINY, "head_dim": None}, where=WHERE)
+
+
 def test_other_fields_are_named_in_a_warning() -> None:
     config = {**TINY, "my_note": "x", "some_threshold": 0.3, "architectures": ["Phi3ForCausalLM"]}
     warnings = check_config(config, where=WHERE)[1]

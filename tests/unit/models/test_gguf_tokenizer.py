@@ -13,6 +13,8 @@ import pytest
 from compressor.cli.main import invoke
 from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.models.gguf import convert_gguf
+from compressor.models.gguf_header import read_header
+from compressor.models.gguf_tokenizer import write_tokenizer
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
 from tests import gguf_files
@@ -101,10 +103,19 @@ def test_types_roles_and_templates_are_kept(tmp_path: Path) -> None:
     assert not [token for token in tokenizer.get_vocab() if token.startswith("[PAD")]
 
 
+def write_own_tokenizer(directory: Path) -> None:
+    """What a GGUF file's model has, with a field more."""
+    directory.mkdir()
+    header = read_header(TinyGguf().write(directory.with_suffix(".gguf")))
+    write_tokenizer(header, directory, max_length=64)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "note": "the original's"}))
+
+
 @pytest.mark.parametrize("pre", ["smollm", "made-up"])
 def test_another_tokenizer_takes_the_place_of_the_files_own(pre: str, tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
-    make_tokenizer().save_pretrained(own)
+    write_own_tokenizer(own)
     shutil.copytree(own, other)
     (other / "NOTICE").write_text("a different digest")
     model, found = TinyGguf(pre=pre), []
@@ -119,11 +130,38 @@ def test_another_tokenizer_takes_the_place_of_the_files_own(pre: str, tmp_path: 
 
 def test_another_tokenizer_must_fit_the_weights(tmp_path: Path) -> None:
     given = tmp_path / "given"
-    make_tokenizer().save_pretrained(given)
+    write_own_tokenizer(given)
     document = json.loads((given / "tokenizer.json").read_text())
     document["model"]["vocab"]["beyond"] = TinyGguf().vocab_size
     (given / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(VerificationError, match=f"{TinyGguf().vocab_size} .'beyond'"):
+        converted(TinyGguf(), tmp_path, tokenizer=given)
+
+
+@pytest.mark.parametrize("change", ["two swapped", "shuffled", "fewer", "another"])
+def test_the_tokenizer_of_another_model_is_refused(change: str, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    write_own_tokenizer(given)
+    document = json.loads((given / "tokenizer.json").read_text())
+    vocab = document["model"]["vocab"]
+    tokens = sorted(vocab, key=lambda token: int(vocab[token]))
+    first = len(document["added_tokens"])
+    if change == "two swapped":
+        tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
+    elif change == "shuffled":
+        tokens[first:] = reversed(tokens[first:])
+    elif change == "fewer":
+        tokens = tokens[:-40]
+        kept = set(tokens)
+        merges = [
+            merge if isinstance(merge, list) else merge.split(" ") for merge in document["model"]["merges"]
+        ]
+        document["model"]["merges"] = [merge for merge in merges if "".join(merge) in kept]
+    document["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
+    (given / "tokenizer.json").write_text(json.dumps(document))
+    if change == "another":
+        make_tokenizer().save_pretrained(given)
+    with pytest.raises(VerificationError, match="not the tokenizer that the GGUF file was made with"):
         converted(TinyGguf(), tmp_path, tokenizer=given)
 
 

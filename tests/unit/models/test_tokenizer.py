@@ -276,6 +276,38 @@ def test_ids_beyond_the_embedding(size: int, beyond: int, tmp_path: Path) -> Non
     assert str(VOCAB_SIZE - 1 if beyond == 1 else 300) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "declares"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<|new|>", "special": True}}}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<|new|>"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<|new|>"}}),
+        ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<|new|>"}]}),
+        ("added_tokens.json", {"<|new|>": 900}),
+    ],
+)
+def test_a_token_that_only_another_file_declares_is_refused(
+    name: str, declares: dict[str, Any], tmp_path: Path
+) -> None:
+    """Who reads the directory with transformers gets an id of its own for it, who reads the file does not."""
+    directory = tokenizer_directory(tmp_path)
+    file = directory / name
+    before = json.loads(file.read_text()) if file.exists() else {}
+    known = json.loads((directory / "tokenizer.json").read_text())["added_tokens"][0]
+    harmless = (
+        {known["content"]: known["id"]}
+        if name == "added_tokens.json"
+        else {"additional_special_tokens": [known["content"]]}
+    )
+    file.write_text(json.dumps({**before, **harmless}))
+    require_known_ids(directory, 1000)
+    file.write_text(json.dumps({**before, **declares}))
+    with pytest.raises(VerificationError, match="declared") as caught:
+        require_known_ids(directory, 1000)
+    assert "<|new|>" in str(caught.value)
+    assert name in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["added", "vocabulary", "older files"])
 def test_a_model_with_too_few_rows_is_refused_before_any_work(
     how: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
