@@ -10,6 +10,7 @@ A template may drop the reasoning of earlier turns, as Qwen3's does: at least on
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
 # Anything shorter may stand in what the template adds.
 _TELLING_CHARACTERS = 8
+# Two answers that differ from their first character on.
+_OTHER_CONTENTS = ("qzxaxzq", "zxqbqxz")
 
 
 def render(document: Document, tokenizer: Any) -> str:
@@ -71,7 +74,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
 
     These are the completion of a prompt, and the assistant's turns of a conversation with the token that
     ends each: what the template's `{% generation %}` blocks made, or else what follows the rendering of
-    the messages before with the header of an answer. A message whose `weight` is 0, or `train` false, is
+    the messages before with the header of an answer, whether the template writes that header as a prompt or
+    with the answer alone. A message whose `weight` is 0, or `train` false, is
     none.
 
     Args:
@@ -82,7 +86,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
 
     Raises:
         UsageError: for a text without responses, or a message that counts in part.
-        UnsupportedError: for a template that renders the beginning of a conversation otherwise alone.
+        UnsupportedError: for a template that renders the beginning of a conversation otherwise alone, or by
+            whose rendering the beginning of an answer cannot be told.
     """
     if isinstance(document, Completion):
         return [(len(document.prompt), len(rendered.text))]
@@ -234,15 +239,63 @@ def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span
     turns = [
         number
         for number, message in enumerate(chat.messages)
-        if number >= max(1, chat.num_prompt_messages) and is_response(message, where=chat.where)
+        if number >= chat.num_prompt_messages and is_response(message, where=chat.where)
     ]
-    starts = [_job(chat, chat.messages[:number], prompts=True) for number in turns]
+    later = [number for number in turns if number]
     ends = [_job(chat, chat.messages[: number + 1]) for number in turns]
-    rendered = [found.text for found in render_jobs([*starts, *ends], tokenizer)]
-    for prefix in rendered:
+    before = [_job(chat, chat.messages[:number]) for number in later]
+    prompted = [replace(job, prompts=True) for job in before]
+    found = iter(_texts([*ends, *before, *prompted], tokenizer))
+    end_texts, before_texts = (dict(zip(numbers, found, strict=False)) for numbers in (turns, later))
+    starts = dict(zip(later, found, strict=True))
+    for prefix in (*starts.values(), *end_texts.values()):
         _require_prefix(prefix, full, chat, tokenizer)
-    pairs = zip(rendered[: len(turns)], rendered[len(turns) :], strict=True)
-    return [(len(start), _end_of_turn(end, len(start), tokenizer)) for start, end in pairs]
+    headless = {number: text for number, text in starts.items() if text == before_texts[number]}
+    if 0 in turns:
+        begins = str(tokenizer.bos_token or "")
+        headless[0] = begins if full.startswith(begins) else ""
+    behind = {number: len(text) for number, text in starts.items()}
+    behind |= _behind_headers(chat, headless, tokenizer, full)
+    return [
+        (behind[number], _end_of_turn(text, behind[number], tokenizer)) for number, text in end_texts.items()
+    ]
+
+
+def _texts(jobs: Sequence[Job], tokenizer: Any) -> list[str]:
+    return [found.text for found in render_jobs(jobs, tokenizer)]
+
+
+def _behind_headers(chat: Conversation, before: dict[int, str], tokenizer: Any, full: str) -> dict[int, int]:
+    """Where answers begin whose header the template writes with the answer alone, or not at all.
+
+    That is where renderings of the same turn with other contents part. White space alone is no header.
+    """
+    jobs = [
+        _job(chat, [*chat.messages[:number], _saying(chat.messages[number], content)])
+        for number in before
+        for content in _OTHER_CONTENTS
+    ]
+    texts = iter(_texts(jobs, tokenizer))
+    behind = {}
+    for (number, prefix), one, other in zip(before.items(), texts, texts, strict=True):
+        if one == other:
+            raise UnsupportedError(
+                "the chat template writes nothing of an answer, so where it begins cannot be told",
+                where=chat.where or None,
+                expected="the content of each message of the assistant",
+                found=f"nothing of message {number}, rewritten",
+                hint="--loss-on all, or a template with {% generation %} blocks in chat_template.jinja",
+            )
+        common = os.path.commonprefix([one, other, full])  # noqa: RUF071 - these are no paths
+        _require_prefix(prefix, common, chat, tokenizer)
+        behind[number] = len(common) if common[len(prefix) :].strip() else len(prefix)
+    return behind
+
+
+def _saying(message: Message, content: str) -> Message:
+    """The message with this content alone, without calls and reasoning."""
+    left_out = ("tool_calls", *REASONING_FIELDS)
+    return {**{name: value for name, value in message.items() if name not in left_out}, "content": content}
 
 
 def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:
