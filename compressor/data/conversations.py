@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compressor.data.marking import mark_call_, mark_tool_
 from compressor.data.messages import REASONING_FIELDS, Message, is_response
 from compressor.data.rows import Completion, Conversation, Document, TextPiece
 from compressor.data.template import Job, Rendered, render_jobs, template_of
@@ -176,7 +177,7 @@ class _Marked:
 
 
 def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
-    """A conversation with markers in its functions, calls, reasoning, and the contents of some messages."""
+    """A conversation with markers in its tools, calls, reasoning, and the contents of some messages."""
     tools, messages = copy.deepcopy((chat.tools, chat.messages))
     expected: dict[str, str] = {}
     reasoning: list[str] = []
@@ -187,10 +188,10 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
         return name
 
     for number, tool in enumerate(tools or []):
-        _rename_(tool.get("function", tool), marker(f"tool {number}"))
+        mark_tool_(tool, marker, f"tool {number}")
     for number, message in enumerate(messages):
         for index, call in enumerate(message.get("tool_calls", ())):
-            _rename_(call.get("function", call), marker(f"call {index} of message {number}"))
+            mark_call_(call, marker, f"call {index} of message {number}")
         for name in REASONING_FIELDS:
             if isinstance(message.get(name), str) and message[name].strip():
                 reasoning.append(f"qzr{number}rzq")
@@ -204,11 +205,6 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
             message["content"] += marker(f"message {number}, of role {message['role']!r}")
     job = _job(replace(chat, tools=tools), messages)
     return _Marked(job=job, expected=expected, reasoning=tuple(reasoning))
-
-
-def _rename_(function: Any, marker: str) -> None:
-    if isinstance(function, dict):
-        function["name"] = marker
 
 
 def _spans_of_blocks(chat: Conversation, tokenizer: Any, full: Rendered) -> list[Span]:

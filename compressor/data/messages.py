@@ -60,13 +60,8 @@ def _message(raw: Any, where: str, number: int) -> Message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
         )
-    calls = message.get("tool_calls")
-    if isinstance(calls, str):
-        message["tool_calls"] = calls = decoded(calls)
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
-    if calls == []:
-        del message["tool_calls"]
+    if calls := _calls(message.pop("tool_calls", None), where, number):
+        message["tool_calls"] = calls
     content = message.get("content")
     if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
@@ -90,7 +85,7 @@ def _from_sharegpt(message: Message, where: str, number: int) -> Message:
 def _with_calls(message: Message, where: str, number: int) -> Message:
     """A turn whose text is a call, or a list of them, as the assistant's with `tool_calls`."""
     value = decoded(message.get("content"))
-    calls = value if isinstance(value, list) else [value]
+    calls = [_with_arguments(call) for call in (value if isinstance(value, list) else [value])]
     if not calls or not all(
         isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
     ):
@@ -106,6 +101,26 @@ def _with_calls(message: Message, where: str, number: int) -> Message:
         "role": "assistant",
         "tool_calls": [{"type": "function", "function": call} for call in calls],
     }
+
+
+def _calls(raw: Any, where: str, number: int) -> list[Any]:
+    """A message's calls, also where a table keeps them as JSON."""
+    calls = [] if raw is None else decoded(raw)
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
+    return [_with_arguments(call) for call in calls]
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call whose arguments are called `parameters`, as Llama 3 writes them, under their usual name."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(function := call.get("function"), dict):
+        return {**call, "function": _with_arguments(function)}
+    if call.get("arguments") is not None or call.get("parameters") is None:
+        return call
+    rest = {name: value for name, value in call.items() if name not in ("arguments", "parameters")}
+    return {**rest, "arguments": call["parameters"]}
 
 
 def _content(content: Any, where: str, number: int) -> str:
