@@ -60,8 +60,11 @@ def _message(raw: Any, where: str, number: int) -> Message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
         )
-    if calls := _calls(message.pop("tool_calls", None), where, number):
+    calls = _calls(message.get("tool_calls"), where, number)
+    if calls:
         message["tool_calls"] = calls
+    else:
+        message.pop("tool_calls", None)
     content = message.get("content")
     if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
@@ -119,8 +122,8 @@ def _with_arguments(call: Any) -> Any:
         return {**call, "function": _with_arguments(function)}
     if call.get("arguments") is not None or call.get("parameters") is None:
         return call
-    rest = {name: value for name, value in call.items() if name not in ("arguments", "parameters")}
-    return {**rest, "arguments": call["parameters"]}
+    names = {"parameters": "arguments"}
+    return {names.get(name, name): value for name, value in call.items() if name != "arguments"}
 
 
 def _content(content: Any, where: str, number: int) -> str:

@@ -540,6 +540,9 @@ def test_very_long_lines_come_in_pieces(tmp_path: Path) -> None:
 
 
 EMPTY = {"text": "", "messages": []}
+CHAT_ROW: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+}
 
 
 @pytest.mark.parametrize(
@@ -576,6 +579,27 @@ EMPTY = {"text": "", "messages": []}
             },
             ["user q", "assistant a"],
         ),
+        (
+            {
+                "system": "be",
+                "prompt": [{"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            ["system be", "user q", "assistant a"],
+        ),
+        (
+            {
+                "system_prompt": "be",
+                "prompt": [{"role": "system", "content": "be"}, {"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            ["system be", "user q", "assistant a"],
+        ),
+        (
+            {"system": "be", "messages": [{"role": "system", "content": "be"}]},
+            ["system be"],
+        ),
+        ({"prompt": "p ", "completion": "c", "system": "", "tools": []}, ("p ", "c")),
         ({"instruction": "do", "context": "this", "response": "done"}, ["user do\n\nthis", "assistant done"]),
         ({"prompt": "p ", "response": "c"}, ("p ", "c")),
         ({"instruction": "do", "output": ""}, None),
@@ -621,6 +645,16 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
     assert survey(str(path)).num_empty == (0 if kind == "parquet" else 1 if found is not None else 3)
 
 
+@pytest.mark.parametrize("system", ["", "be"])
+def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: Path, system: str) -> None:
+    path = tmp_path / "x.jsonl"
+    sides = {"prompt": CHAT_ROW["messages"][:1], "completion": CHAT_ROW["messages"][1:]}
+    path.write_text(json.dumps({"system": system, **sides}) + "\n")
+    (document,) = texts_of(path)
+
+    assert document.messages[document.num_prompt_messages :] == sides["completion"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -637,6 +671,17 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
         {"conversations": [{"from": "narrator", "value": "q"}]},
         {"prompt": "p"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "completion": "c", "system": "be"},
+        {"prompt": "", "completion": "c", "system_prompt": "be"},
+        {"prompt": "p", "response": "c", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"prompt": "p", "completion": "c", "tools": '[{"name": "f"}]'},
+        {"prompt": "p", "completion": "c", "functions": [{"name": "f"}]},
+        {"system": "be", "messages": [{"role": "system", "content": "do"}, {"role": "user", "content": "q"}]},
+        {
+            "system": "be",
+            "prompt": [{"role": "system", "content": "do"}, {"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a"}],
+        },
         {"instruction": "do", "input": "this"},
         {"messages": [{"role": "user", "content": "a"}], "system_prompt": ["be"]},
         {"messages": [{"role": "user", "content": "a"}], "functions": [{"name": "f"}]},
