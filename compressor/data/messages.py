@@ -28,6 +28,10 @@ _ROLES = {
 }
 # Who calls a function in the turn whose text is the call, as JSON.
 _CALLER = "function_call"
+# Far deeper than calls and schemas are, and far from what JSON and templates are able to.
+_MAX_LEVELS = 100
+# What a table, or OpenAI's interface, may keep as JSON.
+_JSON_FIELDS = ("arguments", "parameters")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -41,7 +45,31 @@ def read_messages(raw: Any, where: str) -> list[Message]:
     """
     if not isinstance(raw, list) or not raw:
         raise _no_conversation(where, f"{type(raw).__name__}")
-    return [_message(message, where, number) for number, message in enumerate(raw)]
+    messages = [_message(message, where, number) for number, message in enumerate(raw)]
+    require_shallow(messages, where)
+    return messages
+
+
+def require_shallow(value: Any, where: str) -> None:
+    """Refuse lists and objects within each other beyond what a chat template can be given.
+
+    Raises:
+        UsageError: naming the place.
+    """
+    level = [value]
+    for _ in range(_MAX_LEVELS):
+        level = [inner for item in level for inner in _inner(item)]
+        if not level:
+            return
+    raise UsageError(
+        "a conversation's JSON is nested too deeply", where=where, expected=f"at most {_MAX_LEVELS} levels"
+    )
+
+
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [decoded(inner) if name in _JSON_FIELDS else inner for name, inner in value.items()]
+    return value if isinstance(value, list) else []
 
 
 def _message(raw: Any, where: str, number: int) -> Message:
@@ -53,6 +81,7 @@ def _message(raw: Any, where: str, number: int) -> Message:
         message = _from_sharegpt(message, where, number)
     if not isinstance(message.get("role"), str):
         raise _no_conversation(where, f"message {number} has no role")
+    message["role"] = _known(message["role"])
     if message["role"] == _CALLER:
         message = _with_calls(message, where, number)
     message["role"] = _ROLES.get(message["role"], message["role"])
@@ -72,9 +101,15 @@ def _message(raw: Any, where: str, number: int) -> Message:
     return message
 
 
+def _known(role: Any) -> Any:
+    """A known role without capitals; another as it is, because a template may know it."""
+    small = role.lower() if isinstance(role, str) else role
+    return small if isinstance(small, str) and (small in _ROLES or small == _CALLER) else role
+
+
 def _from_sharegpt(message: Message, where: str, number: int) -> Message:
-    speaker, value = message["from"], message.get("value")
-    if speaker not in _ROLES and speaker != _CALLER:
+    speaker, value = _known(message["from"]), message.get("value")
+    if not isinstance(speaker, str) or (speaker not in _ROLES and speaker != _CALLER):
         raise UsageError(
             "a conversation's speaker is not known",
             where=where,

@@ -13,7 +13,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.data.messages import Message, decoded, is_response, read_messages, says_something
+from compressor.data.messages import (
+    Message,
+    decoded,
+    is_response,
+    read_messages,
+    require_shallow,
+    says_something,
+)
 from compressor.errors import UsageError
 
 TEXT_FIELDS = ("text", "content")
@@ -286,6 +293,7 @@ def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError("a row's tools are no list of JSON schemas", where=where, found=type(tools).__name__)
+    require_shallow(tools, where)
     return tools
 
 
@@ -301,4 +309,5 @@ def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise UsageError(
             "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
         )
+    require_shallow(extras, where)
     return extras or {}

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.data import files, readers
+from compressor.data.conversations import render
 from compressor.data.files import find_files
 from compressor.data.rows import Completion, Conversation
 from compressor.data.sources import describe_source, documents, source_fingerprint, survey
 from compressor.errors import UsageError
+from tests.tiny_models import make_tokenizer
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
 # `printf 'the old river\n' | zstd`, twice, one frame behind the other.
@@ -617,6 +619,18 @@ CHAT_ROW: dict[str, Any] = {
         ({"text": " ", "content": "x"}, "x"),
         ({"messages": [{"role": "gpt", "content": "a"}]}, ["assistant a"]),
         (
+            {"messages": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]},
+            ["user q", "assistant a"],
+        ),
+        (
+            {"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]},
+            ["user q", "assistant a"],
+        ),
+        (
+            {"messages": [{"role": "SYSTEM", "content": "be"}, {"role": "Critic", "content": "a"}]},
+            ["system be", "Critic a"],
+        ),
+        (
             {"system_prompt": "be", "conversations": [{"from": "human", "value": "q"}]},
             ["system be", "user q"],
         ),
@@ -656,6 +670,50 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
     assert survey(str(path)).num_empty == (0 if kind == "parquet" else 1 if found is not None else 3)
 
 
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+def row_with(deep: Any, place: str) -> dict[str, Any]:
+    call = {"function": {"name": "f", "arguments": json.dumps(deep) if place == "JSON" else deep}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+    user, plain = CHAT_ROW["messages"]
+    return {
+        "message": {"messages": [{**user, "deep": deep}, plain]},
+        "arguments": {"messages": [user, answer]},
+        "JSON": {"messages": [user, answer]},
+        "calls as JSON": {"messages": [user, {**answer, "tool_calls": json.dumps([call])}]},
+        "tools": {**CHAT_ROW, "tools": [tool]},
+        "tools as JSON": {**CHAT_ROW, "tools": json.dumps([tool])},
+        "extras": {**CHAT_ROW, "chat_template_kwargs": {"deep": deep}},
+        "prompt": {"prompt": [{**user, "deep": deep}], "completion": [plain]},
+    }[place]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["message", "arguments", "JSON", "calls as JSON", "tools", "tools as JSON", "extras", "prompt"],
+)
+def test_conversations_without_a_bottom_name_their_line(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "x.jsonl"
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    path.write_text(json.dumps(row_with(nested(80), place)) + "\n")
+    (document,) = texts_of(path)
+    theirs = tokenizer.apply_chat_template(document.messages, tools=document.tools, tokenize=False)
+    if place != "JSON":  # which is given to this template as an object
+        assert render(document, tokenizer) == theirs
+    for levels in (100, 300, 900):
+        path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(row_with(nested(levels), place)) + "\n")
+        with pytest.raises(UsageError, match="nested too deeply") as caught:
+            survey(str(path))
+        assert str(caught.value.where).startswith(f"{path}:2")
+
+
 @pytest.mark.parametrize("system", ["", "be"])
 def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: Path, system: str) -> None:
     path = tmp_path / "x.jsonl"
@@ -680,6 +738,7 @@ def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: 
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
         {"messages": [{"role": "assistant", "function_call": {"name": "f"}, "content": ""}]},
         {"conversations": [{"from": "narrator", "value": "q"}]},
+        {"conversations": [{"from": ["human"], "value": "q"}]},
         {"prompt": "p"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "completion": "c", "system": "be"},
