@@ -251,7 +251,7 @@ def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span
         begins = str(tokenizer.bos_token or "")
         headless[0] = begins if full.startswith(begins) else ""
     behind = {number: len(text) for number, text in starts.items()}
-    behind |= _behind_headers(chat, headless, tokenizer, full)
+    behind |= _behind_headers(chat, headless, end_texts, tokenizer)
     return [
         (behind[number], _end_of_turn(text, behind[number], tokenizer)) for number, text in end_texts.items()
     ]
@@ -261,7 +261,9 @@ def _texts(jobs: Sequence[Job], tokenizer: Any) -> list[str]:
     return [found.text for found in render_jobs(jobs, tokenizer)]
 
 
-def _behind_headers(chat: Conversation, before: dict[int, str], tokenizer: Any, full: str) -> dict[int, int]:
+def _behind_headers(
+    chat: Conversation, before: dict[int, str], ends: dict[int, str], tokenizer: Any
+) -> dict[int, int]:
     """Where answers begin whose header the template writes with the answer alone, or not at all.
 
     That is where renderings of the same turn with other contents part. White space alone is no header.
@@ -282,9 +284,14 @@ def _behind_headers(chat: Conversation, before: dict[int, str], tokenizer: Any, 
                 found=f"nothing of message {number}, rewritten",
                 hint="--loss-on all, or a template with {% generation %} blocks in chat_template.jinja",
             )
-        common = os.path.commonprefix([one, other, full])  # noqa: RUF071 - these are no paths
+        text = ends[number]
+        common = os.path.commonprefix([one, other, text])  # noqa: RUF071 - these are no paths
         _require_prefix(prefix, common, chat, tokenizer)
-        behind[number] = len(common) if common[len(prefix) :].strip() else len(prefix)
+        start = len(common) if common[len(prefix) :].strip() else len(prefix)
+        content = (chat.messages[number]["content"] or "").strip()
+        if text.find(content, start) < 0 <= (at := text.rfind(content, len(prefix))):
+            start = at  # the content begins as what the template writes before others
+        behind[number] = start
     return behind
 
 

@@ -236,6 +236,31 @@ def test_calls_and_reasoning_belong_to_the_answer(
     assert tokenizer.decode(found.ids[found.mask == 1]) == text
 
 
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize(
+    ("content", "counted"),
+    [
+        ("<think>hm</think>a stone", "<think>hm</think>a stone"),
+        ("<think></think> a stone", "<think></think> a stone"),
+        ("<think>\nhm", "<think>\nhm"),
+        ("a stone", "a stone"),
+        ("", ""),
+    ],
+)
+def test_an_answer_that_begins_as_what_the_template_writes_before_others(
+    content: str, counted: str, opens: bool
+) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and '<think>' not in m.content %}"
+        "<think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    chat = [CHAT[0]] * (not opens) + [{"role": "assistant", "content": content}]
+    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+
+    assert found.mask is not None
+    assert tokenizer.decode(found.ids[found.mask == 1]) == f"{counted}<|end|>"
+
+
 def test_an_answer_whose_beginning_cannot_be_told() -> None:
     """The template writes an answer's content only where it is what it expects."""
     tokenizer = with_template(
