@@ -10,11 +10,13 @@ A template may drop the reasoning of earlier turns, as Qwen3's does: at least on
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compressor.data.marking import mark_call_, mark_tool_
 from compressor.data.messages import REASONING_FIELDS, Message, is_response
 from compressor.data.rows import Completion, Conversation, Document, TextPiece
 from compressor.data.template import Job, Rendered, render_jobs, template_of
@@ -25,6 +27,8 @@ _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
 # Anything shorter may stand in what the template adds.
 _TELLING_CHARACTERS = 8
+# Two answers that differ from their first character on.
+_OTHER_CONTENTS = ("qzxaxzq", "zxqbqxz")
 
 
 def render(document: Document, tokenizer: Any) -> str:
@@ -71,7 +75,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
 
     These are the completion of a prompt, and the assistant's turns of a conversation with the token that
     ends each: what the template's `{% generation %}` blocks made, or else what follows the rendering of
-    the messages before with the header of an answer. A message whose `weight` is 0, or `train` false, is
+    the messages before with the header of an answer, whether the template writes that header as a prompt or
+    with the answer alone. A message whose `weight` is 0, or `train` false, is
     none.
 
     Args:
@@ -82,7 +87,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
 
     Raises:
         UsageError: for a text without responses, or a message that counts in part.
-        UnsupportedError: for a template that renders the beginning of a conversation otherwise alone.
+        UnsupportedError: for a template that renders the beginning of a conversation otherwise alone, or by
+            whose rendering the beginning of an answer cannot be told.
     """
     if isinstance(document, Completion):
         return [(len(document.prompt), len(rendered.text))]
@@ -171,7 +177,7 @@ class _Marked:
 
 
 def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
-    """A conversation with markers in its functions, calls, reasoning, and the contents of some messages."""
+    """A conversation with markers in its tools, calls, reasoning, and the contents of some messages."""
     tools, messages = copy.deepcopy((chat.tools, chat.messages))
     expected: dict[str, str] = {}
     reasoning: list[str] = []
@@ -182,10 +188,10 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
         return name
 
     for number, tool in enumerate(tools or []):
-        _rename_(tool.get("function", tool), marker(f"tool {number}"))
+        mark_tool_(tool, marker, f"tool {number}")
     for number, message in enumerate(messages):
         for index, call in enumerate(message.get("tool_calls", ())):
-            _rename_(call.get("function", call), marker(f"call {index} of message {number}"))
+            mark_call_(call, marker, f"call {index} of message {number}")
         for name in REASONING_FIELDS:
             if isinstance(message.get(name), str) and message[name].strip():
                 reasoning.append(f"qzr{number}rzq")
@@ -199,11 +205,6 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
             message["content"] += marker(f"message {number}, of role {message['role']!r}")
     job = _job(replace(chat, tools=tools), messages)
     return _Marked(job=job, expected=expected, reasoning=tuple(reasoning))
-
-
-def _rename_(function: Any, marker: str) -> None:
-    if isinstance(function, dict):
-        function["name"] = marker
 
 
 def _spans_of_blocks(chat: Conversation, tokenizer: Any, full: Rendered) -> list[Span]:
@@ -234,15 +235,70 @@ def _spans_by_prefix(chat: Conversation, tokenizer: Any, full: str) -> list[Span
     turns = [
         number
         for number, message in enumerate(chat.messages)
-        if number >= max(1, chat.num_prompt_messages) and is_response(message, where=chat.where)
+        if number >= chat.num_prompt_messages and is_response(message, where=chat.where)
     ]
-    starts = [_job(chat, chat.messages[:number], prompts=True) for number in turns]
+    later = [number for number in turns if number]
     ends = [_job(chat, chat.messages[: number + 1]) for number in turns]
-    rendered = [found.text for found in render_jobs([*starts, *ends], tokenizer)]
-    for prefix in rendered:
+    before = [_job(chat, chat.messages[:number]) for number in later]
+    prompted = [replace(job, prompts=True) for job in before]
+    found = iter(_texts([*ends, *before, *prompted], tokenizer))
+    end_texts, before_texts = (dict(zip(numbers, found, strict=False)) for numbers in (turns, later))
+    starts = dict(zip(later, found, strict=True))
+    for prefix in (*starts.values(), *end_texts.values()):
         _require_prefix(prefix, full, chat, tokenizer)
-    pairs = zip(rendered[: len(turns)], rendered[len(turns) :], strict=True)
-    return [(len(start), _end_of_turn(end, len(start), tokenizer)) for start, end in pairs]
+    headless = {number: text for number, text in starts.items() if text == before_texts[number]}
+    if 0 in turns:
+        begins = str(tokenizer.bos_token or "")
+        headless[0] = begins if full.startswith(begins) else ""
+    behind = {number: len(text) for number, text in starts.items()}
+    behind |= _behind_headers(chat, headless, end_texts, tokenizer)
+    return [
+        (behind[number], _end_of_turn(text, behind[number], tokenizer)) for number, text in end_texts.items()
+    ]
+
+
+def _texts(jobs: Sequence[Job], tokenizer: Any) -> list[str]:
+    return [found.text for found in render_jobs(jobs, tokenizer)]
+
+
+def _behind_headers(
+    chat: Conversation, before: dict[int, str], ends: dict[int, str], tokenizer: Any
+) -> dict[int, int]:
+    """Where answers begin whose header the template writes with the answer alone, or not at all.
+
+    That is where renderings of the same turn with other contents part. White space alone is no header.
+    """
+    jobs = [
+        _job(chat, [*chat.messages[:number], _saying(chat.messages[number], content)])
+        for number in before
+        for content in _OTHER_CONTENTS
+    ]
+    texts = iter(_texts(jobs, tokenizer))
+    behind = {}
+    for (number, prefix), one, other in zip(before.items(), texts, texts, strict=True):
+        if one == other:
+            raise UnsupportedError(
+                "the chat template writes nothing of an answer, so where it begins cannot be told",
+                where=chat.where or None,
+                expected="the content of each message of the assistant",
+                found=f"nothing of message {number}, rewritten",
+                hint="--loss-on all, or a template with {% generation %} blocks in chat_template.jinja",
+            )
+        text = ends[number]
+        common = os.path.commonprefix([one, other, text])  # noqa: RUF071 - these are no paths
+        _require_prefix(prefix, common, chat, tokenizer)
+        start = len(common) if common[len(prefix) :].strip() else len(prefix)
+        content = (chat.messages[number]["content"] or "").strip()
+        if text.find(content, start) < 0 <= (at := text.rfind(content, len(prefix))):
+            start = at  # the content begins as what the template writes before others
+        behind[number] = start
+    return behind
+
+
+def _saying(message: Message, content: str) -> Message:
+    """The message with this content alone, without calls and reasoning."""
+    left_out = ("tool_calls", *REASONING_FIELDS)
+    return {**{name: value for name, value in message.items() if name not in left_out}, "content": content}
 
 
 def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:

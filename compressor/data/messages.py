@@ -28,6 +28,10 @@ _ROLES = {
 }
 # Who calls a function in the turn whose text is the call, as JSON.
 _CALLER = "function_call"
+# Far deeper than calls and schemas are, and far from what JSON and templates are able to.
+_MAX_LEVELS = 100
+# What a table, or OpenAI's interface, may keep as JSON.
+_JSON_FIELDS = ("arguments", "parameters")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -41,7 +45,31 @@ def read_messages(raw: Any, where: str) -> list[Message]:
     """
     if not isinstance(raw, list) or not raw:
         raise _no_conversation(where, f"{type(raw).__name__}")
-    return [_message(message, where, number) for number, message in enumerate(raw)]
+    messages = [_message(message, where, number) for number, message in enumerate(raw)]
+    require_shallow(messages, where)
+    return messages
+
+
+def require_shallow(value: Any, where: str) -> None:
+    """Refuse lists and objects within each other beyond what a chat template can be given.
+
+    Raises:
+        UsageError: naming the place.
+    """
+    level = [value]
+    for _ in range(_MAX_LEVELS):
+        level = [inner for item in level for inner in _inner(item)]
+        if not level:
+            return
+    raise UsageError(
+        "a conversation's JSON is nested too deeply", where=where, expected=f"at most {_MAX_LEVELS} levels"
+    )
+
+
+def _inner(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [decoded(inner) if name in _JSON_FIELDS else inner for name, inner in value.items()]
+    return value if isinstance(value, list) else []
 
 
 def _message(raw: Any, where: str, number: int) -> Message:
@@ -53,6 +81,7 @@ def _message(raw: Any, where: str, number: int) -> Message:
         message = _from_sharegpt(message, where, number)
     if not isinstance(message.get("role"), str):
         raise _no_conversation(where, f"message {number} has no role")
+    message["role"] = _known(message["role"])
     if message["role"] == _CALLER:
         message = _with_calls(message, where, number)
     message["role"] = _ROLES.get(message["role"], message["role"])
@@ -60,13 +89,11 @@ def _message(raw: Any, where: str, number: int) -> Message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
         )
-    calls = message.get("tool_calls")
-    if isinstance(calls, str):
-        message["tool_calls"] = calls = decoded(calls)
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
-    if calls == []:
-        del message["tool_calls"]
+    calls = _calls(message.get("tool_calls"), where, number)
+    if calls:
+        message["tool_calls"] = calls
+    else:
+        message.pop("tool_calls", None)
     content = message.get("content")
     if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
@@ -74,9 +101,15 @@ def _message(raw: Any, where: str, number: int) -> Message:
     return message
 
 
+def _known(role: Any) -> Any:
+    """A known role without capitals; another as it is, because a template may know it."""
+    small = role.lower() if isinstance(role, str) else role
+    return small if isinstance(small, str) and (small in _ROLES or small == _CALLER) else role
+
+
 def _from_sharegpt(message: Message, where: str, number: int) -> Message:
-    speaker, value = message["from"], message.get("value")
-    if speaker not in _ROLES and speaker != _CALLER:
+    speaker, value = _known(message["from"]), message.get("value")
+    if not isinstance(speaker, str) or (speaker not in _ROLES and speaker != _CALLER):
         raise UsageError(
             "a conversation's speaker is not known",
             where=where,
@@ -90,7 +123,7 @@ def _from_sharegpt(message: Message, where: str, number: int) -> Message:
 def _with_calls(message: Message, where: str, number: int) -> Message:
     """A turn whose text is a call, or a list of them, as the assistant's with `tool_calls`."""
     value = decoded(message.get("content"))
-    calls = value if isinstance(value, list) else [value]
+    calls = [_with_arguments(call) for call in (value if isinstance(value, list) else [value])]
     if not calls or not all(
         isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
     ):
@@ -106,6 +139,26 @@ def _with_calls(message: Message, where: str, number: int) -> Message:
         "role": "assistant",
         "tool_calls": [{"type": "function", "function": call} for call in calls],
     }
+
+
+def _calls(raw: Any, where: str, number: int) -> list[Any]:
+    """A message's calls, also where a table keeps them as JSON."""
+    calls = [] if raw is None else decoded(raw)
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
+    return [_with_arguments(call) for call in calls]
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call whose arguments are called `parameters`, as Llama 3 writes them, under their usual name."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(function := call.get("function"), dict):
+        return {**call, "function": _with_arguments(function)}
+    if call.get("arguments") is not None or call.get("parameters") is None:
+        return call
+    names = {"parameters": "arguments"}
+    return {names.get(name, name): value for name, value in call.items() if name != "arguments"}
 
 
 def _content(content: Any, where: str, number: int) -> str:

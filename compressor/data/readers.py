@@ -55,7 +55,7 @@ def _json_lines(file: TextFile) -> Iterator[Row]:
 
 
 def _json(file: TextFile) -> Iterator[Row]:
-    """A list of rows, an object that holds one, or objects one after the other, by line or not."""
+    """Lists of rows, objects that hold one, or objects one after the other, by line or not."""
     if _is_json_lines(file.path):
         yield from _json_lines(file)
         return
@@ -85,15 +85,14 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _document_rows(text: str, path: Path) -> Iterator[Row]:
-    """The items of a list, or the values that stand one after the other."""
+    """The items of lists, and the values that stand outside of them, one after the other."""
     decoder = json.JSONDecoder()
-    position = _skip(text, 0)
-    is_list = text.startswith("[", position)
-    position += is_list
+    in_list, position = False, 0
     line, counted, number = 1, 0, 0
     while (position := _skip(text, position)) < len(text):
-        if is_list and text[position] == "]":
-            return
+        if text[position] == ("]" if in_list else "["):
+            in_list, position = not in_list, position + 1
+            continue
         line, counted, number = line + text.count("\n", counted, position), position, number + 1
         where = f"{path}:{line}, row {number}"
         try:
@@ -103,7 +102,7 @@ def _document_rows(text: str, path: Path) -> Iterator[Row]:
             raise UsageError("JSON nested too deeply", where=where) from error
         except ValueError as error:
             raise UsageError("this is not JSON", where=f"{path}:{line}", found=error) from error
-        if is_list:
+        if in_list:
             yield Row(where, value, num_replaced)
             position = _skip(text, end)
             if not text.startswith((",", "]"), position):
@@ -112,7 +111,7 @@ def _document_rows(text: str, path: Path) -> Iterator[Row]:
         else:
             yield from _unfolded(Row(where, value, num_replaced))
             position = end
-    if is_list:
+    if in_list:
         raise UsageError("this is not JSON", where=str(path), expected="']'", found="the end of the file")
 
 

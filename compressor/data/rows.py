@@ -13,17 +13,27 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.data.messages import Message, decoded, is_response, read_messages, says_something
+from compressor.data.messages import (
+    Message,
+    decoded,
+    is_response,
+    read_messages,
+    require_shallow,
+    says_something,
+)
 from compressor.errors import UsageError
 
 TEXT_FIELDS = ("text", "content")
 CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
+_SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions")
 # Everything that is read of a row; columns of other names are not even decoded.
 ROW_FIELDS = (
     *TEXT_FIELDS,
     *CONVERSATION_FIELDS,
     *("prompt", "completion", "response", "instruction", "input", "context", "output", "history"),
-    *("system", "system_prompt", "tools", "functions", "chat_template_kwargs"),
+    *_SYSTEM,
+    *_TOOLS,
+    "chat_template_kwargs",
 )
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -184,24 +194,39 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | None:
-    messages = read_messages(raw, where)
-    system = _first(row, "system", "system_prompt")
-    if not isinstance(system or "", str):
-        raise UsageError("a row's 'system' is no string", where=where, found=type(system).__name__)
-    if system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system}, *messages]
+    messages = _with_system(row, read_messages(raw, where), where)
     if not any(says_something(message) for message in messages):
         return None
     return Conversation(messages=messages, tools=_tools(row, where), extras=_extras(row, where), where=where)
+
+
+def _with_system(row: dict[str, Any], messages: list[Message], where: str) -> list[Message]:
+    """Messages behind the system's that a row holds beside them."""
+    system = _first(row, *_SYSTEM)
+    if not isinstance(system or "", str):
+        raise UsageError("a row's 'system' is no string", where=where, found=type(system).__name__)
+    if not system:
+        return messages
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if (own := messages[0]["content"]) != system:
+        raise UsageError(
+            "a row's 'system' is not what its conversation begins with",
+            where=where,
+            expected=f"one of them, or twice the same: {system[:80]!r}",
+            found=repr((own or "")[:80]),
+        )
+    return messages
 
 
 def _completion(row: dict[str, Any], where: str) -> Document:
     """Two strings that follow each other, or two lists of messages."""
     prompt, completion = row.get("prompt"), _first(row, "completion", "response")
     if isinstance(prompt or "", str) and isinstance(completion, str):
+        _refuse_beside_strings(row, where)
         return Completion(prompt=prompt or "", completion=completion, where=where)
     if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
-        first = read_messages(prompt, where)
+        first = _with_system(row, read_messages(prompt, where), where)
         return Conversation(
             messages=[*first, *read_messages(completion, where)],
             tools=_tools(row, where),
@@ -216,9 +241,22 @@ def _completion(row: dict[str, Any], where: str) -> Document:
     )
 
 
+def _refuse_beside_strings(row: dict[str, Any], where: str) -> None:
+    """Refuse what only a chat template could write, beside strings that none renders."""
+    found = [name for name in (*_SYSTEM, *_TOOLS) if decoded(row.get(name)) not in (None, "", [])]
+    if found:
+        raise UsageError(
+            "a prompt and a completion that are strings have no place for what stands beside them",
+            where=where,
+            expected="two strings alone, or two lists of messages",
+            found=", ".join(map(repr, found)),
+            hint="a row with 'messages', or rows without it",
+        )
+
+
 def _instruction(row: dict[str, Any], where: str) -> Conversation | None:
     """Alpaca's fields, or Dolly's, as a conversation: instruction and input are the user's turn."""
-    synonyms = (("instruction",), ("input", "context"), ("output", "response"), ("system", "system_prompt"))
+    synonyms = (("instruction",), ("input", "context"), ("output", "response"), _SYSTEM)
     parts = [_first(row, *names) or "" for names in synonyms]
     for names, part in zip(synonyms, parts, strict=True):
         if not isinstance(part, str):
@@ -255,6 +293,7 @@ def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UsageError("a row's tools are no list of JSON schemas", where=where, found=type(tools).__name__)
+    require_shallow(tools, where)
     return tools
 
 
@@ -270,4 +309,5 @@ def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise UsageError(
             "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
         )
+    require_shallow(extras, where)
     return extras or {}

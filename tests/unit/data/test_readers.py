@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.data import files, readers
+from compressor.data.conversations import render
 from compressor.data.files import find_files
 from compressor.data.rows import Completion, Conversation
 from compressor.data.sources import describe_source, documents, source_fingerprint, survey
 from compressor.errors import UsageError
+from tests.tiny_models import make_tokenizer
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
 # `printf 'the old river\n' | zstd`, twice, one frame behind the other.
@@ -144,6 +146,11 @@ def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path, monkeypatch:
         '{"text": "a"}\n\n\n{"text": "b"}',
         '{\n "text": "a"\n}\n{\n "text": "b"\n}\n',
         '\ufeff[{"text": "a"}, {"text": "b"}]',
+        '[{"text": "a"}]\n[{"text": "b"}]\n',
+        '[{"text": "a"}][]\n\n[\n{"text": "b"}\n]',
+        '[{"text": "a"}]\n{"text": "b"}\n',
+        '{\n"text": "a"}\n[{"text": "b"}]\n',
+        '[{"text": "a"}]\n{"data": [{"text": "b"}]}\n',
     ],
 )
 def test_forms_of_json(tmp_path: Path, content: str) -> None:
@@ -159,6 +166,12 @@ def test_forms_of_json(tmp_path: Path, content: str) -> None:
         ('[{"text": "a"},\n {"text": }]', 2),
         ('[{"text": "a"}\n\n {"text": "b"}]', 1),
         ('[{"text": "a"},\n', None),
+        ('[{"text": "a"}]\n[{"text": "b"}\n', None),
+        ('[{"text": "a"}]\n]\n{"text": "b"}\n', 2),
+        ('[{"text": "a"}],\n[{"text": "b"}]\n', 1),
+        ('[{"text": "a"}]\n\nand so on', 3),
+        ('[{"text": "a"}]\n[{"body": "b"}]\n', 2),
+        ('[{"text": "a"}]\n"b"\n', 2),
         ('{"text": "a"}\n{"body": "b"}\n', 2),
         ('[\n{"text": "a"},\n{"body": "b"}]', 3),
     ],
@@ -540,6 +553,9 @@ def test_very_long_lines_come_in_pieces(tmp_path: Path) -> None:
 
 
 EMPTY = {"text": "", "messages": []}
+CHAT_ROW: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+}
 
 
 @pytest.mark.parametrize(
@@ -576,11 +592,44 @@ EMPTY = {"text": "", "messages": []}
             },
             ["user q", "assistant a"],
         ),
+        (
+            {
+                "system": "be",
+                "prompt": [{"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            ["system be", "user q", "assistant a"],
+        ),
+        (
+            {
+                "system_prompt": "be",
+                "prompt": [{"role": "system", "content": "be"}, {"role": "user", "content": "q"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            ["system be", "user q", "assistant a"],
+        ),
+        (
+            {"system": "be", "messages": [{"role": "system", "content": "be"}]},
+            ["system be"],
+        ),
+        ({"prompt": "p ", "completion": "c", "system": "", "tools": []}, ("p ", "c")),
         ({"instruction": "do", "context": "this", "response": "done"}, ["user do\n\nthis", "assistant done"]),
         ({"prompt": "p ", "response": "c"}, ("p ", "c")),
         ({"instruction": "do", "output": ""}, None),
         ({"text": " ", "content": "x"}, "x"),
         ({"messages": [{"role": "gpt", "content": "a"}]}, ["assistant a"]),
+        (
+            {"messages": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]},
+            ["user q", "assistant a"],
+        ),
+        (
+            {"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]},
+            ["user q", "assistant a"],
+        ),
+        (
+            {"messages": [{"role": "SYSTEM", "content": "be"}, {"role": "Critic", "content": "a"}]},
+            ["system be", "Critic a"],
+        ),
         (
             {"system_prompt": "be", "conversations": [{"from": "human", "value": "q"}]},
             ["system be", "user q"],
@@ -621,6 +670,60 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
     assert survey(str(path)).num_empty == (0 if kind == "parquet" else 1 if found is not None else 3)
 
 
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+def row_with(deep: Any, place: str) -> dict[str, Any]:
+    call = {"function": {"name": "f", "arguments": json.dumps(deep) if place == "JSON" else deep}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+    user, plain = CHAT_ROW["messages"]
+    return {
+        "message": {"messages": [{**user, "deep": deep}, plain]},
+        "arguments": {"messages": [user, answer]},
+        "JSON": {"messages": [user, answer]},
+        "calls as JSON": {"messages": [user, {**answer, "tool_calls": json.dumps([call])}]},
+        "tools": {**CHAT_ROW, "tools": [tool]},
+        "tools as JSON": {**CHAT_ROW, "tools": json.dumps([tool])},
+        "extras": {**CHAT_ROW, "chat_template_kwargs": {"deep": deep}},
+        "prompt": {"prompt": [{**user, "deep": deep}], "completion": [plain]},
+    }[place]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["message", "arguments", "JSON", "calls as JSON", "tools", "tools as JSON", "extras", "prompt"],
+)
+def test_conversations_without_a_bottom_name_their_line(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "x.jsonl"
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    path.write_text(json.dumps(row_with(nested(80), place)) + "\n")
+    (document,) = texts_of(path)
+    theirs = tokenizer.apply_chat_template(document.messages, tools=document.tools, tokenize=False)
+    if place != "JSON":  # which is given to this template as an object
+        assert render(document, tokenizer) == theirs
+    for levels in (100, 300, 900):
+        path.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(row_with(nested(levels), place)) + "\n")
+        with pytest.raises(UsageError, match="nested too deeply") as caught:
+            survey(str(path))
+        assert str(caught.value.where).startswith(f"{path}:2")
+
+
+@pytest.mark.parametrize("system", ["", "be"])
+def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: Path, system: str) -> None:
+    path = tmp_path / "x.jsonl"
+    sides = {"prompt": CHAT_ROW["messages"][:1], "completion": CHAT_ROW["messages"][1:]}
+    path.write_text(json.dumps({"system": system, **sides}) + "\n")
+    (document,) = texts_of(path)
+
+    assert document.messages[document.num_prompt_messages :] == sides["completion"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -635,8 +738,20 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
         {"messages": [{"role": "assistant", "function_call": {"name": "f"}, "content": ""}]},
         {"conversations": [{"from": "narrator", "value": "q"}]},
+        {"conversations": [{"from": ["human"], "value": "q"}]},
         {"prompt": "p"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "completion": "c", "system": "be"},
+        {"prompt": "", "completion": "c", "system_prompt": "be"},
+        {"prompt": "p", "response": "c", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"prompt": "p", "completion": "c", "tools": '[{"name": "f"}]'},
+        {"prompt": "p", "completion": "c", "functions": [{"name": "f"}]},
+        {"system": "be", "messages": [{"role": "system", "content": "do"}, {"role": "user", "content": "q"}]},
+        {
+            "system": "be",
+            "prompt": [{"role": "system", "content": "do"}, {"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a"}],
+        },
         {"instruction": "do", "input": "this"},
         {"messages": [{"role": "user", "content": "a"}], "system_prompt": ["be"]},
         {"messages": [{"role": "user", "content": "a"}], "functions": [{"name": "f"}]},

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from compressor.data.conversations import responses
 from compressor.data.mixing import DistinctWindows, DomainWindows
 from compressor.data.packing import IGNORED, TokenWindows, mask_path, write_tokens
 from compressor.data.rows import Completion, Conversation
 from compressor.data.sources import survey
+from compressor.data.template import Rendered
 from compressor.data.tokenise import tokenise_all
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
@@ -71,6 +73,53 @@ BY_HAND: dict[str, list[tuple[str, bool]]] = {
 BY_HAND[GENERATION] = BY_HAND[CHATML]
 
 
+# Without a branch for the header of an answer to come: it stands before every answer all the same.
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}"
+    "{% else %} ASSISTANT:{{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+ZEPHYR = "{% for m in messages %}<|pad|>{{ m.role }}\n{{ m.content|trim }}<|end|>\n{% endfor %}"
+ALPACA = (
+    "{{ bos_token }}Be kind.{% for m in messages %}{{ '\n\n### ' + m.role|capitalize }}:\n"
+    "{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+BY_HAND |= {
+    VICUNA: [
+        ("<|begin|>USER: one river? ASSISTANT:", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("USER: and more ASSISTANT:", False),
+        ("winter<|end|>", True),
+    ],
+    ZEPHYR: [
+        ("<|pad|>user\none river?<|end|>\n<|pad|>assistant\n", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("\n<|pad|>user\nand more<|end|>\n<|pad|>assistant\n", False),
+        ("winter<|end|>", True),
+        ("\n", False),
+    ],
+    ALPACA: [
+        ("<|begin|>Be kind.\n\n### User:\none river?\n\n### Assistant:\n", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("\n\n### User:\nand more\n\n### Assistant:\n", False),
+        ("winter<|end|>", True),
+    ],
+    LLAMA2: [
+        ("<|begin|>[INST] one river? [/INST]", False),
+        (" a stone — 石 🙂<|end|>", True),
+        ("<|begin|>[INST] and more [/INST]", False),
+        (" winter<|end|>", True),
+    ],
+}
+NAMES = [
+    *("ChatML", "Llama 3", "Mistral", "generation blocks"),
+    *("Vicuna", "Zephyr", "Alpaca", "Llama 2"),
+]
+
+
 def with_template(text: str) -> Any:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = text
@@ -87,7 +136,7 @@ def hand_made(pieces: list[tuple[str, bool]], tokenizer: Any) -> tuple[list[int]
     return ids, mask
 
 
-@pytest.mark.parametrize("template", BY_HAND, ids=["ChatML", "Llama 3", "Mistral", "generation blocks"])
+@pytest.mark.parametrize("template", BY_HAND, ids=NAMES)
 def test_responses_by_hand(template: str) -> None:
     tokenizer = with_template(template)
     (found,) = tokenise_all("x", [Conversation(messages=CHAT)], tokenizer, loss_on="responses")
@@ -121,12 +170,116 @@ def test_only_the_completion_of_a_prompt_counts(template: str) -> None:
     assert found.mask.tolist() == hand_made(pieces, tokenizer)[1]
 
 
+# The same, where the assistant opens the conversation.
+OPENED = {
+    CHATML: [("<|begin|>assistant\n", False), ("winter<|end|>", True), ("\n", False)],
+    LLAMA3: [("<|begin|><|pad|>assistant<|pad|>\n\n", False), ("winter<|end|>", True)],
+    MISTRAL: [("<|begin|>", False), (" winter<|end|>", True)],
+    GENERATION: [("<|begin|>assistant\n", False), ("winter<|end|>", True), ("\n", False)],
+    VICUNA: [("<|begin|> ASSISTANT:", False), ("winter<|end|>", True)],
+    ZEPHYR: [("<|pad|>assistant\n", False), ("winter<|end|>", True), ("\n", False)],
+    ALPACA: [("<|begin|>Be kind.\n\n### Assistant:\n", False), ("winter<|end|>", True)],
+    LLAMA2: [(" winter<|end|>", True)],
+}
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("template", OPENED, ids=NAMES)
+def test_an_answer_that_opens_the_conversation(template: str, counts: bool) -> None:
+    """Before everything that the other conversation holds, but for the template's own beginning."""
+    tokenizer = with_template(template)
+    opening = {**CHAT[3], **({} if counts else {"weight": 0})}
+    (found,) = tokenise_all("x", [Conversation(messages=[opening, *CHAT])], tokenizer, loss_on="responses")
+    begins = "<|begin|>Be kind." if template == ALPACA else "<|begin|>"
+    (first, _), *rest = BY_HAND[template]
+    if template in (LLAMA3, MISTRAL, VICUNA, ALPACA):
+        first = first.removeprefix(begins)
+    opened = [(text, is_response and counts) for text, is_response in OPENED[template]]
+    ids, mask = hand_made([*opened, (first, False), *rest], tokenizer)
+
+    assert found.mask is not None
+    assert tokenizer.decode(found.ids) == tokenizer.decode(ids)
+    assert tokenizer.decode(found.ids[found.mask == 1]) == tokenizer.decode(
+        np.array(ids)[np.array(mask) == 1]
+    )
+    assert found.mask.sum() == sum(mask)
+
+
+WITH_CALLS = (
+    "{% for m in messages %}[HEAD]{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
+    "{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}[CALL]{{ c.function|tojson }}{% endfor %}"
+    "{{ '<|end|>' if m.role == 'assistant' }}{% endfor %}"
+)
+ANSWERS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "river"}}}]},
+        '[CALL]{"name": "look", "arguments": {"at": "river"}}<|end|>',
+    ),
+    ({"content": "a stone", "reasoning_content": "hm"}, "<think>hm</think>a stone<|end|>"),
+    ({"content": "[CALL] me"}, "[CALL] me<|end|>"),
+    ({"content": "q"}, "q<|end|>"),
+    ({"content": "zxqbq"}, "zxqbq<|end|>"),
+]
+
+
+@pytest.mark.parametrize("head", ["<|pad|>{{ m.role }}\n", "{{ '|' if m.role == 'user' }}"])
+@pytest.mark.parametrize(("answer", "text"), ANSWERS)
+@pytest.mark.parametrize("opens", [False, True])
+def test_calls_and_reasoning_belong_to_the_answer(
+    answer: dict[str, Any], text: str, head: str, opens: bool
+) -> None:
+    tokenizer = with_template(WITH_CALLS.replace("[HEAD]", head))
+    chat = [{"role": "user", "content": "look?"}] * (not opens) + [{"role": "assistant", **answer}]
+    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+
+    assert found.mask is not None
+    assert tokenizer.decode(found.ids[found.mask == 1]) == text
+
+
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize(
+    ("content", "counted"),
+    [
+        ("<think>hm</think>a stone", "<think>hm</think>a stone"),
+        ("<think></think> a stone", "<think></think> a stone"),
+        ("<think>\nhm", "<think>\nhm"),
+        ("a stone", "a stone"),
+        ("", ""),
+    ],
+)
+def test_an_answer_that_begins_as_what_the_template_writes_before_others(
+    content: str, counted: str, opens: bool
+) -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and '<think>' not in m.content %}"
+        "<think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    chat = [CHAT[0]] * (not opens) + [{"role": "assistant", "content": content}]
+    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+
+    assert found.mask is not None
+    assert tokenizer.decode(found.ids[found.mask == 1]) == f"{counted}<|end|>"
+
+
+def test_an_answer_whose_beginning_cannot_be_told() -> None:
+    """The template writes an answer's content only where it is what it expects."""
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m.role }}: {% if m.content in ('one river?', 'winter') %}{{ m.content }}"
+        "{% endif %}<|end|>{% endfor %}"
+    )
+    chat = Conversation(messages=[CHAT[0], CHAT[3]], where="x.jsonl:4")
+    rendered = Rendered(text="user: one river?<|end|>assistant: winter<|end|>", spans=())
+    with pytest.raises(UnsupportedError, match="cannot be told") as caught:
+        responses(chat, rendered, tokenizer, where="x.jsonl:4")
+    assert caught.value.where == "x.jsonl:4"
+
+
 MUTED: list[dict[str, Any]] = [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": 0}]
 
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("fields", MUTED)
-@pytest.mark.parametrize("template", BY_HAND, ids=["ChatML", "Llama 3", "Mistral", "generation blocks"])
+@pytest.mark.parametrize("template", BY_HAND, ids=NAMES)
 def test_no_loss_on_messages_that_do_not_count(template: str, fields: dict[str, Any], first: bool) -> None:
     tokenizer = with_template(template)
     chat = [{**m, "weight": 1} if m["role"] == "assistant" else m for m in CHAT]
