@@ -317,11 +317,19 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON through a temporary file, synced and renamed."""
+    """Write JSON as `write_text` writes text."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 through a temporary file, synced and renamed.
+
+    A link or FIFO of either name is replaced, not followed or waited for.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

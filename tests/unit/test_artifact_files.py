@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compressor.artifact import Files, check_files, record_files
+from compressor.artifact import Files, check_files, record_files, write_json, write_text
 from compressor.errors import VerificationError
 
+Put = Callable[[Path, Path], object]
 Damage = Callable[[Path], object]
 
 
@@ -40,6 +42,21 @@ def test_every_file_is_recorded_but_the_records(made: Path) -> None:
         data = (made / name).read_bytes()
         assert record == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     check_files(made, files, contents=True)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.yaml.tmp"])
+@pytest.mark.parametrize("put", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
+@pytest.mark.timeout(20)
+def test_what_is_written_replaces_a_link_or_fifo(tmp_path: Path, name: str, put: Put) -> None:
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "made").mkdir()
+    put(tmp_path / "made" / name, tmp_path / "other")
+
+    for write, value in ((write_text, "a: é\n"), (write_json, {"a": "é"})):
+        write(tmp_path / "made" / "recipe.yaml", value)
+    assert (tmp_path / "other").read_text() == "precious"
+    assert json.loads((tmp_path / "made" / "recipe.yaml").read_text()) == {"a": "é"}
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["recipe.yaml"]
 
 
 def flip(path: Path, index: int) -> None:
