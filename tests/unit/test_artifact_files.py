@@ -123,6 +123,35 @@ def test_what_a_file_system_leaves_is_no_change(made: Path, name: str) -> None:
     assert record_files(made) == files
 
 
+@pytest.mark.parametrize("name", ["additional_chat_templates", "checkpoint/more", "engine"])
+@pytest.mark.parametrize("kind", ["full", "empty", "dangling", "loop", "fifo"])
+def test_an_added_link_or_fifo_is_found_and_named(made: Path, tmp_path: Path, name: str, kind: str) -> None:
+    files, elsewhere = record_files(made), tmp_path / "elsewhere"
+    if kind in ("full", "empty"):
+        elsewhere.mkdir()
+    if kind == "full":
+        (elsewhere / "tool_use.jinja").write_text("x")
+    if kind == "fifo":
+        os.mkfifo(made / name)
+    else:
+        (made / name).symlink_to(made if kind == "loop" else elsewhere)
+
+    with pytest.raises(VerificationError, match="an entry was added") as caught:
+        check_files(made, files, contents=True)
+    assert caught.value.where == str(made / name)
+    assert caught.value.hint == f"remove {made / name}"
+    assert record_files(made) == files
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "engine"])
+def test_logs_and_engines_may_be_kept_elsewhere(made: Path, tmp_path: Path, name: str) -> None:
+    files = record_files(made)
+    (tmp_path / "elsewhere").mkdir()
+    (made / name).symlink_to(tmp_path / "elsewhere")
+
+    check_files(made, files, contents=True, stage="export-tensorrt-llm")
+
+
 def test_an_engine_may_be_built_later(made: Path) -> None:
     files = record_files(made)
     (made / "engine").mkdir()

@@ -261,3 +261,22 @@ def test_an_exported_tokenizer_config_is_the_sources(
     made = edited(exports.make(name), tmp_path / "made", "tokenizer_config.json", **{field: value})
     with pytest.raises(VerificationError, match=field):
         verify_directory(made, source=source)
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "helps"),
+    [
+        (("recipe.yaml", "plan.json"), "manifest.json", "in another directory"),
+        (("manifest.json", "plan.json"), "recipe.yaml", "the command that made the run, again"),
+        (("manifest.json", "recipe.yaml"), "plan.json", "the command that made the run, again"),
+    ],
+)
+def test_a_run_without_one_of_its_records_says_what_helps(
+    tmp_path: Path, there: tuple[str, ...], missing: str, helps: str
+) -> None:
+    """Repeating the command writes recipe and plan again; without a manifest it refuses the directory."""
+    for name in there:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(VerificationError, match=missing) as caught:
+        verify_directory(tmp_path)
+    assert helps in str(caught.value.hint)
