@@ -67,8 +67,9 @@ class Rope:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of a config is a finite number; a whole one may be too large for that."""
-    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_numeric and abs(value) <= sys.float_info.max
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def has_rope(config: dict[str, Any]) -> bool:

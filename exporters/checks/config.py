@@ -150,7 +150,8 @@ def _check_dtype(directory: Path, config: Mapping[str, Any]) -> None:
     with CheckpointReader(directory) as reader:
         stored = {name: reader.dtype(name) for name in reader if not name.endswith("_scale")}
     for field in ("dtype", "torch_dtype"):
-        stated = DTYPE_NAMES.get(getattr(torch, str(config.get(field)), None))
+        dtype_of_config: Any = getattr(torch, str(config.get(field)), None)
+        stated = DTYPE_NAMES.get(dtype_of_config)
         for name, dtype in stored.items():
             if dtype not in (stated, _FP8):
                 raise VerificationError(
