@@ -165,7 +165,7 @@ def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
     Reads every file once; right after writing they come from the page cache (about a second per
     gigabyte without SHA instructions, half of that with them; several files at a time).
     """
-    names = _names(directory, but)
+    names = [name for name in _names(directory, but) if (directory / name).is_file()]
     with ThreadPoolExecutor(_HASHED_AT_A_TIME) as pool:
         digests = list(pool.map(lambda name: sha256_of_file(directory / name), names))
     return {
@@ -175,10 +175,14 @@ def record_files(directory: Path, *, but: tuple[str, ...] = ()) -> Files:
 
 
 def _names(directory: Path, but: tuple[str, ...]) -> list[str]:
-    """Relative names of the files that a record covers."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not _is_passing(path))
-    names = sorted(path.relative_to(directory).as_posix() for path in paths)
-    recorded = (name for name in names if not name.startswith(f"{LOGS}/"))
+    """Relative names of all that is there but directories; that of a linked directory ends in a slash."""
+    names = []
+    for path in directory.rglob("*"):
+        is_linked = path.is_symlink()
+        if not _is_passing(path) and (is_linked or not path.is_dir()):
+            end = "/" if is_linked and path.is_dir() else ""
+            names.append(path.relative_to(directory).as_posix() + end)
+    recorded = (name for name in sorted(names) if not name.startswith(f"{LOGS}/"))
     return [name for name in recorded if name not in (*_NOT_RECORDED, *but)]
 
 
@@ -204,6 +208,8 @@ def check_files(
     stage: str = "",
 ) -> None:
     """Refuse files that are missing, new, of another size or changed since they were recorded.
+
+    What is no file, a linked directory among it, is as new as a file would be.
 
     Args:
         directory: Where they are.
@@ -239,7 +245,10 @@ def check_files(
 def _size_problem(path: Path, record: FileRecord | None) -> tuple[str, str, str] | None:
     """What is wrong with a file before its contents are read: a sentence, expected and found."""
     if record is None:
-        return "a file was added to finished work", "no such file", "a file"
+        if path.is_file():
+            return "a file was added to finished work", "no such file", "a file"
+        kind = "a link to a directory" if path.is_dir() else "no regular file"
+        return "an entry was added to finished work", "no such entry", kind
     expected = f"{record['bytes']:,} bytes"
     if not path.is_file():
         return "a file of finished work is missing", expected, "no file"
@@ -317,11 +326,19 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON through a temporary file, synced and renamed."""
+    """Write JSON as `write_text` writes text."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 through a temporary file, synced and renamed.
+
+    A link or FIFO of either name is replaced, not followed or waited for.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

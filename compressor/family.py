@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.comparisons import parts_of_arm
-from compressor.artifact import write_json
+from compressor.artifact import write_json, write_text
 from compressor.console import Console
 from compressor.errors import UsageError
 from compressor.escaping import Markdown, markdown_code, markdown_text
@@ -281,7 +281,7 @@ def _write(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> 
         return
     record = _record(family, entries, out_dir)
     write_json(out_dir / FAMILY_FILE, record)
-    (out_dir / CARD_FILE).write_text(_card(record), encoding="utf-8")
+    write_text(out_dir / CARD_FILE, _card(record))
 
 
 def _card(record: dict[str, Any]) -> str:

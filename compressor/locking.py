@@ -24,6 +24,16 @@ LOCK_FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+def open_lock(path: Path, mode: str = "a") -> IO[str]:
+    """Open a lock's file; its content stays, and a FIFO in its place is an error, not waited for.
+
+    Raises:
+        OSError: when it cannot be opened.
+    """
+    # Only the built-in takes an opener.
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
+
+
 def flock(file: IO[str], operation: int, *, where: Path) -> None:
     """Lock an open file of a directory; where its file system cannot lock, go on with a warning.
 
@@ -97,7 +107,7 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
     while True:
         try:
             # A lock that is shared may belong to a directory that cannot be written.
-            lock: IO[str] = held.enter_context(path.open("r" if shared else "a"))
+            lock: IO[str] = held.enter_context(open_lock(path, "r" if shared else "a"))
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES) and (directory / ARTIFACT_FILE).is_file():
                 return  # finished work on a disk that cannot be written: nobody else changes it

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from bench.comparisons import arm_name, fair_comparisons
 from bench.stage import BENCH, BenchStageConfig
-from compressor.artifact import ModelArtifact, read_artifact, write_json
+from compressor.artifact import ModelArtifact, read_artifact, write_json, write_text
 from compressor.card import summary_of
 from compressor.console import Console
 from compressor.distillation.correction import CORRECT
@@ -278,7 +278,7 @@ def _record_choices(run: Run) -> None:
     """
     if not is_main():
         return
-    (run.out_dir / RECIPE_FILE).write_text(dump_recipe(run.recipe), encoding="utf-8")
+    write_text(run.out_dir / RECIPE_FILE, dump_recipe(run.recipe))
     write_json(run.out_dir / PLAN_FILE, run.plan.document)
     run.manifest.add_files((RECIPE_FILE, PLAN_FILE))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from compressor.artifact import write_text
 from compressor.data.sources import is_local
 from compressor.escaping import markdown_code, markdown_row, markdown_text
 from compressor.manifest import STUDENT
@@ -43,7 +44,7 @@ def closed_gap(evaluation: dict[str, Any]) -> float | None:
 
 def write_model_card(out_dir: Path, summary: dict[str, Any]) -> None:
     """Write OUT/README.md."""
-    (out_dir / CARD_FILE).write_text(model_card(out_dir, summary), encoding="utf-8")
+    write_text(out_dir / CARD_FILE, model_card(out_dir, summary))
 
 
 def model_card(out_dir: Path, summary: dict[str, Any]) -> str:

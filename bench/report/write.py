@@ -13,7 +13,7 @@ from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.results import SCHEMA, Results
 from bench.soundness import complaint_about
-from compressor.artifact import write_json
+from compressor.artifact import write_json, write_text
 from compressor.errors import CompressExportError, UsageError, VerificationError
 from compressor.json_files import read_json_mapping
 
@@ -34,7 +34,7 @@ def write_reports(results: Results, out_dir: Path) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / RESULTS_FILE, results.model_dump(mode="json", by_alias=True))
     for name, render in ((CSV_FILE, render_csv), (MARKDOWN_FILE, render_markdown), (HTML_FILE, render_html)):
-        (out_dir / name).write_text(render(results), encoding="utf-8")
+        write_text(out_dir / name, render(results))
 
 
 def read_results(path: Path) -> Results:

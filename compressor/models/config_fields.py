@@ -9,14 +9,13 @@ named in a warning, except what is known to be without effect.
 
 from __future__ import annotations
 
-import math
-from typing import Any, TypeGuard
+from typing import Any
 
 from compressor.errors import UnsupportedError
 from compressor.models.config_signs import EPSILONS, is_one_of, neutral_values
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family
-from compressor.models.rope import FRACTION, ORIGINAL, PARAMETERS, SCALING, THETA, rope_of
+from compressor.models.rope import FRACTION, ORIGINAL, PARAMETERS, SCALING, THETA, is_number, rope_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOW, LAYER_TYPES = "sliding_window", "layer_types"
@@ -79,6 +78,7 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
     family = dims.family
     _check_architecture(dims, where)
     _check_values(config, family, where)
+    _check_names(config, family, where)
     _check_rope(config, dims, where)
     _check_window(config, dims, where)
     unread = _unread_fields(config, dims, where)
@@ -93,7 +93,7 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
         )
     classes = config.get("architectures")
     expected = f"{family.model_type}forcausallm"
-    if classes and expected not in [str(name).lower() for name in classes]:
+    if classes and expected not in [name.lower() for name in classes]:
         warnings.append(f"{where}: architectures names {classes}; read as {family.model_type} for language")
     return dims, tuple(warnings)
 
@@ -141,16 +141,13 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
     if activation != family.activation and (family.activation, activation) != ("silu", "swish"):
         raise _refused("hidden_act", activation, where, expected=family.activation)
     epsilon = config.get(family.norm_epsilon, family.defaults[family.norm_epsilon])
-    if not _is_number(epsilon) or not 0 < epsilon < 1:
+    if not is_number(epsilon) or not 0 < epsilon < 1:
         raise _refused(family.norm_epsilon, epsilon, where, expected="a number between 0 and 1")
     context = config.get("max_position_embeddings", 1)
     if isinstance(context, bool) or not isinstance(context, int) or not 0 < context <= 1 << 40:
         raise _refused("max_position_embeddings", context, where, expected="a positive whole number")
     if config.get("head_dim", 0) is None and "head_dim" in family.defaults:
         raise _refused("head_dim", None, where, expected="a number, or no such field")
-    padding, size = config.get("pad_token_id"), config.get("vocab_size", family.defaults.get("vocab_size"))
-    if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
-        raise _refused("pad_token_id", padding, where, expected=f"an id below vocab_size, {size}, or null")
     if config.get("is_causal") is False:
         raise _refused("is_causal", config["is_causal"], where, expected="true")
     for name in ("pruned_heads", "add_cross_attention", "is_encoder_decoder"):
@@ -160,10 +157,26 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
         raise _refused("tie_word_embeddings", config["tie_word_embeddings"], where, expected="true or false")
 
 
+def _check_names(config: dict[str, Any], family: Family, where: str) -> None:
+    """What names classes, and tokens by their ids."""
+    classes = config.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(n, str) for n in classes)):
+        raise _refused("architectures", classes, where, expected="a list of class names, or null")
+    size = config.get("vocab_size", family.defaults.get("vocab_size"))
+    if not isinstance(size, int):
+        return
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        given = config.get(name)
+        ids = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, int)]
+        is_row = name == "pad_token_id"  # of the embedding, counted from its end where it is negative
+        if any(one >= size or (is_row and one < -size) for one in ids):
+            raise _refused(name, given, where, expected=f"an id below vocab_size, {size}, or null")
+
+
 def _check_rope(config: dict[str, Any], dims: Dims, where: str) -> None:
     rope = rope_of(config)
     fraction = 1.0 if rope.fraction is None else rope.fraction
-    rotated = int(dims.head_dim * fraction)
+    rotated = int(dims.head_dim * min(fraction, 1))
     if dims.family.rotary_fraction is None and fraction != 1:
         raise _refused(FRACTION, fraction, where, expected="1: this family rotates whole heads")
     if fraction == 1 and rotated % 2:
@@ -242,7 +255,3 @@ def _refused(name: str, value: object, where: str, *, expected: str) -> Unsuppor
         expected=expected,
         found=repr(value) if isinstance(value, str) else value,
     )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

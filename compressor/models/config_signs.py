@@ -11,7 +11,7 @@ import math
 import re
 
 from compressor.models.dims import Dims
-from compressor.models.rope import Rope
+from compressor.models.rope import Rope, is_number
 
 EPSILONS = frozenset(
     {
@@ -167,7 +167,7 @@ def _activations(dims: Dims) -> tuple[object, ...]:
 def _is_same(value: object, other: object) -> bool:
     if isinstance(value, bool) or isinstance(other, bool):
         return value is other
-    if isinstance(value, int | float) and isinstance(other, int | float):
+    if is_number(value) and is_number(other):
         return math.isclose(value, other, rel_tol=1e-6)
     if isinstance(value, str) and isinstance(other, str):
         return _plain(value) == _plain(other)

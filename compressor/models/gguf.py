@@ -20,7 +20,7 @@ from compressor.artifact import (
     sync_tree,
 )
 from compressor.discarding import discard
-from compressor.locking import flock
+from compressor.locking import flock, open_lock
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.gguf_fields import Fields, config_of
 from compressor.models.gguf_header import GgufHeader, read_header
@@ -67,7 +67,7 @@ def convert_gguf(path: Path, scratch: Path, dtype: str, *, tokenizer: Path | Non
     if (directory / ARTIFACT_FILE).is_file():
         return directory
     scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / f".{directory.name}.lock").open("w") as lock:
+    with open_lock(scratch / f".{directory.name}.lock") as lock:
         flock(lock, fcntl.LOCK_EX, where=scratch)
         if not (directory / ARTIFACT_FILE).is_file():
             partial = directory.with_name(directory.name + ".partial")

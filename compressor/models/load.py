@@ -322,6 +322,7 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     """Load a checkpoint for evaluation: `eval()` mode, gradients off.
 
     Raises:
+        UnsupportedError: when transformers reads the config otherwise than it says, or refuses it.
         VerificationError: when weights are missing, left over or of the wrong shape.
         ResourceError: when the weights alone do not fit into memory.
     """
@@ -334,6 +335,7 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     from compressor.models.shapes import refuse_misfit
 
     refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
+    _refuse_by_class(directory, trust_remote_code=trust_remote_code)
     require_model_memory((directory, dtype), device=device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(

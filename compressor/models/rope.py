@@ -19,8 +19,9 @@ which of the readings its author tested cannot be told.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from compressor.errors import UnsupportedError
 from compressor.models.families import FAMILIES, Family
@@ -62,6 +63,13 @@ class Rope:
     def kind(self) -> str:
         """The method's name."""
         return str(self.method["rope_type"])
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a config is a finite number; a whole one may be too large for that."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def has_rope(config: dict[str, Any]) -> bool:
@@ -276,6 +284,10 @@ def _complete_longrope(
         for value in values:
             _require_number(value, name)
     original, factor = method[ORIGINAL], method.get("factor")
+    if original <= 1:  # its logarithm divides
+        raise UnsupportedError(
+            f"longrope needs an {ORIGINAL} above 1", where=f"config.json: {ORIGINAL}", found=original
+        )
     if original == context:
         return method
     known = factor is not None or "attention_factor" in method
@@ -309,8 +321,7 @@ def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:
 
 def _require_number(value: object, where: str) -> None:
     """Refuse what is no positive finite number; `mscale` may be 0, which both generations take for none."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or value < 0 or (value == 0 and "mscale" not in where):  # type: ignore[operator]
+    if not is_number(value) or value < 0 or (value == 0 and "mscale" not in where):
         raise UnsupportedError(
             "a rope field has no usable value",
             where=f"config.json: {where}",

@@ -107,6 +107,13 @@ def make_tokenizer_portable(directory: Path) -> None:
     if not file.is_file() or not (directory / TOKENIZER_FILE).is_file():
         return
     config = read_json_mapping(file, what="the tokenizer's config")
+    portable = portable_tokenizer_config(config, directory)
+    if portable != config:
+        file.write_text(_dump(portable), encoding="utf-8")
+
+
+def portable_tokenizer_config(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A tokenizer's config by which both generations read the `tokenizer.json` of a directory alike."""
     portable = {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
     portable["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS
     pre_tokenizer = read_json_mapping(directory / TOKENIZER_FILE, what="the tokenizer").get("pre_tokenizer")
@@ -115,8 +122,7 @@ def make_tokenizer_portable(directory: Path) -> None:
         prefixed = pre_tokenizer["add_prefix_space"]
         if prefixed != portable.get("add_prefix_space", False):
             portable["add_prefix_space"] = prefixed
-    if portable != config:
-        file.write_text(_dump(portable), encoding="utf-8")
+    return portable
 
 
 def _dump(value: Any) -> str:

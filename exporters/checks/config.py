@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compressor.errors import VerificationError
 from compressor.json_files import read_json_mapping
-from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.checkpoint import CONFIG_FILE, DTYPE_NAMES, CheckpointReader, read_config
 from compressor.models.portable import portable_config
+from compressor.models.tokenizer import TOKENIZER_FILE
+from compressor.models.tokenizer_files import portable_tokenizer_config
+from compressor.quantization.amax import FP8_DIRECTORY
 from exporters.checks.equality import expect_same_file
 
 _UNCHANGED_FILES = (
@@ -35,6 +40,9 @@ _TOKENIZER_CLASS_KEYS = frozenset({"tokenizer_class", "backend", "is_local", "lo
 _PROVENANCE = frozenset(
     {"dtype", "torch_dtype", "_name_or_path", "_model_name_or_path", "transformers_version", "auto_map"}
 )
+# They store every tensor in the dtype that their config says.
+_OF_ONE_DTYPE = frozenset({"prune", "sparsify", "correct", "distill", "recover"})
+_FP8 = DTYPE_NAMES[torch.float8_e4m3fn]
 # Says which layers differ by their index; where layers go, `layer_types` says it layer by layer instead.
 _BY_INDEX = frozenset({"max_window_layers"})
 
@@ -94,8 +102,13 @@ def check_tokenizer_files(directory: Path, source: Path) -> None:
         expect_same_file(name, source, directory)
     if not (source / _TOKENIZER_CONFIG).is_file():
         return
-    expected, found = (_tokenizer_config(path / _TOKENIZER_CONFIG) for path in (source, directory))
-    for key in sorted({*expected, *found}):
+    expected, found = (
+        read_json_mapping(path / _TOKENIZER_CONFIG, what="the tokenizer's config")
+        for path in (source, directory)
+    )
+    if (directory / TOKENIZER_FILE).is_file():
+        expected = portable_tokenizer_config(expected, directory)
+    for key in sorted({*expected, *found} - _TOKENIZER_CLASS_KEYS):
         if expected.get(key) != found.get(key):
             raise VerificationError(
                 "the tokenizer's config differs from the source's",
@@ -105,9 +118,48 @@ def check_tokenizer_files(directory: Path, source: Path) -> None:
             )
 
 
-def _tokenizer_config(file: Path) -> dict[str, Any]:
-    config = read_json_mapping(file, what="the tokenizer's config")
-    return {key: value for key, value in config.items() if key not in _TOKENIZER_CLASS_KEYS}
+def check_own_config(directory: Path, *, lineage: Sequence[str]) -> None:
+    """Refuse a config of ours that says what no writer of ours does: code to run, or a dtype not stored.
+
+    Args:
+        directory: A checkpoint of ours, with an FP8 one below it or without.
+        lineage: The stages that made it. From the first that stores every tensor in one dtype on, that is
+            the config's; a copy of a source made elsewhere says what the source says.
+
+    Raises:
+        VerificationError: naming the field.
+    """
+    is_uniform = not _OF_ONE_DTYPE.isdisjoint(lineage)
+    for checkpoint in (directory, directory / FP8_DIRECTORY):
+        if not (checkpoint / CONFIG_FILE).is_file():
+            continue
+        config = read_config(checkpoint)
+        if "auto_map" in config:
+            raise VerificationError(
+                "the config names code of the model's own, which no stage or export writes",
+                where=f"{checkpoint / CONFIG_FILE}: auto_map",
+                expected="no such field",
+                found=config["auto_map"],
+            )
+        if is_uniform:
+            _check_dtype(checkpoint, config)
+
+
+def _check_dtype(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config whose dtype is not that of the tensors, FP8 weights and scales aside."""
+    with CheckpointReader(directory) as reader:
+        stored = {name: reader.dtype(name) for name in reader if not name.endswith("_scale")}
+    for field in ("dtype", "torch_dtype"):
+        dtype_of_config: Any = getattr(torch, str(config.get(field)), None)
+        stated = DTYPE_NAMES.get(dtype_of_config)
+        for name, dtype in stored.items():
+            if dtype not in (stated, _FP8):
+                raise VerificationError(
+                    "the config says another dtype than the tensors have",
+                    where=f"{directory / CONFIG_FILE}: {field}",
+                    expected=f"{dtype}, as {name}",
+                    found=config.get(field),
+                )
 
 
 def _kept(config: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:

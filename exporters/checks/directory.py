@@ -17,6 +17,7 @@ from compressor.sparsity.pattern import Pattern
 from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
 from compressor.training.probes import PROBES_FILE
 from exporters.base import EXPORTERS, Exporter
+from exporters.checks.config import check_own_config, check_tokenizer_files
 from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
@@ -112,6 +113,7 @@ def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptio
     directory, found = subject.directory, _begun(artifact)
     if artifact.stage in MODEL_STAGES:
         found |= check_structure(directory, subject.pattern)
+        check_own_config(directory, lineage=artifact.lineage)
     found |= check_stage(directory, artifact, subject.origin.path, options)
     if artifact.stage in MODEL_STAGES:
         found |= _contents(subject)
@@ -132,6 +134,7 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
     record = read_verification(directory)
     exporter = exporter_of(str(record.get("format")))
     found |= {"format": record["format"], **check_structure(directory, subject.pattern), **_contents(subject)}
+    check_own_config(directory, lineage=artifact.lineage)
     status = "ok"
     verification: Verification | None = None
     source = subject.origin.path
@@ -146,6 +149,7 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
             )
         verification = exporter.verify(directory, source, options)
         verification.enforce()
+        check_tokenizer_files(directory, source)
         status = verification.status
         found["logits"] = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
     check_figures(directory, artifact, verification=verification)

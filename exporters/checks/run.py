@@ -22,6 +22,7 @@ from exporters.logits import VerifyOptions
 _EXPORTS, BENCH = "exports", "bench"
 _TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
+_NO_MANIFEST = "put it back as it was, or make the run again in another directory: none continues without it"
 
 
 def is_run(directory: Path) -> bool:
@@ -110,7 +111,9 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
             raise VerificationError(
                 "this run was never verified: a record of it is missing",
                 where=str(directory / name),
-                hint="the command that made the run, again, completes it",
+                hint=_NO_MANIFEST
+                if name == MANIFEST_FILE
+                else "the command that made the run, again, writes it",
             )
     file, what = directory / MANIFEST_FILE, "the manifest"
     manifest = unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"{file} was edited")

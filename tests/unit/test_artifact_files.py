@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compressor.artifact import Files, check_files, record_files
+from compressor.artifact import Files, check_files, record_files, write_json, write_text
 from compressor.errors import VerificationError
 
+Put = Callable[[Path, Path], object]
 Damage = Callable[[Path], object]
 
 
@@ -40,6 +42,21 @@ def test_every_file_is_recorded_but_the_records(made: Path) -> None:
         data = (made / name).read_bytes()
         assert record == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     check_files(made, files, contents=True)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.yaml.tmp"])
+@pytest.mark.parametrize("put", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
+@pytest.mark.timeout(20)
+def test_what_is_written_replaces_a_link_or_fifo(tmp_path: Path, name: str, put: Put) -> None:
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "made").mkdir()
+    put(tmp_path / "made" / name, tmp_path / "other")
+
+    for write, value in ((write_text, "a: é\n"), (write_json, {"a": "é"})):
+        write(tmp_path / "made" / "recipe.yaml", value)
+    assert (tmp_path / "other").read_text() == "precious"
+    assert json.loads((tmp_path / "made" / "recipe.yaml").read_text()) == {"a": "é"}
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["recipe.yaml"]
 
 
 def flip(path: Path, index: int) -> None:
@@ -104,6 +121,35 @@ def test_what_a_file_system_leaves_is_no_change(made: Path, name: str) -> None:
 
     check_files(made, files, contents=True)
     assert record_files(made) == files
+
+
+@pytest.mark.parametrize("name", ["additional_chat_templates", "checkpoint/more", "engine"])
+@pytest.mark.parametrize("kind", ["full", "empty", "dangling", "loop", "fifo"])
+def test_an_added_link_or_fifo_is_found_and_named(made: Path, tmp_path: Path, name: str, kind: str) -> None:
+    files, elsewhere = record_files(made), tmp_path / "elsewhere"
+    if kind in ("full", "empty"):
+        elsewhere.mkdir()
+    if kind == "full":
+        (elsewhere / "tool_use.jinja").write_text("x")
+    if kind == "fifo":
+        os.mkfifo(made / name)
+    else:
+        (made / name).symlink_to(made if kind == "loop" else elsewhere)
+
+    with pytest.raises(VerificationError, match="an entry was added") as caught:
+        check_files(made, files, contents=True)
+    assert caught.value.where == str(made / name)
+    assert caught.value.hint == f"remove {made / name}"
+    assert record_files(made) == files
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "engine"])
+def test_logs_and_engines_may_be_kept_elsewhere(made: Path, tmp_path: Path, name: str) -> None:
+    files = record_files(made)
+    (tmp_path / "elsewhere").mkdir()
+    (made / name).symlink_to(tmp_path / "elsewhere")
+
+    check_files(made, files, contents=True, stage="export-tensorrt-llm")
 
 
 def test_an_engine_may_be_built_later(made: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from compressor import locking
 from compressor.artifact import ARTIFACT_FILE
 from compressor.cli.cheap_checks import require_output
 from compressor.errors import ResourceError, UsageError
@@ -103,6 +104,15 @@ def fail_with(number: int) -> Callable[..., Any]:
     return fail
 
 
+@pytest.mark.timeout(20)
+def test_a_lock_that_is_a_fifo_is_not_waited_for(run: Path) -> None:
+    (run / LOCK_FILE).unlink(missing_ok=True)
+    os.mkfifo(run / LOCK_FILE)
+
+    with pytest.raises(ResourceError, match="cannot be written"), lock_run(run):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_warned_of(
     run: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -126,8 +136,10 @@ def test_finished_work_on_a_read_only_disk_is_taken_as_it_is(
     done = tmp_path / "done"
     done.mkdir()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    real, fail = Path.open, fail_with(number)
-    monkeypatch.setattr(Path, "open", lambda path, mode: (fail if mode == "a" else real)(path, mode))
+    real, fail = locking.open_lock, fail_with(number)
+    monkeypatch.setattr(
+        locking, "open_lock", lambda path, mode="a": (fail if mode == "a" else real)(path, mode)
+    )
     with pytest.raises(ResourceError), lock_stage(done):
         pass
     (done / ARTIFACT_FILE).touch()

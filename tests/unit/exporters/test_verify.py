@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from compressor.artifact import read_artifact
 from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.quantization.amax import FP8_DIRECTORY
 from compressor.recipe import ExportFormat
 from exporters.base import needs_quantised
 from exporters.verify import verify_directory
@@ -192,3 +193,90 @@ def test_another_method_in_an_export_of_ours_is_an_edit(exports: Exports, tmp_pa
 def test_nothing_to_verify_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to verify"):
         verify_directory(tmp_path)
+
+
+def edited(made: Path, to: Path, name: str, **fields: object) -> Path:
+    """A copy whose faulty writer wrote other fields, and recorded its file faithfully."""
+    copy = Path(shutil.copytree(made, to))
+    file = copy / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    record_again(copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
+        {"auto_map": {}},
+        {"torch_dtype": "float16"},
+        {"dtype": "float32"},
+        {"dtype": None},
+        {"torch_dtype": "no_such"},
+    ],
+)
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8"])
+def test_a_config_of_ours_names_no_code_and_the_dtype_of_its_tensors(
+    exports: Exports, tmp_path: Path, name: ExportFormat, fields: dict[str, object]
+) -> None:
+    """With no source to compare with; a checkpoint made elsewhere may name code."""
+    made = edited(exports.make(name), tmp_path / "made", "config.json", **fields)
+    with pytest.raises(VerificationError) as caught:
+        verify_directory(made)
+    assert str(caught.value.where) == f"{made / 'config.json'}: {next(iter(fields))}"
+
+
+def test_a_checkpoint_made_elsewhere_may_name_code_and_any_dtype(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "configuration.Config"}, "torch_dtype": "float16"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert verify_directory(checkpoint)["kind"] == "checkpoint"
+
+
+@pytest.mark.parametrize("part", [".", FP8_DIRECTORY])
+def test_a_quantised_stage_is_held_to_both_of_its_configs(
+    exports: Exports, tmp_path: Path, part: str
+) -> None:
+    made = exports.quantised(tied=True).path
+    copy = edited(made, tmp_path / "made", f"{part}/config.json", torch_dtype="float16")
+    with pytest.raises(VerificationError, match="another dtype than the tensors"):
+        verify_directory(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_max_length", 7),
+        ("clean_up_tokenization_spaces", True),
+        ("padding_side", "left"),
+        ("add_prefix_space", True),
+    ],
+)
+@pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx"])
+def test_an_exported_tokenizer_config_is_the_sources(
+    exports: Exports, tmp_path: Path, name: ExportFormat, field: str, value: object
+) -> None:
+    source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
+    assert json.loads((source / "tokenizer_config.json").read_text()).get(field) != value
+    made = edited(exports.make(name), tmp_path / "made", "tokenizer_config.json", **{field: value})
+    with pytest.raises(VerificationError, match=field):
+        verify_directory(made, source=source)
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "helps"),
+    [
+        (("recipe.yaml", "plan.json"), "manifest.json", "in another directory"),
+        (("manifest.json", "plan.json"), "recipe.yaml", "the command that made the run, again"),
+        (("manifest.json", "recipe.yaml"), "plan.json", "the command that made the run, again"),
+    ],
+)
+def test_a_run_without_one_of_its_records_says_what_helps(
+    tmp_path: Path, there: tuple[str, ...], missing: str, helps: str
+) -> None:
+    """Repeating the command writes recipe and plan again; without a manifest it refuses the directory."""
+    for name in there:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(VerificationError, match=missing) as caught:
+        verify_directory(tmp_path)
+    assert helps in str(caught.value.hint)

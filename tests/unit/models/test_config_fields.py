@@ -168,7 +168,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
     | {"is_llama_config": True, "rope_interleaved": False, "rope_theta": 100000, "vocab_size": 49152}
     | {"num_hidden_layers": 30, "tie_word_embeddings": True, "max_position_embeddings": 8192}
-    | {"transformers.js_config": {"dtype": "q4"}},
+    | {"transformers.js_config": {"dtype": "q4"}, "bos_token_id": 0, "eos_token_id": 0},
     "deepseek-coder-6.7b": LLAMA_2
     | {"rope_theta": 100000, "rope_scaling": {"factor": 4.0, "type": "linear"}, "vocab_size": 32256}
     | {"max_position_embeddings": 16384},
@@ -273,6 +273,7 @@ def test_defaults_are_those_of_the_installed_class(model_type: str) -> None:
         ("no_rope_layers", [1, 1, 1, 0]),
         ("no_rope_layer_interval", 4),
         ("partial_rotary_factor", 0.5),
+        ("partial_rotary_factor", 1e308),
         ("rope_percent", 0.25),
         ("alibi", True),
         ("sliding_window", 4096),
@@ -287,6 +288,17 @@ def test_defaults_are_those_of_the_installed_class(model_type: str) -> None:
         ("pruned_heads", {"0": [1]}),
         ("rms_norm_eps", "1e-5"),
         ("rms_norm_eps", 0),
+        ("rms_norm_eps", 10**400),
+        ("layer_norm_eps", 10**400),
+        ("rope_theta", 10**400),
+        ("rope_base", -(10**400)),
+        ("rope_scaling", {"rope_type": "linear", "factor": 10**400}),
+        ("architectures", 5),
+        ("architectures", True),
+        ("architectures", 10**400),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [7]),
+        ("architectures", {}),
         ("tie_word_embeddings", "true"),
         ("max_position_embeddings", "4096"),
         ("hidden_size", 66),
@@ -346,6 +358,19 @@ def test_a_null_where_the_class_wants_a_number_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="head_dim"):
         check_config({**FAMILY_SHAPES["qwen3"], "head_dim": None}, where=WHERE)
     check_config({**TINY, "head_dim": None}, where=WHERE)
+
+
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("token", [VOCABULARY, 10**9, 10**400, [VOCABULARY], [0, VOCABULARY + 1]])
+def test_an_id_that_no_token_has_is_refused(field: str, token: object) -> None:
+    with pytest.raises(UnsupportedError, match=field):
+        check_config({**TINY, field: token}, where=WHERE)
+
+
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("token", [None, -1, 0, VOCABULARY - 1, [], [0, VOCABULARY - 1]])
+def test_an_id_of_a_token_or_of_none_is_taken(field: str, token: object) -> None:
+    assert check_config({**TINY, field: token}, where=WHERE)[1] == ()
 
 
 def test_other_fields_are_named_in_a_warning() -> None:

@@ -237,6 +237,7 @@ LONGROPE = {"rope_type": "longrope", **FACTORS}
         ({"rope_scaling": {**LONGROPE, "factor": 4.0, **ORIGINAL}}, "differently"),
         ({"rope_scaling": {**LONGROPE, "factor": 8.0}, **ORIGINAL}, "differently"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "long_factor"),
+        ({"rope_parameters": {**LONGROPE, "factor": 4.0, "original_max_position_embeddings": 1}}, "above 1"),
         ({"model_type": "nemotron", "rope_scaling": {"type": "linear", **LINEAR}}, "4.57 ignores"),
         ({"model_type": "nemotron", "partial_rotary_factor": None}, "partial_rotary_factor is null"),
     ],

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
-from compressor.models.load import open_checkpoint, plan_dims, resolve_source
+from compressor.models.load import load_model, open_checkpoint, plan_dims, resolve_source
 from compressor.models.shapes import expected_shapes
 from compressor.models.tensors import HARMLESS, is_harmless
 from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION, plain_logits, prompt
@@ -323,9 +323,10 @@ def test_a_class_that_refuses_a_config_gives_the_reason(checkpoint: Path, field:
     file = checkpoint / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
 
-    with pytest.raises(UnsupportedError, match=r"refuses this config") as caught:
-        opened(checkpoint)
-    assert field in str(caught.value)
+    for load in (opened, lambda directory: load_model(directory, dtype="float32", device="cpu")):
+        with pytest.raises(UnsupportedError, match=r"refuses this config") as caught:
+            load(checkpoint)
+        assert field in str(caught.value)
 
 
 def test_written_shards_are_read_by_their_index(tiny_checkpoint: Path, tmp_path: Path) -> None:

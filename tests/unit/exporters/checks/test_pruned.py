@@ -18,9 +18,11 @@ from compressor.artifact import ModelArtifact, read_artifact
 from compressor.console import Console
 from compressor.errors import VerificationError
 from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.stage import PRUNE, PruneStageConfig
 from compressor.recipe import Calibration, Prune
 from compressor.stage import StageContext, execute
+from exporters.checks.config import check_tokenizer_files
 from exporters.checks.pruned import check_pruned
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -146,3 +148,27 @@ def test_a_wrong_figure_is_refused(cut: tuple[ModelArtifact, Path]) -> None:
     wrong = replace(read_artifact(made.path), details={"removed_layers": []})
     with pytest.raises(VerificationError, match="removed_layers"):
         check_pruned(made.path, wrong, source)
+
+
+@pytest.mark.parametrize("stated", [{}, {"add_prefix_space": False}, {"add_prefix_space": True}])
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_prefix_rule_that_a_stage_writes_out_is_no_difference(
+    prefixed: bool, stated: dict[str, bool], tmp_path: Path
+) -> None:
+    """transformers 4.57 takes the rule from the config, so a stage says there what the tokenizer does."""
+    root = save_checkpoint(tmp_path / "source", make_model(num_hidden_layers=4))
+    backend = json.loads((root / "tokenizer.json").read_text())
+    backend["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": prefixed, "use_regex": True}
+    backend["pre_tokenizer"]["trim_offsets"] = True
+    (root / "tokenizer.json").write_text(json.dumps(backend))
+    config = json.loads((root / "tokenizer_config.json").read_text())
+    (root / "tokenizer_config.json").write_text(json.dumps({**config, **stated}))
+    made = tmp_path / "made"
+    made.mkdir()
+    copy_tokenizer(root, made)
+
+    check_tokenizer_files(made, root)
+    written = json.loads((made / "tokenizer_config.json").read_text())
+    (made / "tokenizer_config.json").write_text(json.dumps({**written, "add_prefix_space": not prefixed}))
+    with pytest.raises(VerificationError, match="add_prefix_space"):
+        check_tokenizer_files(made, root)
