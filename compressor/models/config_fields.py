@@ -208,8 +208,7 @@ def _check_window(config: dict[str, Any], dims: Dims, where: str) -> None:
             raise _refused(LAYER_TYPES, sorted(kinds), where, expected=expected)
         return
     has_window = WINDOW in family.defaults and config.get(WINDOW, family.defaults[WINDOW]) is not None
-    # transformers 5 takes a mistral config with types for another architecture's, ministral.
-    alike = set() if family.model_type == "mistral" else {SLIDING if has_window else FULL}
+    alike = {SLIDING if has_window else FULL} if family.reads_layer_types else set()
     if kinds - alike:
         expected = " or ".join(["no such field", *alike]) + f": all {family.model_type} layers are alike"
         raise _refused(LAYER_TYPES, sorted(kinds), where, expected=expected)

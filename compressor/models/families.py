@@ -83,6 +83,8 @@ class Family:
         rotary_fraction: Which part of a head the class rotates by default; None: always all of it.
         scales_rope_before_5: Whether the class read `rope_scaling` before transformers 5.
         window_by_layer: Whether every layer has a window, or none, by `layer_types` or its index.
+        reads_layer_types: False where transformers 5 takes a config with `layer_types` for another
+            architecture's.
         defaults: What the model class of both generations takes for an absent field that decides the
             computation; a dimension that depends on another one is not here.
     """
@@ -113,6 +115,7 @@ class Family:
     rotary_fraction: float | None = None
     scales_rope_before_5: bool = True
     window_by_layer: bool = False
+    reads_layer_types: bool = True
     defaults: dict[str, float | str | None] = field(default_factory=dict)
     tensorrt_llm: TensorRTLLM | None = None
     gguf: Gguf | None = None
@@ -150,6 +153,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(
         model_type="mistral",
+        reads_layer_types=False,
         defaults={
             "hidden_act": "silu",
             "rms_norm_eps": 1e-6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -113,19 +114,20 @@ def test_a_text_without_any_response_is_refused_before_any_work(
 def test_a_template_that_shows_no_response_is_refused_before_any_stage(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    """The only answer is the first message, which a template without marks cannot tell from a prompt."""
-    rows = [{"messages": [CHAT[1], CHAT[0]]}] * 20
-    path = rows_of(tmp_path / "x.jsonl", *rows)
+    """Its marks of what was generated stand beside the answers, not around them."""
+    path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 20)
     recipe = recipe_of(path, **{"distill.loss_on": "responses"})
 
+    marking = copy.deepcopy(tiny_tokenizer)
+    marking.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
+        "{% generation %}{% endgeneration %}{% endfor %}"
+    )
     require_texts(recipe, Console(quiet=True))
     with pytest.raises(UsageError, match="no response") as caught:
-        require_windows(recipe, tiny_tokenizer, ())
+        require_windows(recipe, marking, ())
     assert caught.value.where == str(path)
-    rows.append({"messages": CHAT})
-    require_windows(
-        recipe_of(rows_of(path, *reversed(rows)), **{"distill.loss_on": "responses"}), tiny_tokenizer, ()
-    )
+    require_windows(recipe, tiny_tokenizer, ())
 
 
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
