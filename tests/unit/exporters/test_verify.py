@@ -259,7 +259,8 @@ def test_an_exported_tokenizer_config_is_the_sources(
     source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
     assert json.loads((source / "tokenizer_config.json").read_text()).get(field) != value
     made = edited(exports.make(name), tmp_path / "made", "tokenizer_config.json", **{field: value})
-    with pytest.raises(VerificationError, match=field):
+    # transformers 4.57 reads a prefix from the config, so its own tokens differ first.
+    with pytest.raises(VerificationError, match=f"{field}|encodes a text differently"):
         verify_directory(made, source=source)
 
 
