@@ -122,7 +122,8 @@ def source_dims(source: ModelSource) -> Dims:
     """A model's dimensions, without its weights: from `config.json` or a GGUF file's header.
 
     Raises:
-        UnsupportedError: for a model type the table does not hold, or a quantised checkpoint.
+        UnsupportedError: for a model type the table does not hold, a quantised checkpoint, or a config that
+            its class refuses.
     """
     if source.kind == "gguf":
         from compressor.models.gguf import gguf_dims
@@ -135,6 +136,7 @@ def source_dims(source: ModelSource) -> Dims:
         directory = download_config(source.location)
     dims = _checked_config(directory)[0]
     require_known_ids(directory, dims.vocab_size)
+    _refuse_by_class(directory, trust_remote_code=False)
     return dims
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -323,7 +324,10 @@ def test_a_class_that_refuses_a_config_gives_the_reason(checkpoint: Path, field:
     file = checkpoint / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
 
-    for load in (opened, lambda directory: load_model(directory, dtype="float32", device="cpu")):
+    def loaded(directory: Path) -> Any:
+        return load_model(directory, dtype="float32", device="cpu")
+
+    for load in (opened, loaded, lambda directory: plan_dims(str(directory))):
         with pytest.raises(UnsupportedError, match=r"refuses this config") as caught:
             load(checkpoint)
         assert field in str(caught.value)
