@@ -20,10 +20,7 @@ def mark_tool_(tool: dict[str, Any], marker: Marker, what: str) -> None:
         marker: Makes a marker that stands for what is named.
         what: The tool, for messages.
     """
-    name = marker(what)
-    if not isinstance(function := tool.get("function", tool), dict):
-        return
-    function["name"] = name
+    function = _mark_name_(tool, marker, what)
     description = function.get("description")
     if isinstance(description, str) and description.strip():
         function["description"] = f"{marker(f'the description of {what}')} {description}"
@@ -45,10 +42,7 @@ def mark_call_(call: dict[str, Any], marker: Marker, what: str) -> None:
         marker: Makes a marker that stands for what is named.
         what: The call, for messages.
     """
-    name = marker(what)
-    if not isinstance(function := call.get("function", call), dict):
-        return
-    function["name"] = name
+    function = _mark_name_(call, marker, what)
     given = function.get("arguments")
     arguments = decoded(given)
     if isinstance(arguments, dict):
@@ -56,6 +50,16 @@ def mark_call_(call: dict[str, Any], marker: Marker, what: str) -> None:
     elif arguments:
         marked = _with_marker(arguments, marker(f"the arguments of {what}"))
         function["arguments"] = _as_given(arguments if marked is None else marked, given)
+
+
+def _mark_name_(holder: dict[str, Any], marker: Marker, what: str) -> dict[str, Any]:
+    """Mark a function's name in place; returns the function, an empty one where there is none."""
+    name = marker(what)
+    function = holder.get("function", holder)
+    if not isinstance(function, dict):
+        return {}
+    function["name"] = name
+    return function
 
 
 def _renamed(properties: dict[str, Any], marker: Marker, what: str) -> dict[str, Any]:
