@@ -54,7 +54,11 @@ class WorkerSession:
         self._process: subprocess.Popen[str] | None = None
         self._complaints: IO[str] | None = None
         self._seat.take(self)
-        facts = self._ask({"ask": "facts"})
+        try:
+            facts = self._ask({"ask": "facts"})
+        except BaseException:
+            self._seat.take(None)  # nobody gets this session, so nobody else could end its process
+            raise
         self._vocab_size = int(facts["vocab_size"])
         self._special_token_ids = frozenset(facts["special_token_ids"])
 

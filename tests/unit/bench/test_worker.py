@@ -30,9 +30,15 @@ def num_workers() -> int:
 
 
 def workers() -> list[psutil.Process]:
-    """The live processes; one that was killed and not yet waited for holds nothing."""
-    alive = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
-    return [child for child in alive if "bench.worker" in child.cmdline()]
+    """The live processes; one that ended and was not yet waited for holds nothing."""
+    return [child for child in psutil.Process().children() if "bench.worker" in command_line(child)]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a ZombieProcess is one too
+        return []
 
 
 def test_only_one_model_is_alive_at_a_time(comparison: Comparison) -> None:
@@ -56,6 +62,7 @@ def test_the_runtimes_errors_come_back(comparison: Comparison) -> None:
 def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="genai_config"):
         WorkerSession(replace(comparison.baseline, path=tmp_path), Seat())
+    assert num_workers() == 0, "its process is ended"
 
 
 def test_a_process_that_dies_fails_one_run_and_the_next_begins_anew(comparison: Comparison) -> None:
