@@ -14,25 +14,31 @@ from typing import Any
 
 import torch
 
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.load import copy_checkpoint
-from compressor.models.portable import make_portable, portable_config
+from compressor.models.sparse.low_rank import ADAPTER_DIRECTORY, has_adapter, read_adapter
+from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
 from compressor.quantization.record import check_record
-from compressor.recipe import Export
-from compressor.sparsity.promise import Promise
-from compressor.sparsity.slorb import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from exporters.comparison import TOLERANCES
-from exporters.logits import VerifyOptions, compare_models, student_logits, student_prompts, torch_logits
-from exporters.prompts import describe_prompts
-from exporters.record import Verification
-from exporters.tokenizer_check import check_tokenizer
+from compressor.recipe.recipe import Export
+from exporters.verification.comparison import TOLERANCES
+from exporters.verification.logits import (
+    VerifyOptions,
+    compare_models,
+    student_logits,
+    student_prompts,
+    torch_logits,
+)
+from exporters.verification.prompts import describe_prompts
+from exporters.verification.record import Verification
+from exporters.verification.tokenizer_check import check_tokenizer
 
 
 @dataclass(frozen=True)

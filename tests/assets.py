@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifact import sha256_of_file
+from compressor.runs.artifact import sha256_of_file
 
 DEFAULT_DIRECTORY = Path(__file__).resolve().parent.parent / ".assets"
 TEXTS = ("wiki", "c4", "tiny", "technical", "code", "multilingual")

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from compressor.models.gguf import convert_gguf
-from compressor.models.gguf_header import read_header
-from compressor.models.gguf_tokenizer import write_tokenizer
+from compressor.models.gguf.convert import convert_gguf
+from compressor.models.gguf.header import read_header
+from compressor.models.gguf.tokenizer import write_tokenizer
 from tests.gguf_cases import LogitCase
 
 Array = np.ndarray[Any, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.artifact import read_artifact, record_files
+from compressor.runs.artifact import read_artifact, record_files
 
 
 def record_again(directory: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from compressor.models.portable import make_portable
+from compressor.models.config.portable import make_portable
 
 MODEL_TYPES = ("llama", "mistral", "nemotron", "qwen2", "qwen3")
 VOCAB_SIZE = 331

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from bench.measure.timeline import Timeline
 from bench.metrics.absent import Absent
 from bench.metrics.itl import itl_p50_s, itl_p99_s
 from bench.metrics.latency import latency_s
@@ -16,7 +17,6 @@ from bench.metrics.requests import requests_per_s
 from bench.metrics.total_throughput import total_tokens_per_s
 from bench.metrics.tpot import tpot_s
 from bench.metrics.ttft import ttft_s
-from bench.timeline import Timeline
 
 Sample = TypeVar("Sample")
 

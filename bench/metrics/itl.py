@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+from bench.measure.timeline import Timeline
 from bench.metrics.absent import Absent
 from bench.metrics.percentile import percentile
-from bench.timeline import Timeline
 
 MEDIAN, TAIL = 0.5, 0.99
 

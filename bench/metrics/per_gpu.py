@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bench.measure.timeline import Timeline
 from bench.metrics.absent import Absent
 from bench.metrics.output_throughput import output_tokens_per_s
-from bench.timeline import Timeline
 
 
 def output_tokens_per_s_per_gpu(timeline: Timeline) -> float | Absent:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.measure.timeline import Timeline
 from bench.metrics.output_throughput import output_tokens_per_s
-from bench.timeline import Timeline
 
 
 def output_tokens_per_s_per_user(timeline: Timeline) -> float:

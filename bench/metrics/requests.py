@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.measure.timeline import Timeline
 from bench.metrics.latency import latency_s
-from bench.timeline import Timeline
 
 
 def requests_per_s(timeline: Timeline) -> float:

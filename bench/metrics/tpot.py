@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bench.measure.timeline import Timeline
 from bench.metrics.absent import Absent
 from bench.metrics.latency import latency_s
 from bench.metrics.ttft import ttft_s
-from bench.timeline import Timeline
 
 
 def tpot_s(timeline: Timeline) -> float | Absent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.timeline import Timeline
+from bench.measure.timeline import Timeline
 
 
 def ttft_s(timeline: Timeline) -> float:

@@ -9,9 +9,9 @@ import numpy as np
 
 from bench.report.load import Load, load_of
 from bench.report.numbers import show_interval, show_number
+from bench.report.results import AbsentRecord, ArmCell, CellResult, Results
 from bench.report.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
-from bench.results import AbsentRecord, ArmCell, CellResult, Results
-from bench.waterfall import Step, Waterfall, waterfalls_of
+from bench.report.waterfall import Step, Waterfall, waterfalls_of
 
 
 @dataclass(frozen=True, kw_only=True)

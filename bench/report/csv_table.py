@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from bench.results import AbsentRecord, ArmCell, CellResult, ComparisonResult, Results
-from compressor.escaping import spreadsheet_cell
+from bench.report.results import AbsentRecord, ArmCell, CellResult, ComparisonResult, Results
+from compressor.core.escaping import spreadsheet_cell
 
 COLUMNS = (
     "baseline",

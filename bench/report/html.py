@@ -21,8 +21,8 @@ from bench.report.numbers import (
     show_peak,
     show_size,
 )
+from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.report.tables import TABLES, pairs_of, verdict_on
-from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 
 TEMPLATE_FILE = "page.html.j2"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.results import Results
+from bench.report.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)

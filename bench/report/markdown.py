@@ -16,10 +16,10 @@ from bench.report.numbers import (
     show_peak,
     show_size,
 )
+from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.report.tables import TABLES, MetricTable, pairs_of, verdict_on
-from bench.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
-from bench.waterfall import waterfalls_of
-from compressor.escaping import Markdown, markdown_row, markdown_text
+from bench.report.waterfall import waterfalls_of
+from compressor.core.escaping import Markdown, markdown_row, markdown_text
 
 TEMPLATE_FILE = "report.md.j2"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bench.results import AbsentRecord, Interval, PeakMemory
+from bench.report.results import AbsentRecord, Interval, PeakMemory
 
 NO_NUMBER = "–"
 SIGNIFICANT_DIGITS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.report.numbers import NO_NUMBER
-from bench.results import AbsentRecord, CellResult
+from bench.report.results import AbsentRecord, CellResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.compare.soundness import complaint_about
 from bench.report.csv_table import render_csv
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.results import SCHEMA, Results
-from bench.soundness import complaint_about
-from compressor.artifact import write_json, write_text
-from compressor.errors import CompressExportError, UsageError, VerificationError
-from compressor.json_files import read_json_mapping
+from bench.report.results import SCHEMA, Results
+from compressor.core.errors import CompressExportError, UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
+from compressor.runs.artifact import write_json, write_text
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.measure.timeline import Timeline
 from bench.runtimes.onnxruntime_genai import ONNXRUNTIME_GENAI, OnnxRuntimeGenai
 from bench.runtimes.torch_eager import TORCH_EAGER, TorchEager
-from bench.timeline import Timeline
-from compressor.errors import UsageError, nearest
+from compressor.core.errors import UsageError, nearest
 
 
 class Session(Protocol):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.measure.timeline import Timeline
 from bench.runtimes.special_tokens import special_token_ids
-from bench.timeline import Timeline
-from compressor.errors import DependencyError, UsageError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import DependencyError, UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
 
 ONNXRUNTIME_GENAI = "onnxruntime-genai"
 NO_TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"

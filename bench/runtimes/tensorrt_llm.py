@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from bench.metrics.absent import Absent
-from compressor.errors import (
+from compressor.core.errors import (
     DependencyError,
     ResourceError,
     UnsupportedError,
     UsageError,
     VerificationError,
 )
-from compressor.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping
 
 TENSORRT_LLM = "tensorrt-llm"
 EXECUTABLE = "trtllm-bench"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.design.shape_only import is_shape_only, random_model
+from bench.measure.timeline import Timeline
 from bench.runtimes.special_tokens import special_token_ids
-from bench.shape_only import is_shape_only, random_model
-from bench.timeline import Timeline
-from compressor.errors import UsageError
-from compressor.hardware import resolve_device
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import UsageError
+from compressor.core.hardware import resolve_device
+from compressor.core.json_files import read_json_mapping
 
 TORCH_EAGER = "torch-eager"
 CONFIG_FILE = "config.json"
@@ -39,7 +39,7 @@ class TorchEager:
 
     def load(self, path: Path, *, precision: str) -> TorchSession:
         """See `bench.runtimes.base.Runtime.load`."""
-        from bench.comparisons import split_precision
+        from bench.design.comparisons import split_precision
         from bench.runtimes.torch_linear import DTYPES, convert_linears_
         from compressor.models.load import load_model
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.comparisons import split_precision
-from compressor.errors import UnsupportedError
+from bench.design.comparisons import split_precision
+from compressor.core.errors import UnsupportedError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 SPARSITY = "2:4"

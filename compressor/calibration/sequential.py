@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compressor.calibration.hooks import observed
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.adapter import DecoderLayer, ModelAdapter
 from compressor.models.checkpoint import CheckpointReader
 

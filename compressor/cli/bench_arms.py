@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from compressor.artifact import ModelArtifact
-    from compressor.console import Console
-    from compressor.recipe import ExportFormat, Recipe
+    from compressor.core.console import Console
+    from compressor.recipe.recipe import ExportFormat, Recipe
+    from compressor.runs.artifact import ModelArtifact
 
 GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
 ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
@@ -24,8 +24,8 @@ def open_arms(
     Raises:
         UsageError: for a precision or random weights that the runtime does not take.
     """
-    from bench.comparisons import arm_name
-    from bench.stage import engine_of
+    from bench.bench_stage import engine_of
+    from bench.design.comparisons import arm_name
     from compressor.models.load import distinct_names
 
     _refuse_stray_engines(models, flags)
@@ -51,7 +51,7 @@ def open_arms(
 
 
 def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
-    from bench.shape_only import shape_of, write_shape
+    from bench.design.shape_only import shape_of, write_shape
     from compressor.cli.stage_command import SCRATCH, open_model
 
     if not flags["random_weights"]:
@@ -79,8 +79,8 @@ def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any],
     from bench.runtimes.tensorrt_llm import require_executable
     from bench.runtimes.torch_linear import require_support
     from compressor.cli.cheap_checks import check_early
-    from compressor.hardware import resolve_device
-    from exporters.base import require_libraries
+    from compressor.core.hardware import resolve_device
+    from exporters.export_stage import require_libraries
 
     check_early(out_dir, flags, console, models=() if flags["random_weights"] else models)
     if flags["runtime"] == TENSORRT_LLM:
@@ -115,9 +115,9 @@ def _served(
     name: str, source: ModelArtifact, flags: dict[str, Any], index: int
 ) -> tuple[str, ModelArtifact | None]:
     """The arm of a checkpoint or of the engine built from it, named by how it is stored; and that engine."""
-    from bench.comparisons import arm_name
+    from bench.design.comparisons import arm_name
     from bench.runtimes.tensorrt_llm import TensorrtLlm, stored_precision
-    from compressor.artifact import ModelArtifact, fingerprint_of, sha256_of_file
+    from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
 
     engine = Path(flags["engines"][index]) if flags["engines"] else None
     TensorrtLlm().check(source.path, engine=engine)
@@ -152,7 +152,7 @@ def _graph(
 ) -> ModelArtifact:
     """The ONNX graph of a model, built and verified once."""
     from compressor.cli.stage_command import SCRATCH, execute_stage
-    from exporters.base import export_stage
+    from exporters.export_stage import export_stage
 
     graph = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
     stage = export_stage(_format_of(precision))

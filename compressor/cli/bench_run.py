@@ -82,9 +82,9 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     """
     from compressor.cli.bench_arms import open_arms
     from compressor.cli.session import emit, work
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
     from compressor.models.load import short_name
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
 
     flags = {**flags, **_defaults(flags)}
     if flags["preset"] and (flags["isl_osl"] or flags["batches"]):
@@ -96,10 +96,10 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
     _refuse_other_device(flags)
     with work(flags) as console:
-        from bench.comparisons import fair_comparisons
+        from bench.bench_stage import BENCH, BenchStageConfig
+        from bench.design.comparisons import fair_comparisons
         from bench.report.markdown import render_markdown
         from bench.report.write import results_of_stage
-        from bench.stage import BENCH, BenchStageConfig
         from compressor.cli.stage_command import execute_stage
 
         source, arms, engines, shapes = open_arms(models, recipe, out_dir, flags, console)
@@ -116,7 +116,7 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
 
 def _refuse_without_effect(flags: dict[str, Any]) -> None:
     """Refuse options of the other experiment, and a precision that is there twice."""
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
 
     serves = flags["runtime"] == "tensorrt-llm"
     foreign = ("batches", "batch_limit", "processes") if serves else ("concurrency", "num_requests")
@@ -138,8 +138,8 @@ def _refuse_without_effect(flags: dict[str, Any]) -> None:
 
 def _refuse_other_device(flags: dict[str, Any]) -> None:
     """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
-    from compressor import hardware
-    from compressor.errors import UsageError
+    from compressor.core import hardware
+    from compressor.core.errors import UsageError
 
     own = hardware.resolve_device("auto")
     if flags["device"] not in (None, "auto", own):

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, STAGE_FILE
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import ResourceError, UsageError
+from compressor.core.processes import on_main
 from compressor.data.checks import check_responses, check_texts
-from compressor.errors import ResourceError, UsageError
 from compressor.models.load import resolve_source
-from compressor.processes import on_main
-from compressor.recipe import Distill
-from compressor.stage import PARTIAL_SUFFIX
+from compressor.recipe.recipe import Distill
+from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE
+from compressor.runs.stage import PARTIAL_SUFFIX
 
 
 def check_early(

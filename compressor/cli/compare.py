@@ -45,11 +45,11 @@ def compare(
     Tight on the ratio to the first model of the same run, loose on absolute throughput. In a GitHub
     workflow the table goes into the step's summary too.
     """
-    from bench.gate import Thresholds, compare_results
-    from bench.report.gate import gate_document, render_gate
+    from bench.compare.gate import Thresholds, compare_results
+    from bench.compare.gate_report import gate_document, render_gate
     from bench.report.write import read_results
     from compressor.cli.session import emit
-    from compressor.errors import SpeedGateError
+    from compressor.core.errors import SpeedGateError
 
     thresholds = Thresholds(ratio=ratio_tolerance, absolute=absolute_tolerance)
     report = compare_results(read_results(baseline), read_results(current), thresholds)

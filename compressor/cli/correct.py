@@ -22,13 +22,13 @@ def correct(output_dir: str, config: str | None, **flags: Any) -> None:
     """Fine-tune TEACHER by cross-entropy at a fifth of --learning-rate: teacher correction."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     with work(flags) as console:
         from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
-        from compressor.distillation.correction import CORRECT
+        from compressor.distillation.correct_stage import CORRECT
 
         out_dir, settings = Path(output_dir), own_flags(recipe.distill, flags)
         texts = CORRECT.data(settings)

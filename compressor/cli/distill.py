@@ -24,8 +24,8 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
     """Retrain STUDENT by forward KL on the logits of a teacher; a sparse STUDENT keeps its mask."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.errors import UsageError
-    from compressor.recipe import Section, load_recipe
+    from compressor.core.errors import UsageError
+    from compressor.recipe.recipe import Section, load_recipe
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     flags |= {name: getattr(recipe, name) for name in ("seed", "device", "dtype", "trust_remote_code")}
@@ -35,13 +35,13 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
     refuse_other_stages(recipe.distill)
     with work(flags) as console:
-        from compressor.artifact import read_artifact
         from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
-        from compressor.distillation.recover import RECOVER, RecoverStageConfig
-        from compressor.distillation.stage import DISTILL, STORED_LOGITS
-        from compressor.sparsity.promise import read_promise
-        from compressor.stage import Stage
+        from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
+        from compressor.models.sparse.record import read_promise
+        from compressor.runs.artifact import read_artifact
+        from compressor.runs.stage import Stage
+        from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 
         out_dir, stored = Path(output_dir), recipe.distill.teacher_logits
         models = [recipe.model, *([flags["teacher"]] if flags["teacher"] else [])]
@@ -69,7 +69,7 @@ def distill(output_dir: str, config: str | None, **flags: Any) -> None:
 def _refuse_dense_options(flags: dict[str, Any]) -> None:
     """Refuse options that the training of a sparse student does not know."""
     from compressor.cli.training_options import DISTILLATION_FIELDS
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
 
     given = [name for name in DISTILLATION_FIELDS if flags[name] not in (None, "off")]
     if given:
@@ -86,7 +86,7 @@ def refuse_other_stages(settings: Any) -> None:
     Raises:
         UsageError: naming it.
     """
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
 
     if settings.correction.mode == "first":
         raise UsageError(

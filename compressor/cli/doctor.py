@@ -17,7 +17,7 @@ def doctor(**flags: Any) -> None:
     from compressor.cli.session import emit, work
 
     with work(flags):
-        from compressor.doctor import examine
+        from compressor.pipeline.doctor import examine
 
         report = examine()
     emit(report, flags, doctor_text(report))

@@ -34,7 +34,7 @@ def evaluate(
     """
     from compressor.cli.render import evaluation_text
     from compressor.cli.session import emit, work
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
     from compressor.models.load import distinct_names
 
     if (source is None) == (tasks is None):
@@ -43,8 +43,8 @@ def evaluate(
     with work(flags) as console:
         from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model
+        from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
         from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
-        from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig, unseen_split
 
         if tasks is not None:
             require_lm_eval()

@@ -10,7 +10,7 @@ import click
 from compressor.cli.options import OUTPUT, common, parallelism, recipe_overrides
 
 if TYPE_CHECKING:
-    from compressor.recipe import ExportFormat
+    from compressor.recipe.recipe import ExportFormat
 
 # Format and precision of the command line -> format of the recipe; the first precision is the default.
 FORMATS: dict[str, dict[str, ExportFormat]] = {
@@ -32,8 +32,8 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
     """Export MODEL and compare every position's logits with it; beyond the tolerance, exit code 8."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.errors import UnsupportedError
-    from compressor.recipe import load_recipe
+    from compressor.core.errors import UnsupportedError
+    from compressor.recipe.recipe import load_recipe
 
     precisions = FORMATS[family]
     if precision is None:
@@ -53,8 +53,8 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
             result_of,
         )
         from compressor.models.checkpoint import read_config
-        from compressor.sparsity.promise import read_promise
-        from exporters.base import check_exports, export_stage, require_libraries, settings_of
+        from compressor.models.sparse.record import read_promise
+        from exporters.export_stage import check_exports, export_stage, require_libraries, settings_of
         from exporters.tensorrt_llm.versions import require_builder
 
         if settings.tensorrt_llm.require_engine:

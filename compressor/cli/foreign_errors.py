@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from compressor.errors import CompressExportError, ResourceError, UsageError, VerificationError
-from compressor.resource_errors import as_resource_error
+from compressor.core.errors import CompressExportError, ResourceError, UsageError, VerificationError
+from compressor.core.resource_errors import as_resource_error
 
 # What is wrong with a path itself, whoever tried to use it.
 _BAD_PATH = frozenset(

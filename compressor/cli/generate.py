@@ -26,8 +26,8 @@ _FIELDS = ("prompts", "prompt_tokens", "max_new_tokens", "temperature", "top_p")
 def generate(output_dir: str, **flags: Any) -> None:
     """Sample text from MODEL, usually the teacher, into text.jsonl: a SOURCE for distillation."""
     from compressor.cli.session import emit, work
-    from compressor.pruning.target import parse_count
-    from compressor.recipe import Generate, parse_section
+    from compressor.planning.target import parse_count
+    from compressor.recipe.recipe import Generate, parse_section
 
     values = {name: flags[name] for name in _FIELDS if flags[name] is not None}
     tokens = parse_count(flags["tokens"], option="--tokens")
@@ -35,7 +35,7 @@ def generate(output_dir: str, **flags: Any) -> None:
     with work(flags) as console:
         from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import execute_stage, open_model, result_of
-        from compressor.distillation.generate import GENERATE, TEXT_FILE
+        from compressor.distillation.generate_stage import GENERATE, TEXT_FILE
 
         out_dir = Path(output_dir)
         check_early(out_dir, flags, console, models=[flags["model"]], texts=GENERATE.data(config))

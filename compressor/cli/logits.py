@@ -23,7 +23,7 @@ from compressor.cli.training_options import training
 def logits(output_dir: str, config: str | None, **flags: Any) -> None:
     """Store TEACHER's likeliest tokens for every training window: distill --teacher-logits DIR."""
     from compressor.cli.session import emit, work
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
 
     recipe = load_recipe(Path(config) if config else None, recipe_overrides(flags))
     with work(flags) as console:

@@ -34,8 +34,8 @@ from compressor.cli.quantize import quantize
 from compressor.cli.run import run
 from compressor.cli.sparsify import sparsify
 from compressor.cli.verify import verify
-from compressor.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
-from compressor.escaping import printable
+from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from compressor.core.escaping import printable
 
 _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
 PROGRAM = "compress-export"

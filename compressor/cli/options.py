@@ -137,7 +137,7 @@ RECIPE_FIELDS = {
     "isl_osl": "bench.isl_osl",
     "batch_sizes": "bench.batch_sizes",
     "batch_pairs": "bench.batch_pairs",
-    "largest_batch": "bench.largest_batch",
+    "largest_batch": "bench.measure.largest_batch",
     "preset": "bench.preset",
     "processes": "bench.processes",
     "concurrency": "bench.concurrency",
@@ -155,8 +155,8 @@ def recipe_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: for a value that cannot be parsed.
     """
-    from compressor.errors import UsageError
-    from compressor.pruning.target import parse_count
+    from compressor.core.errors import UsageError
+    from compressor.planning.target import parse_count
 
     if flags.get("train_data") and flags.get("domains"):
         raise UsageError("the training text is given twice", where="--domain", found="--train-data as well")

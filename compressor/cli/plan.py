@@ -49,10 +49,10 @@ def plan(
     """Show shapes, parameters, memory, disk, hours and costs of a run."""
     from compressor.cli.session import default_output, emit
     from compressor.cli.show_plan import planned
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
     from compressor.models.load import plan_dims, short_name
-    from compressor.recipe import load_recipe
-    from compressor.training_cost import Hardware
+    from compressor.planning.cost import Hardware
+    from compressor.recipe.recipe import load_recipe
 
     if flags["model"] is None and config is None:
         example = "compress-export plan llama3.1-8b --target 4b"

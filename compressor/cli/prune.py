@@ -23,7 +23,7 @@ def prune(output_dir: str, **flags: Any) -> None:
     """Prune MODEL to a target size or shape; writes a Hugging Face checkpoint and the prune plan."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
 
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:
@@ -31,8 +31,8 @@ def prune(output_dir: str, **flags: Any) -> None:
         from compressor.cli.stage_command import execute_stage, open_model, result_of
         from compressor.models.dims import PRUNABLE_FIELDS
         from compressor.models.load import resolve_source, source_dims
-        from compressor.planning import make_plan, require_prunable
-        from compressor.pruning.stage import PRUNE, PruneStageConfig
+        from compressor.planning.plan import make_plan, require_prunable
+        from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 
         out_dir = Path(output_dir)
         teacher = source_dims(resolve_source(recipe.model))

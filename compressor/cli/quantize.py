@@ -21,7 +21,7 @@ def quantize(output_dir: str, **flags: Any) -> None:
     """Quantize MODEL; writes the 16-bit checkpoint, all amax values and the unified FP8 checkpoint."""
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
 
     recipe = load_recipe(None, recipe_overrides(flags))
     with work(flags) as console:

@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
-from compressor.report import result_tables
+from compressor.pipeline.report import result_tables
 
 _PLAN_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

@@ -51,10 +51,10 @@ def run(**flags: Any) -> None:
     from compressor.cli.render import family_text, summary_text
     from compressor.cli.session import default_output, emit, work
     from compressor.cli.show_plan import planned
-    from compressor.errors import UsageError
-    from compressor.family import FamilyPlan, run_family
+    from compressor.core.errors import UsageError
     from compressor.models.load import plan_dims, resolve_source, short_name
-    from compressor.recipe import load_recipe
+    from compressor.pipeline.family import FamilyPlan, run_family
+    from compressor.recipe.recipe import load_recipe
 
     config = flags["config"]
     if flags["model"] is None and config is None:
@@ -68,7 +68,7 @@ def run(**flags: Any) -> None:
         return
     source = resolve_source(recipe.model)
     with work(flags) as console:
-        from compressor.pipeline import STAGES, run_pipeline
+        from compressor.pipeline.pipeline import STAGES, run_pipeline
 
         if flags["restart_from"] not in (None, *STAGES):
             raise UsageError(

@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from compressor.console import Console
-from compressor.escaping import printable
-from compressor.hardware import resolve_device
-from compressor.processes import is_main, joined
+from compressor.core.console import Console
+from compressor.core.escaping import printable
+from compressor.core.hardware import resolve_device
+from compressor.core.processes import is_main, joined
 
 
 @contextlib.contextmanager

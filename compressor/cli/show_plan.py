@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.cli.render import family_plan_text, plan_text
-from compressor.errors import UsageError
-from compressor.family import FamilyPlan, plan_family, split_targets
+from compressor.core.errors import UsageError
 from compressor.models.dims import Dims
-from compressor.planning import Plan, make_plan
-from compressor.recipe import Recipe
-from compressor.training_cost import Hardware
+from compressor.pipeline.family import FamilyPlan, plan_family, split_targets
+from compressor.planning.cost import Hardware
+from compressor.planning.plan import Plan, make_plan
+from compressor.recipe.recipe import Recipe
 
 
 def planned(
@@ -35,7 +35,7 @@ def planned(
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
         from compressor.models.load import resolve_source
-        from compressor.preflight import require_expressible_source
+        from compressor.pipeline.preflight import require_expressible_source
 
         require_expressible_source(recipe, resolve_source(recipe.model), plan.target.student)
     return plan, plan_text(plan.document)

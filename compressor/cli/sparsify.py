@@ -28,8 +28,8 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
     """
     from compressor.cli.render import stage_text
     from compressor.cli.session import emit, work
-    from compressor.errors import UsageError
-    from compressor.recipe import load_recipe
+    from compressor.core.errors import UsageError
+    from compressor.recipe.recipe import load_recipe
 
     flags["sparsity"] = flags["sparsity"] or "2:4"
     flags["recover_temperature"] = flags["temperature"]
@@ -41,8 +41,8 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
     with work(flags) as console:
         from compressor.cli.cheap_checks import check_early
         from compressor.cli.stage_command import SCRATCH, execute_stage, open_model, result_of
-        from compressor.distillation.recover import RECOVER, RecoverStageConfig
-        from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
+        from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
+        from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 
         config = SparsifyStageConfig(sparsify=recipe.sparsify, calibration=recipe.calibration)
         training = RecoverStageConfig(distill=recipe.distill, sparsify=recipe.sparsify)

@@ -7,17 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.artifact import ModelArtifact, read_artifact
 from compressor.cli.cheap_checks import require_output
-from compressor.console import Console
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import resolve_device, resolve_dtype
-from compressor.locking import lock_stage
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.hardware import resolve_device, resolve_dtype
+from compressor.core.processes import on_main
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import open_checkpoint, resolve_source
-from compressor.processes import on_main
-from compressor.stage import Stage, StageContext, execute
+from compressor.runs.artifact import ModelArtifact, read_artifact
+from compressor.runs.locking import lock_stage
+from compressor.runs.stage import Stage, StageContext, execute
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
 SCRATCH = ".compress-export"

@@ -25,14 +25,14 @@ def verify(directory: str, source: str | None, sparsity: str | None, **flags: An
     """
     from compressor.cli.render import verification_text
     from compressor.cli.session import emit, work
-    from compressor.errors import UsageError
+    from compressor.core.errors import UsageError
 
     if not Path(directory).is_dir():
         raise UsageError("this directory does not exist", where=directory)
     with work(flags):
-        from compressor.card import check_card
-        from compressor.sparsity.pattern import parse_pattern
-        from exporters.verify import verify_directory
+        from compressor.models.sparse.pattern import parse_pattern
+        from compressor.pipeline.model_card import check_card
+        from exporters.verification.verify import verify_directory
 
         pattern = parse_pattern(sparsity) if sparsity else None
         report = verify_directory(Path(directory), pattern=pattern, source=Path(source) if source else None)

@@ -18,7 +18,7 @@ from compressor.data.packing import too_short
 from compressor.data.plain import PIECE_CHARACTERS
 from compressor.data.sources import Documents, describe_source, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, grouped, tokenise_all
-from compressor.recipe import Calibration
+from compressor.recipe.recipe import Calibration
 
 # Tokenised to choose windows from, at least: some seconds of work.
 MIN_CHARACTERS = 1 << 25

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UsageError
 from compressor.data.conversations import render_all, responses
 from compressor.data.files import find_files
 from compressor.data.hub import check_hub_split
 from compressor.data.sources import Documents, Split, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
-from compressor.errors import UsageError
 
 # No text takes more characters for a token, on average: a bound for what a budget of tokens will read.
 CHARACTERS_PER_TOKEN = 16

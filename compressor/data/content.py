@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from compressor.core.errors import UsageError
 from compressor.data.rows import LEADING_FIELDS
-from compressor.errors import UsageError
 
 # First bytes of what is no text, and what to call it.
 _BINARY_KINDS = (

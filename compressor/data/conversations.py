@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.marking import mark_call_, mark_tool_
 from compressor.data.messages import REASONING_FIELDS, Message, is_response
 from compressor.data.rows import Completion, Conversation, Document, TextPiece
 from compressor.data.template import Job, Rendered, render_jobs, template_of
-from compressor.errors import UnsupportedError, UsageError
 
 Span = tuple[int, int]
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")

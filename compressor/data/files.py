@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from compressor.artifact import sha256_of_file
+from compressor.core.errors import UsageError
 from compressor.data.content import (
     SNIFFED_BYTES,
     begins_like_json,
@@ -29,7 +29,7 @@ from compressor.data.content import (
     refuse_csv,
 )
 from compressor.data.selection import cards_among, other_splits_among
-from compressor.errors import UsageError
+from compressor.runs.artifact import sha256_of_file
 
 Kind = Literal["plain", "jsonl", "json", "csv", "tsv", "parquet", "saved"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from compressor.errors import NetworkError, UsageError
+from compressor.core.errors import NetworkError, UsageError
 
 _DEFAULT_SPLIT = "train"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 
 Message = dict[str, Any]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from compressor.core.errors import UsageError
 from compressor.data.packing import TokenWindows, Window, epoch_order, text_record, write_tokens
 from compressor.data.sources import describe_source
 from compressor.data.tokenise import LossOn
-from compressor.errors import UsageError
-from compressor.recipe import Domain
+from compressor.recipe.recipe import Domain
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from compressor.artifact import sealed, sha256_of_file, unsealed, write_json
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.data.rows import Document
 from compressor.data.sources import Documents, Position, Split
 from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenise_all, tokenised_groups
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
 
 # The label of a position that has no next token to predict; torch's cross-entropy skips it by default.
 IGNORED = -100

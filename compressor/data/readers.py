@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compressor.core.errors import UsageError
 from compressor.data.files import MAX_LINE_BYTES, LocalText, TextFile, decoded, open_unpacked, read_lines
 from compressor.data.rows import ROW_FIELDS, replace_surrogates, without_nulls
-from compressor.errors import UsageError
 
 # A JSON document is held in memory as text while its rows are decoded one by one.
 MAX_JSON_BYTES = 1 << 30

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from compressor.core.errors import UsageError
 from compressor.data.messages import (
     Message,
     decoded,
@@ -21,7 +22,6 @@ from compressor.data.messages import (
     require_shallow,
     says_something,
 )
-from compressor.errors import UsageError
 
 TEXT_FIELDS = ("text", "content")
 CONVERSATION_FIELDS = ("messages", "conversations", "conversation")

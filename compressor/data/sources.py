@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from compressor.core.errors import NetworkError, UsageError
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
 from compressor.data.hub import hub_name, hub_revision, open_hub_data_set
 from compressor.data.plain import find_cut, num_characters, pieces
@@ -32,7 +33,6 @@ from compressor.data.rows import (
     has_response,
     without_nulls,
 )
-from compressor.errors import NetworkError, UsageError
 
 __all__ = [
     "Documents",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.errors import ResourceError, UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 
 # Far above what a batch of conversations takes.
 SECONDS = 30.0

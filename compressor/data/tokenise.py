@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.conversations import Span, render_all, responses
 from compressor.data.rows import Document, TextPiece
 from compressor.data.sources import Documents
-from compressor.errors import UnsupportedError, UsageError
 
 LossOn = Literal["all", "responses"]
 TokenArray = npt.NDArray[np.uint32]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compressor.core.errors import UsageError
 from compressor.distillation.criterion import LossConfig, StateLoss
 from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
 from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
-from compressor.errors import UsageError
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from compressor.core.processes import on_main
 from compressor.data.tokenise import TokenArray
 from compressor.distillation.module import DistillationModule
-from compressor.processes import on_main
 from compressor.training.trainer import TrainingConfig
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from compressor.core.errors import UnsupportedError
 from compressor.distillation.losses import wide
-from compressor.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)

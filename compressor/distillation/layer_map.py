@@ -7,7 +7,7 @@ beside the embeddings, by cosine.
 
 from __future__ import annotations
 
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 
 LAYERS_BEFORE_LAST = 2
 # "Large": Minitron's depth-pruned models lost half of the layers, its width-pruned at most a tenth.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.artifact import ModelArtifact, sha256_of_file
-from compressor.console import Tick
+from compressor.core.console import Tick
+from compressor.core.errors import UsageError
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
@@ -25,10 +25,10 @@ from compressor.distillation.stored_logits import (
     write_shard,
 )
 from compressor.distillation.training import TOKENS, open_training_stream, schedule
-from compressor.errors import UsageError
 from compressor.models.load import load_model
-from compressor.recipe import Distill
-from compressor.stage import Stage, StageContext, StageResult
+from compressor.recipe.recipe import Distill
+from compressor.runs.artifact import ModelArtifact, sha256_of_file
+from compressor.runs.stage import Stage, StageContext, StageResult
 
 STORED_TOP_K = 1024
 SHARD_VALUES = 1 << 26

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compressor.processes import is_main
+from compressor.core.processes import is_main
 from compressor.training.callbacks import TrainingExtension
 from compressor.training.sharding import full_state, load_full_state_
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compressor.artifact import write_json
-from compressor.errors import UnsupportedError, UsageError, VerificationError
-from compressor.json_files import as_record, read_json_mapping
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.core.json_files import as_record, read_json_mapping
+from compressor.runs.artifact import write_json
 
 INDEX_FILE = "index.json"
 SCHEMA = "compress-export/teacher-logits/1"

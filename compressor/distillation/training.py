@@ -13,22 +13,22 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from compressor.artifact import LOGS, ModelArtifact
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.hardware import cpu_has_bf16, require_memory
+from compressor.core.processes import is_main, on_main, world_size
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
-from compressor.errors import UnsupportedError, UsageError
-from compressor.hardware import cpu_has_bf16, require_memory
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
+from compressor.models.config.portable import write_config
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import dims_of_config, flops_per_token
-from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
+from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.processes import is_main, on_main, world_size
-from compressor.recipe import Distill, Domain
-from compressor.sparsity.slorb import AdapterBranch, branch_digests, refuse_adapter
-from compressor.stage import StageContext, start_afresh
+from compressor.recipe.recipe import Distill, Domain
+from compressor.runs.artifact import LOGS, ModelArtifact
+from compressor.runs.stage import StageContext, start_afresh
 from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
 from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog

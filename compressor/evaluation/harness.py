@@ -6,13 +6,13 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ModelArtifact, write_json
-from compressor.errors import DependencyError, UsageError, nearest
-from compressor.evaluation.stage import EVALUATION_FILE, SCHEMA
+from compressor.core.errors import DependencyError, UsageError, nearest
+from compressor.evaluation.evaluate_stage import EVALUATION_FILE, SCHEMA
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
-from compressor.recipe import Section
-from compressor.stage import Stage, StageContext, StageResult
+from compressor.recipe.recipe import Section
+from compressor.runs.artifact import ModelArtifact, write_json
+from compressor.runs.stage import Stage, StageContext, StageResult
 
 _INSTALL = "pip install 'compress-export[lm-eval]'"
 

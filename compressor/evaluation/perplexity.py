@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from compressor.core.errors import VerificationError
 from compressor.data.tokenise import TokenArray
-from compressor.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 
 _CHUNK_TOKENS = 256

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json, read_json_mapping
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json, read_json_mapping
 from compressor.models.tensors import is_harmless
 
 CONFIG_FILE = "config.json"

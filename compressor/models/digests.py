@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from compressor.artifact import write_json
-from compressor.errors import VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import row_blocks
+from compressor.runs.artifact import write_json
 
 DIGESTS_FILE = "tensors.json"
 SCHEMA = "compress-export/tensors/1"

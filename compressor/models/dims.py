@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from compressor.models.families import Family, family_of
 
 SHAPE_FIELDS = (

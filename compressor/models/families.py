@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from compressor.errors import UnsupportedError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import UnsupportedError, VerificationError
+from compressor.core.json_files import read_json_mapping
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What any part of the project opens or copies from a model directory.

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressExportError, NetworkError, UsageError
+from compressor.core.errors import CompressExportError, NetworkError, UsageError
 from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files, weight_map
 from compressor.models.files import ADAPTER_CONFIG
 from compressor.models.tokenizer_files import is_licence

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
-from compressor.errors import UnsupportedError, UsageError, VerificationError, nearest
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError, nearest
 from compressor.models.dims import Dims, num_parameters
+from compressor.models.presets import PRESETS
 from compressor.models.tokenizer import (
     has_tokenizer,
     load_tokenizer,
@@ -22,7 +22,7 @@ from compressor.models.tokenizer import (
     require_known_ids,
 )
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.presets import PRESETS
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 
 __all__ = [
     "ModelSource",
@@ -126,7 +126,7 @@ def source_dims(source: ModelSource) -> Dims:
             its class refuses.
     """
     if source.kind == "gguf":
-        from compressor.models.gguf import gguf_dims
+        from compressor.models.gguf.convert import gguf_dims
 
         return gguf_dims(Path(source.location))
     directory = Path(source.location)
@@ -169,7 +169,7 @@ def open_checkpoint(
     directory = Path(source.location)
     refuse_needless_tokenizer(source, tokenizer)
     if source.kind == "gguf":
-        from compressor.models.gguf import convert_gguf
+        from compressor.models.gguf.convert import convert_gguf
 
         given = Path(tokenizer).expanduser() if tokenizer else None
         directory = convert_gguf(directory, scratch, dtype, tokenizer=given)
@@ -245,7 +245,7 @@ def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> Non
 def _checked_config(directory: Path) -> tuple[Dims, tuple[str, ...]]:
     """The dimensions a directory's config says, its files and fields checked; and warnings."""
     from compressor.models.checkpoint import CONFIG_FILE, read_config
-    from compressor.models.config_fields import check_config
+    from compressor.models.config.fields import check_config
     from compressor.models.files import check_files, refuse_adapter_directory
 
     check_files(directory)
@@ -332,8 +332,8 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
     from transformers import AutoModelForCausalLM
 
     from compressor.models.checkpoint import CONFIG_FILE, read_config
+    from compressor.models.config.rope import refuse_misread_rope
     from compressor.models.memory import require_model_memory
-    from compressor.models.rope import refuse_misread_rope
     from compressor.models.shapes import refuse_misfit
 
     refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
@@ -358,7 +358,7 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
 def copy_checkpoint(source: Path, destination: Path) -> None:
     """Copy a checkpoint's weights byte by byte, with its config, portable, and the files beside them."""
     from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
-    from compressor.models.portable import write_config
+    from compressor.models.config.portable import write_config
 
     for file in weight_files(source):
         shutil.copyfile(file, destination / file.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.hardware import require_memory
+from compressor.core.hardware import require_memory
 from compressor.models.checkpoint import DTYPE_NAMES, CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.shapes import expected_shapes

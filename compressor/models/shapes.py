@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from compressor.models.tensors import is_harmless, refuse_quantised_dtypes, refuse_unmapped

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 
 # What old checkpoints carry and no current model class reads -> why leaving it out changes nothing.
 HARMLESS: Mapping[str, str] = {

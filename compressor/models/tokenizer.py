@@ -13,14 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import (
+from compressor.core.errors import (
     CompressExportError,
     DependencyError,
     UnsupportedError,
     UsageError,
     VerificationError,
 )
-from compressor.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE, _ADDED_FILE = "tokenizer_config.json", "added_tokens.json"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import MAX_BYTES, read_json_mapping
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import MAX_BYTES, read_json_mapping
 from compressor.models.files import is_own
 from compressor.models.tokenizer import TOKENIZER_FILE, has_tokenizer, load_tokenizer
 

@@ -22,12 +22,12 @@ from torch import nn
 
 from compressor.calibration.hooks import Observer, observed
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_norms, over_sequence
+from compressor.core.errors import VerificationError
 from compressor.data.tokenise import TokenArray
-from compressor.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from compressor.recipe import Aggregation
+from compressor.recipe.recipe import Aggregation
 
 IMPORTANCE_FILE = "importance.safetensors"
 

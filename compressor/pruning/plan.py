@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-from compressor.errors import UsageError
-from compressor.json_files import read_json
+from compressor.core.errors import UsageError
+from compressor.core.json_files import read_json
 from compressor.models.dims import Dims
 from compressor.pruning.importance import ImportanceScores
 

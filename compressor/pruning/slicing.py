@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import (
     CheckpointReader,
     TensorSpec,
@@ -20,9 +20,9 @@ from compressor.models.checkpoint import (
     row_blocks,
     write_checkpoint,
 )
-from compressor.models.config_fields import FULL, layer_types
+from compressor.models.config.fields import FULL, layer_types
+from compressor.models.config.portable import write_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.portable import write_config
 from compressor.models.shapes import is_parameter
 from compressor.pruning.plan import PrunePlan
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from compressor.errors import UsageError, VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import whole, write_safetensors
 
 AMAX_FILE = "amax.safetensors"

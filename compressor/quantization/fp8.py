@@ -22,23 +22,23 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.data.calibration import CalibrationWindows, calibration_windows
 from compressor.data.tokenise import TokenArray
-from compressor.errors import DependencyError, UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
+from compressor.models.config.portable import write_config
 from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
-from compressor.models.portable import write_config
+from compressor.models.sparse.low_rank import refuse_adapter
+from compressor.models.sparse.record import carry_promise
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
-from compressor.recipe import Calibration, Quantize, Section
-from compressor.sparsity.promise import carry_promise
-from compressor.sparsity.slorb import refuse_adapter
-from compressor.stage import Stage, StageContext, StageResult, start_afresh
+from compressor.recipe.recipe import Calibration, Quantize, Section
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class QuantizeStageConfig(Section):

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from compressor.errors import UsageError, VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config

@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE
-from compressor.errors import UnsupportedError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import UnsupportedError, VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import quantization_method
 from compressor.quantization.coverage import K_SCALE, V_SCALE, quantised_linears
+from compressor.runs.artifact import ARTIFACT_FILE
 
 RECORD_FILE = "hf_quant_config.json"
 _IN_CONFIG = "quantization_config"

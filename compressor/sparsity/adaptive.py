@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from compressor.processes import is_main
-from compressor.sparsity.layers import SparseLinear, require_rowwise
-from compressor.sparsity.pattern import Pattern, keep_mask
-from compressor.sparsity.promise import MASKS_FILE, read_masks, write_masks
+from compressor.core.processes import is_main
+from compressor.models.sparse.layers import SparseLinear, require_rowwise
+from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.record import MASKS_FILE, read_masks, write_masks
 from compressor.training.callbacks import TrainingExtension
 from compressor.training.trainer import TrainingConfig
 

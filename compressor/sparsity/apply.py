@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.sparsity.magnitude import magnitude_scores
-from compressor.sparsity.pattern import Pattern, keep_mask
 from compressor.sparsity.sparsegpt import sparsegpt
 from compressor.sparsity.wanda import input_norms, ria_scores, wanda_scores
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.sparsity.pattern import TWO_OF_FOUR, Pattern, keep_mask
+from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern, keep_mask
 
 BLOCK_SIZE = 128
 DAMPENING_FRACTION = 0.01

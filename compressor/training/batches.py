@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from compressor.core.processes import rank, world_size
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import Window
-from compressor.processes import rank, world_size
 
 
 class Batches:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from compressor.console import Tick
-from compressor.errors import DependencyError
-from compressor.processes import barrier, is_main
+from compressor.core.console import Tick
+from compressor.core.errors import DependencyError
+from compressor.core.processes import barrier, is_main
 from compressor.training.checkpoints import mark_complete
 
 if TYPE_CHECKING:

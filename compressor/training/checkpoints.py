@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from compressor.artifact import (
+from compressor.core.console import Console
+from compressor.core.errors import VerificationError
+from compressor.core.json_files import read_json_mapping
+from compressor.core.processes import on_main
+from compressor.runs.artifact import (
     Files,
     check_files,
     read_file_records,
@@ -19,12 +23,8 @@ from compressor.artifact import (
     unsealed,
     write_json,
 )
-from compressor.console import Console
-from compressor.discarding import discard, remove_leftovers
-from compressor.errors import VerificationError
-from compressor.json_files import read_json_mapping
-from compressor.processes import on_main
-from compressor.stage import sync_tree_parent
+from compressor.runs.discarding import discard, remove_leftovers
+from compressor.runs.stage import sync_tree_parent
 
 COMPLETE_MARK = "complete"
 NUM_KEPT = 2

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import write_json
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import as_record, read_json
+from compressor.core.processes import is_main
 from compressor.data.dynamic_weights import Variant, updated_weights
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import as_record, read_json
-from compressor.processes import is_main
-from compressor.recipe import Domain
+from compressor.recipe.recipe import Domain
+from compressor.runs.artifact import write_json
 from compressor.training.callbacks import TrainingExtension
 
 STATE_FILE = "dynamic_batches.json"

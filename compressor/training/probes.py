@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 
 PROBES_FILE = "probes.safetensors"
 SCHEMA = "compress-export/probes/1"

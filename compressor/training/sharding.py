@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from compressor.core.processes import world_size
 from compressor.models.adapter import ModelAdapter
-from compressor.processes import world_size
 
 
 def process_mesh(device: str) -> DeviceMesh:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from compressor.hardware import peak_bf16_flops_per_s
-from compressor.processes import world_size
+from compressor.core.hardware import peak_bf16_flops_per_s
+from compressor.core.processes import world_size
 
 
 class Speed:

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from compressor.artifact import LOGS
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import VerificationError
+from compressor.core.processes import barrier, is_main, rank, sum_over_processes, world_size
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
-from compressor.errors import VerificationError
-from compressor.processes import barrier, is_main, rank, sum_over_processes, world_size
+from compressor.runs.artifact import LOGS
 from compressor.training.batches import Batches
 from compressor.training.callbacks import (
     DOMAIN_LOSS,

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from compressor.errors import VerificationError
-from compressor.processes import sum_over_processes
+from compressor.core.errors import VerificationError
+from compressor.core.processes import sum_over_processes
 
 
 def refuse_non_finite(

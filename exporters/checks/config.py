@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, DTYPE_NAMES, CheckpointReader, read_config
-from compressor.models.portable import portable_config
+from compressor.models.config.portable import portable_config
 from compressor.models.tokenizer import TOKENIZER_FILE
 from compressor.models.tokenizer_files import portable_tokenizer_config
 from compressor.quantization.amax import FP8_DIRECTORY

@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
-from compressor.errors import UsageError, VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.digests import DIGESTS_FILE
 from compressor.models.dims import dims_of_config, num_parameters
+from compressor.models.sparse.pattern import Pattern
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE
 from compressor.pruning.plan import PLAN_FILE
 from compressor.quantization.amax import AMAX_FILE
-from compressor.sparsity.pattern import Pattern
-from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
+from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
 from compressor.training.probes import PROBES_FILE
-from exporters.base import EXPORTERS, Exporter
 from exporters.checks.config import check_own_config, check_tokenizer_files
 from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
 from exporters.checks.structure import check_structure, has_model
-from exporters.logits import VerifyOptions
-from exporters.record import VERIFICATION_FILE, Verification, read_verification
+from exporters.export_stage import EXPORTERS, Exporter
 from exporters.tensorrt_llm.engine import SCRIPT_FILE
+from exporters.verification.logits import VerifyOptions
+from exporters.verification.record import VERIFICATION_FILE, Verification, read_verification
 
 EXPORT_STAGE = "export-"
 NO_RECORD = "no record: contents not verified"

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ModelArtifact, read_artifact
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.data.sources import is_local, is_local_fingerprint, source_fingerprint
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.recipe import Recipe
-from compressor.stage import comparable
+from compressor.recipe.recipe import Recipe
+from compressor.runs.artifact import ModelArtifact, read_artifact
+from compressor.runs.stage import comparable
 
 # A stage whose whole configuration is one section of the recipe.
 _SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import ARTIFACT_FILE, sha256_of_file
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
+from compressor.runs.artifact import ARTIFACT_FILE, sha256_of_file
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.artifact import ARTIFACT_FILE, read_artifact
-from compressor.discarding import is_leftover
-from compressor.errors import CompressExportError, UsageError, VerificationError
-from compressor.manifest import STUDENT
+from compressor.core.errors import CompressExportError, UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
 from compressor.models.load import resolve_source
-from compressor.recipe import Recipe
-from compressor.stage import PARTIAL_SUFFIX
+from compressor.recipe.recipe import Recipe
+from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
+from compressor.runs.discarding import is_leftover
+from compressor.runs.manifest import STUDENT
+from compressor.runs.stage import PARTIAL_SUFFIX
 
 STAGES = "stages"
 _PRUNED = f"{STAGES}/prune"

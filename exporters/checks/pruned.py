@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.errors import VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.pruning.plan import PLAN_FILE, SCHEMA
+from compressor.runs.artifact import ModelArtifact
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures
 

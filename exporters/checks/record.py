@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, fingerprint_of
-from compressor.errors import VerificationError
-from exporters.record import VERIFICATION_FILE, Verification, read_verification
+from compressor.core.errors import VerificationError
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, fingerprint_of
+from exporters.verification.record import VERIFICATION_FILE, Verification, read_verification
 
 # Another machine sums in another order; figures are kept with six digits.
 _RELATIVE, _ABSOLUTE = 0.05, 1e-5

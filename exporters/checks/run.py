@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import check_files, read_artifact, unsealed
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json_mapping
-from compressor.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
-from compressor.recipe import Recipe, load_recipe
-from compressor.sparsity.pattern import Pattern
-from exporters.base import needs_quantised
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
+from compressor.models.sparse.pattern import Pattern
+from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.runs.artifact import check_files, read_artifact, unsealed
+from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
 from exporters.checks.directory import Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
-from exporters.logits import VerifyOptions
+from exporters.export_stage import needs_quantised
+from exporters.verification.logits import VerifyOptions
 
 _EXPORTS, BENCH = "exports", "bench"
 _TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}

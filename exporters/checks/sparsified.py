@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
-from compressor.sparsity.promise import MASKS_FILE, Promise, read_masks, read_promise
-from compressor.sparsity.slorb import has_adapter, read_adapter
-from compressor.sparsity.stage import SPARSIFY
+from compressor.models.sparse.low_rank import has_adapter, read_adapter
+from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise
+from compressor.runs.artifact import ModelArtifact
+from compressor.sparsity.sparsify_stage import SPARSIFY
 from exporters.checks.equality import expect_bits, expect_figures
 
 _MASK_ONLY = ("magnitude", "wanda", "ria")

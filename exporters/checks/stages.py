@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.digests import read_digests, tensor_digest
 from compressor.models.load import load_model
+from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, has_adapter, read_adapter
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE
 from compressor.quantization.amax import FP8_DIRECTORY, read_amax
-from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE
-from compressor.sparsity.slorb import AdapterBranch, branch_digests, has_adapter, read_adapter
+from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
 from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
-from exporters.logits import VerifyOptions
+from exporters.verification.logits import VerifyOptions
 
 Found = dict[str, Any]
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import ARTIFACT_FILE, read_artifact
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.models.shapes import check_shapes, expected_shapes, repeated_head
+from compressor.models.sparse.low_rank import (
+    has_adapter,
+    read_adapter,
+)
+from compressor.models.sparse.pattern import Pattern
+from compressor.models.sparse.record import Promise, read_promise
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
 from compressor.quantization.record import check_record, is_fp8
-from compressor.sparsity.pattern import Pattern
-from compressor.sparsity.promise import Promise, read_promise
-from compressor.sparsity.slorb import (
-    has_adapter,
-    read_adapter,
-)
-from compressor.sparsity.stage import covered_weights
+from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
+from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE
-from exporters.sparsity import check_sparsity
 from exporters.tensorrt_llm.exporter import CHECKPOINT, check_trtllm_checkpoint
+from exporters.verification.sparsity import check_sparsity
 
 _SCALE_SUFFIXES = ("_scale",)
 _MATRIX = 2

@@ -11,11 +11,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.dims import Dims
-from exporters.class_defaults import value_of
 from exporters.onnx.builder import GRAPH_FILE
+from exporters.verification.class_defaults import value_of
 
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 # The second where the runtime has no kernel of the first: keys and values are repeated before it.

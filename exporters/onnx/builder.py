@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from compressor.errors import DependencyError, VerificationError
-from compressor.resource_errors import as_resource_error, killed_child
+from compressor.core.errors import DependencyError, VerificationError
+from compressor.core.resource_errors import as_resource_error, killed_child
 
 Precision = Literal["fp32", "fp16", "int4"]
 

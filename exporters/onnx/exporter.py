@@ -8,20 +8,12 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
+from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.recipe import Export
-from compressor.sparsity.promise import Promise
-from exporters.comparison import TOLERANCES, compare_logits
-from exporters.logits import (
-    VerifyOptions,
-    compare_models,
-    student_model,
-    student_prompts,
-    torch_logits,
-)
+from compressor.recipe.recipe import Export
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.builder import Precision, build_onnx
 from exporters.onnx.expressible import check_expressible
@@ -30,9 +22,17 @@ from exporters.onnx.int4_logits import check_against_carrying_student_
 from exporters.onnx.rope import buildable, check_tables, write_tables
 from exporters.onnx.runtime import GraphFailureError, NotExecutableError, OnnxModel
 from exporters.onnx.weights import compare_weights
-from exporters.prompts import Prompt, describe_prompts
-from exporters.record import Verification
-from exporters.tokenizer_check import check_tokenizer
+from exporters.verification.comparison import TOLERANCES, compare_logits
+from exporters.verification.logits import (
+    VerifyOptions,
+    compare_models,
+    student_model,
+    student_prompts,
+    torch_logits,
+)
+from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.record import Verification
+from exporters.verification.tokenizer_check import check_tokenizer
 
 _CACHE_CHECK_TOKENS = 48
 # What the graph's weights are stored in; int4 graphs have steps, and a check of their own.

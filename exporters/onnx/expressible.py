@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.config.portable import portable_config
 from compressor.models.families import family_of
-from compressor.models.portable import portable_config
-from exporters.class_defaults import declared_window, value_of
+from exporters.verification.class_defaults import declared_window, value_of
 
 FIXED = ("default", "linear", "llama3", "yarn")
 _HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"

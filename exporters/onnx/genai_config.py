@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UsageError, VerificationError
-from compressor.json_files import read_json_mapping
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
-from exporters.class_defaults import value_of
 from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE
+from exporters.verification.class_defaults import value_of
 
 # Generation settings that the runtime reads by transformers' names.
 _SEARCH = (

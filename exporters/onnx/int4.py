@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from exporters.onnx.builder import GRAPH_FILE

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from exporters.comparison import TOLERANCES, LogitComparison, check_tolerance
-from exporters.logits import VerifyOptions, compare_models, torch_logits
 from exporters.onnx.int4 import Carrier, check_int4
 from exporters.onnx.runtime import OnnxModel
-from exporters.prompts import Prompt
+from exporters.verification.comparison import TOLERANCES, LogitComparison, check_tolerance
+from exporters.verification.logits import VerifyOptions, compare_models, torch_logits
+from exporters.verification.prompts import Prompt
 
 # Of the divergence that reversed layers cause; where those hardly change anything, their order says nothing.
 MAX_SHARE_OF_REVERSED, ALWAYS_ALLOWED_NATS = 0.5, 0.1

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
-from compressor.models.portable import portable_config
+from compressor.models.config.portable import portable_config
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.expressible import builder_knows_rope
 from exporters.onnx.weights import read_initialiser

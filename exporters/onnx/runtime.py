@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
+from compressor.core.resource_errors import as_resource_error
 from compressor.models.dims import Dims
-from compressor.resource_errors import as_resource_error
 from exporters.onnx.builder import GRAPH_FILE
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

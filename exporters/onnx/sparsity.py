@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.families import family_of
-from compressor.sparsity.pattern import check_pattern
-from compressor.sparsity.promise import Promise
+from compressor.models.sparse.pattern import check_pattern
+from compressor.models.sparse.record import Promise
 from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.weights import read_initialiser
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from exporters.onnx.builder import GRAPH_FILE

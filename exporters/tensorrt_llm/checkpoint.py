@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import (
     CONFIG_FILE,
     CheckpointReader,

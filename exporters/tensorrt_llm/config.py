@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family, TensorRTLLM
-from compressor.models.portable import portable_config
-from compressor.sparsity.promise import Promise
-from exporters.class_defaults import applied_window, value_of
+from compressor.models.sparse.record import Promise
 from exporters.tensorrt_llm.fields import (
     EXCLUDED,
     LOGITS_DTYPE,
@@ -24,6 +23,7 @@ from exporters.tensorrt_llm.fields import (
     SEQ_LENGTH,
     check_fields,
 )
+from exporters.verification.class_defaults import applied_window, value_of
 
 # What TensorRT-LLM's rope tables compute as transformers does. Its own "dynamic" reads `alpha`, another
 # model's field; yarn and longrope belong to embeddings that these families' layers do not use.

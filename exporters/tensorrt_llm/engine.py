@@ -14,11 +14,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from compressor.console import Console
-from compressor.errors import VerificationError
+from compressor.core.console import Console
+from compressor.core.errors import VerificationError
+from compressor.core.resource_errors import as_resource_error, killed_child
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
-from compressor.recipe import TensorRTLLM
-from compressor.resource_errors import as_resource_error, killed_child
+from compressor.recipe.recipe import TensorRTLLM
 from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.versions import (
     BUILDER,

@@ -8,21 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
-from compressor.models.portable import portable_config
+from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import K_SCALE
-from compressor.recipe import Export
-from compressor.sparsity.promise import Promise
-from exporters.class_defaults import value_of
-from exporters.comparison import TOLERANCES, LogitComparison, Tolerance
-from exporters.logits import VerifyOptions, compare_models, student_prompts, torch_logits
-from exporters.prompts import Prompt, describe_prompts
-from exporters.record import Verification
+from compressor.recipe.recipe import Export
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import (
     Parallelism,
@@ -34,7 +29,12 @@ from exporters.tensorrt_llm.config import (
 from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
-from exporters.tokenizer_check import check_tokenizer
+from exporters.verification.class_defaults import value_of
+from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
+from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
+from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.record import Verification
+from exporters.verification.tokenizer_check import check_tokenizer
 
 CHECKPOINT, ENGINE = "checkpoint", "engine"
 Precision = Literal["bf16", "fp16", "fp8"]

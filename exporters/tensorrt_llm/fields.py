@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE
 
 POSITION_EMBEDDING, LOGITS_DTYPE = "rope_gpt_neox", "float32"

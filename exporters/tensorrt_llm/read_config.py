@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
+from compressor.models.config.portable import portable_config
 from compressor.models.families import FAMILIES, Family
-from compressor.models.portable import portable_config
 from exporters.tensorrt_llm.fields import check_fields
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.shapes import expected_shapes
 from compressor.quantization.amax import check_positive

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims

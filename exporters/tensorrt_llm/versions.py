@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import InvalidVersion, Version
 
-from compressor.errors import DependencyError, UsageError
+from compressor.core.errors import DependencyError, UsageError
 
 BUILDER = "trtllm-build"
 FORMAT_PREFIX = "tensorrt-llm"

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import write_json
-from compressor.hardware import describe
-from compressor.manifest import versions
+from compressor.core.hardware import describe
+from compressor.runs.artifact import write_json
+from compressor.runs.manifest import versions
 from tests.corruptions.suite import CONTROL, Outcome
 
 RESULT_FILE = Path(__file__).resolve().parents[2] / "docs" / "results" / "corruptions.json"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.artifact import FileRecord, sealed
-from compressor.manifest import MANIFEST_FILE
+from compressor.runs.artifact import FileRecord, sealed
+from compressor.runs.manifest import MANIFEST_FILE
 from tests.corruptions.artifacts import RUN, Made
 from tests.corruptions.export_faults import int4_faults, onnx_faults, run_faults, trtllm_faults
 from tests.corruptions.faults import (

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from bench.grid import PUBLISHED_ISL_OSL
-from compressor.artifact import write_json
+from bench.design.grid import PUBLISHED_ISL_OSL
+from compressor.runs.artifact import write_json
 from tests.gpu.sparse_gemm import MODELS as GEMM_MODELS
 from tests.gpu.sparse_gemm import study
 

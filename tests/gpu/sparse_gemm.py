@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from compressor.hardware import describe
+from compressor.core.hardware import describe
 from compressor.models.dims import Dims
-from compressor.presets import PRESETS
-from compressor.sparsity.pattern import keep_mask
+from compressor.models.presets import PRESETS
+from compressor.models.sparse.pattern import keep_mask
 
 SCHEMA = "compress-export/sparse-gemm/1"
 TOKENS = tuple(2**power for power in range(14))  # 1 to 8192

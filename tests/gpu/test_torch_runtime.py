@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.machine_rates import measure_rates
+from bench.machine.machine_rates import measure_rates
 from bench.runtimes.static_decoder import StaticDecoder
 from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from tests.tiny_models import make_model
 
 

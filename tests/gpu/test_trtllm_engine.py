@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.recipe import TensorRTLLM
+from compressor.recipe.recipe import TensorRTLLM
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import make_engine

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from compressor.core.processes import is_main, joined, on_main
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
-from compressor.processes import is_main, joined, on_main
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
 from compressor.training.sharding import full_state
 from tests.integration.train_in_processes import SEQ_LEN, VOCAB, make_plan
 from tests.tiny_models import make_model

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.results import PeakMemory, Results, Roofline
+from bench.report.results import PeakMemory, Results, Roofline
 from compressor.cli.main import invoke
-from compressor.presets import PRESETS
+from compressor.models.presets import PRESETS
 
 TEACHER = "smollm2-135m:num_hidden_layers=2+vocab_size=512"
 STUDENT = "smollm2-135m:num_hidden_layers=1+vocab_size=512"

@@ -41,7 +41,7 @@ def test_reasons_name_faults_that_there_are() -> None:
 
 
 def test_what_a_recipe_demands_is_what_a_run_made(made: dict[str, Made]) -> None:
-    from compressor.recipe import load_recipe
+    from compressor.recipe.recipe import load_recipe
     from exporters.checks.run import demanded
 
     run = made[RUN].directory

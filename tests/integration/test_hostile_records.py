@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from compressor.core.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.distillation.stored_logits import INDEX_FILE, StoredLogits
-from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import weight_files
+from compressor.models.sparse.low_rank import ADAPTER_CONFIG, ADAPTER_DIRECTORY, read_adapter
+from compressor.models.sparse.record import SPARSITY_FILE, read_promise
 from compressor.pruning.plan import PLAN_FILE, read_plan
-from compressor.sparsity.promise import SPARSITY_FILE, read_promise
-from compressor.sparsity.slorb import ADAPTER_CONFIG, ADAPTER_DIRECTORY, read_adapter
-from exporters.record import VERIFICATION_FILE, read_verification
+from exporters.verification.record import VERIFICATION_FILE, read_verification
 from tests.integration.command import command_here
 
 INSTEAD: tuple[Any, ...] = (None, True, -1, 10**30, 1.5, "x", "", [], [[1]], {}, {"a": None})
@@ -134,7 +134,7 @@ def test_an_edited_record_of_an_unfinished_stage_ends_in_one_message(
 
 @pytest.mark.parametrize("value", [*INSTEAD, {"num_batches": -1}, {"num_bytes": "9"}, {"more": 1}], ids=str)
 def test_an_edited_progress_of_sampling_ends_in_one_message(tmp_path: Path, value: Any) -> None:
-    from compressor.distillation import generate
+    from compressor.distillation import generate_stage as generate
 
     (tmp_path / generate.PROGRESS_FILE).write_text(json.dumps(value))
     with pytest.raises(CompressExportError) as caught:

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.results import (
+    AbsentRecord,
+    CellResult,
+    Interval,
+    NotMeasured,
+    Quality,
+    Rates,
+    Results,
+    Roofline,
+)
 from bench.report.write import HTML_FILE, write_reports
-from bench.results import AbsentRecord, CellResult, Interval, NotMeasured, Quality, Rates, Results, Roofline
 from tests.integration.browser import Visit, find_chromium, screenshot, visit
 from tests.unit.bench.results_by_hand import arm_record, cell_of, gpu, results_of
 

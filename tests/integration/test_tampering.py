@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.artifact import LOGS, write_json
-from compressor.distillation import generate
+from compressor.distillation import generate_stage as generate
+from compressor.runs.artifact import LOGS, write_json
 from compressor.training import callbacks
 from compressor.training.checkpoints import mark_complete
 from tests.integration.command import command_here, digests

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from compressor.artifact import read_artifact, sealed
-from compressor.recipe import Recipe, load_recipe
+from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.runs.artifact import read_artifact, sealed
 from exporters.checks.run import demanded
 from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here, succeed_here

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.processes import barrier, is_main, joined, rank, world_size
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows, starts_path
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
-from compressor.processes import barrier, is_main, joined, rank, world_size
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
 from compressor.training.callbacks import TrainingExtension
 from compressor.training.probes import take_probes, write_probes
 from compressor.training.sharding import full_state

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.artifact import sha256_of_file
+from compressor.runs.artifact import sha256_of_file
 from tests.assets import fetch
 from tests.gguf_cases import CASES, GOLDEN, TEXTS, TOKEN_CASES, TOKENS_FILE
 from tests.oracles.asking import Question, ask, question

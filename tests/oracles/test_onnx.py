@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from exporters.base import EXPORTERS
-from exporters.logits import VerifyOptions
+from exporters.export_stage import EXPORTERS
 from exporters.onnx.runtime import OnnxModel
+from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import (
     CONTEXT,
     LARGEST_DIFFERENCE,

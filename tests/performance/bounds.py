@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from compressor.artifact import sync_tree
 from compressor.data.packing import read_windows
 from compressor.distillation.chunked import TeacherLogits, chunked_loss
 from compressor.distillation.criterion import LogitsCriterion, LossConfig
@@ -23,15 +22,16 @@ from compressor.distillation.losses import forward_kl
 from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
+from compressor.models.config.portable import write_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model, open_checkpoint, resolve_source
-from compressor.models.portable import write_config
+from compressor.models.presets import PRESETS
 from compressor.models.tokenizer import load_tokenizer
-from compressor.presets import PRESETS
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import slice_checkpoint
 from compressor.quantization.coverage import quantised_linears
+from compressor.runs.artifact import sync_tree
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from tests import assets

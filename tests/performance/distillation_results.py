@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import write_json
+from compressor.runs.artifact import write_json
 
 KEPT = Path(__file__).resolve().parents[2] / "build" / "distillation.json"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"

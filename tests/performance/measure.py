@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.statistics import ratio_interval
+from bench.measure.statistics import ratio_interval
 
 NUM_PAIRS = 9
 _SAMPLE_S = 0.005

@@ -18,10 +18,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import write_json
-from compressor.hardware import describe
-from compressor.manifest import versions
-from compressor.report import batches_of, closed_gap, result_tables
+from compressor.core.hardware import describe
+from compressor.pipeline.report import batches_of, closed_gap, result_tables
+from compressor.runs.artifact import write_json
+from compressor.runs.manifest import versions
 from tests.corruptions.report import corruption_rows, missed_lines
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
 from compressor.distillation.criterion import LossConfig
@@ -17,13 +16,14 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
+from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
 from compressor.models.tokenizer import load_tokenizer
-from compressor.recipe import Calibration, Sparsify
+from compressor.recipe.recipe import Calibration, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import StageContext
 from compressor.sparsity.adaptive import AnnealedAdamW, MovingMasks
-from compressor.sparsity.layers import SparseLinear, install_sparse_layers_
-from compressor.sparsity.pattern import TWO_OF_FOUR, keep_mask
-from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig, covered_weights
-from compressor.stage import StageContext
+from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig, covered_weights
 from tests import assets
 from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
 

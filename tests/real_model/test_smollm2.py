@@ -18,7 +18,7 @@ from compressor.models.load import (
     resolve_source,
     source_dims,
 )
-from compressor.presets import PRESETS
+from compressor.models.presets import PRESETS
 from compressor.pruning.slicing import slice_checkpoint
 from tests.assets import Assets
 from tests.integration.command import succeed, succeed_here

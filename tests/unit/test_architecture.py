@@ -21,8 +21,8 @@ SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 # what TensorRT-LLM's own classes read, by their names, and checks what is written by the first.
 FAMILY_FILES = (
     "compressor/models/families.py",
-    "compressor/presets.py",
-    "compressor/models/gguf_pretokenizers.py",
+    "compressor/models/presets.py",
+    "compressor/models/gguf/pretokenizers.py",
     "exporters/tensorrt_llm/fields.py",
 )
 FAMILY_WORDS = re.compile(

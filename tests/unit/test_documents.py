@@ -14,8 +14,8 @@ from click_default_group import DefaultGroup
 from compressor.cli.distill import distill, refuse_other_stages
 from compressor.cli.main import cli, invoke
 from compressor.cli.options import recipe_overrides
-from compressor.errors import UsageError
-from compressor.recipe import load_recipe
+from compressor.core.errors import UsageError
+from compressor.recipe.recipe import load_recipe
 from tests.performance.results import ROOT, documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.artifact import ARTIFACT_FILE, ModelArtifact, record_files
 from compressor.cli import main as command_line
+from compressor.core.errors import ResourceError, VerificationError
+from compressor.core.hardware import usable_memory_bytes
 from compressor.distillation.training import require_training_memory
-from compressor.errors import ResourceError, VerificationError
-from compressor.hardware import usable_memory_bytes
 from compressor.models.load import open_checkpoint, resolve_source
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, record_files
 from tests.gguf_files import TinyGguf
 from tests.tiny_models import make_model, save_checkpoint
 

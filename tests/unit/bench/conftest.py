@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.arms import Arm, Comparison
-from bench.timeline import Timeline
+from bench.design.arms import Arm, Comparison
+from bench.measure.timeline import Timeline
 from tests.tiny_models import make_model, save_checkpoint
 
 CONTEXT_LENGTH = 64  # short, so that a cell can be too long for it

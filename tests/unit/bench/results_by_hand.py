@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.cell import Warmup, seconds_per_output_token, summarise
-from bench.grid import Cell
+from bench.design.grid import Cell
+from bench.measure.cell import Warmup, seconds_per_output_token, summarise
+from bench.measure.statistics import StoppingRule, conclude
+from bench.measure.timeline import Timeline
 from bench.metrics.catalogue import METRICS
 from bench.metrics.latency import latency_s
-from bench.results import (
+from bench.report.results import (
     AbsentRecord,
     ArmRecord,
     CellResult,
@@ -20,8 +22,6 @@ from bench.results import (
     Results,
     Snapshot,
 )
-from bench.statistics import StoppingRule, conclude
-from bench.timeline import Timeline
 
 CELL = Cell(isl=8, osl=4, batch_size=2)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.results import Results
 from bench.report.write import write_reports
-from bench.results import Results
 from compressor.cli.main import invoke
 from tests.unit.bench.results_by_hand import cell_of, gpu, results_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor import hardware
 from compressor.cli.main import invoke
+from compressor.core import hardware
 
 
 @pytest.mark.parametrize(("own", "wanted"), [("cuda", "cpu"), ("cpu", "cuda")])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.calibration.sequential import STATES_FILE, LayerVisit, run_sequentially
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.load import load_model
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint

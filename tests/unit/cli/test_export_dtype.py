@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from compressor.artifact import ModelArtifact
 from compressor.cli.stage_command import refuse_other_dtype
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
+from compressor.runs.artifact import ModelArtifact
 from tests.tiny_models import make_model, save_checkpoint
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

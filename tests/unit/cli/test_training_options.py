@@ -16,7 +16,7 @@ from compressor.cli.main import cli, invoke
 from compressor.cli.options import RECIPE_FIELDS, recipe_overrides
 from compressor.cli.sections import OPTIONS, SectionedCommand
 from compressor.cli.training_options import DISTILLATION_FIELDS, TRAINING_FIELDS, distillation, training
-from compressor.recipe import Distill, Recipe, load_recipe
+from compressor.recipe.recipe import Distill, Recipe, load_recipe
 
 Capture = pytest.CaptureFixture[str]
 

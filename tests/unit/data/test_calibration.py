@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.core.errors import UsageError
 from compressor.data import calibration, hub, sources
 from compressor.data.calibration import calibration_windows, spread
-from compressor.errors import UsageError
-from compressor.recipe import Calibration
+from compressor.recipe.recipe import Calibration
 
 SEQ_LEN = 32
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from compressor.core.errors import UsageError
 from compressor.data.conversations import render
 from compressor.data.packing import read_windows, starts_path, tokenise, write_tokens
 from compressor.data.rows import Conversation
 from compressor.data.sources import documents
-from compressor.errors import UsageError
 from tests.tiny_models import make_tokenizer
 
 CHATS: list[list[dict[str, Any]]] = [

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.core.errors import UsageError
 from compressor.data.mixing import (
     DomainWindows,
     WindowStream,
@@ -21,8 +22,7 @@ from compressor.data.mixing import (
     write_domains,
 )
 from compressor.data.packing import TokenWindows
-from compressor.errors import UsageError
-from compressor.recipe import Domain
+from compressor.recipe.recipe import Domain
 
 SEQ_LEN = 4
 SIZES = (7, 3, 5)

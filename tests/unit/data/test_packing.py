@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.core.errors import UsageError, VerificationError
 from compressor.data import packing, tokenise
 from compressor.data.packing import (
     IGNORED,
@@ -21,7 +22,6 @@ from compressor.data.packing import (
     text_record,
     write_tokens,
 )
-from compressor.errors import UsageError, VerificationError
 
 SEQ_LEN = 32
 

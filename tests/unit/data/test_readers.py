@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from compressor.core.errors import UsageError
 from compressor.data import files, readers
 from compressor.data.conversations import render
 from compressor.data.files import find_files
 from compressor.data.rows import Completion, Conversation
 from compressor.data.sources import describe_source, documents, source_fingerprint, survey
-from compressor.errors import UsageError
 from tests.tiny_models import make_tokenizer
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]

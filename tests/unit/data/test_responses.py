@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.conversations import responses
 from compressor.data.mixing import DistinctWindows, DomainWindows
 from compressor.data.packing import IGNORED, TokenWindows, mask_path, write_tokens
@@ -20,7 +21,6 @@ from compressor.data.template import Rendered
 from compressor.data.tokenise import tokenise_all
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.training.batches import collate
 from tests.tiny_models import make_model, make_tokenizer
 

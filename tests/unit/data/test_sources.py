@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import NetworkError, UsageError
 from compressor.data import checks, hub, sources
 from compressor.data.sources import (
     HELD_OUT_FRACTION,
@@ -25,7 +26,6 @@ from compressor.data.sources import (
     source_fingerprint,
     survey,
 )
-from compressor.errors import NetworkError, UsageError
 
 ROWS = [f"document {number}" for number in range(25)]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data import template
 from compressor.data.template import Job, render_jobs
-from compressor.errors import UnsupportedError, UsageError, VerificationError
 from tests.tiny_models import make_tokenizer
 
 CHAT = [

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from compressor.core.errors import UsageError
 from compressor.distillation.choice import LossChoice, choose_losses, describe
 from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
-from compressor.errors import UsageError
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
 
 
 def choose(teacher: int = 32, student: int = 16, *, stored: bool = False, **fields: Any) -> LossChoice:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UsageError
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows
-from compressor.distillation.correction import (
+from compressor.distillation.correct_stage import (
     CORRECT,
     TEACHER_FILE,
     CorrectAlongside,
@@ -24,10 +25,9 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.projection import ProjectionState
 from compressor.distillation.training import schedule
-from compressor.errors import UsageError
 from compressor.models.load import load_model, open_checkpoint, resolve_source
-from compressor.recipe import Correction, Distill
-from compressor.stage import StageContext, execute
+from compressor.recipe.recipe import Correction, Distill
+from compressor.runs.stage import StageContext, execute
 from compressor.training.sharding import full_state
 from compressor.training.trainer import TrainingConfig, train
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint

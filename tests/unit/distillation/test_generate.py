@@ -11,16 +11,16 @@ import torch
 from transformers import GenerationConfig
 
 from compressor.cli.main import invoke
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UsageError, VerificationError
 from compressor.data.packing import read_windows
 from compressor.data.sources import documents
-from compressor.distillation import generate
-from compressor.distillation.generate import GENERATE, SAMPLES_PER_BATCH, TEXT_FILE, Sampler
-from compressor.errors import UsageError, VerificationError
+from compressor.distillation import generate_stage as generate
+from compressor.distillation.generate_stage import GENERATE, SAMPLES_PER_BATCH, TEXT_FILE, Sampler
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
-from compressor.recipe import Generate
-from compressor.stage import StageContext, StageOutcome, execute
+from compressor.recipe.recipe import Generate
+from compressor.runs.stage import StageContext, StageOutcome, execute
 from tests.tiny_models import EOS_ID, VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
 
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from compressor.core.errors import UnsupportedError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.head import head_of
 from compressor.distillation.losses import IGNORED, cosine_distance, forward_kl
 from compressor.distillation.module import DistillationModule, next_tokens
 from compressor.distillation.states import EMBEDDING, body_states
-from compressor.errors import UnsupportedError
 from tests.tiny_models import MODEL_TYPES, VOCAB_SIZE, make_model
 
 BATCH, SEQ_LEN = 3, 10

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOGITS
 from compressor.distillation.logits_stage import LOGITS
-from compressor.distillation.stage import DISTILL, GENERATED, STORED_LOGITS
-from compressor.errors import UnsupportedError, UsageError
 from compressor.models.load import open_checkpoint, resolve_source
-from compressor.recipe import Distill
-from compressor.stage import StageContext, StageOutcome, execute
+from compressor.recipe.recipe import Distill
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import StageContext, StageOutcome, execute
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
 BASE = {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.logits_stage import LOGITS, write_logits
 from compressor.distillation.module import DistillationModule
@@ -25,10 +26,9 @@ from compressor.distillation.stored_logits import (
     is_whole,
     shard_name,
 )
-from compressor.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.load import open_checkpoint, resolve_source
-from compressor.recipe import Distill
-from compressor.stage import StageContext, execute
+from compressor.recipe.recipe import Distill
+from compressor.runs.stage import StageContext, execute
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
 SEQ_LEN, NUM_WINDOWS, TOP_K = 12, 5, 6

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.evaluation.perplexity import perplexity
 
 WINDOWS = np.random.default_rng(0).integers(0, 320, (3, 40)).astype(np.uint32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.data.sources import source_fingerprint
-from compressor.evaluation.stage import unseen_split
+from compressor.evaluation.evaluate_stage import unseen_split
 
 
 def test_only_the_held_out_part_of_a_text_that_was_seen_is_measured(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe import Calibration, Export, ExportFormat, Quantize
-from compressor.stage import StageContext, execute
-from exporters.base import export_stage, needs_quantised
-from exporters.logits import VerifyOptions
+from compressor.recipe.recipe import Calibration, Export, ExportFormat, Quantize
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import StageContext, execute
+from exporters.export_stage import export_stage, needs_quantised
+from exporters.verification.logits import VerifyOptions
 from tests.tiny_models import make_model, save_checkpoint
 
 OPTIONS = VerifyOptions(console=Console(quiet=True))

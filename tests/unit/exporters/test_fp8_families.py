@@ -16,8 +16,8 @@ from compressor.models.load import load_model
 from compressor.quantization.amax import FP8_DIRECTORY
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.quantization.reader import load_fp8_model
-from compressor.recipe import Calibration
-from compressor.stage import execute
+from compressor.recipe.recipe import Calibration
+from compressor.runs.stage import execute
 from exporters.huggingface import check_fp8_checkpoint
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 from tests.unit.exporters.conftest import artifact_of, context

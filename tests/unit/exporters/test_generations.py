@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from compressor.models.portable import make_portable
+from compressor.models.config.portable import make_portable
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import load_fp8_model
 from tests.tiny_models import VOCAB_SIZE, make_tokenizer

@@ -11,17 +11,17 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from compressor.artifact import sha256_of_file
-from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import load_fp8_model
-from compressor.recipe import Export
-from compressor.stage import execute
-from exporters.base import EXPORTERS, export_stage
+from compressor.recipe.recipe import Export
+from compressor.runs.artifact import sha256_of_file
+from compressor.runs.stage import execute
 from exporters.checks.structure import check_checkpoint
+from exporters.export_stage import EXPORTERS, export_stage
 from exporters.huggingface import check_fp8_checkpoint
-from exporters.record import VERIFICATION_FILE
+from exporters.verification.record import VERIFICATION_FILE
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
 Tensors = dict[str, torch.Tensor]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.artifact import read_artifact, record_files
-from compressor.errors import AccuracyGateError, DependencyError, UnsupportedError, VerificationError
+from compressor.core.errors import AccuracyGateError, DependencyError, UnsupportedError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
-from compressor.recipe import Export, ExportFormat
-from compressor.stage import execute
-from exporters.base import EXPORTERS, export_stage
+from compressor.recipe.recipe import Export, ExportFormat
+from compressor.runs.artifact import read_artifact, record_files
+from compressor.runs.stage import execute
+from exporters.export_stage import EXPORTERS, export_stage
 from exporters.onnx import builder, exporter
 from exporters.onnx.builder import build_onnx
 from exporters.onnx.genai_config import check_genai_config, complete_genai_config
@@ -28,7 +28,7 @@ from exporters.onnx.int4 import check_int4
 from exporters.onnx.rope import check_tables
 from exporters.onnx.runtime import NotExecutableError, OnnxModel
 from exporters.onnx.weights import compare_weights
-from exporters.record import VERIFICATION_FILE
+from exporters.verification.record import VERIFICATION_FILE
 from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.recipe import ExportFormat
-from exporters.base import EXPORTERS
+from compressor.recipe.recipe import ExportFormat
+from exporters.export_stage import EXPORTERS
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.builder import GRAPH_FILE
 from tests.unit.exporters.conftest import OPTIONS, Exports

@@ -14,18 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.console import Console
-from compressor.errors import UnsupportedError
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.recipe import Export
-from exporters.base import EXPORTERS
-from exporters.logits import VerifyOptions
+from compressor.recipe.recipe import Export
+from exporters.export_stage import EXPORTERS
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.runtime import OnnxModel
 from exporters.onnx.weights import compare_weights
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import load_trtllm_model
+from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import (
     CONTEXT,
     LARGEST_DIFFERENCE,

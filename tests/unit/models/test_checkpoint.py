@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import UsageError, VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,

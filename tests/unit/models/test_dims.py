@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from compressor.models.dims import (
     Dims,
     dims_of_config,
@@ -17,7 +17,7 @@ from compressor.models.dims import (
     num_parameters,
     weight_bytes,
 )
-from compressor.presets import PRESETS, preset_of_dims
+from compressor.models.presets import PRESETS, preset_of_dims
 from tests.tiny_models import MODEL_TYPES, make_model
 
 # Minitron, arXiv 2407.14679 and 2408.11796; Sheared LLaMA, arXiv 2310.06694.

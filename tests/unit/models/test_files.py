@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.files import check_files
 from compressor.models.load import copy_checkpoint, open_checkpoint, resolve_source
 from compressor.models.tokenizer_files import copy_tokenizer, tokenizer_digest

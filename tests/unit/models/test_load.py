@@ -15,12 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.artifact import record_files
-from compressor.errors import NetworkError, UnsupportedError, UsageError, VerificationError
-from compressor.models import gguf as gguf_module
+from compressor.core.errors import NetworkError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
 from compressor.models.dims import num_parameters
-from compressor.models.gguf import convert_gguf
+from compressor.models.gguf import convert as gguf_module
+from compressor.models.gguf.convert import convert_gguf
 from compressor.models.load import (
     load_model,
     open_checkpoint,
@@ -29,9 +28,10 @@ from compressor.models.load import (
     short_name,
     source_dims,
 )
+from compressor.models.presets import PRESETS
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.presets import PRESETS
+from compressor.runs.artifact import record_files
 from tests.gguf_files import TinyGguf
 from tests.tiny_models import make_model, save_checkpoint
 

@@ -10,21 +10,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor import hardware
-from compressor.artifact import ModelArtifact
 from compressor.cli.main import invoke
-from compressor.console import Console
-from compressor.distillation.generate import GENERATE
+from compressor.core import hardware
+from compressor.core.console import Console
+from compressor.core.errors import ResourceError
+from compressor.distillation.generate_stage import GENERATE
 from compressor.distillation.logits_stage import LOGITS
-from compressor.errors import ResourceError
-from compressor.evaluation.stage import EVALUATE, EvaluateStageConfig
+from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig
 from compressor.models.load import load_model
 from compressor.models.memory import memory_of_weights, require_model_memory
-from compressor.pruning.stage import PRUNE, PruneStageConfig
+from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe import Calibration, Distill, Export, Generate, Prune, Quantize
-from compressor.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
-from exporters.base import EXPORTERS, export_stage
+from compressor.recipe.recipe import Calibration, Distill, Export, Generate, Prune, Quantize
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
+from exporters.export_stage import EXPORTERS, export_stage
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

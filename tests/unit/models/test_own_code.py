@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import copy_checkpoint, load_model, open_checkpoint, resolve_source

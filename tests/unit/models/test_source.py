@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
 from compressor.models.load import load_model, open_checkpoint, plan_dims, resolve_source
 from compressor.models.shapes import expected_shapes

@@ -15,11 +15,11 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from compressor.cli.main import invoke
-from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.models.load import copy_checkpoint, open_checkpoint, plan_dims, resolve_source
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable, tokenizer_digest
-from exporters.tokenizer_check import check_tokenizer
+from exporters.verification.tokenizer_check import check_tokenizer
 from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION
 from tests.tiny_models import VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, over_sequence
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 from compressor.models.dims import dims_of_config
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import (

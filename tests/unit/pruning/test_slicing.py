@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config, whole, write_checkpoint
 from compressor.models.dims import Dims, dims_of_config

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe import Calibration, Quantize
-from compressor.stage import StageContext, StageOutcome, execute
+from compressor.recipe.recipe import Calibration, Quantize
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import StageContext, StageOutcome, execute
 from tests.tiny_models import make_model, save_checkpoint
 
 Quantiser = Callable[..., StageOutcome]

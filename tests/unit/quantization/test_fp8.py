@@ -11,11 +11,11 @@ import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-from compressor.artifact import sha256_of_file
-from compressor.errors import DependencyError, UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import DependencyError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
+from compressor.runs.artifact import sha256_of_file
 from tests.unit.quantization.conftest import Quantiser, student_artifact
 
 LAYERS = 3

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.errors import UsageError, VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.load import load_model
 from compressor.quantization.amax import FP8_DIRECTORY

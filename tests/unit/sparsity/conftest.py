@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from compressor.artifact import ModelArtifact
-from compressor.console import Console
+from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config, num_parameters
-from compressor.recipe import Calibration, Sparsify
-from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
-from compressor.stage import StageContext, execute
+from compressor.recipe.recipe import Calibration, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import StageContext, execute
+from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 
 
 def context(**changes: Any) -> StageContext:

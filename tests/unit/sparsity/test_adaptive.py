@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.errors import UnsupportedError
+from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_, require_rowwise
+from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
-from compressor.sparsity.layers import SparseLinear, install_sparse_layers_, require_rowwise
-from compressor.sparsity.pattern import Pattern, check_pattern, keep_mask
 from compressor.training.sharding import full_state
 from compressor.training.trainer import STUDENT_FILE, TrainingConfig, TrainingLog, train
 from tests.tiny_models import make_model

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor.artifact import ModelArtifact
-from compressor.distillation.recover import RECOVER, RecoverStageConfig, moving_schedule
-from compressor.distillation.stage import DISTILL
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
+from compressor.distillation.distill_stage import DISTILL
 from compressor.models.checkpoint import WEIGHTS_FILE
-from compressor.recipe import Distill, Sparsify
-from compressor.sparsity.promise import MASKS_FILE, read_masks, read_promise
-from compressor.sparsity.slorb import read_adapter
-from compressor.stage import execute
-from exporters.verify import verify_directory
+from compressor.models.sparse.low_rank import read_adapter
+from compressor.models.sparse.record import MASKS_FILE, read_masks, read_promise
+from compressor.recipe.recipe import Distill, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import execute
+from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig, moving_schedule
+from exporters.verification.verify import verify_directory
 from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
 
 

@@ -13,10 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from compressor.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError
+from compressor.models.sparse.layers import install_sparse_layers_, require_rowwise
+from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.sparsity.adaptive import MovingMasks
-from compressor.sparsity.layers import install_sparse_layers_, require_rowwise
-from compressor.sparsity.pattern import Pattern, keep_mask
 from tests.unit.training.test_trainer import make_config
 
 

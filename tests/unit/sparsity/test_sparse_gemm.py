@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.presets import PRESETS
+from compressor.models.presets import PRESETS
 from tests.gpu.sparse_gemm import Cell, crossover, gemm_shapes
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from compressor.sparsity.pattern import Pattern, keep_mask
+from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError, sparsegpt
 from compressor.sparsity.wanda import input_norms, wanda_scores
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
-from compressor.recipe import Sparsify
-from compressor.sparsity.pattern import Pattern, keep_mask
-from compressor.sparsity.promise import MASKS_FILE, SPARSITY_FILE, read_masks, read_promise
-from compressor.sparsity.stage import SPARSIFY, SparsifyStageConfig
-from compressor.stage import execute
-from exporters.verify import verify_directory
+from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_promise
+from compressor.recipe.recipe import Sparsify
+from compressor.runs.stage import execute
+from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
+from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
 

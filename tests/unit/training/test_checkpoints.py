@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.console import Console
-from compressor.errors import VerificationError
+from compressor.core.console import Console
+from compressor.core.errors import VerificationError
 from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from compressor.training.sharding import full_state
 from compressor.training.trainer import train

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from compressor.core.errors import UsageError, VerificationError
 from compressor.data.dynamic_weights import Variant, updated_weights
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows
-from compressor.errors import UsageError, VerificationError
-from compressor.recipe import Domain
+from compressor.recipe.recipe import Domain
 from compressor.training.dynamic_batches import STATE_FILE, DynamicBatchLoading, held_out_windows
 from tests.tiny_models import make_model
 

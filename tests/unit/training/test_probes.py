@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.artifact import ModelArtifact
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import save_trained
-from compressor.errors import UnsupportedError, VerificationError
 from compressor.models.digests import read_digests
-from compressor.sparsity.layers import install_sparse_layers_
-from compressor.sparsity.slorb import AdapterBranch, write_adapter
+from compressor.models.sparse.layers import install_sparse_layers_
+from compressor.models.sparse.low_rank import AdapterBranch, write_adapter
+from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import (
     NUM_PROBES,
     PROBE_TOKENS,

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from compressor.console import Console
+from compressor.core.console import Console
+from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_, schedule
-from compressor.errors import DependencyError, UsageError, VerificationError
-from compressor.recipe import Distill
+from compressor.recipe.recipe import Distill
 from compressor.training.callbacks import TrainingExtension, Watch, reporters
 from compressor.training.checkpoints import last_complete_checkpoint
 from compressor.training.sharding import full_state

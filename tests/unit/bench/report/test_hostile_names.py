@@ -13,16 +13,16 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from bench.gate import compare_results
+from bench.compare.gate import compare_results
+from bench.compare.gate_report import render_gate
 from bench.report.csv_table import render_csv
-from bench.report.gate import render_gate
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.results import Quality, Results
-from compressor.report import write_model_card
+from bench.report.results import Quality, Results
+from compressor.pipeline.report import write_model_card
 from tests.unit.bench.results_by_hand import cell_of, results_of
-from tests.unit.test_escaping import NAMES
-from tests.unit.test_report import summary_of
+from tests.unit.core.test_escaping import NAMES
+from tests.unit.pipeline.test_report import summary_of
 
 # One of each kind, and all at once; `test_escaping` takes every one alone.
 HOSTILE = [*NAMES[:20:4], NAMES[5], "two\nlines", " ".join(NAMES)]

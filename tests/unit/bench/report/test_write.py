@@ -9,9 +9,7 @@ import pytest
 
 from bench.report.markdown import render_markdown
 from bench.report.numbers import show_peak, show_size
-from bench.report.tables import pairs_of, verdict_on
-from bench.report.write import SCHEMA_FILE, read_results, write_reports
-from bench.results import (
+from bench.report.results import (
     AbsentRecord,
     ArmCell,
     ArmRecord,
@@ -27,7 +25,9 @@ from bench.results import (
     Snapshot,
     Summary,
 )
-from compressor.errors import UsageError
+from bench.report.tables import pairs_of, verdict_on
+from bench.report.write import SCHEMA_FILE, read_results, write_reports
+from compressor.core.errors import UsageError
 
 RATES = {"output_tokens_per_s": 16.0, "total_tokens_per_s": 1200.0}
 DURATIONS = {"latency_s": 0.0041, "ttft_s": 0.0011}

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.arms import Comparison
-from bench.grid import Cell
-from bench.prompts import make_prompts
+from bench.design.arms import Comparison
+from bench.design.grid import Cell
+from bench.design.prompts import make_prompts
+from bench.measure.timeline import verify_timeline
 from bench.runtimes.base import RUNTIMES, Session, runtime_named
 from bench.runtimes.onnxruntime_genai import OnnxRuntimeGenaiSession
-from bench.timeline import verify_timeline
-from compressor.errors import DependencyError, UsageError
+from compressor.core.errors import DependencyError, UsageError
 from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
 GENAI = runtime_named("onnxruntime-genai")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from bench.grid import Cell
-from bench.prompts import make_prompts
+from bench.design.grid import Cell
+from bench.design.prompts import make_prompts
+from bench.design.shape_only import MARK_FILE, is_shape_only, random_model, shape_of, write_shape
+from bench.measure.timeline import verify_timeline
 from bench.runtimes.base import runtime_named
 from bench.runtimes.static_decoder import StaticDecoder
 from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
-from bench.shape_only import MARK_FILE, is_shape_only, random_model, shape_of, write_shape
-from bench.timeline import verify_timeline
-from compressor.errors import UnsupportedError, UsageError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.models.dims import num_parameters
-from compressor.presets import PRESETS
+from compressor.models.presets import PRESETS
 from tests.tiny_models import make_model, save_checkpoint
 
 TORCH = runtime_named("torch-eager")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from compressor.artifact import ModelArtifact
+from compressor.core.errors import VerificationError
 from compressor.data.sources import source_fingerprint
-from compressor.errors import VerificationError
-from compressor.recipe import Recipe
+from compressor.recipe.recipe import Recipe
+from compressor.runs.artifact import ModelArtifact
 from exporters.checks.documents import check_recipe
 
 ROWS = [{"text": "one row"}, {"text": "another row"}]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifact import ModelArtifact
-from compressor.errors import UsageError
+from compressor.core.errors import UsageError
 from compressor.models.checkpoint import hash_and_check
-from compressor.recipe import Recipe
+from compressor.recipe.recipe import Recipe
+from compressor.runs.artifact import ModelArtifact
 from exporters.checks.origins import Origin, Parts, conversions, is_finished, teacher_of
 
 

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compressor.artifact import ModelArtifact, read_artifact
-from compressor.console import Console
-from compressor.errors import VerificationError
+from compressor.core.console import Console
+from compressor.core.errors import VerificationError
 from compressor.models.load import open_checkpoint, resolve_source
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.pruning.stage import PRUNE, PruneStageConfig
-from compressor.recipe import Calibration, Prune
-from compressor.stage import StageContext, execute
+from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+from compressor.recipe.recipe import Calibration, Prune
+from compressor.runs.artifact import ModelArtifact, read_artifact
+from compressor.runs.stage import StageContext, execute
 from exporters.checks.config import check_tokenizer_files
 from exporters.checks.pruned import check_pruned
 from tests.tiny_models import make_model, save_checkpoint

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from compressor.artifact import ModelArtifact, fingerprint_of, write_json
-from compressor.errors import VerificationError
+from compressor.core.errors import VerificationError
+from compressor.runs.artifact import ModelArtifact, fingerprint_of, write_json
 from exporters.checks.record import check_figures
-from exporters.comparison import TOLERANCES, LogitComparison
-from exporters.record import VERIFICATION_FILE, Verification, write_verification
+from exporters.verification.comparison import TOLERANCES, LogitComparison
+from exporters.verification.record import VERIFICATION_FILE, Verification, write_verification
 
 NOISE = LogitComparison(
     num_positions=2048, max_abs=3e-5, mean_abs=2e-6, max_reference=10.0, kl=1e-9, num_agreeing=2048

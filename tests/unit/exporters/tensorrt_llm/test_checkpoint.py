@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.config.portable import write_config
 from compressor.models.load import load_model
-from compressor.models.portable import write_config
 from compressor.quantization.amax import read_amax
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model

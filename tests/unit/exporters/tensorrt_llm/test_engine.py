@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.console import Console
-from compressor.doctor import _engine_builder
-from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.core.console import Console
+from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.presets import PRESETS
-from compressor.recipe import TensorRTLLM
+from compressor.models.presets import PRESETS
+from compressor.pipeline.doctor import _engine_builder
+from compressor.recipe.recipe import TensorRTLLM
 from exporters.tensorrt_llm.build_log import SparseTactics, last_lines, sparse_tactics
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import (
@@ -195,7 +195,7 @@ def test_a_build_shows_its_memory_and_its_last_line_while_it_runs(
     export: tuple[Path, Dims], stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in()
-    monkeypatch.setattr("compressor.console.LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("compressor.core.console.LINE_INTERVAL_S", 0.0)
     console, shown = Console(), []
     monkeypatch.setattr(console, "info", shown.append)
     make_engine(*export, TensorRTLLM(), console)

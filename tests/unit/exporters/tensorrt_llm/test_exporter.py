@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from compressor.errors import DependencyError, UsageError, VerificationError
+from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe import Calibration, Export, ExportFormat, TensorRTLLM
-from compressor.stage import execute
-from exporters.base import EXPORTERS, export_stage, needs_quantised
-from exporters.record import VERIFICATION_FILE
-from exporters.verify import verify_directory
+from compressor.recipe.recipe import Calibration, Export, ExportFormat, TensorRTLLM
+from compressor.runs.stage import execute
+from exporters.export_stage import EXPORTERS, export_stage, needs_quantised
+from exporters.verification.record import VERIFICATION_FILE
+from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context

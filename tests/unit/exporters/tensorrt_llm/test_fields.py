@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import UnsupportedError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.families import FAMILIES
-from compressor.recipe import Export, TensorRTLLM
-from compressor.sparsity.pattern import TWO_OF_FOUR
-from compressor.sparsity.promise import Promise
-from exporters.base import EXPORTERS
-from exporters.logits import VerifyOptions
-from exporters.sparsity import check_sparsity
+from compressor.models.sparse.pattern import TWO_OF_FOUR
+from compressor.models.sparse.record import Promise
+from compressor.recipe.recipe import Export, TensorRTLLM
+from exporters.export_stage import EXPORTERS
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
 from exporters.tensorrt_llm.fields import FIELDS, check_fields
 from exporters.tensorrt_llm.reader import TrtLlmReader
+from exporters.verification.logits import VerifyOptions
+from exporters.verification.sparsity import check_sparsity
 from tests.rope_forms import write_source
 from tests.tiny_models import MODEL_TYPES
 from tests.unit.exporters.conftest import OPTIONS

@@ -1,0 +1,223 @@
+"""The release gate: one benchmark's results against an earlier one's, cell by cell.
+
+Tight on the ratio to the teacher measured in the same run, which other tenants and slow clocks leave
+alone; loose on absolute throughput, which they do not. A slow-down counts only if it is significant
+(Welch's t on the series' mean log rates, one false alarm in a thousand cells), large as a fraction, and
+large in seconds. A cell too noisy to tell gets no verdict; another machine or other versions fail closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.compare.change import Change, change_of
+from bench.compare.comparability import mismatches
+from bench.measure.statistics import coefficient_of_variation
+from bench.report.results import AbsentRecord, ArmCell, CellResult, Results
+
+Verdict = Literal["PASS", "REGRESSION", "NOISY", "NO-BASELINE", "MISMATCH"]
+SEVERITY: tuple[Verdict, ...] = ("PASS", "NO-BASELINE", "NOISY", "REGRESSION", "MISMATCH")
+
+
+_Name = tuple[str, str, str]  # baseline arm, candidate arm, cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What counts as a slow-down.
+
+    Attributes:
+        ratio: Largest tolerated loss of the ratio to the teacher, as a fraction.
+        absolute: Largest tolerated loss of the student's own throughput, as a fraction.
+        seconds: Slow-downs of a whole generation below this never count.
+        max_cv: Spread of latencies beyond which a cell gets no verdict.
+    """
+
+    ratio: float = 0.05
+    absolute: float = 0.25
+    seconds: float = 0.001
+    max_cv: float = 0.10
+
+
+DEFAULT_THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellVerdict:
+    """What the gate says of one cell.
+
+    Attributes:
+        baseline: The arm that the ratio is against.
+        candidate: The arm under test.
+        cell: `128/128 x 8`.
+        verdict: One of `SEVERITY`.
+        reason: Why, in one sentence.
+        ratio_change: Speed-up now over speed-up before, with its interval; None without a measurement.
+        absolute_change: Throughput of the candidate now over before.
+        is_gated: Whether it counts for the whole. The baseline may exempt a cell, and ratios to a student's
+            arm never count: a faster one would make its twins look slower.
+    """
+
+    baseline: str
+    candidate: str
+    cell: str
+    verdict: Verdict
+    reason: str
+    ratio_change: Change | None = None
+    absolute_change: Change | None = None
+    is_gated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateReport:
+    """Every cell's verdict, and the worst of them."""
+
+    cells: tuple[CellVerdict, ...]
+    mismatches: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most severe of all gated cells."""
+        found = [cell.verdict for cell in self.cells if cell.is_gated] + (
+            ["MISMATCH"] if self.mismatches else []
+        )
+        return max(found, key=SEVERITY.index, default="NO-BASELINE")
+
+
+def compare_results(before: Results, now: Results, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> GateReport:
+    """Judge every cell of either benchmark."""
+    differing = mismatches(before, now)
+    earlier, current = _cells_of(before), _cells_of(now)
+    names = list(dict.fromkeys([*current, *earlier]))
+    students = {arm.id for arm in now.arms if arm.model != now.arms[0].model}
+    return GateReport(
+        cells=tuple(
+            _judge(
+                name,
+                earlier.get(name),
+                current.get(name),
+                differing,
+                thresholds,
+                exempt="its baseline is a student's" if name[0] in students else None,
+            )
+            for name in names
+        ),
+        mismatches=differing,
+    )
+
+
+def _cells_of(results: Results) -> dict[_Name, CellResult]:
+    return {
+        (comparison.baseline, comparison.candidate, cell.identity): cell
+        for comparison in results.comparisons
+        for cell in comparison.cells
+    }
+
+
+def _judge(
+    name: _Name,
+    before: CellResult | None,
+    now: CellResult | None,
+    differing: Sequence[str],
+    thresholds: Thresholds,
+    *,
+    exempt: str | None,
+) -> CellVerdict:
+    baseline, candidate, cell = name
+    ratio_change = absolute_change = None
+    verdict: Verdict
+    if differing:
+        verdict, reason = "MISMATCH", "the two benchmarks cannot be compared: " + "; ".join(differing)
+    elif before is None or before.speedup is None:
+        verdict, reason = "NO-BASELINE", "the earlier benchmark did not measure this cell"
+    elif now is None or now.speedup is None:
+        missing = "is missing" if now is None else f"fails: {now.reason}"
+        verdict, reason = "REGRESSION", f"the cell was measured before and now {missing}"
+    else:
+        ratio_change, absolute_change = ratio_change_of(before, now), absolute_change_of(before, now)
+        verdict, reason = judge_cell(before, now, ratio_change, absolute_change, thresholds)
+    if before is not None and not before.gated:
+        exempt = before.not_gated_reason or "no reason given"
+    return CellVerdict(
+        baseline=baseline,
+        candidate=candidate,
+        cell=cell,
+        verdict=verdict,
+        reason=reason if exempt is None else f"not gated ({exempt}): {reason}",
+        is_gated=exempt is None,
+        ratio_change=ratio_change,
+        absolute_change=absolute_change,
+    )
+
+
+def ratio_change_of(before: CellResult, now: CellResult) -> Change:
+    """How the speed-up over the teacher changed; both series are paired within their own run."""
+    return change_of(_log_speedups(before), _log_speedups(now))
+
+
+def absolute_change_of(before: CellResult, now: CellResult) -> Change:
+    """How the candidate's own throughput changed."""
+    return change_of(_log_rates(before, before.candidate), _log_rates(now, now.candidate))
+
+
+def judge_cell(
+    before: CellResult,
+    now: CellResult,
+    ratio_change: Change,
+    absolute_change: Change,
+    thresholds: Thresholds,
+) -> tuple[Verdict, str]:
+    """The verdict on a cell that both benchmarks measured, and its reason."""
+    for when, cell in (("earlier", before), ("current", now)):
+        if noise := _noise(cell, thresholds):
+            return "NOISY", f"the {when} measurement: {noise}"
+    latency_s = float(np.median(_samples(now.candidate, "latency_s")))
+    found: list[tuple[Verdict, str]] = [
+        ("PASS", f"the ratio to the baseline arm changed by {ratio_change.ratio - 1:+.1%}")
+    ]
+    for what, change, tolerance in (
+        ("the ratio to the baseline arm", ratio_change, thresholds.ratio),
+        ("the absolute throughput", absolute_change, thresholds.absolute),
+    ):
+        lost_s = latency_s * (1 - change.ratio)
+        if change.ratio > 1 - tolerance or lost_s < thresholds.seconds:
+            continue
+        loss = f"{what} fell by {1 - change.ratio:.1%} ({lost_s * 1000:.1f} ms of a generation)"
+        if change.is_slower:
+            found.append(("REGRESSION", f"{loss}; {tolerance:.0%} is tolerated"))
+        else:
+            found.append(("NOISY", f"{loss}, but the samples are too few to be sure"))
+    return max(found, key=lambda entry: SEVERITY.index(entry[0]))
+
+
+def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:
+    """Why a measurement is no ground for a verdict, or None."""
+    if cell.status != "ok":
+        return cell.reason or cell.status
+    for arm in (cell.baseline, cell.candidate):
+        cv = coefficient_of_variation(_samples(arm, "latency_s").tolist())
+        if cv > thresholds.max_cv:
+            return f"latencies vary by {cv:.1%}; {thresholds.max_cv:.0%} is allowed"
+    return None
+
+
+def _log_speedups(cell: CellResult) -> NDArray[np.float64]:
+    return _log_rates(cell, cell.candidate) - _log_rates(cell, cell.baseline)
+
+
+def _log_rates(cell: CellResult, arm: ArmCell | None) -> NDArray[np.float64]:
+    """Mean log throughput of every series: what drifts from one to the next makes its pairs dependent."""
+    logs = np.log(_samples(arm, "output_tokens_per_s"))
+    return logs.reshape(cell.num_series, -1).mean(axis=1) if cell.num_series > 1 else logs
+
+
+def _samples(arm: ArmCell | None, metric: str) -> NDArray[np.float64]:
+    assert arm is not None
+    summary = arm.metrics[metric]
+    assert not isinstance(summary, AbsentRecord), "latency and throughput exist in every measured cell"
+    return np.asarray(summary.samples, dtype=np.float64)

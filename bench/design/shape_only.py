@@ -1,0 +1,106 @@
+"""Models that are only a shape: a `config.json` and a mark that the weights are drawn at random.
+
+Speed does not depend on what the weights are, so a published shape can be measured before anything is
+trained or downloaded. The mark keeps such a directory from being taken for a model.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from compressor.core.errors import UsageError, VerificationError, nearest
+from compressor.core.json_files import read_json_mapping
+from compressor.models.dims import SHAPE_FIELDS, Dims, num_parameters
+from compressor.models.presets import PRESETS, published_target
+from compressor.runs.artifact import ModelArtifact, fingerprint_of, write_json
+
+MARK_FILE = "random_weights.json"
+CONFIG_FILE = "config.json"
+SEPARATOR = ":"
+_SIZE = re.compile("[1-9][0-9]{0,6}")
+_MAX_POSITIONS = 32768  # the published grid's longest cell, and some
+
+
+def shape_of(model: str) -> Dims:
+    """The dimensions that `ALIAS[:SHAPE]` names.
+
+    SHAPE is a published target of the alias, such as `4b-width`, or `FIELD=NUMBER` joined by `+`.
+
+    Raises:
+        UsageError: for an unknown alias, target or field.
+    """
+    alias, _, shape = model.partition(SEPARATOR)
+    if alias not in PRESETS:
+        raise UsageError(
+            f"unknown model alias {alias!r}", expected="ALIAS[:SHAPE]", hint=nearest(alias, PRESETS)
+        )
+    dims = PRESETS[alias].dims
+    if not shape:
+        return dims
+    if "=" in shape:
+        return dims.with_shape(**_fields(shape))
+    preset = published_target(dims, shape)
+    if preset is None:
+        targets = PRESETS[alias].targets
+        raise UsageError(
+            f"{alias} has no published shape {shape!r}",
+            expected=", ".join(targets) or "FIELD=NUMBER",
+            hint=nearest(shape, targets),
+        )
+    return preset.dims
+
+
+def write_shape(dims: Dims, directory: Path, *, seed: int = 0) -> ModelArtifact:
+    """Write `config.json` and the mark into `directory`; no weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": dims.model_type,
+        **{name: getattr(dims, name) for name in SHAPE_FIELDS},
+        "tie_word_embeddings": dims.tie_word_embeddings,
+        "max_position_embeddings": _MAX_POSITIONS,
+    }
+    write_json(directory / CONFIG_FILE, config)
+    write_json(directory / MARK_FILE, {"seed": seed})
+    return ModelArtifact(
+        path=directory,
+        stage="random-weights",
+        fingerprint=fingerprint_of({"config": config, "seed": seed}),
+        lineage=("random-weights",),
+        num_parameters=num_parameters(dims),
+    )
+
+
+def is_shape_only(directory: Path) -> bool:
+    """Whether a directory holds a shape instead of a model."""
+    return (directory / MARK_FILE).is_file()
+
+
+def random_model(directory: Path, *, dtype: str, device: str) -> Any:
+    """The model of a shape, weights drawn on the device itself; `eval()` mode, gradients off."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    seed = read_json_mapping(directory / MARK_FILE, what="the mark of random weights").get("seed")
+    if not isinstance(seed, int):
+        raise VerificationError("the mark of random weights has no seed", where=str(directory / MARK_FILE))
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def _fields(shape: str) -> dict[str, int]:
+    fields: dict[str, int] = {}
+    for part in shape.split("+"):
+        name, _, number = part.partition("=")
+        if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
+            raise UsageError(
+                f"{part!r} is no FIELD=NUMBER of a shape",
+                expected=", ".join(SHAPE_FIELDS),
+                hint=nearest(name, SHAPE_FIELDS),
+            )
+        fields[name] = int(number)
+    return fields

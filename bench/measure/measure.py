@@ -1,0 +1,171 @@
+"""The paired benchmark: every comparison over the whole grid, several times.
+
+Each pass over the grid loads the models anew and adds a series to every cell, so that the series of a cell
+lie a load and some minutes apart. Speed-up is candidate over baseline output throughput; as both arms
+generate the same tokens, that is baseline over candidate latency, sample by sample. A cell that fails stays
+in the table with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from bench.design.arms import Arm, Comparison, distinct_arms
+from bench.design.grid import Cell, grid_of, wants_largest_batch
+from bench.machine.environment import describe_environment, take_snapshot
+from bench.measure.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellTrial
+from bench.measure.comparison_trial import ComparisonTrial
+from bench.measure.largest_batch import largest_batch
+from bench.measure.peak_memory import MemoryProbe, probe_memory
+from bench.measure.placement import Processes, placement
+from bench.measure.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, stopping_rule
+from bench.metrics.catalogue import METRICS
+from bench.report.arm_record import record_of
+from bench.report.results import NotMeasured, Protocol, Quality, Rates, Results
+from bench.runtimes.base import runtime_named
+from compressor.core.console import Console, Tick
+from compressor.core.errors import UsageError
+from compressor.recipe.recipe import Bench
+
+
+def run_bench(
+    comparisons: Sequence[Comparison],
+    config: Bench,
+    *,
+    console: Console,
+    seed: int,
+    not_measured: Sequence[NotMeasured] = (),
+    quality: Sequence[Quality] = (),
+    rates: Rates | None = None,
+) -> Results:
+    """Measure every comparison over the grid.
+
+    Args:
+        comparisons: What is compared with what; an arm may occur in several.
+        config: Grid and number of pairs.
+        console: Progress.
+        seed: Of the prompts.
+        not_measured: What the reader must know is missing; carried into the results.
+        quality: How good the models are; carried along.
+        rates: What the machine can do at best, for the roofline.
+
+    Raises:
+        UsageError: for two arms of one name, an unknown runtime, a directory of another kind, or
+            more pairs demanded than allowed.
+        DependencyError: when a runtime is not installed.
+    """
+    arms = distinct_arms(tuple(comparisons))
+    rule = stopping_rule(config)
+    _refuse_ambiguous_names(arms)
+    for arm in arms:
+        runtime_named(arm.runtime).check(arm.path, precision=arm.precision)
+    cells, before = grid_of(config), take_snapshot()
+    with console.progress("bench: peak memory", len(arms)) as tick:
+        probes = {arm.id: _probe(arm, cells=cells, seed=seed, tick=tick) for arm in arms}
+    processes, why = placement(config, comparisons, probes, before)
+    console.info(f"  bench: {processes} processes: {why}")
+    largest = _largest_cells(arms, cells, config, seed=seed, console=console)
+    trials = [
+        ComparisonTrial(
+            comparison,
+            [CellTrial(cell, rule=rule, seed=seed) for cell in cells_of(comparison, cells, largest)],
+            probes,
+            is_alternating=processes == "alternating",
+            console=console,
+            rates=rates,
+        )
+        for comparison in comparisons
+    ]
+    _run_passes(trials, console)
+    return Results(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        protocol=_protocol(rule, processes, seed=seed),
+        environment=describe_environment(before=before, after=take_snapshot()),
+        arms=tuple(record_of(arm, probes[arm.id].peak) for arm in arms),
+        comparisons=tuple(trial.result() for trial in trials),
+        not_measured=tuple(not_measured),
+        quality=tuple(quality),
+        rates=rates,
+    )
+
+
+def cells_of(
+    comparison: Comparison, cells: tuple[Cell, ...], largest: dict[tuple[str, int, int], int]
+) -> tuple[Cell, ...]:
+    """The grid as it applies to one comparison.
+
+    A batch size per model needs two models: one model against itself is measured at both sizes instead.
+    `largest` adds one cell of each arm's own largest batch to every pair of lengths, by arm, isl and osl; an
+    arm that runs not even one sequence is tried with one, so that the cell stays with its reason.
+    """
+    baseline, candidate = comparison.arms
+    fitting = [
+        part
+        for cell in cells
+        for part in ((cell,) if baseline.model != candidate.model else (cell.baseline, cell.candidate))
+    ]
+    for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
+        sizes = [largest.get((arm.id, isl, osl)) for arm in comparison.arms]
+        if sizes != [None, None]:
+            own = [size or 1 for size in sizes]
+            fitting.append(Cell(isl, osl, own[0], None if own[0] == own[1] else own[1], is_largest=True))
+    return tuple({cell: cell for cell in fitting}.values())
+
+
+def _run_passes(trials: Sequence[ComparisonTrial], console: Console) -> None:
+    """A series of every cell per pass: the one that fixes its length, then the fresh ones."""
+    for number in range(1, NUM_SERIES + 2):
+        if pending := [trial for trial in trials if trial.pending]:
+            console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
+        for trial in pending:
+            trial.add_series()
+
+
+def _largest_cells(
+    arms: tuple[Arm, ...], cells: tuple[Cell, ...], config: Bench, *, seed: int, console: Console
+) -> dict[tuple[str, int, int], int]:
+    """Each arm's largest batch at every pair of lengths; empty where it is not asked for."""
+    found: dict[tuple[str, int, int], int] = {}
+    if not wants_largest_batch(config):
+        return found
+    for arm in arms:
+        for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
+            size = largest_batch(arm, isl=isl, osl=osl, limit=config.batch_limit, seed=seed)
+            console.info(f"  bench: {arm.id}, {isl}/{osl}: largest batch {size or 'none'}")
+            if size == config.batch_limit:
+                console.warn(
+                    f"bench: {arm.id}, {isl}/{osl}: the search ended at batch {size} (--batch-limit), "
+                    "which may not be the largest"
+                )
+            found[arm.id, isl, osl] = size or 1
+    return found
+
+
+def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> MemoryProbe:
+    own = tuple(dict.fromkeys(part for cell in cells for part in (cell.baseline, cell.candidate)))
+    probe = probe_memory(arm, cells=own, seed=seed)
+    tick(arm.id)
+    return probe
+
+
+def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:
+    names = [arm.id for arm in arms]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError("two different models have one name", where="bench", found=", ".join(repeated))
+
+
+def _protocol(rule: StoppingRule, processes: Processes, *, seed: int) -> Protocol:
+    return Protocol(
+        processes=processes,
+        seed=seed,
+        min_pairs=rule.min_pairs,
+        max_pairs=rule.max_pairs,
+        min_warmup_runs=MIN_WARMUP_RUNS,
+        max_warmup_runs=MAX_WARMUP_RUNS,
+        warmup_tolerance=WARMUP_TOLERANCE,
+        confidence=CONFIDENCE,
+        max_relative_width=MAX_RELATIVE_WIDTH,
+        num_series=NUM_SERIES,
+        metrics={metric.name: metric.definition for metric in METRICS},
+    )

@@ -1,0 +1,105 @@
+"""The road from the teacher to the smallest student, one change at a time, every step measured.
+
+Each step is a paired comparison of its own and so is the total: ratios are read, never multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.design.comparisons import split_precision
+from bench.report.results import ArmRecord, CellResult, ComparisonResult, Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One measured comparison of the road."""
+
+    baseline: str
+    candidate: str
+    change: str
+    cell: CellResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waterfall:
+    """The steps of one cell of the grid and the comparison of their two ends.
+
+    Attributes:
+        label: The cell.
+        steps: In order; each begins where the one before ended.
+        total: From the first arm straight to the last.
+    """
+
+    label: str
+    steps: tuple[Step, ...]
+    total: Step
+
+
+def waterfalls_of(results: Results) -> list[Waterfall]:
+    """Every cell of every comparison that changes more than one thing and whose steps were measured."""
+    found = []
+    for comparison in results.comparisons:
+        changes = changes_between(results.arm(comparison.baseline), results.arm(comparison.candidate))
+        if len(changes) < 2:  # noqa: PLR2004 - one change is no road
+            continue
+        road = _road(results, comparison.baseline, comparison.candidate)
+        found += [_waterfall(results, comparison, road, cell) for cell in comparison.cells if road]
+    return [waterfall for waterfall in found if waterfall is not None]
+
+
+def changes_between(baseline: ArmRecord, candidate: ArmRecord) -> list[str]:
+    """What the candidate does differently: `model`, `precision`, `2:4`."""
+    changes = []
+    if baseline.model != candidate.model:
+        changes.append(f"{baseline.model} → {candidate.model}")
+    (dense_before, sparse_before), (dense_now, sparse_now) = (
+        split_precision(arm.precision) for arm in (baseline, candidate)
+    )
+    if dense_before != dense_now:
+        changes.append(f"{dense_before} → {dense_now}")
+    if sparse_before != sparse_now:
+        changes.append(f"{sparse_before or 'dense'} → {sparse_now or 'dense'}")
+    return changes
+
+
+def _road(results: Results, start: str, end: str) -> list[ComparisonResult]:
+    """Comparisons of one change each that lead from `start` to `end`, fewest first; empty if none do."""
+    roads: list[list[ComparisonResult]] = [[]]
+    while roads:
+        longer: list[list[ComparisonResult]] = []
+        for road in roads:
+            here = road[-1].candidate if road else start
+            if here == end:
+                return road
+            visited = {start, *(step.candidate for step in road)}
+            longer += [
+                [*road, comparison]
+                for comparison in results.comparisons
+                if comparison.baseline == here
+                and comparison.candidate not in visited
+                and len(changes_between(results.arm(here), results.arm(comparison.candidate))) == 1
+            ]
+        roads = longer
+    return []
+
+
+def _waterfall(
+    results: Results, total: ComparisonResult, road: list[ComparisonResult], cell: CellResult
+) -> Waterfall | None:
+    """The road in one cell, or None where a step has no number."""
+    steps = [_step(results, comparison, cell.identity) for comparison in road]
+    whole = _step(results, total, cell.identity)
+    if whole is None or any(step is None for step in steps):
+        return None
+    return Waterfall(label=cell.identity, steps=tuple(step for step in steps if step), total=whole)
+
+
+def _step(results: Results, comparison: ComparisonResult, identity: str) -> Step | None:
+    cell = next((cell for cell in comparison.cells if cell.identity == identity and cell.speedup), None)
+    if cell is None:
+        return None
+    changes = changes_between(results.arm(comparison.baseline), results.arm(comparison.candidate))
+    return Step(
+        baseline=comparison.baseline, candidate=comparison.candidate, change=", ".join(changes), cell=cell
+    )

@@ -1,0 +1,37 @@
+"""Text files that someone else may have written: regular ones of a bounded size, or one clear error."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from compressor.core.errors import CompressExportError
+
+
+def read_regular_text(path: Path, *, what: str, error: type[CompressExportError], max_bytes: int) -> str:
+    """The text of a UTF-8 file.
+
+    Args:
+        path: A regular file; FIFOs, devices and directories are refused without being opened.
+        what: What the file is, such as `the weight index`; begins the error's message.
+        error: Class of the error raised for a file that cannot be used.
+        max_bytes: Size beyond which it is not read.
+
+    Raises:
+        CompressExportError: `error`, for a file that is missing, special, too large or not UTF-8.
+    """
+
+    def refuse(reason: object, expected: object = None) -> CompressExportError:
+        return error(f"{what} cannot be read", where=str(path), expected=expected, found=reason)
+
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise refuse("a directory, FIFO or device", "a regular file")
+        if status.st_size > max_bytes:
+            raise refuse(f"{status.st_size:,} bytes", f"at most {max_bytes:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise refuse(problem.strerror) from problem
+    except ValueError as problem:  # a wrong encoding, or a path that holds a NUL
+        raise refuse(problem) from problem

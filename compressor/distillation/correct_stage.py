@@ -1,0 +1,205 @@
+"""Teacher correction: fine-tuning the teacher on the distillation text, before or during distillation.
+
+Minitron 2 (arXiv 2408.11796, section 3): a peak learning rate a fifth of distillation's, 120 warm-up
+steps, batch, minimum learning rate and schedule as there. It may run beside distillation; pruning may
+start from the uncorrected teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.core.processes import is_main, world_size
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.training import (
+    clean_up,
+    keep_only_progress,
+    open_training_stream,
+    place_,
+    require_training_memory,
+    save_trained,
+    schedule,
+    training_details,
+    training_flops_per_token,
+)
+from compressor.models.load import load_model
+from compressor.recipe.recipe import Distill
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult
+from compressor.training.callbacks import TrainingExtension
+from compressor.training.sharding import full_state, is_sharded, load_full_state_, whole
+from compressor.training.trainer import TrainingConfig, train
+
+TEACHER_FILE = "teacher.safetensors"
+LEARNING_RATE_SHARE = 1 / 5
+PUBLISHED_WARMUP_STEPS = 120
+MAX_GRAD_NORM = 1.0
+
+
+def correction_learning_rate(config: Distill) -> float:
+    """The teacher's peak learning rate."""
+    return config.correction.learning_rate or config.learning_rate * LEARNING_RATE_SHARE
+
+
+def correction_budget(config: Distill) -> Distill:
+    """Distillation's settings with the correction's budget and peak; the batch stays distillation's."""
+    return config.model_copy(
+        update={
+            "tokens": config.correction.tokens or config.tokens,
+            "learning_rate": correction_learning_rate(config),
+        }
+    )
+
+
+def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
+    """Optimizer steps of a correction that comes first.
+
+    Raises:
+        UsageError: when the budget does not fill one window.
+    """
+    distillation = schedule(config, seed=seed, device=device, dtype=dtype)
+    budget = correction_budget(config).model_copy(update={"batch_size": distillation.batch_size})
+    plan = schedule(budget, seed=seed, device=device, dtype=dtype)
+    warmup = config.correction.warmup_steps
+    floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
+    return replace(
+        plan,
+        warmup_steps=min(PUBLISHED_WARMUP_STEPS, plan.max_steps // 10) if warmup is None else warmup,
+        min_learning_rate_ratio=min(1.0, floor),
+    )
+
+
+def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Fine-tune the teacher `source` by cross-entropy and write it in 16 bits.
+
+    Raises:
+        UsageError: when the text or the budget does not fill one window.
+    """
+    plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    settings = correction_budget(config)
+    keep_only_progress(out_dir)
+    require_training_memory([source], settings, context.device)
+    stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
+    teacher = load_model(
+        source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    teacher.requires_grad_(requires_grad=True).train()
+    module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
+    place_(module, settings, plan, context.device)
+    flops = training_flops_per_token(None, source.path, config.context_length)
+    log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
+    save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
+    clean_up(out_dir)
+    return StageResult(
+        num_parameters=source.num_parameters,
+        details={
+            "loss": "cross-entropy of the teacher, mean over tokens",
+            **training_details(stream, plan, log, config.context_length),
+        },
+    )
+
+
+class CorrectAlongside(TrainingExtension):
+    """Trains the teacher of a `DistillationModule` in the same steps as the student.
+
+    The schedule is distillation's, warm-up included, around a peak of its own. The Trainer clips and
+    clears the gradients of its own module only, so the teacher's are clipped and cleared here.
+    """
+
+    def __init__(self, teacher: nn.Module, *, learning_rate: float) -> None:
+        """Make a teacher trainable.
+
+        Args:
+            teacher: The one that the module was given; its parameters in float32.
+            learning_rate: Its peak.
+        """
+        self._teacher = teacher.requires_grad_(requires_grad=True).train()
+        self._learning_rate = learning_rate
+
+    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
+        """AdamW with the trainer's settings: one group for the module, one for the teacher.
+
+        Raises:
+            UnsupportedError: for several processes that each hold a whole teacher.
+        """
+        _require_one_teacher(self._teacher)
+        own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": own, "lr": config.learning_rate},
+            {"params": list(self._teacher.parameters()), "lr": self._learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer.register_step_pre_hook(self._clip)
+        return optimizer
+
+    def after_step(self, step: int) -> None:
+        """Clear the teacher's gradients."""
+        self._teacher.zero_grad(set_to_none=True)
+
+    def save(self, directory: Path) -> None:
+        """Write the teacher beside the student."""
+        state = full_state(self._teacher)
+        if is_main():
+            save_file(state, directory / TEACHER_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Take it up again; tied weights are stored once."""
+        load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
+
+    def _clip(self, *_arguments: Any) -> None:
+        norm = nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
+        if not torch.isfinite(whole(norm)):
+            raise VerificationError(
+                "the gradient of the teacher corrected alongside is not finite",
+                found=f"norm {float(whole(norm))}",
+                hint="a lower distill.correction.learning_rate, in another directory",
+            )
+
+
+def require_alongside(config: Distill) -> None:
+    """Refuse settings that a correction alongside cannot follow.
+
+    Raises:
+        UsageError: for a budget or a warm-up of its own, or stored teacher logits.
+    """
+    correction = config.correction
+    if correction.tokens is not None or correction.warmup_steps is not None:
+        raise UsageError(
+            "a teacher corrected alongside follows distillation's budget and warm-up",
+            where="distill.correction",
+            expected="neither tokens nor warmup_steps",
+        )
+    if config.teacher_logits is not None:
+        raise UsageError(
+            "stored logits are those of a teacher that does not change",
+            where="distill.correction.mode",
+            expected="off",
+            found=correction.mode,
+        )
+
+
+def _require_one_teacher(teacher: nn.Module) -> None:
+    if world_size() > 1 and not is_sharded(teacher):
+        raise UnsupportedError(
+            "several processes would each correct a teacher of their own",
+            where="distill.correction.mode alongside",
+            expected="distill.sharding full",
+        )
+
+
+CORRECT: Stage[Distill] = Stage(
+    name="correct",
+    run=run,
+    format_version=2,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: tuple(domain.data for domain in config.mixture()),
+    parallel=True,
+)

@@ -1,0 +1,330 @@
+"""What a `config.json` says about its rotary embedding, in every form that checkpoints have.
+
+Before transformers 5 the base is `rope_theta` and the method `rope_scaling`, whose kind is `rope_type` or
+`type`; since then `rope_parameters` holds both. Classes fill in what is absent. Read from the sources of
+transformers 4.57 and 5:
+
+* 5 takes `rope_scaling` instead of `rope_parameters` where both are there, and the base from inside the
+  one it takes, else from the top level, else 10000.
+* For yarn, llama3 and longrope 5 takes `original_max_position_embeddings` from the top level, else from
+  inside, else `max_position_embeddings`. 4.57 looks inside only for yarn and llama3, and at the top level
+  only for longrope, whose factor then is the ratio of the two lengths, whatever `factor` says.
+* 4.57 does not know `rope_parameters`, and its Nemotron no scaling at all. A base inside `rope_scaling` was
+  never read by it, so a config that has one there was written for 5.
+
+A config that the two generations compute differently, or whose fields contradict each other, is refused:
+which of the readings its author tested cannot be told.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from compressor.core.errors import UnsupportedError
+from compressor.models.families import FAMILIES, Family
+
+DEFAULT_THETA = 10_000.0
+THETA, FRACTION, ORIGINAL = "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"
+SCALING, PARAMETERS = "rope_scaling", "rope_parameters"
+FIRST_WITH_PARAMETERS = 5
+
+# Method -> the numbers it cannot do without, of those that neither generation fills in.
+_REQUIRED: dict[str, tuple[str, ...]] = (
+    dict.fromkeys(("default", "yarn", "longrope"), ())
+    | dict.fromkeys(("linear", "dynamic"), ("factor",))
+    | dict.fromkeys(("llama3",), ("factor", "low_freq_factor", "high_freq_factor"))
+)
+_WITH_ORIGINAL = ("yarn", "llama3", "longrope")
+_NUMBERS = (
+    *("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    *("low_freq_factor", "high_freq_factor", ORIGINAL),
+)
+_FACTOR_LISTS = ("short_factor", "long_factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """A rotary embedding, whatever the spelling it was given in.
+
+    Attributes:
+        theta: The base, as its file writes it.
+        fraction: Which part of every head is rotated; None where the family always rotates all of it.
+        method: `rope_type` and the method's numbers, complete, as `rope_parameters` holds them.
+    """
+
+    theta: float
+    fraction: float | None
+    method: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The method's name."""
+        return str(self.method["rope_type"])
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a config is a finite number; a whole one may be too large for that."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def has_rope(config: dict[str, Any]) -> bool:
+    """Whether a config is of a family with rotary embeddings, or names one."""
+    return config.get("model_type") in FAMILIES or any(config.get(k) for k in (THETA, SCALING, PARAMETERS))
+
+
+def rope_of(config: dict[str, Any]) -> Rope:
+    """Read the rope of a config.
+
+    Raises:
+        UnsupportedError: for a method or a number that cannot be used, or fields that contradict each other.
+    """
+    family = FAMILIES.get(str(config.get("model_type")))
+    scaling, parameters = _mapping(config, SCALING), _mapping(config, PARAMETERS)
+    holders = {SCALING: scaling, PARAMETERS: parameters}
+    theta = _agreed(THETA, config, holders, default=DEFAULT_THETA)
+    fraction = _agreed(FRACTION, config, holders, default=family.rotary_fraction if family else None)
+    methods = {name: _method(given, name) for name, given in holders.items() if given}
+    complete = {name: _complete(method, name, config, family) for name, method in methods.items()}
+    if len(complete) == len(holders) and complete[SCALING] != complete[PARAMETERS]:
+        raise UnsupportedError(
+            "rope_scaling and rope_parameters contradict each other",
+            where="config.json",
+            expected="the same rope in both",
+            found=f"{scaling} and {parameters}",
+        )
+    method = next(iter(complete.values()), {"rope_type": "default"})
+    if family and method["rope_type"] != "default" and not family.scales_rope_before_5 and not parameters:
+        raise UnsupportedError(
+            f"transformers 4.57 ignores {SCALING} for {family.model_type} models, and 5 does not",
+            where=f"config.json: {SCALING}",
+            expected=f"null, or {PARAMETERS}",
+            found=scaling,
+        )
+    return Rope(theta=theta, fraction=fraction, method=method)
+
+
+def rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say a config's rope to both generations.
+
+    What the config says already stays as it is written; missing fields are added beside it.
+
+    Raises:
+        UnsupportedError: see `rope_of`.
+    """
+    rope = rope_of(config)
+    scaled = rope.kind != "default"
+    fields: dict[str, Any] = {THETA: rope.theta, SCALING: None}
+    inside = {THETA: rope.theta, **rope.method}
+    if rope.fraction is not None:
+        fields[FRACTION] = inside[FRACTION] = rope.fraction
+    given = dict(config.get(SCALING) or {})
+    if scaled and given:
+        missing = {name: value for name, value in rope.method.items() if given.get(name) is None}
+        if "type" in given:
+            missing.pop("rope_type", None)
+        fields[SCALING] = {**given, **missing}
+    elif scaled:
+        fields[SCALING] = dict(rope.method)
+    family = FAMILIES.get(str(config.get("model_type")))
+    if rope.kind == "longrope" and rope.method[ORIGINAL] != _context(config, family):
+        fields[ORIGINAL] = rope.method[ORIGINAL]
+    return {**fields, PARAMETERS: inside}
+
+
+def refuse_misread_rope(config: dict[str, Any], *, where: str) -> None:
+    """Refuse a config whose rope the installed transformers would silently compute otherwise.
+
+    Raises:
+        UnsupportedError: under transformers before 5, for what only `rope_parameters` says.
+    """
+    from transformers import __version__
+
+    if int(__version__.split(".")[0]) >= FIRST_WITH_PARAMETERS or _read_alike_before_5(config):
+        return
+    raise UnsupportedError(
+        f"transformers {__version__} reads another rope than this config says",
+        where=where,
+        expected=f"{rope_of(config).method} in {SCALING}, read by this family's class",
+        hint="export --format huggingface under transformers 5 writes both spellings",
+    )
+
+
+def _read_alike_before_5(config: dict[str, Any]) -> bool:
+    rope = rope_of(config)
+    family = FAMILIES.get(str(config.get("model_type")))
+    if rope.kind != "default" and family and not family.scales_rope_before_5:
+        return False
+    if config.get(SCALING) == {}:
+        return False  # 5 takes it for none; the older validation stops at it
+    scaling = dict(config.get(SCALING) or {})
+    for name in (THETA, FRACTION):
+        scaling.pop(name, None)
+    older = {name: value for name, value in config.items() if name != PARAMETERS} | {SCALING: scaling}
+    try:
+        return rope_of(older) == rope
+    except UnsupportedError:
+        return False
+
+
+def _mapping(config: dict[str, Any], name: str) -> dict[str, Any]:
+    given = config.get(name)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise UnsupportedError(f"{name} is no mapping", where="config.json", expected="{...}", found=given)
+    layers = [key for key, value in given.items() if isinstance(value, dict)]
+    if layers:
+        raise UnsupportedError(
+            "a rope of its own for every type of layer is not supported",
+            where=f"config.json: {name}",
+            expected="one rope for all layers",
+            found=", ".join(layers),
+        )
+    return given
+
+
+def _agreed(
+    name: str, config: dict[str, Any], holders: dict[str, dict[str, Any]], *, default: float | None
+) -> Any:
+    """The one value of a field that may stand at the top level and inside; equal wherever it stands."""
+    places = {"the top level": config, **holders}
+    given = {place: held[name] for place, held in places.items() if name in held}
+    values = {place: value for place, value in given.items() if value is not None}
+    for place, value in values.items():
+        _require_number(value, f"{name} at {place}")
+    if len(set(values.values())) > 1:
+        raise UnsupportedError(
+            f"the config gives {name} twice, differently",
+            where="config.json",
+            expected="one value",
+            found=", ".join(f"{value} at {place}" for place, value in values.items()),
+        )
+    if given and not values and default is not None:
+        # The classes take null for a number, not for their default.
+        raise UnsupportedError(f"{name} is null", where="config.json", expected="a number, or no such field")
+    return next(iter(values.values()), default)
+
+
+def _method(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """A method under its newer name, without what is not the method's own and without nulls."""
+    kinds = {key: given[key] for key in ("rope_type", "type") if key in given}
+    numbers = {key for key in given if key not in ("rope_type", "type", THETA, FRACTION)}
+    if len(set(map(str, kinds.values()))) > 1 or (not kinds and numbers):
+        raise UnsupportedError(
+            f"{where} does not say one method",
+            where="config.json",
+            expected="rope_type, or type, or both alike",
+            found=given,
+        )
+    kind = next(iter(kinds.values()), "default")
+    if not isinstance(kind, str) or kind not in _REQUIRED:
+        raise UnsupportedError(
+            f"rope type {kind!r} is not supported",
+            where=f"config.json: {where}",
+            expected=", ".join(sorted(_REQUIRED)),
+            hint="both transformers 4.57 and 5 must compute it alike",
+        )
+    method = {"rope_type": kind, **{key: given[key] for key in given if key in numbers}}
+    if "truncate" in method and method["truncate"] is None:
+        method["truncate"] = False  # null counts as false, unlike the absent field
+    method = {key: value for key, value in method.items() if value is not None}
+    for name in _NUMBERS:
+        if name in method:
+            _require_number(method[name], f"{where}.{name}")
+    for name in _REQUIRED[kind]:
+        if name not in method:
+            raise UnsupportedError(f"{where} lacks {name}", where="config.json", expected=f"{name} of {kind}")
+    return method
+
+
+def _complete(
+    method: dict[str, Any], where: str, config: dict[str, Any], family: Family | None
+) -> dict[str, Any]:
+    """A method with the numbers that the classes would derive from other fields."""
+    kind = method["rope_type"]
+    if kind not in _WITH_ORIGINAL:
+        return method
+    outside = config.get(ORIGINAL)
+    if outside is not None:
+        _require_number(outside, ORIGINAL)
+    inside = method.get(ORIGINAL)
+    if outside is not None and inside is not None and outside != inside:
+        raise UnsupportedError(
+            f"the config gives {ORIGINAL} twice, differently",
+            where="config.json",
+            found=f"{outside} at the top level, {inside} in {where}",
+        )
+    if kind != "longrope" and inside is not None and "factor" in method:
+        return method
+    context = _context(config, family)
+    original = inside if inside is not None else outside if outside is not None else context
+    older = where == SCALING and not config.get(PARAMETERS)
+    if older and kind == "yarn" and inside is None and original != context:
+        raise _two_readings(f"{original} by 5, {context} by 4.57", ORIGINAL, "in rope_scaling too")
+    method = {**method, ORIGINAL: original}
+    if kind == "longrope":
+        return _complete_longrope(method, context, older=older, outside=outside is not None)
+    return {**method, "factor": method.get("factor", context / original)}
+
+
+def _complete_longrope(
+    method: dict[str, Any], context: float, *, older: bool, outside: bool
+) -> dict[str, Any]:
+    for name in _FACTOR_LISTS:
+        values = method.get(name)
+        if not isinstance(values, list) or not values:
+            raise UnsupportedError(
+                f"longrope lacks {name}", where="config.json", expected="a list of numbers"
+            )
+        for value in values:
+            _require_number(value, name)
+    original, factor = method[ORIGINAL], method.get("factor")
+    if original <= 1:  # its logarithm divides
+        raise UnsupportedError(
+            f"longrope needs an {ORIGINAL} above 1", where=f"config.json: {ORIGINAL}", found=original
+        )
+    if original == context:
+        return method
+    known = factor is not None or "attention_factor" in method
+    if older and not outside and known:
+        raise _two_readings(f"{original} by 5, {context} by 4.57", ORIGINAL, "at the top level")
+    if factor is None or "attention_factor" in method or math.isclose(factor, context / original):
+        return method
+    if older:
+        found = f"{factor} by 5, {context / original} by 4.57"
+        raise _two_readings(found, "factor", f"max_position_embeddings / {ORIGINAL}, or no factor")
+    # 4.57 takes the ratio of the lengths for the factor, so what 5 makes of the factor is written out.
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return {**method, "attention_factor": attention}
+
+
+def _context(config: dict[str, Any], family: Family | None) -> Any:
+    default = family.defaults.get("max_position_embeddings") if family else None
+    value = config.get("max_position_embeddings", default)
+    _require_number(value, "max_position_embeddings")
+    return value
+
+
+def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"transformers 4.57 and 5 read {field} of this config differently",
+        where="config.json",
+        expected=expected,
+        found=found,
+    )
+
+
+def _require_number(value: object, where: str) -> None:
+    """Refuse what is no positive finite number; `mscale` may be 0, which both generations take for none."""
+    if not is_number(value) or value < 0 or (value == 0 and "mscale" not in where):
+        raise UnsupportedError(
+            "a rope field has no usable value",
+            where=f"config.json: {where}",
+            expected="a number above 0",
+            found=value,
+        )

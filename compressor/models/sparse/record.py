@@ -1,0 +1,119 @@
+"""What a directory promises of its weights: `sparsity.json`, which travels with them into every export.
+
+Beside it, a sparsified checkpoint that may be trained further holds `masks.safetensors`: one bit per
+weight, the exact mask even where a kept weight happens to be zero.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from compressor.core.errors import UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
+from compressor.models.checkpoint import CheckpointReader
+from compressor.models.sparse.pattern import Pattern, check_pattern, pack_mask, parse_pattern, unpack_mask
+from compressor.runs.artifact import write_json
+
+SPARSITY_FILE = "sparsity.json"
+MASKS_FILE = "masks.safetensors"
+_SCHEMA = "compress-export/sparsity/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """Which tensors are sparse, and how.
+
+    Attributes:
+        pattern: N:M along the input dimension.
+        model_type: Of the checkpoint, to find its tensors in other formats.
+        shapes: Of the sparse tensors, by full name as in a Hugging Face checkpoint.
+    """
+
+    pattern: Pattern
+    model_type: str
+    shapes: dict[str, tuple[int, int]]
+
+    def write(self, directory: Path) -> None:
+        """Write `sparsity.json`."""
+        record = {
+            "schema": _SCHEMA,
+            "pattern": str(self.pattern),
+            "model_type": self.model_type,
+            "tensors": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+        write_json(directory / SPARSITY_FILE, record)
+
+
+def read_promise(directory: Path) -> Promise | None:
+    """The directory's promise; None when it makes none.
+
+    Raises:
+        VerificationError: when it cannot be read.
+    """
+    file = directory / SPARSITY_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = read_json_mapping(file, what="the sparsity record")
+        return Promise(
+            pattern=parse_pattern(record["pattern"]),
+            model_type=record["model_type"],
+            shapes={name: (int(rows), int(columns)) for name, (rows, columns) in record["tensors"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise VerificationError("the sparsity record is corrupt", where=str(file), found=error) from error
+
+
+def carry_promise(source: Path, out_dir: Path) -> None:
+    """Copy the promise to a directory that holds the same weights, if there is one."""
+    if (source / SPARSITY_FILE).is_file():
+        shutil.copyfile(source / SPARSITY_FILE, out_dir / SPARSITY_FILE)
+
+
+def check_checkpoint_sparsity(directory: Path, promise: Promise) -> int:
+    """Check every promised tensor of a checkpoint, 16-bit or FP8; returns their number.
+
+    Raises:
+        VerificationError: naming the first tensor that is missing or has too many non-zeros.
+    """
+    with CheckpointReader(directory) as reader:
+        for name in promise.shapes:
+            check_pattern(name, reader.tensor(name), promise.pattern)
+    return len(promise.shapes)
+
+
+def write_masks(path: Path, masks: Mapping[str, torch.Tensor]) -> None:
+    """Write bool masks packed, one bit per weight."""
+    save_file({name: pack_mask(mask).cpu().contiguous() for name, mask in masks.items()}, path)
+
+
+def read_masks(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Read the masks of the tensors whose shapes are given.
+
+    Raises:
+        UsageError: when there is no such file.
+        VerificationError: when it is corrupt, or does not fit the shapes.
+    """
+    if not path.is_file():
+        raise UsageError(
+            "this checkpoint has no masks", where=str(path), hint="compress-export sparsify leaves them"
+        )
+    try:
+        packed = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise VerificationError("the masks cannot be read", where=str(path), found=error) from error
+    masks = {}
+    for name, shape in shapes.items():
+        expected = (shape[0], -(-shape[1] // 8))
+        if name not in packed or tuple(packed[name].shape) != expected:
+            found = list(packed[name].shape) if name in packed else "nothing"
+            raise VerificationError("a mask does not fit", where=name, expected=list(expected), found=found)
+        masks[name] = unpack_mask(packed[name], shape[1])
+    return masks

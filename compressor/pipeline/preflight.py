@@ -1,0 +1,241 @@
+"""What a run is refused for before it writes anything: contradictions, and texts that are not there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compressor.core.console import Console
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.data.checks import check_rendering, check_responses, check_texts
+from compressor.data.packing import read_windows
+from compressor.data.sources import source_fingerprint
+from compressor.distillation.correct_stage import require_alongside
+from compressor.distillation.training import require_loss_on
+from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
+from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.dims import SHAPE_FIELDS, Dims
+from compressor.models.load import ModelSource
+from compressor.models.shapes import expected_shapes
+from compressor.models.sparse.pattern import parse_pattern
+from compressor.models.sparse.record import Promise
+from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
+from compressor.recipe.recipe import Recipe
+from compressor.runs.artifact import read_artifact
+from compressor.sparsity.sparsify_stage import ADAPTIVE, covered_weights
+from exporters.export_stage import check_exports, needs_quantised
+from exporters.verification.tokenizer_check import check_tokenizer
+
+
+def require_consistent(recipe: Recipe) -> None:
+    """Refuse, before any work, choices that contradict each other.
+
+    Raises:
+        UsageError: naming them.
+    """
+    if recipe.quantize.fp8:
+        return
+    quantised = [name for name in recipe.export_formats() if needs_quantised(name)]
+    if quantised or recipe.quantize.fp8_kv_cache:
+        raise UsageError(
+            "this run does not quantise",
+            where=", ".join(quantised) or "--fp8-kv-cache",
+            hint="add --fp8, or leave it out",
+        )
+
+
+def require_expressible_source(recipe: Recipe, source: ModelSource, student: Dims) -> None:
+    """`require_expressible` where the model's config lies on this disk already; otherwise nothing.
+
+    Raises:
+        UnsupportedError: naming the field, or the tensor.
+    """
+    if source.kind == "directory":
+        require_expressible(recipe, read_config(Path(source.location)), student)
+
+
+def require_expressible(recipe: Recipe, config: dict[str, Any], student: Dims) -> None:
+    """Refuse, before any work, a student that a format cannot express.
+
+    Args:
+        recipe: The run.
+        config: The teacher's Hugging Face config, whose other fields the student keeps.
+        student: The student's dimensions.
+
+    Raises:
+        UnsupportedError: naming the field, or the tensor.
+    """
+    dims = {name: getattr(student, name) for name in SHAPE_FIELDS}
+    pattern, promise = recipe.sparsify.pattern, None
+    if pattern is not None:
+        shapes = expected_shapes(student)
+        names = covered_weights(student, recipe.sparsify.skip)
+        promise = Promise(
+            pattern=parse_pattern(pattern),
+            model_type=student.model_type,
+            shapes={name: (shapes[name][0], shapes[name][1]) for name in names},
+        )
+    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, promise=promise)
+
+
+def require_texts(recipe: Recipe, console: Console) -> None:
+    """Refuse, before any work, a text that is not there or not sound; all of a local one is read.
+
+    Raises:
+        UsageError, NetworkError: as `source_fingerprint` and `check_texts` do.
+    """
+    specs = sorted({evaluation_config(recipe).data, *_seen(recipe)})
+    for spec in specs:
+        source_fingerprint(spec)
+    check_texts(specs, console)
+    if recipe.distill.loss_on == "responses":
+        check_responses(_trained_on(recipe))
+
+
+def _trained_on(recipe: Recipe) -> tuple[str, ...]:
+    trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
+    return tuple(domain.data for domain in recipe.distill.mixture()) if trains else ()
+
+
+def _seen(recipe: Recipe) -> tuple[str, ...]:
+    """Texts that calibration, training and sampling read."""
+    calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
+    samples = recipe.distill.tokens and recipe.distill.generate.tokens
+    return tuple(
+        sorted(
+            {
+                *((recipe.calibration.data,) if calibrates else ()),
+                *_trained_on(recipe),
+                *([prompts] if (prompts := recipe.distill.generate.prompts) and samples else []),
+            }
+        )
+    )
+
+
+def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateStageConfig:
+    """What the evaluate stage measures on, by default the first training text.
+
+    Of a text that is used elsewhere, it is the held-out part.
+
+    Args:
+        recipe: The run.
+        seen: Fingerprints of what its model was made with.
+    """
+    data = recipe.evaluate.data or recipe.distill.mixture()[0].data
+    return EvaluateStageConfig(
+        data=data,
+        split=unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))}),
+        window=recipe.evaluate.window,
+        size=recipe.evaluate.size,
+    )
+
+
+def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
+    """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
+
+    Conversations that will be read are rendered as well.
+
+    Args:
+        recipe: The run.
+        tokenizer: The teacher's.
+        seen: Fingerprints of what the teacher was made with.
+
+    Raises:
+        UsageError: naming the text and its part, or a row that the chat template refuses.
+        UnsupportedError: for a template that does not tell responses from the rest, where only these count.
+        VerificationError: for a template that takes too much time or memory.
+    """
+    evaluation = evaluation_config(recipe, seen)
+    parts = [(evaluation.data, evaluation.split, evaluation.window)]
+    if recipe.calibration.data in _seen(recipe):
+        parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
+    if recipe.distill.tokens:
+        window = recipe.distill.context_length
+        parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
+    for spec, split, seq_len in parts:
+        read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
+    measured = evaluation.size * evaluation.window
+    check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
+    if recipe.calibration.data in _seen(recipe):
+        check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
+    budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recovery_tokens(recipe))
+    for spec in _trained_on(recipe):
+        check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
+
+
+def require_tokenizer(teacher: Path, *, trust_remote_code: bool) -> None:
+    """Refuse, before any work, a tokenizer that an export could not carry: its class would read it otherwise.
+
+    Raises:
+        UnsupportedError: naming the text that transformers would encode differently.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        export = Path(scratch)
+        shutil.copyfile(teacher / CONFIG_FILE, export / CONFIG_FILE)
+        copy_tokenizer(teacher, export)
+        make_tokenizer_portable(export)
+        try:
+            check_tokenizer(export, teacher, trust_remote_code=trust_remote_code)
+        except VerificationError as error:
+            raise UnsupportedError(
+                f"no export could carry this tokenizer: {error.what}",
+                where=str(teacher),
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from error
+
+
+def require_sparsifiable(recipe: Recipe) -> None:
+    """Refuse, before any work, a sparse run that could not reach its end.
+
+    Raises:
+        UsageError: for adaptive training without tokens.
+        UnsupportedError: for a low-rank branch and an export that cannot carry it.
+    """
+    sparsify = recipe.sparsify
+    if sparsify.pattern is None:
+        return
+    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
+        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
+    others = [name for name in recipe.export_formats() if name != "huggingface"]
+    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
+        raise UnsupportedError(
+            "these exports cannot carry the low-rank branch of a sparse model",
+            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
+            found=", ".join(others) or "--fp8",
+        )
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """Refuse, before any work, contradictions in how the student is to be distilled.
+
+    Raises:
+        UsageError: for correction or sampling without a teacher in memory, or settings of one that
+            another replaces.
+    """
+    distill = recipe.distill
+    if distill.correction.mode == "alongside":
+        require_alongside(distill)
+    require_loss_on(distill)
+    if distill.teacher_logits is None:
+        return
+    read_artifact(Path(distill.teacher_logits))
+    for setting, is_given in (
+        ("distill.correction", distill.correction.mode != "off"),
+        ("distill.generate", distill.generate.tokens > 0),
+    ):
+        if is_given:
+            raise UsageError(
+                "stored teacher logits are over the windows and of the teacher they were made with",
+                where=setting,
+                expected="nothing that changes the text or the teacher",
+            )
+
+
+def recovery_tokens(recipe: Recipe) -> int:
+    """Tokens of the training that follows sparsification."""
+    own = recipe.sparsify.tokens
+    return recipe.distill.tokens if own is None else own

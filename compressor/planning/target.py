@@ -1,0 +1,246 @@
+"""From a target size to a student shape.
+
+A target is a published shape's name, a parameter count (embeddings included) or a percentage. A
+published shape of the recognised teacher comes first (Llama-3.1's `4b` is 4.51e9); other sizes are
+met by shrinking width before depth (Minitron, arXiv 2407.14679, practice 4), intermediate and
+hidden size in about the same proportion, on a grid that the runtimes' kernels and the model class
+accept.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from compressor.core.errors import UnsupportedError, UsageError, nearest
+from compressor.models.dims import (
+    PRUNABLE_FIELDS,
+    Dims,
+    num_parameters,
+)
+from compressor.models.presets import PRESETS, preset_of_dims, published_target
+
+TOLERANCE = 0.02
+INTERMEDIATE_MULTIPLE = 64
+LARGE_HIDDEN_SIZE = 2048
+LARGE_HIDDEN_MULTIPLE = 64
+SMALL_HIDDEN_MULTIPLE = 16
+SMALLEST_FRACTION = 0.25
+
+_LARGEST = 1e18  # far above any model and any text
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
+_SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmb%]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTarget:
+    """A student's shape and why it is that one."""
+
+    student: Dims
+    rule: str
+    published: str | None = None
+    requested_parameters: int | None = None
+
+
+def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
+    """Parse `4b`, `4.5B`, `100k`, `4_500_000_000` or, with `whole` given, `60%`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[2] == "%" and whole is None):
+        accepted = "a count such as 4b, 4.5B, 100m or 4500000000" + (", or 60%" if whole else "")
+        raise UsageError(f"{option} is not a size", where=option, expected=accepted, found=text)
+    number = float(match[1].replace("_", ""))
+    if number > _LARGEST:
+        raise UsageError(f"{option} is too large", where=option, found=f"{text[:40]}...")
+    if match[2] == "%":
+        return round(number / 100 * (whole or 0))
+    return round(number * _UNITS[match[2].lower()])
+
+
+def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
+    """The student shape that `target` asks for.
+
+    Raises:
+        UsageError: a target that is no size and no published shape, above the teacher, or too small.
+    """
+    published = published_target(teacher, target)
+    if published is not None:
+        return ResolvedTarget(
+            student=published.dims,
+            rule=f"published shape {published.alias} ({published.source})",
+            published=published.alias,
+        )
+    preset = preset_of_dims(teacher)
+    if _SIZE.fullmatch(target.strip()) is None:
+        known = preset.targets if preset else {}
+        raise UsageError(
+            f"target {target!r} is neither a size nor a published shape of this teacher",
+            where="--target",
+            expected="a size such as 4b or 60%" + (f", or {', '.join(known)}" if known else ""),
+            hint=nearest(target, {*known, *PRESETS}),
+        )
+    total = num_parameters(teacher)
+    wanted = parse_count(target, option="--target", whole=total)
+    if not 0 < wanted < total:
+        raise UsageError(
+            "the target is not below the teacher's size",
+            where="--target",
+            expected=f"between 1 and {total - 1:,} parameters",
+            found=f"{wanted:,}",
+        )
+    return _shrink(teacher, wanted)
+
+
+def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
+    """The student with these explicit dimensions, checked against the teacher and its class.
+
+    Raises:
+        UsageError: an unknown dimension, or one above the teacher's.
+        UnsupportedError: a shape that the model class refuses.
+    """
+    for name, size in shape.items():
+        if name not in PRUNABLE_FIELDS:
+            raise UsageError(
+                f"unknown dimension {name!r}",
+                where="--shape",
+                expected=", ".join(PRUNABLE_FIELDS),
+                hint=nearest(name, PRUNABLE_FIELDS),
+            )
+        if not 0 < size <= getattr(teacher, name):
+            raise UsageError(
+                f"{name} is out of range",
+                where="--shape",
+                expected=f"1 to {getattr(teacher, name)}",
+                found=size,
+            )
+    student = teacher.with_shape(**shape)
+    check_shape(student)
+    published = preset_of_dims(student)
+    if published is None:
+        return ResolvedTarget(student=student, rule="explicit shape")
+    rule = f"explicit shape, published as {published.alias} ({published.source})"
+    return ResolvedTarget(student=student, rule=rule, published=published.alias)
+
+
+def check_shape(student: Dims) -> None:
+    """Refuse shapes that the model class cannot express.
+
+    Raises:
+        UnsupportedError: heads that do not fill their groups, or a hidden size the class refuses.
+    """
+    heads, groups = student.num_attention_heads, student.num_key_value_heads
+    if heads % groups:
+        raise UnsupportedError(
+            "query heads must fill the key/value groups evenly",
+            where="num_attention_heads",
+            expected=f"a multiple of {groups}",
+            found=heads,
+        )
+    if student.family.hidden_divisible_by_heads and student.hidden_size % heads:
+        raise UnsupportedError(
+            f"{student.model_type} demands a hidden size divisible by the number of query heads",
+            where="hidden_size",
+            expected=f"a multiple of {heads}",
+            found=student.hidden_size,
+        )
+
+
+def hidden_multiple(dims: Dims, hidden_size: int) -> int:
+    """The step of the hidden-size grid at this size."""
+    step = _hidden_grid(hidden_size)
+    return math.lcm(step, dims.num_attention_heads) if dims.family.hidden_divisible_by_heads else step
+
+
+def _hidden_grid(hidden_size: int) -> int:
+    return LARGE_HIDDEN_MULTIPLE if hidden_size >= LARGE_HIDDEN_SIZE else SMALL_HIDDEN_MULTIPLE
+
+
+def _hidden_sizes(dims: Dims) -> list[int]:
+    floor = int(dims.hidden_size * SMALLEST_FRACTION)
+    return [
+        size
+        for size in range(dims.hidden_size, floor, -1)
+        if size == dims.hidden_size or size % hidden_multiple(dims, size) == 0
+    ]
+
+
+def _shrink(teacher: Dims, wanted: int) -> ResolvedTarget:
+    smallest_depth = max(1, int(teacher.num_hidden_layers * SMALLEST_FRACTION))
+    seen: list[Dims] = []
+    for num_layers in range(teacher.num_hidden_layers, smallest_depth - 1, -1):
+        shapes = _width_candidates(teacher.with_shape(num_hidden_layers=num_layers), wanted)
+        close = [dims for dims in shapes if abs(num_parameters(dims) - wanted) <= TOLERANCE * wanted]
+        if close:
+            student = min(close, key=lambda dims: _imbalance(teacher, dims, wanted))
+            return ResolvedTarget(
+                student=student, rule=_explain(teacher, student, wanted), requested_parameters=wanted
+            )
+        seen += shapes
+    raise _unreachable(seen, wanted)
+
+
+def _unreachable(seen: list[Dims], wanted: int) -> UsageError:
+    """Why no shape fits: the target is below all of them, or between two of the grid."""
+    counts = [num_parameters(dims) for dims in seen]
+    nearest_count = min(counts, key=lambda count: abs(count - wanted))
+    if wanted < min(counts):
+        return UsageError(
+            "the target is too small to reach by width and depth",
+            where="--target",
+            expected=f"at least {min(counts):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
+            found=f"{wanted:,} parameters",
+            hint="compress in two steps, the first student being the second step's teacher",
+        )
+    return UsageError(
+        f"no shape on the grid is within {TOLERANCE:.0%} of the target",
+        where="--target",
+        expected=f"near {nearest_count:,}",
+        found=f"{wanted:,} parameters",
+        hint=f"--target {nearest_count}, or --shape",
+    )
+
+
+def _width_candidates(dims: Dims, wanted: int) -> list[Dims]:
+    """Per hidden size, the intermediate size on the grid that comes closest to the count."""
+    candidates = []
+    step = INTERMEDIATE_MULTIPLE
+    for hidden_size in _hidden_sizes(dims):
+        narrow = dims.with_shape(hidden_size=hidden_size)
+        without_mlp = narrow.with_shape(intermediate_size=0)
+        per_unit = num_parameters(narrow.with_shape(intermediate_size=1)) - num_parameters(without_mlp)
+        smallest = max(step, math.ceil(dims.intermediate_size * SMALLEST_FRACTION / step) * step)
+        units = round((wanted - num_parameters(without_mlp)) / per_unit / step) * step
+        size = min(dims.intermediate_size, max(smallest, units))
+        candidates.append(narrow.with_shape(intermediate_size=size))
+    return candidates
+
+
+def _imbalance(teacher: Dims, student: Dims, wanted: int) -> tuple[float, float]:
+    """How differently the two widths shrink (the published shapes shrink both), then the count's miss."""
+    difference = abs(
+        student.hidden_size / teacher.hidden_size - student.intermediate_size / teacher.intermediate_size
+    )
+    return round(difference, 3), abs(num_parameters(student) / wanted - 1)
+
+
+def _explain(teacher: Dims, student: Dims, wanted: int) -> str:
+    count = num_parameters(student)
+    hidden_step = hidden_multiple(teacher, student.hidden_size)
+    step, heads = _hidden_grid(student.hidden_size), student.num_attention_heads
+    reason = "" if hidden_step == step else f": of {step}, and of its {heads} query heads"
+    intermediate = f"{teacher.intermediate_size} to {student.intermediate_size}"
+    parts = [
+        f"asked {wanted:,}, reached {count:,} ({count / wanted - 1:+.2%})",
+        f"hidden {teacher.hidden_size} to {student.hidden_size} (multiples of {hidden_step}{reason})",
+        f"intermediate {intermediate} (multiples of {INTERMEDIATE_MULTIPLE})",
+    ]
+    if student.num_hidden_layers < teacher.num_hidden_layers:
+        parts.append(
+            f"layers {teacher.num_hidden_layers} to {student.num_hidden_layers}, because width alone "
+            "does not reach the target"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,105 @@
+"""The prune stage: score, plan, slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.core.errors import UnsupportedError
+from compressor.data.calibration import calibration_windows
+from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.load import load_model
+from compressor.models.sparse.low_rank import refuse_adapter
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.planning.target import check_shape
+from compressor.pruning.importance import (
+    ImportanceScores,
+    activation_importance,
+    random_importance,
+    weight_magnitude_importance,
+)
+from compressor.pruning.plan import make_plan
+from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.recipe.recipe import Calibration, Prune, Section
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
+
+
+class PruneStageConfig(Section):
+    """The prune stage's configuration: the student's resolved shape, and how units are scored."""
+
+    shape: dict[str, int]
+    prune: Prune
+    calibration: Calibration
+
+
+def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+    """Score all units, write the plan, and slice the checkpoint by it."""
+    start_afresh(out_dir)
+    dims = dims_of_config(read_config(source.path))
+    if not dims.family.prunable:
+        raise UnsupportedError(
+            f"{dims.model_type} models can be planned but not pruned yet", where=str(source.path)
+        )
+    refuse_adapter(source.path, by="pruning")
+    student = dims.with_shape(**config.shape)
+    check_shape(student)
+    scores, text = _scores(config, source, dims, context)
+    scores.save(out_dir)
+    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    plan.write(out_dir)
+    with context.console.progress("slicing", num_tensors(source.path)) as tick:
+        num_parameters = slice_checkpoint(
+            source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
+        )
+    copy_tokenizer(source.path, out_dir)
+    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
+    details = {"removed_layers": removed, **({"calibration": text} if text else {})}
+    return StageResult(num_parameters=num_parameters, details=details)
+
+
+def _scores(
+    config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
+) -> tuple[ImportanceScores, dict[str, Any] | None]:
+    """The scores, and the record of the text that set them."""
+    if config.prune.importance == "random":
+        return random_importance(dims, seed=context.seed), None
+    if config.prune.importance == "weight-magnitude":
+        with CheckpointReader(source.path) as reader:
+            return weight_magnitude_importance(reader, dims), None
+    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
+    windows = calibration_windows(config.calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(config.calibration):
+        context.console.warn(shortage)
+    model = load_model(
+        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    with context.console.progress("importance", len(windows.ids)) as tick:
+        scores = activation_importance(
+            ModelAdapter(model),
+            windows.ids,
+            batch_aggregation=config.prune.batch_aggregation,
+            sequence_aggregation=config.prune.sequence_aggregation,
+            on_window=tick,
+        )
+    return scores, windows.record
+
+
+def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
+    return (config.calibration.data,) if config.prune.importance == "activation" else ()
+
+
+def _loads(
+    config: PruneStageConfig, source: ModelArtifact, context: StageContext
+) -> tuple[tuple[Path, str], ...]:
+    return ((source.path, context.dtype),) if config.prune.importance == "activation" else ()
+
+
+PRUNE: Stage[PruneStageConfig] = Stage(
+    name="prune", run=run, format_version=2, data=_calibration_data, loads=_loads
+)

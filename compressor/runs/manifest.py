@@ -1,0 +1,229 @@
+"""The record of a run: what ran where, with which versions, how long, and what was warned of.
+
+Also the claim on a run directory: only a directory with our manifest, or an empty one, is written.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from compressor import __version__
+from compressor.core.errors import CompressExportError, ResourceError, UsageError, VerificationError
+from compressor.core.json_files import read_json_mapping
+from compressor.core.processes import is_main
+from compressor.runs.artifact import FileRecord, sealed, sha256_of_file, unsealed, write_json
+from compressor.runs.discarding import discard, remove_leftovers
+from compressor.runs.locking import LOCK_FILE, lock_run
+from compressor.runs.stage import StageOutcome
+
+MANIFEST_FILE = "manifest.json"
+# Beside it: what to run again, what was planned, and the directory of the 16-bit student.
+RECIPE_FILE, PLAN_FILE, STUDENT = "recipe.yaml", "plan.json", "student"
+SCHEMA = "compress-export/manifest/2"
+_RECORDED_LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "nvidia-modelopt",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "tensorrt-llm",
+    "tensorrt",
+    "safetensors",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this tool, Python and the libraries that matter."""
+    found = {"compress-export": __version__, "python": platform.python_version()}
+    for name in _RECORDED_LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The process's largest resident set so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Manifest:
+    """`manifest.json` of one run directory, rewritten after every stage."""
+
+    def __init__(self, out_dir: Path, record: dict[str, Any]) -> None:
+        self._out_dir = out_dir
+        self._path = out_dir / MANIFEST_FILE
+        self.record = record
+
+    def add_stage(self, outcome: StageOutcome, *, where: str) -> None:
+        """Record a stage; a skipped one keeps the figures of the process that ran it.
+
+        Args:
+            outcome: What the stage made and cost.
+            where: Its directory, relative to the run directory.
+        """
+        stages: dict[str, Any] = self.record["stages"]
+        artifact = outcome.artifact
+        if outcome.skipped and where in stages:
+            self._require_same(artifact.fingerprint, where)
+            return
+        stages[where] = {
+            "stage": artifact.stage,
+            "fingerprint": artifact.fingerprint,
+            "seconds": round(outcome.seconds, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "warnings": list(outcome.warnings),
+        }
+        self.write()
+
+    def _require_same(self, fingerprint: str, where: str) -> None:
+        recorded = self.record["stages"][where].get("fingerprint")
+        if recorded != fingerprint:
+            raise VerificationError(
+                "the manifest records another stage than the one that is there",
+                where=str(self._out_dir / where),
+                expected=recorded,
+                found=fingerprint,
+                hint="--restart-from its stage, or --overwrite",
+            )
+
+    def add_files(self, names: Iterable[str]) -> None:
+        """Record files that the run itself wrote into its directory, beside what its stages wrote."""
+        if is_main():
+            written = {name: _file_record(self._out_dir / name) for name in names}
+            self.update(files={**self.record.get("files", {}), **written})
+
+    def changed_files(self) -> list[str]:
+        """Files of `add_files` that are missing or no longer as they were written."""
+        files: dict[str, FileRecord] = self.record.get("files", {})
+        return [
+            name
+            for name, record in files.items()
+            if not (self._out_dir / name).is_file() or _file_record(self._out_dir / name) != record
+        ]
+
+    def update(self, **fields: Any) -> None:
+        """Set top-level fields and write."""
+        self.record.update(fields)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, synced; the main process does it for all."""
+        if is_main():
+            write_json(self._path, sealed(self.record))
+
+
+@contextmanager
+def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Iterator[Manifest]:
+    """Claim a run directory and read or begin its manifest; the main process does it for all.
+
+    Args:
+        out_dir: The directory; created if absent.
+        resume: Assert that there is something to resume.
+        overwrite: Start anew in a directory of ours.
+
+    Raises:
+        UsageError: a non-empty directory that is not ours, another process in it, nothing to resume.
+        ResourceError: a directory that cannot be written.
+    """
+    if not is_main():
+        yield Manifest(out_dir, _new_record())
+        return
+    file = out_dir / MANIFEST_FILE
+    is_ours, existed = file.is_file(), out_dir.is_dir()
+    claim_directory(out_dir, is_ours=is_ours, resume=resume)
+    with lock_run(out_dir):
+        remove_leftovers(out_dir)
+        is_new = not is_ours
+        if overwrite and is_ours:
+            write_json(file, sealed(_new_record()))
+            _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+        record = _read(file) if is_ours else _new_record()
+        manifest = Manifest(out_dir, record)
+        manifest.update(versions=versions())
+        try:
+            yield manifest
+        except CompressExportError:
+            if is_new and not record["stages"]:  # nothing was made that better input could continue
+                # The manifest last: until then a kill leaves a directory that is recognised as ours.
+                _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+                _empty(out_dir, but=(LOCK_FILE,))
+                _empty(out_dir)
+                if not existed:
+                    out_dir.rmdir()
+            raise
+
+
+def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
+    """Refuse a directory that holds something else, or nothing to resume.
+
+    `marker` is the file that makes a directory ours.
+
+    Raises:
+        UsageError: see above.
+        ResourceError: when it cannot be created.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UsageError("the output path is a file", where=str(out_dir))
+    if resume and not is_ours:
+        raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
+    begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
+    if not is_ours and out_dir.exists() and any(path.name not in begun for path in out_dir.iterdir()):
+        raise UsageError(
+            "the output directory is in use and holds nothing of ours",
+            where=str(out_dir),
+            expected=f"an empty directory, or one with {marker}",
+        )
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            "the output directory cannot be made", where=str(out_dir), found=error.strerror
+        ) from error
+
+
+def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:
+    for path in list(directory.iterdir()):
+        if path.name not in but:
+            discard(path)
+
+
+def _file_record(path: Path) -> FileRecord:
+    return FileRecord(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+
+
+def _new_record() -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "stages": {},
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    record = read_json_mapping(file, what="the manifest")
+    if record.get("schema") != SCHEMA:
+        raise UsageError(
+            "the manifest was written by another version",
+            where=str(file),
+            expected=SCHEMA,
+            found=record.get("schema"),
+            hint="--overwrite starts anew, or give another directory",
+        )
+    hint = "put it back as it was, or --overwrite to start anew"
+    return unsealed(record, file, what="the manifest", hint=hint)

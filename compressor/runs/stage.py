@@ -1,0 +1,416 @@
+"""How a stage runs: fingerprinted, into `<dir>.partial`, synced, renamed; finished work is skipped.
+
+A stage is a plain function `run(config, source, out_dir, context) -> details`. It reads one artifact
+and fills a new directory; this module decides whether it must run at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from compressor.core.console import Console
+from compressor.core.errors import (
+    DependencyError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+from compressor.core.json_files import read_json_mapping
+from compressor.core.processes import is_main, on_main, world_size
+from compressor.core.resource_errors import as_resource_error
+from compressor.data.sources import is_local_fingerprint, source_fingerprint
+from compressor.runs.artifact import (
+    ARTIFACT_FILE,
+    STAGE_FILE,
+    ModelArtifact,
+    check_files,
+    fingerprint_of,
+    read_artifact,
+    record_files,
+    sync_tree,
+    write_json,
+)
+from compressor.runs.discarding import discard, remove_leftovers
+
+PARTIAL_SUFFIX = ".partial"
+# Fields of configurations that name a text; `Stage.data` says which of them a stage reads.
+_TEXT_FIELDS = ("data", "prompts")
+
+# Other input makes another run; after a network error the same one is taken up again.
+_INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def redo_by_command(stage: str, path: Path) -> str:
+    """The command that makes a stage's directory again."""
+    return f"compress-export {stage.partition('-')[0]} ... -o {path} --overwrite"
+
+
+@dataclass(kw_only=True)
+class StageContext:
+    """What every stage may use besides its configuration and its source.
+
+    Attributes:
+        console: Messages and progress.
+        seed: Seed of everything random.
+        device: Torch device name.
+        dtype: Torch dtype name of stored 16-bit weights and of forward passes.
+        teacher: The original model, for stages that compare with it.
+        others: Further artifacts a stage reads, by role.
+        trust_remote_code: Whether model code from a hub repository may run.
+        redo: How a stage's directory is made again, for errors about it.
+        checked: Directories whose contents this process wrote, or compared with their records.
+        before: Called before the stage does its work; not when that is there already.
+    """
+
+    console: Console
+    seed: int
+    device: str
+    dtype: str
+    teacher: ModelArtifact | None = None
+    others: dict[str, ModelArtifact] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    redo: Callable[[str, Path], str] = redo_by_command
+    checked: set[Path] = field(default_factory=set)
+    before: Callable[[], None] = lambda: None
+
+    def check_contents(self, artifact: ModelArtifact) -> None:
+        """Compare every file of a finished stage with what was recorded of it, once in this process.
+
+        A checkpoint made elsewhere has no such record; its fingerprint covers it.
+
+        Raises:
+            VerificationError: naming the first file that is missing, new or changed.
+        """
+        path = artifact.path.resolve()
+        if artifact.files and path not in self.checked:
+            redo = self.redo(artifact.stage, artifact.path)
+            check_files(artifact.path, artifact.files, contents=True, redo=redo, stage=artifact.stage)
+            self.checked.add(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[Config]):
+    """One step of the road.
+
+    Attributes:
+        name: Its name in commands, directories and lineages.
+        run: Fills `out_dir` and returns the artifact's `num_parameters` and `details`.
+        format_version: Raised when the stage's output changes for equal input.
+        libraries: Distributions whose versions decide its numbers.
+        data: The text sources its configuration names.
+        loads: Checkpoints that it holds in memory as a whole, one after the other or at once, and in which
+            dtype.
+        parallel: Runs in every process of a run, which share its work; else in the main one alone.
+    """
+
+    name: str
+    run: Callable[[Config, ModelArtifact, Path, StageContext], StageResult]
+    format_version: int = 1
+    libraries: tuple[str, ...] = ("torch", "transformers")
+    data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    loads: Callable[[Config, ModelArtifact, StageContext], Iterable[tuple[Path, str]]] = (
+        lambda _config, _source, _context: ()
+    )
+    parallel: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage reports of its output; both go into `artifact.json`."""
+
+    num_parameters: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome:
+    """An artifact, and what it cost in this process (0 seconds when it was there already)."""
+
+    artifact: ModelArtifact
+    skipped: bool
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def execute(
+    stage: Stage[Config],
+    config: Config,
+    source: ModelArtifact,
+    out_dir: Path,
+    context: StageContext,
+    *,
+    restart: bool = False,
+) -> StageOutcome:
+    """Run a stage unless its finished output, in files of the recorded sizes, is already in `out_dir`.
+
+    What it reads is compared with its recorded sha256 first.
+
+    Args:
+        stage: The stage.
+        config: Its configuration.
+        source: Its input.
+        out_dir: Where its output belongs; filled through `<out_dir>.partial`.
+        context: The rest.
+        restart: Discard what is there instead of refusing what differs.
+
+    Raises:
+        UsageError: when `out_dir` holds the output, or the beginning, of a different run.
+        VerificationError: when a file of finished work is missing, new or changed.
+        ResourceError: when a checkpoint that it loads cannot be in memory.
+    """
+    out_dir = on_main(lambda: _real(out_dir))
+    redo = context.redo(stage.name, out_dir)
+    inputs = on_main(lambda: stage_inputs(stage, config, source, context))
+    finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
+    if finished is not None:
+        return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
+    on_main(lambda: _check_before_work(stage, config, source, context))
+    context.before()
+    is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
+    partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
+    started, num_warnings = time.monotonic(), len(context.console.warnings)
+    with _cleared_after_errors(partial, is_new=is_new):
+        if stage.parallel:
+            result = stage.run(config, source, partial, context)
+        else:
+            result = on_main(lambda: stage.run(config, source, partial, context))
+    artifact = ModelArtifact(
+        path=partial,
+        stage=stage.name,
+        fingerprint=fingerprint_of(inputs),
+        lineage=(*source.lineage, stage.name),
+        num_parameters=result.num_parameters,
+        texts=_texts(inputs, source, context),
+        inputs=inputs,
+        details=result.details,
+    )
+    published = on_main(lambda: _publish(artifact, out_dir))
+    context.checked.add(out_dir.resolve())
+    return StageOutcome(
+        artifact=published,
+        skipped=False,
+        seconds=time.monotonic() - started,
+        warnings=tuple(context.console.warnings[num_warnings:]),
+    )
+
+
+def _check_before_work(
+    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
+) -> None:
+    from compressor.models.memory import require_model_memory
+
+    _check_what_is_read(source, context)
+    require_model_memory(*stage.loads(config, source, context), device=context.device)
+
+
+@contextmanager
+def _cleared_after_errors(partial: Path, *, is_new: bool) -> Iterator[None]:
+    """Remove what an error left where nothing was begun that better input could continue."""
+    try:
+        yield
+    except Exception as error:
+        if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
+            discard(partial)
+        # A file that the machine refused to read, or to map, is not corrupt.
+        refused = as_resource_error(error) if isinstance(error, VerificationError) else None
+        if refused is not None:
+            raise refused from error
+        raise
+
+
+def _texts(inputs: dict[str, Any], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:
+    """Fingerprints of every text that a stage or what it reads has seen."""
+    read = [source, *context.others.values(), *([context.teacher] if context.teacher else [])]
+    return tuple(sorted({*inputs["data"].values(), *(text for artifact in read for text in artifact.texts)}))
+
+
+def _real(out_dir: Path) -> Path:
+    """Where the output is: a directory that was moved to another disk may be linked from its old place."""
+    if not out_dir.is_symlink():
+        return out_dir
+    if not out_dir.exists():
+        raise UsageError("the output path is a link to nothing", where=str(out_dir), found=out_dir.readlink())
+    return out_dir.resolve()
+
+
+def _check_what_is_read(source: ModelArtifact, context: StageContext) -> None:
+    for artifact in (source, *context.others.values(), *([context.teacher] if context.teacher else [])):
+        context.check_contents(artifact)
+
+
+def _finished(
+    stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool, redo: str
+) -> ModelArtifact | None:
+    """The finished output of the same inputs, if it is there and its files have their sizes."""
+    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
+    for directory in (out_dir, partial):
+        remove_leftovers(directory.parent, of=directory.name)
+        if restart:
+            discard(directory)
+    if not (out_dir / ARTIFACT_FILE).is_file():
+        return None
+    finished = read_artifact(out_dir, redo=redo)
+    _refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
+    (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
+    check_files(out_dir, finished.files, contents=False, redo=redo, stage=finished.stage)
+    return finished
+
+
+def stage_inputs(
+    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
+) -> dict[str, Any]:
+    """Everything that decides a stage's output, as plain JSON values."""
+    inputs = {
+        "stage": stage.name,
+        "format_version": stage.format_version,
+        "config": config.model_dump(mode="json"),
+        "source": source.fingerprint,
+        "teacher": context.teacher.fingerprint if context.teacher else None,
+        "others": {name: other.fingerprint for name, other in sorted(context.others.items())},
+        "data": {spec: source_fingerprint(spec) for spec in sorted(set(stage.data(config)))},
+        "seed": context.seed,
+        "device": context.device,
+        "dtype": context.dtype,
+        "versions": {name: _version(name) for name in stage.libraries},
+    }
+    if stage.parallel:
+        inputs["processes"] = world_size()
+    plain: dict[str, Any] = json.loads(json.dumps(inputs))
+    return plain
+
+
+def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Remove what is in a partial directory, but for the record of its inputs and what will be continued.
+
+    What an interrupted run left of its output would otherwise be published as output.
+    """
+    for path in list(out_dir.iterdir()):
+        if path.name not in (STAGE_FILE, *but):
+            discard(path)
+
+
+def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
+
+    A text that was moved, or is named by another path, is the same text by its fingerprint. One that a stage
+    does not read, such as the prompts of text that another stage sampled, decides nothing.
+    """
+    data: dict[str, str] = inputs.get("data", {})
+    names = {spec: found for spec, found in data.items() if is_local_fingerprint(found)}
+    logits = inputs.get("others", {}).get("teacher_logits")
+
+    def plain(value: Any, key: str = "") -> Any:
+        if key == "teacher_logits" and logits is not None:
+            return logits
+        if isinstance(value, str) and key in _TEXT_FIELDS and value not in data:
+            return None
+        if isinstance(value, dict):
+            return {name: plain(entry, name) for name, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return {**plain(inputs), "data": {names.get(spec, spec): found for spec, found in data.items()}}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Which leaves of two input records differ, as `name: before -> now`."""
+    found: list[str] = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _refuse_difference(stage: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if comparable(before) == comparable(now):
+        return
+    changed, where = differences(before, now), record.parent
+    if changed:
+        raise UsageError(
+            f"{where} holds the {stage} stage of a different run",
+            where=str(record),
+            found="; ".join(changed),
+            hint=f"--restart-from {stage} in a run, --overwrite for a stage of its own, or another directory",
+        )
+
+
+def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: str) -> Path:
+    """The directory to fill: continued if it was begun with the same inputs, else new."""
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UsageError(
+            "the output directory is in use, and no finished stage of ours",
+            where=str(out_dir),
+            expected=f"an empty directory, or one with {ARTIFACT_FILE}",
+            hint=f"another directory; or, if it was ours: {redo}",
+        )
+    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
+    record = partial / STAGE_FILE
+    if record.is_file():
+        _refuse_difference(
+            stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
+        )
+        return partial
+    if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
+        raise UsageError(
+            "the output directory is in use, and holds no beginning of ours",
+            where=str(partial),
+            expected=f"an empty directory, or one with {STAGE_FILE}",
+            hint=f"another directory; or, if it was ours: {redo}",
+        )
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(record, inputs)
+    except OSError as error:
+        raise ResourceError(
+            "the output directory cannot be written", where=str(partial), found=error.strerror
+        ) from error
+    return partial
+
+
+def _is_untouched(partial: Path) -> bool:
+    return [path.name for path in partial.iterdir()] == [STAGE_FILE]
+
+
+def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
+    replace(artifact, files=record_files(artifact.path)).write()
+    sync_tree(artifact.path)
+    if out_dir.exists():
+        out_dir.rmdir()
+    artifact.path.rename(out_dir)
+    # Only now: without its record a partial directory could not be told from someone else's.
+    (out_dir / STAGE_FILE).unlink()
+    sync_tree_parent(out_dir)
+    return read_artifact(out_dir)
+
+
+def sync_tree_parent(path: Path) -> None:
+    """Flush the directory entry of `path` to disk."""
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

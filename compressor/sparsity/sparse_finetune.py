@@ -1,0 +1,197 @@
+"""The recover stage: train a sparse student on its teacher, its mask held or moving.
+
+The loss is kl_weight KL + (1 - kl_weight) CE as in the Adaptive Sparse Trainer (arXiv 2407.20584); the
+trainer, its data and its resume are distillation's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.core.errors import UsageError
+from compressor.core.processes import is_main
+from compressor.distillation.criterion import LossConfig
+from compressor.distillation.distill_stage import dynamic_batches, training_domains
+from compressor.distillation.module import DistillationModule
+from compressor.distillation.training import (
+    clean_up,
+    keep_only_progress,
+    open_training_stream,
+    place_,
+    refuse_unfit_teacher,
+    require_training_memory,
+    save_trained,
+    schedule,
+    training_details,
+    training_flops_per_token,
+)
+from compressor.models.load import load_model
+from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
+from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
+from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise, write_masks
+from compressor.recipe.recipe import Distill, Section, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult
+from compressor.sparsity.adaptive import HeldMasks, MovingMasks
+from compressor.sparsity.sparsify_stage import ADAPTIVE
+from compressor.training.sharding import whole
+from compressor.training.trainer import train
+
+PUBLISHED_MASK_INTERVAL = 10
+# A short run selects its mask this often, and its decay grows over this share of it (10k of 40k steps).
+MIN_SELECTIONS = 40
+RAMP_SHARE = 0.25
+
+
+class RecoverStageConfig(Section):
+    """The sections of a recipe that decide this stage."""
+
+    distill: Distill
+    sparsify: Sparsify
+
+    def training(self) -> Distill:
+        """Distillation's settings with recovery's own laid over them."""
+        own = {"temperature": self.sparsify.temperature}
+        for name in ("tokens", "learning_rate"):
+            if getattr(self.sparsify, name) is not None:
+                own[name] = getattr(self.sparsify, name)
+        return self.distill.model_copy(update=own)
+
+
+def moving_schedule(sparsify: Sparsify, max_steps: int) -> tuple[int, int]:
+    """Steps between mask selections, and steps of the decay's ramp, scaled to the run's length."""
+    interval = sparsify.mask_interval or max(1, min(PUBLISHED_MASK_INTERVAL, max_steps // MIN_SELECTIONS))
+    return interval, sparsify.decay_ramp_steps or max(1, int(max_steps * RAMP_SHARE))
+
+
+def run(
+    config: RecoverStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Train a sparsified checkpoint; its pattern holds exactly at the end.
+
+    Raises:
+        UsageError: for a checkpoint without masks, or without a teacher.
+        UnsupportedError: when the vocabularies differ.
+    """
+    promise = read_promise(source.path)
+    if promise is None or context.teacher is None:
+        what = "a sparsified checkpoint" if promise is None else "a teacher"
+        raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
+    refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
+    settings = config.training()
+    keep_only_progress(out_dir)
+    require_training_memory([source], settings, context.device)
+    plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
+    domains = training_domains(settings, context)
+    stream = open_training_stream(settings, plan, domains, source, out_dir, context)
+    student = load_model(source.path, dtype="float32", device=context.device)
+    extension = _prepare_(student, source.path, promise, config.sparsify, plan.max_steps)
+    teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
+    loss = LossConfig(temperature=settings.temperature, kl_weight=config.sparsify.kl_weight)
+    module = DistillationModule(student, teacher, loss)
+    place_(module, settings, plan, context.device)
+    dynamic = dynamic_batches(settings, plan, domains, stream, module, source, context)
+    log = train(
+        module,
+        stream,
+        plan,
+        out_dir,
+        context.console,
+        extensions=[extension, *([dynamic] if dynamic else [])],
+        flops_per_token=training_flops_per_token(context.teacher.path, source.path, settings.context_length),
+    )
+    extension.apply_()
+    branches = _branches(extension.layers)
+    masks = extension.masks()
+    dtype = getattr(torch, context.dtype)
+    save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
+    if is_main():
+        promise.write(out_dir)
+        write_masks(out_dir / MASKS_FILE, masks)
+        if branches:
+            write_adapter(out_dir, branches)
+    details = {
+        **_details(
+            config.sparsify,
+            plan.max_steps,
+            read_masks(source.path / MASKS_FILE, promise.shapes),
+            masks,
+            branches,
+        ),
+        **training_details(stream, plan, log, settings.context_length),
+    }
+    if dynamic is not None:
+        details["dynamic_batches"] = dynamic.report()
+    clean_up(out_dir)
+    return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def _prepare_(
+    student: nn.Module, directory: Path, promise: Promise, sparsify: Sparsify, max_steps: int
+) -> HeldMasks:
+    """Put masks and branches into a loaded student and make it trainable."""
+    is_moving = sparsify.method == ADAPTIVE
+    branches = read_adapter(directory) if has_adapter(directory) else {}
+    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    layers = install_sparse_layers_(student, masks=masks, straight_through=is_moving, branches=branches)
+    student.requires_grad_(requires_grad=True).train()
+    for layer in layers.values():
+        for parameter in (layer.slorb_down, layer.slorb_up):
+            if parameter is not None:
+                parameter.requires_grad = sparsify.slorb == "trained"
+    if not is_moving:
+        return HeldMasks(layers)
+    interval, ramp_steps = moving_schedule(sparsify, max_steps)
+    return MovingMasks(
+        layers,
+        pattern=promise.pattern,
+        interval=interval,
+        mask_decay=sparsify.mask_decay,
+        ramp_steps=ramp_steps,
+    )
+
+
+def _branches(layers: dict[str, SparseLinear]) -> dict[str, AdapterBranch]:
+    """The low-rank branches, whole; every process must take part."""
+    found = {name.removesuffix(".weight"): layer.branch() for name, layer in layers.items()}
+    return {
+        name: AdapterBranch(down=whole(branch.down), up=whole(branch.up))
+        for name, branch in found.items()
+        if branch is not None
+    }
+
+
+def _details(
+    sparsify: Sparsify,
+    max_steps: int,
+    before: dict[str, torch.Tensor],
+    masks: dict[str, torch.Tensor],
+    branches: dict[str, AdapterBranch],
+) -> dict[str, Any]:
+    num_moved = sum(int((before[name] & ~mask.cpu()).sum()) for name, mask in masks.items())
+    num_kept = sum(int(mask.sum()) for mask in before.values())
+    details: dict[str, Any] = {
+        "loss": f"{sparsify.kl_weight:g} KL + {1 - sparsify.kl_weight:g} cross-entropy, means over tokens",
+        "masks": "moving" if sparsify.method == ADAPTIVE else "held",
+        "moved_share": round(num_moved / num_kept, 6),
+    }
+    if sparsify.method == ADAPTIVE:
+        interval, ramp_steps = moving_schedule(sparsify, max_steps)
+        details |= {"mask_interval": interval, "decay_ramp_steps": ramp_steps}
+    if branches:
+        details["adapter_parameters"] = sum(branch.num_parameters for branch in branches.values())
+    return details
+
+
+RECOVER: Stage[RecoverStageConfig] = Stage(
+    name="recover",
+    run=run,
+    format_version=3,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
+    parallel=True,
+)

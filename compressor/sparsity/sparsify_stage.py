@@ -1,0 +1,272 @@
+"""The sparsify stage: one-shot N:M sparsity, layer by layer, on the compressed model's own activations.
+
+It leaves a Hugging Face checkpoint, the promise in `sparsity.json`, and the packed masks. Embeddings,
+LM head and norms stay dense.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.calibration.sequential import LayerVisit, run_sequentially
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.data.calibration import CalibrationWindows, calibration_windows
+from compressor.models.checkpoint import (
+    CheckpointReader,
+    TensorSpec,
+    read_config,
+    row_blocks,
+    write_checkpoint,
+    write_safetensors,
+)
+from compressor.models.config.portable import write_config
+from compressor.models.digests import tensor_digest, write_digests
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, initial_branch, write_adapter
+from compressor.models.sparse.pattern import Pattern, parse_pattern, require_whole_groups
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
+from compressor.models.tokenizer import load_tokenizer
+from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.recipe import Calibration, Section, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
+from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
+from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
+
+_SCRATCH = "scratch"
+ADAPTIVE = "ast"
+
+
+class SparsifyStageConfig(Section):
+    """The sections of a recipe that decide this stage."""
+
+    sparsify: Sparsify
+    calibration: Calibration
+
+
+def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
+    """Full names of the weights to make sparse: every linear layer of the decoder not on the skip list.
+
+    Args:
+        dims: Of the model.
+        skip: Shell patterns of full names to leave dense.
+    """
+    family = dims.family
+    names = [
+        f"{family.layers}.{index}.{name}.weight"
+        for index in range(dims.num_hidden_layers)
+        for name in family.linear_layers
+    ]
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
+
+
+def run(
+    config: SparsifyStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Sparsify `source` without training.
+
+    Raises:
+        UsageError: without a pattern, or when the skip list leaves nothing.
+        UnsupportedError: for a tensor that does not divide into groups, or a model that is sparse already.
+        VerificationError: when a Hessian is not positive definite, or a weight not finite, naming it.
+    """
+    start_afresh(out_dir)
+    stored = read_config(source.path)
+    dims = dims_of_config(stored)
+    sparsify = config.sparsify
+    pattern = parse_pattern(sparsify.pattern or "")
+    names = covered_weights(dims, sparsify.skip)
+    promise = _promise(source.path, dims, names, pattern)
+    scratch = out_dir / _SCRATCH
+    scratch.mkdir()
+    windows = _windows(config.calibration, source.path, context)
+    visitor = _Visitor(one_shot(sparsify, pattern), names, scratch, slorb_group=sparsify.slorb_group_size)
+    dtype = getattr(torch, context.dtype)
+    with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows.ids)) as tick:
+        changed = run_sequentially(
+            source.path,
+            windows.ids,
+            visitor.visit,
+            scratch=scratch,
+            dtype=dtype,
+            device=context.device,
+            trust_remote_code=context.trust_remote_code,
+            on_window=tick,
+        )
+    write_digests(out_dir, visitor.digests)
+    _write(source.path, out_dir, changed, dtype)
+    promise.write(out_dir)
+    _write_masks(out_dir / MASKS_FILE, visitor.masks)
+    if visitor.branches:
+        write_adapter(out_dir, visitor.branches)
+    shutil.rmtree(scratch)
+    raised = [name for name, entry in visitor.layers.items() if entry.get("dampening_was_raised")]
+    if raised:
+        context.console.warn(f"dampening was raised for {len(raised)} matrices, first {raised[0]}")
+    return StageResult(
+        num_parameters=source.num_parameters, details=_details(visitor, sparsify, pattern, windows)
+    )
+
+
+def one_shot(sparsify: Sparsify, pattern: Pattern) -> OneShot:
+    """The one-shot method of a recipe; adaptive training starts from SparseGPT."""
+    method = SPARSEGPT if sparsify.method == ADAPTIVE else sparsify.method
+    return OneShot(
+        method=method,
+        pattern=pattern,
+        block_size=sparsify.block_size,
+        dampening_fraction=sparsify.dampening_fraction,
+        raise_dampening=sparsify.raise_dampening,
+        update_weights=sparsify.update_weights,
+    )
+
+
+class _Visitor:
+    """Sparsifies layer by layer, keeping figures and adapter branches, and masks in files of `scratch`."""
+
+    def __init__(self, how: OneShot, names: list[str], scratch: Path, *, slorb_group: int | None) -> None:
+        self._how = how
+        self._names = frozenset(names)
+        self._scratch = scratch
+        self._slorb_group = slorb_group
+        self.masks: dict[str, Path] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
+        self.branches: dict[str, AdapterBranch] = {}
+        self.digests: dict[str, str] = {}
+        self.num_nonzero = 0
+        self.num_weights = 0
+
+    def visit(self, layer: LayerVisit) -> dict[str, torch.Tensor]:
+        replaced, masks = {}, {}
+        for name, linear in layer.linears.items():
+            full = f"{layer.prefix}{name}.weight"
+            if full not in self._names:
+                continue
+            gram = layer.grams[name]
+            try:
+                sparse = sparsify_matrix(linear.weight, gram.total, num_tokens=gram.num_tokens, how=self._how)
+            except NotPositiveDefiniteError as error:
+                raise VerificationError(
+                    str(error), where=full, hint="more calibration text, or --raise-dampening"
+                ) from error
+            self._record(full, linear.weight, sparse)
+            replaced[name], masks[full] = sparse.weight, sparse.keep_mask
+        path = self._scratch / f"masks-{layer.index}.safetensors"
+        write_masks(path, masks)
+        self.masks |= dict.fromkeys(masks, path)
+        return replaced
+
+    def _record(self, name: str, dense: torch.Tensor, sparse: SparseMatrix) -> None:
+        if not math.isfinite(sparse.relative_error):
+            raise VerificationError(
+                "this weight cannot be sparsified", where=name, expected="finite values and outputs"
+            )
+        num_nonzero = int((sparse.weight != 0).sum())
+        self.num_nonzero += num_nonzero
+        self.num_weights += sparse.weight.numel()
+        entry: dict[str, Any] = {
+            "relative_error": float(f"{sparse.relative_error:.6g}"),
+            "density": num_nonzero / sparse.weight.numel(),
+        }
+        if sparse.dampening_fraction is not None:
+            entry["dampening_fraction"] = sparse.dampening_fraction
+            entry["dampening_was_raised"] = sparse.dampening_fraction > self._how.dampening_fraction
+        self.layers[name] = entry
+        self.digests[name] = tensor_digest(sparse.weight)
+        if self._slorb_group is not None:
+            module = name.removesuffix(".weight")
+            self.branches[module] = initial_branch(dense, sparse.weight, group_size=self._slorb_group)
+            self.digests |= branch_digests(module, self.branches[module])
+
+
+def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
+    """What the stage will promise, its shapes checked."""
+    if not names:
+        raise UsageError("the skip list leaves nothing to sparsify", where="--skip")
+    if (checkpoint / SPARSITY_FILE).is_file():
+        raise UnsupportedError(
+            "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"
+        )
+    with CheckpointReader(checkpoint) as reader:
+        shapes = {name: reader.shape(name) for name in names}
+    for name, shape in shapes.items():
+        require_whole_groups(name, shape, pattern)
+    pairs = {name: (rows, columns) for name, (rows, columns) in shapes.items()}
+    return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
+
+
+def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
+    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
+    if shortage := windows.shortage(calibration):
+        context.console.warn(shortage)
+    return windows
+
+
+def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.dtype) -> None:
+    """Write the checkpoint in its source's order, changed weights from the files that hold them."""
+    with CheckpointReader(source) as reader:
+
+        def spec(name: str) -> TensorSpec:
+            def blocks() -> Any:
+                tensor = _read(changed[name], name) if name in changed else reader.tensor(name)
+                return (block.to(dtype) for block in row_blocks(tensor))
+
+            return TensorSpec(name=name, shape=reader.shape(name), dtype=dtype, blocks=blocks)
+
+        write_checkpoint(out_dir, [spec(name) for name in reader])
+    write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
+    copy_tokenizer(source, out_dir)
+
+
+def _write_masks(path: Path, files: dict[str, Path]) -> None:
+    """Gather every layer's packed masks in one file, one tensor at a time."""
+
+    def spec(name: str, file: Path) -> TensorSpec:
+        packed = _read(file, name)
+        return TensorSpec(
+            name=name, shape=tuple(packed.shape), dtype=packed.dtype, blocks=lambda: [_read(file, name)]
+        )
+
+    write_safetensors(path, [spec(name, file) for name, file in files.items()])
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _details(
+    visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: CalibrationWindows
+) -> dict[str, Any]:
+    details = {
+        "pattern": str(pattern),
+        "method": one_shot(sparsify, pattern).method,
+        "num_tensors": len(visitor.layers),
+        "num_windows": len(windows.ids),
+        "window_tokens": windows.ids.shape[1],
+        "calibration": windows.record,
+        "density": round(visitor.num_nonzero / visitor.num_weights, 6),
+        "layers": visitor.layers,
+    }
+    if visitor.branches:
+        details["adapter_parameters"] = sum(branch.num_parameters for branch in visitor.branches.values())
+    return details
+
+
+SPARSIFY: Stage[SparsifyStageConfig] = Stage(
+    name="sparsify",
+    run=run,
+    format_version=2,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: (config.calibration.data,),
+)

@@ -1,0 +1,43 @@
+"""What a config says where it says nothing: the model class's own defaults, and the windows it applies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.models.config.fields import layer_types
+from compressor.models.dims import dims_of_config
+from compressor.models.families import family_of
+
+_WINDOW = "sliding_window"
+# Of Qwen's classes, where `use_sliding_window` is on.
+_SWITCHED_WINDOW = 4096
+
+
+def value_of(config: dict[str, Any], field: str) -> Any:
+    """A field's value, or what the family's class takes where it is absent."""
+    if field in config:
+        return config[field]
+    return family_of(str(config.get("model_type"))).defaults.get(field)
+
+
+def declared_window(config: dict[str, Any]) -> int | None:
+    """The window that the config switches on, whether or not a layer uses it; None without one.
+
+    Mistral's class applies its window to every layer and knows no switch; Qwen's is off by default. Other
+    families' classes ignore the field.
+    """
+    family = family_of(str(config.get("model_type")))
+    if family.window_by_layer:
+        window = config.get(_WINDOW, _SWITCHED_WINDOW) if config.get("use_sliding_window") else None
+    else:
+        window = value_of(config, _WINDOW) if _WINDOW in family.defaults else None
+    return window or None
+
+
+def applied_window(config: dict[str, Any]) -> int | None:
+    """The window of the layers that have one; None where every layer attends to everything."""
+    window = declared_window(config)
+    if not family_of(str(config.get("model_type"))).window_by_layer:
+        return window
+    kinds = layer_types(config, dims_of_config(config)) or ()
+    return window if "sliding_attention" in kinds else None

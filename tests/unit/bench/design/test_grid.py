@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+
+from bench.design.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
+from bench.design.shape_only import shape_of
+from compressor.cli.bench_run import PRESETS as NAMES_OF_PRESETS
+from compressor.cli.bench_run import run
+from compressor.cli.parsing import parse_batches
+from compressor.models.presets import PRESETS as PUBLISHED_SHAPES
+from compressor.recipe.recipe import Bench, BenchPreset
+from tests.gpu.bench_study import PUBLISHED, bench_words
+
+CONTEXT = click.Context(run)
+OPTION = run.params[0]
+
+
+def test_grid_is_every_length_at_every_batch_size_once() -> None:
+    config = Bench(isl_osl=((128, 64), (16, 8), (128, 64)), batch_sizes=(1, 4))
+    assert grid_of(config) == (Cell(128, 64, 1), Cell(128, 64, 4), Cell(16, 8, 1), Cell(16, 8, 4))
+
+
+def test_the_largest_cell_is_the_one_with_most_cached_tokens_then_longest_prefill() -> None:
+    cells = (Cell(10, 90, 1), Cell(90, 10, 1), Cell(10, 10, 4), Cell(50, 50, 2))
+    assert by_memory(cells) == [Cell(50, 50, 2), Cell(90, 10, 1), Cell(10, 90, 1), Cell(10, 10, 4)]
+
+
+def test_a_batch_size_per_model_makes_a_cell_of_two_parts() -> None:
+    cell = Cell(128, 64, 32, 64)
+    assert (cell.baseline, cell.candidate) == (Cell(128, 64, 32), Cell(128, 64, 64))
+    assert str(cell) == "128/64 x 32:64"
+    alike = Cell(128, 64, 8)
+    assert (alike.baseline, alike.candidate) == (alike, alike)
+
+
+def test_the_blogs_preset_measures_its_batches_and_equal_ones() -> None:
+    cells = grid_of(Bench(preset="minitron-blog"))
+    assert [str(cell) for cell in cells[:3]] == ["128/128 x 32", "128/128 x 64", "128/128 x 32:64"]
+    assert len(cells) == 3 * len(PUBLISHED_ISL_OSL)
+
+
+def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
+    assert set(get_args(BenchPreset)) == set(PRESETS) == set(NAMES_OF_PRESETS)
+    assert wants_largest_batch(Bench(preset="published"))
+    assert not wants_largest_batch(Bench(preset="quick", largest_batch=True))
+    assert wants_largest_batch(Bench(largest_batch=True))
+
+
+def test_the_gpu_studys_command_line_is_the_published_grid(tmp_path: Path) -> None:
+    words = bench_words(PUBLISHED, tmp_path)
+    given = run.make_context("run", words[1:]).params
+    assert given["isl_osl"] == PUBLISHED_ISL_OSL
+    assert given["batches"] == {"batch_sizes": (32, 64), "batch_pairs": ((32, 64),), "largest_batch": True}
+    assert [shape_of(model) for model in given["models"]] == [
+        PUBLISHED_SHAPES[name].dims for name in ("llama3.1-8b", "4b-width", "4b-depth")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("1,8", {"batch_sizes": (1, 8), "batch_pairs": (), "largest_batch": False}),
+        ("32:64, max", {"batch_sizes": (), "batch_pairs": ((32, 64),), "largest_batch": True}),
+    ],
+)
+def test_batches_are_read_from_the_command_line(given: str, expected: dict[str, object]) -> None:
+    assert parse_batches(CONTEXT, OPTION, given) == expected
+
+
+@pytest.mark.parametrize("given", ["0", "1:2:3", "a", "8:", "-1", ""])
+def test_batches_that_are_none_are_refused(given: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_batches(CONTEXT, OPTION, given)

@@ -1,0 +1,159 @@
+"""Order, warm-up and summaries of one cell, on scripted stand-ins for sessions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.design.grid import Cell
+from bench.measure.cell import CellTrial, warm_up
+from bench.measure.statistics import NUM_SERIES, StoppingRule, ratio_interval
+from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
+from compressor.core.errors import VerificationError
+
+CELL = Cell(isl=8, osl=4, batch_size=2)
+RULE = StoppingRule(min_pairs=5, max_pairs=8)
+WARM = 2  # runs, of a steady arm
+PROMPTS = np.ones((2, 8), dtype=np.int32)
+
+Scripted = Callable[..., Any]
+
+
+def measure(baseline: Any, candidate: Any, cell: Cell = CELL) -> CellResult:
+    """All series of a cell; a real benchmark loads both models again for each."""
+    trial = CellTrial(cell, rule=RULE, seed=0)
+    while not trial.is_done:
+        trial.measure_series(baseline, candidate)
+    return trial.result()
+
+
+def summary(arm: ArmCell | None, metric: str) -> Summary:
+    assert arm is not None
+    found = arm.metrics[metric]
+    assert isinstance(found, Summary)
+    return found
+
+
+def test_every_series_alternates_a_b_b_a_after_both_arms_are_warm(scripted: Scripted) -> None:
+    log: list[str] = []
+    steady = [
+        scripted(name, itertools.repeat(latency), log=log) for name, latency in (("A", 2.0), ("B", 1.0))
+    ]
+    result = measure(*steady)
+    series = "ABBAABBAAB"
+    assert "".join(log) == ("AABB" + series) * (1 + NUM_SERIES)
+    assert result.order == series
+    assert result.status == "ok"
+    assert result.num_series == NUM_SERIES
+
+
+def test_numbers_are_of_the_fresh_series_and_the_first_is_kept_raw(scripted: Scripted) -> None:
+    baseline = scripted("A", [4.0] * (WARM + 5) + [2.0] * (WARM + 5) * NUM_SERIES)
+    candidate = scripted("B", itertools.repeat(1.0))
+    result = measure(baseline, candidate)
+    assert result.speedup is not None
+    found = (result.speedup.ratio, result.speedup.low, result.speedup.high, result.speedup.num_pairs)
+    assert found == pytest.approx((2.0, 2.0, 2.0, 5 * NUM_SERIES), rel=1e-12)
+    assert summary(result.baseline, "latency_s").samples == (2.0,) * 5 * NUM_SERIES
+    assert summary(result.baseline, "output_tokens_per_s").median == 4.0
+    assert summary(result.candidate, "total_tokens_per_s").median == 24.0
+    assert result.baseline is not None
+    assert result.baseline.exploration_latency_s == (4.0,) * 5
+
+
+def test_every_ratio_is_over_the_means_of_the_series(scripted: Scripted) -> None:
+    levels = [2.1, 1.95, 2.05, 1.9, 2.0, 1.98]
+    baseline = scripted("A", [level for level in [2.0, *levels] for _ in range(WARM + 5)])
+    candidate = scripted("B", itertools.repeat(1.0))
+    result = measure(baseline, candidate)
+    expected = ratio_interval(levels, [1.0] * NUM_SERIES)
+    assert result.num_series == NUM_SERIES
+    for interval in (result.speedup, result.ratios["latency_s"]):
+        assert isinstance(interval, Interval)
+        assert interval.num_pairs == 5 * NUM_SERIES
+        found = (interval.ratio, interval.low, interval.high)
+        assert found == pytest.approx((expected.ratio, expected.low, expected.high), rel=1e-12)
+    assert len(summary(result.baseline, "latency_s").samples) == 5 * NUM_SERIES
+
+
+def test_every_ratio_above_one_means_the_candidate_is_better(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
+    result = measure(*pair)
+    found = {name: ratio for name, ratio in result.ratios.items() if isinstance(ratio, Interval)}
+    assert result.ratios.keys() - found.keys() == {"itl_p99_s", "output_tokens_per_s_per_gpu"}
+    for name, ratio in found.items():
+        assert ratio.ratio == pytest.approx(3.0), name
+
+
+def test_each_model_may_have_a_batch_size_of_its_own_and_the_ratio_is_per_token(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(3.0))
+    result = measure(*pair, Cell(8, 4, 2, 6))
+    assert result.speedup is not None
+    assert result.speedup.ratio == pytest.approx(3.0)
+    assert summary(result.candidate, "output_tokens_per_s").median == 8.0
+    assert (result.batch_size, result.candidate_batch_size, result.label) == (2, 6, "8/4 x 2:6")
+
+
+def test_a_metric_that_cannot_be_computed_is_absent_with_its_reason(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
+    result = measure(*pair, Cell(isl=8, osl=1, batch_size=1))
+    assert result.baseline is not None
+    assert isinstance(result.baseline.metrics["tpot_s"], AbsentRecord)
+    assert isinstance(result.ratios["tpot_s"], AbsentRecord)
+
+
+def test_an_unsteady_cell_is_noisy_and_keeps_its_numbers(scripted: Scripted) -> None:
+    baseline = scripted("A", itertools.cycle([1.0, 4.0]))
+    candidate = scripted("B", itertools.repeat(1.0))
+    result = measure(baseline, candidate)
+    assert (result.status, result.num_series) == ("NOISY", 1)
+    assert result.speedup is not None
+    assert result.speedup.num_pairs == RULE.max_pairs
+    assert result.baseline is not None
+    assert not result.baseline.is_settled
+
+
+def test_an_arm_is_as_warm_as_in_its_worst_series(scripted: Scripted) -> None:
+    restless = [1.0, 2.0] * 3
+    baseline = scripted("A", [1.0] * (WARM + 5) + restless + [1.0] * 5 + [1.0] * (WARM + 5) * NUM_SERIES)
+    result = measure(baseline, scripted("B", itertools.repeat(1.0)))
+    assert result.baseline is not None
+    assert result.candidate is not None
+    assert (result.baseline.num_warmup_runs, result.baseline.is_settled) == (6, False)
+    assert (result.candidate.num_warmup_runs, result.candidate.is_settled) == (2, True)
+
+
+def test_a_failed_cell_needs_nothing_more_and_keeps_its_reason(scripted: Scripted) -> None:
+    trial = CellTrial(Cell(8, 4, 2, 6), rule=RULE, seed=0)
+    trial.measure_series(scripted("A", itertools.repeat(1.0)), scripted("B", itertools.repeat(1.0)))
+    assert not trial.is_done
+    trial.fail("out of memory")
+    assert trial.is_done
+    result = trial.result()
+    assert (result.status, result.reason, result.speedup) == ("FAIL", "out of memory", None)
+    assert result.label == "8/4 x 2:6"
+
+
+@pytest.mark.parametrize(
+    ("latencies_s", "num_runs", "is_settled"),
+    [
+        ([1.0, 1.05], 2, True),
+        ([9.0, 3.0, 1.0, 1.09], 4, True),
+        ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0], 6, False),
+    ],
+)
+def test_warm_up_ends_when_two_latencies_agree_or_at_its_bound(
+    scripted: Scripted, latencies_s: list[float], num_runs: int, is_settled: bool
+) -> None:
+    warmup = warm_up(scripted("A", latencies_s), PROMPTS, cell=CELL)
+    assert (warmup.num_runs, warmup.is_settled) == (num_runs, is_settled)
+
+
+def test_a_runtime_that_stops_early_is_refused(scripted: Scripted) -> None:
+    pair = scripted("A", itertools.repeat(1.0), missing_tokens=1), scripted("B", itertools.repeat(1.0))
+    with pytest.raises(VerificationError, match="output tokens"):
+        measure(*pair)

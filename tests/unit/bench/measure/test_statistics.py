@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.measure.statistics import (
+    NUM_SERIES,
+    StoppingRule,
+    Trial,
+    coefficient_of_variation,
+    median,
+    paired_trial,
+    ratio_interval,
+)
+
+RULE = StoppingRule(min_pairs=5, max_pairs=40)
+
+
+def run_series(pairs: Iterable[tuple[float, float]], rule: StoppingRule = RULE) -> Trial[float]:
+    script = iter(pairs)
+    return paired_trial(lambda _index: next(script), duration=float, rule=rule)
+
+
+def noisy_pairs(generator: np.random.Generator, *, cv: float, ratio: float) -> Iterable[tuple[float, float]]:
+    while True:
+        baseline, candidate = np.exp(generator.normal(0.0, cv, size=2))
+        yield float(ratio * baseline), float(candidate)
+
+
+def test_median_and_cv_by_hand() -> None:
+    assert median([3.0, 1.0, 2.0, 10.0]) == 2.5
+    assert coefficient_of_variation([1.0, 2.0, 3.0]) == 0.5
+
+
+def test_interval_by_hand() -> None:
+    # Ratios 1, 2 and 4: log2 ratios 0, 1, 2 with mean 1 and deviation 1. With two degrees of freedom
+    # Student's quantile has a closed form, (2p - 1) / sqrt(2p(1 - p)).
+    interval = ratio_interval([1.0, 4.0, 12.0], [1.0, 2.0, 3.0])
+    quantile = 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    margin = quantile / math.sqrt(3)
+    assert interval.num_pairs == 3
+    assert interval.ratio == pytest.approx(2.0, rel=1e-14)
+    assert interval.low == pytest.approx(2 ** (1 - margin), rel=1e-12)
+    assert interval.high == pytest.approx(2 ** (1 + margin), rel=1e-12)
+    assert interval.relative_width == pytest.approx(2**margin - 2**-margin, rel=1e-12)
+
+
+def test_interval_agrees_with_scipy() -> None:
+    generator = np.random.default_rng(0)
+    above, below = np.exp(generator.normal(0.5, 0.1, 12)), np.exp(generator.normal(0.0, 0.1, 12))
+    logs = np.log(above) - np.log(below)
+    low, high = stats.t.interval(0.95, logs.size - 1, loc=logs.mean(), scale=stats.sem(logs))
+    interval = ratio_interval(above.tolist(), below.tolist())
+    assert math.log(interval.low) == pytest.approx(low, rel=1e-12)
+    assert math.log(interval.high) == pytest.approx(high, rel=1e-12)
+
+
+def test_pairing_removes_what_both_arms_suffer() -> None:
+    drift = [1.0, 5.0, 2.0, 30.0, 0.1]
+    interval = ratio_interval([2.0 * factor for factor in drift], drift)
+    assert (interval.low, interval.high) == pytest.approx((2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 0.0], [1.0, 1.0]), ([1.0, math.nan], [1.0, 1.0])],
+)
+def test_series_without_an_interval_are_refused(above: list[float], below: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"series|positive"):
+        ratio_interval(above, below)
+
+
+@pytest.mark.parametrize(("min_pairs", "max_pairs"), [(1, 5), (6, 5)])
+def test_a_rule_that_cannot_be_met_is_refused(min_pairs: int, max_pairs: int) -> None:
+    with pytest.raises(ValueError, match="min_pairs"):
+        StoppingRule(min_pairs=min_pairs, max_pairs=max_pairs)
+
+
+def test_a_quiet_series_stops_at_the_minimum_and_reports_the_fresh_ones() -> None:
+    first = ((2.0, 1.0),) * 5
+    levels = [1.50, 1.52, 1.49, 1.51, 1.48, 1.53]
+    trial = run_series([*first, *((level * drift, drift) for level in levels for drift in (1, 2, 3, 4, 5))])
+    assert trial.exploration == first
+    assert trial.reported == trial.fresh
+    assert [len(one) for one in trial.fresh] == [5] * NUM_SERIES
+    # The samples are the means of the series, which here are quiet in themselves.
+    expected = ratio_interval(levels, [1.0] * NUM_SERIES)
+    found = (trial.interval.ratio, trial.interval.low, trial.interval.high)
+    assert found == pytest.approx((expected.ratio, expected.low, expected.high), rel=1e-12)
+    assert trial.interval.num_pairs == 5 * NUM_SERIES
+    assert (trial.verdict, trial.reason) == ("ok", None)
+
+
+def test_pairs_are_added_until_the_interval_is_narrow() -> None:
+    # One outlier, then quiet: found by direct search where the width falls below 10 %.
+    pairs = [(1.3, 1.0), *[(1.0, 1.0)] * 200]
+    expected = next(
+        n
+        for n in range(5, 41)
+        if ratio_interval([a for a, _ in pairs[:n]], [b for _, b in pairs[:n]]).relative_width <= 0.10
+    )
+    trial = run_series(pairs)
+    assert 5 < expected < 40
+    assert [len(one) for one in (trial.exploration, *trial.fresh)] == [expected] * (1 + NUM_SERIES)
+    assert trial.verdict == "ok"
+
+
+def test_a_series_that_never_narrows_is_noisy_at_the_maximum_without_fresh_ones() -> None:
+    trial = run_series([(2.0, 1.0), (1.0, 2.0)] * 20)
+    assert len(trial.exploration) == 40
+    assert trial.fresh == ()
+    assert trial.reported == (trial.exploration,)
+    assert trial.verdict == "NOISY"
+    assert trial.reason is not None
+    assert "the first series" in trial.reason
+    assert "40 pairs" in trial.reason
+
+
+def test_a_machine_that_changes_between_series_is_noisy_and_keeps_its_numbers() -> None:
+    levels = [1.47, 1.62, 1.46, 1.63, 1.47, 1.63]
+    trial = run_series([(level, 1.0) for level in [1.5, *levels] for _ in range(5)])
+    assert trial.reported == trial.fresh
+    assert trial.verdict == "NOISY"
+    assert trial.reason is not None
+    assert f"{NUM_SERIES} fresh series" in trial.reason
+
+
+def test_each_series_counts_its_pairs_from_zero() -> None:
+    seen: list[int] = []
+
+    def measure_pair(index: int) -> tuple[float, float]:
+        seen.append(index)
+        return 1.0, 1.0
+
+    paired_trial(measure_pair, duration=float, rule=RULE)
+    assert seen == [0, 1, 2, 3, 4] * (1 + NUM_SERIES)
+
+
+@pytest.mark.parametrize("cv", [0.03, 0.06])
+def test_the_reported_interval_covers_the_truth_despite_the_stopping(cv: float) -> None:
+    covered = 0
+    for seed in range(1000):
+        pairs = noisy_pairs(np.random.default_rng(seed), cv=cv, ratio=1.8)
+        interval = run_series(pairs).interval
+        covered += interval.low <= 1.8 <= interval.high
+    # Three standard errors of a 95 % coverage over 1000 series are 2.1 points.
+    assert 0.929 <= covered / 1000 <= 0.971

@@ -1,0 +1,191 @@
+"""What a run is measured on, and what its texts are refused for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.core.console import Console
+from compressor.core.errors import UsageError
+from compressor.data.sources import Documents, source_fingerprint
+from compressor.pipeline.preflight import evaluation_config, require_texts, require_trainable, require_windows
+from compressor.recipe.recipe import Recipe, load_recipe
+
+
+def test_a_text_that_the_model_was_made_with_is_measured_on_its_held_out_part(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.txt" for name in ("train", "evaluate", "prompts")}
+    for name, file in files.items():
+        file.write_text(name)
+    recipe = load_recipe(
+        None,
+        {
+            "model": "smollm2-135m",
+            "calibration.data": str(files["train"]),
+            "distill.data": str(files["train"]),
+            "evaluate.data": str(files["evaluate"]),
+        },
+    )
+    assert evaluation_config(recipe).split == "all"
+    assert evaluation_config(recipe, (source_fingerprint(str(files["evaluate"])),)).split == "held_out"
+    files["evaluate"].write_text("train")
+    assert evaluation_config(recipe).split == "held_out"
+
+
+CHAT = [{"role": "user", "content": "one river?"}, {"role": "assistant", "content": "a stone"}]
+
+
+def rows_of(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def recipe_of(train: Path, **fields: object) -> Recipe:
+    text = {"distill.data": str(train), "calibration.data": str(train), "distill.tokens": 64}
+    short = {"distill.context_length": 8, "calibration.seq_len": 8, "evaluate.window": 8}
+    return load_recipe(None, {"model": "smollm2-135m", **text, **short, **fields})
+
+
+@pytest.mark.parametrize(
+    "bad", ["not JSON", '{"body": "x"}', '{"messages": [{"role": "user"}]}', '{"text": 3}']
+)
+@pytest.mark.parametrize("role", ["distill.data", "calibration.data", "evaluate.data"])
+def test_a_broken_row_of_any_text_is_named_before_any_work(tmp_path: Path, role: str, bad: str) -> None:
+    fine = [{"text": f"row {number}"} for number in range(30)]
+    good, broken = rows_of(tmp_path / "good.jsonl", *fine), rows_of(tmp_path / "broken.jsonl", *fine, bad)
+
+    require_texts(recipe_of(good), Console(quiet=True))
+    with pytest.raises(UsageError) as caught:
+        require_texts(recipe_of(good, **{role: str(broken)}), Console(quiet=True))
+    assert caught.value.where == f"{broken}:31"
+
+
+def test_what_is_skipped_or_mended_is_counted(tmp_path: Path) -> None:
+    rows = ['{"text": "half \\ud83d of one"}', "", {"text": ""}, *({"text": f"row {n}"} for n in range(9))]
+    path = rows_of(tmp_path / "x.jsonl", *rows)
+    console = Console(quiet=True)
+    require_texts(recipe_of(path), console)
+
+    assert console.warnings == [
+        f"2 empty rows of {path} are skipped",
+        f"1 broken surrogates in {path} are read as U+FFFD",
+    ]
+
+
+def test_a_plain_row_where_only_responses_count(tmp_path: Path) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5, {"text": "plain"}, {"messages": CHAT})
+    require_texts(recipe_of(path), Console(quiet=True))
+    with pytest.raises(UsageError, match="no responses") as caught:
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert caught.value.where == f"{path}:6"
+
+
+QUESTION = {"messages": CHAT[:1]}
+INSTRUCTION = {"instruction": "do", "input": "this", "output": "done"}
+UNANSWERED: dict[str, list[dict[str, Any]]] = {
+    "questions alone": [QUESTION] * 20,
+    "completions that are empty": [{"prompt": "one river", "completion": ""}] * 20,
+    "answers that are empty": [{"messages": [CHAT[0], {"role": "assistant", "content": ""}]}] * 20,
+    "answers in the prompt": [{"prompt": CHAT, "completion": CHAT[:1]}] * 20,
+    "answers that do not count": [{"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}] * 20,
+    "answers not to train on": [{"messages": [CHAT[0], {**CHAT[1], "train": False}]}] * 20,
+    "answers held out": [QUESTION] * 18 + [{"messages": CHAT}] * 2,
+    "an empty output beside its text": [{"text": "do this", "instruction": "do this", "output": ""}] * 20,
+}
+
+
+@pytest.mark.parametrize("rows", UNANSWERED.values(), ids=UNANSWERED)
+def test_a_text_without_any_response_is_refused_before_any_work(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *rows)
+    require_texts(recipe_of(path), Console(quiet=True))
+    with pytest.raises(UsageError, match="no response") as caught:
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert caught.value.where == str(path)
+    assert "18 rows" in str(caught.value.found)
+    answered = rows_of(tmp_path / "y.jsonl", *rows[:10], {"messages": CHAT}, *rows[10:])
+    require_texts(recipe_of(answered, **{"distill.loss_on": "responses"}), Console(quiet=True))
+
+
+def test_a_template_that_shows_no_response_is_refused_before_any_stage(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Its marks of what was generated stand beside the answers, not around them."""
+    path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 20)
+    recipe = recipe_of(path, **{"distill.loss_on": "responses"})
+
+    marking = copy.deepcopy(tiny_tokenizer)
+    marking.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
+        "{% generation %}{% endgeneration %}{% endfor %}"
+    )
+    require_texts(recipe, Console(quiet=True))
+    with pytest.raises(UsageError, match="no response") as caught:
+        require_windows(recipe, marking, ())
+    assert caught.value.where == str(path)
+    require_windows(recipe, tiny_tokenizer, ())
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, -1, "0"])
+def test_a_response_that_counts_in_part_is_refused(tmp_path: Path, weight: object) -> None:
+    rows: list[object] = [{"messages": CHAT}] * 6
+    path = rows_of(tmp_path / "x.jsonl", *rows, {"messages": [CHAT[0], {**CHAT[1], "weight": weight}]})
+    require_texts(recipe_of(path), Console(quiet=True))
+    with pytest.raises(UsageError, match="'weight' is neither") as caught:
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert caught.value.where == f"{path}:7"
+
+
+@pytest.mark.parametrize("structured", [INSTRUCTION, {"messages": CHAT}, {"prompt": "p", "completion": "c"}])
+def test_a_text_beside_the_fields_it_was_made_of_is_read_for_its_responses(
+    tmp_path: Path, structured: dict[str, object]
+) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *[{"text": "rendered", **structured}] * 20)
+
+    require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    assert set(Documents(str(path), "all")) == {"rendered"}
+    assert "rendered" not in Documents(str(path), "all", answers=True)
+
+
+def test_what_is_not_read_of_a_directory_is_said(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl", *(f"validation-{part}.jsonl" for part in range(7))):
+        rows_of(tmp_path / name, *({"text": f"row {number}"} for number in range(9)))
+    (tmp_path / "README.md").write_text("what these rows are")
+    console = Console(quiet=True)
+    require_texts(recipe_of(tmp_path), console)
+
+    names = ", ".join(["test.jsonl", *(f"validation-{part}.jsonl" for part in range(4))])
+    assert console.warnings == [
+        f"not read as text of {tmp_path}: README.md",
+        f"only the train split of {tmp_path} is read, not {names} and 3 more",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "paper"}]
+)
+def test_what_needs_a_loss_on_all_tokens(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5)
+    require_trainable(recipe_of(path, **fields))
+    with pytest.raises(UsageError, match="loss on all tokens"):
+        require_trainable(recipe_of(path, **fields, **{"distill.loss_on": "responses"}))
+
+
+@pytest.mark.parametrize("position", [0, 17, 29])
+def test_a_conversation_that_the_template_leaves_out_is_found_in_either_part(
+    tmp_path: Path, tiny_tokenizer: Any, position: int
+) -> None:
+    rows: list[object] = [{"messages": CHAT}] * 29
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    bad = {"messages": [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}, CHAT[1]]}
+    path = rows_of(tmp_path / "x.jsonl", *rows[:position], bad, *rows[position:])
+    recipe = recipe_of(path, **{"distill.tokens": 100_000})
+
+    with pytest.raises(UsageError, match="leaves out") as caught:
+        require_windows(recipe, tiny_tokenizer, ())
+    assert caught.value.where == f"{path}:{position + 1}"
+    require_windows(recipe_of(rows_of(tmp_path / "y.jsonl", *rows)), tiny_tokenizer, ())

@@ -1,0 +1,115 @@
+"""The model card: where its names and its numbers come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, write_model_card
+
+
+def evaluation(**losses: float) -> dict[str, Any]:
+    models = {
+        name: {"mean_nll": loss, "perplexity": 2.0, "num_parameters": 5, "num_tokens": 7}
+        for name, loss in losses.items()
+    }
+    return {"models": models, "protocol": {"window": 64, "split": "held_out", "compute_dtype": "float32"}}
+
+
+def summary_of(model: str, text: str) -> dict[str, Any]:
+    dims = {"model_type": "llama", "num_parameters": 1234, "head_dim": 16, "hidden_size": 48}
+    dims |= {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    dims |= {"num_key_value_heads": 2}
+    return {
+        "plan": {
+            "model": model,
+            "teacher": dims,
+            "student": dims,
+            "rule": "explicit shape",
+            "text": {"training": text, "evaluation": f"held-out part of {text}"},
+        },
+        "distill": None,
+        "exports": {},
+        "evaluation": evaluation(teacher=1.0, pruned=1.5),
+        "bench": None,
+        "warnings": [],
+        "versions": {"torch": "2"},
+        "hardware": {"cpu": "a CPU", "num_cpus": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("distilled", "pruned", "expected"),
+    [(2.0, 3.0, 0.5), (1.0, 3.0, 1.0), (1.0, 1.0, None), (0.9, 0.8, None)],
+)
+def test_closed_gap(distilled: float, pruned: float, expected: float | None) -> None:
+    assert closed_gap(evaluation(teacher=1.0, pruned=pruned, distilled=distilled)) == expected
+
+
+def test_without_distillation_no_gap_is_closed() -> None:
+    assert closed_gap(evaluation(teacher=1.0, pruned=3.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("llama3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("someone/some-model", "someone/some-model"),
+        ("nemotron4-15b", "nemotron4-15b"),
+    ],
+)
+def test_the_card_names_what_others_can_find(tmp_path: Path, model: str, name: str) -> None:
+    write_model_card(tmp_path, summary_of(model, "org/texts:english"))
+
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"\nbase_model: {name}\n" in card
+    assert f"`{name}`" in card
+    assert "- training text: org/texts:english\n" in card
+    assert "- evaluation text: held-out part of org/texts:english\n" in card
+
+
+def test_the_card_leaves_out_where_local_files_are(tmp_path: Path) -> None:
+    model, text = tmp_path / "folder" / "my-model", tmp_path / "folder" / "wiki.txt"
+    model.mkdir(parents=True)
+    write_model_card(tmp_path, summary_of(str(model), str(text)))
+
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "\nbase_model: my-model\n" in card
+    assert "- evaluation text: held-out part of wiki.txt\n" in card
+    assert "folder" not in card
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.md.tmp"])
+@pytest.mark.parametrize("put", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
+@pytest.mark.timeout(20)
+def test_the_card_replaces_a_link_or_fifo(
+    tmp_path: Path, name: str, put: Callable[[Path, Path], object]
+) -> None:
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / "run").mkdir()
+    put(tmp_path / "run" / name, tmp_path / "other")
+
+    write_model_card(tmp_path / "run", summary_of("someone/some-model", "org/text"))
+
+    assert (tmp_path / "other").read_text() == "precious"
+    card = tmp_path / "run" / "README.md"
+    assert not card.is_symlink()
+    assert "some-model" in card.read_text(encoding="utf-8")
+    assert [path.name for path in card.parent.iterdir()] == ["README.md"]
+
+
+def test_the_card_says_which_losses_and_how_the_domains_weights_moved(tmp_path: Path) -> None:
+    updates = [{"step": step, "weights": [step / 100, 1 - step / 100]} for step in range(1, 31)]
+    dynamic = {"domains": ["web", "code"], "updates": updates}
+    distill = {"tokens": 99, "loss": "forward KL", "loss_rule": "a rule", "dynamic_batches": dynamic}
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text") | {"distill": distill})
+
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- loss: forward KL\n- a rule\n" in card
+    course = card[card.index("| from step | web | code |") :].splitlines()
+    assert "| 30 | 0.300 | 0.700 |" in course
+    assert 2 <= sum(line.startswith("| ") for line in course) <= 1 + MAX_COURSE_ROWS

@@ -1,0 +1,302 @@
+"""Every figure by hand, on a model small enough to count."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.core.errors import UsageError
+from compressor.core.hardware import GPUS
+from compressor.distillation.distill_stage import schedule
+from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.models.presets import PRESETS
+from compressor.planning.cost import (
+    Hardware,
+    sampling_flops,
+    step_seconds,
+    training_estimate,
+    training_phases,
+    windows_per_gpu,
+)
+from compressor.planning.plan import make_plan
+from compressor.planning.schedule import (
+    Phase,
+    activation_bytes_per_token,
+    batch_and_steps,
+    memory_per_gpu,
+    training_flops_per_token,
+)
+from compressor.recipe.recipe import Distill, Recipe, load_recipe
+from tests.tiny_models import make_model
+
+# One layer: q and o 2 x 8 x 8, k and v 2 x 8 x 4, three MLP matrices of 8 x 16; head 32 x 8.
+SMALL = Dims(
+    model_type="llama",
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    vocab_size=32,
+    tie_word_embeddings=False,
+)
+LARGE = SMALL.with_shape(num_hidden_layers=2)
+LINEAR = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16
+HEAD = 32 * 8
+P_SMALL = LINEAR + 3 * 8 + 2 * HEAD
+P_LARGE = 2 * LINEAR + 5 * 8 + 2 * HEAD
+# Two per weight, and per layer 2 (scores and values) x 2 x 8 query channels x 10 attended tokens.
+FORWARD_SMALL = 2 * (LINEAR + HEAD) + 4 * 8 * 10
+FORWARD_LARGE = 2 * (2 * LINEAR + HEAD) + 2 * 4 * 8 * 10
+
+
+def phase(**changes: Any) -> Phase:
+    fields = {
+        "name": "distill",
+        "student": SMALL,
+        "teacher": LARGE,
+        "steps": 5,
+        "batch_size": 12,
+        "context_length": 20,
+        **changes,
+    }
+    return Phase(**fields)
+
+
+def recipe(**overrides: Any) -> Recipe:
+    return load_recipe(None, {"model": "llama3.1-8b", "target": "4b-width", **overrides})
+
+
+def estimate(found: Recipe, hardware: Hardware | None = None) -> dict[str, Any]:
+    teacher, student = PRESETS["llama3.1-8b"].dims, PRESETS["4b-width"].dims
+    made = training_estimate(found, teacher, student, hardware or Hardware(), origin=teacher)
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, FORWARD_LARGE + 3 * FORWARD_SMALL),
+        ({"teacher": None}, 3 * FORWARD_SMALL),
+        ({"recomputes": True}, FORWARD_LARGE + 4 * FORWARD_SMALL),
+        ({"trains_teacher": True}, 3 * FORWARD_LARGE + 3 * FORWARD_SMALL),
+        ({"trains_teacher": True, "recomputes": True}, 4 * FORWARD_LARGE + 4 * FORWARD_SMALL),
+    ],
+)
+def test_flops_per_token(changes: dict[str, Any], expected: int) -> None:
+    assert training_flops_per_token(phase(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("alias", "published"), [("nemotron4-15b", 4.4e17), ("minitron-8b", 2.5e17), ("minitron-4b", 1.2e17)]
+)
+def test_flops_per_step_are_the_published_ones(alias: str, published: float) -> None:
+    """Minitron, arXiv 2407.14679: batch 1152 at 4096 tokens; theirs count the input embedding as well."""
+    alone = phase(student=PRESETS[alias].dims, teacher=None, context_length=4096)
+    assert training_flops_per_token(alone) * 1152 * 4096 == pytest.approx(published, rel=0.12)
+
+
+def test_step_time_is_that_of_the_fullest_gpu() -> None:
+    hardware = Hardware(gpu="a100", utilisation=0.5)
+    flops = FORWARD_LARGE + 3 * FORWARD_SMALL
+
+    assert step_seconds(phase(), hardware, 4) == pytest.approx(3 * 20 * flops / (312e12 * 0.5))
+    assert step_seconds(phase(), hardware, 5) == step_seconds(phase(), hardware, 4)
+    assert [windows_per_gpu(12, count) for count in (1, 5, 12, 100)] == [12, 3, 1, 1]
+
+
+def test_memory_on_one_gpu() -> None:
+    tokens = 20
+    parts = memory_per_gpu(phase(), 1, recomputes=False)
+    layer = 2 * (4 * 8 + 3 * 8 + 3 * 4 + 4 * 16) + 4 * 2 * 8
+
+    assert parts["weights"] == parts["gradients"] == 4 * P_SMALL
+    assert parts["optimizer"] == 8 * P_SMALL
+    assert parts["teacher"] == 2 * P_LARGE
+    assert parts["whole_weights"] == 2 * P_SMALL
+    assert parts["activations"] == tokens * layer + tokens * 2 * (2 * 8 + 3 * 16)
+    assert parts["loss"] == 4 * (6 * tokens * 32 + 32 * 8)
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+
+
+def test_sharding_cuts_what_is_kept_and_gathers_what_is_used() -> None:
+    one, four = (memory_per_gpu(phase(), count, recomputes=False) for count in (1, 4))
+
+    for name in ("weights", "gradients", "optimizer", "teacher"):
+        assert four[name] == math.ceil(one[name] / 4)
+    student = 2 * HEAD + LINEAR + 3 * 8
+    teacher = 2 * HEAD + 2 * LINEAR + 5 * 8
+    assert four["whole_weights"] == 2 * (2 * student + teacher)
+    assert four["activations"] == one["activations"]
+    assert memory_per_gpu(phase(sharded=False), 4, recomputes=False) == one
+
+
+def test_checkpointing_keeps_layer_inputs_and_one_layer() -> None:
+    deep = SMALL.with_shape(num_hidden_layers=6)
+    plain, recomputed = (
+        memory_per_gpu(phase(student=deep, teacher=None), 1, recomputes=recomputes)["activations"]
+        for recomputes in (False, True)
+    )
+    assert plain == 6 * 20 * activation_bytes_per_token(deep)
+    assert recomputed == 20 * activation_bytes_per_token(deep) + 6 * 20 * 2 * 8
+
+
+def test_a_trained_teacher_costs_what_a_student_costs() -> None:
+    parts = memory_per_gpu(phase(trains_teacher=True), 1, recomputes=False)
+    assert parts["optimizer"] == 8 * (P_SMALL + P_LARGE)
+    assert parts["teacher"] == 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "nemotron"])
+def test_activations_are_what_autograd_saves(model_type: str) -> None:
+    """Storages saved for backward by a real bf16 model, weights left out, within 15 %."""
+    shape = {"hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 6, "head_dim": 32}
+    model = make_model(model_type, **shape).to(torch.bfloat16).train().requires_grad_()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model(input_ids=torch.zeros(1, 256, dtype=torch.int64))
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    dims = dims_of_config(model.config.to_dict())
+    assert activation_bytes_per_token(dims) * 256 * 6 == pytest.approx(saved, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens": 94_000_000_000, "context_length": 8192},
+        {"tokens": 1_800_000_000},
+        {"tokens": 61440, "context_length": 256, "batch_size": 4},
+        {"tokens": 4096},
+        {"tokens": 40_000, "context_length": 100, "batch_size": 1000},
+    ],
+)
+def test_batches_and_steps_are_those_of_the_training(settings: dict[str, int]) -> None:
+    config = Distill(**settings)
+    found = schedule(config, seed=0, device="cpu", dtype="float32")
+    assert batch_and_steps(config) == (found.micro_batch_size * found.accumulation_steps, found.max_steps)
+
+
+def test_the_published_run_against_training_from_scratch() -> None:
+    made = estimate(recipe(**{"distill.tokens": 94_000_000_000, "distill.context_length": 8192}))
+    scratch = made["from_scratch"]
+
+    assert "15T, as cited by arXiv 2408.11796" in scratch["tokens_rule"]
+    assert scratch["tokens"] == pytest.approx(15e12, rel=1e-3)
+    assert scratch["ratio"]["tokens"] == pytest.approx(15e12 / 94e9, rel=1e-3)
+    flops = made["phases"][0]["flops_per_token"], scratch["flops_per_token"]
+    expected = scratch["tokens"] * flops[1] / (made["phases"][0]["tokens"] * flops[0])
+    assert scratch["ratio"]["gpu_hours"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_an_unknown_origin_is_counted_at_twenty_tokens_per_parameter() -> None:
+    small = PRESETS["4b-width"].dims
+    made = training_estimate(recipe(), PRESETS["llama3.1-8b"].dims, small, Hardware(), origin=small)
+    assert made is not None
+    assert made["from_scratch"]["tokens"] == pytest.approx(20 * num_parameters(small), rel=1e-3)
+    assert "2203.15556" in made["from_scratch"]["tokens_rule"]
+
+
+def test_rows_agree_with_steps_and_price() -> None:
+    made = estimate(recipe(), Hardware(num_gpus=24, gpu_hour_price=2.5))
+    rows = {row["num_gpus"]: row for row in made["by_num_gpus"]}
+
+    assert list(rows) == [1, 8, 24, 64, 256, 1024]
+    steps = made["phases"][0]["steps"]
+    for count, row in rows.items():
+        assert row["hours"] == pytest.approx(steps * row["step_s"]["distill"] / 3600, rel=1e-3)
+        assert row["gpu_hours"] == pytest.approx(row["hours"] * count, rel=1e-3)
+        assert row["cost_usd"] == pytest.approx(2.5 * row["gpu_hours"], rel=1e-3)
+    assert made["price_is_assumed"] is False
+    assert estimate(recipe())["gpu_hour_price_usd"] == GPUS["h100"].assumed_hour_price
+
+
+def test_what_fits_in_memory() -> None:
+    rows = {row["num_gpus"]: row for row in estimate(recipe())["by_num_gpus"]}
+    assert (rows[1]["fits"], rows[1]["fits_with_checkpointing"]) == (False, False)
+    assert (rows[8]["fits"], rows[8]["fits_with_checkpointing"]) == (True, True)
+    long = estimate(recipe(**{"distill.micro_batch_size": 4}))["by_num_gpus"]
+    assert [(row["fits"], row["fits_with_checkpointing"]) for row in long[1:3]] == [(False, True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "divides", "closest"), [(1152, True, 1152), (1150, False, 1152), (3, False, 64)]
+)
+def test_divisibility_of_the_global_batch(batch_size: int, divides: bool, closest: int) -> None:
+    made = estimate(recipe(**{"distill.batch_size": batch_size}))
+    share = {row["num_gpus"]: row["batch"]["distill"] for row in made["by_num_gpus"]}[64]
+    assert (share["divides"], share["closest_that_divides"]) == (divides, closest)
+
+
+def test_correction_before_distillation_is_a_training_of_the_teacher() -> None:
+    settings = {"distill.correction": {"mode": "first", "tokens": 1_000_000_000}}
+    found = training_phases(recipe(**settings), LARGE, SMALL)
+
+    assert [(one.name, one.student, one.teacher) for one in found] == [
+        ("correction", LARGE, None),
+        ("distill", SMALL, LARGE),
+    ]
+    assert found[0].tokens == pytest.approx(1_000_000_000, rel=0.01)
+    made = estimate(recipe(**settings))
+    row = made["by_num_gpus"][0]
+    assert row["hours"] == pytest.approx(sum(row["phase_hours"].values()), rel=1e-3)
+    assert set(row["phase_hours"]) == {"correction", "distill"}
+
+
+def test_other_trainings_of_a_recipe() -> None:
+    alongside = training_phases(recipe(**{"distill.correction": {"mode": "alongside"}}), LARGE, SMALL)
+    assert [(one.name, one.trains_teacher) for one in alongside] == [("distill", True)]
+    offline = training_phases(recipe(**{"distill.teacher_logits": "logits"}), LARGE, SMALL)
+    assert [(one.name, one.teacher) for one in offline] == [("distill", None)]
+    sparse = training_phases(recipe(**{"sparsify.pattern": "2:4", "sparsify.tokens": 10**9}), LARGE, SMALL)
+    assert [one.name for one in sparse] == ["distill", "recover"]
+    assert training_phases(recipe(**{"distill.tokens": 0}), LARGE, SMALL) == ()
+    assert training_estimate(recipe(**{"distill.tokens": 0}), LARGE, SMALL, Hardware(), origin=LARGE) is None
+
+
+def test_sampled_text_is_counted() -> None:
+    settings = {"tokens": 1000, "max_new_tokens": 12, "prompt_tokens": 8}
+    alone = recipe(**{"distill.generate": settings})
+    prompted = recipe(**{"distill.generate": {**settings, "prompts": "text.txt"}})
+
+    assert sampling_flops(alone, LARGE) == 1000 * FORWARD_LARGE
+    assert sampling_flops(prompted, LARGE) == (1000 + 84 * 8) * FORWARD_LARGE
+    rows = estimate(alone)["by_num_gpus"]
+    assert set(rows[0]["phase_hours"]) == {"distill", "generate"}
+    assert len({row["phase_hours"]["generate"] for row in rows}) == 1  # one process samples
+
+
+def test_the_disk_holds_every_training_and_every_domain() -> None:
+    def parts(**distill: Any) -> dict[str, int]:
+        settings = {f"distill.{name}": value for name, value in distill.items()}
+        made = make_plan(recipe(**settings), PRESETS["llama3.1-8b"].dims)
+        disk: dict[str, int] = made.document["disk_bytes"]
+        return disk
+
+    teacher, student = (num_parameters(PRESETS[name].dims) for name in ("llama3.1-8b", "4b-width"))
+    first, alongside = (parts(correction={"mode": mode}) for mode in ("first", "alongside"))
+    assert first["correct"] == 2 * teacher
+    assert first["training_checkpoints"] == 24 * teacher
+    assert alongside["training_checkpoints"] == 24 * (teacher + student)
+    domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
+    still, moving = (
+        parts(domains=domains, tokens=1000, dynamic_batches={"variant": variant})["tokens"]
+        for variant in ("off", "paper")
+    )
+    assert (still, moving) == (4000, 8000)
+
+
+def test_an_unknown_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown GPU 'b300'"):
+        estimate(recipe(), Hardware(gpu="b300"))

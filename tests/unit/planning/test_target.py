@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.models.dims import Dims, num_parameters
+from compressor.models.presets import PRESETS
+from compressor.planning.target import (
+    INTERMEDIATE_MULTIPLE,
+    LARGE_HIDDEN_SIZE,
+    TOLERANCE,
+    parse_count,
+    resolve_shape,
+    resolve_target,
+)
+
+LLAMA = PRESETS["llama3.1-8b"].dims
+SMOLLM = PRESETS["smollm2-135m"].dims
+
+
+@pytest.mark.parametrize(
+    ("teacher", "target", "count", "intermediate_size", "num_layers"),
+    [
+        ("llama3.1-8b", "4b", 4_512_746_496, 9216, 32),
+        ("llama3.1-8b", "4B", 4_512_746_496, 9216, 32),
+        ("llama3.1-8b", "4b-width", 4_512_746_496, 9216, 32),
+        ("llama3.1-8b", "4b-depth", 4_540_469_248, 14336, 16),
+        ("mistral-nemo-12b", "8b", 8_414_105_600, 11520, 40),
+        ("llama2-7b", "1.3b", 1_345_423_360, 5504, 24),
+        ("llama2-7b", "2.7b", 2_701_560_320, 6912, 32),
+    ],
+)
+def test_published_shape_comes_before_the_number(
+    teacher: str, target: str, count: int, intermediate_size: int, num_layers: int
+) -> None:
+    resolved = resolve_target(PRESETS[teacher].dims, target)
+
+    assert num_parameters(resolved.student) == count
+    assert resolved.student.intermediate_size == intermediate_size
+    assert resolved.student.num_hidden_layers == num_layers
+    assert resolved.student.head_dim == 128
+    assert resolved.published in PRESETS
+    assert "published shape" in resolved.rule
+
+
+def test_other_teachers_do_not_get_the_published_shape() -> None:
+    teacher = LLAMA.with_shape(vocab_size=128_000)
+
+    resolved = resolve_target(teacher, "4b")
+
+    assert resolved.published is None
+    assert abs(num_parameters(resolved.student) / 4e9 - 1) <= TOLERANCE
+
+
+@given(fraction=st.floats(0.35, 0.99), alias=st.sampled_from(["llama3.1-8b", "llama2-7b", "smollm2-135m"]))
+def test_any_size_is_met_within_the_tolerance_on_the_grid(fraction: float, alias: str) -> None:
+    teacher = PRESETS[alias].dims
+    wanted = round(num_parameters(teacher) * fraction)
+
+    resolved = resolve_target(teacher, str(wanted))
+
+    student = resolved.student
+    assert abs(num_parameters(student) - wanted) <= TOLERANCE * wanted
+    assert resolved.requested_parameters == wanted
+    assert_on_grid(teacher, student)
+    assert student.num_attention_heads == teacher.num_attention_heads
+    assert student.head_dim == teacher.head_dim
+
+
+def assert_on_grid(teacher: Dims, student: Dims) -> None:
+    if student.intermediate_size != teacher.intermediate_size:
+        assert student.intermediate_size % INTERMEDIATE_MULTIPLE == 0
+    if student.hidden_size != teacher.hidden_size:
+        assert student.hidden_size % (64 if student.hidden_size >= LARGE_HIDDEN_SIZE else 16) == 0
+        assert student.hidden_size % student.num_attention_heads == 0
+    assert student.hidden_size <= teacher.hidden_size
+    assert student.intermediate_size <= teacher.intermediate_size
+
+
+@pytest.mark.parametrize("target", ["60%", "80%", "95%"])
+def test_width_is_shrunk_before_depth(target: str) -> None:
+    for teacher in (LLAMA, SMOLLM):
+        assert resolve_target(teacher, target).student.num_hidden_layers == teacher.num_hidden_layers
+
+
+def test_percentage_means_of_all_parameters() -> None:
+    resolved = resolve_target(SMOLLM, "60%")
+
+    assert resolved.requested_parameters == round(0.6 * 134_515_008)
+    assert "asked 80,709,005" in resolved.rule
+    assert "multiples of 144: of 16, and of its 9 query heads" in resolved.rule
+
+
+def test_depth_is_cut_when_width_does_not_reach() -> None:
+    student = resolve_target(LLAMA.with_shape(num_hidden_layers=64), "1b").student
+
+    assert student.num_hidden_layers < 64
+    assert abs(num_parameters(student) / 1e9 - 1) <= TOLERANCE
+
+
+@pytest.mark.parametrize("target", ["", "four", "4bb", "-4b", "4 b", "1e9", "%", "nan", "4b-wid"])
+def test_target_that_is_no_size(target: str) -> None:
+    with pytest.raises(UsageError, match="neither a size nor a published shape") as caught:
+        resolve_target(LLAMA, target)
+    assert "4b-depth" in str(caught.value.expected)
+
+
+def test_misspelt_shape_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_target(LLAMA, "4b-wid")
+    assert "4b-width" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("target", ["0", "0%", "9b", "100%", "150%", str(num_parameters(LLAMA))])
+def test_target_not_below_the_teacher(target: str) -> None:
+    with pytest.raises(UsageError, match="not below the teacher"):
+        resolve_target(LLAMA, target)
+
+
+@pytest.mark.parametrize("target", ["1", "10m", "1%"])
+def test_target_too_small_to_reach(target: str) -> None:
+    with pytest.raises(UsageError, match="too small to reach") as caught:
+        resolve_target(LLAMA, target)
+    assert "two steps" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4b", 4e9), ("4.5B", 4.5e9), ("100k", 1e5), ("7M", 7e6), ("4_500_000_000", 4.5e9), (" 12 ", 12)],
+)
+def test_counts(text: str, count: float) -> None:
+    assert parse_count(text, option="--tokens") == count
+
+
+@pytest.mark.parametrize("text", ["60%", "x", "", "1.2.3", "_1"])
+def test_bad_counts(text: str) -> None:
+    with pytest.raises(UsageError, match="--tokens is not a size"):
+        parse_count(text, option="--tokens")
+
+
+def test_explicit_shape() -> None:
+    student = resolve_shape(SMOLLM, {"hidden_size": 432, "intermediate_size": 1024}).student
+
+    assert (student.hidden_size, student.intermediate_size, student.head_dim) == (432, 1024, 64)
+
+
+def test_explicit_shape_with_an_unknown_dimension() -> None:
+    with pytest.raises(UsageError, match="unknown dimension 'hidden_sz'") as caught:
+        resolve_shape(SMOLLM, {"hidden_sz": 432})
+    assert "hidden_size" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("size", [0, -16, 577])
+def test_explicit_shape_out_of_range(size: int) -> None:
+    with pytest.raises(UsageError, match="hidden_size is out of range"):
+        resolve_shape(SMOLLM, {"hidden_size": size})
+
+
+def test_explicit_shape_that_the_class_refuses() -> None:
+    with pytest.raises(UnsupportedError, match="divisible by the number of query heads"):
+        resolve_shape(SMOLLM, {"hidden_size": 448})
+    with pytest.raises(UnsupportedError, match="fill the key/value groups"):
+        resolve_shape(SMOLLM, {"num_attention_heads": 8, "hidden_size": 512})

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from compressor.core.errors import UsageError
+from compressor.models.load import plan_dims
+from compressor.planning.plan import make_plan
+from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe, parse_section
+
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: llama3.1-8b\ntarget: 4b\ndistill:\n  tokens: 1000\n", encoding="utf-8")
+    return path
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_override_the_file(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, {"distill.tokens": 5, "calibration.size": 7, "seed": 3})
+
+    assert (recipe.target, recipe.distill.tokens, recipe.calibration.size, recipe.seed) == ("4b", 5, 7, 3)
+
+
+def test_flags_alone_suffice() -> None:
+    recipe = load_recipe(None, {"model": "smollm2-135m", "quantize.fp8": True})
+
+    assert recipe.export_formats() == (
+        "huggingface",
+        "huggingface-fp8",
+        "tensorrt-llm-fp8",
+        "onnx",
+        "onnx-int4",
+    )
+
+
+def test_round_trip(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, {"prune.shape": {"hidden_size": 432}, "export.formats": ["onnx"]})
+
+    assert load_recipe(written(tmp_path, dump_recipe(recipe)), {}) == recipe
+
+
+def test_dump_holds_every_field() -> None:
+    recipe = Recipe(model="smollm2-135m")
+
+    assert set(yaml.safe_load(dump_recipe(recipe))["distill"]) == set(Distill.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("model: m\ntargot: 4b\n", "targot", "target"),
+        ("model: m\ndistill:\n  token: 5\n", "distill.token", "tokens"),
+        ("model: m\ncalib: {}\n", "calib", "calibration"),
+    ],
+)
+def test_unknown_key_is_answered_with_the_nearest(tmp_path: Path, text: str, key: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown recipe key '{key}'") as caught:
+        load_recipe(written(tmp_path, text), {})
+    assert nearest in str(caught.value.hint)
+    assert nearest in str(caught.value.expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("target: 4b\n", "model"),
+        ("model: m\nseed: -1\n", "seed"),
+        ("model: m\ndistill: {tokens: -5}\n", "distill.tokens"),
+        ("model: m\nbench: {isl_osl: [[1]]}\n", "bench.isl_osl"),
+        ("model: m\ndevice: tpu\n", "device"),
+        ("model: m\ndistill: 5\n", "distill"),
+        ("model: m\ndistill:\n", "distill"),
+    ],
+)
+def test_bad_value_names_its_field(tmp_path: Path, text: str, field: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"recipe value '{field}")):
+        load_recipe(written(tmp_path, text), {})
+
+
+@pytest.mark.parametrize("section", ["distill: 5\n", "distill:\n", "distill: [1]\n"])
+def test_override_in_a_section_that_is_none(tmp_path: Path, section: str) -> None:
+    with pytest.raises(UsageError, match="'distill'"):
+        load_recipe(written(tmp_path, f"model: m\n{section}"), {"distill.tokens": 5})
+
+
+@pytest.mark.parametrize("text", ["", "- model\n", "model: [unclosed\n", "4b"])
+def test_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"not a mapping|not YAML"):
+        load_recipe(written(tmp_path, text), {})
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml", {})
+
+
+def test_section_from_flags() -> None:
+    assert parse_section(Distill, {"tokens": 5}).tokens == 5
+    with pytest.raises(UsageError, match="'temperature'"):
+        parse_section(Distill, {"temperature": 0})
+
+
+def test_recipes_are_frozen() -> None:
+    recipe = Recipe(model="m")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    assert load_recipe(path, {}).target is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "tokens", "batch_size", "learning_rates", "warmup"),
+    [
+        ("llama3.1-minitron-4b-width", "4b-width", 94e9, 1152, (1e-4, 1e-5), 40),
+        ("llama3.1-minitron-4b-depth", "4b-depth", 94e9, 1152, (1e-4, 1e-5), 40),
+        ("mn-minitron-8b", "mn-minitron-8b", 380e9, 768, (1e-4, 4.5e-7), 60),
+    ],
+)
+def test_published_recipes_hold_the_published_settings(
+    name: str, shape: str, tokens: float, batch_size: int, learning_rates: tuple[float, float], warmup: int
+) -> None:
+    """arXiv 2408.11796."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml", {})
+    distill = recipe.distill
+    plan = make_plan(recipe, plan_dims(recipe.model))
+
+    assert plan.target.published == shape
+    assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
+    floor = distill.learning_rate * distill.min_learning_rate_ratio
+    assert (distill.learning_rate, floor) == pytest.approx(learning_rates)
+    assert (distill.warmup_steps, distill.loss, distill.intermediate) == (warmup, "forward-kl", "off")
+    assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
+    assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)
