@@ -1,4 +1,4 @@
-"""`compress-export correct`: fine-tune a teacher on the text that its student will be distilled on."""
+"""`compress-export correct-teacher`: fine-tune a teacher on the distillation text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressor.cli.sections import SectionedCommand
 from compressor.cli.training_options import training
 
 
-@click.command(cls=SectionedCommand)
+@click.command("correct-teacher", cls=SectionedCommand)
 @click.argument("model", metavar="TEACHER")
 @OUTPUT
 @click.option("--config", type=click.Path(), default=None, help="Recipe in YAML; flags override it.")

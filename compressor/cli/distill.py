@@ -92,7 +92,7 @@ def refuse_other_stages(settings: Any) -> None:
         raise UsageError(
             "a teacher is corrected before distillation, by a stage of its own",
             where="--teacher-correction first",
-            hint="compress-export correct MODEL -o DIR, then --teacher DIR",
+            hint="compress-export correct-teacher MODEL -o DIR, then --teacher DIR",
         )
     if settings.generate.tokens:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""`compress-export logits`: a teacher's logits on disk, for machines that cannot hold both models."""
+"""`compress-export cache-logits`: a teacher's logits on disk, for machines that cannot hold both models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.cli.sections import SectionedCommand
 from compressor.cli.training_options import training
 
 
-@click.command(cls=SectionedCommand)
+@click.command("cache-logits", cls=SectionedCommand)
 @click.argument("model", metavar="TEACHER")
 @click.option("--top-k", type=Count(1), default=None, help="Tokens kept per position. [1024]")
 @OUTPUT

@@ -137,7 +137,7 @@ RECIPE_FIELDS = {
     "isl_osl": "bench.isl_osl",
     "batch_sizes": "bench.batch_sizes",
     "batch_pairs": "bench.batch_pairs",
-    "largest_batch": "bench.measure.largest_batch",
+    "largest_batch": "bench.largest_batch",
     "preset": "bench.preset",
     "processes": "bench.processes",
     "concurrency": "bench.concurrency",

@@ -25,7 +25,7 @@ from compressor.cli.training_options import distillation, training
 @click.option("--gpu", default="h100", show_default=True, help="Hardware of the estimates.")
 @click.option("--num-gpus", type=Count(1), default=8, show_default=True)
 @click.option(
-    "--utilisation",
+    "--mfu",
     type=float,
     default=0.4,
     show_default=True,
@@ -42,7 +42,7 @@ def plan(
     config: str | None,
     gpu: str,
     num_gpus: int,
-    utilisation: float,
+    mfu: float,
     gpu_hour_price: float | None,
     **flags: Any,
 ) -> None:
@@ -62,6 +62,6 @@ def plan(
         recipe,
         plan_dims(recipe.model),
         out_dir=default_output(short_name(recipe.model), recipe.target, fp8=recipe.quantize.fp8),
-        hardware=Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=utilisation, gpu_hour_price=gpu_hour_price),
+        hardware=Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=mfu, gpu_hour_price=gpu_hour_price),
     )
     emit(made.document, flags, text)

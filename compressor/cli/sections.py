@@ -10,14 +10,14 @@ _SECTIONS = {
     "Calibration": ("calib_data", "calib_size", "calib_seq_len"),
     "Training": (
         *("tokens", "context_length", "train_batch_size", "learning_rate", "warmup_steps"),
-        *("min_learning_rate_ratio", "temperature", "checkpoint_steps", "report_to"),
+        *("min_learning_rate_ratio", "temperature", "save_steps", "report_to"),
     ),
     "Training text": (
-        *("train_data", "domains", "loss_on", "dynamic_batches", "isolate_documents"),
+        *("train_data", "domains", "loss_on", "dynamic_batches", "intra_document_masking"),
         *("generate_tokens", "generate_prompts"),
     ),
     "Distillation loss and teacher": (
-        *("loss", "distill_kl_weight", "top_k", "intermediate", "embedding_loss", "layer_pairs"),
+        *("loss", "distill_kl_weight", "top_k", "hidden_state_loss", "embedding_loss", "layer_pairs"),
         *("teacher_correction", "teacher_logits"),
     ),
     "Memory and many GPUs": ("micro_batch_size", "sharding", "activation_checkpointing", "compile"),
@@ -29,7 +29,7 @@ _SECTIONS = {
         *("formats", "int4_min_top1", "tp_size", "pp_size", "require_engine"),
         *("isl_osl", "batches", "eval_data"),
     ),
-    "Hardware of the estimates": ("gpu", "num_gpus", "utilisation", "gpu_hour_price"),
+    "Hardware of the estimates": ("gpu", "num_gpus", "mfu", "gpu_hour_price"),
     "Every command": (
         *("seed", "device", "dtype", "tokenizer", "resume", "overwrite", "trust_remote_code"),
         *("as_json", "quiet", "verbose", "debug", "help"),

@@ -23,19 +23,19 @@ TRAINING_FIELDS = {
     "domains": "distill.domains",
     "loss_on": "distill.loss_on",
     "dynamic_batches": "distill.dynamic_batches.variant",
-    "isolate_documents": "distill.isolate_documents",
+    "intra_document_masking": "distill.intra_document_masking",
     "sharding": "distill.sharding",
     "activation_checkpointing": "distill.activation_checkpointing",
     "compile": "distill.compile",
     "report_to": "distill.report_to",
-    "checkpoint_steps": "distill.checkpoint_steps",
+    "save_steps": "distill.save_steps",
 }
 DISTILLATION_FIELDS = {
     "loss": "distill.loss",
     "distill_kl_weight": "distill.kl_weight",
     "top_k": "distill.top_k",
-    "intermediate": "distill.intermediate",
-    "embedding_loss": "distill.embedding",
+    "hidden_state_loss": "distill.hidden_state_loss",
+    "embedding_loss": "distill.embedding_loss",
     "layer_pairs": "distill.layer_pairs",
     "teacher_correction": "distill.correction.mode",
     "teacher_logits": "distill.teacher_logits",
@@ -121,7 +121,7 @@ _SCHEDULE = [
     click.option("--warmup-steps", type=Count(0), default=None, help="[40]"),
     click.option("--min-learning-rate-ratio", type=float, default=None, help="Cosine floor. [0.1]"),
     click.option("--temperature", type=float, default=None, help="Of the softmax. [1.0]"),
-    click.option("--checkpoint-steps", type=Count(1), default=None, help="Between two. [50]"),
+    click.option("--save-steps", type=Count(1), default=None, help="Between two. [50]"),
     click.option(
         "--report-to",
         callback=parse_report_to,
@@ -147,21 +147,21 @@ _TEXT = [
     ),
     click.option(
         "--dynamic-batches",
-        type=click.Choice(["off", "paper", "code"]),
+        type=click.Choice(["off", "clipped", "unclipped"]),
         default=None,
         help="Sample domains that lag more often. [off]",
     ),
     click.option(
-        "--isolate-documents", is_flag=True, default=None, help="No attention across packed documents."
+        "--intra-document-masking", is_flag=True, default=None, help="No attention across packed documents."
     ),
 ]
 _SCALE = [
     click.option("--micro-batch-size", type=Count(1), default=None, help="Windows per pass and GPU. [1]"),
     click.option(
         "--sharding",
-        type=click.Choice(["auto", "replicate", "full"]),
+        type=click.Choice(["auto", "ddp", "fsdp"]),
         default=None,
-        help="replicate is DDP, full is FSDP2. [auto]",
+        help="fsdp is FSDP2. [auto]",
     ),
     click.option(
         "--activation-checkpointing", is_flag=True, default=None, help="Recompute activations: less memory."
@@ -182,7 +182,7 @@ _DISTILLATION = [
     ),
     click.option("--top-k", type=Count(1), default=None, help="KL over the teacher's k likeliest. [all]"),
     click.option(
-        "--intermediate",
+        "--hidden-state-loss",
         type=click.Choice(["auto", "off", "cosine", "mse"]),
         default=None,
         help="Loss on hidden states; auto: for large depth cuts. [auto]",

@@ -236,7 +236,7 @@ def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | Non
         vocab_size=read_config(source.path)["vocab_size"],
         seq_len=config.context_length,
         tokenizer=tokenizer_fingerprint(source.path),
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
         top_k=config.top_k,
     )
     return stored

@@ -57,7 +57,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         vocab_size=vocab_size,
         tokenizer=tokenizer_fingerprint(source.path),
         teacher=source.fingerprint,
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
     )
     per_shard = max(1, SHARD_VALUES // (header.seq_len * header.top_k))
     with context.console.progress("storing logits", len(distinct)) as tick:

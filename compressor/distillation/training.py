@@ -69,7 +69,7 @@ def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> Training
         learning_rate=config.learning_rate,
         min_learning_rate_ratio=config.min_learning_rate_ratio,
         warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
-        checkpoint_steps=config.checkpoint_steps,
+        checkpoint_steps=config.save_steps,
         seed=seed,
         bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
         use_cpu=device == "cpu",
@@ -100,7 +100,7 @@ def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, d
     Raises:
         ResourceError: when they alone are more than all memory there is, swap included.
     """
-    ways = 1 if config.sharding == "replicate" else world_size()
+    ways = 1 if config.sharding == "ddp" else world_size()
     needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
     require_memory(
         needed,
@@ -174,7 +174,7 @@ def open_training_stream(
         domains,
         directory,
         seq_len=config.context_length,
-        isolate_documents=config.isolate_documents,
+        isolate_documents=config.intra_document_masking,
         seed=context.seed,
         loss_on=config.loss_on,
     )
@@ -204,7 +204,7 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
     if config.compile == "on" or (config.compile == "auto" and device == "cuda"):
         for layer in ModelAdapter(student).layers:
             layer.module.compile()
-    if world_size() == 1 or config.sharding == "replicate":
+    if world_size() == 1 or config.sharding == "ddp":
         return
     mesh = process_mesh(device)
     teacher = getattr(module, "teacher", None)

@@ -81,8 +81,10 @@ class Domain(Section):
 class DynamicBatches(Section):
     """Dynamic batch loading (Sheared LLaMA, arXiv 2310.06694): domains that lag are sampled more often."""
 
-    variant: Literal["off", "paper", "code"] = Field(
-        "off", description="paper: excess losses only; code: shortfalls count too, weights smoothed by 1e-4"
+    variant: Literal["off", "clipped", "unclipped"] = Field(
+        "off",
+        description="clipped: a domain's excess loss is clipped at 0 (the paper's rule); unclipped: it may be "
+        "negative, and weights are smoothed by 1e-4 (the released code's rule)",
     )
     interval_steps: int = Field(400, ge=1, description="optimizer steps between updates (50 with masks)")
     eval_windows: int = Field(16, ge=1, description="held-out windows per domain and update")
@@ -124,7 +126,7 @@ class Distill(Section):
     )
     tokens: int = Field(SHORT_RETRAINING_TOKENS, ge=0, description="token budget; 0 only prunes")
     context_length: int = Field(4096, ge=8, description="tokens per training window")
-    isolate_documents: bool = Field(
+    intra_document_masking: bool = Field(
         default=False, description="attention and loss do not cross the documents packed into a window"
     )
     batch_size: int | None = Field(
@@ -142,10 +144,10 @@ class Distill(Section):
     top_k: int | None = Field(
         None, ge=1, description="KL over the teacher's k likeliest tokens, renormalised; by default all"
     )
-    intermediate: Literal["auto", "off", "cosine", "mse"] = Field(
+    hidden_state_loss: Literal["auto", "off", "cosine", "mse"] = Field(
         "auto", description="loss on hidden states; auto: cosine for large depth cuts"
     )
-    embedding: Literal["auto", "off", "cosine", "mse"] = Field(
+    embedding_loss: Literal["auto", "off", "cosine", "mse"] = Field(
         "auto", description="loss on embeddings; auto: with the intermediate loss"
     )
     layer_pairs: tuple[tuple[int, int], ...] | None = Field(
@@ -154,13 +156,13 @@ class Distill(Section):
     teacher_logits: str | None = Field(
         None, description="directory of stored teacher logits, instead of a teacher in memory"
     )
-    sharding: Literal["auto", "replicate", "full"] = Field(
-        "auto", description="over processes: replicate (DDP) or full (FSDP2); auto: full where it can"
+    sharding: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="over processes: ddp (copies) or fsdp (FSDP2 shards); auto: fsdp where it can"
     )
     activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU")
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    checkpoint_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+    save_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
 
     def mixture(self) -> tuple[Domain, ...]:
         """The training domains: those given, or the one text."""

@@ -23,8 +23,8 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, Words] = {
     "prune": ("prune", "MODEL", *SHAPE, "--calib-data", "TEXT"),
     "generate": ("generate", "MODEL", "--tokens", 100, "--prompts", "TEXT"),
-    "correct": ("correct", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
-    "logits": ("logits", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
+    "correct": ("correct-teacher", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
+    "logits": ("cache-logits", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
     "distill": ("distill", "MODEL", "--teacher", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
     "sparsify": ("sparsify", "MODEL", "--calib-data", "TEXT"),
     "quantize": ("quantize", "MODEL", "--fp8", "--calib-data", "TEXT"),

@@ -38,7 +38,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
             "batch_size": 4,
             "micro_batch_size": 4,
             "learning_rate": 2e-3,
-            "checkpoint_steps": 10,
+            "save_steps": 10,
         },
         "quantize": {"fp8": True},
         "evaluate": {"window": 64, "size": 4},

@@ -334,7 +334,7 @@ def runs(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
             "context_length": 32,
             "batch_size": 4,
             "micro_batch_size": 4,
-            "checkpoint_steps": 5,
+            "save_steps": 5,
         },
         "quantize": {"fp8": True},
         "evaluate": {"window": 64, "size": 2},

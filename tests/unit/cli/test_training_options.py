@@ -43,18 +43,18 @@ def parsed(*arguments: str, config: Path | None = None) -> Recipe:
         (["--loss", "reverse-kl"], "loss", "reverse-kl"),
         (["--top-k", "1000"], "top_k", 1000),
         (["--distill-kl-weight", "0.5"], "kl_weight", 0.5),
-        (["--intermediate", "mse"], "intermediate", "mse"),
-        (["--embedding-loss", "cosine"], "embedding", "cosine"),
+        (["--hidden-state-loss", "mse"], "hidden_state_loss", "mse"),
+        (["--embedding-loss", "cosine"], "embedding_loss", "cosine"),
         (["--layer-pairs", "29:13, 28:12"], "layer_pairs", ((29, 13), (28, 12))),
-        (["--isolate-documents"], "isolate_documents", True),
+        (["--intra-document-masking"], "intra_document_masking", True),
         (["--micro-batch-size", "4"], "micro_batch_size", 4),
-        (["--sharding", "full"], "sharding", "full"),
+        (["--sharding", "fsdp"], "sharding", "fsdp"),
         (["--activation-checkpointing"], "activation_checkpointing", True),
         (["--compile", "off"], "compile", "off"),
         (["--report-to", "tensorboard,wandb"], "report_to", ("tensorboard", "wandb")),
         (["--report-to", "none"], "report_to", ()),
         (["--teacher-logits", "logits"], "teacher_logits", "logits"),
-        (["--checkpoint-steps", "7"], "checkpoint_steps", 7),
+        (["--save-steps", "7"], "save_steps", 7),
         (["--tokens", "1.5b"], "tokens", 1_500_000_000),
     ],
 )
@@ -66,11 +66,11 @@ def test_one_flag_sets_one_field(arguments: list[str], field: str, value: Any) -
 
 def test_flags_of_nested_sections() -> None:
     distill = parsed(
-        *("--teacher-correction", "first", "--dynamic-batches", "code"),
+        *("--teacher-correction", "first", "--dynamic-batches", "unclipped"),
         *("--generate-tokens", "2m", "--generate-prompts", "prompts.txt"),
     ).distill
 
-    assert (distill.correction.mode, distill.dynamic_batches.variant) == ("first", "code")
+    assert (distill.correction.mode, distill.dynamic_batches.variant) == ("first", "unclipped")
     assert (distill.generate.tokens, distill.generate.prompts) == (2_000_000, "prompts.txt")
 
 
@@ -137,11 +137,11 @@ def test_one_text_replaces_the_domains_of_a_recipe(tmp_path: Path) -> None:
         (["--sharding", "zero3"], "--sharding"),
         (["--compile", "yes"], "--compile"),
         (["--micro-batch-size", "0"], "--micro-batch-size"),
-        (["--checkpoint-steps", "0"], "--checkpoint-steps"),
+        (["--save-steps", "0"], "--save-steps"),
         (["--generate-tokens", "many"], "--generate-tokens"),
-        (["--utilisation", "0"], "--utilisation"),
-        (["--utilisation", "1.1"], "--utilisation"),
-        (["--utilisation", "nan"], "--utilisation"),
+        (["--mfu", "0"], "--mfu"),
+        (["--mfu", "1.1"], "--mfu"),
+        (["--mfu", "nan"], "--mfu"),
         (["--gpu-hour-price", "inf"], "--gpu-hour-price"),
         (["--gpu-hour-price", "nan"], "--gpu-hour-price"),
         (["--gpu-hour-price", "-1"], "--gpu-hour-price"),

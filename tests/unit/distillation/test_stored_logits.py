@@ -171,7 +171,7 @@ def test_an_unknown_window_is_refused(tmp_path: Path) -> None:
         ({"vocab_size": VOCAB_SIZE + 1}, UnsupportedError, "different vocabulary"),
         ({"tokenizer": "other"}, UnsupportedError, "different vocabulary"),
         ({"seq_len": SEQ_LEN * 2}, UsageError, "context_length"),
-        ({"isolates_documents": True}, UsageError, "isolate_documents"),
+        ({"isolates_documents": True}, UsageError, "intra_document_masking"),
         ({"top_k": TOP_K + 1}, UsageError, "top_k"),
     ],
 )

@@ -166,7 +166,7 @@ def test_what_is_not_read_of_a_directory_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "paper"}]
+    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "clipped"}]
 )
 def test_what_needs_a_loss_on_all_tokens(tmp_path: Path, fields: dict[str, object]) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5)

@@ -143,6 +143,6 @@ def test_published_recipes_hold_the_published_settings(
     assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
     floor = distill.learning_rate * distill.min_learning_rate_ratio
     assert (distill.learning_rate, floor) == pytest.approx(learning_rates)
-    assert (distill.warmup_steps, distill.loss, distill.intermediate) == (warmup, "forward-kl", "off")
+    assert (distill.warmup_steps, distill.loss, distill.hidden_state_loss) == (warmup, "forward-kl", "off")
     assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
     assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)
