@@ -159,15 +159,15 @@ def open_training_stream(
 
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
-        with context.console.rich.status("tokenising the training text"):
-            write_domains(
-                domains,
-                tokenizer,
-                directory,
-                num_windows=counts,
-                seq_len=config.context_length,
-                loss_on=config.loss_on,
-            )
+        context.console.info("tokenizing the training text")
+        write_domains(
+            domains,
+            tokenizer,
+            directory,
+            num_windows=counts,
+            seq_len=config.context_length,
+            loss_on=config.loss_on,
+        )
 
     on_main(write)
     stream = open_stream(

@@ -127,7 +127,7 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
     return EvaluateStageConfig(
         data=data,
         split=unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))}),
-        window=recipe.evaluate.window,
+        window=recipe.evaluate.seq_len,
         size=recipe.evaluate.size,
     )
 
@@ -199,7 +199,7 @@ def require_sparsifiable(recipe: Recipe) -> None:
     if sparsify.pattern is None:
         return
     if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
-        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
+        raise UsageError("ast trains", where="--recovery-tokens", expected="at least one window", found=0)
     others = [name for name in recipe.export_formats() if name != "huggingface"]
     if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
         raise UnsupportedError(

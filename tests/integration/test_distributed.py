@@ -110,7 +110,7 @@ def test_the_whole_road_runs_in_two_processes(
             "generate": {"tokens": 200, "max_new_tokens": 32},
         },
         "sparsify": {"pattern": "2:4", "method": "ast"},
-        "evaluate": {"window": 64, "size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
         "export": {"formats": ["huggingface"]},
         "bench": {"enabled": False},
     }

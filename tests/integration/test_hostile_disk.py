@@ -110,7 +110,7 @@ def test_a_full_disk_of_a_command_that_runs_another_program_or_writes_little(
 ) -> None:
     words: Words = ("export", tiny_checkpoint, "--format", "onnx", "--precision", kind)
     if kind == "evaluate":
-        words = ("evaluate", tiny_checkpoint, "--perplexity", tiny_text, "--window", 64, "--size", 2)
+        words = ("evaluate", tiny_checkpoint, "--data", tiny_text, "--seq-len", 64, "--size", 2)
     leave(disk, 0 if kind == "evaluate" else 200 << 10)
     assert_full(command_here(*words, "-o", disk / "out"))
 

@@ -41,7 +41,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
             "save_steps": 10,
         },
         "quantize": {"fp8": True},
-        "evaluate": {"window": 64, "size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
         "bench": {"isl_osl": [[8, 4]], "batch_sizes": [1], "max_pairs": 5, "precisions": ["fp32"]},
     }
     path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"

@@ -337,7 +337,7 @@ def runs(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
             "save_steps": 5,
         },
         "quantize": {"fp8": True},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "export": {"formats": ["huggingface-fp8", "onnx"]},
         "bench": {"enabled": False},
     }

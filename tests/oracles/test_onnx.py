@@ -28,7 +28,7 @@ from tests.rope_forms import (
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 from tests.unit.exporters.test_rope_forms import GRAPHS, write_graph
 
-OPTIONS = VerifyOptions(console=Console(quiet=True))
+OPTIONS = VerifyOptions(console=Console())
 BUILT = [case for case in ROPE_CASES if case[0] != "nemotron" and case[1].method in GRAPHS]
 
 

@@ -47,7 +47,7 @@ def as_source(path: Path) -> ModelArtifact:
 
 def make_context(teacher: ModelArtifact | None, **others: ModelArtifact) -> StageContext:
     where = {"seed": 0, "device": "cpu", "dtype": "float32"}
-    return StageContext(console=Console(quiet=True), teacher=teacher, others=others, **where)
+    return StageContext(console=Console(), teacher=teacher, others=others, **where)
 
 
 def distill(
@@ -93,7 +93,7 @@ def test_weighted_domains_are_counted_and_their_losses_kept(
 def test_dynamic_batches_report_the_course_of_the_weights(
     student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
 ) -> None:
-    dynamic = {"variant": "clipped", "interval_steps": 2, "eval_windows": 2}
+    dynamic = {"variant": "clipped", "interval_steps": 2, "eval_size": 2}
     details = distill(
         student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), dynamic_batches=dynamic
     )

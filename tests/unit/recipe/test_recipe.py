@@ -9,7 +9,7 @@ import yaml
 from compressor.core.errors import UsageError
 from compressor.models.load import plan_dims
 from compressor.planning.plan import make_plan
-from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe, parse_section
+from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -104,12 +104,6 @@ def test_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml", {})
-
-
-def test_section_from_flags() -> None:
-    assert parse_section(Distill, {"tokens": 5}).tokens == 5
-    with pytest.raises(UsageError, match="'temperature'"):
-        parse_section(Distill, {"temperature": 0})
 
 
 def test_recipes_are_frozen() -> None:

@@ -1,0 +1,216 @@
+"""Exports, and what is measured of models: perplexity, tasks and speed; and the check of what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.api.arms import Arms, open_arms
+from compressor.api.execution import Execution
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.recipe.recipe import Bench, Evaluate, Export, ExportFormat
+
+if TYPE_CHECKING:
+    from compressor.runs.artifact import ModelArtifact
+
+
+def export(
+    model: str,
+    out_dir: Path,
+    form: ExportFormat,
+    *,
+    precision: str | None = None,
+    settings: Export = Export(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Write a model for a runtime and compare its logits with the model's.
+
+    Args:
+        model: The model; for an FP8 format the directory of the quantize stage.
+        out_dir: Where the export is written.
+        form: The format.
+        precision: bf16 or fp16, to refuse a Hugging Face export of a checkpoint in the other one.
+        settings: Limits and accuracy gate.
+        execution: How the stage runs.
+
+    Raises:
+        UnsupportedError: for a model that the format cannot express.
+        VerificationError: when the export computes something else.
+    """
+    from compressor.models.checkpoint import read_config
+    from compressor.models.sparse.record import read_promise
+    from exporters.export_stage import (
+        check_exports,
+        export_stage,
+        needs_quantised,
+        require_libraries,
+        settings_of,
+    )
+    from exporters.tensorrt_llm.versions import require_builder
+
+    execution = execution or Execution()
+    if settings.tensorrt_llm.require_engine:
+        require_builder((form,))
+    execution.begin(out_dir, [model])
+    require_libraries([form])
+    if Path(model).is_dir():
+        check_exports((form,), read_config(Path(model)), settings, promise=read_promise(Path(model)))
+    source = _quantized(model) if needs_quantised(form) else execution.open(model, out_dir)
+    if form == "huggingface" and precision is not None:
+        refuse_other_dtype(source.path, precision)
+    return execution.run(export_stage(form), settings_of(form, settings), source, out_dir)
+
+
+def evaluate(
+    models: tuple[str, ...],
+    out_dir: Path,
+    *,
+    settings: Evaluate,
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Measure the perplexity of models on the same text; the first is the baseline.
+
+    If any of them was trained or calibrated on this text, all are evaluated on its held-out part.
+
+    Raises:
+        UsageError: for settings without a text.
+    """
+    from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
+    from compressor.models.load import distinct_names
+
+    execution = execution or Execution()
+    text = settings.data
+    if text is None:
+        raise UsageError("there is no text to measure perplexity on", where="--data", hint="--data SOURCE")
+    names = distinct_names(models)
+    execution.begin(out_dir, models, texts=[text])
+    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
+    split = unseen_split(text, {seen for model in opened for seen in model.texts})
+    config = EvaluateStageConfig(data=text, split=split, window=settings.seq_len, size=settings.size)
+    others = dict(zip(names, opened, strict=True))
+    return execution.run(EVALUATE, config, opened[0], out_dir, others=others)
+
+
+def evaluate_tasks(
+    models: tuple[str, ...], out_dir: Path, *, tasks: tuple[str, ...], execution: Execution | None = None
+) -> ModelArtifact:
+    """Measure models on tasks of lm-eval; the first is the baseline.
+
+    Raises:
+        DependencyError: without lm-eval.
+    """
+    from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
+    from compressor.models.load import distinct_names
+
+    execution = execution or Execution()
+    require_lm_eval()
+    names = distinct_names(models)
+    execution.begin(out_dir, models)
+    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
+    others = dict(zip(names, opened, strict=True))
+    return execution.run(TASKS, TaskStageConfig(tasks=tasks), opened[0], out_dir, others=others)
+
+
+def bench(
+    arms: Arms, out_dir: Path, *, settings: Bench = Bench(), execution: Execution | None = None
+) -> ModelArtifact:
+    """Measure the speed of models in pairs; the first is the baseline.
+
+    Args:
+        arms: The models, and how they run.
+        out_dir: Where the reports are written; ONNX graphs go beside it, and are used again.
+        settings: Grid and number of pairs.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: fewer than two models or precisions, or what the runtime does not take.
+    """
+    from bench.bench_stage import BENCH, BenchStageConfig
+    from bench.design.comparisons import fair_comparisons
+
+    execution = execution or Execution()
+    precisions = arms.precisions or ()
+    if len(arms.models) == 1 and len(precisions) <= 1:
+        raise UsageError(
+            "a benchmark compares a baseline with at least one other model or precision",
+            hint="name a second MODEL, or several precisions",
+        )
+    if len(set(precisions)) < len(precisions):
+        raise UsageError(
+            "a precision is given twice",
+            where="--precision",
+            found=", ".join(precisions),
+            hint="name it once",
+        )
+    opened = open_arms(arms, out_dir, execution)
+    config = BenchStageConfig(
+        bench=settings,
+        comparisons=fair_comparisons(tuple(opened.arms), which=settings.baselines),
+        runtime=arms.runtime,
+        shapes=opened.shapes,
+    )
+    return execution.run(BENCH, config, opened.first, out_dir, others={**opened.arms, **opened.engines})
+
+
+def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> dict[str, Any]:
+    """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
+
+    Args:
+        directory: A run, a stage's or an export's directory, or a checkpoint.
+        source: What it was made from, where it does not say; of a run its teacher.
+        sparsity: A pattern, such as 2:4, that a checkpoint must follow.
+
+    Raises:
+        UsageError: when there is no such directory.
+        VerificationError: for what is not as it was recorded.
+    """
+    from compressor.models.sparse.pattern import parse_pattern
+    from compressor.pipeline.model_card import check_card
+    from exporters.verification.verify import verify_directory
+
+    if not directory.is_dir():
+        raise UsageError("this directory does not exist", where=str(directory), hint="check the path")
+    pattern = parse_pattern(sparsity) if sparsity else None
+    report = verify_directory(directory, pattern=pattern, source=source)
+    if report["kind"] == "run":
+        check_card(directory)
+    return report
+
+
+def _quantized(model: str) -> ModelArtifact:
+    """The artifact of the quantize stage in a directory."""
+    from compressor.runs.artifact import read_artifact
+
+    artifact = read_artifact(Path(model))
+    if artifact.stage != "quantize":
+        raise UsageError(
+            "FP8 exports start from the quantize stage's output",
+            where=model,
+            expected="quantize",
+            found=artifact.stage,
+            hint=f"compress-export quantize {model} --fp8 -o DIR",
+        )
+    return artifact
+
+
+def refuse_other_dtype(source: Path, precision: str) -> None:
+    """Refuse a Hugging Face export in another data type than its tensors have: they are copied, not cast.
+
+    Raises:
+        UnsupportedError: naming both.
+    """
+    from compressor.models.checkpoint import CheckpointReader, read_config
+    from compressor.models.dims import dims_of_config
+
+    with CheckpointReader(source) as reader:
+        stored = reader.dtype(f"{dims_of_config(read_config(source)).family.embedding}.weight")
+    names = {"bf16": "BF16", "fp16": "F16"}
+    if stored != names[precision]:
+        others = [name for name, dtype in names.items() if dtype == stored]
+        raise UnsupportedError(
+            "the checkpoint is stored in another dtype, and this export copies it",
+            where="--precision",
+            expected=names[precision],
+            found=stored,
+            hint=f"--precision {others[0]}" if others else "--dtype bfloat16 when the student is made",
+        )
