@@ -33,3 +33,8 @@ def content_of(config: BaseModel) -> dict[str, object]:
         elif isinstance(value, BaseModel):
             values[name] = content_of(value)
     return values
+
+
+def fields_of(content: dict[str, object], *names: str) -> dict[str, object]:
+    """Of a configuration's content, what one stage reads; a name that is not there is a mistake of ours."""
+    return {name: content[name] for name in names}

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compressor.core.errors import UsageError, nearest
+from compressor.recipe.option import option
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
 DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
@@ -157,10 +158,14 @@ class Distill(Section):
     sharding: Literal["auto", "replicate", "full"] = Field(
         "auto", description="over processes: replicate (DDP) or full (FSDP2); auto: full where it can"
     )
-    activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU")
-    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    checkpoint_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+    activation_checkpointing: bool = option(
+        default=False, help="recompute activations: less memory", course=True
+    )
+    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto: on a GPU", course=True)
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        ("tensorboard",), "where training curves go", course=True
+    )
+    checkpoint_steps: int = option(50, "optimizer steps between checkpoints", course=True, ge=1)
 
     def mixture(self) -> tuple[Domain, ...]:
         """The training domains: those given, or the one text."""
