@@ -24,7 +24,7 @@ from compressor.distillation.stored_logits import (
     write_index,
     write_shard,
 )
-from compressor.distillation.training import TOKENS, open_training_stream, schedule
+from compressor.distillation.training import TOKENS, open_training_stream, schedule, training_content
 from compressor.models.load import load_model
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
@@ -154,6 +154,7 @@ LOGITS: Stage[Distill] = Stage(
     name="logits",
     run=run,
     libraries=("torch", "transformers", "numpy"),
+    content=lambda config: training_content(config, "top_k", trains=False),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

@@ -26,6 +26,7 @@ from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
 from compressor.runs.stage import StageContext, start_afresh
@@ -38,6 +39,29 @@ _BYTES_PER_TRAINED = 16
 PUBLISHED_BATCH_SIZE = 1152
 PUBLISHED_WARMUP_STEPS = 40
 SHORTEST_PUBLISHED_RUN_STEPS = 400
+
+_TEXT_FIELDS = (
+    "data",
+    "domains",
+    "loss_on",
+    "tokens",
+    "context_length",
+    "intra_document_masking",
+    "batch_size",
+)
+_STEP_FIELDS = ("learning_rate", "min_learning_rate_ratio", "warmup_steps", "sharding")
+
+
+def training_content(config: Distill, *more: str, trains: bool = True) -> dict[str, object]:
+    """What decides a training's text and steps, without the losses of distillation.
+
+    Args:
+        config: The training.
+        more: Further fields that decide it.
+        trains: Whether weights are trained on the text; else a model only reads it.
+    """
+    steps = _STEP_FIELDS if trains else ()
+    return fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
 
 
 def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:

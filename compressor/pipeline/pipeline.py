@@ -297,8 +297,9 @@ def _prune(run: Run) -> None:
 def _generate(run: Run) -> None:
     generate = run.recipe.distill.generate
     if generate.tokens and run.recipe.distill.tokens:
-        own = generate.model_copy(update={"weight": 1.0})  # how often it is read changes no text
-        run.made[GENERATED] = run.execute(GENERATE, own, run.teacher, "stages/generate", part_of="generate")
+        run.made[GENERATED] = run.execute(
+            GENERATE, generate, run.teacher, "stages/generate", part_of="generate"
+        )
 
 
 def _correct(run: Run) -> None:

@@ -125,3 +125,8 @@ def _choices(*kinds: object) -> Iterator[tuple[str, str]]:
             yield from ((name, row.help) for name, row in kind.func.table.items())
         else:
             yield from _choices(*get_args(kind))
+
+
+def fields_of(content: dict[str, object], *names: str) -> dict[str, object]:
+    """Of a configuration's content, what one stage reads; a name that is not there is a mistake of ours."""
+    return {name: content[name] for name in names}

@@ -33,6 +33,7 @@ from compressor.models.sparse.pattern import Pattern, parse_pattern, require_who
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -263,10 +264,23 @@ def _details(
     return details
 
 
+_FIELDS = (
+    *("pattern", "method", "skip", "block_size", "dampening_fraction", "raise_dampening", "update_weights"),
+    *("slorb", "slorb_group"),
+)
+
+
+def _content(config: SparsifyStageConfig) -> dict[str, object]:
+    """All but what decides the training that follows."""
+    sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
+    return {"sparsify": sparsify, "calibration": content_of(config.calibration)}
+
+
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     name="sparsify",
     run=run,
     format_version=2,
     libraries=("torch", "transformers", "accelerate"),
+    content=_content,
     data=lambda config: (config.calibration.data,),
 )
