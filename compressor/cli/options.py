@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.cli.parsing import SEED, Command, Count, apply_options
 from compressor.cli.training_options import DISTILLATION_FIELDS, TRAINING_FIELDS
 
@@ -70,7 +71,7 @@ def sparsity(function: Command) -> Command:
         click.option("--sparsity", default=None, help="Pattern N:M along the input dimension, such as 2:4."),
         click.option(
             "--sparsity-method",
-            type=click.Choice(["magnitude", "wanda", "ria", "sparsegpt", "ast"]),
+            type=click.Choice(list(SPARSITY_METHODS)),
             default=None,
             help="ast selects the mask again while it trains. [sparsegpt]",
         ),

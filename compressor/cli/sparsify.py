@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.cli.options import OUTPUT, calibration, common, recipe_overrides, sparsity
 from compressor.cli.sections import SectionedCommand
 from compressor.cli.training_options import training
@@ -34,9 +35,11 @@ def sparsify(output_dir: str, teacher: str | None, **flags: Any) -> None:
     flags["sparsity"] = flags["sparsity"] or "2:4"
     flags["recover_temperature"] = flags["temperature"]
     recipe = load_recipe(None, recipe_overrides(flags))
-    adaptive = recipe.sparsify.method == "ast"
+    adaptive = SPARSITY_METHODS[recipe.sparsify.method].trains
     if adaptive and recipe.distill.tokens == 0:
-        raise UsageError("ast trains", where="--tokens", expected="at least one window", found=0)
+        raise UsageError(
+            f"{recipe.sparsify.method} trains", where="--tokens", expected="at least one window", found=0
+        )
     out_dir = Path(output_dir)
     with work(flags) as console:
         from compressor.cli.cheap_checks import check_early

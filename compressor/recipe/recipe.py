@@ -6,12 +6,15 @@ again. Defaults follow the published settings (Minitron, arXiv 2407.14679 and 24
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
@@ -27,7 +30,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Importance = Literal["activation", "weight-magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
-SparsityMethod = Literal["magnitude", "wanda", "ria", "sparsegpt", "ast"]
 ExportFormat = Literal[
     "huggingface",
     "huggingface-fp8",
@@ -39,6 +41,17 @@ ExportFormat = Literal[
     "tensorrt-llm-fp8",
 ]
 BenchPreset = Literal["quick", "published", "minitron-blog"]
+
+
+def named_in(table: Mapping[str, object]) -> AfterValidator:
+    """A check that a string is a key of a table, which is read whenever a value is checked."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise PydanticCustomError("choice", "one of {names}", {"names": ", ".join(table)})
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -177,7 +190,7 @@ class Sparsify(Section):
     pattern: str | None = Field(
         None, pattern=r"^[0-9]{1,4}:[0-9]{1,4}$", description="such as 2:4; by default dense"
     )
-    method: SparsityMethod = Field(
+    method: Annotated[str, named_in(SPARSITY_METHODS)] = Field(
         "sparsegpt", description="ast starts from sparsegpt and selects the mask again while it trains"
     )
     skip: tuple[str, ...] = Field(
