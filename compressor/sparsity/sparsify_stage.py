@@ -128,7 +128,7 @@ class _Visitor:
         self._names = frozenset(names)
         self._scratch = scratch
         self.masks: dict[str, Path] = {}
-        self.layers: dict[str, dict[str, Any]] = {}
+        self.layers: dict[str, dict[str, object]] = {}
         self.branches: dict[str, AdapterBranch] = {}
         self.digests: dict[str, str] = {}
         self.num_nonzero = 0
@@ -167,7 +167,7 @@ class _Visitor:
         num_nonzero = int((sparse.weight != 0).sum())
         self.num_nonzero += num_nonzero
         self.num_weights += sparse.weight.numel()
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "relative_error": float(f"{sparse.relative_error:.6g}"),
             "density": num_nonzero / sparse.weight.numel(),
         }
@@ -244,7 +244,7 @@ def _read(path: Path, name: str) -> torch.Tensor:
 
 def _details(
     visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: CalibrationWindows
-) -> dict[str, Any]:
+) -> dict[str, object]:
     details = {
         "pattern": str(pattern),
         "method": sparsify.method,
