@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution, require
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.recipe.recipe import (
     Calibration,
     Distill,
@@ -180,12 +181,12 @@ def sparsify(
         UsageError: for a method that trains and no tokens.
     """
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
-    from compressor.sparsity.sparsify_stage import ADAPTIVE, SPARSIFY, SparsifyStageConfig
+    from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 
     execution = execution or Execution()
     settings = settings.model_copy(update={"pattern": settings.pattern or "2:4"})
     config = SparsifyStageConfig(sparsify=settings, calibration=calibration)
-    if settings.method != ADAPTIVE:
+    if not SPARSITY_METHODS[settings.method].trains:
         execution.begin(out_dir, [model], texts=SPARSIFY.data(config))
         return execution.run(SPARSIFY, config, execution.open(model, out_dir), out_dir)
     trained = RecoverStageConfig(distill=training, sparsify=settings)

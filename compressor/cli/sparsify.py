@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.cli.from_recipe import Call, RecipeCommand, fields_under, from_recipe
 from compressor.cli.session import Show
 from compressor.core.errors import UsageError
@@ -31,7 +32,7 @@ def sparsify(call: Call, show: Show, teacher: str | None) -> None:
 
     recipe = call.recipe
     unused = [flag for name, flag in call.flags.items() if name in _OF_TRAINING]
-    if recipe.sparsify.method != "ast" and (unused or teacher):
+    if not SPARSITY_METHODS[recipe.sparsify.method].trains and (unused or teacher):
         raise UsageError(
             f"{recipe.sparsify.method} does not train, so these options have no effect",
             where=", ".join([*unused, *(["--teacher"] if teacher else [])]),

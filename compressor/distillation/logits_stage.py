@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
+from compressor.data.packing import Window
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
@@ -117,11 +118,11 @@ def write_logits(
     return sum((out_dir / name).stat().st_size for name, _ in shards)
 
 
-def top_tokens(teacher: Body, windows: list[dict[str, Any]], top_k: int) -> Iterator[TopTokens]:
+def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator[TopTokens]:
     """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
     device = next(teacher.parameters()).device
 
-    def stacked(name: str) -> torch.Tensor:
+    def stacked(name: Literal["input_ids", "position_ids"]) -> torch.Tensor:
         return torch.from_numpy(np.stack([window[name] for window in windows])).to(device)
 
     with torch.no_grad():

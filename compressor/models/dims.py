@@ -7,6 +7,7 @@ Legend: H hidden, I intermediate, L layers, N query heads, K key/value heads, D 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -71,7 +72,7 @@ class Dims:
         }
 
 
-def dims_of_config(config: dict[str, object]) -> Dims:
+def dims_of_config(config: Mapping[str, object]) -> Dims:
     """Read the dimensions from the fields of a Hugging Face `config.json`.
 
     Raises:

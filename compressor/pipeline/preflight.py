@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.checks import check_rendering, check_responses, check_texts
@@ -24,7 +25,7 @@ from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import read_artifact
-from compressor.sparsity.sparsify_stage import ADAPTIVE, covered_weights
+from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.export_stage import check_exports, needs_quantised
 from exporters.verification.tokenizer_check import check_tokenizer
 
@@ -198,8 +199,10 @@ def require_sparsifiable(recipe: Recipe) -> None:
     sparsify = recipe.sparsify
     if sparsify.pattern is None:
         return
-    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
-        raise UsageError("ast trains", where="--recovery-tokens", expected="at least one window", found=0)
+    if SPARSITY_METHODS[sparsify.method].trains and recovery_tokens(recipe) == 0:
+        raise UsageError(
+            f"{sparsify.method} trains", where="--recovery-tokens", expected="at least one window", found=0
+        )
     others = [name for name in recipe.export_formats() if name != "huggingface"]
     if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
         raise UnsupportedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from compressor.models.dims import dims_of_config
 
@@ -10,7 +10,7 @@ WEIGHT_SCALE, INPUT_SCALE = ".weight_scale", ".input_scale"
 K_SCALE, V_SCALE = ".k_scale", ".v_scale"
 
 
-def quantised_linears(config: dict[str, Any]) -> list[str]:
+def quantised_linears(config: Mapping[str, object]) -> list[str]:
     """Full names of the linear layers that an FP8 checkpoint of this config quantises."""
     dims = dims_of_config(config)
     family = dims.family
@@ -21,7 +21,7 @@ def quantised_linears(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def attention_modules(config: dict[str, Any]) -> list[str]:
+def attention_modules(config: Mapping[str, object]) -> list[str]:
     """Full names of the attention modules, by layer."""
     dims = dims_of_config(config)
     part = dims.family.k_proj.rpartition(".")[0]

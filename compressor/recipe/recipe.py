@@ -26,7 +26,6 @@ from compressor.recipe.training import (
     DynamicBatches,
     Generate,
     Sparsify,
-    SparsityMethod,
 )
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
@@ -48,7 +47,6 @@ __all__ = [
     "Recipe",
     "Section",
     "Sparsify",
-    "SparsityMethod",
     "TensorRTLLM",
     "dump_recipe",
     "load_recipe",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.recipe.forms import LayerPairs, Tokens, parse_domain, parse_names, written
-from compressor.recipe.option import Section, declaration_of, option
+from compressor.recipe.option import OneOf, Section, declaration_of, option
 
 DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
 TEXT_FORMS = (
@@ -20,7 +21,6 @@ SCHEDULE, TEXT = "Training", "Training text"
 LOSS, SCALE = "Distillation loss and teacher", "Memory and many GPUs"
 
 StateLoss = Literal["auto", "off", "cosine", "mse"]
-SparsityMethod = Literal["magnitude", "wanda", "ria", "sparsegpt", "ast"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -245,9 +245,9 @@ class Sparsify(Section):
         metavar="N:M",
         pattern=r"^[0-9]{1,4}:[0-9]{1,4}$",
     )
-    method: SparsityMethod = option(
+    method: Annotated[str, AfterValidator(OneOf(SPARSITY_METHODS))] = option(
         "sparsegpt",
-        "How the kept weights are chosen; ast starts from sparsegpt and chooses again while it trains.",
+        "How the kept weights are chosen.",
         flag="--sparsity-method",
     )
     skip: tuple[str, ...] = option(

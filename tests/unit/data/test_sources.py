@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from compressor.data.sources import (
     HELD_OUT_FRACTION,
     MAX_LISTED_FILES,
     Documents,
+    Position,
     describe_source,
     documents,
     source_fingerprint,
@@ -265,14 +267,18 @@ def test_hub_documents_split_at_the_first_ones(local_hub: str) -> None:
     assert list(documents(local_hub, "all")) == everything
 
 
+def read_back(position: Position) -> Position:
+    return Position(**json.loads(json.dumps(asdict(position))))
+
+
 @pytest.mark.parametrize("num_taken", [1, 6, 13, 26])
 def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken: int) -> None:
     first = Documents(local_hub, "train")
     taken = list(itertools.islice(first, num_taken))
-    position = json.loads(json.dumps(first.position()))
+    position = read_back(first.position())
     resumed = Documents(local_hub, "train", position=position)
     between = list(itertools.islice(resumed, 2))
-    rest = list(Documents(local_hub, "train", position=json.loads(json.dumps(resumed.position()))))
+    rest = list(Documents(local_hub, "train", position=read_back(resumed.position())))
 
     assert taken + between + rest == list(documents(local_hub, "train"))
 
