@@ -8,7 +8,6 @@ dequantising reader, because stock transformers loads it without its scales.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.sparse.low_rank import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import Promise, check_checkpoint_sparsity
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
 from compressor.quantization.record import check_record
-from compressor.recipe.recipe import Export
+from exporters.checks.checkpoint import check_checkpoint
+from exporters.protocol import Exporter
 from exporters.verification.comparison import TOLERANCES
 from exporters.verification.logits import (
     VerifyOptions,
@@ -41,16 +41,27 @@ from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
 
-@dataclass(frozen=True)
-class HuggingFaceExporter:
+class _CheckpointExporter(Exporter):
+    """What the 16-bit and the FP8 checkpoint have in common: the config travels along, nothing is refused."""
+
+    def check_structure(self, directory: Path) -> dict[str, Any]:
+        """Check headers, shapes, the number of parameters, finite values and scales."""
+        return check_checkpoint(directory)
+
+    def check_sparsity(self, directory: Path, promise: Promise) -> int:
+        """Check every promised tensor."""
+        return check_checkpoint_sparsity(directory, promise)
+
+
+class HuggingFaceExporter(_CheckpointExporter):
     """The 16-bit checkpoint."""
 
-    format: str = "huggingface"
-    precision: str = "16bit"
-    libraries: tuple[str, ...] = ("torch", "transformers")
+    keeps_adapter = True
 
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
-        """Nothing to refuse: the config travels along."""
+    @property
+    def precision(self) -> str:
+        """The student's own, whichever of the 16-bit ones."""
+        return "16bit"
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the checkpoint and make its config and tokenizer portable."""
@@ -71,7 +82,7 @@ class HuggingFaceExporter:
         }
         reference, candidate = student_logits(student, options), student_logits(out_dir, options)
         return Verification(
-            format=self.format,
+            format=self.row.name,
             precision=self.precision,
             prompts=describe_prompts(prompts),
             logits=compare_models(reference, candidate, prompts, options.console),
@@ -80,16 +91,10 @@ class HuggingFaceExporter:
         )
 
 
-@dataclass(frozen=True)
-class HuggingFaceFp8Exporter:
+class HuggingFaceFp8Exporter(_CheckpointExporter):
     """ModelOpt's unified FP8 checkpoint, made by the quantize stage."""
 
-    format: str = "huggingface-fp8"
-    precision: str = "fp8"
-    libraries: tuple[str, ...] = ("torch", "transformers", "nvidia-modelopt")
-
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
-        """Nothing to refuse: the config travels along."""
+    libraries = ("torch", "transformers", "nvidia-modelopt")
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the unified checkpoint out of the quantize stage's artifact.
@@ -122,7 +127,7 @@ class HuggingFaceFp8Exporter:
         }
         candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
         return Verification(
-            format=self.format,
+            format=self.row.name,
             precision=self.precision,
             prompts=describe_prompts(prompts),
             logits=compare_models(student_logits(student, options), candidate, prompts, options.console),

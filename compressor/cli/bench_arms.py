@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.choices.formats import benchmarked
 from compressor.core.errors import UsageError
 
 if TYPE_CHECKING:
     from compressor.core.console import Console
-    from compressor.recipe.recipe import ExportFormat, Recipe
+    from compressor.recipe.recipe import Recipe
     from compressor.runs.artifact import ModelArtifact
 
 GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
-ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
 def open_arms(
@@ -80,7 +80,7 @@ def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any],
     from bench.runtimes.torch_linear import require_support
     from compressor.cli.cheap_checks import check_early
     from compressor.core.hardware import resolve_device
-    from exporters.export_stage import require_libraries
+    from exporters.registry import require_tools
 
     check_early(out_dir, flags, console, models=() if flags["random_weights"] else models)
     if flags["runtime"] == TENSORRT_LLM:
@@ -89,15 +89,16 @@ def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any],
         for precision in flags["precisions"]:
             require_support(precision, resolve_device("auto"))
     elif not flags["random_weights"]:
-        require_libraries([_format_of(precision) for precision in flags["precisions"]])
+        require_tools([_format_of(precision) for precision in flags["precisions"]])
 
 
-def _format_of(precision: str) -> ExportFormat:
-    if precision not in ONNX_FORMATS:
+def _format_of(precision: str) -> str:
+    formats = benchmarked()
+    if precision not in formats:
         raise UsageError(
-            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
+            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(formats)
         )
-    return ONNX_FORMATS[precision]
+    return formats[precision]
 
 
 def _refuse_stray_engines(models: tuple[str, ...], flags: dict[str, Any]) -> None:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from compressor.choices.formats import FORMATS, options
 from compressor.cli.options import OUTPUT, common, parallelism, recipe_overrides
-
-if TYPE_CHECKING:
-    from compressor.recipe.recipe import ExportFormat
-
-# Format and precision of the command line -> format of the recipe; the first precision is the default.
-FORMATS: dict[str, dict[str, ExportFormat]] = {
-    "huggingface": {"bf16": "huggingface", "fp16": "huggingface", "fp8": "huggingface-fp8"},
-    "onnx": {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"},
-    "tensorrt-llm": {"bf16": "tensorrt-llm", "fp16": "tensorrt-llm-fp16", "fp8": "tensorrt-llm-fp8"},
-}
 
 
 @click.command()
 @click.argument("model")
-@click.option("--format", "family", type=click.Choice(sorted(FORMATS)), required=True)
+@click.option("--format", "family", type=click.Choice(sorted(options())), required=True)
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int4"]), default=None)
 @click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
 @parallelism
@@ -35,7 +26,7 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
     from compressor.core.errors import UnsupportedError
     from compressor.recipe.recipe import load_recipe
 
-    precisions = FORMATS[family]
+    precisions = options()[family]
     if precision is None:
         precision = next(iter(precisions))
     if precision not in precisions:
@@ -54,23 +45,22 @@ def export(family: str, precision: str | None, output_dir: str, **flags: Any) ->
         )
         from compressor.models.checkpoint import read_config
         from compressor.models.sparse.record import read_promise
-        from exporters.export_stage import check_exports, export_stage, require_libraries, settings_of
-        from exporters.tensorrt_llm.versions import require_builder
+        from exporters.export_stage import export_stage
+        from exporters.registry import check_exports, exporter_of, require_tools
 
-        if settings.tensorrt_llm.require_engine:
-            require_builder((precisions[precision],))
+        name = precisions[precision]
         out_dir = Path(output_dir)
         check_early(out_dir, flags, console, models=[flags["model"]])
-        require_libraries([precisions[precision]])
+        require_tools([name], engine=settings.tensorrt_llm.require_engine)
         if Path(flags["model"]).is_dir():
             model = Path(flags["model"])
-            check_exports((precisions[precision],), read_config(model), settings, promise=read_promise(model))
-        if precision == "fp8":
+            check_exports([name], read_config(model), settings, promise=read_promise(model))
+        if FORMATS[name].needs_fp8:
             source = quantised_artifact(flags["model"])
         else:
             source = open_model(flags["model"], out_dir, flags)
             refuse_other_dtype(source, family, precision)
-        stage = export_stage(precisions[precision])
-        settings = settings_of(precisions[precision], settings)
-        artifact = execute_stage(stage, settings, source, out_dir, flags, console)
+        artifact = execute_stage(
+            export_stage(name), exporter_of(name).settings(settings), source, out_dir, flags, console
+        )
     emit(result_of(artifact), flags, stage_text(artifact))

@@ -7,11 +7,13 @@ again. Defaults follow the published settings (Minitron, arXiv 2407.14679 and 24
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from compressor.choices.formats import FORMATS, default_formats
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
@@ -28,17 +30,13 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Importance = Literal["activation", "weight-magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
 SparsityMethod = Literal["magnitude", "wanda", "ria", "sparsegpt", "ast"]
-ExportFormat = Literal[
-    "huggingface",
-    "huggingface-fp8",
-    "onnx",
-    "onnx-fp16",
-    "onnx-int4",
-    "tensorrt-llm",
-    "tensorrt-llm-fp16",
-    "tensorrt-llm-fp8",
-]
 BenchPreset = Literal["quick", "published", "minitron-blog"]
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise PydanticCustomError("unknown_format", f"one of {', '.join(FORMATS)}")
+    return name
 
 
 class Section(BaseModel):
@@ -232,7 +230,7 @@ class TensorRTLLM(Section):
 class Export(Section):
     """What is written, and how closely it must agree with the student."""
 
-    formats: tuple[ExportFormat, ...] | None = Field(
+    formats: tuple[Annotated[str, AfterValidator(_known_format)], ...] | None = Field(
         None,
         description="by default huggingface, tensorrt-llm, onnx and onnx-int4; with --fp8 huggingface-fp8 "
         "as well, and tensorrt-llm-fp8 instead of tensorrt-llm",
@@ -297,13 +295,11 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     bench: Bench = Bench()
 
-    def export_formats(self) -> tuple[ExportFormat, ...]:
+    def export_formats(self) -> tuple[str, ...]:
         """The formats to write, defaults filled in."""
         if self.export.formats is not None:
             return self.export.formats
-        if self.quantize.fp8:
-            return ("huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4")
-        return ("huggingface", "tensorrt-llm", "onnx", "onnx-int4")
+        return default_formats(fp8=self.quantize.fp8)
 
 
 def load_recipe(path: Path | None, overrides: dict[str, Any]) -> Recipe:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.formats import FORMATS, benchmarked
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.sparse.pattern import Pattern
@@ -16,11 +17,10 @@ from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHE
 from exporters.checks.directory import Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
-from exporters.export_stage import needs_quantised
+from exporters.registry import place_of
 from exporters.verification.logits import VerifyOptions
 
 _EXPORTS, BENCH = "exports", "bench"
-_TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
 _NO_MANIFEST = "put it back as it was, or make the run again in another directory: none continues without it"
 
@@ -63,8 +63,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
         places[f"{STAGES}/quantize"] = student
     places[STUDENT] = student
     for name in recipe.export_formats():
-        if name != "huggingface":
-            places[f"{_EXPORTS}/{name}"] = f"{STAGES}/quantize" if needs_quantised(name) else student
+        places[place_of(name)] = f"{STAGES}/quantize" if FORMATS[name].needs_fp8 else student
     places[f"{STAGES}/evaluate"] = None
     return places | _benchmark(recipe)
 
@@ -72,7 +71,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
     graphs = [
         name
-        for name, precision in _TEACHER_GRAPHS.items()
+        for precision, name in benchmarked().items()
         if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
     ]
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}

@@ -23,7 +23,6 @@ from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.versions import (
     BUILDER,
     CONTAINER,
-    FORMAT_PREFIX,
     Builder,
     find_builder,
     require_builder,
@@ -124,7 +123,7 @@ def make_engine(
     commands = {ENGINE: build_command(checkpoint, settings, sparsity=sparsity)}
     if sparsity:
         commands[DENSE_ENGINE] = build_command(checkpoint, settings, output=DENSE_ENGINE)
-    builder = require_builder([FORMAT_PREFIX]) if settings.require_engine else find_builder()
+    builder = require_builder() if settings.require_engine else find_builder()
     record: dict[str, Any] = {
         "built": isinstance(builder, Builder),
         "commands": {name: shlex.join(command) for name, command in commands.items()},

@@ -18,9 +18,10 @@ from compressor.quantization.reader import load_fp8_model
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import sha256_of_file
 from compressor.runs.stage import execute
-from exporters.checks.structure import check_checkpoint
-from exporters.export_stage import EXPORTERS, export_stage
+from exporters.checks.checkpoint import check_checkpoint
+from exporters.export_stage import export_stage
 from exporters.huggingface import check_fp8_checkpoint
+from exporters.registry import exporter_of
 from exporters.verification.record import VERIFICATION_FILE
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
@@ -63,7 +64,7 @@ def test_a_dropped_rope_base_is_caught(exports: Exports, tmp_path: Path) -> None
     del config["rope_theta"]
     (made / "config.json").write_text(json.dumps(config))
     with pytest.raises(VerificationError, match="rope_theta"):
-        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+        exporter_of("huggingface").verify(made, exports.student(tied=True), OPTIONS)
 
 
 def test_a_changed_weight_and_an_added_one_are_caught(exports: Exports, tmp_path: Path) -> None:
@@ -75,10 +76,10 @@ def test_a_changed_weight_and_an_added_one_are_caught(exports: Exports, tmp_path
     changed[name][3, 5] += 1
     save_file(changed, made / WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.down_proj[\s\S]*1 of 12288"):
-        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+        exporter_of("huggingface").verify(made, exports.student(tied=True), OPTIONS)
     save_file({**original, "extra": torch.ones(1)}, made / WEIGHTS_FILE, metadata={"format": "pt"})
     with pytest.raises(VerificationError, match="extra"):
-        EXPORTERS["huggingface"].verify(made, exports.student(tied=True), OPTIONS)
+        exporter_of("huggingface").verify(made, exports.student(tied=True), OPTIONS)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -226,10 +227,10 @@ def test_a_lost_end_token_of_the_generation_config_is_caught(exports: Exports, t
     for changes in ({"eos_token_id": [1, 2]}, {"temperature": 0.2}):
         file.write_text(json.dumps({**json.loads((student / file.name).read_text()), **changes}))
         with pytest.raises(VerificationError, match=next(iter(changes))):
-            EXPORTERS["huggingface"].verify(made, student, OPTIONS)
+            exporter_of("huggingface").verify(made, student, OPTIONS)
     file.unlink()
     with pytest.raises(VerificationError, match="generation_config"):
-        EXPORTERS["huggingface"].verify(made, student, OPTIONS)
+        exporter_of("huggingface").verify(made, student, OPTIONS)
 
 
 def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:

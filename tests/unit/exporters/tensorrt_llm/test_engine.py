@@ -17,6 +17,7 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.presets import PRESETS
 from compressor.pipeline.doctor import _engine_builder
 from compressor.recipe.recipe import TensorRTLLM
+from exporters.registry import require_tools
 from exporters.tensorrt_llm.build_log import SparseTactics, last_lines, sparse_tactics
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import (
@@ -26,7 +27,7 @@ from exporters.tensorrt_llm.engine import (
     make_engine,
     predicted_memory,
 )
-from exporters.tensorrt_llm.versions import Builder, find_builder, require_builder
+from exporters.tensorrt_llm.versions import Builder, find_builder
 from tests.unit.exporters.tensorrt_llm import stand_in_builder
 from tests.unit.exporters.tensorrt_llm.conftest import Students, write
 
@@ -122,7 +123,7 @@ def test_other_versions_say_why_there_is_no_engine(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert message in str(find_builder())
     with pytest.raises(DependencyError, match="cannot be built here") as caught:
-        require_builder(["onnx", "tensorrt-llm"])
+        require_tools(["onnx", "tensorrt-llm"], engine=True)
     assert caught.value.exit_code == 4
     assert "release:1.2.1" in str(caught.value.hint)
 
@@ -141,8 +142,8 @@ def test_a_newer_tensorrt_llm_without_a_builder_says_what_to_use(
 
 
 def test_an_engine_required_of_formats_without_one_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"no format that becomes one[\s\S]*huggingface, onnx"):
-        require_builder(["huggingface", "onnx"])
+    with pytest.raises(UsageError, match=r"no engine is built from[\s\S]*huggingface, onnx"):
+        require_tools(["huggingface", "onnx"], engine=True)
 
 
 def test_doctor_names_the_builders_version_or_why_there_is_none(

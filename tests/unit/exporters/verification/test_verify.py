@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.amax import FP8_DIRECTORY
-from compressor.recipe.recipe import ExportFormat
 from compressor.runs.artifact import read_artifact
-from exporters.export_stage import needs_quantised
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.unit.exporters.conftest import Exports
@@ -42,8 +41,8 @@ def test_a_record_with_another_count_is_caught(exports: Exports, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx"])
-def test_an_export_is_compared_with_its_source_again(exports: Exports, name: ExportFormat) -> None:
-    source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
+def test_an_export_is_compared_with_its_source_again(exports: Exports, name: str) -> None:
+    source = exports.quantised(tied=True).path if FORMATS[name].needs_fp8 else exports.student(tied=True)
     report = verify_directory(exports.make(name), source=source)
     entry = report["checked"][0]
     assert entry["contents"] == "compared with its source"
@@ -66,7 +65,7 @@ def test_a_source_that_is_not_there_is_a_usage_error(exports: Exports, tmp_path:
         ("huggingface", "verification.json"),
     ],
 )
-def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, export: ExportFormat, name: str) -> None:
+def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, export: str, name: str) -> None:
     made = Path(shutil.copytree(exports.make(export), tmp_path / "made"))
     data = bytearray((made / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -89,7 +88,7 @@ def test_a_missing_and_an_added_file_are_caught(exports: Exports, tmp_path: Path
 @pytest.mark.parametrize("name", ["huggingface", "onnx", "huggingface-fp8"])
 @pytest.mark.parametrize("record", ["artifact.json", "verification.json"])
 def test_an_export_without_a_record_was_never_verified(
-    exports: Exports, tmp_path: Path, name: ExportFormat, record: str
+    exports: Exports, tmp_path: Path, name: str, record: str
 ) -> None:
     made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
     (made / record).unlink()
@@ -217,7 +216,7 @@ def edited(made: Path, to: Path, name: str, **fields: object) -> Path:
 )
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8"])
 def test_a_config_of_ours_names_no_code_and_the_dtype_of_its_tensors(
-    exports: Exports, tmp_path: Path, name: ExportFormat, fields: dict[str, object]
+    exports: Exports, tmp_path: Path, name: str, fields: dict[str, object]
 ) -> None:
     """With no source to compare with; a checkpoint made elsewhere may name code."""
     made = edited(exports.make(name), tmp_path / "made", "config.json", **fields)
@@ -254,9 +253,9 @@ def test_a_quantised_stage_is_held_to_both_of_its_configs(
 )
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx"])
 def test_an_exported_tokenizer_config_is_the_sources(
-    exports: Exports, tmp_path: Path, name: ExportFormat, field: str, value: object
+    exports: Exports, tmp_path: Path, name: str, field: str, value: object
 ) -> None:
-    source = exports.quantised(tied=True).path if needs_quantised(name) else exports.student(tied=True)
+    source = exports.quantised(tied=True).path if FORMATS[name].needs_fp8 else exports.student(tied=True)
     assert json.loads((source / "tokenizer_config.json").read_text()).get(field) != value
     made = edited(exports.make(name), tmp_path / "made", "tokenizer_config.json", **{field: value})
     # transformers 4.57 reads a prefix from the config, so its own tokens differ first.
