@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from compressor.models.checkpoint import read_config
@@ -13,7 +12,7 @@ from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
-from exporters.verification.record import write_verification
+from exporters.verification.record import details_of, write_verification
 from exporters.verification.sparsity import check_sparsity
 
 
@@ -39,13 +38,14 @@ def export_stage(name: str) -> Stage[Export]:
         exporter.write(source.path, out_dir, options)
         carry_promise(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
-        verification = replace(verification, checks=verification.checks | check_sparsity(exporter, out_dir))
+        checks = verification.checks | check_sparsity(exporter, out_dir)
+        verification = verification.model_copy(update={"checks": checks})
         write_verification(out_dir, verification)
         exporter.enforce(verification, config)
-        details = {**verification.to_dict(), **exporter.finish(out_dir, source, options)}
-        return StageResult(num_parameters=source.num_parameters, details=details)
+        details = details_of(verification, exporter.make_engine(out_dir, source, options))
+        return StageResult(num_parameters=source.num_parameters, details=dict(details))
 
     def loads(_config: Export, source: ModelArtifact, _context: StageContext) -> tuple[tuple[Path, str], ...]:
-        return ((source.path, "float32"),) if exporter.loads_student else ()
+        return ((source.path, "float32"),) if exporter.loads_student(source.path) else ()
 
     return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, loads=loads)

@@ -6,14 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pydantic import JsonValue
 
 from compressor.choices.formats import Format
+from compressor.core.errors import VerificationError
 from compressor.models.sparse.record import Promise
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
+from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
 from exporters.verification.logits import VerifyOptions
-from exporters.verification.record import Verification
+from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.record import Engine, Status, Verification
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,8 @@ class Exporter(ABC):
         """Precision of the weights; names a row of the tolerances."""
         return self.row.precisions[0]
 
-    @property
-    def loads_student(self) -> bool:
-        """Whether verification holds the whole student in memory, in float32."""
+    def loads_student(self, student: Path) -> bool:
+        """Whether verification holds this student's whole model in memory, in float32."""
         return True
 
     def settings(self, export: Export) -> Export:
@@ -45,7 +49,7 @@ class Exporter(ABC):
         return Export()
 
     def check(  # noqa: B027 - a format that expresses every model has nothing to refuse
-        self, config: dict[str, Any], export: Export, promise: Promise | None
+        self, config: dict[str, object], export: Export, promise: Promise | None
     ) -> None:
         """Refuse a model that the format cannot express, before anything is loaded or written.
 
@@ -72,7 +76,7 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def check_structure(self, directory: Path) -> Mapping[str, Any]:
+    def check_structure(self, directory: Path) -> Mapping[str, JsonValue]:
         """Check a directory of this format without anything to compare it with.
 
         Returns:
@@ -98,6 +102,47 @@ class Exporter(ABC):
         """
         verification.enforce()
 
-    def finish(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Mapping[str, Any]:
-        """Make more from an export that passed, such as an engine; returns what its details gain."""
-        return {}
+    def make_engine(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Engine | None:
+        """Build an engine of an export that passed, or leave how to; None for a format without engines."""
+        return None
+
+    def verification(
+        self,
+        checks: Mapping[str, JsonValue],
+        *,
+        prompts: list[Prompt] | None = None,
+        logits: Mapping[str, LogitComparison] | None = None,
+        tolerance: Tolerance | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Verification:
+        """The record of a comparison; without logits, of an export that was not executed.
+
+        Args:
+            checks: Exact checks that passed.
+            prompts: What was fed.
+            logits: What came out, over `all` positions and kinds of them.
+            tolerance: What they must keep to; None is reported only.
+            notes: What a reader should know.
+        """
+        return Verification(
+            format=self.row.name,
+            precision=self.precision,
+            status=_status(logits, tolerance),
+            prompts=describe_prompts(prompts) if prompts else None,
+            logits={kind: compared.figures() for kind, compared in (logits or {}).items()},
+            tolerance=tolerance,
+            checks=dict(checks),
+            notes=notes,
+        )
+
+
+def _status(logits: Mapping[str, LogitComparison] | None, tolerance: Tolerance | None) -> Status:
+    if not logits:
+        return "not executed"
+    if tolerance is None:
+        return "reported"
+    try:
+        check_tolerance(logits["all"], tolerance, where="logits")
+    except VerificationError:
+        return "failed"
+    return "passed"

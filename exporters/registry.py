@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT, Format
 from compressor.core.errors import DependencyError
@@ -33,7 +32,7 @@ def place_of(name: str) -> str:
 
 
 def check_exports(
-    formats: Sequence[str], config: dict[str, Any], export: Export, *, promise: Promise | None = None
+    formats: Sequence[str], config: dict[str, object], export: Export, *, promise: Promise | None = None
 ) -> None:
     """Refuse, from its config alone, a model that one of these formats cannot express.
 

@@ -36,6 +36,6 @@ def verify(directory: str, source: str | None, sparsity: str | None, **flags: An
 
         pattern = parse_pattern(sparsity) if sparsity else None
         report = verify_directory(Path(directory), pattern=pattern, source=Path(source) if source else None)
-        if report["kind"] == "run":
+        if report.kind == "run":
             check_card(Path(directory))
-    emit(report, flags, verification_text(report))
+    emit(report.to_json(), flags, verification_text(report))

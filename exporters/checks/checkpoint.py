@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, check_finite, read_config
@@ -19,7 +20,7 @@ _SCALE_SUFFIXES = ("_scale",)
 _MATRIX = 2
 
 
-def check_checkpoint(directory: Path) -> dict[str, Any]:
+def check_checkpoint(directory: Path) -> dict[str, JsonValue]:
     """Check a Hugging Face checkpoint, 16-bit or unified FP8: headers, shapes, count, finite values, scales.
 
     Raises:

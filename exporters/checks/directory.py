@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import JsonValue
 
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UsageError, VerificationError
@@ -53,8 +56,30 @@ class Subject:
     pattern: Pattern | None = None
 
 
-def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
-    """Check one directory; returns what was found, `kind` and `status` among it.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A directory that was checked.
+
+    Attributes:
+        path: Where it is.
+        kind: What it is.
+        status: Of an export that was compared with its source, the comparison's; of anything else of this
+            tool `ok`; of other checkpoints, that they have no record.
+        found: Figures and facts that were checked.
+    """
+
+    path: Path
+    kind: Literal["checkpoint", "stage", "export"]
+    status: str
+    found: Mapping[str, JsonValue]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {"path": str(self.path), **self.found, "kind": self.kind, "status": self.status}
+
+
+def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
+    """Check one directory.
 
     Raises:
         UsageError: when there is nothing to check.
@@ -71,7 +96,7 @@ def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
                 expected=f"a run, a stage's or an export's directory, or a checkpoint ({CONFIG_FILE})",
             )
         found = check_structure(directory, row.load(), subject.pattern)
-        return _entry(directory, found, kind="checkpoint", status=NO_RECORD)
+        return Checked(path=directory, kind="checkpoint", status=NO_RECORD, found=found)
     check_files(directory, artifact.files, contents=True, stage=artifact.stage)
     check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
     try:
@@ -107,11 +132,11 @@ def _record_of(subject: Subject) -> ModelArtifact | None:
     )
 
 
-def _begun(artifact: ModelArtifact) -> dict[str, Any]:
+def _begun(artifact: ModelArtifact) -> dict[str, JsonValue]:
     return {"stage": artifact.stage, "num_files": len(artifact.files)}
 
 
-def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> Checked:
     directory, found = subject.directory, _begun(artifact)
     if artifact.stage in MODEL_STAGES:
         found |= check_structure(directory, exporter_of(STUDENT_FORMAT), subject.pattern)
@@ -120,7 +145,7 @@ def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptio
     if artifact.stage in MODEL_STAGES:
         found |= _contents(subject)
     check_figures(directory, artifact)
-    return _entry(directory, found, kind="stage", status="ok")
+    return Checked(path=directory, kind="stage", status="ok", found=found)
 
 
 def _contents(subject: Subject) -> dict[str, str]:
@@ -131,10 +156,10 @@ def _contents(subject: Subject) -> dict[str, str]:
     return {"contents": f"not compared with the model it was made from: {why}"}
 
 
-def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> Checked:
     directory, found = subject.directory, _begun(artifact)
     record = read_verification(directory)
-    name = str(record.get("format"))
+    name = record.format
     if name not in FORMATS:
         raise VerificationError(
             "the record names an unknown format",
@@ -145,7 +170,7 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
     exporter = exporter_of(name)
     found |= {"format": name, **check_structure(directory, exporter, subject.pattern), **_contents(subject)}
     check_own_config(directory, lineage=artifact.lineage)
-    status = "ok"
+    status: str = "ok"
     verification: Verification | None = None
     source = subject.origin.path
     if source is not None:
@@ -161,10 +186,6 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
         verification.enforce()
         check_tokenizer_files(directory, source)
         status = verification.status
-        found["logits"] = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
+        found["logits"] = {kind: figures.model_dump() for kind, figures in verification.logits.items()}
     check_figures(directory, artifact, verification=verification)
-    return _entry(directory, found, kind="export", status=status)
-
-
-def _entry(directory: Path, found: dict[str, Any], *, kind: str, status: str) -> dict[str, Any]:
-    return {"path": str(directory), **found, "kind": kind, "status": status}
+    return Checked(path=directory, kind="export", status=status, found=found)

@@ -14,7 +14,7 @@ from compressor.models.sparse.pattern import Pattern
 from compressor.recipe.recipe import Recipe, load_recipe
 from compressor.runs.artifact import check_files, read_artifact, unsealed
 from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
-from exporters.checks.directory import Subject, check_directory
+from exporters.checks.directory import Checked, Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
 from exporters.registry import place_of
@@ -136,7 +136,7 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
     return RunRecords(directory=directory, recipe=recipe, stages=stages, parts=parts)
 
 
-def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
+def _require_unchanged(directory: Path, manifest: dict[str, object]) -> None:
     """Refuse recipe, plan or card that are not as they were written.
 
     Raises:
@@ -153,7 +153,7 @@ def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
 
 def check_run(
     directory: Path, options: VerifyOptions, *, teacher: Path | None, pattern: Pattern | None
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Checked], list[str]]:
     """Check every directory that the recipe demands, and every other that is there.
 
     Returns:

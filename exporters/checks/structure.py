@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
@@ -20,7 +21,9 @@ from exporters.protocol import Exporter
 from exporters.verification.sparsity import check_sparsity
 
 
-def check_structure(directory: Path, exporter: Exporter, pattern: Pattern | None = None) -> dict[str, Any]:
+def check_structure(
+    directory: Path, exporter: Exporter, pattern: Pattern | None = None
+) -> dict[str, JsonValue]:
     """Check the model in a directory without anything to compare it with.
 
     Args:
@@ -31,7 +34,7 @@ def check_structure(directory: Path, exporter: Exporter, pattern: Pattern | None
     Raises:
         VerificationError: naming the first tensor, file or figure that is wrong.
     """
-    found: dict[str, Any] = {**exporter.check_structure(directory)}
+    found: dict[str, JsonValue] = {**exporter.check_structure(directory)}
     if (directory / AMAX_FILE).is_file():
         for name, value in read_amax(directory).items():
             check_positive(name, value, what="a calibration statistic is unusable")

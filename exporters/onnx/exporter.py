@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import AccuracyGateError, VerificationError
 from compressor.models.checkpoint import read_config
@@ -24,7 +24,7 @@ from exporters.onnx.sparsity import check_graph_sparsity
 from exporters.onnx.structure import check_graph_files
 from exporters.onnx.weights import compare_weights
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES, compare_logits
+from exporters.verification.comparison import TOLERANCES, compare_logits, rounded
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -32,7 +32,7 @@ from exporters.verification.logits import (
     student_prompts,
     torch_logits,
 )
-from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.prompts import Prompt
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
@@ -46,8 +46,7 @@ class OnnxExporter(Exporter):
 
     libraries = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxruntime-genai")
 
-    @property
-    def loads_student(self) -> bool:
+    def loads_student(self, student: Path) -> bool:
         """A machine that cannot execute an fp16 graph compares its weights alone, one at a time."""
         return self.precision != "fp16"
 
@@ -55,7 +54,7 @@ class OnnxExporter(Exporter):
         """The gate on int4's accuracy."""
         return Export(int4_min_top1=export.int4_min_top1 if self.precision == "int4" else None)
 
-    def check(self, config: dict[str, Any], export: Export, promise: Promise | None) -> None:
+    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
         """Refuse a model whose graph would compute something else, from its config alone.
 
         Raises:
@@ -89,7 +88,7 @@ class OnnxExporter(Exporter):
         with the student carrying them.
         """
         dims = dims_of_config(read_config(student))
-        checks: dict[str, Any] = {
+        checks: dict[str, JsonValue] = {
             "genai_config": check_genai_config(out_dir, student, trust_remote_code=options.trust_remote_code),
             "num_rope_positions": check_tables(out_dir, student),
             "num_node_attributes": check_attributes(out_dir, student, dims),
@@ -114,15 +113,8 @@ class OnnxExporter(Exporter):
                 ) from error
             # The CPU runtime executes some fp16 graphs and fails in others of the same builder.
             note = "this CPU runtime does not execute the graph; its weights were compared tensor by tensor"
-            return Verification(format=self.row.name, precision=self.precision, checks=checks, notes=(note,))
-        return Verification(
-            format=self.row.name,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
-            logits=logits,
-            tolerance=TOLERANCES[self.precision],
-            checks=checks,
-        )
+            return self.verification(checks, notes=(note,))
+        return self.verification(checks, prompts=prompts, logits=logits, tolerance=TOLERANCES[self.precision])
 
     def enforce(self, verification: Verification, export: Export) -> None:
         """Beyond the tolerance, hold int4 to the recipe's gate on its most likely tokens.
@@ -143,7 +135,7 @@ class OnnxExporter(Exporter):
                 hint="leave the format out, or lower export.int4_min_top1",
             )
 
-    def check_structure(self, directory: Path) -> dict[str, Any]:
+    def check_structure(self, directory: Path) -> dict[str, JsonValue]:
         """Check that the graph can be read, and that its weights lie beside it."""
         check_graph_files(directory)
         return {}
@@ -165,4 +157,4 @@ class OnnxExporter(Exporter):
                 expected=f"at most {tolerance.max_relative:g} of the largest logit",
                 found=f"{compared.max_relative:.3g}",
             )
-        return float(compared.to_dict()["max_relative"])
+        return rounded(compared.max_relative)

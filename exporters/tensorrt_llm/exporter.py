@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
@@ -35,8 +35,8 @@ from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 from exporters.verification.class_defaults import value_of
 from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
 from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
-from exporters.verification.prompts import Prompt, describe_prompts
-from exporters.verification.record import Verification
+from exporters.verification.prompts import Prompt
+from exporters.verification.record import Engine, Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
 _SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,7 +51,7 @@ class TensorRTLLMExporter(Exporter):
         """How the checkpoint is cut into ranks, and what the engine is built for."""
         return Export(tensorrt_llm=export.tensorrt_llm)
 
-    def check(self, config: dict[str, Any], export: Export, promise: Promise | None) -> None:
+    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
         """Refuse a model that such a checkpoint cannot express, from its config and promise alone.
 
         Raises:
@@ -99,7 +99,7 @@ class TensorRTLLMExporter(Exporter):
             mapping = reader.raw["mapping"]
             prompts = student_prompts(student, options)
             logits, num_positions = self._compare(reader, out_dir, student, prompts, options)
-        checks = {
+        checks: dict[str, JsonValue] = {
             "num_equal_tensors": equal.num_tensors,
             "num_equal_fp8_weights": equal.num_fp8_weights,
             "scales_follow_recorded_amax": self.precision == "fp8" and amax is not None,
@@ -108,17 +108,15 @@ class TensorRTLLMExporter(Exporter):
             "mapping": mapping,
             "num_positions_equal_to_rounded_student": num_positions,
         }
-        return Verification(
-            format=self.row.name,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
+        return self.verification(
+            checks,
+            prompts=prompts,
             logits=logits,
             tolerance=self._tolerance(equal),
-            checks=checks,
             notes=("what the files hold, computed in float32 by PyTorch; TensorRT-LLM was not run",),
         )
 
-    def check_structure(self, directory: Path) -> dict[str, Any]:
+    def check_structure(self, directory: Path) -> dict[str, JsonValue]:
         """Check names, dtypes, shapes, finite values, scales, and that ranks agree."""
         with TrtLlmReader(directory / CHECKPOINT) as reader:
             reader.check_shapes()
@@ -142,19 +140,18 @@ class TensorRTLLMExporter(Exporter):
                     check_pattern(f"{name}, rank {number}", part, promise.pattern)
         return len(promise.shapes)
 
-    def finish(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+    def make_engine(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Engine:
         """Build the engine, or leave the script that builds it."""
         promise = read_promise(out_dir)
-        engine = make_engine(
+        return make_engine(
             out_dir,
             dims_of_config(read_config(source.path)),
             options.export.tensorrt_llm,
             options.console,
             sparsity=promise is not None and promise.pattern == TWO_OF_FOUR,
         )
-        return {"engine": engine}
 
-    def _dtype(self, config: dict[str, Any]) -> torch.dtype:
+    def _dtype(self, config: dict[str, object]) -> torch.dtype:
         """Of what is not FP8: the precision's own, or under FP8 the student's, if it is a 16-bit one."""
         if self.precision == "fp8":
             name = str(config.get("dtype") or config.get("torch_dtype"))
@@ -221,7 +218,7 @@ def _has_fp8_kv_cache(source: Path) -> bool:
         return any(name.endswith(K_SCALE) for name in reader)
 
 
-def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
+def _check_config(reader: TrtLlmReader, student: dict[str, object]) -> str:
     """Refuse a checkpoint whose config says another model than the student's."""
     dims = dims_of_config(student)
     expected, found = _described(student, dims), _described(reader.config, reader.dims)
@@ -236,7 +233,7 @@ def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
     return "dimensions, rope, norms and activation equal"
 
 
-def _described(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
+def _described(config: dict[str, object], dims: Dims) -> dict[str, object]:
     facts, both = format_of(dims.family), portable_config(config)
     fields = (facts.norm_epsilon, "hidden_act", "max_position_embeddings", "rope_theta", "rope_scaling")
     described = {field: value_of(both, field) for field in fields}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from compressor.models.sparse.record import Promise, read_promise
 from exporters.protocol import Exporter
 
 
-def check_sparsity(exporter: Exporter, directory: Path, *, promise: Promise | None = None) -> dict[str, Any]:
+def check_sparsity(
+    exporter: Exporter, directory: Path, *, promise: Promise | None = None
+) -> dict[str, JsonValue]:
     """Check every promised tensor as it was written.
 
     Args:

@@ -68,8 +68,8 @@ def test_the_tokenizer_travels_and_is_checked(exports: Exports) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_passes_verify_by_itself(exports: Exports, name: str) -> None:
     report = verify_directory(exports.make(name))
-    assert (report["kind"], report["checked"][0]["format"]) == ("export", name)
-    assert report["checked"][0]["mapping"] == {"world_size": 1, "tp_size": 1, "pp_size": 1}
+    assert (report.kind, report.checked[0].found["format"]) == ("export", name)
+    assert report.checked[0].found["mapping"] == {"world_size": 1, "tp_size": 1, "pp_size": 1}
 
 
 def test_ranks_come_from_the_recipe(exports: Exports, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_cache_scales_of_one_are_the_formats_minimum(with_cache: Path) -> None:
     stored = load_file(with_cache / "checkpoint" / "rank0.safetensors")
     scales = [stored[name].item() for name in stored if name.endswith("cache_scaling_factor")]
     assert scales == [1.0] * 9
-    assert verify_directory(with_cache)["checked"][0]["fp8"] is True
+    assert verify_directory(with_cache).checked[0].found["fp8"] is True
 
 
 def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cache: Path) -> None:
@@ -220,13 +220,13 @@ def test_verify_compares_a_checkpoint_with_its_source(
     if FORMATS[name].needs_fp8:
         source = exports.quantised(tied=True).path
     made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
-    assert verify_directory(made, source=source)["checked"][0]["format"] == name
+    assert verify_directory(made, source=source).checked[0].found["format"] == name
     file, (damage, message) = made / "checkpoint" / "rank0.safetensors", DAMAGE[how]
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
     record_again(made)
-    assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
+    assert verify_directory(made).checked[0].status == "ok"  # by itself it is whole
     with pytest.raises(VerificationError, match=message):
         verify_directory(made, source=source)
 
@@ -339,7 +339,7 @@ def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
     assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in script
     (made.path / "engine").mkdir()
     (made.path / "engine" / "rank0.engine").write_bytes(b"built later")
-    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+    assert verify_directory(made.path).checked[0].status == "ok"
     required = Export(tensorrt_llm=TensorRTLLM(require_engine=True))
     with pytest.raises(DependencyError, match="no trtllm-build"):
         execute(export_stage("tensorrt-llm"), required, source, tmp_path / "required", context())

@@ -73,8 +73,8 @@ TENSORRT_LLM: tuple[str, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-
 def test_every_format_keeps_the_pattern(sparse: Sparse, name: str) -> None:
     made = sparse.make(name)
     expected = {"pattern": "2:4", "num_tensors": 21}
-    assert read_verification(made)["checks"]["sparsity"] == expected
-    assert verify_directory(made)["checked"][0]["sparsity"] == expected
+    assert read_verification(made).checks["sparsity"] == expected
+    assert verify_directory(made).checked[0].found["sparsity"] == expected
 
 
 def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_sparse_student_gets_a_sparse_engine_and_a_dense_twin(
     assert "--gemm_plugin disable" in engine["commands"]["engine"]
     assert engine["commands"]["engine"].endswith("--weight_sparsity")
     assert "--weight_sparsity" not in engine["commands"]["engine-dense"]
-    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+    assert verify_directory(made.path).checked[0].status == "ok"
 
 
 def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
 
 def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
     made = sparse.make("onnx")
-    assert verify_directory(made, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
     with pytest.raises(VerificationError, match="does not promise the sparsity"):
         verify_directory(made, pattern=Pattern(1, 4))
     with pytest.raises(VerificationError, match="does not promise the sparsity"):
