@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution
+from compressor.choices.formats import benchmarked
 from compressor.core.errors import UsageError
-from compressor.recipe.recipe import Export, ExportFormat
+from compressor.recipe.recipe import Export
 
 if TYPE_CHECKING:
     from compressor.runs.artifact import ModelArtifact
 
 GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
-ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _refuse_early(wanted: Arms, out_dir: Path, execution: Execution) -> None:
     from bench.runtimes.tensorrt_llm import require_executable
     from bench.runtimes.torch_linear import require_support
     from compressor.core.hardware import resolve_device
-    from exporters.export_stage import require_libraries
+    from exporters.registry import require_tools
 
     execution.begin(out_dir, () if wanted.random_weights else wanted.models)
     if wanted.runtime == TENSORRT_LLM:
@@ -120,15 +120,19 @@ def _refuse_early(wanted: Arms, out_dir: Path, execution: Execution) -> None:
         for precision in wanted.precisions or ():
             require_support(precision, resolve_device("auto"))
     elif not wanted.random_weights:
-        require_libraries([_format_of(precision) for precision in wanted.precisions or ()])
+        require_tools([_format_of(precision) for precision in wanted.precisions or ()])
 
 
-def _format_of(precision: str) -> ExportFormat:
-    if precision not in ONNX_FORMATS:
+def _format_of(precision: str) -> str:
+    formats = benchmarked()
+    if precision not in formats:
         raise UsageError(
-            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
+            f"{GENAI} has no precision {precision!r}",
+            where="--precision",
+            expected=", ".join(formats),
+            hint="use one of these precisions",
         )
-    return ONNX_FORMATS[precision]
+    return formats[precision]
 
 
 def _refuse_stray_engines(wanted: Arms) -> None:

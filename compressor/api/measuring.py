@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.api.arms import Arms, open_arms
 from compressor.api.execution import Execution
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UnsupportedError, UsageError
-from compressor.recipe.recipe import Bench, Evaluate, Export, ExportFormat
+from compressor.recipe.recipe import Bench, Evaluate, Export
 
 if TYPE_CHECKING:
     from compressor.runs.artifact import ModelArtifact
+    from exporters.verification.verify import VerifyReport
 
 
 def export(
     model: str,
     out_dir: Path,
-    form: ExportFormat,
+    form: str,
     *,
     precision: str | None = None,
     settings: Export = Export(),
@@ -39,26 +41,18 @@ def export(
     """
     from compressor.models.checkpoint import read_config
     from compressor.models.sparse.record import read_promise
-    from exporters.export_stage import (
-        check_exports,
-        export_stage,
-        needs_quantised,
-        require_libraries,
-        settings_of,
-    )
-    from exporters.tensorrt_llm.versions import require_builder
+    from exporters.export_stage import export_stage
+    from exporters.registry import check_exports, exporter_of, require_tools
 
     execution = execution or Execution()
-    if settings.tensorrt_llm.require_engine:
-        require_builder((form,))
     execution.begin(out_dir, [model])
-    require_libraries([form])
+    require_tools([form], engine=settings.tensorrt_llm.require_engine)
     if Path(model).is_dir():
-        check_exports((form,), read_config(Path(model)), settings, promise=read_promise(Path(model)))
-    source = _quantized(model) if needs_quantised(form) else execution.open(model, out_dir)
-    if form == "huggingface" and precision is not None:
+        check_exports([form], read_config(Path(model)), settings, promise=read_promise(Path(model)))
+    source = _quantized(model) if FORMATS[form].needs_fp8 else execution.open(model, out_dir)
+    if form == STUDENT_FORMAT and precision is not None:
         refuse_other_dtype(source.path, precision)
-    return execution.run(export_stage(form), settings_of(form, settings), source, out_dir)
+    return execution.run(export_stage(form), exporter_of(form).settings(settings), source, out_dir)
 
 
 def evaluate(
@@ -152,7 +146,7 @@ def bench(
     return execution.run(BENCH, config, opened.first, out_dir, others={**opened.arms, **opened.engines})
 
 
-def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> dict[str, Any]:
+def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
     """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
 
     Args:
@@ -172,7 +166,7 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
         raise UsageError("this directory does not exist", where=str(directory), hint="check the path")
     pattern = parse_pattern(sparsity) if sparsity else None
     report = verify_directory(directory, pattern=pattern, source=source)
-    if report["kind"] == "run":
+    if report.kind == "run":
         check_card(directory)
     return report
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import click
 
+from compressor.choices.formats import options
 from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
 from compressor.cli.session import Show
 from compressor.core.errors import UnsupportedError
-from compressor.recipe.recipe import ExportFormat
-
-# Format and precision of the command line -> format of the recipe; the first precision is the default.
-FORMATS: dict[str, dict[str, ExportFormat]] = {
-    "huggingface": {"bf16": "huggingface", "fp16": "huggingface", "fp8": "huggingface-fp8"},
-    "onnx": {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"},
-    "tensorrt-llm": {"bf16": "tensorrt-llm", "fp16": "tensorrt-llm-fp16", "fp8": "tensorrt-llm-fp8"},
-}
 
 
 @click.command(cls=RecipeCommand)
 @click.argument("model", required=False)
 @click.option(
-    "--format", "family", type=click.Choice(sorted(FORMATS)), required=True, help="Format to write."
+    "--format", "family", type=click.Choice(sorted(options())), required=True, help="Format to write."
 )
 @click.option(
     "--precision",
@@ -33,7 +26,7 @@ def export(call: Call, show: Show, family: str, precision: str | None) -> None:
     from compressor import api
     from compressor.cli.stage_result import stage
 
-    precisions = FORMATS[family]
+    precisions = options()[family]
     precision = precision or next(iter(precisions))
     form = precisions.get(precision)
     if form is None:

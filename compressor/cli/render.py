@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
 from compressor.pipeline.family import FamilyPlan
 from compressor.pipeline.report import result_tables
 from compressor.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from exporters.verification.verify import VerifyReport
 
 _PLAN_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -132,22 +135,17 @@ def evaluation_text(report: dict[str, Any]) -> str:
     return table(("model", "task", "metric", "value"), scores)
 
 
-def verification_text(report: dict[str, Any]) -> str:
+def verification_text(report: VerifyReport) -> str:
     """What was checked, one line each."""
-    lines = [
-        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}{_contents(check)}"
-        for check in report["checked"]
-    ]
-    return "\n".join([*lines, *report["notes"]])
-
-
-def _sparsity(check: dict[str, Any]) -> str:
-    found = check.get("sparsity")
-    return f", {found['pattern']} sparse in {found['num_tensors']} tensors" if found else ""
-
-
-def _contents(check: dict[str, Any]) -> str:
-    return f", {check['contents']}" if "contents" in check else ""
+    lines = []
+    for check in report.checked:
+        parts = [f"{check.path}: {check.kind}: {check.status}"]
+        if isinstance(sparsity := check.found.get("sparsity"), dict):
+            parts.append(f"{sparsity['pattern']} sparse in {sparsity['num_tensors']} tensors")
+        if contents := check.found.get("contents"):
+            parts.append(str(contents))
+        lines.append(", ".join(parts))
+    return "\n".join([*lines, *report.notes])
 
 
 def doctor_text(report: dict[str, Any]) -> str:

@@ -30,4 +30,4 @@ def verify(directory: Path, source: Path | None, sparsity: str | None, show: Sho
 
     with work(show):
         report = api.verify(directory, source=source, sparsity=sparsity)
-    emit(report, show, verification_text(report))
+    emit(report.to_json(), show, verification_text(report))

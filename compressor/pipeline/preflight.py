@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.formats import FORMATS
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
@@ -26,7 +27,7 @@ from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_por
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights
-from exporters.export_stage import check_exports, needs_quantised
+from exporters.registry import check_exports
 from exporters.verification.tokenizer_check import check_tokenizer
 
 
@@ -38,12 +39,12 @@ def require_consistent(recipe: Recipe) -> None:
     """
     if recipe.quantize.fp8:
         return
-    quantised = [name for name in recipe.export_formats() if needs_quantised(name)]
+    quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
     if quantised or recipe.quantize.fp8_kv_cache:
         raise UsageError(
-            "this run does not quantise",
-            where=", ".join(quantised) or "--fp8-kv-cache",
-            hint="add --fp8, or leave it out",
+            f"{', '.join(quantised) or '--fp8-kv-cache'} needs FP8 quantization, which is off",
+            where="export.formats" if quantised else "quantize.fp8_kv_cache",
+            hint="add --fp8 (quantize.fp8: true), or leave it out",
         )
 
 

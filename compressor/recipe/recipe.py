@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
+from compressor.choices.formats import FORMATS, default_formats
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.forms import Integers, Lengths, Shape, parse_batches, parse_names, written
-from compressor.recipe.option import Section, option
+from compressor.recipe.option import OneOf, Section, option
 from compressor.recipe.training import (
     DEFAULT_TEXT,
     TEXT_FORMS,
@@ -40,7 +41,6 @@ __all__ = [
     "Environment",
     "Evaluate",
     "Export",
-    "ExportFormat",
     "Generate",
     "Prune",
     "Quantize",
@@ -58,16 +58,7 @@ EVERY, EXPORT = "Every command", "Export and benchmark"
 
 Importance = Literal["activation", "weight-magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
-ExportFormat = Literal[
-    "huggingface",
-    "huggingface-fp8",
-    "onnx",
-    "onnx-fp16",
-    "onnx-int4",
-    "tensorrt-llm",
-    "tensorrt-llm-fp16",
-    "tensorrt-llm-fp8",
-]
+ExportFormat = Annotated[str, AfterValidator(OneOf(FORMATS))]
 BenchPreset = Literal["quick", "published", "minitron-blog"]
 
 
@@ -255,13 +246,11 @@ class Recipe(Environment):
     evaluate: Evaluate = Evaluate()
     bench: Bench = Bench()
 
-    def export_formats(self) -> tuple[ExportFormat, ...]:
+    def export_formats(self) -> tuple[str, ...]:
         """The formats to write, defaults filled in."""
         if self.export.formats is not None:
             return self.export.formats
-        if self.quantize.fp8:
-            return ("huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4")
-        return ("huggingface", "tensorrt-llm", "onnx", "onnx-int4")
+        return default_formats(fp8=self.quantize.fp8)
 
 
 # Of two ways to say the same, the one on the command line replaces the one in the recipe.

@@ -13,8 +13,8 @@ import torch
 from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from exporters.export_stage import EXPORTERS
 from exporters.onnx.runtime import OnnxModel
+from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import (
     CONTEXT,
@@ -48,7 +48,7 @@ def test_every_precision(tmp_path: Path, family: str, name: str, tied: bool) -> 
     )
     student, made = save_checkpoint(tmp_path / "student", model.to(torch.bfloat16)), tmp_path / "made"
     made.mkdir()
-    exporter = EXPORTERS[name]  # type: ignore[index]
+    exporter = exporter_of(name)  # type: ignore[index]
     exporter.write(student, made, OPTIONS)
     verification = exporter.verify(made, student, OPTIONS)
     if name == "onnx-fp16":

@@ -105,9 +105,7 @@ def test_a_training_continues_with_less_memory_and_other_checkpoints(
             save_checkpoint(tmp_path / "teacher", make_model(seed=2)),
         )
     )
-    context = StageContext(
-        console=Console(quiet=True), seed=0, device="cpu", dtype="float32", teacher=teacher
-    )
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32", teacher=teacher)
     given = {"distill.data": str(tiny_text), "distill.tokens": 512, "distill.context_length": 32}
     given |= {"distill.batch_size": 2, "distill.save_steps": 3, "distill.report_to": []}
     config = load_recipe(None, {"model": "m", **given}).distill
