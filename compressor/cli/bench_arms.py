@@ -1,139 +1,200 @@
-"""From MODELs on the command line to the arms of a benchmark, by runtime."""
+"""From MODELs on the command line to the arms of a benchmark, by the runtime's row in the table."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from bench.runtimes.base import ServingRuntime, StaticRuntime
     from compressor.core.console import Console
     from compressor.recipe.recipe import ExportFormat, Recipe
     from compressor.runs.artifact import ModelArtifact
 
-GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
-ONNX_FORMATS: dict[str, ExportFormat] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What `bench run` was asked to measure.
+
+    Attributes:
+        models: MODEL arguments; the first is the baseline.
+        runtime: Row of the runtime that executes all of them.
+        precisions: Every model is measured in each; empty for the one that it is stored in.
+        engines: A TensorRT engine directory per model, or none at all.
+        random_weights: Whether MODELs are shapes whose weights are drawn at random.
+    """
+
+    models: tuple[str, ...]
+    runtime: Runtime
+    precisions: tuple[str, ...]
+    engines: tuple[str, ...] = ()
+    random_weights: bool = False
+
+
+@dataclass(kw_only=True)
+class Arms:
+    """The arms of a benchmark, ready for its stage.
+
+    Attributes:
+        baseline: The first model.
+        artifacts: What is executed, by name of the arm, in order of measurement.
+        engines: TensorRT engines that run in an arm's place, by `engine_of` its name.
+        shapes: Dimensions of every model, by its name.
+    """
+
+    baseline: ModelArtifact
+    artifacts: dict[str, ModelArtifact] = field(default_factory=dict)
+    engines: dict[str, ModelArtifact] = field(default_factory=dict)
+    shapes: dict[str, dict[str, int | bool | str]] = field(default_factory=dict)
+
+
+def select(
+    models: tuple[str, ...],
+    *,
+    runtime: str | None,
+    precisions: tuple[str, ...] | None,
+    engines: tuple[str, ...],
+    random_weights: bool,
+) -> Selection:
+    """Fill in the defaults: shapes of random weights need a runtime that draws them, in 16 bits.
+
+    Raises:
+        UsageError: for an unknown runtime, a selection without anything to compare, or options that
+            contradict each other.
+    """
+    drawing = [row.name for row in RUNTIMES.values() if row.random_weights]
+    row = runtime_named(runtime or (drawing[0] if random_weights else DEFAULT_RUNTIME))
+    if random_weights and row.random_weights is None:
+        raise UsageError(
+            f"{row.name} reads weights from disk and cannot draw them at random",
+            where="--random-weights",
+            hint=f"--runtime {' or '.join(drawing)}",
+        )
+    default = row.random_weights if random_weights else next(iter(row.precisions), None)
+    chosen = precisions or ((default,) if default else ())
+    if len(set(chosen)) < len(chosen):
+        raise UsageError(
+            "a precision is given twice", where="--precision", found=", ".join(chosen), hint="name each once"
+        )
+    if len(models) == 1 and len(chosen) <= 1:
+        raise UsageError(
+            "a benchmark compares a baseline with at least one other model or precision",
+            found=f"{models[0]} alone",
+            hint="name a second MODEL, or several precisions with --precision",
+        )
+    if engines and not (row.runs_engines and len(engines) == len(models)):
+        able = [other.name for other in RUNTIMES.values() if other.runs_engines]
+        raise UsageError(
+            "every MODEL needs an engine of its own",
+            where="--engine",
+            expected=f"--runtime {' or '.join(able)} and {len(models)} engines, in the order of the models",
+            found=f"{row.name} and {len(engines)}",
+            hint="give --engine once per MODEL, or leave it out",
+        )
+    return Selection(
+        models=models, runtime=row, precisions=chosen, engines=engines, random_weights=random_weights
+    )
 
 
 def open_arms(
-    models: tuple[str, ...], recipe: Recipe, out_dir: Path, flags: dict[str, Any], console: Console
-) -> tuple[ModelArtifact, dict[str, ModelArtifact], dict[str, ModelArtifact], dict[str, dict[str, Any]]]:
-    """The first model, every arm by name, the engines that arms run, and every model's dimensions.
+    selection: Selection, recipe: Recipe, out_dir: Path, flags: dict[str, Any], console: Console
+) -> Arms:
+    """Open every model and make what the runtime executes: ONNX graphs are exported and verified once.
 
     Raises:
-        UsageError: for a precision or random weights that the runtime does not take.
+        UsageError, UnsupportedError, DependencyError: before a model is read, for a path, a precision, or
+            a runtime that is not installed.
     """
     from bench.bench_stage import engine_of
     from bench.design.comparisons import arm_name
     from compressor.models.load import distinct_names
 
-    _refuse_stray_engines(models, flags)
-    _refuse_early(models, out_dir, flags, console)
-    sources = _sources(models, out_dir, flags)
-    names = [name.replace(":", "-") for name in distinct_names(models)]
-    arms: dict[str, ModelArtifact] = {}
-    engines: dict[str, ModelArtifact] = {}
+    _refuse_early(selection, out_dir, flags, console)
+    sources = _sources(selection, out_dir, flags)
+    names = [name.replace(":", "-") for name in distinct_names(selection.models)]
+    arms = Arms(baseline=sources[0])
     for index, (name, source) in enumerate(zip(names, sources, strict=True)):
-        if flags["runtime"] == TENSORRT_LLM:
-            arm, engine = _served(name, source, flags, index)
-            arms[arm] = source
-            engines |= {engine_of(arm): engine} if engine else {}
+        arms.shapes[name] = _shape(source)
+        if selection.runtime.serves:
+            engine = Path(selection.engines[index]) if selection.engines else None
+            arm = arm_name(name, _served_precision(selection, source, engine))
+            arms.artifacts[arm] = source
+            if engine is not None:
+                arms.engines[engine_of(arm)] = _engine_artifact(engine, source)
             continue
-        for precision in flags["precisions"]:
-            arms[arm_name(name, precision)] = (
-                _graph(source, precision, recipe, out_dir, flags, console)
-                if flags["runtime"] == GENAI
-                else source
-            )
-    shapes = {name: _config(source) for name, source in zip(names, sources, strict=True)}
-    return sources[0], arms, engines, shapes
+        for precision in selection.precisions:
+            executed = source
+            if selection.runtime.reads != CHECKPOINT:
+                executed = _exported(source, selection.runtime, precision, recipe, out_dir, flags, console)
+            arms.artifacts[arm_name(name, precision)] = executed
+    return arms
 
 
-def _sources(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
+def _refuse_early(selection: Selection, out_dir: Path, flags: dict[str, Any], console: Console) -> None:
+    """Refuse what would end the work later, before a model is read."""
+    from compressor.cli.cheap_checks import check_early
+    from exporters.export_stage import require_libraries
+
+    check_early(out_dir, flags, console, models=() if selection.random_weights else selection.models)
+    selection.runtime.require_executable()
+    if selection.runtime.serves:
+        return
+    if selection.runtime.reads != CHECKPOINT:
+        require_libraries([_format_of(selection.runtime, precision) for precision in selection.precisions])
+    runtime: StaticRuntime = selection.runtime.load()
+    for precision in selection.precisions:
+        runtime.require(precision)
+
+
+def _sources(selection: Selection, out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
     from bench.design.shape_only import shape_of, write_shape
     from compressor.cli.stage_command import SCRATCH, open_model
 
-    if not flags["random_weights"]:
-        return [open_model(model, out_dir, flags) for model in models]
-    if flags["runtime"] != TORCH:
-        raise UsageError(
-            "random weights are drawn by torch; a graph or a server would need them on disk",
-            where="--random-weights",
-            hint=f"--runtime {TORCH}",
-        )
+    if not selection.random_weights:
+        return [open_model(model, out_dir, flags) for model in selection.models]
     scratch = out_dir.absolute().parent / SCRATCH / "shapes"
-    directories = [scratch / model.replace(":", "-") for model in models]
-    return [
-        write_shape(shape_of(model), directory) for model, directory in zip(models, directories, strict=True)
-    ]
+    return [write_shape(shape_of(model), scratch / model.replace(":", "-")) for model in selection.models]
 
 
-def _refuse_early(models: tuple[str, ...], out_dir: Path, flags: dict[str, Any], console: Console) -> None:
-    """Refuse what would end the work later, before a model is read.
+def _format_of(runtime: Runtime, precision: str) -> ExportFormat:
+    """The export format of the directories that a runtime reads in this precision."""
+    from compressor.cli.export import FORMATS
 
-    Raises:
-        UsageError, UnsupportedError, DependencyError: a path, a precision, or a runtime that is
-            not installed.
-    """
-    from bench.runtimes.tensorrt_llm import require_executable
-    from bench.runtimes.torch_linear import require_support
-    from compressor.cli.cheap_checks import check_early
-    from compressor.core.hardware import resolve_device
-    from exporters.export_stage import require_libraries
-
-    check_early(out_dir, flags, console, models=() if flags["random_weights"] else models)
-    if flags["runtime"] == TENSORRT_LLM:
-        require_executable()
-    elif flags["runtime"] == TORCH:
-        for precision in flags["precisions"]:
-            require_support(precision, resolve_device("auto"))
-    elif not flags["random_weights"]:
-        require_libraries([_format_of(precision) for precision in flags["precisions"]])
-
-
-def _format_of(precision: str) -> ExportFormat:
-    if precision not in ONNX_FORMATS:
+    if precision not in runtime.precisions:
         raise UsageError(
-            f"{GENAI} has no precision {precision!r}", where="--precision", expected=", ".join(ONNX_FORMATS)
+            f"{runtime.name} does not run models in precision {precision!r}",
+            where="--precision",
+            expected=", ".join(runtime.precisions),
+            hint="choose one of these, or another --runtime",
         )
-    return ONNX_FORMATS[precision]
+    return FORMATS[runtime.reads][precision]
 
 
-def _refuse_stray_engines(models: tuple[str, ...], flags: dict[str, Any]) -> None:
-    engines = flags["engines"]
-    if engines and (flags["runtime"] != TENSORRT_LLM or len(engines) != len(models)):
+def _served_precision(selection: Selection, source: ModelArtifact, engine: Path | None) -> str:
+    """How the checkpoint, or the engine built from it, is stored."""
+    server: ServingRuntime = selection.runtime.load()
+    server.check(source.path, engine=engine)
+    stored = server.stored_precision(engine or source.path)
+    if selection.precisions not in ((), (stored,)):
         raise UsageError(
-            "every MODEL needs an engine of its own",
-            where="--engine",
-            expected=f"--runtime {TENSORRT_LLM} and {len(models)} engines, in the order of the models",
-            found=f"{flags['runtime']} and {len(engines)}",
+            "a server runs a model in the precision that it is stored in",
+            where="--precision",
+            expected=stored,
+            found=", ".join(selection.precisions),
+            hint="leave --precision out, or export the model in that precision first",
         )
+    return stored
 
 
-def _served(
-    name: str, source: ModelArtifact, flags: dict[str, Any], index: int
-) -> tuple[str, ModelArtifact | None]:
-    """The arm of a checkpoint or of the engine built from it, named by how it is stored; and that engine."""
-    from bench.design.comparisons import arm_name
-    from bench.runtimes.tensorrt_llm import TensorrtLlm, stored_precision
+def _engine_artifact(engine: Path, source: ModelArtifact) -> ModelArtifact:
     from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
 
-    engine = Path(flags["engines"][index]) if flags["engines"] else None
-    TensorrtLlm().check(source.path, engine=engine)
-    precision = stored_precision(engine or source.path)
-    if flags["precisions"] not in (None, (precision,)):
-        raise UsageError(
-            "a server runs a model in the precision it is stored in",
-            where="--precision",
-            expected=precision,
-            found=", ".join(flags["precisions"]),
-        )
-    arm = arm_name(name, precision)
-    if engine is None:
-        return arm, None
     digests = {file.name: sha256_of_file(file) for file in sorted(engine.iterdir()) if file.is_file()}
-    return arm, ModelArtifact(
+    return ModelArtifact(
         path=engine,
         stage="engine",
         fingerprint=fingerprint_of(digests),
@@ -142,24 +203,25 @@ def _served(
     )
 
 
-def _graph(
+def _exported(
     source: ModelArtifact,
+    runtime: Runtime,
     precision: str,
     recipe: Recipe,
     out_dir: Path,
     flags: dict[str, Any],
     console: Console,
 ) -> ModelArtifact:
-    """The ONNX graph of a model, built and verified once."""
+    """The exported directory of a model, such as its ONNX graph, built and verified once."""
     from compressor.cli.stage_command import SCRATCH, execute_stage
     from exporters.export_stage import export_stage
 
-    graph = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
-    stage = export_stage(_format_of(precision))
-    return execute_stage(stage, recipe.export, source, graph, {**flags, "resume": False}, console)
+    directory = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
+    stage = export_stage(_format_of(runtime, precision))
+    return execute_stage(stage, recipe.export, source, directory, {**flags, "resume": False}, console)
 
 
-def _config(source: ModelArtifact) -> dict[str, Any]:
+def _shape(source: ModelArtifact) -> dict[str, int | bool | str]:
     """The fields of a checkpoint's config that say its shape."""
     from compressor.models.checkpoint import read_config
     from compressor.models.dims import dims_of_config

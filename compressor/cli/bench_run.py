@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.options import common, recipe_overrides
 from compressor.cli.parsing import Count, parse_batches, parse_integers, parse_list, parse_pairs
 
-RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
 PRESETS = ("quick", "published", "minitron-blog")
 
 
@@ -33,7 +33,7 @@ PRESETS = ("quick", "published", "minitron-blog")
 @click.option("--preset", type=click.Choice(PRESETS), default=None, help="A named grid instead of both.")
 @click.option(
     "--runtime",
-    type=click.Choice(RUNTIMES),
+    type=click.Choice(list(RUNTIMES)),
     default=None,
     help="[onnxruntime-genai; torch-eager for random weights]",
 )
@@ -80,18 +80,26 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     compress-export bench teacher student --batch-size 1,8 -o speed
     compress-export bench --random-weights llama3.1-8b 4b-width 4b-depth
     """
-    from compressor.cli.bench_arms import open_arms
+    from compressor.cli.bench_arms import open_arms, select
     from compressor.cli.session import emit, work
     from compressor.core.errors import UsageError
     from compressor.models.load import short_name
     from compressor.recipe.recipe import load_recipe
 
-    flags = {**flags, **_defaults(flags)}
+    selection = select(
+        models,
+        runtime=flags["runtime"],
+        precisions=flags["precisions"],
+        engines=flags["engines"],
+        random_weights=flags["random_weights"],
+    )
     if flags["preset"] and (flags["isl_osl"] or flags["batches"]):
-        raise UsageError("a preset is a whole grid", where="--preset", hint="leave out lengths and batches")
-    if len(models) == 1 and len(flags["precisions"] or ()) <= 1:
-        raise UsageError("a benchmark compares a baseline with at least one other model or precision")
-    _refuse_without_effect(flags)
+        raise UsageError(
+            "a preset names lengths and batch sizes itself",
+            where="--preset",
+            hint="leave --isl-osl and --batch-size out, or --preset",
+        )
+    _refuse_without_effect(flags, selection.runtime)
     recipe = load_recipe(None, recipe_overrides({**flags, "model": models[0]}))
     out_dir = Path(output_dir or f"bench-{short_name(models[0]).replace(':', '-')}")
     _refuse_other_device(flags)
@@ -102,38 +110,36 @@ def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
         from bench.report.write import results_of_stage
         from compressor.cli.stage_command import execute_stage
 
-        source, arms, engines, shapes = open_arms(models, recipe, out_dir, flags, console)
+        arms = open_arms(selection, recipe, out_dir, flags, console)
         config = BenchStageConfig(
             bench=recipe.bench,
-            comparisons=fair_comparisons(tuple(arms), which=recipe.bench.baselines),
-            runtime=flags["runtime"],
-            shapes=shapes,
+            comparisons=fair_comparisons(tuple(arms.artifacts), which=recipe.bench.baselines),
+            runtime=selection.runtime.name,
+            shapes=arms.shapes,
         )
-        artifact = execute_stage(BENCH, config, source, out_dir, flags, console, others={**arms, **engines})
+        others = {**arms.artifacts, **arms.engines}
+        artifact = execute_stage(BENCH, config, arms.baseline, out_dir, flags, console, others=others)
         report = render_markdown(results_of_stage(artifact.details, artifact.path))
     emit(artifact.details, flags, report)
 
 
-def _refuse_without_effect(flags: dict[str, Any]) -> None:
-    """Refuse options of the other experiment, and a precision that is there twice."""
+def _refuse_without_effect(flags: dict[str, Any], runtime: Runtime) -> None:
+    """Refuse options of the other experiment."""
     from compressor.core.errors import UsageError
 
-    serves = flags["runtime"] == "tensorrt-llm"
-    foreign = ("batches", "batch_limit", "processes") if serves else ("concurrency", "num_requests")
+    foreign = ("batches", "batch_limit", "processes") if runtime.serves else ("concurrency", "num_requests")
     given = [
         "--batch-size" if name == "batches" else f"--{name.replace('_', '-')}"
         for name in foreign
         if flags[name]
     ]
     if given:
+        kind = "requests in flight" if runtime.serves else "static batches"
         raise UsageError(
-            "a static batch and requests in flight are two experiments",
+            f"{runtime.name} measures {kind}, where these options have no effect",
             where=", ".join(given),
-            found=f"--runtime {flags['runtime']}",
+            hint="leave them out, or choose another --runtime",
         )
-    precisions = flags["precisions"] or ()
-    if len(set(precisions)) < len(precisions):
-        raise UsageError("a precision is given twice", where="--precision", found=", ".join(precisions))
 
 
 def _refuse_other_device(flags: dict[str, Any]) -> None:
@@ -150,12 +156,3 @@ def _refuse_other_device(flags: dict[str, Any]) -> None:
             found=flags["device"],
             hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
         )
-
-
-def _defaults(flags: dict[str, Any]) -> dict[str, Any]:
-    """Runtime and precision where they were not given: shapes are drawn by torch, in 16 bits."""
-    is_shape = flags["random_weights"]
-    runtime = flags["runtime"] or ("torch-eager" if is_shape else "onnxruntime-genai")
-    precisions = flags["precisions"] or (("bf16",) if is_shape else ("fp32",))
-    is_as_stored = runtime == "tensorrt-llm" and not is_shape
-    return {"runtime": runtime, "precisions": flags["precisions"] if is_as_stored else precisions}
