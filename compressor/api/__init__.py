@@ -4,15 +4,15 @@ Functions take sections of the recipe and paths, return what was recorded, and r
 `compressor.core.errors`. Nothing is printed: messages go to the logger `compressor`.
 """
 
-from compressor.api.arms import Arms
+from compressor.api.arms import Selection, select
 from compressor.api.execution import Execution
 from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
 from compressor.api.stages import cache_logits, correct_teacher, distill, generate, prune, quantize, sparsify
 from compressor.api.whole import plan, run
 
 __all__ = [
-    "Arms",
     "Execution",
+    "Selection",
     "bench",
     "cache_logits",
     "correct_teacher",
@@ -25,6 +25,7 @@ __all__ = [
     "prune",
     "quantize",
     "run",
+    "select",
     "sparsify",
     "verify",
 ]

@@ -1,171 +1,197 @@
-"""From the models of a benchmark to its arms: what each runtime runs of them."""
+"""From the models of a benchmark to its arms, by the runtime's row in the table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution
-from compressor.choices.formats import benchmarked
+from compressor.choices.formats import options
+from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Export
 
 if TYPE_CHECKING:
+    from bench.runtimes.base import ServingRuntime, StaticRuntime
     from compressor.runs.artifact import ModelArtifact
-
-GENAI, TORCH, TENSORRT_LLM = "onnxruntime-genai", "torch-eager", "tensorrt-llm"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arms:
-    """What a benchmark compares.
+class Selection:
+    """What a benchmark measures; `select` fills in what is usual.
 
     Attributes:
-        models: The baseline and the others.
-        runtime: What executes all of them.
-        precisions: Each model is measured in each of them; the first is the baseline's. None as stored, for
-            a server.
-        random_weights: Models are aliases, whose shape alone is measured.
-        engines: One TensorRT engine per model, for that runtime.
-        export: How graphs are exported that are measured.
+        models: MODEL arguments; the first is the baseline.
+        runtime: Row of the runtime that executes all of them.
+        precisions: Every model is measured in each; empty for the one that it is stored in.
+        engines: A TensorRT engine directory per model, or none at all.
+        random_weights: Whether MODELs are shapes whose weights are drawn at random.
     """
 
     models: tuple[str, ...]
-    runtime: str = GENAI
-    precisions: tuple[str, ...] | None = ("fp32",)
-    random_weights: bool = False
+    runtime: Runtime
+    precisions: tuple[str, ...]
     engines: tuple[Path, ...] = ()
-    export: Export = Export()
+    random_weights: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenArms:
-    """The models of a benchmark, opened.
+@dataclass(kw_only=True)
+class Arms:
+    """The arms of a benchmark, ready for its stage.
 
     Attributes:
-        first: The baseline's checkpoint.
-        arms: What is measured, by name.
-        engines: The engines that arms run, by role.
-        shapes: Every model's dimensions, by name.
+        baseline: The first model.
+        artifacts: What is executed, by name of the arm, in order of measurement.
+        engines: TensorRT engines that run in an arm's place, by `engine_of` its name.
+        shapes: Dimensions of every model, by its name.
     """
 
-    first: ModelArtifact
-    arms: dict[str, ModelArtifact]
-    engines: dict[str, ModelArtifact]
-    shapes: dict[str, dict[str, int | bool | str]]
+    baseline: ModelArtifact
+    artifacts: dict[str, ModelArtifact] = field(default_factory=dict)
+    engines: dict[str, ModelArtifact] = field(default_factory=dict)
+    shapes: dict[str, dict[str, int | bool | str]] = field(default_factory=dict)
 
 
-def open_arms(wanted: Arms, out_dir: Path, execution: Execution) -> OpenArms:
-    """Open every model and make what the runtime runs of it.
+def select(
+    models: tuple[str, ...],
+    *,
+    runtime: str | None = None,
+    precisions: tuple[str, ...] | None = None,
+    engines: tuple[Path, ...] = (),
+    random_weights: bool = False,
+) -> Selection:
+    """Fill in the defaults: shapes of random weights need a runtime that draws them, in 16 bits.
 
     Raises:
-        UsageError: for a precision or random weights that the runtime does not take.
+        UsageError: for an unknown runtime, a selection without anything to compare, or options that
+            contradict each other.
+    """
+    drawing = [row.name for row in RUNTIMES.values() if row.random_weights]
+    row = runtime_named(runtime or (drawing[0] if random_weights else DEFAULT_RUNTIME))
+    if random_weights and row.random_weights is None:
+        raise UsageError(
+            f"{row.name} reads weights from disk and cannot draw them at random",
+            where="--random-weights",
+            hint=f"--runtime {' or '.join(drawing)}",
+        )
+    default = row.random_weights if random_weights else next(iter(row.precisions), None)
+    chosen = precisions or ((default,) if default else ())
+    if len(set(chosen)) < len(chosen):
+        raise UsageError(
+            "a precision is given twice", where="--precision", found=", ".join(chosen), hint="name each once"
+        )
+    if len(models) == 1 and len(chosen) <= 1:
+        raise UsageError(
+            "a benchmark compares a baseline with at least one other model or precision",
+            found=f"{models[0]} alone",
+            hint="name a second MODEL, or several precisions with --precision",
+        )
+    if engines and not (row.runs_engines and len(engines) == len(models)):
+        able = [other.name for other in RUNTIMES.values() if other.runs_engines]
+        raise UsageError(
+            "every MODEL needs an engine of its own",
+            where="--engine",
+            expected=f"--runtime {' or '.join(able)} and {len(models)} engines, in the order of the models",
+            found=f"{row.name} and {len(engines)}",
+            hint="give --engine once per MODEL, or leave it out",
+        )
+    return Selection(
+        models=models, runtime=row, precisions=chosen, engines=engines, random_weights=random_weights
+    )
+
+
+def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution: Execution) -> Arms:
+    """Open every model and make what the runtime executes: ONNX graphs are exported and verified once.
+
+    Raises:
+        UsageError, UnsupportedError, DependencyError: before a model is read, for a path, a precision, or
+            a runtime that is not installed.
     """
     from bench.bench_stage import engine_of
     from bench.design.comparisons import arm_name
     from compressor.models.load import distinct_names
 
-    _refuse_stray_engines(wanted)
-    _refuse_early(wanted, out_dir, execution)
-    sources = _sources(wanted, out_dir, execution)
-    names = [name.replace(":", "-") for name in distinct_names(wanted.models)]
-    arms: dict[str, ModelArtifact] = {}
-    engines: dict[str, ModelArtifact] = {}
+    _refuse_early(selection, out_dir, execution)
+    sources = _sources(selection, out_dir, execution)
+    names = [name.replace(":", "-") for name in distinct_names(selection.models)]
+    arms = Arms(baseline=sources[0])
     for index, (name, source) in enumerate(zip(names, sources, strict=True)):
-        if wanted.runtime == TENSORRT_LLM:
-            arm, engine = _served(name, source, wanted, index)
-            arms[arm] = source
-            engines |= {engine_of(arm): engine} if engine else {}
+        arms.shapes[name] = _shape(source)
+        if selection.runtime.serves:
+            engine = selection.engines[index] if selection.engines else None
+            arm = arm_name(name, _served_precision(selection, source, engine))
+            arms.artifacts[arm] = source
+            if engine is not None:
+                arms.engines[engine_of(arm)] = _engine_artifact(engine, source)
             continue
-        for precision in wanted.precisions or ():
-            arms[arm_name(name, precision)] = (
-                _graph(source, precision, wanted, out_dir, execution) if wanted.runtime == GENAI else source
-            )
-    shapes = {name: _shape(source) for name, source in zip(names, sources, strict=True)}
-    return OpenArms(first=sources[0], arms=arms, engines=engines, shapes=shapes)
+        for precision in selection.precisions:
+            executed = source
+            if selection.runtime.reads != CHECKPOINT:
+                form = _format_of(selection.runtime, precision)
+                scratch = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
+                executed = _exported(source, form, scratch, export=export, execution=execution)
+            arms.artifacts[arm_name(name, precision)] = executed
+    return arms
 
 
-def _sources(wanted: Arms, out_dir: Path, execution: Execution) -> list[ModelArtifact]:
-    from bench.design.shape_only import shape_of, write_shape
-
-    if not wanted.random_weights:
-        return [execution.open(model, out_dir, tokenizer=False) for model in wanted.models]
-    if wanted.runtime != TORCH:
-        raise UsageError(
-            "random weights are drawn by torch; a graph or a server would need them on disk",
-            where="--random-weights",
-            hint=f"--runtime {TORCH}",
-        )
-    scratch = out_dir.absolute().parent / SCRATCH / "shapes"
-    return [write_shape(shape_of(model), scratch / model.replace(":", "-")) for model in wanted.models]
-
-
-def _refuse_early(wanted: Arms, out_dir: Path, execution: Execution) -> None:
-    """Refuse what would end the work later, before a model is read.
-
-    Raises:
-        UsageError, UnsupportedError, DependencyError: a path, a precision, or a runtime that is
-            not installed.
-    """
-    from bench.runtimes.tensorrt_llm import require_executable
-    from bench.runtimes.torch_linear import require_support
-    from compressor.core.hardware import resolve_device
+def _refuse_early(selection: Selection, out_dir: Path, execution: Execution) -> None:
+    """Refuse what would end the work later, before a model is read."""
     from exporters.registry import require_tools
 
-    execution.begin(out_dir, () if wanted.random_weights else wanted.models)
-    if wanted.runtime == TENSORRT_LLM:
-        require_executable()
-    elif wanted.runtime == TORCH:
-        for precision in wanted.precisions or ():
-            require_support(precision, resolve_device("auto"))
-    elif not wanted.random_weights:
-        require_tools([_format_of(precision) for precision in wanted.precisions or ()])
+    execution.begin(out_dir, () if selection.random_weights else selection.models)
+    selection.runtime.require_executable()
+    if selection.runtime.serves:
+        return
+    if selection.runtime.reads != CHECKPOINT:
+        require_tools([_format_of(selection.runtime, precision) for precision in selection.precisions])
+    runtime: StaticRuntime = selection.runtime.load()
+    for precision in selection.precisions:
+        runtime.require(precision)
 
 
-def _format_of(precision: str) -> str:
-    formats = benchmarked()
-    if precision not in formats:
+def _sources(selection: Selection, out_dir: Path, execution: Execution) -> list[ModelArtifact]:
+    from bench.design.shape_only import shape_of, write_shape
+
+    if not selection.random_weights:
+        return [execution.open(model, out_dir, tokenizer=False) for model in selection.models]
+    scratch = out_dir.absolute().parent / SCRATCH / "shapes"
+    return [write_shape(shape_of(model), scratch / model.replace(":", "-")) for model in selection.models]
+
+
+def _format_of(runtime: Runtime, precision: str) -> str:
+    """The export format of the directories that a runtime reads in this precision."""
+    if precision not in runtime.precisions:
         raise UsageError(
-            f"{GENAI} has no precision {precision!r}",
+            f"{runtime.name} does not run models in precision {precision!r}",
             where="--precision",
-            expected=", ".join(formats),
-            hint="use one of these precisions",
+            expected=", ".join(runtime.precisions),
+            hint="choose one of these, or another --runtime",
         )
-    return formats[precision]
+    return options()[runtime.reads][precision]
 
 
-def _refuse_stray_engines(wanted: Arms) -> None:
-    if wanted.engines and (wanted.runtime != TENSORRT_LLM or len(wanted.engines) != len(wanted.models)):
+def _served_precision(selection: Selection, source: ModelArtifact, engine: Path | None) -> str:
+    """How the checkpoint, or the engine built from it, is stored."""
+    server: ServingRuntime = selection.runtime.load()
+    server.check(source.path, engine=engine)
+    stored = server.stored_precision(engine or source.path)
+    if selection.precisions not in ((), (stored,)):
         raise UsageError(
-            "every MODEL needs an engine of its own",
-            where="--engine",
-            expected=f"--runtime {TENSORRT_LLM} and {len(wanted.models)} engines, in the order of the models",
-            found=f"{wanted.runtime} and {len(wanted.engines)}",
+            "a server runs a model in the precision that it is stored in",
+            where="--precision",
+            expected=stored,
+            found=", ".join(selection.precisions),
+            hint="leave --precision out, or export the model in that precision first",
         )
+    return stored
 
 
-def _served(name: str, source: ModelArtifact, wanted: Arms, index: int) -> tuple[str, ModelArtifact | None]:
-    """The arm of a checkpoint or of the engine built from it, named by how it is stored; and that engine."""
-    from bench.design.comparisons import arm_name
-    from bench.runtimes.tensorrt_llm import TensorrtLlm, stored_precision
+def _engine_artifact(engine: Path, source: ModelArtifact) -> ModelArtifact:
     from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
 
-    engine = wanted.engines[index] if wanted.engines else None
-    TensorrtLlm().check(source.path, engine=engine)
-    precision = stored_precision(engine or source.path)
-    if wanted.precisions not in (None, (precision,)):
-        raise UsageError(
-            "a server runs a model in the precision it is stored in",
-            where="--precision",
-            expected=precision,
-            found=", ".join(wanted.precisions or ()),
-        )
-    arm = arm_name(name, precision)
-    if engine is None:
-        return arm, None
     digests = {file.name: sha256_of_file(file) for file in sorted(engine.iterdir()) if file.is_file()}
-    return arm, ModelArtifact(
+    return ModelArtifact(
         path=engine,
         stage="engine",
         fingerprint=fingerprint_of(digests),
@@ -174,14 +200,15 @@ def _served(name: str, source: ModelArtifact, wanted: Arms, index: int) -> tuple
     )
 
 
-def _graph(
-    source: ModelArtifact, precision: str, wanted: Arms, out_dir: Path, execution: Execution
+def _exported(
+    source: ModelArtifact, form: str, directory: Path, *, export: Export, execution: Execution
 ) -> ModelArtifact:
-    """The ONNX graph of a model, built and verified once."""
+    """The exported directory of a model, such as its ONNX graph, built and verified once."""
     from exporters.export_stage import export_stage
+    from exporters.registry import exporter_of
 
-    graph = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
-    return execution.beside().run(export_stage(_format_of(precision)), wanted.export, source, graph)
+    settings = exporter_of(form).settings(export)
+    return execution.beside().run(export_stage(form), settings, source, directory)
 
 
 def _shape(source: ModelArtifact) -> dict[str, int | bool | str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.api.arms import Arms, open_arms
+from compressor.api.arms import Selection, open_arms
 from compressor.api.execution import Execution
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UnsupportedError, UsageError
@@ -106,44 +106,39 @@ def evaluate_tasks(
 
 
 def bench(
-    arms: Arms, out_dir: Path, *, settings: Bench = Bench(), execution: Execution | None = None
+    selection: Selection,
+    out_dir: Path,
+    *,
+    settings: Bench = Bench(),
+    export: Export = Export(),
+    execution: Execution | None = None,
 ) -> ModelArtifact:
     """Measure the speed of models in pairs; the first is the baseline.
 
     Args:
-        arms: The models, and how they run.
-        out_dir: Where the reports are written; ONNX graphs go beside it, and are used again.
+        selection: The models and how they run; see `select`.
+        out_dir: Where the reports are written; what runtimes read is exported beside it, and used again.
         settings: Grid and number of pairs.
+        export: How that is exported.
         execution: How the stage runs.
 
     Raises:
-        UsageError: fewer than two models or precisions, or what the runtime does not take.
+        UsageError: for a device that is not this machine's own, or what the runtime does not take.
     """
     from bench.bench_stage import BENCH, BenchStageConfig
     from bench.design.comparisons import fair_comparisons
 
     execution = execution or Execution()
-    precisions = arms.precisions or ()
-    if len(arms.models) == 1 and len(precisions) <= 1:
-        raise UsageError(
-            "a benchmark compares a baseline with at least one other model or precision",
-            hint="name a second MODEL, or several precisions",
-        )
-    if len(set(precisions)) < len(precisions):
-        raise UsageError(
-            "a precision is given twice",
-            where="--precision",
-            found=", ".join(precisions),
-            hint="name it once",
-        )
-    opened = open_arms(arms, out_dir, execution)
+    _refuse_other_device(execution.environment.device)
+    arms = open_arms(selection, out_dir, export=export, execution=execution)
     config = BenchStageConfig(
         bench=settings,
-        comparisons=fair_comparisons(tuple(opened.arms), which=settings.baselines),
-        runtime=arms.runtime,
-        shapes=opened.shapes,
+        comparisons=fair_comparisons(tuple(arms.artifacts), which=settings.baselines),
+        runtime=selection.runtime.name,
+        shapes=arms.shapes,
     )
-    return execution.run(BENCH, config, opened.first, out_dir, others={**opened.arms, **opened.engines})
+    others = {**arms.artifacts, **arms.engines}
+    return execution.run(BENCH, config, arms.baseline, out_dir, others=others)
 
 
 def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
@@ -169,6 +164,21 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
     if report.kind == "run":
         check_card(directory)
     return report
+
+
+def _refuse_other_device(asked: str) -> None:
+    """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
+    from compressor.core import hardware
+
+    own = hardware.resolve_device("auto")
+    if asked not in ("auto", own):
+        raise UsageError(
+            "a benchmark runs on this machine's own device",
+            where="--device",
+            expected=own,
+            found=asked,
+            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+        )
 
 
 def _quantized(model: str) -> ModelArtifact:

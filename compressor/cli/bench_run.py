@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
 from compressor.cli.session import Show
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import parse_names
 
-RUNTIMES = ("onnxruntime-genai", "torch-eager", "tensorrt-llm")
 # Options of the two kinds of benchmark.
 _SERVING = ("bench.concurrency", "bench.num_requests")
 _STATIC = ("bench.batch_sizes", "bench.batch_limit", "bench.processes")
@@ -22,16 +22,15 @@ _GRID = ("bench.isl_osl", "bench.batch_sizes")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--runtime",
-    type=click.Choice(RUNTIMES),
-    help="What executes the models; by default onnxruntime-genai, for random weights torch-eager.",
+    metavar="NAME",
+    help="What executes the models; by default the first, for random weights the first that draws them. "
+    + " ".join(f"{row.name}: {row.help}" for row in RUNTIMES.values()),
 )
 @click.option(
     "--precision",
     metavar="NAME,...",
-    help=(
-        "Precisions to measure: fp32, fp16, int4 (ONNX); fp32, bf16, fp16, fp8, bf16+2:4, fp16+2:4 (torch); "
-        "by default fp32, for random weights bf16, for tensorrt-llm as stored."
-    ),
+    help="Precisions to measure, by default the runtime's first; a server runs a model as it is stored. "
+    + " ".join(f"{row.name}: {', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions),
 )
 @click.option(
     "--random-weights", is_flag=True, help="Take MODEL as ALIAS[:SHAPE] and measure its shape only."
@@ -68,22 +67,24 @@ def run(
     from compressor.cli.stage_result import stage
     from compressor.models.load import short_name
 
-    runtime = runtime or ("torch-eager" if random_weights else "onnxruntime-genai")
-    _refuse_without_effect(call, runtime)
-    as_stored = runtime == "tensorrt-llm" and not random_weights
-    usual = None if as_stored else ("bf16",) if random_weights else ("fp32",)
-    arms = api.Arms(
-        models=models,
+    selection = api.select(
+        models,
         runtime=runtime,
-        precisions=parse_names(precision) if precision else usual,
-        random_weights=random_weights,
+        precisions=parse_names(precision) if precision else None,
         engines=engines,
-        export=call.recipe.export,
+        random_weights=random_weights,
     )
+    _refuse_without_effect(call, selection.runtime)
     stage(
         call,
         show,
-        lambda execution, out_dir: api.bench(arms, out_dir, settings=call.recipe.bench, execution=execution),
+        lambda execution, out_dir: api.bench(
+            selection,
+            out_dir,
+            settings=call.recipe.bench,
+            export=call.recipe.export,
+            execution=execution,
+        ),
         text=_report,
         result=lambda made: made.details,
         default=Path(f"bench-{short_name(models[0]).replace(':', '-')}"),
@@ -99,7 +100,7 @@ def _report(made: object) -> str:
     return render_markdown(results_of_stage(made.details, made.path))
 
 
-def _refuse_without_effect(call: Call, runtime: str) -> None:
+def _refuse_without_effect(call: Call, runtime: Runtime) -> None:
     """Refuse options that this benchmark would not read."""
     grid = [call.flags[name] for name in _GRID if name in call.flags]
     if "bench.preset" in call.flags and grid:
@@ -108,11 +109,11 @@ def _refuse_without_effect(call: Call, runtime: str) -> None:
             where=", ".join(["--preset", *grid]),
             hint="leave out --preset, or the others",
         )
-    foreign = _STATIC if runtime == "tensorrt-llm" else _SERVING
+    foreign = _STATIC if runtime.serves else _SERVING
     if given := [call.flags[name] for name in foreign if name in call.flags]:
+        kind = "requests in flight" if runtime.serves else "static batches"
         raise UsageError(
-            "a static batch and requests in flight are two experiments",
+            f"{runtime.name} measures {kind}, where these options have no effect",
             where=", ".join(given),
-            found=f"--runtime {runtime}",
-            hint="leave these options out, or choose another --runtime",
+            hint="leave them out, or choose another --runtime",
         )
