@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
     """
     file = directory / PLAN_FILE
     plan = read_json_mapping(file, what="the prune plan")
-    for field, wanted in (("schema_id", SCHEMA), ("source", teacher.to_dict())):
+    for field, wanted in (("schema_id", SCHEMA), ("source", asdict(teacher))):
         if plan.get(field) != wanted:
             raise VerificationError(
                 "the prune plan is for another model, or not ours",
@@ -99,11 +99,12 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
                 found=plan.get(field),
             )
     try:
+        (hidden,), units = plan["kept"]["hidden"], plan["kept"]
         kept = Kept(
             layers=_expand(plan["layers"], teacher.num_hidden_layers),
-            hidden=_expand(plan["hidden"], teacher.hidden_size),
-            intermediate=[_expand(part, teacher.intermediate_size) for part in plan["intermediate"]],
-            heads=[_expand(part, teacher.num_attention_heads) for part in plan["heads"]],
+            hidden=_expand(hidden, teacher.hidden_size),
+            intermediate=[_expand(part, teacher.intermediate_size) for part in units["intermediate"]],
+            heads=[_expand(part, teacher.num_attention_heads) for part in units["heads"]],
         )
         sizes = {
             (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
