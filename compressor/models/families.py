@@ -108,6 +108,7 @@ class Family:
         activation: `hidden_act` as the rest of the project assumes it.
         norm_epsilon: The config's field of the norms' epsilon.
         rotary_fraction: Which part of a head the class rotates by default; None: always all of it.
+        supports_rope_scaling: Whether models with a scaled rope are supported.
         scales_rope_before_5: Whether the class read `rope_scaling` before transformers 5.
         window_by_layer: Whether every layer has a window, or none, by `layer_types` or its index.
         reads_layer_types: False where transformers 5 takes a config with `layer_types` for another
@@ -127,6 +128,7 @@ class Family:
     activation: str = "silu"
     norm_epsilon: str = "rms_norm_eps"
     rotary_fraction: float | None = None
+    supports_rope_scaling: bool = True
     scales_rope_before_5: bool = True
     window_by_layer: bool = False
     reads_layer_types: bool = True
@@ -271,6 +273,35 @@ FAMILIES: dict[str, Family] = {
             rope_scalings=("linear",),
             rotates_part=True,
         ),
+    ),
+    "phi3": Family(
+        model_type="phi3",
+        layer=(
+            Weight(
+                "self_attn.qkv_proj.weight",
+                {"q": "heads", "k": "kv_heads", "v": "kv_heads"},
+                columns="hidden",
+                reads="attention_norm",
+            ),
+            *_OUTPUT,
+            Weight(
+                "mlp.gate_up_proj.weight",
+                {"gate": "intermediate", "up": "intermediate"},
+                columns="hidden",
+                reads="mlp_norm",
+            ),
+            *_DOWN,
+            *_NORMS,
+        ),
+        rotary_fraction=1.0,
+        # The class takes other methods for longrope, which it reads from fields that contradict each other.
+        supports_rope_scaling=False,
+        defaults={
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "sliding_window": None,
+        },
     ),
     "qwen2": Family(
         model_type="qwen2",

@@ -64,7 +64,7 @@ def format_of(family: Family) -> TensorRTLLM:
     if family.tensorrt_llm is None:
         raise UnsupportedError(
             f"no TensorRT-LLM checkpoint is known for {family.model_type} models",
-            where="export",
+            where=f"{CONFIG_FILE}: model_type",
             hint="--format huggingface serves newer TensorRT-LLM, vLLM and SGLang",
         )
     return family.tensorrt_llm

@@ -43,7 +43,7 @@ def pruned(root: Path, model: Any, **shape: int) -> tuple[ModelArtifact, Path]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
 def test_what_the_stage_cut_is_what_source_and_plan_give(model_type: str, tied: bool, tmp_path: Path) -> None:
     model = make_model(model_type, num_hidden_layers=4, tie_word_embeddings=tied)
     made, source = pruned(tmp_path, model)
