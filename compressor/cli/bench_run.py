@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from compressor.choices.runtimes import RUNTIMES, Runtime
-from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
+from compressor.cli.from_recipe import Call, ChoiceOption, RecipeCommand, from_recipe
 from compressor.cli.session import Show
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import parse_names
@@ -22,15 +22,18 @@ _GRID = ("bench.isl_osl", "bench.batch_sizes")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--runtime",
-    metavar="NAME",
-    help="What executes the models; by default the first, for random weights the first that draws them. "
-    + " ".join(f"{row.name}: {row.help}" for row in RUNTIMES.values()),
+    cls=ChoiceOption,
+    choices=lambda: {row.name: row.help for row in RUNTIMES.values()},
+    help="What executes the models; by default the first, for random weights the first that draws them.",
 )
 @click.option(
     "--precision",
+    cls=ChoiceOption,
+    choices=lambda: {
+        row.name: f"{', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions
+    },
     metavar="NAME,...",
-    help="Precisions to measure, by default the runtime's first; a server runs a model as it is stored. "
-    + " ".join(f"{row.name}: {', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions),
+    help="Precisions to measure; by default the runtime's first, and a server runs a model as it is stored.",
 )
 @click.option(
     "--random-weights", is_flag=True, help="Take MODEL as ALIAS[:SHAPE] and measure its shape only."

@@ -5,20 +5,25 @@ from __future__ import annotations
 import click
 
 from compressor.choices.formats import options
-from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
+from compressor.cli.from_recipe import Call, ChoiceOption, RecipeCommand, from_recipe
 from compressor.cli.session import Show
-from compressor.core.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError, UsageError
 
 
 @click.command(cls=RecipeCommand)
 @click.argument("model", required=False)
 @click.option(
-    "--format", "family", type=click.Choice(sorted(options())), required=True, help="Format to write."
+    "--format",
+    "family",
+    cls=ChoiceOption,
+    choices=lambda: {name: f"{', '.join(precisions)}." for name, precisions in options().items()},
+    required=True,
+    help="Format to write, in one of its precisions.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int4"]),
-    help="Precision of the weights; by default bf16, for onnx fp32.",
+    metavar="NAME",
+    help="Precision of the weights; by default the format's first.",
 )
 @from_recipe("export", but=("export.formats",))
 def export(call: Call, show: Show, family: str, precision: str | None) -> None:
@@ -26,7 +31,14 @@ def export(call: Call, show: Show, family: str, precision: str | None) -> None:
     from compressor import api
     from compressor.cli.stage_result import stage
 
-    precisions = options()[family]
+    precisions = options().get(family, {})
+    if not precisions:
+        raise UsageError(
+            f"unknown format {family!r}",
+            where="--format",
+            expected=", ".join(options()),
+            hint="use one of these",
+        )
     precision = precision or next(iter(precisions))
     form = precisions.get(precision)
     if form is None:

@@ -63,38 +63,51 @@ class Call:
         )
 
 
-class RecipeOption(click.Option):
+class ChoiceOption(click.Option):
+    """An option whose help lists a table's names, read when it is shown; who reads the value checks it."""
+
+    def __init__(self, *arguments: Any, choices: Callable[[], Mapping[str, str]], **named: Any) -> None:
+        """An option of click whose `choices` are names, each with a line of help or an empty one."""
+        super().__init__(*arguments, **named)
+        self._choices = choices
+
+    def make_metavar(self, *_context: Any, **_named: Any) -> str:
+        """The names to choose from, or what click would show."""
+        names = self._choices()
+        return f"[{'|'.join(names)}]" if names and self.metavar is None else self.metavar or "TEXT"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """The option as it is written; its help, and what its choices are."""
+        names, _ = super().get_help_record(ctx) or ("", "")
+        lines = [f"{name}: {text}" for name, text in self._choices().items() if text]
+        return names, " ".join([self.help or "", *lines])
+
+
+class RecipeOption(ChoiceOption):
     """An option that sets one field of the recipe."""
 
     def __init__(self, dotted: str, field: FieldInfo, *, flag: str, heading: str) -> None:
         """An option for the field at `dotted`, named `flag`, under `heading` in the help."""
         self.dotted, self.flag, self.heading, self._field = dotted, flag, heading, field
         declared = declaration_of(field)
-        self._is_switch = field.annotation is bool
-        names = f"{flag}/--no-{flag.removeprefix('--')}" if self._is_switch else flag
+        is_switch = field.annotation is bool
+        kind = None if choices_of(field) else _KINDS.get(_plain(field))
         super().__init__(
-            [names, dotted.replace(".", "__")],
+            [f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag, dotted.replace(".", "__")],
+            choices=lambda: choices_of(field),
             default=None,
             multiple=declared.multiple,
-            type=None if self._is_switch else str,
-            metavar=declared.metavar,
+            type=None if is_switch else str,
+            metavar=declared.metavar or kind,
             help=field.description,
         )
 
-    def make_metavar(self, *_context: Any, **_named: Any) -> str:
-        """The names to choose from, read when they are shown: a table may have grown."""
-        if self.metavar is None and (names := choices_of(self._field)):
-            return f"[{'|'.join(names)}]"
-        return self.metavar or _KINDS.get(_plain(self._field), "TEXT")
-
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """The option as it is written; its help, what the choices are, and the default."""
-        names, _ = super().get_help_record(ctx) or ("", "")
-        lines = [f"{name}: {text}" for name, text in choices_of(self._field).items() if text]
-        parts = [self._field.description or "", *(["; ".join(lines)] if lines else [])]
-        if self._field.default not in (None, (), ...):
-            parts.append(f"[default: {_shown(self._field.default)}]")
-        return names, " ".join(parts)
+        """The option as it is written; its help, what its choices are, and its default."""
+        names, text = super().get_help_record(ctx)
+        if self._field.default in (None, (), ...):
+            return names, text
+        return names, f"{text} [default: {_shown(self._field.default)}]"
 
 
 class RecipeCommand(click.Command):

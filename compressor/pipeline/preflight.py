@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.choices.formats import FORMATS
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
@@ -103,7 +104,8 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
-    calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
+    scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
+    calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     return tuple(
         sorted(

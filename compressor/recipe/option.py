@@ -35,7 +35,7 @@ class Row(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf:
     """A check of a name against a table, made when a value is read: entries may be added until then."""
 

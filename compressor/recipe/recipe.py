@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from compressor.choices.formats import FORMATS, default_formats
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.forms import Integers, Lengths, Shape, parse_batches, parse_names, written
 from compressor.recipe.option import OneOf, Section, option
@@ -56,7 +57,7 @@ MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
 EVERY, EXPORT = "Every command", "Export and benchmark"
 
-Importance = Literal["activation", "weight-magnitude", "random"]
+Importance = Annotated[str, AfterValidator(OneOf(IMPORTANCE_METHODS))]
 Aggregation = Literal["mean", "l2", "var"]
 ExportFormat = Annotated[str, AfterValidator(OneOf(FORMATS))]
 BenchPreset = Literal["quick", "published", "minitron-blog"]

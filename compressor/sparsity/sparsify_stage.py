@@ -58,12 +58,7 @@ def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
         dims: Of the model.
         skip: Shell patterns of full names to leave dense.
     """
-    family = dims.family
-    names = [
-        f"{family.layers}.{index}.{name}.weight"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
+    names = [f"{name}.weight" for name in dims.linear_names()]
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
 
 

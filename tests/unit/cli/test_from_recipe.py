@@ -201,7 +201,7 @@ def test_an_entry_added_to_a_table_is_accepted_and_shown() -> None:
     table["two"] = SimpleNamespace(help="The second.")
     names, text = shown.get_help_record(click.Context(click.Command("toy")))
     assert names == "--way [one|two]"
-    assert text == "How it is done. one: The first.; two: The second. [default: one]"
+    assert text == "How it is done. one: The first. two: The second. [default: one]"
     assert Toy(way="two").way == "two"
     with pytest.raises(ValueError, match="'three' is none of one, two"):
         Toy(way="three")
