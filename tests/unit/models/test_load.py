@@ -125,7 +125,7 @@ def test_hub_model_without_network() -> None:
 
 
 def test_directory_without_config(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no Hugging Face checkpoint"):
+    with pytest.raises(UsageError, match="holds no Hugging Face checkpoint"):
         open_checkpoint(resolve_source(str(tmp_path)), tmp_path, dtype="float32")
 
 
