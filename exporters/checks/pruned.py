@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
@@ -57,7 +57,7 @@ class Kept:
     heads: list[list[int]]
 
 
-def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse a tensor or a config field that source and plan do not give.
 
     Args:
@@ -137,7 +137,7 @@ def _expand(text: str, size: int) -> list[int]:
     return indices
 
 
-def _student_shape(teacher: Dims, kept: Kept) -> dict[str, Any]:
+def _student_shape(teacher: Dims, kept: Kept) -> dict[str, object]:
     """The config fields that the plan decides; key/value heads and their width stay the source's."""
     return {
         "hidden_size": len(kept.hidden),
@@ -149,7 +149,7 @@ def _student_shape(teacher: Dims, kept: Kept) -> dict[str, Any]:
     }
 
 
-def _dtype(config: Mapping[str, Any], directory: Path) -> torch.dtype:
+def _dtype(config: dict[str, object], directory: Path) -> torch.dtype:
     dtype = getattr(torch, str(config.get("dtype")), None)
     if not isinstance(dtype, torch.dtype):
         raise VerificationError(

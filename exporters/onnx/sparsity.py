@@ -86,10 +86,11 @@ class _Graph:
         self._directory = directory
         graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
         self._initialisers = {entry.name: entry for entry in graph.initializer}
-        self._quantised: dict[str, Any] = {}
-        for node in graph.node:
-            if node.op_type == "MatMulNBits":
-                self._quantised[node.input[1].partition(_STORED)[0] + _STORED] = node
+        self._quantised = {
+            node.input[1].partition(_STORED)[0] + _STORED: node
+            for node in graph.node
+            if node.op_type == "MatMulNBits"
+        }
 
     def names(self) -> set[str]:
         return {*self._initialisers, *self._quantised}

@@ -33,7 +33,7 @@ def made(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
     commands = {
         "pruned": ("prune", tiny_checkpoint, *shape),
         "sparse": ("sparsify", tiny_checkpoint, "--slorb", "fixed", *text),
-        "logits": ("logits", tiny_checkpoint, *training),
+        "logits": ("cache-logits", tiny_checkpoint, *training),
         "exported": ("export", tiny_checkpoint, "--format", "tensorrt-llm"),
     }
     for name, words in commands.items():

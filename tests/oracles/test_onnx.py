@@ -14,8 +14,8 @@ from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.families import FAMILIES
-from exporters.export_stage import EXPORTERS
 from exporters.onnx.runtime import OnnxModel
+from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import (
     CONTEXT,
@@ -29,7 +29,7 @@ from tests.rope_forms import (
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 from tests.unit.exporters.test_rope_forms import GRAPHS, write_graph
 
-OPTIONS = VerifyOptions(console=Console(quiet=True))
+OPTIONS = VerifyOptions(console=Console())
 BUILT = [case for case in ROPE_CASES if FAMILIES[case[0]].genai and case[1].method in GRAPHS]
 
 
@@ -49,7 +49,7 @@ def test_every_precision(tmp_path: Path, family: str, name: str, tied: bool) -> 
     )
     student, made = save_checkpoint(tmp_path / "student", model.to(torch.bfloat16)), tmp_path / "made"
     made.mkdir()
-    exporter = EXPORTERS[name]  # type: ignore[index]
+    exporter = exporter_of(name)  # type: ignore[index]
     exporter.write(student, made, OPTIONS)
     verification = exporter.verify(made, student, OPTIONS)
     if name == "onnx-fp16":

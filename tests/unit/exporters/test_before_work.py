@@ -27,7 +27,7 @@ YARN = {
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("mistral", WINDOW, "onnx", "sliding_window"),
     ("mistral", WINDOW, "tensorrt-llm", "sliding_window"),
-    ("qwen2", MIXED, "onnx", "use_sliding_window"),
+    ("qwen2", MIXED, "onnx", "sliding_window"),
     ("qwen3", MIXED, "tensorrt-llm", "sliding_window"),
     ("qwen2", YARN, "tensorrt-llm", "rope_scaling"),
     ("llama", DYNAMIC, "onnx", "rope_scaling"),

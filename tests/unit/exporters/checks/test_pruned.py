@@ -35,7 +35,7 @@ def pruned(root: Path, model: Any, **shape: int) -> tuple[ModelArtifact, Path]:
     source = open_checkpoint(
         resolve_source(str(save_checkpoint(root / "source", model))), root, dtype="float32"
     )
-    context = StageContext(console=Console(quiet=True), seed=3, device="cpu", dtype="bfloat16")
+    context = StageContext(console=Console(), seed=3, device="cpu", dtype="bfloat16")
     config = PruneStageConfig(
         shape={**SHAPE, **shape}, prune=Prune(importance="random"), calibration=Calibration()
     )
