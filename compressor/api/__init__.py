@@ -7,7 +7,16 @@ Functions take sections of the recipe and paths, return what was recorded, and r
 from compressor.api.arms import Selection, select
 from compressor.api.execution import Execution
 from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
-from compressor.api.stages import cache_logits, correct_teacher, distill, generate, prune, quantize, sparsify
+from compressor.api.stages import (
+    cache_logits,
+    correct_teacher,
+    distill,
+    generate,
+    prune,
+    prune_by_plan,
+    quantize,
+    sparsify,
+)
 from compressor.api.whole import plan, run
 from compressor.planning.plan import Plan
 
@@ -25,6 +34,7 @@ __all__ = [
     "generate",
     "plan",
     "prune",
+    "prune_by_plan",
     "quantize",
     "run",
     "select",

@@ -67,6 +67,34 @@ def prune(
     return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
 
 
+def prune_by_plan(
+    model: str, out_dir: Path, *, plan: Path, execution: Execution | None = None
+) -> ModelArtifact:
+    """Cut out of a model what a prune plan says, which may have been edited.
+
+    Args:
+        model: Alias, Hugging Face id, directory or .gguf file.
+        out_dir: Where the checkpoint and the plan are written.
+        plan: A `prune_plan.json`.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: a plan that contradicts itself, or is for another model.
+    """
+    from compressor.models.source import resolve_source, source_dims
+    from compressor.planning.plan import require_prunable
+    from compressor.pruning.plan import read_plan
+    from compressor.pruning.prune_stage import PRUNE_BY_PLAN, GivenPlanConfig, require_plan_of
+
+    execution = execution or Execution()
+    config = GivenPlanConfig(plan=read_plan(plan))
+    teacher = source_dims(resolve_source(model))
+    require_prunable(teacher)
+    require_plan_of(config.plan, teacher, where=str(plan))
+    execution.begin(out_dir, [model])
+    return execution.run(PRUNE_BY_PLAN, config, execution.open(model, out_dir), out_dir)
+
+
 def generate(
     model: str, out_dir: Path, *, settings: Generate, execution: Execution | None = None
 ) -> ModelArtifact:

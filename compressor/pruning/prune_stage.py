@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.calibration import calibration_windows
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, check_shape, dims_of_config
@@ -17,7 +17,7 @@ from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
-from compressor.pruning.plan import make_plan
+from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact
@@ -32,8 +32,56 @@ class PruneStageConfig(Section):
     calibration: Calibration
 
 
+class GivenPlanConfig(Section):
+    """The prune stage's configuration where a plan says what is kept, and nothing is scored."""
+
+    plan: PrunePlan
+
+
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
     """Score all units, write the plan, and slice the checkpoint by it."""
+    dims = _begin(source, out_dir)
+    student = dims.with_shape(**config.shape)
+    check_shape(student)
+    scores, text = _scores(config, source, dims, context)
+    scores.save(out_dir)
+    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    return _cut(plan, source, out_dir, context, {"calibration": text} if text else {})
+
+
+def run_given(
+    config: GivenPlanConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Slice the checkpoint by a plan that somebody wrote or edited.
+
+    Raises:
+        UsageError: for a plan of another model.
+    """
+    require_plan_of(config.plan, _begin(source, out_dir), where=str(source.path))
+    check_shape(config.plan.student)
+    return _cut(config.plan, source, out_dir, context, {})
+
+
+def require_plan_of(plan: PrunePlan, dims: Dims, *, where: str) -> None:
+    """Refuse a plan that is not for a model of these dimensions.
+
+    Raises:
+        UsageError: naming the dimensions that differ.
+    """
+    of_plan, of_model = plan.source.to_dict(), dims.to_dict()
+    differing = [name for name, value in of_model.items() if of_plan[name] != value]
+    if differing:
+        raise UsageError(
+            "the prune plan is for another model",
+            where=where,
+            expected=", ".join(f"{name} {of_plan[name]}" for name in differing),
+            found=", ".join(f"{name} {of_model[name]}" for name in differing),
+            hint="give the plan with the model it was made for, or prune this one without --plan",
+        )
+
+
+def _begin(source: ModelArtifact, out_dir: Path) -> Dims:
+    """Empty the output; the dimensions of a model that can be pruned."""
     start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
@@ -43,20 +91,21 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    student = dims.with_shape(**config.shape)
-    check_shape(student)
-    scores, text = _scores(config, source, dims, context)
-    scores.save(out_dir)
-    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    return dims
+
+
+def _cut(
+    plan: PrunePlan, source: ModelArtifact, out_dir: Path, context: StageContext, record: dict[str, object]
+) -> StageResult:
+    """Write the plan, and the student that it cuts out of the source."""
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
             source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
         )
     copy_tokenizer(source.path, out_dir)
-    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details = {"removed_layers": removed, **({"calibration": text} if text else {})}
-    return StageResult(num_parameters=num_parameters, details=details)
+    removed = sorted(set(range(plan.source.num_hidden_layers)) - set(plan.layers))
+    return StageResult(num_parameters=num_parameters, details={"removed_layers": removed, **record})
 
 
 def _scores(
@@ -89,3 +138,4 @@ def _loads(
 PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune", run=run, format_version=3, data=_calibration_data, loads=_loads
 )
+PRUNE_BY_PLAN: Stage[GivenPlanConfig] = Stage(name="prune", run=run_given, format_version=3)
