@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from compressor.core.errors import AccuracyGateError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.sparse.record import Promise, carry_promise, read_promise
@@ -150,11 +151,17 @@ def export_stage(format_name: ExportFormat) -> Stage[Export]:
             )
         return StageResult(num_parameters=source.num_parameters, details=details)
 
-    def loads(_config: Export, source: ModelArtifact, _context: StageContext) -> tuple[tuple[Path, str], ...]:
+    def require_memory(_config: Export, source: ModelArtifact, context: StageContext) -> None:
         # A machine that cannot execute an fp16 graph compares its weights alone, one at a time.
-        return () if format_name == "onnx-fp16" else ((source.path, "float32"),)
+        if format_name != "onnx-fp16":
+            require_model_memory((source.path, "float32"), device=context.device)
 
-    return Stage(name=f"export-{format_name}", run=run, libraries=exporter.libraries, loads=loads)
+    return Stage(
+        name=f"export-{format_name}",
+        run=run,
+        libraries=exporter.libraries,
+        require_memory=require_memory,
+    )
 
 
 def _has_sparse_tactics(out_dir: Path) -> bool:

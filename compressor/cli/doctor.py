@@ -20,4 +20,4 @@ def doctor(**flags: Any) -> None:
         from compressor.pipeline.doctor import examine
 
         report = examine()
-    emit(report, flags, doctor_text(report))
+    emit(report.to_json(), flags, doctor_text(report))

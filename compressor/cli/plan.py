@@ -64,4 +64,4 @@ def plan(
         out_dir=default_output(short_name(recipe.model), recipe.target, fp8=recipe.quantize.fp8),
         hardware=Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=utilisation, gpu_hour_price=gpu_hour_price),
     )
-    emit(made.document, flags, text)
+    emit(made.to_json(), flags, text)

@@ -38,9 +38,9 @@ def prune(output_dir: str, **flags: Any) -> None:
         teacher = source_dims(resolve_source(recipe.model))
         plan = make_plan(recipe, teacher)
         require_prunable(teacher)
-        console.info(plan.target.rule)
+        console.info(plan.rule)
         config = PruneStageConfig(
-            shape={name: getattr(plan.target.student, name) for name in PRUNABLE_FIELDS},
+            shape={name: getattr(plan.student.dims, name) for name in PRUNABLE_FIELDS},
             prune=recipe.prune.model_copy(update={"shape": None}),
             calibration=recipe.calibration,
         )

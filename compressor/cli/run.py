@@ -64,11 +64,12 @@ def run(**flags: Any) -> None:
     out_dir = Path(flags["output_dir"] or default)
     plan, text = planned(recipe, plan_dims(recipe.model), out_dir=out_dir)
     if flags["dry_run"]:
-        emit(plan.document, flags, text)
+        emit(plan.to_json(), flags, text)
         return
     source = resolve_source(recipe.model)
     with work(flags) as console:
-        from compressor.pipeline.pipeline import STAGES, run_pipeline
+        from compressor.pipeline.pipeline import run_pipeline
+        from compressor.pipeline.steps import STAGES
 
         if flags["restart_from"] not in (None, *STAGES):
             raise UsageError(
@@ -77,9 +78,9 @@ def run(**flags: Any) -> None:
         console.info(text)
         how = {name: flags[name] for name in ("resume", "overwrite", "restart_from", "check")}
         if isinstance(plan, FamilyPlan):
-            summary = run_family(source, plan, out_dir, console, **how)
-            shown = family_text(summary)
+            family = run_family(source, plan, out_dir, console, **how)
+            result, shown = family.to_json(), family_text(family)
         else:
             summary = run_pipeline(recipe, source, plan, out_dir, console, **how)
-            shown = summary_text(summary)
-    emit(summary, flags, shown)
+            result, shown = summary.to_json(), summary_text(summary)
+    emit(result, flags, shown)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def work(flags: dict[str, Any]) -> Iterator[Console]:
         yield console
 
 
-def emit(result: dict[str, Any], flags: dict[str, Any], text: str) -> None:
+def emit(result: Mapping[str, object], flags: dict[str, Any], text: str) -> None:
     """Print a result on stdout: one JSON document with `--json`, else text; once for all processes."""
     if not is_main():
         return

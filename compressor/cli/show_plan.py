@@ -30,12 +30,12 @@ def planned(
         )
     if len(split_targets(recipe.target)) > 1:
         family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
-        return family, family_plan_text(family.document)
+        return family, family_plan_text(family.record)
     plan = make_plan(recipe, teacher, hardware=hardware, out_dir=str(out_dir))
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
         from compressor.models.load import resolve_source
         from compressor.pipeline.preflight import require_expressible_source
 
-        require_expressible_source(recipe, resolve_source(recipe.model), plan.target.student)
-    return plan, plan_text(plan.document)
+        require_expressible_source(recipe, resolve_source(recipe.model), plan.student.dims)
+    return plan, plan_text(plan)

@@ -9,10 +9,12 @@ import torch
 
 from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
+from compressor.data.sources import source_fingerprint
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
@@ -94,12 +96,16 @@ def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
     return (config.calibration.data,) if config.prune.importance == "activation" else ()
 
 
-def _loads(
-    config: PruneStageConfig, source: ModelArtifact, context: StageContext
-) -> tuple[tuple[Path, str], ...]:
-    return ((source.path, context.dtype),) if config.prune.importance == "activation" else ()
+def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
+    if config.prune.importance == "activation":
+        require_model_memory((source.path, context.dtype), device=context.device)
 
 
 PRUNE: Stage[PruneStageConfig] = Stage(
-    name="prune", run=run, format_version=2, data=_calibration_data, loads=_loads
+    name="prune",
+    run=run,
+    format_version=2,
+    data=_calibration_data,
+    fingerprint=source_fingerprint,
+    require_memory=_require_memory,
 )

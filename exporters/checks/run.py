@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
 from compressor.models.sparse.pattern import Pattern
+from compressor.planning.disk import teacher_graphs
+from compressor.planning.plan import read_plan
 from compressor.recipe.recipe import Recipe, load_recipe
-from compressor.runs.artifact import check_files, read_artifact, unsealed
-from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
+from compressor.runs.artifact import check_files, read_artifact
+from compressor.runs.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    RECIPE_FILE,
+    STUDENT,
+    Manifest,
+    ManifestRecord,
+    StageEntry,
+    read_manifest,
+)
 from exporters.checks.directory import Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
@@ -20,7 +30,6 @@ from exporters.export_stage import needs_quantised
 from exporters.verification.logits import VerifyOptions
 
 _EXPORTS, BENCH = "exports", "bench"
-_TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
 _NO_MANIFEST = "put it back as it was, or make the run again in another directory: none continues without it"
 
@@ -70,11 +79,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 
 
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
-    graphs = [
-        name
-        for name, precision in _TEACHER_GRAPHS.items()
-        if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
-    ]
+    graphs = teacher_graphs(recipe)
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
     return places | ({BENCH: None} if graphs else {})
 
@@ -92,7 +97,7 @@ class RunRecords:
 
     directory: Path
     recipe: Recipe
-    stages: Mapping[str, Any]
+    stages: Mapping[str, StageEntry]
     parts: Parts
 
 
@@ -115,18 +120,14 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
                 if name == MANIFEST_FILE
                 else "the command that made the run, again, writes it",
             )
-    file, what = directory / MANIFEST_FILE, "the manifest"
-    manifest = unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"{file} was edited")
-    _require_unchanged(directory, manifest)
-    stages = manifest.get("stages")
-    if manifest.get("schema") != SCHEMA or not isinstance(stages, dict):
+    try:
+        manifest = read_manifest(directory)
+    except UsageError as error:
         raise VerificationError(
-            "the manifest is not ours",
-            where=str(directory / MANIFEST_FILE),
-            expected=SCHEMA,
-            found=manifest.get("schema"),
-        )
-    read_json_mapping(directory / PLAN_FILE, what="the plan")
+            "the manifest is not ours", where=error.where, expected=error.expected, found=error.found
+        ) from error
+    _require_unchanged(directory, manifest)
+    read_plan(directory / PLAN_FILE)
     try:
         recipe = load_recipe(directory / RECIPE_FILE, {})
     except UsageError as error:
@@ -134,10 +135,10 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
             "the run's recipe cannot be read", where=str(directory / RECIPE_FILE), found=error
         ) from error
     parts = Parts(directory=directory, teacher=teacher_of(directory, recipe, teacher))
-    return RunRecords(directory=directory, recipe=recipe, stages=stages, parts=parts)
+    return RunRecords(directory=directory, recipe=recipe, stages=manifest.stages, parts=parts)
 
 
-def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
+def _require_unchanged(directory: Path, manifest: ManifestRecord) -> None:
     """Refuse recipe, plan or card that are not as they were written.
 
     Raises:
