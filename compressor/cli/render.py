@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
-from compressor.pipeline.family import FamilyPlanRecord, FamilyRecord
+from compressor.pipeline.family import FamilyPlan, FamilyPlanRecord, FamilyRecord
 from compressor.pipeline.report import result_tables
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.plan import Hours, Plan
 
 if TYPE_CHECKING:
     from compressor.pipeline.doctor import DoctorReport
+    from exporters.verification.verify import VerifyReport
 
 _DIMS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -22,6 +23,16 @@ _FIGURES = (
     *("num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
+
+
+def planned_text(made: Plan | FamilyPlan) -> str:
+    """A plan, of one model or of a family."""
+    return family_plan_text(made.record) if isinstance(made, FamilyPlan) else plan_text(made)
+
+
+def finished_text(result: RunSummary | FamilyRecord) -> str:
+    """The end of a run, of one model or of a family."""
+    return family_text(result) if isinstance(result, FamilyRecord) else summary_text(result)
 
 
 def plan_text(plan: Plan) -> str:
@@ -123,22 +134,17 @@ def evaluation_text(report: dict[str, Any]) -> str:
     return table(("model", "task", "metric", "value"), scores)
 
 
-def verification_text(report: dict[str, Any]) -> str:
+def verification_text(report: VerifyReport) -> str:
     """What was checked, one line each."""
-    lines = [
-        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}{_contents(check)}"
-        for check in report["checked"]
-    ]
-    return "\n".join([*lines, *report["notes"]])
-
-
-def _sparsity(check: dict[str, Any]) -> str:
-    found = check.get("sparsity")
-    return f", {found['pattern']} sparse in {found['num_tensors']} tensors" if found else ""
-
-
-def _contents(check: dict[str, Any]) -> str:
-    return f", {check['contents']}" if "contents" in check else ""
+    lines = []
+    for check in report.checked:
+        parts = [f"{check.path}: {check.kind}: {check.status}"]
+        if isinstance(sparsity := check.found.get("sparsity"), dict):
+            parts.append(f"{sparsity['pattern']} sparse in {sparsity['num_tensors']} tensors")
+        if contents := check.found.get("contents"):
+            parts.append(str(contents))
+        lines.append(", ".join(parts))
+    return "\n".join([*lines, *report.notes])
 
 
 def doctor_text(report: DoctorReport) -> str:

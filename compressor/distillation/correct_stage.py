@@ -193,7 +193,7 @@ def _require_one_teacher(teacher: nn.Module) -> None:
         raise UnsupportedError(
             "several processes would each correct a teacher of their own",
             where="distill.correction.mode alongside",
-            expected="distill.sharding full",
+            expected="distill.sharding fsdp",
         )
 
 

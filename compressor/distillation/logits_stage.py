@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
+from compressor.data.packing import Window
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
@@ -59,7 +60,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         vocab_size=vocab_size,
         tokenizer=tokenizer_fingerprint(source.path),
         teacher=source.fingerprint,
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
     )
     per_shard = max(1, SHARD_VALUES // (header.seq_len * header.top_k))
     with context.console.progress("storing logits", len(distinct)) as tick:
@@ -119,11 +120,11 @@ def write_logits(
     return sum((out_dir / name).stat().st_size for name, _ in shards)
 
 
-def top_tokens(teacher: Body, windows: list[dict[str, Any]], top_k: int) -> Iterator[TopTokens]:
+def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator[TopTokens]:
     """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
     device = next(teacher.parameters()).device
 
-    def stacked(name: str) -> torch.Tensor:
+    def stacked(name: Literal["input_ids", "position_ids"]) -> torch.Tensor:
         return torch.from_numpy(np.stack([window[name] for window in windows])).to(device)
 
     with torch.no_grad():

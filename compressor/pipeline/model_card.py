@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import VerificationError
 from compressor.pipeline.report import CARD_FILE, model_card
 from compressor.pipeline.summary import PLACES, RunSummary, summary_of
 from compressor.planning.plan import read_plan
 from compressor.recipe.recipe import load_recipe
 from compressor.runs.artifact import read_artifact
-from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, STUDENT, read_manifest
+from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, read_manifest
 from exporters.checks.run import demanded
+from exporters.registry import place_of
 
-_EXPORTS = "exports"
 _NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
 
 
@@ -54,10 +55,8 @@ def _read_summary(out_dir: Path) -> RunSummary:
     recipe = load_recipe(out_dir / RECIPE_FILE, {})
     wanted = demanded(recipe)
     made = {role: read_artifact(out_dir / place) for role, place in PLACES.items() if place in wanted}
-    formats = {"huggingface": STUDENT} | {
-        name: f"{_EXPORTS}/{name}" for name in recipe.export_formats() if name != "huggingface"
-    }
-    exports = {name: read_artifact(out_dir / place) for name, place in formats.items()}
+    names = dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats()))
+    exports = {name: read_artifact(out_dir / place_of(name)) for name in names}
     return summary_of(out_dir, plan=plan, manifest=manifest, made=made, exports=exports)
 
 

@@ -30,8 +30,7 @@ from compressor.recipe.recipe import Recipe, dump_recipe
 from compressor.runs.artifact import ModelArtifact, write_json, write_text
 from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, open_run_directory
 from compressor.runs.stage import StageContext
-from exporters.export_stage import require_libraries
-from exporters.tensorrt_llm.versions import require_builder
+from exporters.registry import require_tools
 
 
 def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command line
@@ -95,9 +94,7 @@ def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher.dims)
     require_consistent(recipe)
-    if recipe.export.tensorrt_llm.require_engine:
-        require_builder(recipe.export_formats())
-    require_libraries(recipe.export_formats())
+    require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
     require_sparsifiable(recipe)
     require_trainable(recipe)
     require_expressible_source(recipe, source, plan.student.dims)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bench.bench_stage import BENCH, BenchStageConfig
 from bench.design.comparisons import arm_name, fair_comparisons
+from bench.report.results import NotMeasured, Quality
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
 from compressor.distillation.correct_stage import CORRECT
 from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOGITS
 from compressor.distillation.generate_stage import GENERATE
@@ -15,14 +17,15 @@ from compressor.evaluation.record import EvaluationRecord
 from compressor.pipeline.preflight import evaluation_config, recovery_tokens
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
 from compressor.pipeline.summary import details_of
-from compressor.planning.disk import TEACHER_GRAPHS, teacher_graphs
+from compressor.planning.disk import teacher_graphs
 from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact, read_artifact
-from compressor.runs.manifest import STUDENT
 from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
-from exporters.export_stage import export_stage, needs_quantised, settings_of
+from exporters.export_stage import export_stage
+from exporters.registry import exporter_of, place_of
 
 SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 
@@ -106,12 +109,11 @@ def _quantize(run: Run) -> None:
 
 def _export(run: Run) -> None:
     # The 16-bit student is what every other format is compared with, asked for or not.
-    for name in dict.fromkeys(("huggingface", *run.recipe.export_formats())):
-        source = run.made["quantized"] if needs_quantised(name) else _student(run)
-        settings = settings_of(name, run.recipe.export)
-        where = STUDENT if name == "huggingface" else f"exports/{name}"
+    for name in dict.fromkeys((STUDENT_FORMAT, *run.recipe.export_formats())):
+        source = run.made["quantized"] if FORMATS[name].needs_fp8 else _student(run)
+        settings = exporter_of(name).settings(run.recipe.export)
         run.made[f"export {name}"] = run.execute(
-            export_stage(name), settings, source, where, part_of="export"
+            export_stage(name), settings, source, place_of(name), part_of="export"
         )
 
 
@@ -130,15 +132,15 @@ def _bench(run: Run) -> None:
     if not run.recipe.bench.enabled:
         return
     graphs: dict[str, ModelArtifact] = {}
-    for name in teacher_graphs(run.recipe):
-        student, precision = run.made[f"export {name}"], TEACHER_GRAPHS[name]
-        settings = settings_of(name, run.recipe.export).model_copy(update={"int4_min_top1": None})
+    for precision, name in teacher_graphs(run.recipe).items():
+        student = run.made[f"export {name}"]
+        settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
         graphs[arm_name("teacher", precision)] = run.execute(
             export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
         )
         graphs[arm_name("student", precision)] = student
     if not graphs:
-        message = "no ONNX export to benchmark: add onnx or onnx-int4 to the formats"
+        message = f"no export to benchmark: add one of {', '.join(benchmarked().values())} to the formats"
         run.console.warn(message)
         run.manifest.update(warnings=[message])
         return
@@ -152,20 +154,21 @@ def _bench(run: Run) -> None:
     run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=graphs)
 
 
-def _quality(run: Run) -> tuple[tuple[str, str, float], ...]:
+def _quality(run: Run) -> tuple[Quality, ...]:
     """Perplexity of teacher and student, for the plot of quality against speed."""
     models = details_of(run.made["evaluation"], EvaluationRecord).models
     student = [name for name in SIXTEEN_BIT if name in models][-1]
     return tuple(
-        (name, "perplexity", models[evaluated].perplexity)
+        Quality(model=name, metric="perplexity", value=models[evaluated].perplexity)
         for name, evaluated in (("teacher", "teacher"), ("student", student))
     )
 
 
-def _not_measured(run: Run) -> tuple[tuple[str, str], ...]:
+def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
     if not run.recipe.quantize.fp8:
         return ()
-    return (("student FP8", "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"),)
+    reason = "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"
+    return (NotMeasured(what="student FP8", reason=reason),)
 
 
 # What `--restart-from` takes; `report` writes the model card, which follows every stage.

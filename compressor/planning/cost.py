@@ -59,8 +59,8 @@ class Hardware:
         """
         if not 0 < self.utilisation <= 1:
             raise UsageError(
-                "the share of the GPU's rate that training reaches must be above 0 and at most 1",
-                where="--utilisation",
+                "--mfu must be above 0 and at most 1",
+                where="--mfu",
                 found=self.utilisation,
                 hint="0.4 is usual",
             )
@@ -280,7 +280,7 @@ def _phase(
         trains_teacher=trains_teacher,
         schedule=make(config, processes),
         context_length=config.context_length,
-        sharded=config.sharding != "replicate",
+        sharded=config.sharding != "ddp",
         recomputes=config.activation_checkpointing,
     )
 

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
 from compressor.core.records import Record
 from compressor.models.dims import Dims, num_parameters, weight_bytes
-from compressor.recipe.recipe import ExportFormat, Recipe
+from compressor.recipe.recipe import Recipe
 
 # A GGUF file is converted into a directory whose name is decided when it is read.
 CONVERTED = "stages/*-v[0-9]*"
-# Formats whose runtime benchmarks the teacher as well, and the precision of the teacher's graph.
-TEACHER_GRAPHS: dict[ExportFormat, str] = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
-_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
-    "huggingface": "bf16",
-    "huggingface-fp8": "fp8",
-    "onnx": "fp32",
-    "onnx-fp16": "fp16",
-    "onnx-int4": "int4",
-    "tensorrt-llm": "bf16",
-    "tensorrt-llm-fp16": "fp16",
-    "tensorrt-llm-fp8": "fp8",
-}
 # Float32 weights and AdamW's two moments, of two checkpoints: the older goes when the newer is complete.
 _CHECKPOINT_BYTES = 2 * 12
 _TOKEN_BYTES = 4
@@ -43,12 +32,15 @@ class DiskUse(Record):
     temporary_bytes: int = 0
 
 
-def teacher_graphs(recipe: Recipe) -> tuple[ExportFormat, ...]:
-    """The formats that the benchmark writes the teacher in, beside the student's export."""
+def teacher_graphs(recipe: Recipe) -> dict[str, str]:
+    """The formats that the benchmark writes the teacher in, by precision, beside the student's export."""
     if not recipe.bench.enabled:
-        return ()
-    wanted = [name for name, precision in TEACHER_GRAPHS.items() if precision in recipe.bench.precisions]
-    return tuple(name for name in wanted if name in recipe.export_formats())
+        return {}
+    return {
+        precision: name
+        for precision, name in benchmarked().items()
+        if precision in recipe.bench.precisions and name in recipe.export_formats()
+    }
 
 
 def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:
@@ -78,11 +70,11 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
         uses.append(DiskUse(stage="quantize", where="stages/quantize", num_bytes=both))
     uses.append(DiskUse(stage="export", where="student", num_bytes=sixteen))
     for name in recipe.export_formats():
-        if name != "huggingface":
-            size = weight_bytes(student, _PRECISION_OF_FORMAT[name])
+        if name != STUDENT_FORMAT:
+            size = weight_bytes(student, FORMATS[name].precisions[0])
             uses.append(DiskUse(stage="export", where=f"exports/{name}", num_bytes=size))
-    for name in teacher_graphs(recipe):
-        size = weight_bytes(teacher, TEACHER_GRAPHS[name])
+    for precision, name in teacher_graphs(recipe).items():
+        size = weight_bytes(teacher, precision)
         uses.append(DiskUse(stage="bench", where=f"stages/teacher-{name}", num_bytes=size))
     return tuple(uses)
 

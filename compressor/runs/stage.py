@@ -50,9 +50,14 @@ _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 Config = TypeVar("Config", bound=BaseModel)
 
 
+# Stages whose command has another name; every format is a stage of its own under one command.
+_COMMANDS = {"correct": "correct-teacher", "logits": "cache-logits", "recover": "sparsify"}
+
+
 def redo_by_command(stage: str, path: Path) -> str:
     """The command that makes a stage's directory again."""
-    return f"compress-export {stage.partition('-')[0]} ... -o {path} --overwrite"
+    command = _COMMANDS.get(stage, stage.partition("-")[0])
+    return f"compress-export {command} ... -o {path} --overwrite"
 
 
 @dataclass(kw_only=True)

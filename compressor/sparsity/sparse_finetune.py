@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
 from compressor.data.sources import source_fingerprint
@@ -40,7 +41,6 @@ from compressor.recipe.recipe import Distill, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.sparsity.adaptive import HeldMasks, MovingMasks
-from compressor.sparsity.sparsify_stage import ADAPTIVE
 from compressor.training.sharding import whole
 from compressor.training.trainer import train
 
@@ -137,7 +137,7 @@ def _prepare_(
     student: nn.Module, directory: Path, promise: Promise, sparsify: Sparsify, max_steps: int
 ) -> HeldMasks:
     """Put masks and branches into a loaded student and make it trainable."""
-    is_moving = sparsify.method == ADAPTIVE
+    is_moving = SPARSITY_METHODS[sparsify.method].trains
     branches = read_adapter(directory) if has_adapter(directory) else {}
     masks = read_masks(directory / MASKS_FILE, promise.shapes)
     layers = install_sparse_layers_(student, masks=masks, straight_through=is_moving, branches=branches)
@@ -179,10 +179,10 @@ def _details(
     num_kept = sum(int(mask.sum()) for mask in before.values())
     details: dict[str, Any] = {
         "loss": f"{sparsify.kl_weight:g} KL + {1 - sparsify.kl_weight:g} cross-entropy, means over tokens",
-        "masks": "moving" if sparsify.method == ADAPTIVE else "held",
+        "masks": "moving" if SPARSITY_METHODS[sparsify.method].trains else "held",
         "moved_share": round(num_moved / num_kept, 6),
     }
-    if sparsify.method == ADAPTIVE:
+    if SPARSITY_METHODS[sparsify.method].trains:
         interval, ramp_steps = moving_schedule(sparsify, max_steps)
         details |= {"mask_interval": interval, "decay_ramp_steps": ramp_steps}
     if branches:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
 from compressor.models.sparse.pattern import Pattern
 from compressor.planning.disk import teacher_graphs
@@ -23,10 +23,10 @@ from compressor.runs.manifest import (
     StageEntry,
     read_manifest,
 )
-from exporters.checks.directory import Subject, check_directory
+from exporters.checks.directory import Checked, Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
-from exporters.export_stage import needs_quantised
+from exporters.registry import place_of
 from exporters.verification.logits import VerifyOptions
 
 _EXPORTS, BENCH = "exports", "bench"
@@ -72,14 +72,13 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
         places[f"{STAGES}/quantize"] = student
     places[STUDENT] = student
     for name in recipe.export_formats():
-        if name != "huggingface":
-            places[f"{_EXPORTS}/{name}"] = f"{STAGES}/quantize" if needs_quantised(name) else student
+        places[place_of(name)] = f"{STAGES}/quantize" if FORMATS[name].needs_fp8 else student
     places[f"{STAGES}/evaluate"] = None
     return places | _benchmark(recipe)
 
 
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
-    graphs = teacher_graphs(recipe)
+    graphs = teacher_graphs(recipe).values()
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
     return places | ({BENCH: None} if graphs else {})
 
@@ -155,7 +154,7 @@ def _require_unchanged(directory: Path, manifest: ManifestRecord) -> None:
 
 def check_run(
     directory: Path, options: VerifyOptions, *, teacher: Path | None, pattern: Pattern | None
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Checked], list[str]]:
     """Check every directory that the recipe demands, and every other that is there.
 
     Returns:

@@ -293,7 +293,7 @@ def test_the_disk_holds_every_training_and_every_domain() -> None:
     assert first["stages/correct"].temporary_bytes == 24 * teacher + 4 * 8192
     assert alongside["stages/distill"].temporary_bytes == 24 * (teacher + student) + 4 * 8192
     domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
-    moving = uses(domains=domains, dynamic_batches={"variant": "paper"})["stages/distill"]
+    moving = uses(domains=domains, dynamic_batches={"variant": "clipped"})["stages/distill"]
     assert moving.temporary_bytes == 24 * student + 2 * 4 * 8192
 
 

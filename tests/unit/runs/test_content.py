@@ -22,7 +22,7 @@ from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 from tests.tiny_models import make_model, save_checkpoint
 
 COURSE: dict[str, Any] = {
-    "distill.checkpoint_steps": 7,
+    "distill.save_steps": 7,
     "distill.report_to": ["wandb"],
     "distill.activation_checkpointing": True,
     "distill.compile": "on",
@@ -31,7 +31,7 @@ TEXT: dict[str, Any] = {
     "distill.tokens": 12_345_678,
     "distill.context_length": 512,
     "distill.batch_size": 6,
-    "distill.isolate_documents": True,
+    "distill.intra_document_masking": True,
     "distill.domains": [{"name": "one", "data": "an/id"}],
 }
 STEPS: dict[str, Any] = {"distill.learning_rate": 0.5, "distill.warmup_steps": 3}
@@ -39,8 +39,8 @@ LOSS: dict[str, Any] = {
     "distill.loss": "reverse-kl",
     "distill.kl_weight": 0.5,
     "distill.temperature": 3.0,
-    "distill.intermediate": "mse",
-    "distill.embedding": "mse",
+    "distill.hidden_state_loss": "mse",
+    "distill.embedding_loss": "mse",
     "distill.layer_pairs": [[1, 1]],
     "distill.teacher_logits": "logits",
 }
@@ -56,7 +56,7 @@ RECOVERY: dict[str, Any] = {
 SAMPLING: dict[str, Any] = {"distill.generate": {"temperature": 0.5}}
 WEIGHT: dict[str, Any] = {"distill.generate": {"weight": 2.0}}
 CORRECTION: dict[str, Any] = {"distill.correction": {"tokens": 99}}
-DYNAMIC: dict[str, Any] = {"distill.dynamic_batches": {"variant": "paper"}}
+DYNAMIC: dict[str, Any] = {"distill.dynamic_batches": {"variant": "clipped"}}
 
 
 def config_of(stage: Stage[Any], recipe: Recipe) -> Section:
@@ -105,11 +105,9 @@ def test_a_training_continues_with_less_memory_and_other_checkpoints(
             save_checkpoint(tmp_path / "teacher", make_model(seed=2)),
         )
     )
-    context = StageContext(
-        console=Console(quiet=True), seed=0, device="cpu", dtype="float32", teacher=teacher
-    )
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32", teacher=teacher)
     given = {"distill.data": str(tiny_text), "distill.tokens": 512, "distill.context_length": 32}
-    given |= {"distill.batch_size": 2, "distill.checkpoint_steps": 3, "distill.report_to": []}
+    given |= {"distill.batch_size": 2, "distill.save_steps": 3, "distill.report_to": []}
     config = load_recipe(None, {"model": "m", **given}).distill
     execute(DISTILL, config, student, tmp_path / "whole", context)
 
@@ -121,7 +119,7 @@ def test_a_training_continues_with_less_memory_and_other_checkpoints(
         with pytest.raises(Killed):
             execute(DISTILL, config, student, tmp_path / "killed", context)
     shutil.rmtree(tmp_path / "killed.partial" / "checkpoints" / "checkpoint-8")
-    course = {"activation_checkpointing": True, "checkpoint_steps": 5}
+    course = {"activation_checkpointing": True, "save_steps": 5}
     resumed = execute(DISTILL, config.model_copy(update=course), student, tmp_path / "killed", context)
 
     assert not resumed.skipped
