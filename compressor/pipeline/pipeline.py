@@ -45,7 +45,7 @@ from compressor.pipeline.preflight import (
 )
 from compressor.pipeline.report import CARD_FILE, write_model_card
 from compressor.planning.plan import Plan, require_prunable
-from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+from compressor.pruning.prune_stage import PRUNE, stage_config
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export, Recipe, dump_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact, write_json, write_text
@@ -279,13 +279,7 @@ def _record_choices(run: Run) -> None:
 
 
 def _prune(run: Run) -> None:
-    student = run.plan.target.student
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = PruneStageConfig(
-        shape={name: getattr(student, name) for name in fields},
-        prune=run.recipe.prune.model_copy(update={"shape": None}),
-        calibration=run.recipe.calibration,
-    )
+    config = stage_config(run.plan.target.student, run.recipe.prune, run.recipe.calibration)
     run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
 
 
