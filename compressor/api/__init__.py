@@ -13,7 +13,6 @@ from compressor.api.stages import (
     distill,
     generate,
     prune,
-    prune_by_plan,
     quantize,
     sparsify,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "generate",
     "plan",
     "prune",
-    "prune_by_plan",
     "quantize",
     "run",
     "select",

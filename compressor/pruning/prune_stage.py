@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError, UsageError
+from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
+from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import Dims, check_shape, dims_of_config
+from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
@@ -27,63 +27,29 @@ from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class PruneStageConfig(Section):
-    """The prune stage's configuration: the student's resolved shape, and how units are scored."""
+    """The student's resolved shape and how units are scored; or a plan, by which nothing is scored."""
 
     shape: dict[str, int]
     prune: Prune
     calibration: Calibration
+    plan: PrunePlan | None = None
+
+    @property
+    def method(self) -> ImportanceMethod | None:
+        """What scores the units; None where a plan names the kept ones."""
+        return IMPORTANCE_METHODS[self.prune.importance] if self.plan is None else None
 
 
-class GivenPlanConfig(Section):
-    """The prune stage's configuration where a plan says what is kept, and nothing is scored."""
-
-    plan: PrunePlan
+def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
+    """The configuration that makes this student."""
+    shape = {name: getattr(student, name) for name in PRUNABLE_FIELDS}
+    return PruneStageConfig(
+        shape=shape, prune=settings.model_copy(update={"shape": None}), calibration=calibration
+    )
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Score all units, write the plan, and slice the checkpoint by it."""
-    dims = _begin(source, out_dir)
-    student = dims.with_shape(**config.shape)
-    check_shape(student)
-    scores, text = _scores(config, source, dims, context)
-    scores.save(out_dir)
-    plan = make_plan(dims, student, scores, importance=config.prune.importance)
-    return _cut(plan, source, out_dir, context, {"calibration": text} if text else {})
-
-
-def run_given(
-    config: GivenPlanConfig, source: ModelArtifact, out_dir: Path, context: StageContext
-) -> StageResult:
-    """Slice the checkpoint by a plan that somebody wrote or edited.
-
-    Raises:
-        UsageError: for a plan of another model.
-    """
-    require_plan_of(config.plan, _begin(source, out_dir), where=str(source.path))
-    check_shape(config.plan.student)
-    return _cut(config.plan, source, out_dir, context, {})
-
-
-def require_plan_of(plan: PrunePlan, dims: Dims, *, where: str) -> None:
-    """Refuse a plan that is not for a model of these dimensions.
-
-    Raises:
-        UsageError: naming the dimensions that differ.
-    """
-    of_plan, of_model = plan.source.to_dict(), dims.to_dict()
-    differing = [name for name, value in of_model.items() if of_plan[name] != value]
-    if differing:
-        raise UsageError(
-            "the prune plan is for another model",
-            where=where,
-            expected=", ".join(f"{name} {of_plan[name]}" for name in differing),
-            found=", ".join(f"{name} {of_model[name]}" for name in differing),
-            hint="give the plan with the model it was made for, or prune this one without --plan",
-        )
-
-
-def _begin(source: ModelArtifact, out_dir: Path) -> Dims:
-    """Empty the output; the dimensions of a model that can be pruned."""
+    """Score all units and plan, unless a plan is given; slice the checkpoint by it."""
     start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
@@ -93,21 +59,24 @@ def _begin(source: ModelArtifact, out_dir: Path) -> Dims:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    return dims
-
-
-def _cut(
-    plan: PrunePlan, source: ModelArtifact, out_dir: Path, context: StageContext, record: dict[str, object]
-) -> StageResult:
-    """Write the plan, and the student that it cuts out of the source."""
+    plan, text = config.plan, None
+    student = dims.with_shape(**config.shape) if plan is None else plan.student
+    check_shape(student)
+    if plan is None:
+        scores, text = _scores(config, source, dims, context)
+        scores.save(out_dir)
+        plan = make_plan(dims, student, scores, importance=config.prune.importance)
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
             source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
         )
     copy_tokenizer(source.path, out_dir)
-    removed = sorted(set(range(plan.source.num_hidden_layers)) - set(plan.layers))
-    return StageResult(num_parameters=num_parameters, details={"removed_layers": removed, **record})
+    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
+    details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
+    if text:
+        details["calibration"] = text
+    return StageResult(num_parameters=num_parameters, details=details)
 
 
 def _scores(
@@ -128,11 +97,11 @@ def _scores(
 
 
 def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
-    return (config.calibration.data,) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
+    return (config.calibration.data,) if config.method and config.method.needs_text else ()
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if IMPORTANCE_METHODS[config.prune.importance].needs_text:
+    if config.method and config.method.needs_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 
@@ -144,4 +113,3 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     fingerprint=source_fingerprint,
     require_memory=_require_memory,
 )
-PRUNE_BY_PLAN: Stage[GivenPlanConfig] = Stage(name="prune", run=run_given, format_version=3)

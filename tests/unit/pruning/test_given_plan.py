@@ -90,7 +90,7 @@ NAMES = (
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another model": (
         lambda plan: plan["source"].update(hidden_size=96),
-        "the prune plan is for another model",
+        "this plan is for another model",
     ),
     "an index too far": (lambda plan: plan["kept"].update(hidden=["0-64"]), "from 0 to 63"),
     "an index twice": (lambda plan: plan["kept"].update(hidden=["3 3"]), "ascending indices"),
@@ -118,10 +118,3 @@ def test_a_plan_that_does_not_fit_is_refused(
     assert message in shown
     assert "try: " in shown
     assert not (tmp_path / "out").exists()
-
-
-def test_options_beside_a_plan_are_refused(
-    model: Path, plan: dict[str, Any], tmp_path: Path, capsys: Capture
-) -> None:
-    assert run(model, plan, tmp_path / "out", "--importance", "random", "--target", "50%") == 2
-    assert "--target, --importance" in capsys.readouterr().err
