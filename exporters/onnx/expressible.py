@@ -49,7 +49,7 @@ def check_expressible(config: dict[str, object]) -> None:
 
 
 def class_name(config: dict[str, object]) -> str:
-    """The class of transformers for a config's `model_type`; the builder chooses by it, others by the type."""
+    """The class of transformers for a config's `model_type`: the graph builder looks at its name alone."""
     return f"{str(config['model_type']).capitalize()}ForCausalLM"
 
 
