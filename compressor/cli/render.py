@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
+from compressor.pipeline.family import FamilyPlan
 from compressor.pipeline.report import result_tables
+from compressor.planning.plan import Plan
 
 if TYPE_CHECKING:
     from exporters.verification.verify import VerifyReport
@@ -16,6 +18,16 @@ _PLAN_FIELDS = (
     *("num_key_value_heads", "head_dim", "num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
+
+
+def planned_text(made: Plan | FamilyPlan) -> str:
+    """A plan, of one model or of a family."""
+    return (family_plan_text if isinstance(made, FamilyPlan) else plan_text)(made.document)
+
+
+def finished_text(summary: dict[str, Any]) -> str:
+    """The end of a run, of one model or of a family."""
+    return (family_text if "members" in summary else summary_text)(summary)
 
 
 def plan_text(plan: dict[str, Any]) -> str:

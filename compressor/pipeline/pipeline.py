@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from bench.bench_stage import BENCH, BenchStageConfig
 from bench.design.comparisons import arm_name, fair_comparisons
+from bench.report.results import NotMeasured, Quality
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
@@ -291,8 +292,9 @@ def _prune(run: Run) -> None:
 def _generate(run: Run) -> None:
     generate = run.recipe.distill.generate
     if generate.tokens and run.recipe.distill.tokens:
-        own = generate.model_copy(update={"weight": 1.0})  # how often it is read changes no text
-        run.made[GENERATED] = run.execute(GENERATE, own, run.teacher, "stages/generate", part_of="generate")
+        run.made[GENERATED] = run.execute(
+            GENERATE, generate, run.teacher, "stages/generate", part_of="generate"
+        )
 
 
 def _correct(run: Run) -> None:
@@ -402,20 +404,21 @@ def _bench(run: Run) -> None:
     run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=graphs)
 
 
-def _quality(run: Run) -> tuple[tuple[str, str, float], ...]:
+def _quality(run: Run) -> tuple[Quality, ...]:
     """Perplexity of teacher and student, for the plot of quality against speed."""
     models = run.made["evaluation"].details["models"]
     student = [name for name in SIXTEEN_BIT if name in models][-1]
     return tuple(
-        (name, "perplexity", models[evaluated]["perplexity"])
+        Quality(model=name, metric="perplexity", value=models[evaluated]["perplexity"])
         for name, evaluated in (("teacher", "teacher"), ("student", student))
     )
 
 
-def _not_measured(run: Run) -> tuple[tuple[str, str], ...]:
+def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
     if not run.recipe.quantize.fp8:
         return ()
-    return (("student FP8", "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"),)
+    reason = "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"
+    return (NotMeasured(what="student FP8", reason=reason),)
 
 
 def _report(run: Run) -> None:

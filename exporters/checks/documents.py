@@ -17,8 +17,8 @@ from compressor.runs.stage import comparable
 
 # A stage whose whole configuration is one section of the recipe.
 _SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}
-# What a run takes from elsewhere: the resolved shape; and how often sampled text is read, which changes none.
-_RESOLVED = {("prune", "shape"), ("distill.generate", "weight")}
+# What a run takes from elsewhere than the recipe.
+_RESOLVED = {("prune", "shape")}
 _STORED = "teacher_logits"
 
 

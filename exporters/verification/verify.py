@@ -72,7 +72,7 @@ def verify_directory(
         UsageError: when there is nothing to check, or a run is not finished.
         VerificationError: naming the first file, tensor or figure that is wrong.
     """
-    options = VerifyOptions(console=console or Console(quiet=True), device=device)
+    options = VerifyOptions(console=console or Console(), device=device)
     if source is not None and not source.is_dir():
         raise UsageError(
             "this source does not exist",

@@ -104,7 +104,7 @@ def test_a_run_writes_verifies_and_reports_it(
         "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "toy"]},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "bench": {"enabled": False},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")

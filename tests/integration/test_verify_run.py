@@ -31,7 +31,7 @@ def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Te
         "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "tensorrt-llm"]},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "bench": {"enabled": False},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")

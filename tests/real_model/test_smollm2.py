@@ -76,7 +76,7 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     recipe.write_text(
         "calibration: {size: 4, seq_len: 256}\n"
         "distill: {tokens: 6144, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {window: 512, size: 2}\n"
+        "evaluate: {seq_len: 512, size: 2}\n"
         "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
         "bench: {enabled: false}\n"
     )
@@ -129,7 +129,7 @@ def test_a_family_of_two_is_one_command(real_assets: Assets, tmp_path: Path) -> 
     recipe.write_text(
         "calibration: {size: 2, seq_len: 256}\n"
         "distill: {tokens: 1024, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {window: 256, size: 2}\n"
+        "evaluate: {seq_len: 256, size: 2}\n"
         "export: {formats: [huggingface]}\n"
         "bench: {enabled: false}\n"
     )

@@ -21,11 +21,11 @@ from exporters.export_stage import export_stage
 from exporters.verification.logits import VerifyOptions
 from tests.tiny_models import make_model, save_checkpoint
 
-OPTIONS = VerifyOptions(console=Console(quiet=True))
+OPTIONS = VerifyOptions(console=Console())
 
 
 def context() -> StageContext:
-    return StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="bfloat16")
+    return StageContext(console=Console(), seed=0, device="cpu", dtype="bfloat16")
 
 
 def artifact_of(path: Path) -> ModelArtifact:

@@ -32,6 +32,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("qwen2", YARN, "tensorrt-llm", "rope_scaling"),
     ("llama", DYNAMIC, "onnx", "rope_scaling"),
     ("llama", DYNAMIC, "tensorrt-llm", "rope_scaling"),
+    ("phi3", {}, "onnx", "model_type"),
+    ("phi3", {}, "tensorrt-llm", "model_type"),
 ]
 
 

@@ -69,7 +69,7 @@ def round_weights(model: RopeModel) -> torch.Tensor:
 def write_graph(model: RopeModel, out_dir: Path, length: int) -> torch.Tensor:
     """The fp32 graph's logits of the first tokens of the model's prompt."""
     out_dir.mkdir()
-    exporter_of("onnx").write(model.directory, out_dir, VerifyOptions(console=Console(quiet=True)))
+    exporter_of("onnx").write(model.directory, out_dir, VerifyOptions(console=Console()))
     graph = OnnxModel(out_dir, dims_of_config(read_config(model.directory)))
     return graph.logits(model.token_ids[0, :length].tolist())
 

@@ -110,7 +110,7 @@ def test_a_stage_that_holds_the_model_is_refused_before_work(
     source = ModelArtifact(path=path, stage="source", fingerprint="f", lineage=("source",), num_parameters=1)
     work: list[str] = []
     context = StageContext(
-        console=Console(quiet=True),
+        console=Console(),
         seed=0,
         device="cpu",
         dtype="float16",

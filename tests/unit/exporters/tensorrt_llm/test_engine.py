@@ -187,7 +187,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_engine_is_built_and_its_log_kept(export: tuple[Path, Dims], stand_in: Any) -> None:
     stand_in()
-    record = make_engine(*export, TensorRTLLM(require_engine=True), Console(quiet=True))
+    record = make_engine(*export, TensorRTLLM(require_engine=True), Console())
     assert (record.built, record.tensorrt_llm) == (True, "1.2.1")
     assert "Total time of building" in (export[0] / "engine" / LOG_FILE).read_text()
     assert not (export[0] / "engine-dense").exists()
@@ -222,7 +222,7 @@ def test_only_a_readable_engine_is_believed(
 ) -> None:
     stand_in(behaviour=behaviour)
     with pytest.raises(VerificationError, match=message):
-        make_engine(*export, TensorRTLLM(), Console(quiet=True))
+        make_engine(*export, TensorRTLLM(), Console())
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_sparse_build_reports_its_tactics_and_has_a_dense_twin(
     export: tuple[Path, Dims], stand_in: Any, num_chosen: int, verdict: str
 ) -> None:
     stand_in(num_chosen=num_chosen)
-    console = Console(quiet=True)
+    console = Console()
     record = make_engine(*export, TensorRTLLM(), console, sparsity=True)
     assert record.sparsity == SparseTactics(num_eligible=21, num_chosen=num_chosen, engine=verdict)
     assert (export[0] / "engine-dense" / "rank1.engine").is_file()

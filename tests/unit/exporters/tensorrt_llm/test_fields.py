@@ -22,9 +22,8 @@ from exporters.tensorrt_llm.fields import FIELDS, check_fields
 from exporters.tensorrt_llm.reader import TrtLlmReader
 from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import write_source
-from tests.tiny_models import MODEL_TYPES
 from tests.unit.exporters.conftest import OPTIONS
-from tests.unit.exporters.tensorrt_llm.conftest import Students, write
+from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, Students, write
 
 # By hand, from the readers: what stops the engine's build when it is missing, beside every dimension.
 WITHOUT_DEFAULT = {
@@ -44,7 +43,7 @@ def config_of(students: Students, model_type: str, *, fp8: bool = False) -> dict
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", EXPORTED)
 def test_every_field_that_is_written_is_in_the_table_and_its_loss_is_named(
     students: Students, model_type: str, fp8: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the third number of a cell is called: a batch size, or requests in flight."""
+"""How reports call the size of a cell: a batch size, or a number of requests in flight."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from bench.report.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class Wording:
     """Words for one of the two experiments, which never share a table.
 
     Attributes:
-        word: In headings and columns.
+        size: In headings and columns.
         axis: Under a chart.
         of: What throughput is of.
     """
 
-    word: str
+    size: str
     axis: str
     of: str
 
@@ -27,10 +27,10 @@ class Load:
         return f"output tok/s {self.of}"
 
 
-BATCH = Load(word="batch", axis="batch size", of="of the whole batch")
-IN_FLIGHT = Load(word="in flight", axis="requests in flight", of="of all requests")
+STATIC_BATCH = Wording(size="batch", axis="batch size", of="of the whole batch")
+IN_FLIGHT = Wording(size="in flight", axis="requests in flight", of="of all requests")
 
 
-def load_of(results: Results) -> Load:
+def wording_of(results: Results) -> Wording:
     """The words of a benchmark's experiment."""
-    return IN_FLIGHT if results.protocol.mode == "concurrency" else BATCH
+    return IN_FLIGHT if results.protocol.mode == "concurrency" else STATIC_BATCH

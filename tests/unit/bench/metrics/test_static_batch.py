@@ -9,9 +9,8 @@ import pytest
 from scipy import stats
 
 from bench.measure.timeline import Timeline
-from bench.metrics.absent import Absent
-from bench.metrics.catalogue import METRICS
-from bench.metrics.percentile import percentile
+from bench.metrics.metric import Absent
+from bench.metrics.static_batch import METRICS, percentile
 
 # Two sequences: 3 tokens in and 5 out each. Starts at 100 s; prefill 0.5 s, then 0.25 s a step.
 HAND_WRITTEN = Timeline(
