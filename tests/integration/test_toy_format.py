@@ -78,6 +78,13 @@ def test_a_recipe_knows_what_the_table_knows(monkeypatch: pytest.MonkeyPatch) ->
     assert "toy" in load_recipe(None, {"model": "smollm2-135m"}).export_formats()
 
 
+def test_help_shows_it_and_export_writes_it(toy: None, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert f"toy: {TOY.help}" in " ".join(command_here("run", "--help").stdout.split())
+    assert "toy: bf16" in " ".join(command_here("export", "--help").stdout.split())
+    made = succeed_here("export", tiny_checkpoint, "--format", "toy", "-o", tmp_path / "made")
+    assert made["details"]["checks"] == {"num_equal_tensors": 29}
+
+
 def test_what_a_format_needs_is_asked_for_before_any_work(
     toy: None, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
