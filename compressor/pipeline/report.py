@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from compressor.choices.formats import FORMATS
 from compressor.core.escaping import markdown_code, markdown_row, markdown_text
 from compressor.data.sources import is_local
 from compressor.models.presets import PRESETS
@@ -99,7 +100,7 @@ def _tags(summary: dict[str, Any]) -> list[str]:
     tags = ["pruned"]
     if summary["distill"]:
         tags.append("distilled")
-    if any(name.endswith("-fp8") for name in summary["exports"]):
+    if any(FORMATS[name].needs_fp8 for name in summary["exports"]):
         tags.append("fp8")
     return tags
 
