@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.models.checkpoint import read_config
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import carry_promise, read_promise
 from compressor.recipe.recipe import Export
@@ -44,7 +45,8 @@ def export_stage(name: str) -> Stage[Export]:
         details = details_of(verification, exporter.make_engine(out_dir, source, options))
         return StageResult(num_parameters=source.num_parameters, details=dict(details))
 
-    def loads(_config: Export, source: ModelArtifact, _context: StageContext) -> tuple[tuple[Path, str], ...]:
-        return ((source.path, "float32"),) if exporter.loads_student(source.path) else ()
+    def require_memory(_config: Export, source: ModelArtifact, context: StageContext) -> None:
+        if exporter.loads_student(source.path):
+            require_model_memory((source.path, "float32"), device=context.device)
 
-    return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, loads=loads)
+    return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, require_memory=require_memory)

@@ -125,7 +125,7 @@ def record(name: str) -> None:
             "schema": SCHEMA,
             "command": f"python -m tests.performance.results {name}",
             "date": started.date().isoformat(),
-            "hardware": describe(),
+            "hardware": describe().to_json(),
             "versions": versions(),
             "seconds": round((datetime.now(timezone.utc) - started).total_seconds()),
             "data": data,
