@@ -26,10 +26,22 @@ FAILING: dict[str, frozenset[str]] = {
     type=click.Choice(list(FAILING)),
     default="regression",
     show_default=True,
-    help="regression: also on a mismatch; noisy: on anything but PASS.",
+    help="Verdicts that fail; regression: a regression or a mismatch; noisy: anything but PASS.",
 )
-@click.option("--ratio-tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True)
-@click.option("--absolute-tolerance", type=click.FloatRange(0, 1), default=0.25, show_default=True)
+@click.option(
+    "--ratio-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Largest accepted loss of the speed-up over the first model, as a fraction.",
+)
+@click.option(
+    "--absolute-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Largest accepted loss of throughput, as a fraction.",
+)
 @showing
 def compare(
     baseline: Path,
