@@ -60,9 +60,9 @@ def prune(
     require_prunable(teacher)
     if plan is None:
         recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
-        resolved = make_plan(recipe, teacher).target
+        resolved = make_plan(recipe, teacher)
         execution.console.info(resolved.rule)
-        config = stage_config(resolved.student, settings, calibration)
+        config = stage_config(resolved.student.dims, settings, calibration)
     else:
         hint = "name the kept units by --plan alone, or leave --plan out"
         chosen = target is not None or settings != Prune()
