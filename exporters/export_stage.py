@@ -14,7 +14,6 @@ from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.record import details_of, write_verification
-from exporters.verification.sparsity import check_sparsity
 
 
 def export_stage(name: str) -> Stage[Export]:
@@ -39,7 +38,7 @@ def export_stage(name: str) -> Stage[Export]:
         exporter.write(source.path, out_dir, options)
         carry_promise(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
-        checks = verification.checks | check_sparsity(exporter, out_dir)
+        checks = verification.checks | exporter.sparsity(out_dir)
         verification = verification.model_copy(update={"checks": checks})
         write_verification(out_dir, verification)
         exporter.enforce(verification, config)

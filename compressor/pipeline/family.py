@@ -22,8 +22,8 @@ from compressor.core.escaping import Markdown, markdown_code, markdown_text
 from compressor.core.processes import is_main, on_main
 from compressor.core.records import Record
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
-from compressor.models.load import ModelSource, resolve_source
 from compressor.models.presets import published_target
+from compressor.models.source import ModelSource, resolve_source
 from compressor.pipeline.report import CARD_FILE, markdown_table
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware

@@ -9,7 +9,7 @@ from compressor.core.hardware import describe, resolve_dtype
 from compressor.core.processes import is_main, on_main
 from compressor.distillation.distill_stage import GENERATED
 from compressor.models.checkpoint import read_config
-from compressor.models.load import ModelSource, open_checkpoint
+from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pipeline.preflight import (
     require_consistent,

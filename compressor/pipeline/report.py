@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from bench.report.results import ArmCell, CellResult, Results, Summary
+from compressor.choices.formats import FORMATS
 from compressor.core.escaping import markdown_code, markdown_row, markdown_text
 from compressor.data.sources import is_local
 from compressor.evaluation.record import EvaluationRecord
@@ -109,7 +110,7 @@ def _tags(summary: RunSummary) -> list[str]:
     tags = ["pruned"]
     if summary.distill:
         tags.append("distilled")
-    if any(name.endswith("-fp8") for name in summary.exports):
+    if any(FORMATS[name].needs_fp8 for name in summary.exports):
         tags.append("fp8")
     return tags
 

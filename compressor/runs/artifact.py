@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 
@@ -199,8 +200,8 @@ def _is_passing(path: Path) -> bool:
 
 def _is_built_later(stage: str, name: str) -> bool:
     """Whether the script that an export without a builder leaves makes this file."""
-    built = any(fnmatchcase(name, pattern) for pattern in _BUILT_LATER)
-    return built and stage.startswith("export-tensorrt-llm")
+    row = FORMATS.get(stage.removeprefix("export-"))
+    return row is not None and row.has_engine and any(fnmatchcase(name, path) for path in _BUILT_LATER)
 
 
 def check_files(
