@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.core.processes import is_main, world_size
+from compressor.core.processes import world_size
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
@@ -34,11 +33,11 @@ from compressor.models.load import load_model
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.training.callbacks import TrainingExtension
-from compressor.training.sharding import full_state, is_sharded, load_full_state_, whole
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
+from compressor.training.sharding import is_sharded, whole
+from compressor.training.trainer import train
 
-TEACHER_FILE = "teacher.safetensors"
 LEARNING_RATE_SHARE = 1 / 5
 PUBLISHED_WARMUP_STEPS = 120
 MAX_GRAD_NORM = 1.0
@@ -144,15 +143,9 @@ class CorrectAlongside(TrainingExtension):
         """Clear the teacher's gradients."""
         self._teacher.zero_grad(set_to_none=True)
 
-    def save(self, directory: Path) -> None:
-        """Write the teacher beside the student."""
-        state = full_state(self._teacher)
-        if is_main():
-            save_file(state, directory / TEACHER_FILE)
-
-    def load(self, directory: Path) -> None:
-        """Take it up again; tied weights are stored once."""
-        load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The teacher's parameters."""
+        return {f"teacher.{name}": parameter for name, parameter in self._teacher.named_parameters()}
 
     def _clip(self, *_arguments: Any) -> None:
         norm = nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)

@@ -21,7 +21,6 @@ from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.generate_stage import TEXT_FILE
 from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
@@ -42,9 +41,10 @@ from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.training.callbacks import TrainingExtension
+from compressor.training.config import TrainingConfig
 from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.extension import TrainingExtension
+from compressor.training.trainer import train
 
 # Roles of what training may read beside student and teacher.
 GENERATED = "generated"
@@ -243,14 +243,10 @@ def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | Non
 
 
 def _extensions(config: Distill, module: DistillationModule) -> list[TrainingExtension]:
-    """What the losses add to the training loop."""
-    extensions: list[TrainingExtension] = []
-    if config.correction.mode == "alongside" and module.teacher is not None:
-        rate = correction_learning_rate(config)
-        extensions.append(CorrectAlongside(module.teacher.model, learning_rate=rate))
-    if module.projection is not None:
-        extensions.append(ProjectionState(module.projection))
-    return extensions
+    """What training the teacher adds to the loop."""
+    if config.correction.mode != "alongside" or module.teacher is None:
+        return []
+    return [CorrectAlongside(module.teacher.model, learning_rate=correction_learning_rate(config))]
 
 
 def _teacher_details(config: Distill, pupil: Pupil) -> str:

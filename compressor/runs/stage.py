@@ -27,7 +27,7 @@ from compressor.core.errors import (
     VerificationError,
 )
 from compressor.core.json_files import read_json_mapping
-from compressor.core.processes import is_main, on_main, world_size
+from compressor.core.processes import is_main, on_main
 from compressor.core.resource_errors import as_resource_error
 from compressor.data.sources import is_local_fingerprint, source_fingerprint
 from compressor.runs.artifact import (
@@ -286,8 +286,6 @@ def stage_inputs(
         "dtype": context.dtype,
         "versions": {name: _version(name) for name in stage.libraries},
     }
-    if stage.parallel:
-        inputs["processes"] = world_size()
     plain: dict[str, Any] = json.loads(json.dumps(inputs))
     return plain
 

@@ -24,8 +24,8 @@ from compressor.core.processes import is_main
 from compressor.models.sparse.layers import SparseLinear, require_rowwise
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.models.sparse.record import MASKS_FILE, read_masks, write_masks
-from compressor.training.callbacks import TrainingExtension
-from compressor.training.trainer import TrainingConfig
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8

@@ -22,7 +22,7 @@ from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
 from compressor.recipe.recipe import Domain
 from compressor.runs.artifact import write_json
-from compressor.training.callbacks import TrainingExtension
+from compressor.training.extension import TrainingExtension
 
 STATE_FILE = "dynamic_batches.json"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from compressor.core.console import Console
@@ -17,10 +16,11 @@ from compressor.distillation.module import DistillationModule
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_, require_rowwise
 from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
-from compressor.training.sharding import full_state
-from compressor.training.trainer import STUDENT_FILE, TrainingConfig, TrainingLog, train
+from compressor.training.config import TrainingConfig, TrainingLog
+from compressor.training.trainer import train
+from tests.short_training import full_state, make_config
 from tests.tiny_models import make_model
-from tests.unit.training.test_trainer import make_config, make_data
+from tests.unit.training.test_trainer import make_data
 
 LR, DECAY, RAMP = 1e-2, 1e-1, 4
 
@@ -130,66 +130,28 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bo
     """The checkpoint resumed from lies between two selections of the mask."""
     config = make_config(max_steps=12, learning_rate=5e-3)
     whole, masks = make_student(moving=moving)
-    log = train(
-        whole,
-        make_data(tmp_path / "tokens"),
-        config,
-        tmp_path / "whole",
-        Console(quiet=True),
-        extensions=[masks],
-    )
-    first, unused = make_student(moving=moving)
-    train(
-        first,
-        make_data(tmp_path / "tokens"),
-        config,
-        tmp_path / "parts",
-        Console(quiet=True),
-        extensions=[unused],
-    )
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-12")
+    log = run_training(whole, config, tmp_path / "run", masks)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-12")
     resumed, restored = make_student(moving=moving)
-    assert run_training(resumed, config, tmp_path / "parts", restored) == log
+    assert run_training(resumed, config, tmp_path / "run", restored) == log
     for name, tensor in full_state(whole.student).items():
         assert torch.equal(tensor, full_state(resumed.student)[name]), name
     for name, mask in masks.masks().items():
         assert torch.equal(mask, restored.masks()[name]), name
 
 
-def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
-    config = make_config(max_steps=12, learning_rate=5e-3)
-    for moving in (True, False):
-        module, masks = make_student(moving=moving)
-        before = {name: mask.clone() for name, mask in masks.masks().items()}
-        train(
-            module,
-            make_data(tmp_path / "tokens"),
-            config,
-            tmp_path / str(moving),
-            Console(quiet=True),
-            extensions=[masks],
-        )
-        changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
-        assert changed is moving
-        masks.apply_()
-        state = full_state(module.student)
-        for name, mask in masks.masks().items():
-            check_pattern(name, state[name], Pattern())
-            assert state[name][~mask].abs().max() == 0
-
-
-def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
-    module, masks = make_student(moving=True)
-    train(
-        module,
-        make_data(tmp_path / "tokens"),
-        make_config(),
-        tmp_path,
-        Console(quiet=True),
-        extensions=[masks],
-    )
-    saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
-    assert set(saved) == {name for name, _ in make_model(hidden_size=32).named_parameters()}
+@pytest.mark.parametrize("moving", [True, False])
+def test_fixed_masks_never_move_and_moving_ones_do(tmp_path: Path, moving: bool) -> None:
+    module, masks = make_student(moving=moving)
+    before = {name: mask.clone() for name, mask in masks.masks().items()}
+    run_training(module, make_config(max_steps=12, learning_rate=5e-3), tmp_path / "run", masks)
+    changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
+    assert changed is moving
+    masks.apply_()
+    state = full_state(module.student)
+    for name, mask in masks.masks().items():
+        check_pattern(name, state[name], Pattern())
+        assert state[name][~mask].abs().max() == 0
 
 
 def test_a_flattened_parameter_is_refused() -> None:

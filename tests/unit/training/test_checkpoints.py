@@ -12,16 +12,16 @@ import torch
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
 from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
-from compressor.training.sharding import full_state
 from compressor.training.trainer import train
-from tests.unit.training.test_trainer import make_config, make_data, make_module
+from tests.short_training import full_state, make_config
+from tests.unit.training.test_trainer import make_data, make_module
 
 Damage = Callable[[Path], object]
 FILES = (
-    "student.safetensors",
-    "optimizer-0.pt",
+    "__0_0.distcp",
+    ".metadata",
     "rng_state.pth",
-    "stream.json",
+    "progress.json",
     "trainer_state.json",
     COMPLETE_MARK,
 )
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_taken(
     assert not (root / "checkpoints" / "checkpoint-6").exists()
 
 
-@pytest.mark.parametrize("file", ["optimizer-0.pt", "rng_state.pth"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", "rng_state.pth"])
 def test_training_goes_on_from_the_older_one_to_the_same_end(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str
 ) -> None:
@@ -95,11 +95,11 @@ def test_all_damaged_is_one_error_with_the_command(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, how: str
 ) -> None:
     names = ("checkpoint-4", "checkpoint-6")
-    root = damaged_copy(trained[0], tmp_path, names, "optimizer-0.pt", how)
+    root = damaged_copy(trained[0], tmp_path, names, "__0_0.distcp", how)
 
     with pytest.raises(VerificationError, match="every checkpoint") as caught:
         train(make_module(), make_data(root / "tokens"), make_config(), root, Console(quiet=True))
-    assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "optimizer-0.pt")
+    assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "__0_0.distcp")
     assert "--restart-from" in str(caught.value.hint)
     assert "--overwrite" in str(caught.value.hint)
 
