@@ -169,22 +169,25 @@ def require_alongside(config: Distill) -> None:
             "a teacher corrected alongside follows distillation's budget and warm-up",
             where="distill.correction",
             expected="neither tokens nor warmup_steps",
+            hint="leave both out, or set distill.correction.mode to first",
         )
     if config.teacher_logits is not None:
         raise UsageError(
-            "stored logits are those of a teacher that does not change",
+            "stored logits belong to a teacher that is not trained meanwhile",
             where="distill.correction.mode",
             expected="off",
             found=correction.mode,
+            hint="correct the teacher first and store its logits then, or give --teacher",
         )
 
 
 def _require_one_teacher(teacher: nn.Module) -> None:
     if world_size() > 1 and not is_sharded(teacher):
         raise UnsupportedError(
-            "several processes would each correct a teacher of their own",
+            "a teacher corrected alongside must be sharded over the processes",
             where="distill.correction.mode alongside",
             expected="distill.sharding full",
+            hint="--sharding full, one process, or --teacher-correction first",
         )
 
 

@@ -1,17 +1,17 @@
-"""The logits stage: run a teacher over the training windows and keep its likeliest tokens on disk."""
+"""The logits stage: run a teacher over the training windows and keep its top-k tokens on disk."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
+from compressor.data.packing import Window
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
@@ -117,8 +117,8 @@ def write_logits(
     return sum((out_dir / name).stat().st_size for name, _ in shards)
 
 
-def top_tokens(teacher: Body, windows: list[dict[str, Any]], top_k: int) -> Iterator[TopTokens]:
-    """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
+def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator[TopTokens]:
+    """The teacher's top-k tokens at every position of some windows, logits a chunk at a time."""
     device = next(teacher.parameters()).device
 
     def stacked(name: str) -> torch.Tensor:
@@ -147,7 +147,12 @@ def tokenizer_fingerprint(directory: Path) -> str:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (directory / name).is_file():
             return sha256_of_file(directory / name)
-    raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
+    raise UsageError(
+        "the checkpoint has no tokenizer",
+        where=str(directory),
+        expected="tokenizer.json",
+        hint="copy the tokenizer's files into the checkpoint's directory",
+    )
 
 
 LOGITS: Stage[Distill] = Stage(

@@ -110,6 +110,7 @@ def require_loss_on(config: Distill) -> None:
                 where=setting,
                 expected="--loss-on all",
                 found="--loss-on responses",
+                hint="turn this off, or train on all tokens",
             )
 
 
@@ -197,12 +198,15 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
         register_fsdp_forward_method(module, method)
 
 
-def training_flops_per_token(teacher: Path | None, student: Path, context_length: int) -> int:
-    """Teacher forward, student forward and backward (three forwards), at half the window's context."""
+def training_flops_per_token(
+    teacher: Path | None, student: Path, context_length: int, *, trains_teacher: bool = False
+) -> int:
+    """FLOPs at half the window's context; a backward pass costs two forward passes."""
     mean_context = context_length // 2
     flops = 3 * flops_per_token(dims_of_config(read_config(student)), mean_context)
     if teacher is not None:
-        flops += flops_per_token(dims_of_config(read_config(teacher)), mean_context)
+        passes = 3 if trains_teacher else 1
+        flops += passes * flops_per_token(dims_of_config(read_config(teacher)), mean_context)
     return flops
 
 
@@ -214,9 +218,10 @@ def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trus
     """
     refuse_adapter(teacher.path, by="a teacher")
     what = "student and teacher have different vocabularies"
+    hint = "take the teacher that the student was pruned from, or one with the same tokenizer"
     sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
     if sizes[0] != sizes[1]:
-        raise UnsupportedError(what, expected=sizes[1], found=sizes[0])
+        raise UnsupportedError(what, expected=sizes[1], found=sizes[0], hint=hint)
     # Two tokenizers of one size may still give every id another token.
     ours, theirs = (
         load_tokenizer(artifact.path, trust_remote_code=trust_remote_code).get_vocab()
@@ -229,6 +234,7 @@ def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trus
             where=f"token {token!r}",
             expected=f"id {theirs.get(token)}",
             found=f"id {ours.get(token)}",
+            hint=hint,
         )
 
 
@@ -310,7 +316,7 @@ def clean_up(out_dir: Path) -> None:
 
 def training_details(
     stream: WindowStream, plan: TrainingConfig, log: TrainingLog, context_length: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What every training reports."""
     return {
         "schedule": plan.record(),

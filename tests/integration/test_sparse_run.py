@@ -89,7 +89,7 @@ def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: 
     assert made["lineage"] == ["source", "sparsify"]
     trained = succeed_here("distill", sparse, "--teacher", tiny_checkpoint, *training, "-o", held)
     assert trained["lineage"] == ["source", "sparsify", "recover"]
-    assert trained["details"]["masks"] == "held"
+    assert trained["details"]["masks"] == "fixed"
     assert succeed_here("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
 
 

@@ -22,7 +22,7 @@ from compressor.distillation.correct_stage import (
 )
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import schedule
+from compressor.distillation.training import schedule, training_flops_per_token
 from compressor.models.load import load_model, open_checkpoint, resolve_source
 from compressor.recipe.recipe import Correction, Distill
 from compressor.runs.stage import StageContext, execute
@@ -101,11 +101,19 @@ def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) 
         torch.testing.assert_close(teacher_of(module)[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+def test_a_trained_teacher_costs_as_many_passes_as_a_student(tmp_path: Path) -> None:
+    teacher = save_checkpoint(tmp_path / "teacher", make_model(seed=2))
+    student = save_checkpoint(tmp_path / "student", make_model(hidden_size=32))
+    alone = [training_flops_per_token(None, model, 64) for model in (teacher, student)]
+    assert training_flops_per_token(teacher, student, 64) == alone[0] / 3 + alone[1]
+    assert training_flops_per_token(teacher, student, 64, trains_teacher=True) == sum(alone)
+
+
 def test_alongside_has_no_budget_of_its_own() -> None:
     require_alongside(Distill(correction=Correction(mode="alongside")))
     with pytest.raises(UsageError, match="budget and warm-up"):
         require_alongside(Distill(correction=Correction(mode="alongside", tokens=1000)))
-    with pytest.raises(UsageError, match="does not change"):
+    with pytest.raises(UsageError, match="not trained meanwhile"):
         require_alongside(Distill(correction=Correction(mode="alongside"), teacher_logits="logits"))
 
 

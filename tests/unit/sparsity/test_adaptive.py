@@ -15,7 +15,7 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_, require_rowwise
 from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
-from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
+from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, FixedMasks, MovingMasks
 from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.trainer import train
 from tests.short_training import full_state, make_config
@@ -104,7 +104,7 @@ def test_gradients_pass_straight_through_or_are_masked(straight_through: bool) -
     torch.testing.assert_close(linear.weight.grad, dense.grad if straight_through else dense.grad * mask)
 
 
-def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
+def make_student(*, moving: bool) -> tuple[DistillationModule, FixedMasks]:
     student = make_model(seed=1, hidden_size=32)
     names = [name for name, p in student.named_parameters() if "proj" in name and p.dim() == 2]
     masks = {name: keep_mask(student.get_parameter(name).abs()) for name in names}
@@ -114,12 +114,12 @@ def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
     student.requires_grad_(requires_grad=True).train()
     module = DistillationModule(student, make_model(seed=2), LossConfig(temperature=2.0, kl_weight=0.67))
     if not moving:
-        return module, HeldMasks(layers)
+        return module, FixedMasks(layers)
     return module, MovingMasks(layers, pattern=Pattern(), interval=4, mask_decay=0.1, ramp_steps=3)
 
 
 def run_training(
-    module: DistillationModule, config: TrainingConfig, directory: Path, masks: HeldMasks
+    module: DistillationModule, config: TrainingConfig, directory: Path, masks: FixedMasks
 ) -> TrainingLog:
     data = make_data(directory.with_name(f"{directory.name}-tokens"))
     return train(module, data, config, directory, Console(quiet=True), extensions=[masks])
@@ -170,6 +170,6 @@ def test_a_weight_flattened_after_installation_is_refused() -> None:
         optimizer.step()
     layer.weight = flat
     moving = MovingMasks({"w": layer}, pattern=Pattern(), interval=1, mask_decay=0.0, ramp_steps=1)
-    for masks in (HeldMasks({"w": layer}), moving):
+    for masks in (FixedMasks({"w": layer}), moving):
         with pytest.raises(UnsupportedError, match="flattened"):
             masks.after_step(1)

@@ -12,6 +12,7 @@ import torch
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
 from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
+from compressor.training.sharded_state import load_state_, save_state
 from compressor.training.trainer import train
 from tests.short_training import full_state, make_config
 from tests.unit.training.test_trainer import make_data, make_module
@@ -112,3 +113,20 @@ def test_checkpoints_are_found_by_their_number(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path, console) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-best"]
     assert len(console.warnings) == 1
+
+
+def test_a_checkpoint_of_another_training_is_an_error_with_a_hint(
+    trained: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    checkpoint = trained[0] / "checkpoints" / "checkpoint-6"
+    for named in ({"other": torch.zeros(1)}, {"student.model.norm.weight": torch.zeros(1)}):
+        with pytest.raises(VerificationError, match="does not fit this training") as caught:
+            load_state_(checkpoint, named, torch.optim.SGD(named.values()))
+        assert "--overwrite" in str(caught.value.hint)
+
+
+def test_what_fails_inside_the_library_is_raised_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(FileExistsError):
+        save_state(tmp_path / "file", {"weight": weight}, torch.optim.SGD([weight]))
