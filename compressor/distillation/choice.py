@@ -44,8 +44,8 @@ def choose_losses(
     may_compare = config.kl_weight > 0 and not has_stored_logits
     cuts_deep = is_large_depth_cut(num_teacher_layers, num_student_layers)
     automatic = "cosine" if cuts_deep and may_compare else OFF
-    intermediate = automatic if config.intermediate == "auto" else config.intermediate
-    embedding = intermediate if config.embedding == "auto" else config.embedding
+    intermediate = automatic if config.hidden_state_loss == "auto" else config.hidden_state_loss
+    embedding = intermediate if config.embedding_loss == "auto" else config.embedding_loss
     pairs: tuple[tuple[int, int], ...] = ()
     if intermediate != OFF:
         pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
@@ -54,8 +54,8 @@ def choose_losses(
         raise UsageError(
             "layers are paired, but no loss compares hidden states",
             where="distill.layer_pairs",
-            expected=f"distill.intermediate {' or '.join(STATE_LOSSES)}",
-            hint="set distill.intermediate, or leave distill.layer_pairs out",
+            expected=f"distill.hidden_state_loss {' or '.join(STATE_LOSSES)}",
+            hint="set distill.hidden_state_loss, or leave distill.layer_pairs out",
         )
     loss = LossConfig(
         loss=config.loss,
@@ -91,7 +91,7 @@ def describe(loss: LossConfig) -> str:
 
 
 def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> str:  # noqa: FBT001 - private
-    if config.intermediate != "auto":
+    if config.hidden_state_loss != "auto":
         return "the recipe chooses the losses on states"
     if not may_compare:
         rule = "no losses on hidden states: they need KL and a teacher in memory"
@@ -99,7 +99,7 @@ def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> 
         rule = f"no losses on hidden states: {layers}, less than a third is cut"
     else:
         rule = f"losses on hidden states as well: {layers}, at least a third is cut"
-    return rule if config.embedding == "auto" else f"{rule}; the recipe chooses the loss on embeddings"
+    return rule if config.embedding_loss == "auto" else f"{rule}; the recipe chooses the loss on embeddings"
 
 
 def _warnings(loss: LossConfig) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def _require_stored(loss: LossConfig) -> None:
         raise UsageError(
             "losses on hidden states and embeddings need a teacher in memory",
             where="distill.teacher_logits",
-            expected="distill.intermediate and distill.embedding off",
+            expected="distill.hidden_state_loss and distill.embedding_loss off",
             hint="turn both off, or give --teacher instead of --teacher-logits",
         )
     if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or not loss.divergence.stored):

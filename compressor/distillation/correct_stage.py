@@ -26,6 +26,7 @@ from compressor.distillation.training import (
     require_training_memory,
     save_trained,
     schedule,
+    training_content,
     training_details,
     training_flops_per_token,
 )
@@ -186,8 +187,8 @@ def _require_one_teacher(teacher: nn.Module) -> None:
         raise UnsupportedError(
             "a teacher corrected alongside must be sharded over the processes",
             where="distill.correction.mode alongside",
-            expected="distill.sharding full",
-            hint="--sharding full, one process, or --teacher-correction first",
+            expected="distill.sharding fsdp",
+            hint="--sharding fsdp, one process, or --teacher-correction first",
         )
 
 
@@ -196,6 +197,7 @@ CORRECT: Stage[Distill] = Stage(
     run=run,
     format_version=2,
     libraries=("torch", "transformers", "accelerate"),
+    content=lambda config: training_content(config, "correction"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,
 )

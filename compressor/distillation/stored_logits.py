@@ -38,7 +38,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class Windows(Protocol):
-    """Training windows by their index, as dicts of arrays."""
+    """Training windows by their index."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -190,7 +190,7 @@ class StoredLogits:
             )
         for name, expected, found in (
             ("distill.context_length", seq_len, header.seq_len),
-            ("distill.isolate_documents", isolates_documents, header.isolates_documents),
+            ("distill.intra_document_masking", isolates_documents, header.isolates_documents),
         ):
             if expected != found:
                 raise UsageError(

@@ -44,7 +44,7 @@ def run_training(module: DistillationModule, directory: Path, *extensions: Any, 
     """Train into a directory, from the first window of a stream of its own."""
     directory.mkdir(exist_ok=True)
     config = make_config(**{"max_steps": STEPS, "micro_batch_size": 1, "warmup_steps": 0, **changes})
-    stream, console = make_data(directory / "tokens"), Console(quiet=True)
+    stream, console = make_data(directory / "tokens"), Console()
     return train(module, stream, config, directory, console, extensions=extensions)
 
 
@@ -121,13 +121,13 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=2))
     (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
     source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
-    context = StageContext(console=Console(quiet=True), **WHERE)
+    context = StageContext(console=Console(), **WHERE)
     config = Distill(
         data=str(tmp_path / "text.txt"),
         tokens=16 * 12,
         context_length=16,
         batch_size=2,
-        checkpoint_steps=5,
+        save_steps=5,
         correction=Correction(mode="first", learning_rate=2e-3),
     )
     artifact = execute(CORRECT, config, source, tmp_path / "corrected", context).artifact

@@ -9,9 +9,11 @@ import torch
 
 from compressor.choices.losses import LOSSES, STATE_LOSSES, Loss
 from compressor.core.console import Console
-from compressor.distillation.choice import describe
+from compressor.distillation.choice import choose_losses, describe
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
+from compressor.recipe.option import choices_of
+from compressor.recipe.recipe import Distill
 from compressor.training.trainer import train
 from tests.short_training import make_config
 from tests.tiny_models import make_model
@@ -46,6 +48,14 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Loss:
 def test_a_row_is_a_loss_to_train_on(toy: Loss, tmp_path: Path, top_k: int | None) -> None:
     student, teacher = make_model(seed=1, hidden_size=32), make_model(seed=2)
     config = LossConfig(loss=toy.name, temperature=2.0, top_k=top_k)
+    assert (
+        choose_losses(
+            Distill(loss=toy.name, temperature=2.0, top_k=top_k, hidden_state_loss="off"),
+            num_teacher_layers=3,
+            num_student_layers=3,
+        ).loss
+        == config
+    )
     module = DistillationModule(student.requires_grad_(requires_grad=True).train(), teacher, config)
     ids = torch.arange(32).view(2, 16)
     loss = module(ids)["loss"]
@@ -57,9 +67,10 @@ def test_a_row_is_a_loss_to_train_on(toy: Loss, tmp_path: Path, top_k: int | Non
 
     stream = make_data(tmp_path / "tokens")
     settings = make_config(max_steps=2, checkpoint_steps=1, learning_rate=1e-2, warmup_steps=0)
-    log = train(module, stream, settings, tmp_path, Console(quiet=True))
+    log = train(module, stream, settings, tmp_path, Console())
     assert 0 < log.loss[1] <= 1
     assert describe(config).startswith("total variation on ")
+    assert choices_of(Distill.model_fields["loss"])["toy"] == toy.help
 
 
 @pytest.mark.parametrize("row", [*LOSSES.values(), *STATE_LOSSES.values()], ids=lambda row: row.name)

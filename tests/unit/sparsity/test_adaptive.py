@@ -122,7 +122,7 @@ def run_training(
     module: DistillationModule, config: TrainingConfig, directory: Path, masks: FixedMasks
 ) -> TrainingLog:
     data = make_data(directory.with_name(f"{directory.name}-tokens"))
-    return train(module, data, config, directory, Console(quiet=True), extensions=[masks])
+    return train(module, data, config, directory, Console(), extensions=[masks])
 
 
 @pytest.mark.parametrize("moving", [True, False])

@@ -58,7 +58,7 @@ def test_training_lowers_the_loss_and_keeps_the_pattern(
     promise = read_promise(made.path)
     assert promise is not None
     assert promise == read_promise(source.path)
-    assert verify_directory(made.path)["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made.path).checked[0].found["sparsity"]["num_tensors"] == 21
     loss = made.details["curve"]["loss"]
     assert loss[-1] < loss[0]
     before, after = (read_masks(a.path / MASKS_FILE, promise.shapes) for a in (source, made))
@@ -84,7 +84,7 @@ def test_the_branch_trains_only_when_asked(sparsified: Sparsified, tmp_path: Pat
 
 
 def test_the_losses_that_the_recipe_names_are_trained_on(sparsified: Sparsified, tmp_path: Path) -> None:
-    losses = {"loss": "reverse-kl", "top_k": 100, "intermediate": "mse", "layer_pairs": ((1, 1),)}
+    losses = {"loss": "reverse-kl", "top_k": 100, "hidden_state_loss": "mse", "layer_pairs": ((1, 1),)}
     _, made = recover(sparsified, tmp_path / "out", losses=losses, kl_weight=0.5)
     assert made.details["loss"] == (
         "0.5 reverse KL on the teacher's top 100 tokens + 0.5 cross-entropy "
@@ -94,9 +94,9 @@ def test_the_losses_that_the_recipe_names_are_trained_on(sparsified: Sparsified,
 
 def test_states_are_not_compared_unless_the_recipe_says_so() -> None:
     distill = Distill(layer_pairs=((1, 1),))
-    settings = RecoverStageConfig(distill=distill, sparsify=Sparsify()).training()
-    assert (settings.intermediate, settings.embedding, settings.layer_pairs) == ("off", "auto", None)
-    assert (settings.kl_weight, settings.temperature) == (0.67, 2.0)
+    found = RecoverStageConfig(distill=distill, sparsify=Sparsify()).training()
+    assert (found.hidden_state_loss, found.embedding_loss, found.layer_pairs) == ("off", "auto", None)
+    assert (found.kl_weight, found.temperature) == (0.67, 2.0)
 
 
 def test_both_models_are_loaded_as_far_as_they_are_trusted(

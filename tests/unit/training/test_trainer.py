@@ -46,7 +46,7 @@ def make_module(*, tied: bool = True) -> DistillationModule:
 
 
 def quiet() -> Console:
-    return Console(quiet=True)
+    return Console()
 
 
 @pytest.mark.parametrize("tied", [True, False])
