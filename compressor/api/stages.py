@@ -258,10 +258,13 @@ def refuse_unused_losses(settings: Distill) -> None:
     Raises:
         UsageError: naming them.
     """
-    unused = settings.loss_choices()
+    from compressor.sparsity.sparse_finetune import FOLLOWED_LOSSES
+
+    followed = {f"distill.{name}" for name in FOLLOWED_LOSSES}
+    unused = [name for name in settings.loss_choices() if name not in followed]
     require(
         not unused,
-        "a sparse model is trained by forward KL and cross-entropy on all logits, and by nothing else",
+        "a sparse model is trained with the KL weight of sparsify, by an unchanging teacher in memory",
         where=", ".join(unused),
         hint="leave them out; --recovery-kl-weight and --recovery-temperature set its loss",
     )
