@@ -34,11 +34,12 @@ from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 from exporters.verification.class_defaults import value_of
-from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
+from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
 from exporters.verification.prompts import Prompt
 from exporters.verification.record import Engine, Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES, Tolerance
 
 _SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
