@@ -185,7 +185,9 @@ class _Visitor:
 def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
     """What the stage will promise, its shapes checked."""
     if not names:
-        raise UsageError("the skip list leaves nothing to sparsify", where="--skip")
+        raise UsageError(
+            "the skip list leaves nothing to sparsify", where="--skip", hint="leave out some of its patterns"
+        )
     if (checkpoint / SPARSITY_FILE).is_file():
         raise UnsupportedError(
             "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"

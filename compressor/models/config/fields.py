@@ -17,6 +17,7 @@ from compressor.models.config.signs import EPSILONS, is_one_of, neutral_values
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family
 
+_HINT = "check config.json against the weights: a model of this shape does not run in transformers"
 FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOW, LAYER_TYPES = "sliding_window", "layer_types"
 _WINDOW_FIELDS = (WINDOW, "use_sliding_window", "max_window_layers", LAYER_TYPES)
@@ -125,6 +126,7 @@ def _check_architecture(dims: Dims, where: str) -> None:
             where=f"{where}: num_attention_heads, num_key_value_heads",
             expected=f"a multiple of {groups}",
             found=heads,
+            hint=_HINT,
         )
     if dims.family.hidden_divisible_by_heads and dims.hidden_size % heads:
         raise UnsupportedError(
@@ -133,6 +135,7 @@ def _check_architecture(dims: Dims, where: str) -> None:
             where=f"{where}: hidden_size",
             expected=f"a multiple of {heads}",
             found=dims.hidden_size,
+            hint=_HINT,
         )
 
 
@@ -254,4 +257,5 @@ def _refused(name: str, value: object, where: str, *, expected: str) -> Unsuppor
         where=f"{where}: {name}",
         expected=expected,
         found=repr(value) if isinstance(value, str) else value,
+        hint="if the model was not trained with it, correct this field; otherwise the model is not supported",
     )

@@ -45,7 +45,11 @@ def parse_pattern(text: str) -> Pattern:
     pattern = Pattern(*map(int, match.groups())) if match else None
     if pattern is None or not 0 < pattern.num_kept < pattern.group_size:
         raise UsageError(
-            "this is no sparsity pattern", where="--sparsity", expected="such as 2:4", found=text
+            "this is not a sparsity pattern",
+            where="--sparsity",
+            expected="N:M with 0 < N < M",
+            found=text,
+            hint="--sparsity 2:4",
         )
     return pattern
 

@@ -152,7 +152,7 @@ def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> 
     [
         ({"pattern": "2:4", "skip": ("*",)}, UsageError, "leaves nothing"),
         ({"pattern": "2:5"}, UnsupportedError, "groups of 5"),
-        ({"pattern": None}, UsageError, "no sparsity pattern"),
+        ({"pattern": None}, UsageError, "not a sparsity pattern"),
     ],
 )
 def test_what_cannot_be_sparsified_is_refused(
