@@ -1,4 +1,4 @@
-"""The bench stage: the context's arms against each other, into reports."""
+"""The bench stage: measures the context's arms against each other and writes the reports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bench.measure.measure import run_bench
 from bench.measure.serving import run_serving
 from bench.report.results import NotMeasured, Quality
 from bench.report.write import write_reports
-from bench.runtimes.base import runtime_named
-from bench.runtimes.tensorrt_llm import TENSORRT_LLM
+from bench.runtimes.base import StaticRuntime
+from compressor.choices.runtimes import DEFAULT_RUNTIME, RUNTIMES, runtime_named
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.dims import Dims, dims_of_config
@@ -36,17 +36,17 @@ class BenchStageConfig(Section):
         bench: The recipe's section.
         comparisons: Pairs of names in the context's `others`: baseline, candidate. A model that runs
             as an engine has that there too, as `engine_of` its name.
-        runtime: What executes all of them.
-        not_measured: What is missing, and why.
-        quality: Model, metric and value, measured elsewhere.
+        runtime: Name of the runtime that executes all of them.
+        not_measured: What this machine cannot measure, and why.
+        quality: How good the models are, measured elsewhere.
         shapes: Dimensions of models whose directory does not tell them, by model.
     """
 
     bench: Bench
     comparisons: tuple[tuple[str, str], ...]
-    runtime: str = "onnxruntime-genai"
-    not_measured: tuple[tuple[str, str], ...] = ()
-    quality: tuple[tuple[str, str, float], ...] = ()
+    runtime: str = DEFAULT_RUNTIME
+    not_measured: tuple[NotMeasured, ...] = ()
+    quality: tuple[Quality, ...] = ()
     shapes: dict[str, dict[str, int | bool | str]] = Field(default_factory=dict)
 
 
@@ -57,11 +57,13 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
     comparisons = [
         Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons
     ]
-    missing = [NotMeasured(what=what, reason=reason) for what, reason in config.not_measured]
-    quality = [Quality(model=model, metric=metric, value=value) for model, metric, value in config.quality]
-    if config.runtime == TENSORRT_LLM:
+    if runtime_named(config.runtime).serves:
         results = run_serving(
-            comparisons, config.bench, console=context.console, seed=context.seed, not_measured=missing
+            comparisons,
+            config.bench,
+            console=context.console,
+            seed=context.seed,
+            not_measured=config.not_measured,
         )
     else:
         results = run_bench(
@@ -69,8 +71,8 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
             config.bench,
             console=context.console,
             seed=context.seed,
-            not_measured=missing,
-            quality=quality,
+            not_measured=config.not_measured,
+            quality=config.quality,
             rates=machine_rates(
                 out_dir.absolute().parent / SCRATCH, device=_device(arms), precisions=_computed(arms)
             ),
@@ -111,7 +113,7 @@ def _device(arms: dict[str, Arm]) -> str:
     """
     found: dict[str, str] = {}
     for name, arm in arms.items():
-        runtime = runtime_named(arm.runtime)
+        runtime: StaticRuntime = runtime_named(arm.runtime).load()
         runtime.check(arm.path, precision=arm.precision)
         found[name] = runtime.device(arm.path)
     if len(set(found.values())) > 1:
@@ -119,6 +121,7 @@ def _device(arms: dict[str, Arm]) -> str:
             "these models run on different devices",
             where="bench",
             found=", ".join(f"{name} on {device}" for name, device in found.items()),
+            hint="export the models for one device, or hide the GPUs with CUDA_VISIBLE_DEVICES= in front",
         )
     return next(iter(found.values()))
 
@@ -141,5 +144,8 @@ def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | 
 
 
 BENCH: Stage[BenchStageConfig] = Stage(
-    name="bench", run=run, libraries=("onnxruntime", "onnxruntime-genai", "torch"), format_version=4
+    name="bench",
+    run=run,
+    libraries=tuple(name for runtime in RUNTIMES.values() for name in runtime.requires),
+    format_version=4,
 )

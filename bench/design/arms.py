@@ -59,6 +59,12 @@ class Comparison:
         """Baseline, then candidate: the A and B of A B B A."""
         return self.baseline, self.candidate
 
+    def without_paths(self, text: str) -> str:
+        """`text` with the directories of both arms replaced by their names."""
+        for arm in self.arms:
+            text = arm.without_path(text)
+        return text
+
 
 def distinct_arms(comparisons: tuple[Comparison, ...]) -> tuple[Arm, ...]:
     """Every arm once, in order of appearance."""

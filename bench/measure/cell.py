@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from bench.design.grid import Cell
 from bench.design.prompts import make_prompts
 from bench.measure.statistics import (
+    PairedMeasurement,
     RatioInterval,
     Sample,
     Series,
     StoppingRule,
-    Trial,
     coefficient_of_variation,
     conclude,
     median,
@@ -25,9 +25,8 @@ from bench.measure.statistics import (
     series_interval,
 )
 from bench.measure.timeline import Timeline, verify_timeline
-from bench.metrics.absent import Absent
-from bench.metrics.catalogue import METRICS, Metric
-from bench.metrics.latency import latency_s
+from bench.metrics.metric import Absent, Metric
+from bench.metrics.static_batch import METRICS, latency_s
 from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
 from bench.runtimes.base import Session
 
@@ -44,7 +43,7 @@ class Warmup:
     is_settled: bool | None
 
 
-class CellTrial:
+class CellMeasurement:
     """One cell in progress: each series is measured on models that were loaded for it."""
 
     def __init__(self, cell: Cell, *, rule: StoppingRule, seed: int) -> None:
@@ -75,7 +74,7 @@ class CellTrial:
         Raises:
             VerificationError: when a runtime does other work than the cell asks for.
         """
-        prompts = make_prompts((baseline, candidate), cell=self.cell, seed=self._seed)
+        prompts = make_prompts((baseline.vocabulary, candidate.vocabulary), cell=self.cell, seed=self._seed)
         arms = {"A": (baseline, self.cell.baseline), "B": (candidate, self.cell.candidate)}
         first, second = (
             warm_up(session, prompts[: own.batch_size], cell=own) for session, own in arms.values()
@@ -105,11 +104,11 @@ class CellTrial:
         """The finished cell."""
         if self._failure is not None:
             return failed_cell(self.cell, self._failure)
-        trial = conclude(
+        measurement = conclude(
             self._series[0], self._series[1:], duration=seconds_per_output_token, rule=self._rule
         )
         return summarise(
-            trial,
+            measurement,
             cell=self.cell,
             warmups=[_worst(own) for own in zip(*self._warmups, strict=True)],
             order=self._order,
@@ -151,7 +150,7 @@ def _worst(warmups: Sequence[Warmup]) -> Warmup:
 
 
 def summarise(
-    trial: Trial[Sample],
+    measurement: PairedMeasurement[Sample],
     *,
     cell: Cell,
     warmups: Sequence[Warmup],
@@ -159,28 +158,27 @@ def summarise(
     metrics: Sequence[Metric[Sample]],
     latency: Callable[[Sample], float],
 ) -> CellResult:
-    """A finished trial as a result: medians, spreads, raw samples, ratios, verdict."""
+    """A finished measurement as a result: medians, spreads, raw samples, ratios, verdict."""
     baseline, candidate = (
         ArmCell(
             num_warmup_runs=warmup.num_runs,
             is_settled=warmup.is_settled,
-            exploration_latency_s=tuple(latency(pair[side]) for pair in trial.exploration),
+            exploration_latency_s=tuple(latency(pair[side]) for pair in measurement.exploration),
             metrics={
-                metric.name: _summary(metric, [pair[side] for one in trial.reported for pair in one])
+                metric.name: _summary(metric, [pair[side] for one in measurement.reported for pair in one])
                 for metric in metrics
             },
         )
         for side, warmup in enumerate(warmups)
     )
-    return CellResult(
-        **_place(cell),
-        status=trial.verdict,
-        reason=trial.reason,
-        is_confirmed=bool(trial.fresh),
-        num_series=len(trial.reported),
+    return _result_of(cell)(
+        status=measurement.verdict,
+        reason=measurement.reason,
+        is_confirmed=bool(measurement.fresh),
+        num_series=len(measurement.reported),
         order=order,
-        speedup=_interval(trial.interval),
-        ratios={metric.name: _ratio(metric, trial) for metric in metrics},
+        speedup=_interval(measurement.interval),
+        ratios={metric.name: _ratio(metric, measurement) for metric in metrics},
         baseline=baseline,
         candidate=candidate,
     )
@@ -188,18 +186,19 @@ def summarise(
 
 def failed_cell(cell: Cell, reason: str) -> CellResult:
     """A cell without numbers: it stays in the table with its reason."""
-    return CellResult(**_place(cell), status="FAIL", reason=reason)
+    return _result_of(cell)(status="FAIL", reason=reason)
 
 
-def _place(cell: Cell) -> dict[str, Any]:
-    """The fields that say which cell a result is of."""
-    return {
-        "isl": cell.isl,
-        "osl": cell.osl,
-        "batch_size": cell.batch_size,
-        "candidate_batch_size": cell.candidate_batch_size,
-        "is_largest": cell.is_largest,
-    }
+def _result_of(cell: Cell) -> partial[CellResult]:
+    """A result with the fields that say which cell it is of."""
+    return partial(
+        CellResult,
+        isl=cell.isl,
+        osl=cell.osl,
+        batch_size=cell.batch_size,
+        candidate_batch_size=cell.candidate_batch_size,
+        is_largest=cell.is_largest,
+    )
 
 
 def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | AbsentRecord:
@@ -215,12 +214,12 @@ def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | Ab
     )
 
 
-def _ratio(metric: Metric[Sample], trial: Trial[Sample]) -> Interval | AbsentRecord:
+def _ratio(metric: Metric[Sample], measurement: PairedMeasurement[Sample]) -> Interval | AbsentRecord:
     """Candidate over baseline for rates, the inverse for durations: above 1 the candidate is better."""
     arms: list[list[list[float]]] = []
     for side in range(2):
         arms.append([])
-        for series in trial.reported:
+        for series in measurement.reported:
             samples = _samples(metric, [pair[side] for pair in series])
             if isinstance(samples, Absent):
                 return AbsentRecord(absent=samples.reason)

@@ -14,16 +14,17 @@ from datetime import datetime, timezone
 from bench.design.arms import Arm, Comparison, distinct_arms
 from bench.design.grid import Cell, grid_of, wants_largest_batch
 from bench.machine.environment import describe_environment, take_snapshot
-from bench.measure.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellTrial
-from bench.measure.comparison_trial import ComparisonTrial
+from bench.measure.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellMeasurement
+from bench.measure.comparison_measurement import ComparisonMeasurement
 from bench.measure.largest_batch import largest_batch
 from bench.measure.peak_memory import MemoryProbe, probe_memory
 from bench.measure.placement import Processes, placement
 from bench.measure.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, stopping_rule
-from bench.metrics.catalogue import METRICS
+from bench.metrics.static_batch import METRICS
 from bench.report.arm_record import record_of
 from bench.report.results import NotMeasured, Protocol, Quality, Rates, Results
-from bench.runtimes.base import runtime_named
+from bench.runtimes.base import StaticRuntime
+from compressor.choices.runtimes import runtime_named
 from compressor.core.console import Console, Tick
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Bench
@@ -59,17 +60,18 @@ def run_bench(
     rule = stopping_rule(config)
     _refuse_ambiguous_names(arms)
     for arm in arms:
-        runtime_named(arm.runtime).check(arm.path, precision=arm.precision)
+        runtime: StaticRuntime = runtime_named(arm.runtime).load()
+        runtime.check(arm.path, precision=arm.precision)
     cells, before = grid_of(config), take_snapshot()
     with console.progress("bench: peak memory", len(arms)) as tick:
         probes = {arm.id: _probe(arm, cells=cells, seed=seed, tick=tick) for arm in arms}
     processes, why = placement(config, comparisons, probes, before)
     console.info(f"  bench: {processes} processes: {why}")
     largest = _largest_cells(arms, cells, config, seed=seed, console=console)
-    trials = [
-        ComparisonTrial(
+    measurements = [
+        ComparisonMeasurement(
             comparison,
-            [CellTrial(cell, rule=rule, seed=seed) for cell in cells_of(comparison, cells, largest)],
+            [CellMeasurement(cell, rule=rule, seed=seed) for cell in cells_of(comparison, cells, largest)],
             probes,
             is_alternating=processes == "alternating",
             console=console,
@@ -77,13 +79,13 @@ def run_bench(
         )
         for comparison in comparisons
     ]
-    _run_passes(trials, console)
+    _run_passes(measurements, console)
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         protocol=_protocol(rule, processes, seed=seed),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(record_of(arm, probes[arm.id].peak) for arm in arms),
-        comparisons=tuple(trial.result() for trial in trials),
+        comparisons=tuple(measurement.result() for measurement in measurements),
         not_measured=tuple(not_measured),
         quality=tuple(quality),
         rates=rates,
@@ -113,13 +115,13 @@ def cells_of(
     return tuple({cell: cell for cell in fitting}.values())
 
 
-def _run_passes(trials: Sequence[ComparisonTrial], console: Console) -> None:
+def _run_passes(measurements: Sequence[ComparisonMeasurement], console: Console) -> None:
     """A series of every cell per pass: the one that fixes its length, then the fresh ones."""
     for number in range(1, NUM_SERIES + 2):
-        if pending := [trial for trial in trials if trial.pending]:
+        if pending := [measurement for measurement in measurements if measurement.pending]:
             console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
-        for trial in pending:
-            trial.add_series()
+        for measurement in pending:
+            measurement.add_series()
 
 
 def _largest_cells(
@@ -152,7 +154,12 @@ def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> Memor
 def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:
     names = [arm.id for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError("two different models have one name", where="bench", found=", ".join(repeated))
+        raise UsageError(
+            "two different models have one name",
+            where="bench",
+            found=", ".join(repeated),
+            hint="rename one of the directories: results are kept by name",
+        )
 
 
 def _protocol(rule: StoppingRule, processes: Processes, *, seed: int) -> Protocol:

@@ -6,10 +6,7 @@ large before it is tried in the process that holds both arms.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,10 +16,11 @@ from bench.design.arms import Arm
 from bench.design.grid import Cell, by_memory
 from bench.design.prompts import make_prompts
 from bench.measure.cell import run_once
+from bench.measure.child import ROOT, command_of, load_session, one_line, parser_of, reason_of_end
 from bench.report.results import AbsentRecord, PeakMemory
-from bench.runtimes.base import runtime_named
 from compressor.core.errors import CompressExportError, ResourceError
 
+MODULE = "bench.measure.peak_memory"
 _STATUS_FILE = Path("/proc/self/status")
 _HIGH_WATER_FIELD = "VmHWM:"
 
@@ -48,6 +46,32 @@ def probe_memory(arm: Arm, *, cells: tuple[Cell, ...], seed: int) -> MemoryProbe
     return probe
 
 
+def run_alone(arm: Arm, *, cell: Cell, seed: int, memory_limit: int | None = None) -> PeakMemory:
+    """Run one cell in a process of its own, which may be kept from taking more than some memory.
+
+    Raises:
+        ResourceError: when it does not run.
+    """
+    options = {"isl": cell.isl, "osl": cell.osl, "batch-size": cell.batch_size, "seed": seed}
+    options |= {} if memory_limit is None else {"memory-limit": memory_limit}
+    done = subprocess.run(  # noqa: S603 - this interpreter, no shell
+        command_of(MODULE, arm, *(f"--{name}={value}" for name, value in options.items())),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = reason_of_end(done.returncode, done.stderr)
+        raise ResourceError(
+            "the cell does not run in a process of its own",
+            where=f"{arm.id}, cell {cell}",
+            found=arm.without_path(f"{arm.id} alone in a process: {reason}"),
+            hint="smaller batches or lengths, or a machine with more memory",
+        )
+    return PeakMemory.model_validate_json(done.stdout.splitlines()[-1])
+
+
 def peak_resident_bytes() -> int:
     """The high-water mark of this process's resident set.
 
@@ -64,11 +88,8 @@ def peak_resident_bytes() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry of the child process: prints one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.measure.peak_memory")
-    parser.add_argument("--runtime", required=True)
-    parser.add_argument("--precision", required=True)
+    parser = parser_of(MODULE)
     parser.add_argument("--memory-limit", type=int, default=None)
-    parser.add_argument("--model", type=Path, required=True)
     for name in ("--isl", "--osl", "--batch-size", "--seed"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args(arguments)
@@ -77,16 +98,19 @@ def main(arguments: list[str] | None = None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (options.memory_limit, options.memory_limit))
     baseline_bytes = peak_resident_bytes()
     try:
-        session = runtime_named(options.runtime).load(options.model, precision=options.precision)
-        run_once(session, make_prompts((session,), cell=cell, seed=options.seed), cell=cell)
+        session = load_session(options)
+        run_once(session, make_prompts((session.vocabulary,), cell=cell, seed=options.seed), cell=cell)
     except CompressExportError as error:
-        raise SystemExit("; ".join(line.strip() for line in str(error).splitlines())) from error
-    measured = {
-        "peak_bytes": peak_resident_bytes(),
-        "baseline_bytes": baseline_bytes,
-        "device_bytes": _device_bytes(),
-    }
-    sys.stdout.write(json.dumps(measured) + "\n")
+        raise SystemExit(one_line(error)) from error
+    measured = PeakMemory(
+        isl=cell.isl,
+        osl=cell.osl,
+        batch_size=cell.batch_size,
+        peak_bytes=peak_resident_bytes(),
+        baseline_bytes=baseline_bytes,
+        device_bytes=_device_bytes(),
+    )
+    sys.stdout.write(measured.model_dump_json() + "\n")
 
 
 def _device_bytes() -> int | None:
@@ -95,55 +119,6 @@ def _device_bytes() -> int | None:
     if torch is None or not torch.cuda.is_available():
         return None
     return int(torch.cuda.max_memory_reserved())
-
-
-def run_alone(arm: Arm, *, cell: Cell, seed: int, memory_limit: int | None = None) -> PeakMemory:
-    """Run one cell in a process of its own, which may be kept from taking more than some memory.
-
-    Raises:
-        ResourceError: when it does not run.
-    """
-    options = {
-        "runtime": arm.runtime,
-        "precision": arm.precision,
-        "model": arm.path.resolve(),
-        "isl": cell.isl,
-        "osl": cell.osl,
-        "batch-size": cell.batch_size,
-        "seed": seed,
-        **({} if memory_limit is None else {"memory-limit": memory_limit}),
-    }
-    # -m puts the working directory on the module path: it must be the one that holds these packages,
-    # not the user's, where a folder `bench` may well be the output of an earlier run.
-    done = subprocess.run(  # noqa: S603 - this interpreter, no shell
-        [
-            sys.executable,
-            "-m",
-            "bench.measure.peak_memory",
-            *(f"--{name}={value}" for name, value in options.items()),
-        ],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise ResourceError(
-            "the cell does not run in a process of its own",
-            where=f"{arm.id}, cell {cell}",
-            found=_child_failure(done, arm),
-        )
-    measured = json.loads(done.stdout.splitlines()[-1])
-    return PeakMemory(isl=cell.isl, osl=cell.osl, batch_size=cell.batch_size, **measured)
-
-
-def _child_failure(done: subprocess.CompletedProcess[str], arm: Arm) -> str:
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        likely = ", most likely for want of memory" if name == "SIGKILL" else ""
-        return f"{arm.id} alone in a process was ended by {name}{likely}"
-    last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return arm.without_path(f"{arm.id} alone in a process: {last_line}")
 
 
 if __name__ == "__main__":

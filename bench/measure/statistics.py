@@ -69,7 +69,7 @@ class StoppingRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial(Generic[Sample]):
+class PairedMeasurement(Generic[Sample]):
     """A finished measurement of one pair of arms.
 
     Attributes:
@@ -101,7 +101,12 @@ def stopping_rule(config: Bench) -> StoppingRule:
     try:
         return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
     except ValueError as error:
-        raise UsageError("these numbers of pairs cannot be met", where="bench", found=error) from error
+        raise UsageError(
+            "the numbers of measured pairs contradict each other",
+            where="bench.min_pairs, bench.max_pairs",
+            found=error,
+            hint="set bench.min_pairs in the recipe to at most bench.max_pairs",
+        ) from error
 
 
 def median(samples: Sequence[float]) -> float:
@@ -164,12 +169,12 @@ def series_interval(
     return replace(means, num_pairs=sum(map(len, numerator)))
 
 
-def paired_trial(
+def measure_in_pairs(
     measure_pair: Callable[[int], tuple[Sample, Sample]],
     *,
     duration: Callable[[Sample], float],
     rule: StoppingRule,
-) -> Trial[Sample]:
+) -> PairedMeasurement[Sample]:
     """Measure pairs until the speed-up's interval is narrow, then fresh series of that length.
 
     Args:
@@ -216,11 +221,11 @@ def conclude(
     *,
     duration: Callable[[Sample], float],
     rule: StoppingRule,
-) -> Trial[Sample]:
+) -> PairedMeasurement[Sample]:
     """The verdict on finished series; `fresh` is empty where the first was too wide."""
     interval = _speedup(fresh or [exploration], duration)
     is_noisy = not _is_narrow(interval, rule)
-    return Trial(
+    return PairedMeasurement(
         exploration=exploration,
         fresh=tuple(fresh),
         interval=interval,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from bench.metrics.absent import Absent
+from bench.metrics.metric import Absent
 
 # ONNX graphs keep large tensors in a file of their own beside the graph.
 _WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")

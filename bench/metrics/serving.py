@@ -1,11 +1,11 @@
-"""The metrics of the concurrency experiment: one number each from a report of `trtllm-bench`."""
+"""The metrics of requests in flight: each is a number of what the server reports of a run."""
 
 from __future__ import annotations
 
 from operator import attrgetter
 
-from bench.metrics.catalogue import Metric
-from bench.runtimes.tensorrt_llm import ServingRun
+from bench.metrics.metric import Metric
+from bench.runtimes.base import ServingRun
 
 _DEFINITIONS = {
     "output_tokens_per_s": "generated tokens of all requests, first tokens included, over total latency",
@@ -20,9 +20,6 @@ _DEFINITIONS = {
 }
 
 SERVING_METRICS: tuple[Metric[ServingRun], ...] = tuple(
-    Metric(
-        name=name, definition=definition, is_rate=name.endswith("_per_s") or "_per_s_" in name,
-        compute=attrgetter(name),
-    )
+    Metric(name=name, definition=definition, is_rate="_per_s" in name, compute=attrgetter(name))
     for name, definition in _DEFINITIONS.items()
-)  # fmt: skip
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.design.arms import Arm
 from bench.machine.environment import model_files
-from bench.metrics.absent import Absent
+from bench.metrics.metric import Absent
 from bench.metrics.model_bytes import engine_bytes, file_bytes, weight_bytes
 from bench.report.results import AbsentRecord, ArmRecord, PeakMemory
 

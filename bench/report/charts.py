@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.report.load import Load, load_of
 from bench.report.numbers import show_interval, show_number
 from bench.report.results import AbsentRecord, ArmCell, CellResult, Results
 from bench.report.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
 from bench.report.waterfall import Step, Waterfall, waterfalls_of
+from bench.report.wording import Wording, wording_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ def charts_of(results: Results) -> list[Chart]:
     by_lengths: dict[tuple[int, int], list[Measured]] = defaultdict(list)
     for measured in measured_arms(results):
         by_lengths[measured.isl, measured.osl].append(measured)
-    load = load_of(results)
-    charts = [_throughput(lengths, found, load) for lengths, found in by_lengths.items()]
-    charts += [_latency(lengths, found, load) for lengths, found in by_lengths.items()]
-    charts += [_waterfall(waterfall, load) for waterfall in waterfalls_of(results)]
-    charts += [chart for found in by_lengths.values() if (chart := _quality(results, found, load))]
+    wording = wording_of(results)
+    charts = [_throughput(lengths, found, wording) for lengths, found in by_lengths.items()]
+    charts += [_latency(lengths, found, wording) for lengths, found in by_lengths.items()]
+    charts += [_waterfall(waterfall, wording) for waterfall in waterfalls_of(results)]
+    charts += [chart for found in by_lengths.values() if (chart := _quality(results, found, wording))]
     return charts
 
 
@@ -95,24 +95,24 @@ def median_of(arm: ArmCell, metric: str) -> float:
     return summary.median
 
 
-def _throughput(lengths: tuple[int, int], found: list[Measured], load: Load) -> Chart:
+def _throughput(lengths: tuple[int, int], found: list[Measured], wording: Wording) -> Chart:
     points = {
         one: Point(x=one.batch_size, y=one.output_tokens_per_s, label=one.label, is_hollow=one.is_noisy)
         for one in sorted(found, key=lambda one: one.batch_size)
     }
     return Chart(
-        title=f"Throughput by {load.word}, {lengths[0]}/{lengths[1]}",
+        title=f"Throughput by {wording.size}, {lengths[0]}/{lengths[1]}",
         svg=xy_chart(
             _by_arm(points),
-            x_title=load.axis,
-            y_title=load.throughput,
+            x_title=wording.axis,
+            y_title=wording.throughput,
             x_categories=sorted({one.batch_size for one in found}),
         ),
         caption="Medians; hollow marks are NOISY.",
     )
 
 
-def _latency(lengths: tuple[int, int], found: list[Measured], load: Load) -> Chart:
+def _latency(lengths: tuple[int, int], found: list[Measured], wording: Wording) -> Chart:
     points = {
         one: Point(
             x=one.latency_s / one.osl * 1000,
@@ -127,10 +127,13 @@ def _latency(lengths: tuple[int, int], found: list[Measured], load: Load) -> Cha
         svg=xy_chart(
             _by_arm(points),
             x_title="latency per output token [ms]",
-            y_title=load.throughput,
+            y_title=wording.throughput,
             front=pareto_front([point for point in points.values() if not point.is_hollow]),
         ),
-        caption="Up and to the left is better; along a line the load grows. No NOISY mark is in the front.",
+        caption=(
+            f"Up and to the left is better; {wording.axis} grows along a line. "
+            "NOISY marks are left out of the front."
+        ),
     )
 
 
@@ -144,7 +147,7 @@ def _by_arm(points: dict[Measured, Point], *, is_joined: bool = True) -> list[Se
     ]
 
 
-def _waterfall(waterfall: Waterfall, load: Load) -> Chart:
+def _waterfall(waterfall: Waterfall, wording: Wording) -> Chart:
     first = waterfall.steps[0]
     bars = [Bar(name=first.baseline, value=_rate(first, "baseline"), note="1x")]
     bars += [
@@ -161,7 +164,7 @@ def _waterfall(waterfall: Waterfall, load: Load) -> Chart:
     is_noisy = waterfall.total.cell.status == "NOISY"
     return Chart(
         title=f"What each change bought, {waterfall.label}",
-        svg=bar_chart(bars, y_title=load.throughput),
+        svg=bar_chart(bars, y_title=wording.throughput),
         caption=(
             "Above each bar its measured ratio to the bar before it. "
             f"From the first straight to the last: {'NOISY, ' if is_noisy else ''}{show_interval(total)}, "
@@ -182,7 +185,7 @@ def _rate(step: Step, side: str) -> float:
     return median_of(arm, "output_tokens_per_s")
 
 
-def _quality(results: Results, found: list[Measured], load: Load) -> Chart | None:
+def _quality(results: Results, found: list[Measured], wording: Wording) -> Chart | None:
     """Quality against speed at the smallest batch of these lengths; None without evaluated models."""
     quality = {entry.model: entry for entry in results.quality}
     batch_size = min(one.batch_size for one in found)
@@ -200,7 +203,7 @@ def _quality(results: Results, found: list[Measured], load: Load) -> Chart | Non
         return None
     metrics = ", ".join(sorted({entry.metric for entry in results.quality}))
     return Chart(
-        title=f"Quality against speed, {found[0].isl}/{found[0].osl}, {load.word} {batch_size}",
+        title=f"Quality against speed, {found[0].isl}/{found[0].osl}, {wording.size} {batch_size}",
         svg=xy_chart(
             _by_arm(points, is_joined=False),
             x_title="output tok/s",

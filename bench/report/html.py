@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.report.charts import charts_of
-from bench.report.load import load_of
 from bench.report.numbers import (
     NO_NUMBER,
     or_unknown,
@@ -23,6 +22,7 @@ from bench.report.numbers import (
 )
 from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.report.tables import TABLES, pairs_of, verdict_on
+from bench.report.wording import wording_of
 
 TEMPLATE_FILE = "page.html.j2"
 
@@ -47,7 +47,7 @@ def render_html(results: Results) -> str:
         results=results,
         charts=charts,
         tables=TABLES,
-        load=load_of(results),
+        wording=wording_of(results),
         spread=_spread,
         ratio=_ratio,
         pairs=pairs_of,

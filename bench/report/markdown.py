@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.report.load import load_of
 from bench.report.numbers import (
     NO_NUMBER,
     or_unknown,
@@ -19,6 +18,7 @@ from bench.report.numbers import (
 from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
 from bench.report.tables import TABLES, MetricTable, pairs_of, verdict_on
 from bench.report.waterfall import waterfalls_of
+from bench.report.wording import wording_of
 from compressor.core.escaping import Markdown, markdown_row, markdown_text
 
 TEMPLATE_FILE = "report.md.j2"
@@ -47,7 +47,7 @@ def render_markdown(results: Results) -> str:
     return template.render(
         results=results,
         tables=TABLES,
-        load=load_of(results),
+        wording=wording_of(results),
         row=_row,
         roofline=_roofline,
         has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),

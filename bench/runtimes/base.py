@@ -1,7 +1,11 @@
-"""The door for runtimes: a small protocol and a literal table."""
+"""What a runtime must be able to do: the protocols that every implementation follows.
+
+The table that names the runtimes is `compressor.choices.runtimes`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -9,21 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.measure.timeline import Timeline
-from bench.runtimes.onnxruntime_genai import ONNXRUNTIME_GENAI, OnnxRuntimeGenai
-from bench.runtimes.torch_eager import TORCH_EAGER, TorchEager
-from compressor.core.errors import UsageError, nearest
+from bench.metrics.metric import Absent
+
+MIN_WARMUP_REQUESTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The token ids that a model knows.
+
+    Attributes:
+        size: Ids run from 0 to below this.
+        special_token_ids: Ids that a prompt must not hold: padding, beginning and end of text.
+    """
+
+    size: int
+    special_token_ids: tuple[int, ...]
 
 
 class Session(Protocol):
     """A loaded model, ready to generate."""
 
     @property
-    def vocab_size(self) -> int:
-        """Token ids run from 0 to below this."""
-
-    @property
-    def special_token_ids(self) -> frozenset[int]:
-        """Ids that a prompt must not hold: padding, beginning and end of text."""
+    def vocabulary(self) -> Vocabulary:
+        """The token ids that prompts are made of."""
 
     def generate(self, prompts: NDArray[np.int32], *, osl: int) -> Timeline:
         """Generate exactly `osl` tokens greedily for every prompt of `[batch_size, isl]`.
@@ -33,16 +46,22 @@ class Session(Protocol):
         """
 
 
-class Runtime(Protocol):
-    """Something that executes a model directory with static batches."""
+class StaticRuntime(Protocol):
+    """Executes a model directory with static batches: all sequences start and end together."""
+
+    def require(self, precision: str) -> None:
+        """Find out, before any model is read, whether this machine can run the precision.
+
+        Raises:
+            DependencyError: when the runtime is not installed.
+            UnsupportedError: when this machine has no kernels for the precision.
+        """
 
     def check(self, path: Path, *, precision: str) -> None:
-        """Find out cheaply whether `path` can be loaded at all.
+        """Find out cheaply whether `path` can be loaded at all; raises what `require` raises, too.
 
         Raises:
             UsageError: when the directory is not of this runtime's kind.
-            DependencyError: when the runtime is not installed.
-            UnsupportedError: when this machine has no kernels for the precision.
         """
 
     def device(self, path: Path) -> str:
@@ -52,21 +71,68 @@ class Runtime(Protocol):
         """Load the model in `path`; raises what `check` raises, and the runtime's own errors."""
 
 
-RUNTIMES: dict[str, Runtime] = {
-    ONNXRUNTIME_GENAI: OnnxRuntimeGenai(),
-    TORCH_EAGER: TorchEager(),
-}
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What is asked of a server.
 
-
-def runtime_named(name: str) -> Runtime:
-    """The runtime called `name`.
-
-    Raises:
-        UsageError: when there is none.
+    Attributes:
+        isl: Input tokens of every request.
+        osl: Output tokens of every request.
+        concurrency: Requests in flight.
+        num_requests: Requests in all.
     """
-    try:
-        return RUNTIMES[name]
-    except KeyError:
-        raise UsageError(
-            "unknown runtime", expected=", ".join(RUNTIMES), found=name, hint=nearest(name, RUNTIMES)
-        ) from None
+
+    isl: int
+    osl: int
+    concurrency: int
+    num_requests: int
+
+    @property
+    def num_warmup_requests(self) -> int:
+        """As many as are in flight, and no fewer than the least."""
+        return max(MIN_WARMUP_REQUESTS, self.concurrency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingRun:
+    """What a server did with the requests, in SI units; what it does not report is absent with a reason."""
+
+    duration_s: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    output_tokens_per_s_per_user: float
+    output_tokens_per_s_per_gpu: float
+    latency_s: float
+    latency_p99_s: float | Absent
+    ttft_s: float | Absent
+    tpot_s: float | Absent
+
+
+class ServingRuntime(Protocol):
+    """Serves a model directory with a fixed number of requests in flight."""
+
+    def check(self, path: Path, *, engine: Path | None = None) -> None:
+        """Find out cheaply whether `path`, or the engine made from it, can be served at all.
+
+        Raises:
+            UsageError: when the directory is not of this runtime's kind.
+            DependencyError: when the server is not installed.
+        """
+
+    def stored_precision(self, path: Path) -> str:
+        """The precision of a checkpoint or an engine, from its configuration: `bf16`, `fp16`, `fp32`, `fp8`.
+
+        Raises:
+            UnsupportedError: for a quantization or a dtype that has no name here.
+        """
+
+    def serve(
+        self, path: Path, requests: Requests, *, vocab_size: int, seed: int, engine: Path | None = None
+    ) -> ServingRun:
+        """Start the server, warm it up, and serve the requests once.
+
+        Raises:
+            ResourceError: when it fails, with its last line.
+            VerificationError: when it did other work than it was asked for.
+        """

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.measure.timeline import Timeline
-from bench.runtimes.special_tokens import special_token_ids
-from compressor.core.errors import DependencyError, UsageError, VerificationError
+from bench.runtimes.base import Vocabulary
+from bench.runtimes.model_config import require_file, section, vocabulary_of
+from compressor.core.errors import DependencyError, VerificationError
 from compressor.core.json_files import read_json_mapping
 
-ONNXRUNTIME_GENAI = "onnxruntime-genai"
 NO_TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 CONFIG_FILE = "genai_config.json"
 
@@ -23,21 +24,21 @@ CONFIG_FILE = "genai_config.json"
 class OnnxRuntimeGenai:
     """Loads a directory with `genai_config.json` and an ONNX graph with key/value cache."""
 
-    def check(self, path: Path, *, precision: str) -> None:
-        """See `bench.runtimes.base.Runtime.check`; the graph itself holds its precision."""
-        if not (path / CONFIG_FILE).is_file():
-            raise UsageError(
-                "this directory holds no ONNX Runtime GenAI model", where=str(path), expected=CONFIG_FILE
-            )
+    def require(self, precision: str) -> None:
+        """See `bench.runtimes.base.StaticRuntime.require`; the graph itself holds its precision."""
         _library()
 
+    def check(self, path: Path, *, precision: str) -> None:
+        """See `bench.runtimes.base.StaticRuntime.check`."""
+        require_file(path, CONFIG_FILE, holds="ONNX Runtime GenAI model")
+        self.require(precision)
+
     def device(self, path: Path) -> str:
-        """See `bench.runtimes.base.Runtime.device`: the graph is built for one."""
-        config = _model_config(path)
-        return "cuda" if _runs_on_cuda(config) else "cpu"
+        """See `bench.runtimes.base.StaticRuntime.device`: the graph is built for one."""
+        return "cuda" if _runs_on_cuda(_model_config(path)) else "cpu"
 
     def load(self, path: Path, *, precision: str) -> OnnxRuntimeGenaiSession:
-        """See `bench.runtimes.base.Runtime.load`."""
+        """See `bench.runtimes.base.StaticRuntime.load`."""
         self.check(path, precision=precision)
         return OnnxRuntimeGenaiSession(_library(), path)
 
@@ -45,23 +46,12 @@ class OnnxRuntimeGenai:
 class OnnxRuntimeGenaiSession:
     """One loaded model; see `bench.runtimes.base.Session`."""
 
-    def __init__(self, library: Any, path: Path) -> None:
+    def __init__(self, library: ModuleType, path: Path) -> None:
         self._library = library
         self._model = library.Model(str(path))
         config = _model_config(path)
         self._num_gpus = 1 if _runs_on_cuda(config) else 0
-        self._vocab_size = int(config["vocab_size"])
-        self._special_token_ids = special_token_ids(config)
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids run from 0 to below this."""
-        return self._vocab_size
-
-    @property
-    def special_token_ids(self) -> frozenset[int]:
-        """Padding, beginning and end of text."""
-        return self._special_token_ids
+        self.vocabulary: Vocabulary = vocabulary_of(config, where=path / CONFIG_FILE)
 
     def generate(self, prompts: NDArray[np.int32], *, osl: int) -> Timeline:
         """See `bench.runtimes.base.Session.generate`; the minimum length keeps end-of-text suppressed."""
@@ -83,7 +73,10 @@ class OnnxRuntimeGenaiSession:
             np.array_equal(sequence[:isl], prompt)
             for sequence, prompt in zip(sequences, prompts, strict=True)
         ):
-            raise VerificationError("the runtime's sequences do not begin with their prompts")
+            raise VerificationError(
+                "ONNX Runtime GenAI returned sequences that do not begin with their prompts",
+                hint="export the model again, and report this model if it happens again",
+            )
         return Timeline(
             start_s=start_s,
             token_times_s=tuple(token_times_s),
@@ -93,7 +86,7 @@ class OnnxRuntimeGenaiSession:
         )
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     """The module, imported late: it loads native libraries.
 
     Since 1.29 ONNX Runtime's Linux builds send model names and host facts to Microsoft unless this
@@ -106,19 +99,17 @@ def _library() -> Any:
         raise DependencyError(
             "onnxruntime-genai cannot be imported", found=error, hint="pip install onnxruntime-genai"
         ) from error
-    return onnxruntime_genai
+    library: ModuleType = onnxruntime_genai
+    return library
 
 
-def _model_config(directory: Path) -> dict[str, Any]:
+def _model_config(directory: Path) -> Mapping[str, object]:
     """The `model` section of `genai_config.json`."""
-    file = directory / CONFIG_FILE
-    model = read_json_mapping(file, what=CONFIG_FILE).get("model")
-    if not isinstance(model, dict):
-        raise VerificationError(f"{CONFIG_FILE} has no section 'model'", where=str(file))
-    return model
+    return section(read_json_mapping(directory / CONFIG_FILE, what=CONFIG_FILE), "model", what=CONFIG_FILE)
 
 
-def _runs_on_cuda(model_config: dict[str, Any]) -> bool:
+def _runs_on_cuda(model_config: Mapping[str, object]) -> bool:
     """Whether the decoder's session names the CUDA provider; the graph's builder chose it."""
-    session = model_config.get("decoder", {}).get("session_options", {})
-    return any("cuda" in options for options in session.get("provider_options", []))
+    decoder = section(model_config, "decoder", what=CONFIG_FILE)
+    providers = section(decoder, "session_options", what=CONFIG_FILE).get("provider_options", [])
+    return isinstance(providers, list) and any("cuda" in options for options in providers)

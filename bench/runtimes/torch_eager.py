@@ -11,34 +11,32 @@ from numpy.typing import NDArray
 
 from bench.design.shape_only import is_shape_only, random_model
 from bench.measure.timeline import Timeline
-from bench.runtimes.special_tokens import special_token_ids
-from compressor.core.errors import UsageError
+from bench.runtimes.base import Vocabulary
+from bench.runtimes.model_config import CONFIG_FILE, require_file, vocabulary_of
 from compressor.core.hardware import resolve_device
 from compressor.core.json_files import read_json_mapping
-
-TORCH_EAGER = "torch-eager"
-CONFIG_FILE = "config.json"
 
 
 class TorchEager:
     """Loads a directory with `config.json`; on a GPU where torch sees one, else on the CPU."""
 
-    def check(self, path: Path, *, precision: str) -> None:
-        """See `bench.runtimes.base.Runtime.check`."""
+    def require(self, precision: str) -> None:
+        """See `bench.runtimes.base.StaticRuntime.require`."""
         from bench.runtimes.torch_linear import require_support
 
-        if not (path / CONFIG_FILE).is_file():
-            raise UsageError(
-                "this directory holds no Hugging Face checkpoint", where=str(path), expected=CONFIG_FILE
-            )
         require_support(precision, resolve_device("auto"))
 
+    def check(self, path: Path, *, precision: str) -> None:
+        """See `bench.runtimes.base.StaticRuntime.check`."""
+        require_file(path, CONFIG_FILE, holds="Hugging Face checkpoint")
+        self.require(precision)
+
     def device(self, path: Path) -> str:
-        """See `bench.runtimes.base.Runtime.device`."""
+        """See `bench.runtimes.base.StaticRuntime.device`."""
         return resolve_device("auto")
 
     def load(self, path: Path, *, precision: str) -> TorchSession:
-        """See `bench.runtimes.base.Runtime.load`."""
+        """See `bench.runtimes.base.StaticRuntime.load`."""
         from bench.design.comparisons import split_precision
         from bench.runtimes.torch_linear import DTYPES, convert_linears_
         from compressor.models.load import load_model
@@ -59,21 +57,11 @@ class TorchSession:
 
     def __init__(self, model: Any, path: Path) -> None:
         self._model, self._is_cuda = model, model.device.type == "cuda"
-        config = read_json_mapping(path / CONFIG_FILE, what=CONFIG_FILE)
-        self._vocab_size = int(config["vocab_size"])
-        self._special_token_ids = special_token_ids(config)
+        self.vocabulary: Vocabulary = vocabulary_of(
+            read_json_mapping(path / CONFIG_FILE, what=CONFIG_FILE), where=path / CONFIG_FILE
+        )
         self._decoder: Any = None
         self._decoder_shape: tuple[int, int] | None = None
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids run from 0 to below this."""
-        return self._vocab_size
-
-    @property
-    def special_token_ids(self) -> frozenset[int]:
-        """Padding, beginning and end of text."""
-        return self._special_token_ids
 
     def generate(self, prompts: NDArray[np.int32], *, osl: int) -> Timeline:
         """See `bench.runtimes.base.Session.generate`.

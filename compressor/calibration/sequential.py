@@ -255,15 +255,10 @@ def _gather(
     on_window: Callable[[], None],
 ) -> dict[str, Gram]:
     """One pass of the layer as it is: the Gram matrix of every linear layer's input."""
-    linears, family = layer.linear_layers(), layer.family
+    linears = layer.linear_layers()
     grams: dict[str, Gram] = {}
     inputs = []
-    for names in (
-        (family.q_proj, family.k_proj, family.v_proj),
-        (family.o_proj,),
-        family.mlp_inputs,
-        (family.down_proj,),
-    ):
+    for names in layer.family.sharing_input:
         size = linears[names[0]].in_features
         gram = Gram(total=torch.zeros(size, size, device=device))
         grams |= dict.fromkeys(names, gram)

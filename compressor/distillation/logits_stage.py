@@ -25,7 +25,7 @@ from compressor.distillation.stored_logits import (
     write_index,
     write_shard,
 )
-from compressor.distillation.training import TOKENS, open_training_stream, schedule
+from compressor.distillation.training import TOKENS, open_training_stream, schedule, training_content
 from compressor.models.load import load_model
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
@@ -58,7 +58,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         vocab_size=vocab_size,
         tokenizer=tokenizer_fingerprint(source.path),
         teacher=source.fingerprint,
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
     )
     per_shard = max(1, SHARD_VALUES // (header.seq_len * header.top_k))
     with context.console.progress("storing logits", len(distinct)) as tick:
@@ -155,6 +155,7 @@ LOGITS: Stage[Distill] = Stage(
     name="logits",
     run=run,
     libraries=("torch", "transformers", "numpy"),
+    content=lambda config: training_content(config, "top_k", trains=False),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

@@ -178,7 +178,7 @@ class StoredLogits:
             )
         for name, expected, found in (
             ("distill.context_length", seq_len, header.seq_len),
-            ("distill.isolate_documents", isolates_documents, header.isolates_documents),
+            ("distill.intra_document_masking", isolates_documents, header.isolates_documents),
         ):
             if expected != found:
                 raise UsageError(

@@ -12,17 +12,11 @@ K_SCALE, V_SCALE = ".k_scale", ".v_scale"
 
 def quantised_linears(config: Mapping[str, object]) -> list[str]:
     """Full names of the linear layers that an FP8 checkpoint of this config quantises."""
-    dims = dims_of_config(config)
-    family = dims.family
-    return [
-        f"{family.layers}.{index}.{name}"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
+    return dims_of_config(config).linear_names()
 
 
 def attention_modules(config: Mapping[str, object]) -> list[str]:
     """Full names of the attention modules, by layer."""
     dims = dims_of_config(config)
-    part = dims.family.k_proj.rpartition(".")[0]
+    part = dims.family.module("k").rpartition(".")[0]
     return [f"{dims.family.layers}.{index}.{part}" for index in range(dims.num_hidden_layers)]

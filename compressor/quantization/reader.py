@@ -73,8 +73,8 @@ def read_scales(reader: CheckpointReader, config: Mapping[str, object]) -> Fp8Sc
     keys, values = {}, {}
     if any(name.endswith((K_SCALE, V_SCALE)) for name in reader):
         for index in range(dims_of_config(config).num_hidden_layers):
-            key = f"{family.layers}.{index}.{family.k_proj}{K_SCALE}"
-            value = f"{family.layers}.{index}.{family.v_proj}{V_SCALE}"
+            key = f"{family.layers}.{index}.{family.module('k')}{K_SCALE}"
+            value = f"{family.layers}.{index}.{family.module('v')}{V_SCALE}"
             keys[index], values[index] = _scale(reader, key), _scale(reader, value)
             expected |= {key, value}
     left_over = sorted(name for name in reader if name.endswith(_SCALES) and name not in expected)

@@ -27,6 +27,7 @@ from compressor.distillation.training import (
     require_training_memory,
     save_trained,
     schedule,
+    training_content,
     training_details,
     training_flops_per_token,
 )
@@ -34,6 +35,7 @@ from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise, write_masks
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -187,11 +189,27 @@ def _details(
     return details
 
 
+_SPARSIFY_FIELDS = (
+    *("method", "slorb", "tokens", "learning_rate", "kl_weight", "temperature"),
+    *("mask_interval", "mask_decay", "decay_ramp_steps"),
+)
+
+
+def _content(config: RecoverStageConfig) -> dict[str, object]:
+    """Distillation's text and steps; how sampled text was made is in the fingerprint of that text."""
+    distill = training_content(config.distill, "dynamic_batches")
+    return {
+        "distill": {**distill, "generate": fields_of(content_of(config.distill.generate), "weight")},
+        "sparsify": fields_of(content_of(config.sparsify), *_SPARSIFY_FIELDS),
+    }
+
+
 RECOVER: Stage[RecoverStageConfig] = Stage(
     name="recover",
     run=run,
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
+    content=_content,
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
     parallel=True,
 )

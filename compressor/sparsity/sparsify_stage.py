@@ -33,6 +33,7 @@ from compressor.models.sparse.pattern import Pattern, parse_pattern, require_who
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -57,12 +58,7 @@ def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
         dims: Of the model.
         skip: Shell patterns of full names to leave dense.
     """
-    family = dims.family
-    names = [
-        f"{family.layers}.{index}.{name}.weight"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
+    names = [f"{name}.weight" for name in dims.linear_names()]
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
 
 
@@ -262,10 +258,23 @@ def _details(
     return details
 
 
+_FIELDS = (
+    *("pattern", "method", "skip", "block_size", "dampening_fraction", "raise_dampening", "update_weights"),
+    *("slorb", "slorb_group"),
+)
+
+
+def _content(config: SparsifyStageConfig) -> dict[str, object]:
+    """All but what decides the training that follows."""
+    sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
+    return {"sparsify": sparsify, "calibration": content_of(config.calibration)}
+
+
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     name="sparsify",
     run=run,
     format_version=2,
     libraries=("torch", "transformers", "accelerate"),
+    content=_content,
     data=lambda config: (config.calibration.data,),
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import VerificationError
@@ -23,7 +23,7 @@ _MAGNITUDE = "magnitude"
 _BRANCH_TOLERANCE = 1e-5
 
 
-def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
+def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, JsonValue]:
     """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number.
 
     Raises:
@@ -51,7 +51,7 @@ def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
     return {"num_masks": len(masks)}
 
 
-def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse what one-shot sparsification of `source` does not give.
 
     Tensors without a promise are the source's bit for bit. A method that only chooses a mask leaves kept
@@ -86,7 +86,7 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     return {"num_tensors_equal_to_source": num_equal}
 
 
-def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse masks that training should have held, or that moved by another share than it reported.
 
     Raises:

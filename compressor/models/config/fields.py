@@ -181,6 +181,8 @@ def _check_rope(config: Mapping[str, object], dims: Dims, where: str) -> None:
     rope = rope_of(config)
     fraction = 1.0 if rope.fraction is None else rope.fraction
     rotated = int(dims.head_dim * min(fraction, 1))
+    if rope.kind != "default" and not dims.family.supports_rope_scaling:
+        raise _refused(SCALING, rope.kind, where, expected="null: this family is supported without scaling")
     if dims.family.rotary_fraction is None and fraction != 1:
         raise _refused(FRACTION, fraction, where, expected="1: this family rotates whole heads")
     if fraction == 1 and rotated % 2:

@@ -13,8 +13,10 @@ import pytest
 
 from bench.design.arms import Arm, Comparison
 from bench.measure.timeline import Timeline
+from bench.runtimes.base import Vocabulary
 from tests.tiny_models import make_model, save_checkpoint
 
+VOCABULARY = Vocabulary(size=50, special_token_ids=(0, 49))
 CONTEXT_LENGTH = 64  # short, so that a cell can be too long for it
 
 
@@ -55,8 +57,7 @@ class ScriptedSession:
     name: str
     latencies_s: Iterator[float]
     log: list[str] = field(default_factory=list)
-    vocab_size: int = 50
-    special_token_ids: frozenset[int] = frozenset({0, 49})
+    vocabulary: Vocabulary = VOCABULARY
     missing_tokens: int = 0
 
     def generate(self, prompts: Any, *, osl: int) -> Timeline:

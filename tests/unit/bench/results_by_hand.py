@@ -8,8 +8,7 @@ from bench.design.grid import Cell
 from bench.measure.cell import Warmup, seconds_per_output_token, summarise
 from bench.measure.statistics import StoppingRule, conclude
 from bench.measure.timeline import Timeline
-from bench.metrics.catalogue import METRICS
-from bench.metrics.latency import latency_s
+from bench.metrics.static_batch import METRICS, latency_s
 from bench.report.results import (
     AbsentRecord,
     ArmRecord,
@@ -43,10 +42,10 @@ def cell_of(baseline_s: Sequence[float], candidate_s: Sequence[float], cell: Cel
         for first, second in zip(baseline_s, candidate_s, strict=True)
     )
     rule = StoppingRule(min_pairs=5, max_pairs=40)
-    trial = conclude(pairs, [], duration=seconds_per_output_token, rule=rule)
+    measurement = conclude(pairs, [], duration=seconds_per_output_token, rule=rule)
     order = ("ABBA" * len(pairs))[: 2 * len(pairs)]
     return summarise(
-        trial,
+        measurement,
         cell=cell,
         warmups=[Warmup(2, is_settled=True)] * 2,
         order=order,

@@ -315,7 +315,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )
 def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -> None:
-    checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+    checks.check_texts([f"{splits}:{name}"], Console())
     assert list(documents(f"{splits}:{name}", "all")) == [f"{split} {row}" for row in range(3)]
 
 
@@ -330,7 +330,7 @@ def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -
 )
 def test_a_split_that_is_not_there_names_those_that_are(splits: str, name: str, there: str) -> None:
     with pytest.raises(UsageError, match="no such split") as caught:
-        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+        checks.check_texts([f"{splits}:{name}"], Console())
     assert caught.value.where == f"{splits}:{name}"
     assert caught.value.expected == there
     assert caught.value.exit_code == 2
@@ -339,7 +339,7 @@ def test_a_split_that_is_not_there_names_those_that_are(splits: str, name: str, 
 @pytest.mark.parametrize("name", ["large", "large:train", ":train"])
 def test_a_configuration_that_is_not_there_or_not_named(splits: str, name: str) -> None:
     with pytest.raises(UsageError, match="under this name") as caught:
-        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+        checks.check_texts([f"{splits}:{name}"], Console())
     assert "small" in str(caught.value.found)
 
 

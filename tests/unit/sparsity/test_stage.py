@@ -64,7 +64,7 @@ def test_every_linear_layer_is_exactly_half_and_the_rest_is_untouched(
         groups = (weight != 0).unflatten(-1, (-1, 4)).sum(-1)
         assert torch.equal(groups, torch.full_like(groups, 2)), name
         assert torch.equal(weight != 0, masks[name])
-    assert verify_directory(made.path)["checked"][0]["sparsity"] == {"pattern": "2:4", "num_tensors": 21}
+    assert verify_directory(made.path).checked[0].found["sparsity"] == {"pattern": "2:4", "num_tensors": 21}
     assert made.details["density"] == 0.5
 
 
@@ -144,7 +144,7 @@ def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> 
     with pytest.raises(VerificationError, match="promised to be 2:4"):
         verify_directory(sparsified.dense, pattern=Pattern())
     made = sparsified.make(method="wanda")
-    assert verify_directory(made.path, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made.path, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
 
 
 @pytest.mark.parametrize(

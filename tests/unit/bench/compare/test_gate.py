@@ -22,7 +22,7 @@ from bench.compare.gate import (
     ratio_change_of,
 )
 from bench.compare.gate_report import gate_document, render_gate
-from bench.measure.statistics import StoppingRule, Trial, paired_trial
+from bench.measure.statistics import PairedMeasurement, StoppingRule, measure_in_pairs
 from bench.report.results import ArmCell, CellResult, Interval, Results, Summary
 from tests.unit.bench.results_by_hand import CELL, cell_of, gpu, results_of
 
@@ -54,21 +54,21 @@ def simulated_cells(
         return float(teacher) * level, float(student)
 
     for _ in range(NUM_CELLS):
-        yield bare_cell(paired_trial(measure_pair, duration=float, rule=rule))
+        yield bare_cell(measure_in_pairs(measure_pair, duration=float, rule=rule))
 
 
-def bare_cell(trial: Trial[float]) -> CellResult:
+def bare_cell(measurement: PairedMeasurement[float]) -> CellResult:
     """Only what the gate reads, with the benchmark's own verdict on the noise."""
-    interval = trial.interval
-    baseline_s, candidate_s = np.array([pair for series in trial.reported for pair in series]).T
+    interval = measurement.interval
+    baseline_s, candidate_s = np.array([pair for series in measurement.reported for pair in series]).T
     return CellResult(
-        isl=1, osl=1, batch_size=1, status=trial.verdict, reason=trial.reason,
+        isl=1, osl=1, batch_size=1, status=measurement.verdict, reason=measurement.reason,
         speedup=Interval(
             ratio=interval.ratio, low=interval.low, high=interval.high, num_pairs=interval.num_pairs
         ),
         baseline=bare_arm(baseline_s),
         candidate=bare_arm(candidate_s),
-        num_series=len(trial.reported),
+        num_series=len(measurement.reported),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import pytest
 from bench.compare.soundness import complaint_about
 from bench.machine.machine_rates import RATES_FILE, machine_rates
 from bench.report.write import read_results
-from bench.runtimes.tensorrt_llm import Load, read_report
+from bench.runtimes.base import Requests
+from bench.runtimes.tensorrt_llm import read_report
 from compressor.cli.main import invoke
 from compressor.core.errors import UsageError, VerificationError
 from tests.unit.bench.results_by_hand import cell_of, results_of
@@ -137,7 +138,7 @@ def test_a_sound_benchmark_and_its_editable_fields_pass(tmp_path: Path) -> None:
     assert not read_results(file).comparisons[0].cells[0].gated
 
 
-LOAD = Load(isl=8, osl=4, concurrency=2, num_requests=100)
+REQUESTS = Requests(isl=8, osl=4, concurrency=2, num_requests=100)
 REPORT: Document = {
     "request_info": {"num_requests": 100, "avg_input_length": 8, "avg_output_length": 4},
     "performance": {
@@ -155,7 +156,7 @@ REPORT: Document = {
 
 
 def test_a_report_of_a_server_is_read() -> None:
-    assert read_report(REPORT, LOAD).latency_p99_s == pytest.approx(0.03)
+    assert read_report(REPORT, REQUESTS).latency_p99_s == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0, "20.0", True, None, [1.0], {}])
@@ -173,14 +174,14 @@ def test_a_number_that_no_server_reached_is_refused(field: str, value: Any) -> N
     node, leaf = place(report, field)
     node[leaf] = value
     with pytest.raises(VerificationError, match="report of trtllm-bench"):
-        read_report(report, LOAD)
+        read_report(report, REQUESTS)
 
 
 @pytest.mark.parametrize("part", ["request_info", "performance", "streaming_metrics"])
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_a_part_of_another_type_is_refused(part: str, value: Any) -> None:
     with pytest.raises(VerificationError, match=r"report of trtllm-bench|requested work"):
-        read_report({**REPORT, part: value}, LOAD)
+        read_report({**REPORT, part: value}, REQUESTS)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.design.grid import Cell
-from bench.measure.cell import CellTrial, warm_up
+from bench.measure.cell import CellMeasurement, warm_up
 from bench.measure.statistics import NUM_SERIES, StoppingRule, ratio_interval
 from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
 from compressor.core.errors import VerificationError
@@ -25,10 +25,10 @@ Scripted = Callable[..., Any]
 
 def measure(baseline: Any, candidate: Any, cell: Cell = CELL) -> CellResult:
     """All series of a cell; a real benchmark loads both models again for each."""
-    trial = CellTrial(cell, rule=RULE, seed=0)
-    while not trial.is_done:
-        trial.measure_series(baseline, candidate)
-    return trial.result()
+    measurement = CellMeasurement(cell, rule=RULE, seed=0)
+    while not measurement.is_done:
+        measurement.measure_series(baseline, candidate)
+    return measurement.result()
 
 
 def summary(arm: ArmCell | None, metric: str) -> Summary:
@@ -128,12 +128,12 @@ def test_an_arm_is_as_warm_as_in_its_worst_series(scripted: Scripted) -> None:
 
 
 def test_a_failed_cell_needs_nothing_more_and_keeps_its_reason(scripted: Scripted) -> None:
-    trial = CellTrial(Cell(8, 4, 2, 6), rule=RULE, seed=0)
-    trial.measure_series(scripted("A", itertools.repeat(1.0)), scripted("B", itertools.repeat(1.0)))
-    assert not trial.is_done
-    trial.fail("out of memory")
-    assert trial.is_done
-    result = trial.result()
+    measurement = CellMeasurement(Cell(8, 4, 2, 6), rule=RULE, seed=0)
+    measurement.measure_series(scripted("A", itertools.repeat(1.0)), scripted("B", itertools.repeat(1.0)))
+    assert not measurement.is_done
+    measurement.fail("out of memory")
+    assert measurement.is_done
+    result = measurement.result()
     assert (result.status, result.reason, result.speedup) == ("FAIL", "out of memory", None)
     assert result.label == "8/4 x 2:6"
 

@@ -61,7 +61,7 @@ def test_a_child_ended_by_the_kernel_is_reported_as_such(
 
     monkeypatch.setattr(subprocess, "run", killed)
     probe = probe_memory(comparison.baseline, cells=(Cell(4, 4, 1),), seed=0)
-    assert "SIGKILL, most likely for want of memory" in probe.failures[Cell(4, 4, 1)]
+    assert "SIGKILL, most likely for lack of memory" in probe.failures[Cell(4, 4, 1)]
 
 
 def test_reasons_hold_no_path_of_the_machine(comparison: Comparison) -> None:

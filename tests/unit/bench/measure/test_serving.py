@@ -12,20 +12,14 @@ from typing import Any
 import pytest
 
 from bench.design.arms import Arm, Comparison
-from bench.measure.serving import loads_of, run_serving
-from bench.metrics.absent import Absent
+from bench.measure.serving import requests_of, run_serving
+from bench.metrics.metric import Absent
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.results import AbsentRecord, Summary
 from bench.report.write import read_results
-from bench.runtimes.tensorrt_llm import (
-    Load,
-    TensorrtLlm,
-    command_line,
-    read_report,
-    stored_precision,
-    write_dataset,
-)
+from bench.runtimes.base import Requests
+from bench.runtimes.tensorrt_llm import TensorrtLlm, command_line, read_report, write_dataset
 from compressor.cli.main import invoke
 from compressor.core.console import Console
 from compressor.core.errors import (
@@ -39,7 +33,7 @@ from compressor.models.presets import PRESETS
 from compressor.recipe.recipe import Bench
 from tests.tiny_models import make_model, save_checkpoint
 
-LOAD = Load(isl=6, osl=4, concurrency=2, num_requests=100)
+REQUESTS = Requests(isl=6, osl=4, concurrency=2, num_requests=100)
 REPORT: dict[str, Any] = {
     "request_info": {"num_requests": 100, "avg_input_length": 6.0, "avg_output_length": 4.0},
     "performance": {
@@ -132,20 +126,20 @@ def make_arm(root: Path, model: str) -> Arm:
 
 
 def test_a_published_report_is_read_and_obeys_our_definitions() -> None:
-    load = Load(isl=64, osl=16, concurrency=1, num_requests=1)
-    run = read_report(PUBLISHED_REPORT, load)
+    requests = Requests(isl=64, osl=16, concurrency=1, num_requests=1)
+    run = read_report(PUBLISHED_REPORT, requests)
     assert isinstance(run.ttft_s, float)
     assert isinstance(run.tpot_s, float)
-    assert run.ttft_s + (load.osl - 1) * run.tpot_s == pytest.approx(run.latency_s, rel=1e-4)
+    assert run.ttft_s + (requests.osl - 1) * run.tpot_s == pytest.approx(run.latency_s, rel=1e-4)
     # The rates are published to two decimals.
-    assert run.output_tokens_per_s == pytest.approx(load.osl / run.duration_s, abs=0.005)
-    assert run.total_tokens_per_s == pytest.approx((load.isl + load.osl) / run.duration_s, abs=0.01)
+    assert run.output_tokens_per_s == pytest.approx(requests.osl / run.duration_s, abs=0.005)
+    assert run.total_tokens_per_s == pytest.approx((requests.isl + requests.osl) / run.duration_s, abs=0.01)
     assert run.requests_per_s == pytest.approx(1 / run.duration_s, abs=0.005)
     assert isinstance(run.latency_p99_s, Absent)
 
 
 def test_reports_are_read_in_si_units() -> None:
-    run = read_report(REPORT, LOAD)
+    run = read_report(REPORT, REQUESTS)
     assert (run.duration_s, run.latency_s, run.ttft_s, run.tpot_s) == (2.0, 0.04, 0.01, 0.01)
     assert (run.output_tokens_per_s, run.total_tokens_per_s, run.requests_per_s) == (200.0, 500.0, 50.0)
     assert (run.output_tokens_per_s_per_user, run.output_tokens_per_s_per_gpu) == (100.0, 200.0)
@@ -155,7 +149,7 @@ def test_reports_are_read_in_si_units() -> None:
 def test_too_few_requests_have_no_tail_and_no_streaming_no_first_token() -> None:
     info = {**REPORT["request_info"], "num_requests": 99}
     few = {"request_info": info, "performance": REPORT["performance"]}
-    run = read_report(few, Load(isl=6, osl=4, concurrency=2, num_requests=99))
+    run = read_report(few, Requests(isl=6, osl=4, concurrency=2, num_requests=99))
     for value in (run.latency_p99_s, run.ttft_s, run.tpot_s):
         assert isinstance(value, Absent)
 
@@ -164,19 +158,19 @@ def test_too_few_requests_have_no_tail_and_no_streaming_no_first_token() -> None
 def test_other_work_than_requested_is_refused(changed: dict[str, int]) -> None:
     report = {**REPORT, "request_info": {**REPORT["request_info"], **changed}}
     with pytest.raises(VerificationError, match="requested work"):
-        read_report(report, LOAD)
+        read_report(report, REQUESTS)
 
 
 def test_a_report_without_a_key_is_refused_by_name() -> None:
     report = {**REPORT, "performance": {}}
-    with pytest.raises(VerificationError, match="request_latency_percentiles_ms"):
-        read_report(report, LOAD)
+    with pytest.raises(VerificationError, match="total_latency_ms"):
+        read_report(report, REQUESTS)
 
 
 def test_engines_and_checkpoints_take_their_own_backend(tmp_path: Path) -> None:
     files = {"dataset": tmp_path / "d", "report": tmp_path / "r"}
-    checkpoint = command_line(tmp_path, LOAD, **files)
-    engine = command_line(tmp_path, LOAD, engine=tmp_path / "engine", **files)
+    checkpoint = command_line(tmp_path, REQUESTS, **files)
+    engine = command_line(tmp_path, REQUESTS, engine=tmp_path / "engine", **files)
     assert checkpoint[checkpoint.index("--backend") + 1] == "pytorch"
     assert engine[engine.index("--backend") + 1] == "tensorrt"
     assert engine[engine.index("--engine_dir") + 1] == str(tmp_path / "engine")
@@ -184,14 +178,14 @@ def test_engines_and_checkpoints_take_their_own_backend(tmp_path: Path) -> None:
         assert words[words.index("--model_path") + 1] == str(tmp_path)
         assert {"--streaming", "--concurrency", "--num_requests", "--report_json"} <= set(words)
         assert words[words.index("--warmup") + 1] == "2"
-    busy = command_line(tmp_path, replace(LOAD, concurrency=64), **files)
+    busy = command_line(tmp_path, replace(REQUESTS, concurrency=64), **files)
     assert busy[busy.index("--warmup") + 1] == "64"
 
 
 def test_one_output_token_has_no_time_between_tokens() -> None:
     info = {**REPORT["request_info"], "avg_output_length": 1}
     report = {**REPORT, "request_info": info, "streaming_metrics": {"avg_ttft_ms": 10.0, "avg_tpot_ms": 0.0}}
-    assert isinstance(read_report(report, replace(LOAD, osl=1)).tpot_s, Absent)
+    assert isinstance(read_report(report, replace(REQUESTS, osl=1)).tpot_s, Absent)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +204,7 @@ def test_the_precision_is_that_of_the_files(
     (tmp_path / "config.json").write_text(json.dumps(config))
     if quantisation:
         (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantisation))
-    assert stored_precision(tmp_path) == expected
+    assert TensorrtLlm().stored_precision(tmp_path) == expected
 
 
 def test_a_precision_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -218,7 +212,7 @@ def test_a_precision_without_a_name_is_refused(tmp_path: Path) -> None:
         json.dumps({"pretrained_config": {"quantization": {"quant_algo": "W4A16"}}})
     )
     with pytest.raises(UnsupportedError, match="W4A16"):
-        stored_precision(tmp_path)
+        TensorrtLlm().stored_precision(tmp_path)
 
 
 def make_engine(directory: Path) -> Path:
@@ -245,14 +239,17 @@ def test_the_command_measures_engines_in_flight(tmp_path: Path, stand_in: Path) 
     assert invoke([*words, *given, "--precision", "bf16", "--overwrite"]) == 2
 
 
-def test_presets_give_the_lengths_of_loads() -> None:
-    loads = loads_of(Bench(preset="quick", concurrency=(1, 4)))
-    assert [(load.isl, load.osl, load.concurrency) for load in loads] == [(128, 128, 1), (128, 128, 4)]
+def test_presets_give_the_lengths_of_requests() -> None:
+    all_requests = requests_of(Bench(preset="quick", concurrency=(1, 4)))
+    assert [(requests.isl, requests.osl, requests.concurrency) for requests in all_requests] == [
+        (128, 128, 1),
+        (128, 128, 4),
+    ]
 
 
 def test_the_data_set_is_seeded_and_of_the_requested_lengths(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_dataset(tmp_path / name, LOAD, vocab_size=50, seed=seed)
+        write_dataset(tmp_path / name, REQUESTS, vocab_size=50, seed=seed)
     first, again, other = ((tmp_path / name).read_text() for name in "abc")
     assert first == again != other
     lines = [json.loads(line) for line in first.splitlines()]
@@ -272,7 +269,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_whole_experiment_on_the_stand_in(tmp_path: Path, stand_in: Path) -> None:
     config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20, min_pairs=5, max_pairs=6)
     pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=make_arm(tmp_path, "student"))
-    results = run_serving([pair], config, console=Console(quiet=True), seed=0)
+    results = run_serving([pair], config, console=Console(), seed=0)
     (cell,) = results.comparisons[0].cells
     assert (results.protocol.mode, cell.status, cell.order) == ("concurrency", "ok", "ABBAABBAAB")
     assert cell.speedup is not None
@@ -294,16 +291,16 @@ def test_a_vocabulary_that_is_not_known_is_refused(tmp_path: Path, stand_in: Pat
     teacher, student = (make_arm(tmp_path, model) for model in ("teacher", "student"))
     pair = Comparison(baseline=teacher, candidate=replace(student, dims=None))
     with pytest.raises(UsageError, match="vocabulary"):
-        run_serving([pair], Bench(), console=Console(quiet=True), seed=0)
+        run_serving([pair], Bench(), console=Console(), seed=0)
 
 
 def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, stand_in: Path) -> None:
     broken = make_arm(tmp_path, "broken")
     with pytest.raises(ResourceError, match="out of memory"):
-        TensorrtLlm().serve(broken.path, LOAD, vocab_size=50, seed=0)
+        TensorrtLlm().serve(broken.path, REQUESTS, vocab_size=50, seed=0)
     pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=broken)
     config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20)
-    (cell,) = run_serving([pair], config, console=Console(quiet=True), seed=0).comparisons[0].cells
+    (cell,) = run_serving([pair], config, console=Console(), seed=0).comparisons[0].cells
     assert cell.status == "FAIL"
     assert cell.reason is not None
     assert "out of memory in broken-bf16" in cell.reason

@@ -9,20 +9,20 @@ from scipy import stats
 
 from bench.measure.statistics import (
     NUM_SERIES,
+    PairedMeasurement,
     StoppingRule,
-    Trial,
     coefficient_of_variation,
+    measure_in_pairs,
     median,
-    paired_trial,
     ratio_interval,
 )
 
 RULE = StoppingRule(min_pairs=5, max_pairs=40)
 
 
-def run_series(pairs: Iterable[tuple[float, float]], rule: StoppingRule = RULE) -> Trial[float]:
+def run_series(pairs: Iterable[tuple[float, float]], rule: StoppingRule = RULE) -> PairedMeasurement[float]:
     script = iter(pairs)
-    return paired_trial(lambda _index: next(script), duration=float, rule=rule)
+    return measure_in_pairs(lambda _index: next(script), duration=float, rule=rule)
 
 
 def noisy_pairs(generator: np.random.Generator, *, cv: float, ratio: float) -> Iterable[tuple[float, float]]:
@@ -83,16 +83,16 @@ def test_a_rule_that_cannot_be_met_is_refused(min_pairs: int, max_pairs: int) ->
 def test_a_quiet_series_stops_at_the_minimum_and_reports_the_fresh_ones() -> None:
     first = ((2.0, 1.0),) * 5
     levels = [1.50, 1.52, 1.49, 1.51, 1.48, 1.53]
-    trial = run_series([*first, *((level * drift, drift) for level in levels for drift in (1, 2, 3, 4, 5))])
-    assert trial.exploration == first
-    assert trial.reported == trial.fresh
-    assert [len(one) for one in trial.fresh] == [5] * NUM_SERIES
+    done = run_series([*first, *((level * drift, drift) for level in levels for drift in (1, 2, 3, 4, 5))])
+    assert done.exploration == first
+    assert done.reported == done.fresh
+    assert [len(one) for one in done.fresh] == [5] * NUM_SERIES
     # The samples are the means of the series, which here are quiet in themselves.
     expected = ratio_interval(levels, [1.0] * NUM_SERIES)
-    found = (trial.interval.ratio, trial.interval.low, trial.interval.high)
+    found = (done.interval.ratio, done.interval.low, done.interval.high)
     assert found == pytest.approx((expected.ratio, expected.low, expected.high), rel=1e-12)
-    assert trial.interval.num_pairs == 5 * NUM_SERIES
-    assert (trial.verdict, trial.reason) == ("ok", None)
+    assert done.interval.num_pairs == 5 * NUM_SERIES
+    assert (done.verdict, done.reason) == ("ok", None)
 
 
 def test_pairs_are_added_until_the_interval_is_narrow() -> None:
@@ -103,30 +103,30 @@ def test_pairs_are_added_until_the_interval_is_narrow() -> None:
         for n in range(5, 41)
         if ratio_interval([a for a, _ in pairs[:n]], [b for _, b in pairs[:n]]).relative_width <= 0.10
     )
-    trial = run_series(pairs)
+    done = run_series(pairs)
     assert 5 < expected < 40
-    assert [len(one) for one in (trial.exploration, *trial.fresh)] == [expected] * (1 + NUM_SERIES)
-    assert trial.verdict == "ok"
+    assert [len(one) for one in (done.exploration, *done.fresh)] == [expected] * (1 + NUM_SERIES)
+    assert done.verdict == "ok"
 
 
 def test_a_series_that_never_narrows_is_noisy_at_the_maximum_without_fresh_ones() -> None:
-    trial = run_series([(2.0, 1.0), (1.0, 2.0)] * 20)
-    assert len(trial.exploration) == 40
-    assert trial.fresh == ()
-    assert trial.reported == (trial.exploration,)
-    assert trial.verdict == "NOISY"
-    assert trial.reason is not None
-    assert "the first series" in trial.reason
-    assert "40 pairs" in trial.reason
+    done = run_series([(2.0, 1.0), (1.0, 2.0)] * 20)
+    assert len(done.exploration) == 40
+    assert done.fresh == ()
+    assert done.reported == (done.exploration,)
+    assert done.verdict == "NOISY"
+    assert done.reason is not None
+    assert "the first series" in done.reason
+    assert "40 pairs" in done.reason
 
 
 def test_a_machine_that_changes_between_series_is_noisy_and_keeps_its_numbers() -> None:
     levels = [1.47, 1.62, 1.46, 1.63, 1.47, 1.63]
-    trial = run_series([(level, 1.0) for level in [1.5, *levels] for _ in range(5)])
-    assert trial.reported == trial.fresh
-    assert trial.verdict == "NOISY"
-    assert trial.reason is not None
-    assert f"{NUM_SERIES} fresh series" in trial.reason
+    done = run_series([(level, 1.0) for level in [1.5, *levels] for _ in range(5)])
+    assert done.reported == done.fresh
+    assert done.verdict == "NOISY"
+    assert done.reason is not None
+    assert f"{NUM_SERIES} fresh series" in done.reason
 
 
 def test_each_series_counts_its_pairs_from_zero() -> None:
@@ -136,7 +136,7 @@ def test_each_series_counts_its_pairs_from_zero() -> None:
         seen.append(index)
         return 1.0, 1.0
 
-    paired_trial(measure_pair, duration=float, rule=RULE)
+    measure_in_pairs(measure_pair, duration=float, rule=RULE)
     assert seen == [0, 1, 2, 3, 4] * (1 + NUM_SERIES)
 
 

@@ -15,7 +15,7 @@ from bench.design.grid import Cell
 from bench.measure.measure import run_bench
 from bench.measure.statistics import NUM_SERIES, StoppingRule
 from bench.measure.timeline import verify_timeline
-from bench.measure.worker import Seat, WorkerSession
+from bench.measure.worker import WorkerSession, WorkerSlot
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
 from compressor.recipe.recipe import Bench
@@ -42,39 +42,39 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def test_only_one_model_is_alive_at_a_time(comparison: Comparison) -> None:
-    seat = Seat()
-    baseline, candidate = (WorkerSession(arm, seat) for arm in comparison.arms)
+    slot = WorkerSlot()
+    baseline, candidate = (WorkerSession(arm, slot) for arm in comparison.arms)
     for session in (baseline, candidate, candidate, baseline):
         verify_timeline(session.generate(PROMPTS, osl=4), CELL)
         assert num_workers() == 1
-    seat.take(None)
+    slot.take(None)
     assert num_workers() == 0
 
 
 def test_the_runtimes_errors_come_back(comparison: Comparison) -> None:
-    seat = Seat()
-    session = WorkerSession(comparison.baseline, seat)
+    slot = WorkerSlot()
+    session = WorkerSession(comparison.baseline, slot)
     with pytest.raises(RuntimeError, match="context_length"):
         session.generate(np.ones((1, 60), dtype=np.int32), osl=60)
-    seat.take(None)
+    slot.take(None)
 
 
 def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="genai_config"):
-        WorkerSession(replace(comparison.baseline, path=tmp_path), Seat())
+        WorkerSession(replace(comparison.baseline, path=tmp_path), WorkerSlot())
     assert num_workers() == 0, "its process is ended"
 
 
 def test_a_process_that_dies_fails_one_run_and_the_next_begins_anew(comparison: Comparison) -> None:
-    seat = Seat()
-    session = WorkerSession(comparison.baseline, seat)
+    slot = WorkerSlot()
+    session = WorkerSession(comparison.baseline, slot)
     for child in workers():
         child.kill()
-    with pytest.raises(ResourceError, match=r"process ended[\s\S]*SIGKILL, most likely for want of memory"):
+    with pytest.raises(ResourceError, match=r"ended by SIGKILL, most likely for lack of memory"):
         session.generate(PROMPTS, osl=4)
     assert num_workers() == 0
     verify_timeline(session.generate(PROMPTS, osl=4), CELL)
-    seat.take(None)
+    slot.take(None)
 
 
 def test_a_process_that_gives_up_leaves_its_last_words(
@@ -85,7 +85,7 @@ def test_a_process_that_gives_up_leaves_its_last_words(
     script.chmod(0o755)
     monkeypatch.setattr("bench.measure.worker.sys.executable", str(script))
     with pytest.raises(ResourceError, match="exit code 3: no such library"):
-        WorkerSession(comparison.baseline, Seat())
+        WorkerSession(comparison.baseline, WorkerSlot())
 
 
 def test_a_whole_benchmark_alternates_and_starts_no_process_in_vain(
@@ -103,7 +103,7 @@ def test_a_whole_benchmark_alternates_and_starts_no_process_in_vain(
     narrow = StoppingRule(min_pairs=2, max_pairs=2, max_relative_width=math.inf)
     monkeypatch.setattr("bench.measure.measure.stopping_rule", lambda _config: narrow)
     config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), processes="alternating")
-    results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
+    results = run_bench([comparison], config, console=Console(), seed=0)
     assert results.protocol.processes == "alternating"
     (cell,) = results.comparisons[0].cells
     assert (cell.status, cell.num_series) == ("ok", NUM_SERIES)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bench.metrics.absent import Absent
+from bench.metrics.metric import Absent
 from bench.metrics.model_bytes import engine_bytes, file_bytes, weight_bytes
 
 

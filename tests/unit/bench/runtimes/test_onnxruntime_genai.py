@@ -15,12 +15,13 @@ from bench.design.arms import Comparison
 from bench.design.grid import Cell
 from bench.design.prompts import make_prompts
 from bench.measure.timeline import verify_timeline
-from bench.runtimes.base import RUNTIMES, Session, runtime_named
+from bench.runtimes.base import Session, StaticRuntime
 from bench.runtimes.onnxruntime_genai import OnnxRuntimeGenaiSession
+from compressor.choices.runtimes import RUNTIMES, runtime_named
 from compressor.core.errors import DependencyError, UsageError
 from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
-GENAI = runtime_named("onnxruntime-genai")
+GENAI: StaticRuntime = runtime_named("onnxruntime-genai").load()
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def session(comparison: Comparison) -> Session:
 
 
 def test_the_session_knows_its_vocabulary(session: Session) -> None:
-    assert session.vocab_size == VOCAB_SIZE
-    assert {BOS_ID, EOS_ID, PAD_ID} <= session.special_token_ids
+    assert session.vocabulary.size == VOCAB_SIZE
+    assert {BOS_ID, EOS_ID, PAD_ID} <= set(session.vocabulary.special_token_ids)
 
 
 @pytest.mark.parametrize("cell", [Cell(1, 1, 1), Cell(5, 7, 1), Cell(6, 20, 3)])
 def test_exactly_the_requested_tokens_are_read_and_written(session: Session, cell: Cell) -> None:
-    timeline = session.generate(make_prompts((session,), cell=cell, seed=0), osl=cell.osl)
+    timeline = session.generate(make_prompts((session.vocabulary,), cell=cell, seed=0), osl=cell.osl)
     verify_timeline(timeline, cell)
     times = (timeline.start_s, *timeline.token_times_s)
     assert all(before < after for before, after in itertools.pairwise(times))
@@ -113,6 +114,6 @@ def test_the_library_is_kept_from_sending_telemetry(
 
 
 def test_the_table_of_runtimes_is_frozen_here() -> None:
-    assert list(RUNTIMES) == ["onnxruntime-genai", "torch-eager"]
+    assert list(RUNTIMES) == ["onnxruntime-genai", "torch-eager", "tensorrt-llm"]
     with pytest.raises(UsageError, match="did you mean onnxruntime-genai"):
         runtime_named("onnxruntime")

@@ -14,15 +14,16 @@ from bench.design.grid import Cell
 from bench.design.prompts import make_prompts
 from bench.design.shape_only import MARK_FILE, is_shape_only, random_model, shape_of, write_shape
 from bench.measure.timeline import verify_timeline
-from bench.runtimes.base import runtime_named
+from bench.runtimes.base import StaticRuntime
 from bench.runtimes.static_decoder import StaticDecoder
 from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
+from compressor.choices.runtimes import runtime_named
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.models.dims import num_parameters
 from compressor.models.presets import PRESETS
 from tests.tiny_models import make_model, save_checkpoint
 
-TORCH = runtime_named("torch-eager")
+TORCH: StaticRuntime = runtime_named("torch-eager").load()
 TINY_SHAPE = "smollm2-135m:num_hidden_layers=2+vocab_size=331"
 
 
@@ -51,7 +52,7 @@ def test_exactly_the_requested_tokens_are_read_and_written(
     checkpoint: Path, precision: str, cell: Cell
 ) -> None:
     session = TORCH.load(checkpoint, precision=precision)
-    timeline = session.generate(make_prompts((session,), cell=cell, seed=0), osl=cell.osl)
+    timeline = session.generate(make_prompts((session.vocabulary,), cell=cell, seed=0), osl=cell.osl)
     verify_timeline(timeline, cell)
     assert timeline.num_gpus == (1 if torch.cuda.is_available() else 0)
 
