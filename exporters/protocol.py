@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from compressor.choices.formats import Format
 from compressor.core.errors import VerificationError
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
 from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
@@ -49,14 +49,14 @@ class Exporter(ABC):
         return Export()
 
     def check(  # noqa: B027 - a format that expresses every model has nothing to refuse
-        self, config: dict[str, object], export: Export, promise: Promise | None
+        self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None
     ) -> None:
         """Refuse a model that the format cannot express, before anything is loaded or written.
 
         Args:
             config: The model's Hugging Face config.
             export: The recipe's settings of exports.
-            promise: The sparsity that the model has, or will have.
+            sparsity: The sparsity that the model has, or will have.
 
         Raises:
             UnsupportedError: naming the field, and what to do.
@@ -87,8 +87,8 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor as this format stores it; returns their number.
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor as this format stores it; returns their number.
 
         Raises:
             VerificationError: naming the first tensor with too many non-zeros.
