@@ -55,8 +55,8 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     """Refuse what one-shot sparsification of `source` does not give.
 
     Tensors that are not recorded as sparse are the source's bit for bit. A method that only chooses a mask
-    leaves kept weights as they were; magnitude's mask is chosen again here. A method that moves weights is held to
-    what the stage recorded from memory, elsewhere.
+    leaves kept weights as they were; magnitude's mask is chosen again here. What a method that changes
+    weights gives is compared elsewhere with the sums that the stage recorded.
 
     Raises:
         VerificationError: naming the first tensor.
