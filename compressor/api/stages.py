@@ -48,7 +48,7 @@ def prune(
         UsageError: a target that does not fit the model.
     """
     from compressor.models.dims import PRUNABLE_FIELDS
-    from compressor.models.load import resolve_source, source_dims
+    from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 
@@ -57,9 +57,9 @@ def prune(
     recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
     resolved = make_plan(recipe, teacher)
     require_prunable(teacher)
-    execution.console.info(resolved.target.rule)
+    execution.console.info(resolved.rule)
     config = PruneStageConfig(
-        shape={name: getattr(resolved.target.student, name) for name in PRUNABLE_FIELDS},
+        shape={name: getattr(resolved.student.dims, name) for name in PRUNABLE_FIELDS},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
     )

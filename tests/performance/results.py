@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.hardware import describe
-from compressor.pipeline.report import batches_of, closed_gap, result_tables
+from compressor.pipeline.report import closed_gap, result_tables
 from compressor.runs.artifact import write_json
 from compressor.runs.manifest import versions
 from tests.corruptions.report import corruption_rows, missed_lines
@@ -125,7 +125,7 @@ def record(name: str) -> None:
             "schema": SCHEMA,
             "command": f"python -m tests.performance.results {name}",
             "date": started.date().isoformat(),
-            "hardware": describe(),
+            "hardware": describe().to_json(),
             "versions": versions(),
             "seconds": round((datetime.now(timezone.utc) - started).total_seconds()),
             "data": data,
@@ -164,7 +164,7 @@ def bench_table(result: dict[str, Any]) -> str:
             rows.append(
                 (
                     f"{first['candidate']} : {first['baseline']}",
-                    f"{one['isl']}/{one['osl']} x {batches_of(one)}",
+                    f"{one['isl']}/{one['osl']} x {one['batch_size']}",
                     _speedup(one),
                     _speedup(other),
                     _agreement(one, other),
