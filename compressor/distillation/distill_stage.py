@@ -37,7 +37,7 @@ from compressor.distillation.training import (
 )
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
-from compressor.models.sparse.record import read_promise
+from compressor.models.sparse.record import read_sparsity
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import ModelArtifact
@@ -175,7 +175,7 @@ def dynamic_batches(
 
 
 def _require_dense(source: ModelArtifact) -> None:
-    if read_promise(source.path) is not None:
+    if read_sparsity(source.path) is not None:
         raise UsageError(
             "distillation would fill the zeros of a sparse student",
             where=str(source.path),

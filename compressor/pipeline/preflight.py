@@ -23,7 +23,7 @@ from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.shapes import expected_shapes
 from compressor.models.source import ModelSource
 from compressor.models.sparse.pattern import parse_pattern
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import read_artifact
@@ -71,16 +71,16 @@ def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims
         UnsupportedError: naming the field, or the tensor.
     """
     dims = {name: getattr(student, name) for name in SHAPE_FIELDS}
-    pattern, promise = recipe.sparsify.pattern, None
+    pattern, sparsity = recipe.sparsify.pattern, None
     if pattern is not None:
         shapes = expected_shapes(student)
         names = covered_weights(student, recipe.sparsify.skip)
-        promise = Promise(
+        sparsity = SparsityRecord(
             pattern=parse_pattern(pattern),
             model_type=student.model_type,
             shapes={name: (shapes[name][0], shapes[name][1]) for name in names},
         )
-    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, promise=promise)
+    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, sparsity=sparsity)
 
 
 def require_texts(recipe: Recipe, console: Console) -> None:
