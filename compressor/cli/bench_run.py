@@ -72,9 +72,9 @@ PRESETS = ("quick", "published", "minitron-blog")
 def run(models: tuple[str, ...], output_dir: str | None, **flags: Any) -> None:
     r"""Measure throughput of MODELs in pairs; the first MODEL is the baseline.
 
-    Every model is measured against the first in each precision, each precision against the first
-    precision given, and the ends of that road against each other. ONNX graphs are built and verified
-    once, beside the output directory, and used again.
+    Every model is measured against the first one in each precision, each precision against the first
+    precision given, and each of the other models in each of the other precisions against the first of both.
+    ONNX graphs are built and verified once, beside the output directory, and used again.
 
     \b
     compress-export bench teacher student --batch-size 1,8 -o speed
@@ -154,5 +154,5 @@ def _refuse_other_device(flags: dict[str, Any]) -> None:
             where="--device",
             expected=own,
             found=flags["device"],
-            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+            hint="leave --device out; CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
         )

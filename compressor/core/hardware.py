@@ -15,31 +15,74 @@ from compressor.core.errors import ResourceError, UsageError
 class Gpu:
     """Datasheet figures of one GPU: dense matrix rate in bf16, and memory; and a price.
 
-    `assumed_hour_price` is an assumption in US dollars, of the order of what clouds ask on demand.
+    Attributes:
+        name: What reports call it.
+        words: What a device's name must hold to be this one; of several, the one with the most words.
+        bf16_flops_per_s: Dense rate of its tensor cores; a rate "with sparsity" is twice that.
+        memory_bytes: Decimal, as datasheets state it.
+        assumed_hour_price: An assumption in US dollars, of the order of what clouds ask on demand.
     """
 
     name: str
+    words: tuple[str, ...]
     bf16_flops_per_s: float
     memory_bytes: int
     assumed_hour_price: float
 
 
+_GB = 10**9
+# Rates are of NVIDIA's datasheets: "NVIDIA A100 Tensor Core GPU" (the same for SXM and PCIe), "NVIDIA L40S",
+# "NVIDIA H100 Tensor Core GPU" (SXM 1,979 and NVL 1,671 TFLOPS with sparsity; the edition of 2022 has PCIe
+# with 1,513), and "NVIDIA H200 Tensor Core GPU" (SXM 1,979, NVL 1,671 with sparsity).
 GPUS: dict[str, Gpu] = {
     "a100": Gpu(
         name="NVIDIA A100 80GB SXM",
+        words=("a100",),
         bf16_flops_per_s=312e12,
-        memory_bytes=80 * 10**9,
+        memory_bytes=80 * _GB,
         assumed_hour_price=2.0,
     ),
-    "l40s": Gpu(name="NVIDIA L40S", bf16_flops_per_s=362e12, memory_bytes=48 * 10**9, assumed_hour_price=1.0),
+    "l40s": Gpu(
+        name="NVIDIA L40S",
+        words=("l40s",),
+        bf16_flops_per_s=362e12,
+        memory_bytes=48 * _GB,
+        assumed_hour_price=1.0,
+    ),
     "h100": Gpu(
         name="NVIDIA H100 80GB SXM",
+        words=("h100",),
         bf16_flops_per_s=989e12,
-        memory_bytes=80 * 10**9,
+        memory_bytes=80 * _GB,
         assumed_hour_price=3.0,
     ),
+    "h100-pcie": Gpu(
+        name="NVIDIA H100 80GB PCIe",
+        words=("h100", "pcie"),
+        bf16_flops_per_s=756e12,
+        memory_bytes=80 * _GB,
+        assumed_hour_price=2.5,
+    ),
+    "h100-nvl": Gpu(
+        name="NVIDIA H100 NVL",
+        words=("h100", "nvl"),
+        bf16_flops_per_s=835e12,
+        memory_bytes=94 * _GB,
+        assumed_hour_price=2.5,
+    ),
     "h200": Gpu(
-        name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9, assumed_hour_price=4.0
+        name="NVIDIA H200 SXM",
+        words=("h200",),
+        bf16_flops_per_s=989e12,
+        memory_bytes=141 * _GB,
+        assumed_hour_price=4.0,
+    ),
+    "h200-nvl": Gpu(
+        name="NVIDIA H200 NVL",
+        words=("h200", "nvl"),
+        bf16_flops_per_s=835e12,
+        memory_bytes=141 * _GB,
+        assumed_hour_price=3.5,
     ),
 }
 
@@ -82,8 +125,15 @@ def peak_bf16_flops_per_s() -> float | None:
 
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name().lower()
-    return next((gpu.bf16_flops_per_s for key, gpu in GPUS.items() if key in name), None)
+    gpu = gpu_named(torch.cuda.get_device_name())
+    return gpu.bf16_flops_per_s if gpu else None
+
+
+def gpu_named(device_name: str) -> Gpu | None:
+    """The table's row for a device, such as `NVIDIA H100 PCIe`; None where it has none."""
+    name = device_name.lower()
+    matching = [gpu for gpu in GPUS.values() if all(word in name for word in gpu.words)]
+    return max(matching, key=lambda gpu: len(gpu.words), default=None)
 
 
 def cpu_name() -> str:
