@@ -8,26 +8,28 @@ dequantising reader, because stock transformers loads it without its scales.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
-from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.sparse.low_rank import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import Promise, check_checkpoint_sparsity
+from compressor.models.tokenizer import TOKENIZER_FILE
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
-from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
+from compressor.quantization.e4m3 import scale_of, to_e4m3
 from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
 from compressor.quantization.record import check_record
-from compressor.recipe.recipe import Export
+from exporters.checks.checkpoint import check_checkpoint
+from exporters.checks.equality import expect_bits
+from exporters.protocol import Exporter
 from exporters.verification.comparison import TOLERANCES
 from exporters.verification.logits import (
     VerifyOptions,
@@ -36,21 +38,39 @@ from exporters.verification.logits import (
     student_prompts,
     torch_logits,
 )
-from exporters.verification.prompts import describe_prompts
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
+# Beside the tensors, all that decides what transformers computes of a text.
+_DECIDING_FILES = (CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
 
-@dataclass(frozen=True)
-class HuggingFaceExporter:
+
+class _CheckpointExporter(Exporter):
+    """What the 16-bit and the FP8 checkpoint have in common: the config travels along, nothing is refused."""
+
+    def check_structure(self, directory: Path) -> dict[str, JsonValue]:
+        """Check headers, shapes, the number of parameters, finite values and scales."""
+        return check_checkpoint(directory)
+
+    def check_sparsity(self, directory: Path, promise: Promise) -> int:
+        """Check every promised tensor."""
+        return check_checkpoint_sparsity(directory, promise)
+
+
+class HuggingFaceExporter(_CheckpointExporter):
     """The 16-bit checkpoint."""
 
-    format: str = "huggingface"
-    precision: str = "16bit"
-    libraries: tuple[str, ...] = ("torch", "transformers")
+    keeps_adapter = True
 
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
-        """Nothing to refuse: the config travels along."""
+    @property
+    def precision(self) -> str:
+        """The student's own, whichever of the 16-bit ones."""
+        return "16bit"
+
+    def loads_student(self, student: Path) -> bool:
+        """Only a config that has to be rewritten makes another file than the student's."""
+        config = read_config(student)
+        return portable_config(config) != config
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the checkpoint and make its config and tokenizer portable."""
@@ -60,36 +80,35 @@ class HuggingFaceExporter:
         make_portable(out_dir)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
-        """Reopen the copy: equal tensors, an equal portable config, equal tokens, equal logits."""
-        prompts = student_prompts(student, options)
-        checks = {
+        """Reopen the copy: equal tensors, an equal portable config, equal tokens.
+
+        Where nothing had to be rewritten for another generation of transformers, tensors, config and
+        tokenizer are the student's bit for bit, and so is what they compute. Otherwise the logits must be
+        equal too.
+        """
+        checks: dict[str, JsonValue] = {
             "num_equal_tensors": _same_tensors(out_dir, student),
             "config": _same_config(out_dir, student, without=()),
             "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
             **_same_adapter(out_dir, student),
         }
+        if all(_same_bytes(out_dir / name, student / name) for name in _DECIDING_FILES):
+            return self.verification(checks).model_copy(update={"status": "bit-equal"})
+        prompts = student_prompts(student, options)
         reference, candidate = student_logits(student, options), student_logits(out_dir, options)
-        return Verification(
-            format=self.format,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
+        return self.verification(
+            checks,
+            prompts=prompts,
             logits=compare_models(reference, candidate, prompts, options.console),
             tolerance=TOLERANCES[self.precision],
-            checks=checks,
         )
 
 
-@dataclass(frozen=True)
-class HuggingFaceFp8Exporter:
+class HuggingFaceFp8Exporter(_CheckpointExporter):
     """ModelOpt's unified FP8 checkpoint, made by the quantize stage."""
 
-    format: str = "huggingface-fp8"
-    precision: str = "fp8"
-    libraries: tuple[str, ...] = ("torch", "transformers", "nvidia-modelopt")
-
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
-        """Nothing to refuse: the config travels along."""
+    libraries = ("torch", "transformers", "nvidia-modelopt")
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Copy the unified checkpoint out of the quantize stage's artifact.
@@ -114,25 +133,23 @@ class HuggingFaceFp8Exporter:
         `student` may be the quantize stage's artifact, whose recorded maxima are then checked too.
         """
         prompts = student_prompts(student, options)
-        checks = {
+        checks: dict[str, JsonValue] = {
             **check_fp8_checkpoint(out_dir, student),
             "config": _same_config(out_dir, student, without=("quantization_config",)),
             "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
         }
         candidate = torch_logits(load_fp8_model(out_dir, dtype="float32", device=options.device))
-        return Verification(
-            format=self.format,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
+        return self.verification(
+            checks,
+            prompts=prompts,
             logits=compare_models(student_logits(student, options), candidate, prompts, options.console),
             tolerance=TOLERANCES[self.precision],
-            checks=checks,
             notes=("activations rounded to E4M3 in software; FP8 kernels were not run",),
         )
 
 
-def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool]:
+def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, JsonValue]:
     """Check a unified FP8 checkpoint against the student, number by number.
 
     Every weight scale is the student's maximum over 448, every FP8 weight is the student's rounded
@@ -152,13 +169,13 @@ def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool
         linears = quantised_linears(config)
         for name in linears:
             weight = original.tensor(f"{name}.weight")
-            _expect_equal(f"{name}.weight_scale", scale_of(weight.abs().max()), scales.weights[name])
+            _expect(f"{name}.weight_scale", scale_of(weight.abs().max()), scales.weights[name])
             rounded = to_e4m3(weight, scales.weights[name])
-            _expect_equal(f"{name}.weight", rounded, reader.tensor(f"{name}.weight"))
+            _expect(f"{name}.weight", rounded, reader.tensor(f"{name}.weight"))
         quantised = {f"{name}.weight" for name in linears}
         unchanged = [name for name in original if name not in quantised]
         for name in unchanged:
-            _expect_equal(name, original.tensor(name), reader.tensor(name))
+            _expect(name, original.tensor(name), reader.tensor(name))
     recorded = (student / AMAX_FILE).is_file()
     if recorded:
         _check_recorded(scales, read_amax(student), config)
@@ -169,15 +186,15 @@ def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, int | bool
     }
 
 
-def _check_recorded(scales: Fp8Scales, amax: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+def _check_recorded(scales: Fp8Scales, amax: dict[str, torch.Tensor], config: dict[str, object]) -> None:
     """Every scale is its recorded maximum over 448."""
     for name in quantised_linears(config):
         for kind, found in (("weight", scales.weights[name]), ("input", scales.inputs[name])):
             expected = scale_of(_recorded(amax, f"{name}.{kind}_amax"))
-            _expect_equal(f"{name}.{kind}_scale", expected, found)
+            _expect(f"{name}.{kind}_scale", expected, found)
     for layer, name in enumerate(attention_modules(config) if scales.keys else ()):
-        _expect_equal(f"{name}.k_scale", scale_of(_recorded(amax, f"{name}.k_amax")), scales.keys[layer])
-        _expect_equal(f"{name}.v_scale", scale_of(_recorded(amax, f"{name}.v_amax")), scales.values[layer])
+        _expect(f"{name}.k_scale", scale_of(_recorded(amax, f"{name}.k_amax")), scales.keys[layer])
+        _expect(f"{name}.v_scale", scale_of(_recorded(amax, f"{name}.v_amax")), scales.values[layer])
 
 
 def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -186,36 +203,28 @@ def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     return amax[name]
 
 
-def _expect_equal(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
-    """Refuse a tensor that is not, bit for bit, the expected one."""
-    if expected.dtype != found.dtype or expected.shape != found.shape:
-        raise VerificationError(
-            "an exported tensor has another kind or shape",
-            where=name,
-            expected=f"{expected.dtype} {list(expected.shape)}",
-            found=f"{found.dtype} {list(found.shape)}",
-        )
-    if expected.dtype == E4M3:
-        expected, found = expected.view(torch.uint8), found.view(torch.uint8)
-    if not torch.equal(expected, found):
-        num_different = int((expected != found).sum())
-        raise VerificationError(
-            "an exported tensor is not the student's",
-            where=name,
-            expected="equal values",
-            found=f"{num_different} of {found.numel()} differ",
-        )
+def _expect(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
+    expect_bits(name, expected, found, against="the student's")
+
+
+def _same_bytes(made: Path, student: Path) -> bool:
+    """Whether two small files hold the same, or are both absent."""
+    if made.is_file() and student.is_file():
+        return made.read_bytes() == student.read_bytes()
+    return made.is_file() == student.is_file()
 
 
 def _same_tensors(out_dir: Path, student: Path) -> int:
-    """Refuse a tensor that is missing, added or changed; returns their number."""
+    """Refuse a tensor that is missing, added, changed or not finite; returns their number."""
     with CheckpointReader(out_dir) as reader, CheckpointReader(student) as original:
         extra = sorted(set(reader) - set(original))
         if extra:
             raise VerificationError("the export holds a tensor that the student lacks", where=extra[0])
         names = list(original)
         for name in names:
-            _expect_equal(name, original.tensor(name), reader.tensor(name))
+            tensor = reader.tensor(name)
+            check_finite(name, tensor)
+            _expect(name, original.tensor(name), tensor)
     return len(names)
 
 
@@ -227,8 +236,8 @@ def _same_adapter(out_dir: Path, student: Path) -> dict[str, int]:
     if set(expected) != set(found):
         raise VerificationError("the export's adapter covers other layers", where=ADAPTER_DIRECTORY)
     for name, branch in expected.items():
-        _expect_equal(f"{name}.lora_A", branch.down, found[name].down)
-        _expect_equal(f"{name}.lora_B", branch.up, found[name].up)
+        _expect(f"{name}.lora_A", branch.down, found[name].down)
+        _expect(f"{name}.lora_B", branch.up, found[name].up)
     return {"num_equal_adapters": len(expected)}
 
 

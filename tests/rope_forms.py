@@ -22,6 +22,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from compressor.models.families import FAMILIES
 from tests.tiny_models import (
     BOS_ID,
     EOS_ID,
@@ -124,7 +125,9 @@ def rope_fields(family: str, form: RopeForm) -> dict[str, Any]:
 
 def accepts(family: str, form: RopeForm, *, generation: int = GENERATION) -> bool:
     """Whether this generation of transformers reads the form: before 5 there is no `rope_parameters`,
-    and Nemotron's class knows no scaling."""
+    Nemotron's class knows no scaling, and Phi-3's takes all for longrope."""
+    if form.method != "default" and not FAMILIES[family].supports_rope_scaling:
+        return False
     if generation >= FIRST_WITH_ROPE_PARAMETERS:
         # What 4.57 ignores in the older spelling means two things, and is refused.
         return family != "nemotron" or form.method == "default" or form.spelling == "rope_parameters"

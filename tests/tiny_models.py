@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from compressor.models.config.portable import make_portable
 
-MODEL_TYPES = ("llama", "mistral", "nemotron", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "nemotron", "phi3", "qwen2", "qwen3")
 VOCAB_SIZE = 331
 ROPE_THETA = 50_000.0
 EMBEDDING_STD = 0.3

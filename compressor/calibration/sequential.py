@@ -13,7 +13,7 @@ Legend: T tokens, C input channels of a linear layer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,8 @@ class LayerVisit:
     grams: dict[str, Gram]
 
 
+# Further keyword arguments with which a decoder layer is called.
+Call = Mapping[str, object]
 # Returns the new weights of some linear layers, by name relative to the layer.
 Visitor = Callable[[LayerVisit], dict[str, torch.Tensor]]
 
@@ -156,7 +158,7 @@ class _Recorder(nn.Module):
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
         self.hidden_states = torch.empty(0)
-        self.call: dict[str, Any] = {}
+        self.call: Call = {}
         self.returns_tuple = False
 
     def forward(self, hidden_states: torch.Tensor, **call: Any) -> torch.Tensor | tuple[torch.Tensor]:
@@ -189,7 +191,7 @@ def _embed(
     *,
     dtype: torch.dtype,
     device: str,
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[Call]]:
     """Every window's first hidden states in a mapped file, and how each layer is called."""
     shape = (len(windows), 1, windows.shape[1], adapter.dims.hidden_size)
     num_states = torch.Size(shape).numel()
@@ -238,7 +240,7 @@ def _materialise_(
     module.requires_grad_(requires_grad=False).to(device)
 
 
-def _call(module: nn.Module, hidden: torch.Tensor, call: dict[str, Any]) -> torch.Tensor:
+def _call(module: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     output = module(hidden, **call)
     result: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return result
@@ -247,21 +249,16 @@ def _call(module: nn.Module, hidden: torch.Tensor, call: dict[str, Any]) -> torc
 def _gather(
     layer: DecoderLayer,
     states: torch.Tensor,
-    call: dict[str, Any],
+    call: Call,
     *,
     device: str,
     on_window: Callable[[], None],
 ) -> dict[str, Gram]:
     """One pass of the layer as it is: the Gram matrix of every linear layer's input."""
-    linears, family = layer.linear_layers(), layer.family
+    linears = layer.linear_layers()
     grams: dict[str, Gram] = {}
     inputs = []
-    for names in (
-        (family.q_proj, family.k_proj, family.v_proj),
-        (family.o_proj,),
-        family.mlp_inputs,
-        (family.down_proj,),
-    ):
+    for names in layer.family.sharing_input:
         size = linears[names[0]].in_features
         gram = Gram(total=torch.zeros(size, size, device=device))
         grams |= dict.fromkeys(names, gram)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
-from compressor.cli.options import reporting
+from compressor.cli.session import Show, showing
 
 STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # What fails at each setting; another machine or other versions always do, unless nothing does.
@@ -31,14 +30,14 @@ FAILING: dict[str, frozenset[str]] = {
 )
 @click.option("--ratio-tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True)
 @click.option("--absolute-tolerance", type=click.FloatRange(0, 1), default=0.25, show_default=True)
-@reporting
+@showing
 def compare(
     baseline: Path,
     current: Path,
     fail_on: str,
     ratio_tolerance: float,
     absolute_tolerance: float,
-    **flags: Any,
+    show: Show,
 ) -> None:
     """Compare two results.json of `bench`; exit code 7 on a regression or a mismatch.
 
@@ -57,7 +56,7 @@ def compare(
     if summary := os.environ.get(STEP_SUMMARY_VARIABLE):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(text)
-    emit(gate_document(report), flags, text)
+    emit(gate_document(report), show, text)
     if report.verdict in FAILING[fail_on]:
         reasons = [cell.reason for cell in report.cells if cell.is_gated and cell.verdict == report.verdict]
         raise SpeedGateError(

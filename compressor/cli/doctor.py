@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from compressor.cli.options import reporting
+from compressor.cli.session import Show, showing
 
 
 @click.command()
-@reporting
-def doctor(**flags: Any) -> None:
+@showing
+def doctor(show: Show) -> None:
     """Check versions, GPU, engine builder, disk and hub access."""
     from compressor.cli.render import doctor_text
     from compressor.cli.session import emit, work
 
-    with work(flags):
+    with work(show):
         from compressor.pipeline.doctor import examine
 
         report = examine()
-    emit(report, flags, doctor_text(report))
+    emit(report, show, doctor_text(report))

@@ -2,75 +2,61 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import click
 
-from compressor.cli.options import OUTPUT, common, parallelism, recipe_overrides
-
-if TYPE_CHECKING:
-    from compressor.recipe.recipe import ExportFormat
-
-# Format and precision of the command line -> format of the recipe; the first precision is the default.
-FORMATS: dict[str, dict[str, ExportFormat]] = {
-    "huggingface": {"bf16": "huggingface", "fp16": "huggingface", "fp8": "huggingface-fp8"},
-    "onnx": {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"},
-    "tensorrt-llm": {"bf16": "tensorrt-llm", "fp16": "tensorrt-llm-fp16", "fp8": "tensorrt-llm-fp8"},
-}
+from compressor.choices.formats import options
+from compressor.cli.from_recipe import Call, ChoiceOption, RecipeCommand, from_recipe
+from compressor.cli.session import Show
+from compressor.core.errors import UnsupportedError, UsageError
 
 
-@click.command()
-@click.argument("model")
-@click.option("--format", "family", type=click.Choice(sorted(FORMATS)), required=True)
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "fp8", "int4"]), default=None)
-@click.option("--int4-min-top1", type=float, default=None, help="Gate on int4's top-1 agreement.")
-@parallelism
-@OUTPUT
-@common
-def export(family: str, precision: str | None, output_dir: str, **flags: Any) -> None:
+@click.command(cls=RecipeCommand)
+@click.argument("model", required=False)
+@click.option(
+    "--format",
+    "family",
+    cls=ChoiceOption,
+    choices=lambda: {name: f"{', '.join(precisions)}." for name, precisions in options().items()},
+    required=True,
+    help="Format to write, in one of its precisions.",
+)
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="Precision of the weights; by default the format's first.",
+)
+@from_recipe("export", but=("export.formats",))
+def export(call: Call, show: Show, family: str, precision: str | None) -> None:
     """Export MODEL and compare every position's logits with it; beyond the tolerance, exit code 8."""
-    from compressor.cli.render import stage_text
-    from compressor.cli.session import emit, work
-    from compressor.core.errors import UnsupportedError
-    from compressor.recipe.recipe import load_recipe
+    from compressor import api
+    from compressor.cli.stage_result import stage
 
-    precisions = FORMATS[family]
-    if precision is None:
-        precision = next(iter(precisions))
-    if precision not in precisions:
+    precisions = options().get(family, {})
+    if not precisions:
+        raise UsageError(
+            f"unknown format {family!r}",
+            where="--format",
+            expected=", ".join(options()),
+            hint="use one of these",
+        )
+    precision = precision or next(iter(precisions))
+    form = precisions.get(precision)
+    if form is None:
         raise UnsupportedError(
-            f"{family} is not written in {precision}", where="--precision", expected=", ".join(precisions)
+            f"{family} is not written in {precision}",
+            where="--precision",
+            expected=", ".join(precisions),
+            hint="use one of these precisions",
         )
-    settings = load_recipe(None, recipe_overrides(flags)).export
-    with work(flags) as console:
-        from compressor.cli.cheap_checks import check_early
-        from compressor.cli.stage_command import (
-            execute_stage,
-            open_model,
-            quantised_artifact,
-            refuse_other_dtype,
-            result_of,
-        )
-        from compressor.models.checkpoint import read_config
-        from compressor.models.sparse.record import read_promise
-        from exporters.export_stage import check_exports, export_stage, require_libraries, settings_of
-        from exporters.tensorrt_llm.versions import require_builder
-
-        if settings.tensorrt_llm.require_engine:
-            require_builder((precisions[precision],))
-        out_dir = Path(output_dir)
-        check_early(out_dir, flags, console, models=[flags["model"]])
-        require_libraries([precisions[precision]])
-        if Path(flags["model"]).is_dir():
-            model = Path(flags["model"])
-            check_exports((precisions[precision],), read_config(model), settings, promise=read_promise(model))
-        if precision == "fp8":
-            source = quantised_artifact(flags["model"])
-        else:
-            source = open_model(flags["model"], out_dir, flags)
-            refuse_other_dtype(source, family, precision)
-        stage = export_stage(precisions[precision])
-        settings = settings_of(precisions[precision], settings)
-        artifact = execute_stage(stage, settings, source, out_dir, flags, console)
-    emit(result_of(artifact), flags, stage_text(artifact))
+    stage(
+        call,
+        show,
+        lambda execution, out_dir: api.export(
+            call.recipe.model,
+            out_dir,
+            form,
+            precision=precision,
+            settings=call.recipe.export,
+            execution=execution,
+        ),
+    )

@@ -20,14 +20,14 @@ from click_default_group import DefaultGroup
 
 from compressor import __version__
 from compressor.cli.bench import bench
-from compressor.cli.correct import correct
+from compressor.cli.cache_logits import cache_logits
+from compressor.cli.correct_teacher import correct_teacher
 from compressor.cli.distill import distill
 from compressor.cli.doctor import doctor
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
 from compressor.cli.foreign_errors import as_error_of_ours, is_panic
 from compressor.cli.generate import generate
-from compressor.cli.logits import logits
 from compressor.cli.plan import plan
 from compressor.cli.prune import prune
 from compressor.cli.quantize import quantize
@@ -64,7 +64,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(run, plan, prune, generate, correct, logits, distill, sparsify, quantize),
+    *(run, plan, prune, generate, correct_teacher, cache_logits, distill, sparsify, quantize),
     *(export, bench, evaluate, verify, doctor),
 ):
     cli.add_command(_command)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
+from compressor.pipeline.family import FamilyPlan
 from compressor.pipeline.report import result_tables
+from compressor.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from exporters.verification.verify import VerifyReport
 
 _PLAN_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
+
+
+def planned_text(made: Plan | FamilyPlan) -> str:
+    """A plan, of one model or of a family."""
+    return (family_plan_text if isinstance(made, FamilyPlan) else plan_text)(made.document)
+
+
+def finished_text(summary: dict[str, Any]) -> str:
+    """The end of a run, of one model or of a family."""
+    return (family_text if "members" in summary else summary_text)(summary)
 
 
 def plan_text(plan: dict[str, Any]) -> str:
@@ -120,22 +135,17 @@ def evaluation_text(report: dict[str, Any]) -> str:
     return table(("model", "task", "metric", "value"), scores)
 
 
-def verification_text(report: dict[str, Any]) -> str:
+def verification_text(report: VerifyReport) -> str:
     """What was checked, one line each."""
-    lines = [
-        f"{check['path']}: {check['kind']}: {check['status']}{_sparsity(check)}{_contents(check)}"
-        for check in report["checked"]
-    ]
-    return "\n".join([*lines, *report["notes"]])
-
-
-def _sparsity(check: dict[str, Any]) -> str:
-    found = check.get("sparsity")
-    return f", {found['pattern']} sparse in {found['num_tensors']} tensors" if found else ""
-
-
-def _contents(check: dict[str, Any]) -> str:
-    return f", {check['contents']}" if "contents" in check else ""
+    lines = []
+    for check in report.checked:
+        parts = [f"{check.path}: {check.kind}: {check.status}"]
+        if isinstance(sparsity := check.found.get("sparsity"), dict):
+            parts.append(f"{sparsity['pattern']} sparse in {sparsity['num_tensors']} tensors")
+        if contents := check.found.get("contents"):
+            parts.append(str(contents))
+        lines.append(", ".join(parts))
+    return "\n".join([*lines, *report.notes])
 
 
 def doctor_text(report: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ def training_text(training: dict[str, Any]) -> str:
     price = f"${training['gpu_hour_price_usd']:,.2f} per GPU-hour"
     price += " (an assumption: --gpu-hour-price)" if training["price_is_assumed"] else ""
     scratch = training["from_scratch"]
-    rate = f"{training['assumed_utilisation']:.0%} of its bf16 rate (--utilisation)"
+    rate = f"{training['assumed_utilisation']:.0%} of its bf16 rate (--mfu)"
     lines = [
         f"training on {training['gpu']}, assuming {rate} and {price}",
         *(_phase_text(phase) for phase in training["phases"]),

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from compressor.cli.options import reporting
+from compressor.cli.session import Show, showing
 
 
 @click.command()
-@click.argument("directory", type=click.Path())
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
-    "--source", default=None, help="What DIRECTORY was made from: a checkpoint; of a run its teacher."
+    "--source",
+    type=click.Path(path_type=Path),
+    help="What DIRECTORY was made from: a checkpoint; of a run its teacher.",
 )
-@click.option("--sparsity", default=None, help="Demand this pattern, such as 2:4, of a checkpoint.")
-@reporting
-def verify(directory: str, source: str | None, sparsity: str | None, **flags: Any) -> None:
+@click.option("--sparsity", metavar="N:M", help="Fail unless a checkpoint follows this pattern, such as 2:4.")
+@showing
+def verify(directory: Path, source: Path | None, sparsity: str | None, show: Show) -> None:
     """Check a run, a stage's or an export's directory, or a checkpoint: every file, shape and number.
 
     What a directory was made from is compared with it: inside a run by itself, elsewhere with --source.
-    Sparsity is checked tensor by tensor wherever it was promised, or is demanded.
+    Sparsity is checked tensor by tensor wherever it was recorded, or is demanded.
     """
+    from compressor import api
     from compressor.cli.render import verification_text
     from compressor.cli.session import emit, work
-    from compressor.core.errors import UsageError
 
-    if not Path(directory).is_dir():
-        raise UsageError("this directory does not exist", where=directory)
-    with work(flags):
-        from compressor.models.sparse.pattern import parse_pattern
-        from compressor.pipeline.model_card import check_card
-        from exporters.verification.verify import verify_directory
-
-        pattern = parse_pattern(sparsity) if sparsity else None
-        report = verify_directory(Path(directory), pattern=pattern, source=Path(source) if source else None)
-        if report["kind"] == "run":
-            check_card(Path(directory))
-    emit(report, flags, verification_text(report))
+    with work(show):
+        report = api.verify(directory, source=source, sparsity=sparsity)
+    emit(report.to_json(), show, verification_text(report))

@@ -1,7 +1,12 @@
-"""Everything a person sees while a command works: on stderr, bars on a terminal, quiet lines elsewhere."""
+"""What a person sees while work is done: messages of the logger `compressor`, and progress.
+
+Nothing is printed unless somebody asks: a program that uses this package gets messages through `logging`,
+and `shown_on_stderr` adds the handler of the command line, with bars on a terminal and quiet lines elsewhere.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +20,8 @@ from compressor.core.escaping import printable
 from compressor.core.processes import is_main
 
 LINE_INTERVAL_S = 15.0
+LOGGER = logging.getLogger("compressor")
+LOGGER.addHandler(logging.NullHandler())
 
 
 class Tick:
@@ -40,38 +47,71 @@ class Tick:
 
 @dataclass
 class Console:
-    """Messages and progress on stderr; warnings are kept for the manifest."""
+    """Messages and progress of some work; its warnings are kept for the manifest."""
 
-    quiet: bool = False
-    verbose: bool = False
     warnings: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.rich = RichConsole(stderr=True, quiet=self.quiet, highlight=False)
 
     def info(self, message: str) -> None:
         """A line of progress."""
-        self.rich.print(printable(message), markup=False, soft_wrap=True)
+        LOGGER.info("%s", message)
 
     def detail(self, message: str) -> None:
-        """A line for `-v` only."""
-        if self.verbose:
-            self.info(message)
+        """A line for those who want more of them."""
+        LOGGER.debug("%s", message)
 
     def warn(self, message: str) -> None:
-        """A warning: shown even when quiet, and kept."""
+        """A warning, once for all processes; it is kept as well."""
         self.warnings.append(message)
         if is_main():
-            sys.stderr.write(f"warning: {printable(message)}\n")
+            LOGGER.warning("%s", message)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
-        """A progress bar on a terminal, occasional lines elsewhere."""
-        if self.quiet or not self.rich.is_terminal:
+        """A progress bar on a terminal that shows messages, occasional messages elsewhere."""
+        terminal = _terminal()
+        if terminal is None:
             yield Tick(self, description, total, None)
             return
         # Notes may be another program's lines, which hold brackets.
         description_column = TextColumn("{task.description}", markup=False)
         columns = (description_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.rich, transient=True) as progress:
+        with Progress(*columns, console=terminal, transient=True) as progress:
             yield Tick(self, description, total, progress)
+
+
+class StderrHandler(logging.Handler):
+    """Shows messages on stderr; warnings are marked as such."""
+
+    def __init__(self, level: int) -> None:
+        """Show messages of `level` and above."""
+        super().__init__(level)
+        self.rich = RichConsole(stderr=True, highlight=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message, control characters escaped."""
+        message = printable(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            sys.stderr.write(f"warning: {message}\n")
+        else:
+            self.rich.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def shown_on_stderr(level: int = logging.INFO) -> Iterator[None]:
+    """Show the messages of `level` and above on stderr meanwhile, and bars where it is a terminal."""
+    handler, before = StderrHandler(level), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(level)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
+
+
+def _terminal() -> RichConsole | None:
+    """The terminal that progress is shown on, if it is shown on one."""
+    for handler in LOGGER.handlers:
+        if isinstance(handler, StderrHandler) and handler.level <= logging.INFO and handler.rich.is_terminal:
+            return handler.rich
+    return None

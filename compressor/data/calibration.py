@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.data.packing import too_short
+from compressor.data.packing import IntArray, too_short
 from compressor.data.plain import PIECE_CHARACTERS
 from compressor.data.sources import Documents, describe_source, is_local, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, grouped, tokenise_all
@@ -39,7 +39,7 @@ class CalibrationWindows:
     """
 
     ids: TokenArray
-    record: dict[str, Any]
+    record: dict[str, object]
 
     def shortage(self, calibration: Calibration) -> str | None:
         """What to warn of when the text has fewer windows than were asked for."""
@@ -87,7 +87,7 @@ def calibration_windows(calibration: Calibration, tokenizer: Any, *, seed: int) 
     return CalibrationWindows(ids=windows, record=record)
 
 
-def spread(total: int, size: int, *, seed: int) -> Any:
+def spread(total: int, size: int, *, seed: int) -> IntArray:
     """`size` of the numbers below `total`, in order and at equal distances, from a random offset."""
     offset = np.random.default_rng([seed, total, size]).random()
     return np.minimum((np.arange(size) + offset) * total / size, total - 1).astype(np.int64)

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.marking import mark_call_, mark_tool_
@@ -193,16 +193,18 @@ def _marked(chat: Conversation, contents: tuple[int, ...]) -> _Marked:
         for index, call in enumerate(message.get("tool_calls", ())):
             mark_call_(call, marker, f"call {index} of message {number}")
         for name in REASONING_FIELDS:
-            if isinstance(message.get(name), str) and message[name].strip():
+            thoughts = message.get(name)
+            if isinstance(thoughts, str) and thoughts.strip():
                 reasoning.append(f"qzr{number}rzq")
-                message[name] += reasoning[-1]
+                message[name] = thoughts + reasoning[-1]
         thought, ends, answer = (message["content"] or "").partition(_THOUGHT_ENDS)
         if contents and message["role"] == "assistant" and ends and thought.replace(_THOUGHT, "").strip():
             # Templates that know this mark may cut what stands before it, some in the last answer too.
             reasoning.append(f"qzt{number}tzq")
             message["content"] = thought + reasoning[-1] + ends + answer
         if number in contents:
-            message["content"] += marker(f"message {number}, of role {message['role']!r}")
+            role = message["role"]
+            message["content"] = (message["content"] or "") + marker(f"message {number}, of role {role!r}")
     job = _job(replace(chat, tools=tools), messages)
     return _Marked(job=job, expected=expected, reasoning=tuple(reasoning))
 
@@ -298,7 +300,8 @@ def _behind_headers(
 def _saying(message: Message, content: str) -> Message:
     """The message with this content alone, without calls and reasoning."""
     left_out = ("tool_calls", *REASONING_FIELDS)
-    return {**{name: value for name, value in message.items() if name not in left_out}, "content": content}
+    kept = {name: value for name, value in message.items() if name not in left_out}
+    return cast(Message, {**kept, "content": content})
 
 
 def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:

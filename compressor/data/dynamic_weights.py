@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 SMOOTHING = 1e-4
 
-Variant = Literal["paper", "code"]
+Variant = Literal["clipped", "unclipped"]
 
 
 def updated_weights(
@@ -36,13 +36,13 @@ def updated_weights(
         weights: Positive shares summing to 1, `[num_domains]`.
         losses: The student's mean cross-entropy per domain, in nats.
         references: What it is compared with, in nats.
-        variant: `paper` or `code`.
+        variant: `clipped` or `unclipped`.
 
     Returns:
         Shares summing to 1, `[num_domains]`.
     """
     excess = np.asarray(losses, dtype=np.float64) - np.asarray(references, dtype=np.float64)
-    if variant == "paper":
+    if variant == "clipped":
         return _softmax(np.log(weights) + np.maximum(excess, 0.0))
     return (1 - SMOOTHING) * _softmax(np.log(weights) + excess) + SMOOTHING / len(weights)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from compressor.core.errors import NetworkError, UsageError
@@ -55,7 +56,7 @@ def check_hub_split(spec: str) -> None:
     _open(spec)
 
 
-def open_hub_data_set(spec: str, bounds: tuple[int, int | None], state: dict[str, Any] | None) -> Any:
+def open_hub_data_set(spec: str, bounds: tuple[int, int | None], state: Mapping[str, object] | None) -> Any:
     """A stream of rows, `bounds[0]` up to `bounds[1]` of one split of a data set.
 
     Args:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from compressor.data.messages import decoded
 
@@ -12,7 +11,7 @@ from compressor.data.messages import decoded
 Marker = Callable[[str], str]
 
 
-def mark_tool_(tool: dict[str, Any], marker: Marker, what: str) -> None:
+def mark_tool_(tool: dict[str, object], marker: Marker, what: str) -> None:
     """Put markers into the name, the description and the parameters' names of a tool.
 
     Args:
@@ -34,7 +33,7 @@ def mark_tool_(tool: dict[str, Any], marker: Marker, what: str) -> None:
         )
 
 
-def mark_call_(call: dict[str, Any], marker: Marker, what: str) -> None:
+def mark_call_(call: dict[str, object], marker: Marker, what: str) -> None:
     """Put markers into the name and every argument of a call.
 
     Args:
@@ -52,7 +51,7 @@ def mark_call_(call: dict[str, Any], marker: Marker, what: str) -> None:
         function["arguments"] = _as_given(arguments if marked is None else marked, given)
 
 
-def _mark_name_(holder: dict[str, Any], marker: Marker, what: str) -> dict[str, Any]:
+def _mark_name_(holder: dict[str, object], marker: Marker, what: str) -> dict[str, object]:
     """Mark a function's name in place; returns the function, an empty one where there is none."""
     name = marker(what)
     function = holder.get("function", holder)
@@ -62,15 +61,15 @@ def _mark_name_(holder: dict[str, Any], marker: Marker, what: str) -> dict[str, 
     return function
 
 
-def _renamed(properties: dict[str, Any], marker: Marker, what: str) -> dict[str, Any]:
+def _renamed(properties: Mapping[str, object], marker: Marker, what: str) -> dict[str, object]:
     return {
         marker(f"parameter {name!r} of {what}") if isinstance(schema, dict) else name: schema
         for name, schema in properties.items()
     }
 
 
-def _marked_arguments(arguments: dict[str, Any], marker: Marker, what: str) -> dict[str, Any]:
-    changed: dict[str, Any] = {}
+def _marked_arguments(arguments: Mapping[str, object], marker: Marker, what: str) -> dict[str, object]:
+    changed: dict[str, object] = {}
     for key, value in arguments.items():
         if value is None:
             changed[key] = value
@@ -81,7 +80,7 @@ def _marked_arguments(arguments: dict[str, Any], marker: Marker, what: str) -> d
     return changed
 
 
-def _with_marker(value: Any, marker: str) -> Any:
+def _with_marker(value: object, marker: str) -> object:
     """A JSON value with a marker behind its first string, or else as its first key; None without either."""
     if isinstance(value, str):
         return value + marker
@@ -98,7 +97,7 @@ def _with_marker(value: Any, marker: str) -> Any:
     return None
 
 
-def _as_given(value: Any, given: Any) -> Any:
+def _as_given(value: object, given: object) -> object:
     """The value as JSON, where that is what stood in its place."""
     is_json = isinstance(given, str) and not isinstance(value, str)
     return json.dumps(value, ensure_ascii=False) if is_json else value

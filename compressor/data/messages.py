@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 from compressor.core.errors import UsageError
 
-Message = dict[str, Any]
+
+class _Said(TypedDict):
+    role: str
+    content: str | None
+
+
+class Message(_Said, total=False):
+    """A message as chat templates take it; other fields of a row's message stay in it unread.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; None beside calls or reasoning where a row has none.
+        tool_calls: JSON objects, at least one.
+        reasoning_content: Thoughts before the answer.
+        reasoning: The same under another name.
+        thinking: The same under another name.
+    """
+
+    tool_calls: list[dict[str, object]]
+    reasoning_content: object
+    reasoning: object
+    thinking: object
+
 
 # Other names of who speaks, ShareGPT's first of all.
 _ROLES = {
@@ -32,10 +54,14 @@ _CALLER = "function_call"
 _MAX_LEVELS = 100
 # What a table, or OpenAI's interface, may keep as JSON.
 _JSON_FIELDS = ("arguments", "parameters")
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+REASONING_FIELDS: tuple[Literal["reasoning_content", "reasoning", "thinking"], ...] = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+)
 
 
-def read_messages(raw: Any, where: str) -> list[Message]:
+def read_messages(raw: object, where: str) -> list[Message]:
     """A list of messages as templates take them: `role`, `content`, and what else each holds.
 
     A content is a string; None beside calls or reasoning where a row has none.
@@ -50,7 +76,7 @@ def read_messages(raw: Any, where: str) -> list[Message]:
     return messages
 
 
-def require_shallow(value: Any, where: str) -> None:
+def require_shallow(value: object, where: str) -> None:
     """Refuse lists and objects within each other beyond what a chat template can be given.
 
     Raises:
@@ -66,25 +92,26 @@ def require_shallow(value: Any, where: str) -> None:
     )
 
 
-def _inner(value: Any) -> list[Any]:
+def _inner(value: object) -> list[object]:
     if isinstance(value, dict):
         return [decoded(inner) if name in _JSON_FIELDS else inner for name, inner in value.items()]
     return value if isinstance(value, list) else []
 
 
-def _message(raw: Any, where: str, number: int) -> Message:
+def _message(raw: object, where: str, number: int) -> Message:
     """A message as templates take it: ShareGPT's names translated, content parts joined, nulls left out."""
     if not isinstance(raw, dict):
         raise _no_conversation(where, f"message {number} is a {type(raw).__name__}")
-    message = {key: value for key, value in raw.items() if value is not None}
+    message: dict[str, object] = {key: value for key, value in raw.items() if value is not None}
     if "role" not in message and "from" in message:
         message = _from_sharegpt(message, where, number)
-    if not isinstance(message.get("role"), str):
+    role = message.get("role")
+    if not isinstance(role, str):
         raise _no_conversation(where, f"message {number} has no role")
-    message["role"] = _known(message["role"])
-    if message["role"] == _CALLER:
-        message = _with_calls(message, where, number)
-    message["role"] = _ROLES.get(message["role"], message["role"])
+    role = _known(role)
+    if role == _CALLER:
+        role, message = "assistant", _with_calls(message, where, number)
+    message["role"] = _ROLES.get(role, role)
     if "function_call" in message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
@@ -98,18 +125,19 @@ def _message(raw: Any, where: str, number: int) -> Message:
     if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
     message["content"] = None if content is None else _content(content, where, number)
-    return message
+    return cast(Message, message)
 
 
-def _known(role: Any) -> Any:
+def _known(role: str) -> str:
     """A known role without capitals; another as it is, because a template may know it."""
-    small = role.lower() if isinstance(role, str) else role
-    return small if isinstance(small, str) and (small in _ROLES or small == _CALLER) else role
+    small = role.lower()
+    return small if small in _ROLES or small == _CALLER else role
 
 
-def _from_sharegpt(message: Message, where: str, number: int) -> Message:
-    speaker, value = _known(message["from"]), message.get("value")
-    if not isinstance(speaker, str) or (speaker not in _ROLES and speaker != _CALLER):
+def _from_sharegpt(message: dict[str, object], where: str, number: int) -> dict[str, object]:
+    given, value = message["from"], message.get("value")
+    speaker = _known(given) if isinstance(given, str) else given
+    if speaker not in (*_ROLES, _CALLER):
         raise UsageError(
             "a conversation's speaker is not known",
             where=where,
@@ -120,7 +148,7 @@ def _from_sharegpt(message: Message, where: str, number: int) -> Message:
     return {"role": speaker, "content": value, **rest}
 
 
-def _with_calls(message: Message, where: str, number: int) -> Message:
+def _with_calls(message: dict[str, object], where: str, number: int) -> dict[str, object]:
     """A turn whose text is a call, or a list of them, as the assistant's with `tool_calls`."""
     value = decoded(message.get("content"))
     calls = [_with_arguments(call) for call in (value if isinstance(value, list) else [value])]
@@ -134,14 +162,10 @@ def _with_calls(message: Message, where: str, number: int) -> Message:
             found=f"message {number}: {str(message.get('content'))[:80]}",
         )
     rest = {key: item for key, item in message.items() if key != "content"}
-    return {
-        **rest,
-        "role": "assistant",
-        "tool_calls": [{"type": "function", "function": call} for call in calls],
-    }
+    return {**rest, "tool_calls": [{"type": "function", "function": call} for call in calls]}
 
 
-def _calls(raw: Any, where: str, number: int) -> list[Any]:
+def _calls(raw: object, where: str, number: int) -> list[object]:
     """A message's calls, also where a table keeps them as JSON."""
     calls = [] if raw is None else decoded(raw)
     if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
@@ -149,7 +173,7 @@ def _calls(raw: Any, where: str, number: int) -> list[Any]:
     return [_with_arguments(call) for call in calls]
 
 
-def _with_arguments(call: Any) -> Any:
+def _with_arguments(call: object) -> object:
     """A call whose arguments are called `parameters`, as Llama 3 writes them, under their usual name."""
     if not isinstance(call, dict):
         return call
@@ -161,7 +185,7 @@ def _with_arguments(call: Any) -> Any:
     return {names.get(name, name): value for name, value in call.items() if name != "arguments"}
 
 
-def _content(content: Any, where: str, number: int) -> str:
+def _content(content: object, where: str, number: int) -> str:
     """A message's content as one string; parts of text follow each other without anything between."""
     if isinstance(content, str):
         return content
@@ -182,7 +206,7 @@ def _content(content: Any, where: str, number: int) -> str:
     return "".join(parts)
 
 
-def decoded(value: Any) -> Any:
+def decoded(value: object) -> object:
     """A list or an object, also where a table keeps it as JSON; other strings as they are."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:

@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from compressor.core.errors import UsageError
-from compressor.data.packing import TokenWindows, Window, epoch_order, text_record, write_tokens
+from compressor.data.packing import IntArray, TokenWindows, Window, epoch_order, text_record, write_tokens
 from compressor.data.sources import describe_source
 from compressor.data.tokenise import LossOn
 from compressor.recipe.recipe import Domain
 
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(kw_only=True)
@@ -37,7 +36,7 @@ class DomainWindows:
 
     name: str
     windows: TokenWindows
-    text: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, object] = field(default_factory=dict)
     _order: tuple[int, IntArray] | None = field(default=None, init=False, repr=False)
 
     def draw(self, number: int, *, seed: int, domain: int) -> Window:
@@ -62,6 +61,15 @@ class DistinctWindows:
         domain = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[domain]) - len(self._domains[domain].windows)
         return self._domains[domain].windows[index - first]
+
+
+class StreamState(TypedDict):
+    """Where a stream is, as plain JSON values: steps drawn, and per domain windows, weight and name."""
+
+    step: int
+    drawn: list[int]
+    weights: list[float]
+    domains: list[str]
 
 
 class WindowStream:
@@ -131,7 +139,7 @@ class WindowStream:
         return tuple(len(domain.windows) for domain in self._domains)
 
     @property
-    def texts(self) -> dict[str, dict[str, Any]]:
+    def texts(self) -> dict[str, dict[str, object]]:
         """Which text each domain's windows are of, by name."""
         return {domain.name: domain.text for domain in self._domains}
 
@@ -156,16 +164,13 @@ class WindowStream:
         self._step += 1
         return windows
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position and the weights, as plain JSON values."""
-        return {
-            "step": self._step,
-            "drawn": list(self._drawn),
-            "weights": self._weights.tolist(),
-            "domains": list(self.names),
-        }
+    def state_dict(self) -> StreamState:
+        """The position and the weights."""
+        return StreamState(
+            step=self._step, drawn=list(self._drawn), weights=self._weights.tolist(), domains=list(self.names)
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StreamState) -> None:
         """Continue exactly where `state` was taken.
 
         Raises:
@@ -177,8 +182,7 @@ class WindowStream:
                 expected=", ".join(self.names),
                 found=", ".join(state["domains"]),
             )
-        self._step = int(state["step"])
-        self._drawn = [int(number) for number in state["drawn"]]
+        self._step, self._drawn = state["step"], list(state["drawn"])
         # As they were: dividing by their sum again could change their last bit.
         self._weights = np.asarray(state["weights"], dtype=np.float64)
 

@@ -13,13 +13,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import as_record, read_json_mapping
 from compressor.data.rows import Document
 from compressor.data.sources import Documents, Position, Split
 from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenise_all, tokenised_groups
@@ -32,7 +32,30 @@ MASK_SUFFIX = ".mask"
 PROGRESS_SUFFIX = ".json"
 SAVE_EVERY_TOKENS = 1 << 24
 
-Window = dict[str, Any]
+IntArray = npt.NDArray[np.int64]
+
+
+class _Predicted(TypedDict):
+    input_ids: IntArray
+    labels: IntArray
+
+
+class Window(_Predicted, total=False):
+    """One training window: arrays `[seq_len]` unless said otherwise.
+
+    Attributes:
+        input_ids: Token ids.
+        labels: The token that follows each, or `IGNORED`.
+        position_ids: Restart at every document; there only with isolated documents.
+        domain_id: Number of the text that it was drawn from.
+        teacher_top_ids: The teacher's top-k tokens, `[seq_len, k]`, where its logits were stored.
+        teacher_top_logprobs: Their log-probabilities, `[seq_len, k]`.
+    """
+
+    position_ids: IntArray
+    domain_id: int
+    teacher_top_ids: npt.NDArray[np.int32]
+    teacher_top_logprobs: npt.NDArray[np.float16]
 
 
 def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
@@ -101,7 +124,7 @@ def write_tokens(
     Raises:
         VerificationError: when a finished file is not what was written.
     """
-    wanted = {"source": spec, "split": split, "max_tokens": max_tokens, "loss_on": loss_on}
+    wanted = _Wanted(source=spec, split=split, max_tokens=max_tokens, loss_on=loss_on)
     done = _read_progress(path, wanted)
     if done.complete:
         check_tokens(path)
@@ -136,27 +159,29 @@ def check_tokens(path: Path) -> None:
     Raises:
         VerificationError: naming the file that is missing or another.
     """
-    record = _read_record(path)
-    for name, expected in record.get("files", {}).items():
+    for name, expected in _read_record(path).files.items():
         file = path.with_name(name)
         found = _described(file) if file.is_file() else None
         if found != expected:
             raise VerificationError(
                 "a file of tokenised text is damaged",
                 where=str(file),
-                expected=f"{expected['bytes']} bytes, sha256 {expected['sha256'][:12]}",
-                found="no file"
-                if found is None
-                else f"{found['bytes']} bytes, sha256 {found['sha256'][:12]}",
+                expected=f"{expected.bytes} bytes, sha256 {expected.sha256[:12]}",
+                found="no file" if found is None else f"{found.bytes} bytes, sha256 {found.sha256[:12]}",
                 hint=f"delete {progress_path(path)}: the same command tokenises the text again",
             )
 
 
-def text_record(path: Path) -> dict[str, Any]:
+def text_record(path: Path) -> dict[str, object]:
     """What a finished token file is of: documents, tokens and rows passed over."""
     record = _read_record(path)
-    names = ("num_tokens", "num_documents", "num_empty", "num_replaced")
-    return {"split": record["split"], **{name: record[name] for name in names}}
+    return {
+        "split": record.wanted.split,
+        "num_tokens": record.num_tokens,
+        "num_documents": record.num_documents,
+        "num_empty": record.num_empty,
+        "num_replaced": record.num_replaced,
+    }
 
 
 def remove_tokens(path: Path) -> None:
@@ -191,9 +216,28 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class _Progress:
-    """How far a token file is written."""
+class _FileState:
+    """A file's size and sha256."""
 
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a token file is to hold."""
+
+    source: str
+    split: Split
+    max_tokens: int
+    loss_on: LossOn
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """What is recorded beside a token file: what it is to hold, and how far it is written."""
+
+    wanted: _Wanted
     num_tokens: int = 0
     num_starts: int = 0
     num_documents: int = 0
@@ -201,17 +245,16 @@ class _Progress:
     num_replaced: int = 0
     position: Position | None = None
     complete: bool = False
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, _FileState] = field(default_factory=dict)
 
 
-def _save(
-    path: Path, wanted: dict[str, Any], written: _Written, reader: Documents, *, complete: bool
-) -> None:
+def _save(path: Path, wanted: _Wanted, written: _Written, reader: Documents, *, complete: bool) -> None:
     """Record how far a token file is written; of a finished one also what it and its companions are."""
     files = (
         [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
     )
     progress = _Progress(
+        wanted=wanted,
         **asdict(written),
         num_empty=reader.num_empty,
         num_replaced=reader.num_replaced,
@@ -219,31 +262,24 @@ def _save(
         complete=complete,
         files={file.name: _described(file) for file in files},
     )
-    write_json(progress_path(path), sealed({**wanted, **asdict(progress)}))
+    write_json(progress_path(path), sealed(asdict(progress)))
 
 
-def _described(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+def _described(file: Path) -> _FileState:
+    return _FileState(bytes=file.stat().st_size, sha256=sha256_of_file(file))
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> _Progress:
     file, what = progress_path(path), "the record of a tokenised text"
-    return unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"delete {file}")
+    values = unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"delete {file}")
+    return as_record(_Progress, values, what=what, where=file)
 
 
-def _read_progress(path: Path, wanted: dict[str, Any]) -> _Progress:
+def _read_progress(path: Path, wanted: _Wanted) -> _Progress:
     """What is recorded beside a token file, if it is of the same text; else nothing done."""
-    if not progress_path(path).is_file():
-        return _Progress()
-    record = _read_record(path)
-    if any(record.pop(key, None) != value for key, value in wanted.items()):
-        return _Progress()
-    try:
-        return _Progress(**record)
-    except TypeError as error:
-        raise VerificationError(
-            "the record of a tokenised text is corrupt", where=str(progress_path(path)), found=error
-        ) from error
+    if progress_path(path).is_file() and (record := _read_record(path)).wanted == wanted:
+        return record
+    return _Progress(wanted=wanted)
 
 
 @contextlib.contextmanager
@@ -332,7 +368,7 @@ class TokenWindows:
         labels[: len(following)] = following
         if self._mask is not None:
             labels[: len(following)][self._mask[first + 1 : end + 1] == 0] = IGNORED
-        window = {"input_ids": self._tokens[first:end].astype(np.int64), "labels": labels}
+        window: Window = {"input_ids": self._tokens[first:end].astype(np.int64), "labels": labels}
         if self._starts is not None:
             # Boundaries inside the window, and right behind it: the last label may cross that one.
             low, high = np.searchsorted(self._starts, (first + 1, end + 1))

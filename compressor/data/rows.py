@@ -10,8 +10,9 @@ Where responses are wanted, the fields that tell them from the rest go before a 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from compressor.core.errors import UsageError
 from compressor.data.messages import (
@@ -35,6 +36,7 @@ ROW_FIELDS = (
     *_TOOLS,
     "chat_template_kwargs",
 )
+Row: TypeAlias = Mapping[str, object]
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -76,8 +78,8 @@ class Conversation:
     """
 
     messages: list[Message]
-    tools: list[Any] | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, object]] | None = None
+    extras: Mapping[str, object] = field(default_factory=dict)
     num_prompt_messages: int = 0
     where: str = ""
 
@@ -86,7 +88,7 @@ class Conversation:
 Document = str | TextPiece | Completion | Conversation
 
 
-def document_of(row: Any, *, where: str, answers: bool = False) -> Document | None:
+def document_of(row: object, *, where: str, answers: bool = False) -> Document | None:
     """What a row holds; None for a row whose fields are all empty.
 
     Args:
@@ -133,7 +135,7 @@ def has_response(document: Document, *, where: str) -> bool:
     return any(found)
 
 
-def fields_beside_text(row: dict[str, Any]) -> dict[str, Any]:
+def fields_beside_text(row: Row) -> dict[str, object]:
     """What a row with a text holds in the other fields that are read, by the name of the field."""
     return {name: row[name] for name in ROW_FIELDS if name not in TEXT_FIELDS and row.get(name)}
 
@@ -141,7 +143,7 @@ def fields_beside_text(row: dict[str, Any]) -> dict[str, Any]:
 LEADING_FIELDS = (*TEXT_FIELDS, *CONVERSATION_FIELDS, "prompt", "completion", "instruction", "output")
 
 
-def _text(row: dict[str, Any], where: str) -> str:
+def _text(row: Row, where: str) -> str:
     """The first filled field of text, else an empty one."""
     blank = ""
     for name in TEXT_FIELDS:
@@ -154,7 +156,7 @@ def _text(row: dict[str, Any], where: str) -> str:
     return blank
 
 
-def _structured(row: dict[str, Any], where: str) -> tuple[Document | None, bool]:
+def _structured(row: Row, where: str) -> tuple[Document | None, bool]:
     """A conversation, a completion or an instruction, and whether their fields are filled at all."""
     for name in CONVERSATION_FIELDS:
         if (messages := decoded(row.get(name))) not in (None, [], ""):
@@ -166,7 +168,7 @@ def _structured(row: dict[str, Any], where: str) -> tuple[Document | None, bool]
     return None, False
 
 
-def replace_surrogates(value: Any) -> tuple[Any, int]:
+def replace_surrogates(value: object) -> tuple[object, int]:
     """A JSON value with U+FFFD in place of surrogates without a partner, and how many there were.
 
     JSON can write half of a UTF-16 pair as an escape; no tokenizer takes it.
@@ -182,29 +184,27 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+def without_nulls(row: Row) -> dict[str, object]:
     """A row of an Arrow table, its columns without the nulls that stand for fields which other rows have."""
     return {name: _without_nulls(value) for name, value in row.items()}
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _conversation(row: dict[str, Any], raw: Any, where: str) -> Conversation | None:
+def _conversation(row: Row, raw: object, where: str) -> Conversation | None:
     messages = _with_system(row, read_messages(raw, where), where)
     if not any(says_something(message) for message in messages):
         return None
     return Conversation(messages=messages, tools=_tools(row, where), extras=_extras(row, where), where=where)
 
 
-def _with_system(row: dict[str, Any], messages: list[Message], where: str) -> list[Message]:
+def _with_system(row: Row, messages: list[Message], where: str) -> list[Message]:
     """Messages behind the system's that a row holds beside them."""
-    system = _first(row, *_SYSTEM)
-    if not isinstance(system or "", str):
-        raise UsageError("a row's 'system' is no string", where=where, found=type(system).__name__)
+    system = _string(row, _SYSTEM, where)
     if not system:
         return messages
     if messages[0]["role"] != "system":
@@ -219,12 +219,21 @@ def _with_system(row: dict[str, Any], messages: list[Message], where: str) -> li
     return messages
 
 
-def _completion(row: dict[str, Any], where: str) -> Document:
+def _string(row: Row, names: Sequence[str], where: str) -> str:
+    """The text of the first filled field of these; an empty one where none is filled."""
+    value = _first(row, *names) or ""
+    if not isinstance(value, str):
+        raise UsageError(f"a row's {names[0]!r} is no string", where=where, found=type(value).__name__)
+    return value
+
+
+def _completion(row: Row, where: str) -> Document:
     """Two strings that follow each other, or two lists of messages."""
     prompt, completion = row.get("prompt"), _first(row, "completion", "response")
-    if isinstance(prompt or "", str) and isinstance(completion, str):
+    text = prompt or ""
+    if isinstance(text, str) and isinstance(completion, str):
         _refuse_beside_strings(row, where)
-        return Completion(prompt=prompt or "", completion=completion, where=where)
+        return Completion(prompt=text, completion=completion, where=where)
     if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
         first = _with_system(row, read_messages(prompt, where), where)
         return Conversation(
@@ -241,7 +250,7 @@ def _completion(row: dict[str, Any], where: str) -> Document:
     )
 
 
-def _refuse_beside_strings(row: dict[str, Any], where: str) -> None:
+def _refuse_beside_strings(row: Row, where: str) -> None:
     """Refuse what only a chat template could write, beside strings that none renders."""
     found = [name for name in (*_SYSTEM, *_TOOLS) if decoded(row.get(name)) not in (None, "", [])]
     if found:
@@ -254,27 +263,24 @@ def _refuse_beside_strings(row: dict[str, Any], where: str) -> None:
         )
 
 
-def _instruction(row: dict[str, Any], where: str) -> Conversation | None:
+def _instruction(row: Row, where: str) -> Conversation | None:
     """Alpaca's fields, or Dolly's, as a conversation: instruction and input are the user's turn."""
-    synonyms = (("instruction",), ("input", "context"), ("output", "response"), _SYSTEM)
-    parts = [_first(row, *names) or "" for names in synonyms]
-    for names, part in zip(synonyms, parts, strict=True):
-        if not isinstance(part, str):
-            raise UsageError(f"a row's {names[0]!r} is no string", where=where, found=type(part).__name__)
-    if not any(name in row for name in synonyms[2]):
+    answers = ("output", "response")
+    synonyms = (("instruction",), ("input", "context"), answers, _SYSTEM)
+    instruction, given, output, system = (_string(row, names, where) for names in synonyms)
+    if not any(name in row for name in answers):
         raise UsageError(
             "a row has an instruction and no answer",
             where=where,
             expected="'output' or 'response'",
             found=", ".join(map(repr, list(row)[:10])),
         )
-    if not parts[2]:
+    if not output:
         return None
     if row.get("history"):
         raise UsageError("a row's 'history' is not read", where=where, expected="'messages'")
-    instruction, given, output, system = parts
     user = "\n\n".join(part for part in (instruction, given) if part)
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
     return Conversation(
         messages=messages,
@@ -285,7 +291,7 @@ def _instruction(row: dict[str, Any], where: str) -> Conversation | None:
     )
 
 
-def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
+def _tools(row: Row, where: str) -> list[dict[str, object]] | None:
     if decoded(row.get("functions")) not in (None, "", []):
         raise UsageError("a row holds the deprecated 'functions'", where=where, expected="'tools'")
     tools = decoded(row.get("tools"))
@@ -297,17 +303,17 @@ def _tools(row: dict[str, Any], where: str) -> list[Any] | None:
     return tools
 
 
-def _first(row: dict[str, Any], *names: str) -> Any:
+def _first(row: Row, *names: str) -> object:
     """The first filled field of these, or else the first that there is."""
     there = [row[name] for name in names if row.get(name) is not None]
     return next((value for value in there if value), there[0] if there else None)
 
 
-def _extras(row: dict[str, Any], where: str) -> dict[str, Any]:
-    extras = decoded(row.get("chat_template_kwargs"))
-    if not isinstance(extras or {}, dict):
+def _extras(row: Row, where: str) -> Mapping[str, object]:
+    extras = decoded(row.get("chat_template_kwargs")) or {}
+    if not isinstance(extras, dict):
         raise UsageError(
             "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
         )
     require_shallow(extras, where)
-    return extras or {}
+    return extras

@@ -47,7 +47,6 @@ __all__ = [
 ]
 
 Split = Literal["train", "held_out", "all"]
-Position = dict[str, Any]
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_HUB_DOCUMENTS = 1000
@@ -55,6 +54,21 @@ HELD_OUT_HUB_DOCUMENTS = 1000
 MAX_LISTED_FILES = 20
 # What the fingerprint of a local text begins with: it is of running text's bytes, or of a table's documents.
 _OF_BYTES, _OF_DOCUMENTS = "sha256:", "documents:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A place behind a document of a source.
+
+    Attributes:
+        documents: Documents taken so far.
+        empty: Rows without a content passed over so far, of a hub data set.
+        stream: State of a hub data set's stream; None for a local text.
+    """
+
+    documents: int
+    empty: int = 0
+    stream: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +165,8 @@ class Documents:
             NetworkError: when the hub cannot be reached.
         """
         self._spec, self._answers = spec, answers
-        self._num_taken = int(position["documents"]) if position else 0
-        self.num_empty = int(position.get("empty", 0)) if position else 0
+        self._num_taken = position.documents if position else 0
+        self.num_empty = position.empty if position else 0
         self.num_replaced = 0
         self._hub: Any = None
         if is_local(spec):
@@ -163,7 +177,7 @@ class Documents:
                 _local_documents(text, found, split, answers=answers), self._num_taken, None
             )
         else:
-            self._hub = open_hub_data_set(spec, _hub_bounds(split), position["stream"] if position else None)
+            self._hub = open_hub_data_set(spec, _hub_bounds(split), position.stream if position else None)
             self._rows = self._hub_documents()
 
     def __iter__(self) -> Iterator[Document]:
@@ -177,10 +191,10 @@ class Documents:
         return self._num_taken
 
     def position(self) -> Position:
-        """Behind the last document taken, as plain JSON values."""
+        """Behind the last document taken."""
         if self._hub is None:
-            return {"documents": self._num_taken}
-        return {"documents": self._num_taken, "empty": self.num_empty, "stream": self._hub.state_dict()}
+            return Position(documents=self._num_taken)
+        return Position(documents=self._num_taken, empty=self.num_empty, stream=dict(self._hub.state_dict()))
 
     def _hub_documents(self) -> Iterator[Document]:
         first = self._num_taken + self.num_empty + 1
@@ -196,7 +210,7 @@ class Documents:
             raise NetworkError("the data set cannot be streamed", where=self._spec, found=error) from error
 
 
-def describe_source(spec: str) -> dict[str, Any]:
+def describe_source(spec: str) -> dict[str, object]:
     """What a text is, for the record of a stage: its files in order, or the hub's revision.
 
     Names are those below the text's own directory, and of many files the first ones.

@@ -10,11 +10,13 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.core.errors import ResourceError, UnsupportedError, UsageError, VerificationError
+from compressor.data.messages import Message
+from compressor.data.template_worker import JobRequest, Messages, Request
 
 # Far above what a batch of conversations takes.
 SECONDS = 30.0
@@ -42,9 +44,9 @@ class Job:
         where: Place of the conversation, for messages.
     """
 
-    messages: Sequence[dict[str, Any]]
-    tools: Sequence[Any] | None = None
-    extras: dict[str, Any] | None = None
+    messages: Sequence[Message]
+    tools: Sequence[object] | None = None
+    extras: Mapping[str, object] = field(default_factory=dict)
     prompts: bool = False
     tracks: bool = False
     where: str = ""
@@ -58,7 +60,7 @@ class Rendered:
     spans: tuple[tuple[int, int], ...]
 
 
-def template_of(tokenizer: Any, *, tools: Sequence[Any] | None) -> str:
+def template_of(tokenizer: Any, *, tools: Sequence[object] | None) -> str:
     """The template that `tokenizer.apply_chat_template` would take.
 
     Raises:
@@ -107,11 +109,16 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     numbers = [templates.setdefault(template_of(tokenizer, tools=job.tools), len(templates)) for job in jobs]
     special = _special_tokens(tokenizer)
     described = [
-        (number, _arguments(job, special), with_objects(job.messages))
+        JobRequest(
+            template=number,
+            messages=[dict(message) for message in job.messages],
+            arguments=_arguments(job, special),
+            objects=with_objects(job.messages),
+        )
         for number, job in zip(numbers, jobs, strict=True)
     ]
     try:
-        answer = _process().ask({"templates": list(templates), "jobs": described, "seconds": SECONDS})
+        answer = _process().ask(Request(templates=list(templates), jobs=described, seconds=SECONDS))
     except _EndedError as ended:
         _process.cache_clear()
         raise _exceeds(tokenizer, jobs[0].where, str(ended)) from ended
@@ -129,7 +136,7 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     return [Rendered(text=text, spans=tuple((start, end) for start, end in spans)) for text, spans in answer]
 
 
-def with_objects(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]] | None:
+def with_objects(messages: Sequence[Message]) -> tuple[Messages, list[str]] | None:
     """The messages with calls' arguments as objects where they are JSON, and that JSON; None without any.
 
     OpenAI's interface has arguments as JSON. Some templates take that as it is, and others an object, of
@@ -137,7 +144,7 @@ def with_objects(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
     """
     found: list[str] = []
 
-    def of_call(call: Any) -> Any:
+    def of_call(call: object) -> object:
         if not isinstance(call, dict):
             return call
         changed = {**call, "function": of_call(call["function"])} if "function" in call else dict(call)
@@ -149,28 +156,25 @@ def with_objects(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
                     changed["arguments"] = value
         return changed
 
-    changed = [
-        {**message, "tool_calls": [of_call(call) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
-        for message in messages
-    ]
+    changed: Messages = [dict(message) for message in messages]
+    for copied, message in zip(changed, messages, strict=True):
+        if calls := message.get("tool_calls"):
+            copied["tool_calls"] = [of_call(call) for call in calls]
     return (changed, found) if found else None
 
 
-def _arguments(job: Job, special: dict[str, Any]) -> dict[str, Any]:
+def _arguments(job: Job, special: Mapping[str, object]) -> dict[str, object]:
     """What `apply_chat_template` gives to transformers' renderer."""
     return {
         **special,
-        **(job.extras or {}),
-        "conversations": [list(job.messages)],
+        **job.extras,
         "tools": None if job.tools is None else list(job.tools),
         "add_generation_prompt": job.prompts,
         "return_assistant_tokens_mask": job.tracks,
     }
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, Any]:
+def _special_tokens(tokenizer: Any) -> dict[str, object]:
     """What `apply_chat_template` lays beside the conversation."""
     return {
         name: [str(token) for token in value] if isinstance(value, list | tuple) else str(value)
@@ -214,7 +218,7 @@ class _Process:
         except _EndedError as ended:
             raise ResourceError("the renderer of chat templates cannot be started", found=ended) from ended
 
-    def ask(self, request: dict[str, Any]) -> Any:
+    def ask(self, request: Request) -> Any:
         """The answer to a request; kills the process when there is none in time."""
         try:
             content = json.dumps(request).encode() + b"\n"
@@ -227,7 +231,7 @@ class _Process:
         except OSError as error:
             self.close()
             raise _EndedError("the process that renders it has ended") from error
-        return json.loads(self._read(float(request["seconds"])))
+        return json.loads(self._read(request["seconds"]))
 
     def close(self) -> None:
         """End the process."""

@@ -12,8 +12,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
 # Behind what the interpreter and its libraries take already.
 MEMORY_BYTES = 1 << 30
@@ -23,14 +24,40 @@ MAX_OUTPUT_CHARACTERS = 1 << 26
 TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a date as it stands in a text
 
 
+Messages = list[dict[str, object]]
+# What transformers' renderer returns: a text and its spans of `{% generation %}` blocks per conversation.
+Texts = tuple[list[str], list[list[tuple[int, int]]]]
+
+
+class JobRequest(TypedDict):
+    """One conversation to render.
+
+    Attributes:
+        template: Number of its template in the request.
+        messages: The conversation.
+        arguments: Further keyword arguments of `render_jinja_template`.
+        objects: What `compressor.data.template.with_objects` makes of the messages.
+    """
+
+    template: int
+    messages: Messages
+    arguments: dict[str, object]
+    objects: tuple[Messages, list[str]] | None
+
+
+class Request(TypedDict):
+    """What is to be rendered, and how long the parent waits for it."""
+
+    templates: list[str]
+    jobs: list[JobRequest]
+    seconds: float
+
+
 def serve() -> None:
     """Answer requests until the standard input ends.
 
-    A request is `{"templates": [...], "jobs": [...], "seconds": ...}`, a job the number of its template, the
-    keyword arguments of `render_jinja_template` for one conversation, and null or what
-    `compressor.data.template.with_objects` makes of its messages. The answer is a list with
-    `[text, spans]` for every job, or `{"error": class, "message": ..., "job": number}` for the first that
-    failed.
+    A line is a `Request`. The answer is a list with `[text, spans]` for every job, or
+    `{"error": class, "message": ..., "job": number}` for the first that failed.
     """
     from transformers.utils import logging
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -52,13 +79,13 @@ def serve() -> None:
         answers.flush()
 
 
-def _answer(render: Any, request: dict[str, Any]) -> Any:
-    rendered: list[Any] = []
+def _answer(render: Callable[..., Texts], request: Request) -> object:
+    rendered: list[object] = []
     left = MAX_OUTPUT_CHARACTERS
     reason = None
     try:
-        for template, arguments, objects in request["jobs"]:
-            texts, spans = _rendered(render, request["templates"][template], arguments, objects)
+        for job in request["jobs"]:
+            texts, spans = _rendered(_renderer(render, request["templates"][job["template"]], job), job)
             left -= len(texts[0])
             if left < 0:
                 reason = ("MemoryError", "its output has no end")
@@ -75,47 +102,55 @@ def _answer(render: Any, request: dict[str, Any]) -> Any:
     return {"error": reason[0], "message": reason[1], "job": len(rendered)}
 
 
-def _rendered(render: Any, template: str, arguments: dict[str, Any], objects: Any) -> Any:
+def _renderer(render: Callable[..., Texts], template: str, job: JobRequest) -> Callable[[Messages], Texts]:
+    def of(messages: Messages) -> Texts:
+        arguments = {"strftime_now": TODAY.strftime, **job["arguments"], "conversations": [messages]}
+        return render(chat_template=template, **arguments)
+
+    return of
+
+
+def _rendered(render: Callable[[Messages], Texts], job: JobRequest) -> Texts:
     """One conversation; with empty contents for those that are null, where the template cannot take null."""
-    dated = {"strftime_now": TODAY.strftime, **arguments}
-    filled = {**dated, "conversations": [_filled(dated["conversations"][0])]}
-    if filled["conversations"] == dated["conversations"]:
-        return _with_calls(render, template, dated, objects)
+    messages, objects = job["messages"], job["objects"]
+    filled = _filled(messages)
+    if filled == messages:
+        return _with_calls(render, messages, objects)
     filled_objects = objects and (_filled(objects[0]), objects[1])
     try:
-        rendered = _with_calls(render, template, dated, objects)
+        rendered = _with_calls(render, messages, objects)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # noqa: BLE001 - whatever it is, it fails again or null was the reason
-        return _with_calls(render, template, filled, filled_objects)
+        return _with_calls(render, filled, filled_objects)
     if "None" not in rendered[0][0]:
         return rendered
-    without = _with_calls(render, template, filled, filled_objects)
+    without = _with_calls(render, filled, filled_objects)
     return rendered if rendered[0][0].count("None") == without[0][0].count("None") else without
 
 
-def _filled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _filled(messages: Messages) -> Messages:
     return [
         {**message, "content": ""} if message.get("content", "") is None else message for message in messages
     ]
 
 
-def _with_calls(render: Any, template: str, arguments: dict[str, Any], objects: Any) -> Any:
+def _with_calls(
+    render: Callable[[Messages], Texts], messages: Messages, objects: tuple[Messages, list[str]] | None
+) -> Texts:
     """One conversation; with objects for its calls' arguments where their JSON fails, or is quoted."""
     if objects is None:
-        return render(chat_template=template, **arguments)
-    messages, strings = objects
+        return render(messages)
+    with_objects, strings = objects
     try:
-        rendered = render(chat_template=template, **arguments)
+        rendered = render(messages)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # noqa: BLE001 - whatever it is, objects fail too or it was the strings
-        rendered = None
+        return render(with_objects)
     # As tojson of transformers' templates quotes a string, or as json.dumps does.
     quoted = [json.dumps(string, ensure_ascii=escapes) for string in strings for escapes in (False, True)]
-    if rendered is not None and not any(string in rendered[0][0] for string in quoted):
-        return rendered
-    return render(chat_template=template, **{**arguments, "conversations": [messages]})
+    return render(with_objects) if any(string in rendered[0][0] for string in quoted) else rendered
 
 
 def _limit_memory() -> None:

@@ -43,8 +43,8 @@ def choose_losses(
     may_compare = config.kl_weight > 0 and not has_stored_logits
     cuts_deep = is_large_depth_cut(num_teacher_layers, num_student_layers)
     automatic: StateLoss = "cosine" if cuts_deep and may_compare else "off"
-    intermediate = automatic if config.intermediate == "auto" else config.intermediate
-    embedding = intermediate if config.embedding == "auto" else config.embedding
+    intermediate = automatic if config.hidden_state_loss == "auto" else config.hidden_state_loss
+    embedding = intermediate if config.embedding_loss == "auto" else config.embedding_loss
     pairs: tuple[tuple[int, int], ...] = ()
     if intermediate != "off":
         pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
@@ -53,7 +53,7 @@ def choose_losses(
         raise UsageError(
             "layers are paired, but no loss compares hidden states",
             where="distill.layer_pairs",
-            expected="distill.intermediate cosine or mse",
+            expected="distill.hidden_state_loss cosine or mse",
         )
     loss = LossConfig(
         loss=config.loss,
@@ -90,7 +90,7 @@ def describe(loss: LossConfig) -> str:
 
 
 def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> str:  # noqa: FBT001 - private
-    if config.intermediate != "auto":
+    if config.hidden_state_loss != "auto":
         return "the recipe chooses the losses on states"
     if not may_compare:
         rule = "no losses on hidden states: they need KL and a teacher in memory"
@@ -98,7 +98,7 @@ def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> 
         rule = f"no losses on hidden states: {layers}, less than a third is cut"
     else:
         rule = f"losses on hidden states as well: {layers}, at least a third is cut"
-    return rule if config.embedding == "auto" else f"{rule}; the recipe chooses the loss on embeddings"
+    return rule if config.embedding_loss == "auto" else f"{rule}; the recipe chooses the loss on embeddings"
 
 
 def _warnings(loss: LossConfig) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def _require_stored(loss: LossConfig) -> None:
         raise UsageError(
             "losses on hidden states and embeddings need a teacher in memory",
             where="distill.teacher_logits",
-            expected="distill.intermediate and distill.embedding off",
+            expected="distill.hidden_state_loss and distill.embedding_loss off",
         )
     if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or loss.loss != "forward-kl"):
         raise UsageError(

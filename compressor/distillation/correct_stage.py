@@ -27,6 +27,7 @@ from compressor.distillation.training import (
     require_training_memory,
     save_trained,
     schedule,
+    training_content,
     training_details,
     training_flops_per_token,
 )
@@ -191,7 +192,7 @@ def _require_one_teacher(teacher: nn.Module) -> None:
         raise UnsupportedError(
             "several processes would each correct a teacher of their own",
             where="distill.correction.mode alongside",
-            expected="distill.sharding full",
+            expected="distill.sharding fsdp",
         )
 
 
@@ -200,6 +201,7 @@ CORRECT: Stage[Distill] = Stage(
     run=run,
     format_version=2,
     libraries=("torch", "transformers", "accelerate"),
+    content=lambda config: training_content(config, "correction"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     parallel=True,
 )

@@ -155,7 +155,7 @@ def dynamic_batches(
             expected="one for every domain",
         )
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    windows = held_out_windows(domains, tokenizer, size=dynamic.eval_windows, seq_len=config.context_length)
+    windows = held_out_windows(domains, tokenizer, size=dynamic.eval_size, seq_len=config.context_length)
     losses = DomainLosses(module, windows, plan)
     return DynamicBatchLoading(
         stream,
@@ -236,7 +236,7 @@ def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | Non
         vocab_size=read_config(source.path)["vocab_size"],
         seq_len=config.context_length,
         tokenizer=tokenizer_fingerprint(source.path),
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
         top_k=config.top_k,
     )
     return stored

@@ -26,6 +26,7 @@ from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
+from compressor.recipe.option import content_of
 from compressor.recipe.recipe import Generate
 from compressor.runs.artifact import ModelArtifact, sealed, unsealed, write_json
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -268,9 +269,15 @@ def _require_context(config: Generate, source: ModelArtifact) -> None:
         )
 
 
+def _content(config: Generate) -> dict[str, object]:
+    """All but the weight: how often a text is read changes none of it."""
+    return {name: value for name, value in content_of(config).items() if name != "weight"}
+
+
 GENERATE: Stage[Generate] = Stage(
     name="generate",
     run=run,
+    content=_content,
     data=lambda config: (config.prompts,) if config.prompts else (),
     loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
+from compressor.data.packing import Window
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
@@ -24,7 +25,7 @@ from compressor.distillation.stored_logits import (
     write_index,
     write_shard,
 )
-from compressor.distillation.training import TOKENS, open_training_stream, schedule
+from compressor.distillation.training import TOKENS, open_training_stream, schedule, training_content
 from compressor.models.load import load_model
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
@@ -57,7 +58,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         vocab_size=vocab_size,
         tokenizer=tokenizer_fingerprint(source.path),
         teacher=source.fingerprint,
-        isolates_documents=config.isolate_documents,
+        isolates_documents=config.intra_document_masking,
     )
     per_shard = max(1, SHARD_VALUES // (header.seq_len * header.top_k))
     with context.console.progress("storing logits", len(distinct)) as tick:
@@ -117,11 +118,11 @@ def write_logits(
     return sum((out_dir / name).stat().st_size for name, _ in shards)
 
 
-def top_tokens(teacher: Body, windows: list[dict[str, Any]], top_k: int) -> Iterator[TopTokens]:
+def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator[TopTokens]:
     """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
     device = next(teacher.parameters()).device
 
-    def stacked(name: str) -> torch.Tensor:
+    def stacked(name: Literal["input_ids", "position_ids"]) -> torch.Tensor:
         return torch.from_numpy(np.stack([window[name] for window in windows])).to(device)
 
     with torch.no_grad():
@@ -154,6 +155,7 @@ LOGITS: Stage[Distill] = Stage(
     name="logits",
     run=run,
     libraries=("torch", "transformers", "numpy"),
+    content=lambda config: training_content(config, "top_k", trains=False),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     loads=lambda _config, source, context: ((source.path, context.dtype),),
 )

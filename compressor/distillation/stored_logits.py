@@ -23,6 +23,7 @@ import torch
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
+from compressor.data.packing import Window
 from compressor.runs.artifact import write_json
 
 INDEX_FILE = "index.json"
@@ -36,12 +37,12 @@ Ids = npt.NDArray[np.int64]
 
 
 class Windows(Protocol):
-    """Training windows by their index, as dicts of arrays."""
+    """Training windows by their index."""
 
     def __len__(self) -> int:
         """How many there are."""
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Window:
         """`input_ids` `[seq_len]`, and `position_ids` where documents are kept apart."""
 
 
@@ -177,7 +178,7 @@ class StoredLogits:
             )
         for name, expected, found in (
             ("distill.context_length", seq_len, header.seq_len),
-            ("distill.isolate_documents", isolates_documents, header.isolates_documents),
+            ("distill.intra_document_masking", isolates_documents, header.isolates_documents),
         ):
             if expected != found:
                 raise UsageError(

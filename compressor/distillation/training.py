@@ -26,6 +26,7 @@ from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
 from compressor.runs.stage import StageContext, start_afresh
@@ -38,6 +39,29 @@ _BYTES_PER_TRAINED = 16
 PUBLISHED_BATCH_SIZE = 1152
 PUBLISHED_WARMUP_STEPS = 40
 SHORTEST_PUBLISHED_RUN_STEPS = 400
+
+_TEXT_FIELDS = (
+    "data",
+    "domains",
+    "loss_on",
+    "tokens",
+    "context_length",
+    "intra_document_masking",
+    "batch_size",
+)
+_STEP_FIELDS = ("learning_rate", "min_learning_rate_ratio", "warmup_steps", "sharding")
+
+
+def training_content(config: Distill, *more: str, trains: bool = True) -> dict[str, object]:
+    """What decides a training's text and steps, without the losses of distillation.
+
+    Args:
+        config: The training.
+        more: Further fields that decide it.
+        trains: Whether weights are trained on the text; else a model only reads it.
+    """
+    steps = _STEP_FIELDS if trains else ()
+    return fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
 
 
 def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
@@ -69,7 +93,7 @@ def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> Training
         learning_rate=config.learning_rate,
         min_learning_rate_ratio=config.min_learning_rate_ratio,
         warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
-        checkpoint_steps=config.checkpoint_steps,
+        checkpoint_steps=config.save_steps,
         seed=seed,
         bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
         use_cpu=device == "cpu",
@@ -100,7 +124,7 @@ def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, d
     Raises:
         ResourceError: when they alone are more than all memory there is, swap included.
     """
-    ways = 1 if config.sharding == "replicate" else world_size()
+    ways = 1 if config.sharding == "ddp" else world_size()
     needed = _BYTES_PER_TRAINED * sum(artifact.num_parameters for artifact in trained) // ways
     require_memory(
         needed,
@@ -159,22 +183,22 @@ def open_training_stream(
 
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
-        with context.console.rich.status("tokenising the training text"):
-            write_domains(
-                domains,
-                tokenizer,
-                directory,
-                num_windows=counts,
-                seq_len=config.context_length,
-                loss_on=config.loss_on,
-            )
+        context.console.info("tokenizing the training text")
+        write_domains(
+            domains,
+            tokenizer,
+            directory,
+            num_windows=counts,
+            seq_len=config.context_length,
+            loss_on=config.loss_on,
+        )
 
     on_main(write)
     stream = open_stream(
         domains,
         directory,
         seq_len=config.context_length,
-        isolate_documents=config.isolate_documents,
+        isolate_documents=config.intra_document_masking,
         seed=context.seed,
         loss_on=config.loss_on,
     )
@@ -204,7 +228,7 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
     if config.compile == "on" or (config.compile == "auto" and device == "cuda"):
         for layer in ModelAdapter(student).layers:
             layer.module.compile()
-    if world_size() == 1 or config.sharding == "replicate":
+    if world_size() == 1 or config.sharding == "ddp":
         return
     mesh = process_mesh(device)
     teacher = getattr(module, "teacher", None)

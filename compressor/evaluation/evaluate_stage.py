@@ -50,7 +50,7 @@ def run(
         context.console.warn(
             f"the evaluation text fills {len(windows)} windows of {config.window} tokens, not {config.size}"
         )
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, object]] = {}
     for name, artifact in context.others.items():
         model = _load(artifact, context)
         with context.console.progress(f"perplexity of {name}", len(windows)) as tick:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 from compressor.core.errors import DependencyError, UsageError, nearest
 from compressor.evaluation.evaluate_stage import EVALUATION_FILE, SCHEMA
@@ -50,7 +49,7 @@ def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: 
     unknown = [task for task in config.tasks if task not in manager.all_tasks]
     if unknown:
         raise UsageError(f"unknown task {unknown[0]!r}", hint=nearest(unknown[0], manager.all_tasks))
-    models: dict[str, Any] = {}
+    models: dict[str, object] = {}
     for name, artifact in context.others.items():
         model = load_model(artifact.path, dtype=context.dtype, device=context.device)
         wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(artifact.path))
@@ -69,7 +68,7 @@ def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: 
     return StageResult(num_parameters=source.num_parameters, details=report)
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, float]:
+def _numbers(result: dict[str, object]) -> dict[str, float]:
     return {key: value for key, value in result.items() if isinstance(value, (int, float))}
 
 

@@ -19,32 +19,13 @@ class DecoderLayer:
     module: nn.Module
     family: Family
 
-    def _part(self, name: str) -> nn.Module:
+    def part(self, name: str) -> nn.Module:
+        """The module at a name relative to the layer."""
         return self.module.get_submodule(name)
-
-    @property
-    def attention_norm(self) -> nn.Module:
-        """The norm before attention."""
-        return self._part(self.family.attention_norm)
-
-    @property
-    def mlp_norm(self) -> nn.Module:
-        """The norm before the MLP."""
-        return self._part(self.family.mlp_norm)
-
-    @property
-    def o_proj(self) -> nn.Linear:
-        """The attention's output projection."""
-        return cast(nn.Linear, self._part(self.family.o_proj))
-
-    @property
-    def down_proj(self) -> nn.Linear:
-        """The MLP's output projection."""
-        return cast(nn.Linear, self._part(self.family.down_proj))
 
     def linear_layers(self) -> dict[str, nn.Linear]:
         """All linear layers, by their name relative to the layer."""
-        return {name: cast(nn.Linear, self._part(name)) for name in self.family.linear_layers}
+        return {name: cast(nn.Linear, self.part(name)) for name in self.family.linear_layers}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ Legend: H hidden, I intermediate, L layers, N query heads, K key/value heads, D 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
 
 from compressor.core.errors import UnsupportedError
+from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
 from compressor.models.families import Family, family_of
 
 SHAPE_FIELDS = (
@@ -32,7 +34,7 @@ LARGEST = {
     "head_dim": 1 << 14,
     "vocab_size": 1 << 26,
 }
-PRUNABLE_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+PRUNABLE_FIELDS = ("num_hidden_layers", *(axis.field for axis in PRUNABLE_AXES.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,51 @@ class Dims:
 
     def with_shape(self, **shape: int) -> Dims:
         """A copy with some dimensions replaced."""
-        return replace(self, **cast(dict[str, Any], shape))
+        return replace(self, **shape)  # type: ignore[arg-type]  # the names are those of whole numbers
+
+    def units(self, axis: str) -> int:
+        """Number of units of an axis: heads or channels."""
+        count: int = getattr(self, AXES[axis].field)
+        return count
+
+    def width(self, axis: str) -> int:
+        """Channels of one unit of an axis."""
+        return self.head_dim if AXES[axis].is_head else 1
+
+    def size(self, axis: str) -> int:
+        """Channels of an axis."""
+        return self.units(axis) * self.width(axis)
+
+    def shape_of(self, weight: Weight) -> tuple[int, ...]:
+        """The shape of a weight."""
+        rows = sum(map(self.size, weight.rows.values()))
+        return (rows,) if weight.columns is None else (rows, self.size(weight.columns))
+
+    def first_row(self, weight: Weight, part: str) -> int:
+        """The row of a weight at which one of its parts begins."""
+        names = list(weight.rows)
+        return sum(self.size(weight.rows[name]) for name in names[: names.index(part)])
+
+    def weights(self) -> dict[str, tuple[Weight, int | None]]:
+        """Every weight of the model by its full name, with the index of its layer."""
+        family = self.family
+        found: dict[str, tuple[Weight, int | None]] = {
+            f"{family.layers}.{index}.{weight.name}": (weight, index)
+            for index in range(self.num_hidden_layers)
+            for weight in family.layer
+        }
+        is_tied = self.tie_word_embeddings
+        outside = [weight for weight in family.network if not (is_tied and "head" in weight.rows)]
+        return {**found, **{weight.name: (weight, None) for weight in outside}}
+
+    def linear_names(self) -> list[str]:
+        """Full names of the decoder's linear layers: what quantisation and sparsity cover."""
+        family = self.family
+        return [
+            f"{family.layers}.{index}.{name}"
+            for index in range(self.num_hidden_layers)
+            for name in family.linear_layers
+        ]
 
     def same_architecture(self, other: Dims) -> bool:
         """Whether every dimension is equal (names and weights may differ)."""
@@ -71,7 +117,7 @@ class Dims:
         }
 
 
-def dims_of_config(config: dict[str, object]) -> Dims:
+def dims_of_config(config: Mapping[str, object]) -> Dims:
     """Read the dimensions from the fields of a Hugging Face `config.json`.
 
     Raises:
@@ -121,19 +167,18 @@ def num_embedding_parameters(dims: Dims) -> int:
 
 def num_linear_parameters(dims: Dims) -> int:
     """Weights of all linear layers inside the decoder layers: what quantisation covers."""
-    attention = dims.hidden_size * dims.head_dim * 2 * (dims.num_attention_heads + dims.num_key_value_heads)
-    num_mlp_matrices = 3 if dims.family.gated_mlp else 2
-    return dims.num_hidden_layers * (attention + num_mlp_matrices * dims.hidden_size * dims.intermediate_size)
+    return dims.num_hidden_layers * _count(dims, dims.family.linears)
 
 
 def num_non_embedding_parameters(dims: Dims) -> int:
     """Linear layers with their biases, and norms; embedding and LM head left out."""
     family = dims.family
-    per_norm = dims.hidden_size * (2 if family.norm_has_bias else 1)
-    per_layer = 2 * per_norm + len(family.head_norms) * dims.head_dim
-    if family.qkv_has_bias:
-        per_layer += (dims.num_attention_heads + 2 * dims.num_key_value_heads) * dims.head_dim
-    return num_linear_parameters(dims) + per_norm + per_layer * dims.num_hidden_layers
+    outside = [weight for weight in family.network if weight.columns is None]
+    return _count(dims, outside) + dims.num_hidden_layers * _count(dims, family.layer)
+
+
+def _count(dims: Dims, weights: Iterable[Weight]) -> int:
+    return sum(math.prod(dims.shape_of(weight)) for weight in weights)
 
 
 def num_parameters(dims: Dims) -> int:

@@ -1,7 +1,7 @@
 """The one table of architectures, keyed by Hugging Face `model_type`.
 
-Everything the project knows about a family stands here: module names by role, the MLP's and norm's
-kind, what may shrink, and what the model class and the runtimes demand of a shape.
+Everything the project knows about an architecture stands here: its weights with their axes, and what the
+model class and the runtimes demand of a shape.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from compressor.core.errors import UnsupportedError
+from compressor.models.axes import Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class TensorRTLLM:
         architecture: Class name in `config.json`.
         norm_epsilon: The Hugging Face field that becomes `norm_epsilon`.
         activation: Hugging Face's `hidden_act` and TensorRT-LLM's name for it.
-        mlp_inputs: Names of the gate's projection and of the input's; one for a plain MLP.
+        mlp_inputs: Names of the MLP's input projections, in the order of the family's weights.
         config: Further fields of `config.json`, as they are.
         writes_rotary_fraction: Whether `rotary_pct` says which part of a head is rotated.
         writes_seq_length: Whether its decoder layer reads `seq_length`, for which it has no default.
@@ -69,18 +70,45 @@ class GenAI:
     window: Literal["absent", "switched", "whole context"] = "switched"
 
 
+def _norm(part: str, module: str, *, axis: str = "hidden", bias: bool = False) -> tuple[Weight, ...]:
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return tuple(Weight(f"{module}.{kind}", {part: axis}) for kind in kinds)
+
+
+_QUERY_KEY_VALUE = (
+    Weight("self_attn.q_proj.weight", {"q": "heads"}, columns="hidden", reads="attention_norm"),
+    Weight("self_attn.k_proj.weight", {"k": "kv_heads"}, columns="hidden", reads="attention_norm"),
+    Weight("self_attn.v_proj.weight", {"v": "kv_heads"}, columns="hidden", reads="attention_norm"),
+)
+_OUTPUT = (Weight("self_attn.o_proj.weight", {"o": "hidden"}, columns="heads", reads="attention"),)
+_GATE = (Weight("mlp.gate_proj.weight", {"gate": "intermediate"}, columns="hidden", reads="mlp_norm"),)
+_UP = (Weight("mlp.up_proj.weight", {"up": "intermediate"}, columns="hidden", reads="mlp_norm"),)
+_DOWN = (Weight("mlp.down_proj.weight", {"down": "hidden"}, columns="intermediate", reads="activation"),)
+_NORMS = (
+    *_norm("attention_norm", "input_layernorm"),
+    *_norm("mlp_norm", "post_attention_layernorm"),
+)
+_LLAMA = (*_QUERY_KEY_VALUE, *_OUTPUT, *_GATE, *_UP, *_DOWN, *_NORMS)
+_EMBEDDING = (Weight("model.embed_tokens.weight", {"embedding": "vocab"}, columns="hidden"),)
+_HEAD = (Weight("lm_head.weight", {"head": "vocab"}, columns="hidden", reads="final_norm"),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One architecture. Module names are relative to the model, or to a layer where said.
+    """One architecture.
 
     Attributes:
+        layer: Every weight of a decoder layer, named relative to the layer; linear layers in forward order.
+        network: Every weight outside the layers; a tied model has no `head`.
+        layers: Name of the list of decoder layers.
+        hidden_divisible_by_heads: Whether the class demands a hidden size that is a multiple of the heads.
+        prunable: Whether the model can be pruned, and not only planned.
         norm_offset: What the norms add to their stored weight.
-        qkv_has_bias: Whether q, k and v always carry a bias (o never does).
-        head_norms: Norms of every query and key head, `[head_dim]`; none in most families.
-        unsupported_flags: Config fields that would add tensors no rule here covers.
+        unsupported_flags: Config fields that would add tensors the lists here do not hold.
         activation: `hidden_act` as the rest of the project assumes it.
         norm_epsilon: The config's field of the norms' epsilon.
         rotary_fraction: Which part of a head the class rotates by default; None: always all of it.
+        supports_rope_scaling: Whether models with a scaled rope are supported.
         scales_rope_before_5: Whether the class read `rope_scaling` before transformers 5.
         window_by_layer: Whether every layer has a window, or none, by `layer_types` or its index.
         reads_layer_types: False where transformers 5 takes a config with `layer_types` for another
@@ -90,29 +118,17 @@ class Family:
     """
 
     model_type: str
-    gated_mlp: bool = True
-    norm_has_bias: bool = False
-    norm_offset: float = 0.0
-    qkv_has_bias: bool = False
-    prunable: bool = True
-    hidden_divisible_by_heads: bool = False
-    embedding: str = "model.embed_tokens"
+    layer: tuple[Weight, ...] = _LLAMA
+    network: tuple[Weight, ...] = (*_EMBEDDING, *_norm("final_norm", "model.norm"), *_HEAD)
     layers: str = "model.layers"
-    final_norm: str = "model.norm"
-    lm_head: str = "lm_head"
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
-    q_proj: str = "self_attn.q_proj"
-    k_proj: str = "self_attn.k_proj"
-    v_proj: str = "self_attn.v_proj"
-    o_proj: str = "self_attn.o_proj"
-    head_norms: tuple[str, ...] = ()
-    mlp_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    down_proj: str = "mlp.down_proj"
+    hidden_divisible_by_heads: bool = False
+    prunable: bool = True
+    norm_offset: float = 0.0
     unsupported_flags: tuple[str, ...] = ("attention_bias", "mlp_bias")
     activation: str = "silu"
     norm_epsilon: str = "rms_norm_eps"
     rotary_fraction: float | None = None
+    supports_rope_scaling: bool = True
     scales_rope_before_5: bool = True
     window_by_layer: bool = False
     reads_layer_types: bool = True
@@ -121,10 +137,69 @@ class Family:
     gguf: Gguf | None = None
     genai: GenAI | None = None
 
+    def find(self, part: str, kind: str = "weight") -> Weight | None:
+        """The weight or bias that holds a part, or None where the architecture has none."""
+        found = (w for w in (*self.layer, *self.network) if part in w.rows and w.kind == kind)
+        return next(found, None)
+
+    def module(self, part: str) -> str:
+        """Name of the module that holds a part, relative to the layer or to the model."""
+        weight = self.find(part)
+        assert weight is not None, f"{self.model_type} has no {part}"
+        return weight.module
+
+    @property
+    def linears(self) -> tuple[Weight, ...]:
+        """The matrices of a decoder layer."""
+        return tuple(weight for weight in self.layer if weight.columns is not None)
+
     @property
     def linear_layers(self) -> tuple[str, ...]:
         """Names of a decoder layer's linear layers, relative to the layer."""
-        return (self.q_proj, self.k_proj, self.v_proj, self.o_proj, *self.mlp_inputs, self.down_proj)
+        return tuple(weight.module for weight in self.linears)
+
+    @property
+    def sharing_input(self) -> tuple[tuple[str, ...], ...]:
+        """The linear layers, those with one input together."""
+        groups: dict[str | None, list[str]] = {}
+        for weight in self.linears:
+            groups.setdefault(weight.reads, []).append(weight.module)
+        return tuple(tuple(group) for group in groups.values())
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether the MLP multiplies its activation with a second projection."""
+        return self.find("gate") is not None
+
+    @property
+    def norm_has_bias(self) -> bool:
+        """Whether the norms over hidden channels are layer norms."""
+        return self.find("final_norm", "bias") is not None
+
+    @property
+    def qkv_has_bias(self) -> bool:
+        """Whether q, k and v carry a bias."""
+        return self.find("q", "bias") is not None
+
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether every query and key head has a norm."""
+        return self.find("q_norm") is not None
+
+    @property
+    def embedding(self) -> str:
+        """Name of the token embedding's module."""
+        return self.module("embedding")
+
+    @property
+    def final_norm(self) -> str:
+        """Name of the norm before the LM head."""
+        return self.module("final_norm")
+
+    @property
+    def lm_head(self) -> str:
+        """Name of the LM head's module."""
+        return self.module("head")
 
 
 _QWEN_DEFAULTS: dict[str, float | str | None] = {
@@ -166,8 +241,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "nemotron": Family(
         model_type="nemotron",
-        gated_mlp=False,
-        norm_has_bias=True,
+        layer=(
+            *(*_QUERY_KEY_VALUE, *_OUTPUT, *_UP, *_DOWN),
+            *_norm("attention_norm", "input_layernorm", bias=True),
+            *_norm("mlp_norm", "post_attention_layernorm", bias=True),
+        ),
+        network=(*_EMBEDDING, *_norm("final_norm", "model.norm", bias=True), *_HEAD),
         norm_offset=1.0,
         prunable=False,
         activation="relu2",
@@ -175,7 +254,6 @@ FAMILIES: dict[str, Family] = {
         rotary_fraction=0.5,
         scales_rope_before_5=False,
         defaults={"hidden_act": "relu2", "norm_eps": 1e-5, "max_position_embeddings": 4096},
-        mlp_inputs=("mlp.up_proj",),
         tensorrt_llm=TensorRTLLM(
             architecture="NemotronForCausalLM",
             norm_epsilon="norm_eps",
@@ -196,9 +274,43 @@ FAMILIES: dict[str, Family] = {
             rotates_part=True,
         ),
     ),
+    "phi3": Family(
+        model_type="phi3",
+        layer=(
+            Weight(
+                "self_attn.qkv_proj.weight",
+                {"q": "heads", "k": "kv_heads", "v": "kv_heads"},
+                columns="hidden",
+                reads="attention_norm",
+            ),
+            *_OUTPUT,
+            Weight(
+                "mlp.gate_up_proj.weight",
+                {"gate": "intermediate", "up": "intermediate"},
+                columns="hidden",
+                reads="mlp_norm",
+            ),
+            *_DOWN,
+            *_NORMS,
+        ),
+        rotary_fraction=1.0,
+        # The class takes other methods for longrope, which it reads from fields that contradict each other.
+        supports_rope_scaling=False,
+        defaults={
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "sliding_window": None,
+        },
+    ),
     "qwen2": Family(
         model_type="qwen2",
-        qkv_has_bias=True,
+        layer=(
+            *_LLAMA,
+            Weight("self_attn.q_proj.bias", {"q": "heads"}),
+            Weight("self_attn.k_proj.bias", {"k": "kv_heads"}),
+            Weight("self_attn.v_proj.bias", {"v": "kv_heads"}),
+        ),
         window_by_layer=True,
         defaults=_QWEN_DEFAULTS,
         tensorrt_llm=TensorRTLLM(
@@ -217,9 +329,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         model_type="qwen3",
+        layer=(
+            *_LLAMA,
+            *_norm("q_norm", "self_attn.q_norm", axis="head_dim"),
+            *_norm("k_norm", "self_attn.k_norm", axis="head_dim"),
+        ),
         window_by_layer=True,
         defaults={**_QWEN_DEFAULTS, "head_dim": 128},
-        head_norms=("self_attn.q_norm", "self_attn.k_norm"),
         tensorrt_llm=TensorRTLLM(
             architecture="Qwen3ForCausalLM",
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),

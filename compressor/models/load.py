@@ -7,7 +7,7 @@ are read, never pickle.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -288,7 +288,7 @@ def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
         )
 
 
-def quantization_method(config: dict[str, Any]) -> str | None:
+def quantization_method(config: Mapping[str, object]) -> str | None:
     """The method that a config's `quantization_config` names, as transformers reads it; None without one."""
     stated = config.get("quantization_config")
     if not isinstance(stated, dict):
@@ -299,7 +299,7 @@ def quantization_method(config: dict[str, Any]) -> str | None:
     return None if method is None else str(method)
 
 
-def refuse_quantised(config: dict[str, Any], directory: Path) -> None:
+def refuse_quantised(config: Mapping[str, object], directory: Path) -> None:
     """Refuse a checkpoint whose weights are quantised already.
 
     Raises:

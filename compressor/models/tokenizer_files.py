@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def make_tokenizer_portable(directory: Path) -> None:
         file.write_text(_dump(portable), encoding="utf-8")
 
 
-def portable_tokenizer_config(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+def portable_tokenizer_config(config: Mapping[str, object], directory: Path) -> dict[str, object]:
     """A tokenizer's config by which both generations read the `tokenizer.json` of a directory alike."""
     portable = {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
     portable["tokenizer_class"] = PORTABLE_TOKENIZER_CLASS

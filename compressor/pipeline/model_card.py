@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.pipeline.report import CARD_FILE, model_card
@@ -18,6 +19,7 @@ from compressor.recipe.recipe import load_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact
 from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, STUDENT
 from exporters.checks.run import demanded
+from exporters.registry import place_of
 
 # Role in the summary -> directory in the run; exports follow, by their format.
 _PLACES = {
@@ -28,7 +30,7 @@ _PLACES = {
     "recover": "stages/recover",
     "bench": "bench",
 }
-_EVALUATION, _EXPORTS = "stages/evaluate", "exports"
+_EVALUATION = "stages/evaluate"
 _NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
 
 
@@ -105,10 +107,8 @@ def _read_summary(out_dir: Path) -> dict[str, Any]:
             if place in demanded(recipe)
         }
         made["evaluation"] = read_artifact(out_dir / _EVALUATION)
-        formats = {"huggingface": STUDENT} | {
-            name: f"{_EXPORTS}/{name}" for name in recipe.export_formats() if name != "huggingface"
-        }
-        exports = {name: read_artifact(out_dir / place) for name, place in formats.items()}
+        names = dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats()))
+        exports = {name: read_artifact(out_dir / place_of(name)) for name in names}
         return summary_of(out_dir, plan=plan, manifest=manifest, made=made, exports=exports)
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError(

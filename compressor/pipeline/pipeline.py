@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bench.bench_stage import BENCH, BenchStageConfig
 from bench.design.comparisons import arm_name, fair_comparisons
 from bench.report.results import NotMeasured, Quality
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
 from compressor.core.hardware import (
@@ -46,14 +47,14 @@ from compressor.pipeline.report import CARD_FILE, write_model_card
 from compressor.planning.plan import Plan, require_prunable
 from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe.recipe import ExportFormat, Recipe, dump_recipe
+from compressor.recipe.recipe import Export, Recipe, dump_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact, write_json, write_text
-from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, STUDENT, Manifest, open_run_directory
+from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, Manifest, open_run_directory
 from compressor.runs.stage import Stage, StageContext, execute
 from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
-from exporters.export_stage import export_stage, needs_quantised, require_libraries, settings_of
-from exporters.tensorrt_llm.versions import require_builder
+from exporters.export_stage import export_stage
+from exporters.registry import exporter_of, place_of, require_tools
 
 STAGES = (
     "prune",
@@ -74,11 +75,6 @@ GIB = 1 << 30
 # Where the plan names a stage's memory otherwise.
 _MEMORY_OF_STAGE = {"correct": "correction", "export": "verify"}
 SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
-BENCH_PRECISION_OF_FORMAT: dict[ExportFormat, str] = {
-    "onnx": "fp32",
-    "onnx-fp16": "fp16",
-    "onnx-int4": "int4",
-}
 
 
 @dataclass(kw_only=True)
@@ -212,9 +208,7 @@ def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher)
     require_consistent(recipe)
-    if recipe.export.tensorrt_llm.require_engine:
-        require_builder(recipe.export_formats())
-    require_libraries(recipe.export_formats())
+    require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
     require_sparsifiable(recipe)
     require_trainable(recipe)
     require_expressible_source(recipe, source, plan.target.student)
@@ -298,8 +292,9 @@ def _prune(run: Run) -> None:
 def _generate(run: Run) -> None:
     generate = run.recipe.distill.generate
     if generate.tokens and run.recipe.distill.tokens:
-        own = generate.model_copy(update={"weight": 1.0})  # how often it is read changes no text
-        run.made[GENERATED] = run.execute(GENERATE, own, run.teacher, "stages/generate", part_of="generate")
+        run.made[GENERATED] = run.execute(
+            GENERATE, generate, run.teacher, "stages/generate", part_of="generate"
+        )
 
 
 def _correct(run: Run) -> None:
@@ -362,12 +357,11 @@ def _quantize(run: Run) -> None:
 
 def _export(run: Run) -> None:
     # The 16-bit student is what every other format is compared with, asked for or not.
-    for name in dict.fromkeys(("huggingface", *run.recipe.export_formats())):
-        source = run.made["quantized"] if needs_quantised(name) else _student(run)
-        settings = settings_of(name, run.recipe.export)
-        where = STUDENT if name == "huggingface" else f"exports/{name}"
+    for name in dict.fromkeys((STUDENT_FORMAT, *run.recipe.export_formats())):
+        source = run.made["quantized"] if FORMATS[name].needs_fp8 else _student(run)
+        settings = exporter_of(name).settings(run.recipe.export)
         run.made[f"export {name}"] = run.execute(
-            export_stage(name), settings, source, where, part_of="export"
+            export_stage(name), settings, source, place_of(name), part_of="export"
         )
 
 
@@ -386,17 +380,17 @@ def _bench(run: Run) -> None:
     if not run.recipe.bench.enabled:
         return
     graphs: dict[str, ModelArtifact] = {}
-    for name, precision in BENCH_PRECISION_OF_FORMAT.items():
+    for precision, name in benchmarked().items():
         student = run.made.get(f"export {name}")
         if student is None or precision not in run.recipe.bench.precisions:
             continue
-        settings = settings_of(name, run.recipe.export).model_copy(update={"int4_min_top1": None})
+        settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
         graphs[arm_name("teacher", precision)] = run.execute(
             export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
         )
         graphs[arm_name("student", precision)] = student
     if not graphs:
-        message = "no ONNX export to benchmark: add onnx or onnx-int4 to the formats"
+        message = f"no export to benchmark: add one of {', '.join(benchmarked().values())} to the formats"
         run.console.warn(message)
         run.manifest.update(warnings=[message])
         return

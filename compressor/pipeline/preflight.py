@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.formats import FORMATS
+from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.checks import check_rendering, check_responses, check_texts
@@ -24,8 +27,8 @@ from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import read_artifact
-from compressor.sparsity.sparsify_stage import ADAPTIVE, covered_weights
-from exporters.export_stage import check_exports, needs_quantised
+from compressor.sparsity.sparsify_stage import covered_weights
+from exporters.registry import check_exports
 from exporters.verification.tokenizer_check import check_tokenizer
 
 
@@ -37,12 +40,12 @@ def require_consistent(recipe: Recipe) -> None:
     """
     if recipe.quantize.fp8:
         return
-    quantised = [name for name in recipe.export_formats() if needs_quantised(name)]
+    quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
     if quantised or recipe.quantize.fp8_kv_cache:
         raise UsageError(
-            "this run does not quantise",
-            where=", ".join(quantised) or "--fp8-kv-cache",
-            hint="add --fp8, or leave it out",
+            f"{', '.join(quantised) or '--fp8-kv-cache'} needs FP8 quantization, which is off",
+            where="export.formats" if quantised else "quantize.fp8_kv_cache",
+            hint="add --fp8 (quantize.fp8: true), or leave it out",
         )
 
 
@@ -101,7 +104,8 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
-    calibrates = recipe.prune.importance == "activation" or recipe.quantize.fp8 or recipe.sparsify.pattern
+    scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
+    calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     return tuple(
         sorted(
@@ -127,7 +131,7 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
     return EvaluateStageConfig(
         data=data,
         split=unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))}),
-        window=recipe.evaluate.window,
+        window=recipe.evaluate.seq_len,
         size=recipe.evaluate.size,
     )
 
@@ -198,8 +202,10 @@ def require_sparsifiable(recipe: Recipe) -> None:
     sparsify = recipe.sparsify
     if sparsify.pattern is None:
         return
-    if sparsify.method == ADAPTIVE and recovery_tokens(recipe) == 0:
-        raise UsageError("ast trains", where="--recover-tokens", expected="at least one window", found=0)
+    if SPARSITY_METHODS[sparsify.method].trains and recovery_tokens(recipe) == 0:
+        raise UsageError(
+            f"{sparsify.method} trains", where="--recovery-tokens", expected="at least one window", found=0
+        )
     others = [name for name in recipe.export_formats() if name != "huggingface"]
     if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
         raise UnsupportedError(

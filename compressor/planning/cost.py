@@ -58,8 +58,8 @@ class Hardware:
         """
         if not 0 < self.utilisation <= 1:
             raise UsageError(
-                "the utilisation is no share of the GPU's rate",
-                where="--utilisation",
+                "--mfu must be above 0 and at most 1",
+                where="--mfu",
                 expected="above 0, at most 1",
                 found=self.utilisation,
             )
@@ -205,7 +205,7 @@ def _phase(
         batch_size=batch_size,
         context_length=config.context_length,
         micro_batch_size=min(config.micro_batch_size, batch_size),
-        sharded=config.sharding != "replicate",
+        sharded=config.sharding != "ddp",
         recomputes=config.activation_checkpointing,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.models.dims import (
     Dims,
@@ -19,16 +20,6 @@ from compressor.planning.target import ResolvedTarget, resolve_shape, resolve_ta
 from compressor.recipe.recipe import Recipe
 
 SCHEMA = "compress-export/plan/1"
-_PRECISION_OF_FORMAT = {
-    "huggingface": "bf16",
-    "huggingface-fp8": "fp8",
-    "onnx": "fp32",
-    "onnx-fp16": "fp16",
-    "onnx-int4": "int4",
-    "tensorrt-llm": "bf16",
-    "tensorrt-llm-fp16": "fp16",
-    "tensorrt-llm-fp8": "fp8",
-}
 _MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
@@ -147,7 +138,7 @@ def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
         parts["quantize"] = sixteen + weight_bytes(student, "fp8")
     for name in recipe.export_formats():
         if name != "huggingface":
-            parts[f"exports/{name}"] = weight_bytes(student, _PRECISION_OF_FORMAT[name])
+            parts[f"exports/{name}"] = weight_bytes(student, FORMATS[name].precisions[0])
     if recipe.bench.enabled:
         for precision in recipe.bench.precisions:
             parts[f"benchmark teacher {precision}"] = weight_bytes(teacher, precision)

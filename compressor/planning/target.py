@@ -10,7 +10,6 @@ accept.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from compressor.core.errors import UnsupportedError, UsageError, nearest
@@ -20,6 +19,7 @@ from compressor.models.dims import (
     num_parameters,
 )
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
+from compressor.recipe import forms
 
 TOLERANCE = 0.02
 INTERMEDIATE_MULTIPLE = 64
@@ -27,10 +27,6 @@ LARGE_HIDDEN_SIZE = 2048
 LARGE_HIDDEN_MULTIPLE = 64
 SMALL_HIDDEN_MULTIPLE = 16
 SMALLEST_FRACTION = 0.25
-
-_LARGEST = 1e18  # far above any model and any text
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
-_SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmb%]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +45,10 @@ def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
     Raises:
         UsageError: for anything else.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or (match[2] == "%" and whole is None):
-        accepted = "a count such as 4b, 4.5B, 100m or 4500000000" + (", or 60%" if whole else "")
-        raise UsageError(f"{option} is not a size", where=option, expected=accepted, found=text)
-    number = float(match[1].replace("_", ""))
-    if number > _LARGEST:
-        raise UsageError(f"{option} is too large", where=option, found=f"{text[:40]}...")
-    if match[2] == "%":
-        return round(number / 100 * (whole or 0))
-    return round(number * _UNITS[match[2].lower()])
+    try:
+        return forms.parse_count(text, whole=whole)
+    except ValueError as error:
+        raise UsageError(f"{option} is not a size", where=option, expected=error, found=text[:40]) from error
 
 
 def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
@@ -75,7 +65,7 @@ def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
             published=published.alias,
         )
     preset = preset_of_dims(teacher)
-    if _SIZE.fullmatch(target.strip()) is None:
+    if forms.SIZE.fullmatch(target.strip()) is None:
         known = preset.targets if preset else {}
         raise UsageError(
             f"target {target!r} is neither a size nor a published shape of this teacher",

@@ -12,12 +12,12 @@ the calibration set without the LM head, all axes at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from compressor.calibration.hooks import Observer, observed
@@ -25,28 +25,28 @@ from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_
 from compressor.core.errors import VerificationError
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
+from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from compressor.recipe.recipe import Aggregation
+from compressor.models.load import load_model
+from compressor.recipe.recipe import Aggregation, Prune
+from compressor.runs.stage import StageContext
 
 IMPORTANCE_FILE = "importance.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceScores:
-    """Scores of all axes; higher is more important.
+    """Scores of all units; higher is more important.
 
     Attributes:
-        hidden: `[hidden_size]`, one score for the whole network.
-        intermediate: `[num_hidden_layers, intermediate_size]`.
-        heads: `[num_hidden_layers, num_attention_heads]`.
+        units: By prunable axis: `[num_units]`, or `[num_hidden_layers, num_units]` where every layer keeps
+            units of its own.
         blocks: `[num_hidden_layers + 1, num_hidden_layers + 1]`; entry (i, j) is the importance of
             layers i..j-1 as one block, for i < j.
     """
 
-    hidden: torch.Tensor
-    intermediate: torch.Tensor
-    heads: torch.Tensor
+    units: Mapping[str, torch.Tensor]
     blocks: torch.Tensor
 
     def __post_init__(self) -> None:
@@ -56,12 +56,7 @@ class ImportanceScores:
                 raise VerificationError("an importance score is not finite", where=f"{name}{bad}")
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            "hidden": self.hidden,
-            "intermediate": self.intermediate,
-            "heads": self.heads,
-            "blocks": self.blocks,
-        }
+        return {**self.units, "blocks": self.blocks}
 
     def save(self, directory: Path) -> None:
         """Write the scores as float64 safetensors."""
@@ -69,9 +64,54 @@ class ImportanceScores:
         save_file(tensors, directory / IMPORTANCE_FILE)
 
 
-def load_importance(directory: Path) -> ImportanceScores:
-    """Read scores written by `ImportanceScores.save`."""
-    return ImportanceScores(**load_file(directory / IMPORTANCE_FILE))
+@dataclass(frozen=True, kw_only=True)
+class ScoringInputs:
+    """What an importance method may read.
+
+    Attributes:
+        checkpoint: The model's directory.
+        dims: The model's dimensions.
+        settings: The recipe's section.
+        context: Seed, dtype, device and console.
+        windows: Calibration tokens, `[num_windows, seq_len]`; None for a method that needs no text.
+    """
+
+    checkpoint: Path
+    dims: Dims
+    settings: Prune
+    context: StageContext
+    windows: TokenArray | None
+
+
+def activation_method(inputs: ScoringInputs) -> ImportanceScores:
+    """`activation_importance` of the loaded model."""
+    context, settings = inputs.context, inputs.settings
+    assert inputs.windows is not None
+    model = load_model(
+        inputs.checkpoint,
+        dtype=context.dtype,
+        device=context.device,
+        trust_remote_code=context.trust_remote_code,
+    )
+    with context.console.progress("importance", len(inputs.windows)) as tick:
+        return activation_importance(
+            ModelAdapter(model),
+            inputs.windows,
+            batch_aggregation=settings.batch_aggregation,
+            sequence_aggregation=settings.sequence_aggregation,
+            on_window=tick,
+        )
+
+
+def weight_magnitude_method(inputs: ScoringInputs) -> ImportanceScores:
+    """`weight_magnitude_importance` of the checkpoint."""
+    with CheckpointReader(inputs.checkpoint) as reader:
+        return weight_magnitude_importance(reader, inputs.dims)
+
+
+def random_method(inputs: ScoringInputs) -> ImportanceScores:
+    """`random_importance` from the run's seed."""
+    return random_importance(inputs.dims, seed=inputs.context.seed)
 
 
 @torch.no_grad()
@@ -96,32 +136,37 @@ def activation_importance(
         VerificationError: when a score is not finite.
     """
     dims, layers = adapter.dims, adapter.layers
-    num_layers = dims.num_hidden_layers
-    norms = [BatchAggregate(batch_aggregation) for _ in range(2 * num_layers)]
-    neurons = [BatchAggregate(batch_aggregation) for _ in range(num_layers)]
-    heads = [BatchAggregate(batch_aggregation) for _ in range(num_layers)]
+    shape = (dims.num_hidden_layers + 1, dims.num_hidden_layers + 1)
+    aggregates: dict[str, list[BatchAggregate]] = {axis: [] for axis in PRUNABLE_AXES}
     states: list[torch.Tensor] = []
 
-    def channels(aggregate: BatchAggregate) -> Observer:
-        return lambda x: aggregate.add(over_sequence(x, sequence_aggregation))
+    def observer(axis: str) -> Observer:
+        aggregate = BatchAggregate(batch_aggregation)
+        aggregates[axis].append(aggregate)
+        is_head = AXES[axis].is_head
 
-    def head_outputs(aggregate: BatchAggregate) -> Observer:
-        return lambda x: aggregate.add(
-            over_sequence(head_norms(x, dims.num_attention_heads), sequence_aggregation)
-        )
+        def observe(x: torch.Tensor) -> None:
+            units = head_norms(x, dims.units(axis)) if is_head else x
+            aggregate.add(over_sequence(units, sequence_aggregation))
+
+        return observe
 
     def keep_state(x: torch.Tensor) -> None:
         states.append(x[0])
 
-    inputs: list[tuple[nn.Module, Observer]]
-    inputs = [(layer.down_proj, channels(neurons[i])) for i, layer in enumerate(layers)]
-    inputs += [(layer.o_proj, head_outputs(heads[i])) for i, layer in enumerate(layers)]
-    inputs += [(layer.module, keep_state) for layer in layers]
-    outputs = [(layer.attention_norm, channels(norms[2 * i])) for i, layer in enumerate(layers)]
-    outputs += [(layer.mlp_norm, channels(norms[2 * i + 1])) for i, layer in enumerate(layers)]
+    inputs: list[tuple[nn.Module, Observer]] = []
+    outputs: list[tuple[nn.Module, Observer]] = []
+    for layer in layers:
+        inputs.append((layer.module, keep_state))
+        for weight in dims.family.layer:
+            module = layer.part(weight.module)
+            if weight.columns is not None and weight.columns != "hidden":
+                inputs.append((module, observer(weight.columns)))
+            elif weight.columns is None and weight.kind == "weight" and "hidden" in weight.rows.values():
+                outputs.append((module, observer("hidden")))
     outputs.append((layers[-1].module, keep_state))
 
-    similarity = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
+    similarity = torch.zeros(shape, dtype=torch.float64)
     device = next(adapter.body.parameters()).device
     with observed(inputs=inputs, outputs=outputs):
         for window in windows:
@@ -129,53 +174,54 @@ def activation_importance(
             similarity += cosine_sums(states)
             states.clear()
             on_window()
-    return ImportanceScores(
-        hidden=torch.stack([norm.result() for norm in norms]).sum(0),
-        intermediate=torch.stack([neuron.result() for neuron in neurons]),
-        heads=torch.stack([head.result() for head in heads]),
-        blocks=1 - similarity / windows.size,
-    )
+    scores = {name: torch.stack([one.result() for one in found]) for name, found in aggregates.items()}
+    units = {name: rows if AXES[name].is_per_layer else rows.sum(0) for name, rows in scores.items()}
+    return ImportanceScores(units=units, blocks=1 - similarity / windows.size)
 
 
 def weight_magnitude_importance(reader: CheckpointReader, dims: Dims) -> ImportanceScores:
-    """Score units by the L2 norm of all weights that a removal would delete."""
-    family = dims.family
-    hidden = torch.zeros(dims.hidden_size, dtype=torch.float64)
-    intermediate = torch.zeros(dims.num_hidden_layers, dims.intermediate_size, dtype=torch.float64)
-    heads = torch.zeros(dims.num_hidden_layers, dims.num_attention_heads, dtype=torch.float64)
-    layer_squares = torch.zeros(dims.num_hidden_layers, dtype=torch.float64)
-    for index in range(dims.num_hidden_layers):
-        for role in family.linear_layers:
-            squares = reader.tensor(f"{family.layers}.{index}.{role}.weight").double().square()
-            layer_squares[index] += squares.sum()
-            writes_residual = role in (family.o_proj, family.down_proj)
-            hidden += squares.sum(1 if writes_residual else 0)
-            inner = squares.sum(0 if writes_residual else 1)
-            if role in (family.q_proj, family.o_proj):
-                heads[index] += inner.view(dims.num_attention_heads, -1).sum(1)
-            elif role in (*family.mlp_inputs, family.down_proj):
-                intermediate[index] += inner
-    hidden += reader.tensor(f"{family.embedding}.weight").double().square().sum(0)
+    """Score units by the L2 norm of the matrices' weights that a removal would delete."""
+    family, num_layers = dims.family, dims.num_hidden_layers
+    squares = {name: torch.zeros(_shape(name, dims), dtype=torch.float64) for name in PRUNABLE_AXES}
+    layer_squares = torch.zeros(num_layers, dtype=torch.float64)
+    for index in range(num_layers):
+        for weight in family.linears:
+            matrix = reader.tensor(f"{family.layers}.{index}.{weight.name}").double().square()
+            layer_squares[index] += matrix.sum()
+            _add_squares_(squares, matrix, weight, index, dims)
+    squares["hidden"] += reader.tensor(f"{family.embedding}.weight").double().square().sum(0)
     until = torch.cat([torch.zeros(1, dtype=torch.float64), layer_squares.cumsum(0)])
     return ImportanceScores(
-        hidden=hidden.sqrt(),
-        intermediate=intermediate.sqrt(),
-        heads=heads.sqrt(),
+        units={name: total.sqrt() for name, total in squares.items()},
         blocks=(until[None, :] - until[:, None]).clamp_min(0).sqrt(),
     )
+
+
+def _add_squares_(
+    squares: dict[str, torch.Tensor], matrix: torch.Tensor, weight: Weight, layer: int, dims: Dims
+) -> None:
+    """Add the squared weights of one matrix to every unit that its rows and columns belong to."""
+    assert weight.columns is not None
+    by_row, by_column = matrix.sum(1), matrix.sum(0)
+    parts = by_row.split([dims.size(axis) for axis in weight.rows.values()])
+    for axis, sums in (*zip(weight.rows.values(), parts, strict=True), (weight.columns, by_column)):
+        if axis in squares:
+            row = squares[axis][layer] if AXES[axis].is_per_layer else squares[axis]
+            row += sums.view(dims.units(axis), -1).sum(1)
 
 
 def random_importance(dims: Dims, *, seed: int) -> ImportanceScores:
     """Uniform random scores: the baseline that every other importance must beat."""
     generator = torch.Generator().manual_seed(seed)
-    layers = dims.num_hidden_layers
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    return ImportanceScores(
-        hidden=draw(dims.hidden_size),
-        intermediate=draw(layers, dims.intermediate_size),
-        heads=draw(layers, dims.num_attention_heads),
-        blocks=draw(layers + 1, layers + 1),
-    )
+    units = {name: draw(*_shape(name, dims)) for name in PRUNABLE_AXES}
+    return ImportanceScores(units=units, blocks=draw(dims.num_hidden_layers + 1, dims.num_hidden_layers + 1))
+
+
+def _shape(axis: str, dims: Dims) -> tuple[int, ...]:
+    """The shape of an axis's scores."""
+    units = (dims.units(axis),)
+    return (dims.num_hidden_layers, *units) if AXES[axis].is_per_layer else units

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 from compressor.core.errors import UsageError
 from compressor.core.json_files import read_json
-from compressor.models.dims import Dims
+from compressor.models.axes import AXES, PRUNABLE_AXES
+from compressor.models.dims import LARGEST, Dims
 from compressor.pruning.importance import ImportanceScores
 
 PLAN_FILE = "prune_plan.json"
-SCHEMA = "compress-export/prune-plan/1"
+SCHEMA = "compress-export/prune-plan/2"
 
 
 def format_ranges(indices: Iterable[int]) -> str:
@@ -37,6 +39,8 @@ def parse_ranges(text: str | Iterable[int]) -> tuple[int, ...]:
     indices: list[int] = []
     for part in text.split():
         first, _, last = part.partition("-")
+        if int(last or first) >= max(LARGEST.values()):
+            raise ValueError(f"{part} is above every model's units")
         indices += range(int(first), int(last or first) + 1)
     return tuple(indices)
 
@@ -45,28 +49,55 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(parse_ranges), PlainSeriali
 
 
 class PrunePlan(BaseModel):
-    """Kept units per axis, as ascending 0-based indices of the source model.
+    """What stays of a model, as ascending 0-based indices of the source.
 
     Attributes:
-        source: Dimensions of the model to slice.
-        student: Dimensions of the result.
         importance: How units were scored.
+        source: Dimensions of the model to slice.
         layers: Kept decoder layers.
-        hidden: Kept hidden channels.
-        intermediate: Per kept layer, kept MLP neurons.
-        heads: Per kept layer, kept query heads.
+        kept: Kept units by axis: of every kept layer, or once for all where the layers share the axis.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_id: str = SCHEMA
     importance: str
-    source: dict[str, Any]
-    student: dict[str, Any]
+    source: Dims
     layers: Indices
-    hidden: Indices
-    intermediate: tuple[Indices, ...]
-    heads: tuple[Indices, ...]
+    kept: dict[str, tuple[Indices, ...]]
+
+    @model_validator(mode="after")
+    def _check(self) -> PrunePlan:
+        _check_indices("layers", self.layers, self.source.num_hidden_layers)
+        if set(self.kept) != set(PRUNABLE_AXES):
+            raise ValueError(f"kept: expected the axes {', '.join(PRUNABLE_AXES)}")
+        for name, axis in PRUNABLE_AXES.items():
+            lists = self.kept[name]
+            if len(lists) != (len(self.layers) if axis.is_per_layer else 1):
+                raise ValueError(f"kept.{name}: expected one list per kept layer, or one for all layers")
+            if len({len(units) for units in lists}) > 1:
+                raise ValueError(f"kept.{name}: every layer must keep equally many units")
+            for units in lists:
+                _check_indices(f"kept.{name}", units, self.source.units(name))
+                if axis.groups:
+                    _check_groups(
+                        f"kept.{name}", units, self.source.units(name), getattr(self.source, axis.groups)
+                    )
+        return self
+
+    @property
+    def student(self) -> Dims:
+        """Dimensions of the result."""
+        sizes = {axis.field: len(self.kept[name][0]) for name, axis in PRUNABLE_AXES.items()}
+        return self.source.with_shape(num_hidden_layers=len(self.layers), **sizes)
+
+    def units(self, axis: str, layer: int | None) -> tuple[int, ...] | None:
+        """The kept units of an axis in a layer of the source; None: all of them."""
+        if axis not in PRUNABLE_AXES:
+            return None
+        position = self.layers.index(layer) if layer is not None and AXES[axis].is_per_layer else 0
+        units = self.kept[axis][position]
+        return None if len(units) == self.source.units(axis) else units
 
     def write(self, directory: Path) -> None:
         """Write the plan as JSON."""
@@ -74,17 +105,33 @@ class PrunePlan(BaseModel):
         (directory / PLAN_FILE).write_text(text, encoding="utf-8")
 
 
-def read_plan(directory: Path) -> PrunePlan:
-    """Read a plan.
+def _check_indices(where: str, indices: tuple[int, ...], size: int) -> None:
+    if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= size:
+        raise ValueError(f"{where}: expected ascending indices from 0 to {size - 1}, at least one")
+
+
+def _check_groups(where: str, units: tuple[int, ...], num_units: int, num_groups: int) -> None:
+    group_size = num_units // num_groups
+    counts = Counter(unit // group_size for unit in units)
+    if len(counts) != num_groups or len(set(counts.values())) > 1:
+        raise ValueError(f"{where}: expected equally many of every {group_size} units in a row")
+
+
+def read_plan(file: Path) -> PrunePlan:
+    """Read a plan, which may have been edited.
 
     Raises:
-        UsageError: when it is missing or malformed.
+        UsageError: when it is missing, malformed, or contradicts itself.
     """
-    file = directory / PLAN_FILE
     try:
         return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError("the prune plan cannot be read", where=str(file), found=error) from error
+        raise UsageError(
+            "the prune plan cannot be read",
+            where=str(file),
+            found=error,
+            hint=f"correct the file, or take the {PLAN_FILE} that the prune command wrote",
+        ) from error
 
 
 def make_plan(source: Dims, student: Dims, scores: ImportanceScores, *, importance: str) -> PrunePlan:
@@ -94,37 +141,26 @@ def make_plan(source: Dims, student: Dims, scores: ImportanceScores, *, importan
     metrics mislead when much depth goes).
     """
     layers = kept_layers(scores.blocks, source.num_hidden_layers - student.num_hidden_layers)
-    return PrunePlan(
-        importance=importance,
-        source=source.to_dict(),
-        student=student.to_dict(),
-        layers=layers,
-        hidden=best(scores.hidden, student.hidden_size),
-        intermediate=tuple(best(scores.intermediate[i], student.intermediate_size) for i in layers),
-        heads=tuple(
-            best_heads(
-                scores.heads[i], student.num_attention_heads, num_key_value_heads=source.num_key_value_heads
-            )
-            for i in layers
-        ),
-    )
+    kept = {}
+    for name, axis in PRUNABLE_AXES.items():
+        num_groups = getattr(source, axis.groups) if axis.groups else 1
+        rows = [scores.units[name][index] for index in layers] if axis.is_per_layer else [scores.units[name]]
+        kept[name] = tuple(best(row, student.units(name), num_groups=num_groups) for row in rows)
+    return PrunePlan(importance=importance, source=source, layers=layers, kept=kept)
 
 
-def best(scores: torch.Tensor, count: int) -> tuple[int, ...]:
-    """Ascending indices of the `count` highest scores; of equals, the lower index wins."""
-    order = torch.sort(scores, descending=True, stable=True).indices[:count]
-    return tuple(sorted(order.tolist()))
+def best(scores: torch.Tensor, count: int, *, num_groups: int = 1) -> tuple[int, ...]:
+    """Ascending indices of the highest scores, equally many of every group; of equals, the lower index wins.
 
-
-def best_heads(scores: torch.Tensor, count: int, *, num_key_value_heads: int) -> tuple[int, ...]:
-    """The best query heads, equally many of every key/value group (grouped-query attention)."""
-    per_group = count // num_key_value_heads
-    group_size = len(scores) // num_key_value_heads
-    kept: list[int] = []
-    for group in range(num_key_value_heads):
-        first = group * group_size
-        kept += [first + index for index in best(scores[first : first + group_size], per_group)]
-    return tuple(kept)
+    Args:
+        scores: Of all units, `[num_units]`.
+        count: Units to keep, a multiple of `num_groups`.
+        num_groups: Of neighbouring units, such as the query heads of one key/value head.
+    """
+    grouped = scores.view(num_groups, -1)
+    order = torch.sort(grouped, descending=True, stable=True, dim=1).indices[:, : count // num_groups]
+    first = torch.arange(num_groups)[:, None] * grouped.shape[1]
+    return tuple(sorted((first + order).flatten().tolist()))
 
 
 def kept_layers(blocks: torch.Tensor, num_removed: int) -> tuple[int, ...]:

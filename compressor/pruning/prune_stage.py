@@ -7,22 +7,17 @@ from typing import Any
 
 import torch
 
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
-from compressor.models.adapter import ModelAdapter
-from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.load import load_model
+from compressor.models.families import FAMILIES
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.planning.target import check_shape
-from compressor.pruning.importance import (
-    ImportanceScores,
-    activation_importance,
-    random_importance,
-    weight_magnitude_importance,
-)
+from compressor.pruning.importance import ImportanceScores, ScoringInputs
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.recipe import Calibration, Prune, Section
@@ -44,7 +39,9 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
         raise UnsupportedError(
-            f"{dims.model_type} models can be planned but not pruned yet", where=str(source.path)
+            f"{dims.model_type} models can be planned but not pruned yet",
+            where=str(source.path),
+            hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
     student = dims.with_shape(**config.shape)
@@ -67,39 +64,29 @@ def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
 ) -> tuple[ImportanceScores, dict[str, Any] | None]:
     """The scores, and the record of the text that set them."""
-    if config.prune.importance == "random":
-        return random_importance(dims, seed=context.seed), None
-    if config.prune.importance == "weight-magnitude":
-        with CheckpointReader(source.path) as reader:
-            return weight_magnitude_importance(reader, dims), None
-    tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    windows = calibration_windows(config.calibration, tokenizer, seed=context.seed)
-    if shortage := windows.shortage(config.calibration):
-        context.console.warn(shortage)
-    model = load_model(
-        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    method, ids, record = IMPORTANCE_METHODS[config.prune.importance], None, None
+    if method.needs_text:
+        tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
+        windows = calibration_windows(config.calibration, tokenizer, seed=context.seed)
+        if shortage := windows.shortage(config.calibration):
+            context.console.warn(shortage)
+        ids, record = windows.ids, windows.record
+    inputs = ScoringInputs(
+        checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
     )
-    with context.console.progress("importance", len(windows.ids)) as tick:
-        scores = activation_importance(
-            ModelAdapter(model),
-            windows.ids,
-            batch_aggregation=config.prune.batch_aggregation,
-            sequence_aggregation=config.prune.sequence_aggregation,
-            on_window=tick,
-        )
-    return scores, windows.record
+    return method.load()(inputs), record
 
 
 def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
-    return (config.calibration.data,) if config.prune.importance == "activation" else ()
+    return (config.calibration.data,) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
 
 
 def _loads(
     config: PruneStageConfig, source: ModelArtifact, context: StageContext
 ) -> tuple[tuple[Path, str], ...]:
-    return ((source.path, context.dtype),) if config.prune.importance == "activation" else ()
+    return ((source.path, context.dtype),) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
 
 
 PRUNE: Stage[PruneStageConfig] = Stage(
-    name="prune", run=run, format_version=2, data=_calibration_data, loads=_loads
+    name="prune", run=run, format_version=3, data=_calibration_data, loads=_loads
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from compressor.models.dims import dims_of_config
 
@@ -10,19 +10,13 @@ WEIGHT_SCALE, INPUT_SCALE = ".weight_scale", ".input_scale"
 K_SCALE, V_SCALE = ".k_scale", ".v_scale"
 
 
-def quantised_linears(config: dict[str, Any]) -> list[str]:
+def quantised_linears(config: Mapping[str, object]) -> list[str]:
     """Full names of the linear layers that an FP8 checkpoint of this config quantises."""
-    dims = dims_of_config(config)
-    family = dims.family
-    return [
-        f"{family.layers}.{index}.{name}"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
+    return dims_of_config(config).linear_names()
 
 
-def attention_modules(config: dict[str, Any]) -> list[str]:
+def attention_modules(config: Mapping[str, object]) -> list[str]:
     """Full names of the attention modules, by layer."""
     dims = dims_of_config(config)
-    part = dims.family.k_proj.rpartition(".")[0]
+    part = dims.family.module("k").rpartition(".")[0]
     return [f"{dims.family.layers}.{index}.{part}" for index in range(dims.num_hidden_layers)]

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,13 @@ def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) 
     return windows
 
 
-def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
+def _stored_dtype(config: Mapping[str, object]) -> torch.dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, str(name))
     return dtype
 
 
-def _lossless_dtype(config: dict[str, Any], compute: str) -> str:
+def _lossless_dtype(config: Mapping[str, object], compute: str) -> str:
     """The narrowest dtype that holds the stored weights and is at least as wide as forward passes'."""
     dtype = torch.promote_types(_stored_dtype(config), getattr(torch, compute))
     return str(dtype).removeprefix("torch.")
@@ -130,15 +130,12 @@ def _kept_off_stdout(console: Console) -> Iterator[None]:
         console.detail(f"  modelopt: {line}")
 
 
-def _fp8_config(mtq: Any) -> dict[str, Any]:
+def _fp8_config(mtq: Any) -> dict[str, object]:
     """ModelOpt's FP8 settings with the KV cache's added: a list of rules in 0.47, a dict in 0.37."""
-    settings: dict[str, Any] = copy.deepcopy(mtq.FP8_DEFAULT_CFG)
-    rules, cache_rules = settings["quant_cfg"], copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
-    if isinstance(rules, list):
-        settings["quant_cfg"] = [*rules, *cache_rules]
-    else:
-        settings["quant_cfg"] = {**rules, **cache_rules}
-    return settings
+    settings, cache = copy.deepcopy(mtq.FP8_DEFAULT_CFG), copy.deepcopy(mtq.FP8_KV_CFG)
+    rules, cache_rules = settings["quant_cfg"], cache["quant_cfg"]
+    both = [*rules, *cache_rules] if isinstance(rules, list) else {**rules, **cache_rules}
+    return {**settings, "quant_cfg": both}
 
 
 def _modelopt() -> tuple[Any, Any]:
@@ -213,7 +210,9 @@ def _finite_inputs(linears: dict[str, nn.Linear]) -> Iterator[None]:
             handle.remove()
 
 
-def _export_(model: Any, stored: dict[str, Any], source: Path, directory: Path, quantize: Quantize) -> None:
+def _export_(
+    model: Any, stored: Mapping[str, Any], source: Path, directory: Path, quantize: Quantize
+) -> None:
     """Write the unified checkpoint; the model's weights become FP8 on the way."""
     _, export_hf_checkpoint = _modelopt()
     if not quantize.fp8_kv_cache:

@@ -8,6 +8,7 @@ layer is rounded to E4M3 with its recorded scale. Where the checkpoint holds KV-
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -50,7 +51,7 @@ class Fp8Scales:
     values: dict[int, torch.Tensor]
 
 
-def read_scales(reader: CheckpointReader, config: dict[str, Any]) -> Fp8Scales:
+def read_scales(reader: CheckpointReader, config: Mapping[str, object]) -> Fp8Scales:
     """Read every scale and refuse what would silently compute something else.
 
     Raises:
@@ -72,8 +73,8 @@ def read_scales(reader: CheckpointReader, config: dict[str, Any]) -> Fp8Scales:
     keys, values = {}, {}
     if any(name.endswith((K_SCALE, V_SCALE)) for name in reader):
         for index in range(dims_of_config(config).num_hidden_layers):
-            key = f"{family.layers}.{index}.{family.k_proj}{K_SCALE}"
-            value = f"{family.layers}.{index}.{family.v_proj}{V_SCALE}"
+            key = f"{family.layers}.{index}.{family.module('k')}{K_SCALE}"
+            value = f"{family.layers}.{index}.{family.module('v')}{V_SCALE}"
             keys[index], values[index] = _scale(reader, key), _scale(reader, value)
             expected |= {key, value}
     left_over = sorted(name for name in reader if name.endswith(_SCALES) and name not in expected)
@@ -206,8 +207,8 @@ def _simulate_kv_cache_(model: Any, scales: Fp8Scales) -> None:
             return super().update(keys, values, layer_idx, *args, **kwargs)
 
     def provide_cache(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[Any, ...], dict[str, object]]:
         if kwargs.get("past_key_values") is None:
             kwargs = {**kwargs, "past_key_values": Fp8Cache(), "use_cache": True}
         return args, kwargs

@@ -61,7 +61,7 @@ def check_record(directory: Path, reader: CheckpointReader) -> None:
     _check_config(config, has_cache=has_cache)
 
 
-def _refuse_other_method(config: dict[str, Any], directory: Path) -> None:
+def _refuse_other_method(config: Mapping[str, object], directory: Path) -> None:
     """Refuse what other tools quantised to something else than FP8: its tensors cannot be checked here."""
     method = quantization_method(config)
     ours = any((directory / name).is_file() for name in (RECORD_FILE, ARTIFACT_FILE))
@@ -74,7 +74,7 @@ def _refuse_other_method(config: dict[str, Any], directory: Path) -> None:
         )
 
 
-def _check_file(record: Mapping[str, Any], config: dict[str, Any], *, has_cache: bool) -> None:
+def _check_file(record: Mapping[str, object], config: Mapping[str, object], *, has_cache: bool) -> None:
     found = record.get("quantization")
     if not isinstance(found, dict):
         raise _wrong(f"{RECORD_FILE}: quantization", "an object", found)
@@ -86,7 +86,7 @@ def _check_file(record: Mapping[str, Any], config: dict[str, Any], *, has_cache:
     _refuse_unknown(where, found, _RECORD_KEYS)
 
 
-def _check_config(config: dict[str, Any], *, has_cache: bool) -> None:
+def _check_config(config: Mapping[str, object], *, has_cache: bool) -> None:
     found, where = config[_IN_CONFIG], f"{CONFIG_FILE}: {_IN_CONFIG}."
     if not isinstance(found, dict):
         raise _wrong(where.rstrip("."), "an object", found)
@@ -109,7 +109,7 @@ def _with_targets(stated: Any, targets: Any) -> Any:
     return [{**group, "targets": targets} for group in stated]
 
 
-def _check_excluded(where: str, patterns: Any, config: dict[str, Any]) -> None:
+def _check_excluded(where: str, patterns: Any, config: Mapping[str, object]) -> None:
     """What is left out is exactly what is not FP8: no layer of the decoder, and the LM head."""
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise _wrong(where, "a list of names", patterns)
@@ -127,7 +127,7 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
-def _refuse_unknown(where: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _refuse_unknown(where: str, found: Mapping[str, object], known: tuple[str, ...]) -> None:
     for name in sorted(set(found) - set(known)):
         if found[name] is not None:
             raise _wrong(where + name, "no such field", found[name])

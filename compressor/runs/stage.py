@@ -30,6 +30,7 @@ from compressor.core.json_files import read_json_mapping
 from compressor.core.processes import is_main, on_main, world_size
 from compressor.core.resource_errors import as_resource_error
 from compressor.data.sources import is_local_fingerprint, source_fingerprint
+from compressor.recipe.option import content_of
 from compressor.runs.artifact import (
     ARTIFACT_FILE,
     STAGE_FILE,
@@ -53,9 +54,14 @@ _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 Config = TypeVar("Config", bound=BaseModel)
 
 
+# Stages whose command has another name; every format is a stage of its own under one command.
+_COMMANDS = {"correct": "correct-teacher", "logits": "cache-logits", "recover": "sparsify"}
+
+
 def redo_by_command(stage: str, path: Path) -> str:
     """The command that makes a stage's directory again."""
-    return f"compress-export {stage.partition('-')[0]} ... -o {path} --overwrite"
+    command = _COMMANDS.get(stage, stage.partition("-")[0])
+    return f"compress-export {command} ... -o {path} --overwrite"
 
 
 @dataclass(kw_only=True)
@@ -111,6 +117,8 @@ class Stage(Generic[Config]):
         format_version: Raised when the stage's output changes for equal input.
         libraries: Distributions whose versions decide its numbers.
         data: The text sources its configuration names.
+        content: What of its configuration decides its output; by default every field that is not marked as
+            one of the course.
         loads: Checkpoints that it holds in memory as a whole, one after the other or at once, and in which
             dtype.
         parallel: Runs in every process of a run, which share its work; else in the main one alone.
@@ -121,6 +129,7 @@ class Stage(Generic[Config]):
     format_version: int = 1
     libraries: tuple[str, ...] = ("torch", "transformers")
     data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    content: Callable[[Config], dict[str, object]] = content_of
     loads: Callable[[Config, ModelArtifact, StageContext], Iterable[tuple[Path, str]]] = (
         lambda _config, _source, _context: ()
     )
@@ -276,7 +285,7 @@ def stage_inputs(
     inputs = {
         "stage": stage.name,
         "format_version": stage.format_version,
-        "config": config.model_dump(mode="json"),
+        "config": stage.content(config),
         "source": source.fingerprint,
         "teacher": context.teacher.fingerprint if context.teacher else None,
         "others": {name: other.fingerprint for name, other in sorted(context.others.items())},

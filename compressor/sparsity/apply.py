@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from compressor.models.sparse.pattern import Pattern, keep_mask
-from compressor.sparsity.magnitude import magnitude_scores
-from compressor.sparsity.sparsegpt import sparsegpt
-from compressor.sparsity.wanda import input_norms, ria_scores, wanda_scores
-
-Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-# Weight and input norms to scores. SparseGPT is not here: it changes weights while it chooses.
-SCORES: dict[str, Scores] = {
-    "magnitude": lambda weight, _norms: magnitude_scores(weight),
-    "wanda": wanda_scores,
-    "ria": ria_scores,
-}
-SPARSEGPT = "sparsegpt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneShot:
-    """How a matrix is made sparse.
-
-    Attributes:
-        method: A key of `SCORES`, or `sparsegpt`.
-        pattern: N:M.
-        block_size: SparseGPT's.
-        dampening_fraction: SparseGPT's.
-        raise_dampening: Whether SparseGPT may raise it.
-        update_weights: Whether SparseGPT's update is kept; its mask alone otherwise.
-    """
-
-    method: str
-    pattern: Pattern
-    block_size: int
-    dampening_fraction: float
-    raise_dampening: bool
-    update_weights: bool
+from compressor.calibration.sequential import Gram
+from compressor.choices.sparsity import SPARSITY_METHODS
+from compressor.sparsity.method import OneShotMethod, OneShotSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +19,7 @@ class SparseMatrix:
         weight: Zero where not kept, in the dtype that was given.
         keep_mask: True = kept.
         relative_error: ||(W' - W) X||² / ||W X||² on the calibration data, of the stored values.
-        dampening_fraction: What SparseGPT used; None for the others.
+        dampening_fraction: What SparseGPT used; None for other methods.
     """
 
     weight: torch.Tensor
@@ -62,42 +29,30 @@ class SparseMatrix:
 
 
 def sparsify_matrix(
-    weight_RC: torch.Tensor, gram_CC: torch.Tensor, *, num_tokens: int, how: OneShot
+    weight_RC: torch.Tensor, inputs: Gram, *, method: str, settings: OneShotSettings, update_weights: bool
 ) -> SparseMatrix:
     """Sparsify a matrix in float32 and store it in its own dtype.
 
     Args:
         weight_RC: `[out, in]`; not changed.
-        gram_CC: float32 sum over the calibration tokens of x xᵀ.
-        num_tokens: Tokens behind it.
-        how: Method and settings.
+        inputs: Gram matrix of the layer's inputs, float32.
+        method: A key of `SPARSITY_METHODS`.
+        settings: Of the method.
+        update_weights: Keep the new values of a method that changes kept weights; else its mask alone.
 
     Raises:
         NotPositiveDefiniteError: from SparseGPT.
     """
+    choose: OneShotMethod = SPARSITY_METHODS[method].load()
     weight = weight_RC.float()
-    dampening: float | None = None
-    if how.method == SPARSEGPT:
-        result = sparsegpt(
-            weight,
-            gram_CC,
-            num_tokens=num_tokens,
-            pattern=how.pattern,
-            block_size=how.block_size,
-            dampening_fraction=how.dampening_fraction,
-            raise_dampening=how.raise_dampening,
-        )
-        kept, dampening = result.keep_mask, result.dampening_fraction
-        sparse = result.weight if how.update_weights else weight
-    else:
-        norms = input_norms(gram_CC, num_tokens=num_tokens)
-        kept, sparse = keep_mask(SCORES[how.method](weight, norms), how.pattern), weight
-    stored = sparse.masked_fill(~kept, 0).to(weight_RC.dtype)
+    choice = choose(weight, inputs, settings)
+    sparse = choice.weight if choice.weight is not None and update_weights else weight
+    stored = sparse.masked_fill(~choice.keep_mask, 0).to(weight_RC.dtype)
     return SparseMatrix(
         weight=stored,
-        keep_mask=kept,
-        relative_error=relative_error(weight, stored.float(), gram_CC),
-        dampening_fraction=dampening,
+        keep_mask=choice.keep_mask,
+        relative_error=relative_error(weight, stored.float(), inputs.total),
+        dampening_fraction=choice.dampening_fraction,
     )
 
 

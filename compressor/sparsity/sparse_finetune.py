@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
 from compressor.distillation.criterion import LossConfig
@@ -26,6 +27,7 @@ from compressor.distillation.training import (
     require_training_memory,
     save_trained,
     schedule,
+    training_content,
     training_details,
     training_flops_per_token,
 )
@@ -33,11 +35,11 @@ from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise, write_masks
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.sparsity.adaptive import HeldMasks, MovingMasks
-from compressor.sparsity.sparsify_stage import ADAPTIVE
 from compressor.training.sharding import whole
 from compressor.training.trainer import train
 
@@ -134,7 +136,7 @@ def _prepare_(
     student: nn.Module, directory: Path, promise: Promise, sparsify: Sparsify, max_steps: int
 ) -> HeldMasks:
     """Put masks and branches into a loaded student and make it trainable."""
-    is_moving = sparsify.method == ADAPTIVE
+    is_moving = SPARSITY_METHODS[sparsify.method].trains
     branches = read_adapter(directory) if has_adapter(directory) else {}
     masks = read_masks(directory / MASKS_FILE, promise.shapes)
     layers = install_sparse_layers_(student, masks=masks, straight_through=is_moving, branches=branches)
@@ -176,10 +178,10 @@ def _details(
     num_kept = sum(int(mask.sum()) for mask in before.values())
     details: dict[str, Any] = {
         "loss": f"{sparsify.kl_weight:g} KL + {1 - sparsify.kl_weight:g} cross-entropy, means over tokens",
-        "masks": "moving" if sparsify.method == ADAPTIVE else "held",
+        "masks": "moving" if SPARSITY_METHODS[sparsify.method].trains else "held",
         "moved_share": round(num_moved / num_kept, 6),
     }
-    if sparsify.method == ADAPTIVE:
+    if SPARSITY_METHODS[sparsify.method].trains:
         interval, ramp_steps = moving_schedule(sparsify, max_steps)
         details |= {"mask_interval": interval, "decay_ramp_steps": ramp_steps}
     if branches:
@@ -187,11 +189,27 @@ def _details(
     return details
 
 
+_SPARSIFY_FIELDS = (
+    *("method", "slorb", "tokens", "learning_rate", "kl_weight", "temperature"),
+    *("mask_interval", "mask_decay", "decay_ramp_steps"),
+)
+
+
+def _content(config: RecoverStageConfig) -> dict[str, object]:
+    """Distillation's text and steps; how sampled text was made is in the fingerprint of that text."""
+    distill = training_content(config.distill, "dynamic_batches")
+    return {
+        "distill": {**distill, "generate": fields_of(content_of(config.distill.generate), "weight")},
+        "sparsify": fields_of(content_of(config.sparsify), *_SPARSIFY_FIELDS),
+    }
+
+
 RECOVER: Stage[RecoverStageConfig] = Stage(
     name="recover",
     run=run,
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
+    content=_content,
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
     parallel=True,
 )

@@ -12,14 +12,12 @@ Legend: R rows (outputs), C columns (inputs), T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern, keep_mask
+from compressor.calibration.sequential import Gram
+from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.sparsity.method import DAMPENING_FRACTION, Choice, OneShotSettings
 
-BLOCK_SIZE = 128
-DAMPENING_FRACTION = 0.01
 _DAMPENING_STEP = 10.0
 _MAX_DAMPENING_FRACTION = 10.0
 
@@ -28,48 +26,23 @@ class NotPositiveDefiniteError(ValueError):
     """The dampened Hessian has no Cholesky factor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SparseGptResult:
-    """A matrix after SparseGPT.
-
-    Attributes:
-        weight: Updated, zero where not kept.
-        keep_mask: True = kept.
-        dampening_fraction: What was needed, at least what was asked for.
-    """
-
-    weight: torch.Tensor
-    keep_mask: torch.Tensor
-    dampening_fraction: float
-
-
-def sparsegpt(
-    weight_RC: torch.Tensor,
-    gram_CC: torch.Tensor,
-    *,
-    num_tokens: int,
-    pattern: Pattern = TWO_OF_FOUR,
-    block_size: int = BLOCK_SIZE,
-    dampening_fraction: float = DAMPENING_FRACTION,
-    raise_dampening: bool = False,
-) -> SparseGptResult:
-    """Sparsify one matrix and update what is kept.
+def sparsegpt(weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:
+    """Choose the mask of one matrix and update what is kept.
 
     Args:
         weight_RC: float32 or float64; not changed.
-        gram_CC: Sum over the calibration tokens of x xᵀ, same dtype.
-        num_tokens: T.
-        pattern: N:M.
-        block_size: Columns between updates of the rest of the matrix; a multiple of M.
-        dampening_fraction: Added to H's diagonal, as a fraction of its mean.
-        raise_dampening: Take ten times the fraction, up to 10, while H is not positive definite.
+        inputs: Gram matrix of the inputs, same dtype.
+        settings: All of them.
 
     Raises:
-        NotPositiveDefiniteError: when H is not, and the dampening may not be raised further.
+        NotPositiveDefiniteError: when the Hessian is not, and the dampening may not be raised further.
     """
+    pattern, block_size, gram_CC = settings.pattern, settings.block_size, inputs.total
     if block_size % pattern.group_size:
         raise ValueError(f"blocks of {block_size} columns split groups of {pattern.group_size}")
-    factor_CC, used = _factor(gram_CC, num_tokens, dampening_fraction, raise_dampening=raise_dampening)
+    factor_CC, used = _factor(
+        gram_CC, inputs.num_tokens, settings.dampening_fraction, raise_dampening=settings.raise_dampening
+    )
     factor_CC = factor_CC.to(weight_RC.dtype)
     weight = weight_RC.masked_fill(gram_CC.diagonal() == 0, 0)
     kept = torch.empty_like(weight, dtype=torch.bool)
@@ -79,7 +52,7 @@ def sparsegpt(
             weight[:, start:end], kept[:, start:end], factor_CC[start:end, start:end], pattern
         )
         weight[:, end:] -= errors @ factor_CC[start:end, end:]
-    return SparseGptResult(weight=weight.masked_fill(~kept, 0), keep_mask=kept, dampening_fraction=used)
+    return Choice(weight=weight.masked_fill(~kept, 0), keep_mask=kept, dampening_fraction=used)
 
 
 def _sparsify_block_(

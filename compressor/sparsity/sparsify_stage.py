@@ -33,14 +33,15 @@ from compressor.models.sparse.pattern import Pattern, parse_pattern, require_who
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
-from compressor.sparsity.apply import SPARSEGPT, OneShot, SparseMatrix, sparsify_matrix
+from compressor.sparsity.apply import SparseMatrix, sparsify_matrix
+from compressor.sparsity.method import OneShotSettings
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 
 _SCRATCH = "scratch"
-ADAPTIVE = "ast"
 
 
 class SparsifyStageConfig(Section):
@@ -57,12 +58,7 @@ def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
         dims: Of the model.
         skip: Shell patterns of full names to leave dense.
     """
-    family = dims.family
-    names = [
-        f"{family.layers}.{index}.{name}.weight"
-        for index in range(dims.num_hidden_layers)
-        for name in family.linear_layers
-    ]
+    names = [f"{name}.weight" for name in dims.linear_names()]
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
 
 
@@ -86,7 +82,7 @@ def run(
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
     windows = _windows(config.calibration, source.path, context)
-    visitor = _Visitor(one_shot(sparsify, pattern), names, scratch, slorb_group=sparsify.slorb_group_size)
+    visitor = _Visitor(sparsify, pattern, names, scratch)
     dtype = getattr(torch, context.dtype)
     with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows.ids)) as tick:
         changed = run_sequentially(
@@ -114,29 +110,21 @@ def run(
     )
 
 
-def one_shot(sparsify: Sparsify, pattern: Pattern) -> OneShot:
-    """The one-shot method of a recipe; adaptive training starts from SparseGPT."""
-    method = SPARSEGPT if sparsify.method == ADAPTIVE else sparsify.method
-    return OneShot(
-        method=method,
-        pattern=pattern,
-        block_size=sparsify.block_size,
-        dampening_fraction=sparsify.dampening_fraction,
-        raise_dampening=sparsify.raise_dampening,
-        update_weights=sparsify.update_weights,
-    )
-
-
 class _Visitor:
     """Sparsifies layer by layer, keeping figures and adapter branches, and masks in files of `scratch`."""
 
-    def __init__(self, how: OneShot, names: list[str], scratch: Path, *, slorb_group: int | None) -> None:
-        self._how = how
+    def __init__(self, sparsify: Sparsify, pattern: Pattern, names: list[str], scratch: Path) -> None:
+        self._sparsify = sparsify
+        self._settings = OneShotSettings(
+            pattern=pattern,
+            block_size=sparsify.block_size,
+            dampening_fraction=sparsify.dampening_fraction,
+            raise_dampening=sparsify.raise_dampening,
+        )
         self._names = frozenset(names)
         self._scratch = scratch
-        self._slorb_group = slorb_group
         self.masks: dict[str, Path] = {}
-        self.layers: dict[str, dict[str, Any]] = {}
+        self.layers: dict[str, dict[str, object]] = {}
         self.branches: dict[str, AdapterBranch] = {}
         self.digests: dict[str, str] = {}
         self.num_nonzero = 0
@@ -148,9 +136,14 @@ class _Visitor:
             full = f"{layer.prefix}{name}.weight"
             if full not in self._names:
                 continue
-            gram = layer.grams[name]
             try:
-                sparse = sparsify_matrix(linear.weight, gram.total, num_tokens=gram.num_tokens, how=self._how)
+                sparse = sparsify_matrix(
+                    linear.weight,
+                    layer.grams[name],
+                    method=self._sparsify.method,
+                    settings=self._settings,
+                    update_weights=self._sparsify.update_weights,
+                )
             except NotPositiveDefiniteError as error:
                 raise VerificationError(
                     str(error), where=full, hint="more calibration text, or --raise-dampening"
@@ -170,18 +163,18 @@ class _Visitor:
         num_nonzero = int((sparse.weight != 0).sum())
         self.num_nonzero += num_nonzero
         self.num_weights += sparse.weight.numel()
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "relative_error": float(f"{sparse.relative_error:.6g}"),
             "density": num_nonzero / sparse.weight.numel(),
         }
         if sparse.dampening_fraction is not None:
             entry["dampening_fraction"] = sparse.dampening_fraction
-            entry["dampening_was_raised"] = sparse.dampening_fraction > self._how.dampening_fraction
+            entry["dampening_was_raised"] = sparse.dampening_fraction > self._settings.dampening_fraction
         self.layers[name] = entry
         self.digests[name] = tensor_digest(sparse.weight)
-        if self._slorb_group is not None:
+        if (group_size := self._sparsify.slorb_group_size) is not None:
             module = name.removesuffix(".weight")
-            self.branches[module] = initial_branch(dense, sparse.weight, group_size=self._slorb_group)
+            self.branches[module] = initial_branch(dense, sparse.weight, group_size=group_size)
             self.digests |= branch_digests(module, self.branches[module])
 
 
@@ -247,10 +240,10 @@ def _read(path: Path, name: str) -> torch.Tensor:
 
 def _details(
     visitor: _Visitor, sparsify: Sparsify, pattern: Pattern, windows: CalibrationWindows
-) -> dict[str, Any]:
+) -> dict[str, object]:
     details = {
         "pattern": str(pattern),
-        "method": one_shot(sparsify, pattern).method,
+        "method": sparsify.method,
         "num_tensors": len(visitor.layers),
         "num_windows": len(windows.ids),
         "window_tokens": windows.ids.shape[1],
@@ -263,10 +256,23 @@ def _details(
     return details
 
 
+_FIELDS = (
+    *("pattern", "method", "skip", "block_size", "dampening_fraction", "raise_dampening", "update_weights"),
+    *("slorb", "slorb_group"),
+)
+
+
+def _content(config: SparsifyStageConfig) -> dict[str, object]:
+    """All but what decides the training that follows."""
+    sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
+    return {"sparsify": sparsify, "calibration": content_of(config.calibration)}
+
+
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     name="sparsify",
     run=run,
     format_version=2,
     libraries=("torch", "transformers", "accelerate"),
+    content=_content,
     data=lambda config: (config.calibration.data,),
 )

@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import torch
 
+from compressor.calibration.sequential import Gram
+from compressor.models.sparse.pattern import keep_mask
+from compressor.sparsity.method import Choice, OneShotSettings
+
 RIA_POWER = 0.5
 
 
-def input_norms(gram_CC: torch.Tensor, *, num_tokens: int) -> torch.Tensor:
-    """||X_j||_2 of every input channel over the calibration tokens, root of the mean square.
+def wanda(weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:
+    """Keep the largest Wanda scores of every group."""
+    return Choice(keep_mask=keep_mask(wanda_scores(weight_RC, input_norms(inputs)), settings.pattern))
 
-    Args:
-        gram_CC: Sum over tokens of x xᵀ.
-        num_tokens: T.
-    """
-    return (gram_CC.diagonal() / num_tokens).sqrt()
+
+def ria(weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:
+    """Keep the largest RIA scores of every group."""
+    return Choice(keep_mask=keep_mask(ria_scores(weight_RC, input_norms(inputs)), settings.pattern))
+
+
+def input_norms(inputs: Gram) -> torch.Tensor:
+    """||X_j||_2 of every input channel over the calibration tokens, root of the mean square."""
+    return (inputs.total.diagonal() / inputs.num_tokens).sqrt()
 
 
 def wanda_scores(weight_RC: torch.Tensor, norms_C: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from compressor.core.processes import rank, world_size
@@ -50,9 +52,10 @@ class Batches:
 
 def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
     """Windows as one batch; `domain_id` becomes `domain_ids`."""
+    columns = cast(Sequence[Mapping[str, npt.NDArray[np.generic]]], windows)
     batch = {
-        name: torch.from_numpy(np.stack([window[name] for window in windows]))
-        for name in windows[0]
+        name: torch.from_numpy(np.stack([window[name] for window in columns]))
+        for name in columns[0]
         if name != "domain_id"
     }
     batch["domain_ids"] = torch.tensor([window["domain_id"] for window in windows])

@@ -17,7 +17,7 @@ compress-export prune "$MODEL" --target "$TARGET" -o "$OUT/pruned"
 
 # One thread per process unless told otherwise: the GPUs do the work.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main correct "$MODEL" \
+torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main correct-teacher "$MODEL" \
   --config "$RECIPE" -o "$OUT/corrected"
 torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main distill "$OUT/pruned" \
   --teacher "$OUT/corrected" --teacher-correction off --config "$RECIPE" -o "$OUT/distilled"

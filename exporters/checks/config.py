@@ -51,7 +51,7 @@ def check_config(
     directory: Path,
     source: Path,
     *,
-    changed: Mapping[str, Any] | None = None,
+    changed: Mapping[str, object] | None = None,
     layers: Sequence[int] | None = None,
     without: frozenset[str] = frozenset(),
 ) -> str:
@@ -145,7 +145,7 @@ def check_own_config(directory: Path, *, lineage: Sequence[str]) -> None:
             _check_dtype(checkpoint, config)
 
 
-def _check_dtype(directory: Path, config: Mapping[str, Any]) -> None:
+def _check_dtype(directory: Path, config: dict[str, object]) -> None:
     """Refuse a config whose dtype is not that of the tensors, FP8 weights and scales aside."""
     with CheckpointReader(directory) as reader:
         stored = {name: reader.dtype(name) for name in reader if not name.endswith("_scale")}
@@ -162,7 +162,7 @@ def _check_dtype(directory: Path, config: Mapping[str, Any]) -> None:
                 )
 
 
-def _kept(config: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:
+def _kept(config: dict[str, object], layers: Sequence[int] | None) -> dict[str, object]:
     """The config with the entries of kept layers in every field that has one entry per layer."""
     if layers is None:
         return config
@@ -173,7 +173,7 @@ def _kept(config: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any
     }
 
 
-def _as_transformers_reads(directory: Path) -> dict[str, Any]:
+def _as_transformers_reads(directory: Path) -> dict[str, object]:
     """Every field that transformers gives a model of this directory."""
     from transformers import AutoConfig
 
@@ -183,17 +183,17 @@ def _as_transformers_reads(directory: Path) -> dict[str, Any]:
         raise VerificationError(
             "transformers cannot read the config", where=str(directory / CONFIG_FILE), found=error
         ) from error
-    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    plain: dict[str, object] = json.loads(json.dumps(config.to_dict(), default=str))
     return plain
 
 
 def _compare(
     *,
-    expected: Mapping[str, Any],
-    found: Mapping[str, Any],
+    expected: Mapping[str, object],
+    found: Mapping[str, object],
     ignored: frozenset[str],
     where: Path,
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, object],
 ) -> None:
     for key in sorted({*expected, *found} - ignored):
         wanted = expected[key] if key in expected else defaults.get(key)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from pydantic import JsonValue
+
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.digests import DIGESTS_FILE
@@ -20,8 +24,8 @@ from exporters.checks.config import check_own_config, check_tokenizer_files
 from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
-from exporters.checks.structure import check_structure, has_model
-from exporters.export_stage import EXPORTERS, Exporter
+from exporters.checks.structure import check_structure
+from exporters.registry import exporter_of, format_at
 from exporters.tensorrt_llm.engine import SCRIPT_FILE
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.record import VERIFICATION_FILE, Verification, read_verification
@@ -52,8 +56,30 @@ class Subject:
     pattern: Pattern | None = None
 
 
-def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
-    """Check one directory; returns what was found, `kind` and `status` among it.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A directory that was checked.
+
+    Attributes:
+        path: Where it is.
+        kind: What it is.
+        status: Of an export that was compared with its source, the comparison's; of anything else of this
+            tool `ok`; of other checkpoints, that they have no record.
+        found: Figures and facts that were checked.
+    """
+
+    path: Path
+    kind: Literal["checkpoint", "stage", "export"]
+    status: str
+    found: Mapping[str, JsonValue]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {"path": str(self.path), **self.found, "kind": self.kind, "status": self.status}
+
+
+def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
+    """Check one directory.
 
     Raises:
         UsageError: when there is nothing to check.
@@ -62,14 +88,15 @@ def check_directory(subject: Subject, options: VerifyOptions) -> dict[str, Any]:
     directory = subject.directory
     artifact = _record_of(subject)
     if artifact is None:
-        if not has_model(directory):
+        row = format_at(directory)
+        if row is None:
             raise UsageError(
                 "there is nothing to verify here",
                 where=str(directory),
                 expected=f"a run, a stage's or an export's directory, or a checkpoint ({CONFIG_FILE})",
             )
-        found = check_structure(directory, subject.pattern)
-        return _entry(directory, found, kind="checkpoint", status=NO_RECORD)
+        found = check_structure(directory, row.load(), subject.pattern)
+        return Checked(path=directory, kind="checkpoint", status=NO_RECORD, found=found)
     check_files(directory, artifact.files, contents=True, stage=artifact.stage)
     check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
     try:
@@ -105,20 +132,20 @@ def _record_of(subject: Subject) -> ModelArtifact | None:
     )
 
 
-def _begun(artifact: ModelArtifact) -> dict[str, Any]:
+def _begun(artifact: ModelArtifact) -> dict[str, JsonValue]:
     return {"stage": artifact.stage, "num_files": len(artifact.files)}
 
 
-def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+def _check_stage(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> Checked:
     directory, found = subject.directory, _begun(artifact)
     if artifact.stage in MODEL_STAGES:
-        found |= check_structure(directory, subject.pattern)
+        found |= check_structure(directory, exporter_of(STUDENT_FORMAT), subject.pattern)
         check_own_config(directory, lineage=artifact.lineage)
     found |= check_stage(directory, artifact, subject.origin.path, options)
     if artifact.stage in MODEL_STAGES:
         found |= _contents(subject)
     check_figures(directory, artifact)
-    return _entry(directory, found, kind="stage", status="ok")
+    return Checked(path=directory, kind="stage", status="ok", found=found)
 
 
 def _contents(subject: Subject) -> dict[str, str]:
@@ -129,13 +156,21 @@ def _contents(subject: Subject) -> dict[str, str]:
     return {"contents": f"not compared with the model it was made from: {why}"}
 
 
-def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> dict[str, Any]:
+def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOptions) -> Checked:
     directory, found = subject.directory, _begun(artifact)
     record = read_verification(directory)
-    exporter = exporter_of(str(record.get("format")))
-    found |= {"format": record["format"], **check_structure(directory, subject.pattern), **_contents(subject)}
+    name = record.format
+    if name not in FORMATS:
+        raise VerificationError(
+            "the record names an unknown format",
+            where=str(directory / VERIFICATION_FILE),
+            expected=", ".join(FORMATS),
+            found=name,
+        )
+    exporter = exporter_of(name)
+    found |= {"format": name, **check_structure(directory, exporter, subject.pattern), **_contents(subject)}
     check_own_config(directory, lineage=artifact.lineage)
-    status = "ok"
+    status: str = "ok"
     verification: Verification | None = None
     source = subject.origin.path
     if source is not None:
@@ -151,22 +186,6 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
         verification.enforce()
         check_tokenizer_files(directory, source)
         status = verification.status
-        found["logits"] = {kind: compared.to_dict() for kind, compared in verification.logits.items()}
+        found["logits"] = {kind: figures.model_dump() for kind, figures in verification.logits.items()}
     check_figures(directory, artifact, verification=verification)
-    return _entry(directory, found, kind="export", status=status)
-
-
-def exporter_of(name: str) -> Exporter:
-    """The exporter of a recorded format.
-
-    Raises:
-        VerificationError: when there is none.
-    """
-    for known, exporter in EXPORTERS.items():
-        if known == name:
-            return exporter
-    raise VerificationError("the record names an unknown format", where=VERIFICATION_FILE, found=name)
-
-
-def _entry(directory: Path, found: dict[str, Any], *, kind: str, status: str) -> dict[str, Any]:
-    return {"path": str(directory), **found, "kind": kind, "status": status}
+    return Checked(path=directory, kind="export", status=status, found=found)

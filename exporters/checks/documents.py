@@ -17,8 +17,8 @@ from compressor.runs.stage import comparable
 
 # A stage whose whole configuration is one section of the recipe.
 _SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}
-# What a run takes from elsewhere: the resolved shape; and how often sampled text is read, which changes none.
-_RESOLVED = {("prune", "shape"), ("distill.generate", "weight")}
+# What a run takes from elsewhere than the recipe.
+_RESOLVED = {("prune", "shape")}
 _STORED = "teacher_logits"
 
 
@@ -79,22 +79,22 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
             )
 
 
-def _sections(artifact: ModelArtifact, plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _sections(artifact: ModelArtifact, plain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The recipe's sections that a stage recorded, by their dotted names."""
-    config: dict[str, Any] = artifact.inputs.get("config", {})
+    config: dict[str, object] = artifact.inputs.get("config", {})
     whole = _SECTION_OF_STAGE.get(artifact.stage)
     sections = {whole: config} if whole else {name: config[name] for name in config if name in plain}
     return {name: section for name, section in sections.items() if isinstance(section, dict)}
 
 
-def _section(plain: dict[str, Any], name: str) -> dict[str, Any]:
+def _section(plain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     for part in name.split("."):
         plain = plain[part]
     return plain
 
 
 def _moved(
-    file: Path, said: dict[str, Any], recorded: dict[str, Any], inputs: dict[str, Any]
+    file: Path, said: Mapping[str, Any], recorded: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
     """`data` and `others` of a stage's inputs, with what the recipe names by another path than it did.
 

@@ -28,7 +28,7 @@ def expect_bits(name: str, expected: torch.Tensor, found: torch.Tensor, *, again
     """
     if expected.dtype != found.dtype or expected.shape != found.shape:
         raise VerificationError(
-            f"a tensor has another kind or shape than {against}",
+            f"a tensor has another dtype or shape than {against}",
             where=name,
             expected=f"{expected.dtype} {list(expected.shape)}",
             found=f"{found.dtype} {list(found.shape)}",
@@ -38,7 +38,7 @@ def expect_bits(name: str, expected: torch.Tensor, found: torch.Tensor, *, again
     if different.any():
         place = different.nonzero()[0].tolist()
         raise VerificationError(
-            f"a tensor is not that of {against}",
+            f"a tensor differs from {against}",
             where=f"{name}{place}",
             expected=expected[tuple(place)].item(),
             found=f"{found[tuple(place)].item()} ({int(different.sum())} of {found.numel()} differ)",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
@@ -27,7 +27,7 @@ from exporters.checks.equality import expect_bits, expect_figures
 _LAYER = re.compile(r"^(?P<prefix>.*?\blayers\.)(?P<index>\d+)(?P<rest>\..+)$")
 
 # Which units the rows and the columns of a module's weight stand for; a bias and a norm have rows only.
-_AXES = {
+_AXES: dict[str, tuple[str | None, str | None]] = {
     "embed_tokens": (None, "hidden"),
     "lm_head": (None, "hidden"),
     "norm": ("hidden", None),
@@ -36,11 +36,13 @@ _AXES = {
     "q_proj": ("heads", "hidden"),
     "k_proj": (None, "hidden"),
     "v_proj": (None, "hidden"),
+    "qkv_proj": ("heads, then keys and values", "hidden"),
     "o_proj": ("hidden", "heads"),
     "q_norm": (None, None),
     "k_norm": (None, None),
     "gate_proj": ("intermediate", "hidden"),
     "up_proj": ("intermediate", "hidden"),
+    "gate_up_proj": ("intermediate, twice", "hidden"),
     "down_proj": ("hidden", "intermediate"),
 }
 
@@ -55,7 +57,7 @@ class Kept:
     heads: list[list[int]]
 
 
-def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse a tensor or a config field that source and plan do not give.
 
     Args:
@@ -72,12 +74,12 @@ def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict
     expect_figures(directory, {"removed_layers": removed}, artifact.details)
     check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
     check_tokenizer_files(directory, source)
-    head_dim, dtype = teacher.head_dim, _dtype(read_config(directory), directory)
+    dtype = _dtype(read_config(directory), directory)
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
         wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
         _same_names(wanted, reader)
         for name, from_name in wanted.items():
-            tensor = _cut(original.tensor(from_name), name, kept, head_dim=head_dim)
+            tensor = _cut(original.tensor(from_name), name, kept, teacher)
             expect_bits(name, tensor.to(dtype), reader.tensor(name), against="the source cut by the plan")
     return {"num_recomputed_tensors": len(wanted), "config": "the source's, but for the planned axes"}
 
@@ -90,7 +92,7 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
     """
     file = directory / PLAN_FILE
     plan = read_json_mapping(file, what="the prune plan")
-    for field, wanted in (("schema_id", SCHEMA), ("source", teacher.to_dict())):
+    for field, wanted in (("schema_id", SCHEMA), ("source", asdict(teacher))):
         if plan.get(field) != wanted:
             raise VerificationError(
                 "the prune plan is for another model, or not ours",
@@ -99,11 +101,12 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
                 found=plan.get(field),
             )
     try:
+        (hidden,), units = plan["kept"]["hidden"], plan["kept"]
         kept = Kept(
             layers=_expand(plan["layers"], teacher.num_hidden_layers),
-            hidden=_expand(plan["hidden"], teacher.hidden_size),
-            intermediate=[_expand(part, teacher.intermediate_size) for part in plan["intermediate"]],
-            heads=[_expand(part, teacher.num_attention_heads) for part in plan["heads"]],
+            hidden=_expand(hidden, teacher.hidden_size),
+            intermediate=[_expand(part, teacher.intermediate_size) for part in units["intermediate"]],
+            heads=[_expand(part, teacher.num_attention_heads) for part in units["heads"]],
         )
         sizes = {
             (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
@@ -134,7 +137,7 @@ def _expand(text: str, size: int) -> list[int]:
     return indices
 
 
-def _student_shape(teacher: Dims, kept: Kept) -> dict[str, Any]:
+def _student_shape(teacher: Dims, kept: Kept) -> dict[str, object]:
     """The config fields that the plan decides; key/value heads and their width stay the source's."""
     return {
         "hidden_size": len(kept.hidden),
@@ -146,7 +149,7 @@ def _student_shape(teacher: Dims, kept: Kept) -> dict[str, Any]:
     }
 
 
-def _dtype(config: Mapping[str, Any], directory: Path) -> torch.dtype:
+def _dtype(config: dict[str, object], directory: Path) -> torch.dtype:
     dtype = getattr(torch, str(config.get("dtype")), None)
     if not isinstance(dtype, torch.dtype):
         raise VerificationError(
@@ -182,12 +185,12 @@ def _same_names(wanted: Mapping[str, str], reader: CheckpointReader) -> None:
         )
 
 
-def _cut(tensor: torch.Tensor, name: str, kept: Kept, *, head_dim: int) -> torch.Tensor:
+def _cut(tensor: torch.Tensor, name: str, kept: Kept, teacher: Dims) -> torch.Tensor:
     """The kept part of a source tensor; `name` is its name in the pruned checkpoint."""
     module = name.split(".")[-2]
     if module not in _AXES:
         raise VerificationError("there is no rule to check this tensor by", where=name)
-    rows, columns = (_units(axis, name, kept, head_dim) for axis in _AXES[module])
+    rows, columns = (_units(axis, name, kept, teacher) for axis in _AXES[module])
     if rows is not None:
         tensor = tensor[rows]
     if columns is not None and tensor.dim() > 1:
@@ -195,7 +198,7 @@ def _cut(tensor: torch.Tensor, name: str, kept: Kept, *, head_dim: int) -> torch
     return tensor
 
 
-def _units(axis: str | None, name: str, kept: Kept, head_dim: int) -> list[int] | None:
+def _units(axis: str | None, name: str, kept: Kept, teacher: Dims) -> list[int] | None:
     if axis is None:
         return None
     if axis == "hidden":
@@ -203,6 +206,13 @@ def _units(axis: str | None, name: str, kept: Kept, head_dim: int) -> list[int] 
     match = _LAYER.match(name)
     assert match is not None
     position = int(match["index"])
+    neurons, head_dim = kept.intermediate[position], teacher.head_dim
+    queries = [head * head_dim + channel for head in kept.heads[position] for channel in range(head_dim)]
     if axis == "intermediate":
-        return kept.intermediate[position]
-    return [head * head_dim + channel for head in kept.heads[position] for channel in range(head_dim)]
+        return neurons
+    if axis == "intermediate, twice":
+        return neurons + [teacher.intermediate_size + neuron for neuron in neurons]
+    if axis == "heads":
+        return queries
+    first = teacher.num_attention_heads * head_dim
+    return queries + list(range(first, first + 2 * teacher.num_key_value_heads * head_dim))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 from compressor.core.errors import VerificationError
+from compressor.core.json_files import as_record
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, fingerprint_of
-from exporters.verification.record import VERIFICATION_FILE, Verification, read_verification
+from exporters.verification.record import VERIFICATION_FILE, ExportRecord, Verification, read_verification
 
 # Another machine sums in another order; figures are kept with six digits.
 _RELATIVE, _ABSOLUTE = 0.05, 1e-5
@@ -25,10 +24,8 @@ _MEASURED_RELATIVE, _MEASURED_ABSOLUTE = 0.5, 1e-3
 # A share of positions moves by the few where two tokens are about as likely; by one, where there are few.
 _SHARE, _SHARE_SLACK, _POSITIONS = "top1_agreement", 0.02, "num_positions"
 # Only a machine that has the kernels makes these.
-_OF_EXECUTION = ("status", "executed", "prompts", "logits", "tolerance", "notes")
+_OF_EXECUTION = {"status", "prompts", "logits", "tolerance", "notes"}
 _NOT_EXECUTED = "not executed"
-# Added to an export's details after it was verified.
-_ADDED_LATER = ("engine",)
 
 
 def check_figures(
@@ -55,38 +52,33 @@ def check_figures(
     if not (directory / VERIFICATION_FILE).is_file():
         return
     record = read_verification(directory)
-    details = {key: value for key, value in artifact.details.items() if key not in _ADDED_LATER}
-    _expect(str(file), record, _plain(details))
+    details = as_record(ExportRecord, artifact.details, what="the export's record", where=file)
+    _expect(str(file), record.to_json(), details.model_dump(mode="json", exclude={"engine"}))
     if verification is not None:
-        expected, recorded = _comparable(_plain(verification.to_dict()), record)
+        expected, recorded = _comparable(verification, record)
         tolerance = verification.tolerance.max_relative if verification.tolerance else 0.0
         _expect(str(directory / VERIFICATION_FILE), expected, recorded, slack=tolerance)
 
 
-def _comparable(now: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _comparable(now: Verification, record: Verification) -> tuple[dict[str, object], dict[str, object]]:
     """What was found now and what is recorded, without what only one of the two machines could find.
 
     A check that only writing makes is taken from the record.
     """
-    checks = record.get("checks")
-    recorded = checks if isinstance(checks, dict) else {}
-    if (now["status"] == _NOT_EXECUTED) != (record.get("status") == _NOT_EXECUTED):
-        common = {key: value for key, value in now["checks"].items() if key in recorded}
-        now, record = (
-            {key: value for key, value in figures.items() if key not in _OF_EXECUTION}
-            for figures in (now, record)
+    if (now.status == _NOT_EXECUTED) != (record.status == _NOT_EXECUTED):
+        common = set(now.checks) & set(record.checks)
+        one, other = (
+            {
+                **each.model_dump(mode="json", exclude=_OF_EXECUTION),
+                "checks": {name: each.checks[name] for name in common},
+            }
+            for each in (now, record)
         )
-        return {**now, "checks": common}, {**record, "checks": {key: recorded[key] for key in common}}
-    only_written = {key: value for key, value in recorded.items() if key not in now["checks"]}
-    return {**now, "checks": {**only_written, **now["checks"]}}, record
+        return one, other
+    return {**now.to_json(), "checks": {**record.checks, **now.checks}}, record.to_json()
 
 
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
-    return plain
-
-
-def _expect(where: str, expected: Any, found: Any, path: str = "", slack: float | None = None) -> None:
+def _expect(where: str, expected: object, found: object, path: str = "", slack: float | None = None) -> None:
     """Compare two trees of figures; numbers agree within what another machine may give.
 
     Args:
@@ -112,7 +104,7 @@ def _expect(where: str, expected: Any, found: Any, path: str = "", slack: float 
         )
 
 
-def _agree(name: str, expected: Any, found: Any, slack: float | None) -> bool:
+def _agree(name: str, expected: object, found: object, slack: float | None) -> bool:
     if not isinstance(expected, float) or not isinstance(found, int | float):
         return bool(expected == found)
     if slack is not None and name == _SHARE:

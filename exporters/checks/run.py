@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.formats import FORMATS, benchmarked
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.sparse.pattern import Pattern
 from compressor.recipe.recipe import Recipe, load_recipe
 from compressor.runs.artifact import check_files, read_artifact, unsealed
 from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
-from exporters.checks.directory import Subject, check_directory
+from exporters.checks.directory import Checked, Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
-from exporters.export_stage import needs_quantised
+from exporters.registry import place_of
 from exporters.verification.logits import VerifyOptions
 
 _EXPORTS, BENCH = "exports", "bench"
-_TEACHER_GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "int4"}
 TEACHER = "<teacher>"
 _NO_MANIFEST = "put it back as it was, or make the run again in another directory: none continues without it"
 
@@ -63,8 +63,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
         places[f"{STAGES}/quantize"] = student
     places[STUDENT] = student
     for name in recipe.export_formats():
-        if name != "huggingface":
-            places[f"{_EXPORTS}/{name}"] = f"{STAGES}/quantize" if needs_quantised(name) else student
+        places[place_of(name)] = f"{STAGES}/quantize" if FORMATS[name].needs_fp8 else student
     places[f"{STAGES}/evaluate"] = None
     return places | _benchmark(recipe)
 
@@ -72,7 +71,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
     graphs = [
         name
-        for name, precision in _TEACHER_GRAPHS.items()
+        for precision, name in benchmarked().items()
         if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
     ]
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
@@ -137,7 +136,7 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
     return RunRecords(directory=directory, recipe=recipe, stages=stages, parts=parts)
 
 
-def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
+def _require_unchanged(directory: Path, manifest: dict[str, object]) -> None:
     """Refuse recipe, plan or card that are not as they were written.
 
     Raises:
@@ -154,7 +153,7 @@ def _require_unchanged(directory: Path, manifest: dict[str, Any]) -> None:
 
 def check_run(
     directory: Path, options: VerifyOptions, *, teacher: Path | None, pattern: Pattern | None
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Checked], list[str]]:
     """Check every directory that the recipe demands, and every other that is there.
 
     Returns:

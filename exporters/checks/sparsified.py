@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
@@ -17,13 +18,12 @@ from compressor.runs.artifact import ModelArtifact
 from compressor.sparsity.sparsify_stage import SPARSIFY
 from exporters.checks.equality import expect_bits, expect_figures
 
-_MASK_ONLY = ("magnitude", "wanda", "ria")
 _MAGNITUDE = "magnitude"
 # The branch is a mean of differences of stored weights, in float32.
 _BRANCH_TOLERANCE = 1e-5
 
 
-def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
+def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, JsonValue]:
     """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number.
 
     Raises:
@@ -51,7 +51,7 @@ def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, Any]:
     return {"num_masks": len(masks)}
 
 
-def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse what one-shot sparsification of `source` does not give.
 
     Tensors without a promise are the source's bit for bit. A method that only chooses a mask leaves kept
@@ -64,7 +64,8 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     promise = _promise(directory)
     settings = artifact.inputs.get("config", {}).get("sparsify", {})
     method = artifact.details.get("method")
-    only_masks = method in _MASK_ONLY or settings.get("update_weights") is False
+    row = SPARSITY_METHODS.get(str(method))
+    only_masks = (row is not None and not row.changes_kept_weights) or settings.get("update_weights") is False
     masks = read_masks(directory / MASKS_FILE, promise.shapes)
     dims, num_equal = dims_of_config(read_config(source)), 0
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
@@ -85,7 +86,7 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     return {"num_tensors_equal_to_source": num_equal}
 
 
-def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, Any]:
+def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse masks that training should have held, or that moved by another share than it reported.
 
     Raises:

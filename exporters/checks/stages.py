@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
@@ -31,7 +31,7 @@ from exporters.checks.pruned import check_pruned
 from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
 from exporters.verification.logits import VerifyOptions
 
-Found = dict[str, Any]
+Found = dict[str, JsonValue]
 
 
 def check_stage(

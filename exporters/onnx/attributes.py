@@ -8,6 +8,7 @@ exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def check_attributes(directory: Path, student: Path, dims: Dims) -> int:
     return sum(_check_node(node, wanted[node.op_type]) for node in nodes)
 
 
-def _check_node(node: Any, wanted: dict[str, Any]) -> int:
+def _check_node(node: Any, wanted: Mapping[str, float]) -> int:
     stated = {each.name: each.f if each.type == each.FLOAT else each.i for each in node.attribute}
     for name, value in wanted.items():
         if not math.isclose(stated.get(name, math.nan), value, rel_tol=_PRECISION):

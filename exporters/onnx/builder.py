@@ -7,44 +7,36 @@ so that one orphaned by a kill cannot write among the files of the run that foll
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 from compressor.core.errors import DependencyError, VerificationError
 from compressor.core.resource_errors import as_resource_error, killed_child
 
-Precision = Literal["fp32", "fp16", "int4"]
-
 GRAPH_FILE = "model.onnx"
 GENAI_CONFIG_FILE = "genai_config.json"
 _BUILDER = "onnxruntime_genai.models.builder"
-_REQUIRED = {"onnxruntime_genai": "onnxruntime-genai", "onnxruntime": "onnxruntime", "onnx_ir": "onnx_ir"}
 _WORK_PREFIX = ".build-"
 _NUM_LOG_LINES = 12
 
 
-def build_onnx(
-    checkpoint: Path, out_dir: Path, *, precision: Precision, trust_remote_code: bool = False
-) -> None:
+def build_onnx(checkpoint: Path, out_dir: Path, *, precision: str, trust_remote_code: bool = False) -> None:
     """Build a checkpoint's graph for the CPU: `model.onnx`, its data, `genai_config.json`, tokenizer.
 
     Args:
         checkpoint: A Hugging Face checkpoint with its tokenizer.
         out_dir: An existing directory; files of these names are replaced.
-        precision: Of the weights; int4 is blockwise round-to-nearest with the builder's defaults.
+        precision: Of the weights: fp32, fp16, or int4 (blockwise round-to-nearest, the builder's defaults).
         trust_remote_code: Whether the builder may run code from the checkpoint.
 
     Raises:
-        DependencyError: when the builder or what it imports is missing.
+        DependencyError: when the builder cannot be imported.
         VerificationError: when it fails, with the last lines it wrote.
     """
-    require_onnx_builder()
     for stale in out_dir.glob(f"{_WORK_PREFIX}*"):
         shutil.rmtree(stale)
     work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=out_dir))
@@ -60,24 +52,8 @@ def build_onnx(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def require_onnx_builder() -> None:
-    """Refuse an ONNX export that nothing here can build.
-
-    Raises:
-        DependencyError: naming the library that is missing.
-    """
-    for module, distribution in _REQUIRED.items():
-        if importlib.util.find_spec(module) is None:
-            raise DependencyError(
-                "the ONNX export needs a library that is not installed",
-                where="export",
-                expected=distribution,
-                hint=f"pip install {distribution}",
-            )
-
-
 def _command(
-    checkpoint: Path, built: Path, cache: Path, precision: Precision, *, trust_remote_code: bool
+    checkpoint: Path, built: Path, cache: Path, precision: str, *, trust_remote_code: bool
 ) -> list[str]:
     options = ["hf_token=false", f"hf_remote={'true' if trust_remote_code else 'false'}"]
     return [

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
-from compressor.core.errors import VerificationError
+from compressor.core.errors import AccuracyGateError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.recipe import Export
 from exporters.onnx.attributes import check_attributes
-from exporters.onnx.builder import Precision, build_onnx
+from exporters.onnx.builder import build_onnx
 from exporters.onnx.expressible import check_expressible
 from exporters.onnx.genai_config import check_genai_config, complete_genai_config
 from exporters.onnx.int4_logits import check_against_carrying_student_
 from exporters.onnx.rope import buildable, check_tables, write_tables
 from exporters.onnx.runtime import GraphFailureError, NotExecutableError, OnnxModel
+from exporters.onnx.sparsity import check_graph_sparsity
+from exporters.onnx.structure import check_graph_files
 from exporters.onnx.weights import compare_weights
-from exporters.verification.comparison import TOLERANCES, compare_logits
+from exporters.protocol import Exporter
+from exporters.verification.comparison import TOLERANCES, compare_logits, rounded
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -30,36 +32,29 @@ from exporters.verification.logits import (
     student_prompts,
     torch_logits,
 )
-from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.prompts import Prompt
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
 _CACHE_CHECK_TOKENS = 48
 # What the graph's weights are stored in; int4 graphs have steps, and a check of their own.
-_STORED: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
-_FORMATS: dict[Precision, str] = {"fp32": "onnx", "fp16": "onnx-fp16", "int4": "onnx-int4"}
+_STORED: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class OnnxExporter:
+class OnnxExporter(Exporter):
     """A graph with a KV cache for ONNX Runtime GenAI."""
 
-    precision: Precision
-    libraries: tuple[str, ...] = (
-        "torch",
-        "transformers",
-        "onnx",
-        "onnx_ir",
-        "onnxruntime",
-        "onnxruntime-genai",
-    )
+    libraries = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "onnxruntime-genai")
 
-    @property
-    def format(self) -> str:
-        """The recipe's name of the format."""
-        return _FORMATS[self.precision]
+    def loads_student(self, student: Path) -> bool:
+        """A machine that cannot execute an fp16 graph compares its weights alone, one at a time."""
+        return self.precision != "fp16"
 
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+    def settings(self, export: Export) -> Export:
+        """The gate on int4's accuracy."""
+        return Export(int4_min_top1=export.int4_min_top1 if self.precision == "int4" else None)
+
+    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
         """Refuse a model whose graph would compute something else, from its config alone.
 
         Raises:
@@ -93,7 +88,7 @@ class OnnxExporter:
         with the student carrying them.
         """
         dims = dims_of_config(read_config(student))
-        checks: dict[str, Any] = {
+        checks: dict[str, JsonValue] = {
             "genai_config": check_genai_config(out_dir, student, trust_remote_code=options.trust_remote_code),
             "num_rope_positions": check_tables(out_dir, student),
             "num_node_attributes": check_attributes(out_dir, student, dims),
@@ -114,19 +109,40 @@ class OnnxExporter:
         except (NotExecutableError, GraphFailureError) as error:
             if self.precision != "fp16":
                 raise VerificationError(
-                    "onnxruntime cannot execute the graph", where=self.format, found=error
+                    "onnxruntime cannot execute the graph", where=self.row.name, found=error
                 ) from error
             # The CPU runtime executes some fp16 graphs and fails in others of the same builder.
             note = "this CPU runtime does not execute the graph; its weights were compared tensor by tensor"
-            return Verification(format=self.format, precision=self.precision, checks=checks, notes=(note,))
-        return Verification(
-            format=self.format,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
-            logits=logits,
-            tolerance=TOLERANCES[self.precision],
-            checks=checks,
-        )
+            return self.verification(checks, notes=(note,))
+        return self.verification(checks, prompts=prompts, logits=logits, tolerance=TOLERANCES[self.precision])
+
+    def enforce(self, verification: Verification, export: Export) -> None:
+        """Beyond the tolerance, hold int4 to the recipe's gate on its most likely tokens.
+
+        Raises:
+            VerificationError, AccuracyGateError: naming the figure.
+        """
+        verification.enforce()
+        if self.precision != "int4" or export.int4_min_top1 is None:
+            return
+        agreement = verification.logits["all"].top1_agreement
+        if agreement < export.int4_min_top1:
+            raise AccuracyGateError(
+                "int4 agrees with the student on too few most likely tokens",
+                where=self.row.name,
+                expected=f"at least {export.int4_min_top1:.1%} of positions",
+                found=f"{agreement:.2%}",
+                hint="leave the format out, or lower export.int4_min_top1",
+            )
+
+    def check_structure(self, directory: Path) -> dict[str, JsonValue]:
+        """Check that the graph can be read, and that its weights lie beside it."""
+        check_graph_files(directory)
+        return {}
+
+    def check_sparsity(self, directory: Path, promise: Promise) -> int:
+        """Check every promised tensor as the graph stores it."""
+        return check_graph_sparsity(directory, promise)
 
     def _check_cache(self, graph: OnnxModel, prompt: Prompt) -> float:
         """Logits computed from the KV cache against those computed at once."""
@@ -137,8 +153,8 @@ class OnnxExporter:
         if tolerance is not None and compared.max_relative > tolerance.max_relative:
             raise VerificationError(
                 "the graph computes something else from its KV cache",
-                where=self.format,
+                where=self.row.name,
                 expected=f"at most {tolerance.max_relative:g} of the largest logit",
                 found=f"{compared.max_relative:.3g}",
             )
-        return float(compared.to_dict()["max_relative"])
+        return rounded(compared.max_relative)

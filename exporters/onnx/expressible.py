@@ -10,8 +10,6 @@ to none, or need a cache that is never empty, depending on the builder's version
 
 from __future__ import annotations
 
-from typing import Any
-
 from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.config.portable import portable_config
@@ -22,7 +20,7 @@ FIXED = ("default", "linear", "llama3", "yarn")
 _HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"
 
 
-def check_expressible(config: dict[str, Any]) -> None:
+def check_expressible(config: dict[str, object]) -> None:
     """Refuse a model whose graph would fail, or compute something else, from its config alone.
 
     Raises:
@@ -35,28 +33,33 @@ def check_expressible(config: dict[str, Any]) -> None:
             where=f"{CONFIG_FILE}: model_type",
             hint=_HINT,
         )
+    stated = config.get("architectures", [class_name(config)])
+    _expect("architectures", stated == [class_name(config)], [class_name(config)], stated)
     form = rope_form(config)
     _expect("rope_scaling", form in FIXED, " or ".join(FIXED), form)
     length = value_of(config, "max_position_embeddings")
     # The builder takes these for the context's length and for a window where no class here reads them.
     _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
-    window, stated = declared_window(config), config.get("sliding_window")
-    if family.genai.window == "whole context":
-        _expect("sliding_window", window is None or window >= length, f"null, or at least {length}", window)
-    elif family.genai.window == "absent":
+    if family.genai.window == "absent":
+        stated = config.get("sliding_window")
         _expect("sliding_window", stated is None, "null: this family has no windows", stated)
     else:
-        switch = f"true, with sliding_window {window}"
-        _expect("use_sliding_window", window is None, "false, as where no layer uses the window", switch)
+        window = declared_window(config)
+        _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
 
 
-def builder_knows_rope(config: dict[str, Any]) -> bool:
+def class_name(config: dict[str, object]) -> str:
+    """The class of transformers for a config's `model_type`; the builder chooses by it."""
+    return f"{str(config['model_type']).capitalize()}ForCausalLM"
+
+
+def builder_knows_rope(config: dict[str, object]) -> bool:
     """Whether the builder's own tables express a config's rope."""
     genai = family_of(str(config["model_type"])).genai
     return genai is not None and rope_form(config) in genai.rope_types
 
 
-def rope_form(config: dict[str, Any]) -> str:
+def rope_form(config: dict[str, object]) -> str:
     """The form of the rope's scaling; `default` without any."""
     scaling = portable_config(config).get("rope_scaling") or {}
     return str(scaling.get("rope_type") or scaling.get("type") or "default")

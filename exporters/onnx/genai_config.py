@@ -7,6 +7,7 @@ for ever, and a wrong name of an input stops the runtime.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def check_genai_config(out_dir: Path, student: Path, *, trust_remote_code: bool 
     return "dimensions, lengths, tokens, search settings and names equal"
 
 
-def _check_model(model: dict[str, Any], decoder: dict[str, Any], config: dict[str, Any]) -> None:
+def _check_model(model: Mapping[str, Any], decoder: Mapping[str, Any], config: dict[str, object]) -> None:
     dims = dims_of_config(config)
     wanted = {
         "filename": GRAPH_FILE,
@@ -96,7 +97,7 @@ def _check_model(model: dict[str, Any], decoder: dict[str, Any], config: dict[st
     _expect("model.type", dims.model_type, model.get("type"))
 
 
-def _check_names(decoder: dict[str, Any], names: set[str]) -> None:
+def _check_names(decoder: Mapping[str, Any], names: set[str]) -> None:
     """Every input and output that the runtime will bind is one of the graph's; `%d` stands for a layer."""
     for kind in ("inputs", "outputs"):
         for role, name in (decoder.get(kind) or {}).items():
@@ -118,7 +119,7 @@ def _graph_names(out_dir: Path) -> set[str]:
     return {entry.name for entry in (*graph.input, *graph.output)}
 
 
-def _check_token_ids(model: dict[str, Any], stated: dict[str, Any], tokenizer: Any) -> None:
+def _check_token_ids(model: Mapping[str, Any], stated: Mapping[str, Any], tokenizer: Any) -> None:
     """End tokens are all the student's, and at most the tokenizer's beside; others where they are stated."""
     ends, found = _listed(stated.get("eos_token_id")), _listed(model.get("eos_token_id"))
     own = _listed(getattr(tokenizer, "eos_token_id", None))
@@ -130,12 +131,12 @@ def _check_token_ids(model: dict[str, Any], stated: dict[str, Any], tokenizer: A
             _expect(f"model.{name}", stated[name], model.get(name))
 
 
-def _generation_config(student: Path) -> dict[str, Any]:
+def _generation_config(student: Path) -> Mapping[str, Any]:
     file = student / GENERATION_CONFIG_FILE
     return read_json_mapping(file, what=GENERATION_CONFIG_FILE) if file.is_file() else {}
 
 
-def _stated(generation: dict[str, Any]) -> dict[str, Any]:
+def _stated(generation: Mapping[str, Any]) -> dict[str, object]:
     """Token ids of the generation config, which come before the model's own."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: generation[name] for name in names if generation.get(name) is not None}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from compressor.core.errors import VerificationError
@@ -21,7 +22,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from exporters.onnx.int4 import Carrier, check_int4
 from exporters.onnx.runtime import OnnxModel
-from exporters.verification.comparison import TOLERANCES, LogitComparison, check_tolerance
+from exporters.verification.comparison import TOLERANCES, LogitComparison, check_tolerance, rounded
 from exporters.verification.logits import VerifyOptions, compare_models, torch_logits
 from exporters.verification.prompts import Prompt
 
@@ -37,7 +38,7 @@ def check_against_carrying_student_(
     options: VerifyOptions,
     *,
     compared: LogitComparison,
-) -> dict[str, Any]:
+) -> dict[str, JsonValue]:
     """Check weights step by step, then the graph's logits against the student that carries them.
 
     Args:
@@ -62,8 +63,8 @@ def check_against_carrying_student_(
     check_tolerance(exact, tolerance, where="the student carrying the graph's int4 weights")
     return {
         "num_int4_weights_within_half_a_step": num_quantised,
-        "max_relative_to_student_carrying_them": exact.to_dict()["max_relative"],
-        "kl_of_student_with_reversed_layers": reversed_kl and float(f"{reversed_kl:.6g}"),
+        "max_relative_to_student_carrying_them": rounded(exact.max_relative),
+        "kl_of_student_with_reversed_layers": reversed_kl and rounded(reversed_kl),
     }
 
 

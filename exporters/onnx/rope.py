@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.config.portable import portable_config
 from exporters.onnx.builder import GRAPH_FILE
-from exporters.onnx.expressible import builder_knows_rope
+from exporters.onnx.expressible import builder_knows_rope, class_name
 from exporters.onnx.weights import read_initialiser
 
 TABLES = ("cos_cache", "sin_cache")
@@ -33,15 +33,24 @@ _ROPE_FIELDS = ("rope_scaling", "rope_parameters")
 
 
 @contextmanager
-def buildable(checkpoint: Path, config: dict[str, Any]) -> Iterator[Path]:
-    """The checkpoint itself, or a view of it with plain rope where the builder does not know its form."""
-    if builder_knows_rope(config):
+def buildable(checkpoint: Path, config: dict[str, object]) -> Iterator[Path]:
+    """The checkpoint itself, or a view of it whose config the builder reads right.
+
+    The view has plain rope where the builder does not know its form, no window where it spans the whole
+    context, and the class of its `model_type` where the config names none.
+    """
+    plain = {"architectures": [class_name(config)], **config}
+    if not builder_knows_rope(config):
+        theta = portable_config(config)["rope_theta"]
+        plain = {key: value for key, value in plain.items() if key not in _ROPE_FIELDS}
+        plain |= {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+    if config.get("use_sliding_window"):
+        plain = {key: value for key, value in plain.items() if key != "layer_types"}
+        plain |= {"use_sliding_window": False, "sliding_window": None}
+    if plain == config:
         yield checkpoint
         return
-    theta = portable_config(config)["rope_theta"]
-    plain = {key: value for key, value in config.items() if key not in _ROPE_FIELDS}
-    plain |= {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
-    with TemporaryDirectory(prefix="plain-rope-") as directory:
+    with TemporaryDirectory(prefix="buildable-") as directory:
         view = Path(directory)
         for path in checkpoint.iterdir():
             if path.is_file() and path.name != CONFIG_FILE:
@@ -121,7 +130,7 @@ def expected_tables(student: Path, num_positions: int) -> dict[str, torch.Tensor
     return dict(zip(TABLES, half, strict=True))
 
 
-def _num_positions(stored: dict[str, Any]) -> int:
+def _num_positions(stored: Mapping[str, Any]) -> int:
     missing = sorted(set(TABLES) - set(stored))
     if missing:
         raise VerificationError("the graph lacks a rope table", where=missing[0])

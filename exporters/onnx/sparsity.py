@@ -43,14 +43,14 @@ def stored_names(promise: Promise, stored: set[str]) -> dict[str, tuple[str, sli
         stored: Names found in the graph, such as `model.layers.0.attn.qkv_proj.MatMul.weight`.
     """
     family = family_of(promise.model_type)
-    joined = (family.q_proj, family.k_proj, family.v_proj)
+    joined = tuple(map(family.module, "qkv"))
     found = {}
     for name in promise.shapes:
         index, _, part = name.removeprefix(f"{family.layers}.").removesuffix(".weight").partition(".")
         prefix, leaf = f"model.layers.{index}.", part.rpartition(".")[2]
         own = (
             f"{prefix}attn.{leaf}{_STORED}"
-            if part in (*joined, family.o_proj)
+            if part in (*joined, family.module("o"))
             else f"{prefix}{part}{_STORED}"
         )
         fused = f"{prefix}attn.qkv_proj{_STORED}"
@@ -86,10 +86,11 @@ class _Graph:
         self._directory = directory
         graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
         self._initialisers = {entry.name: entry for entry in graph.initializer}
-        self._quantised: dict[str, Any] = {}
-        for node in graph.node:
-            if node.op_type == "MatMulNBits":
-                self._quantised[node.input[1].partition(_STORED)[0] + _STORED] = node
+        self._quantised = {
+            node.input[1].partition(_STORED)[0] + _STORED: node
+            for node in graph.node
+            if node.op_type == "MatMulNBits"
+        }
 
     def names(self) -> set[str]:
         return {*self._initialisers, *self._quantised}

@@ -49,25 +49,23 @@ def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
                 initialiser=f"{theirs}.{name}.MatMul.weight", tensors=tensors, transposed=True
             )
 
-        qkv = linear("attn.qkv_proj", family.q_proj, family.k_proj, family.v_proj)
-        separate = [
-            linear(f"attn.{part.rpartition('.')[2]}", part)
-            for part in (family.q_proj, family.k_proj, family.v_proj)
-        ]
+        query_key_value = [family.module(part) for part in "qkv"]
+        qkv = linear("attn.qkv_proj", *query_key_value)
+        separate = [linear(f"attn.{part.rpartition('.')[2]}", part) for part in query_key_value]
         first = len(found)
         found += [qkv] if qkv.initialiser in initialisers else separate
         if family.qkv_has_bias:
             found += [_bias_of(stored) for stored in found[first:]]
-        for role in family.head_norms:
-            name = f"{theirs}.attn.{role.rpartition('.')[2]}.layernorm.weight"
-            found.append(_plain(name, f"{ours}.{role}.weight"))
-        found += [linear("attn.o_proj", family.o_proj), linear(family.down_proj, family.down_proj)]
-        found += [linear(part, part) for part in family.mlp_inputs]
-        for theirs_norm, ours_norm in (
-            ("input_layernorm", family.attention_norm),
-            ("post_attention_layernorm", family.mlp_norm),
+        for part in ("q_norm", "k_norm") if family.has_head_norms else ():
+            name = f"{theirs}.attn.{part}.layernorm.weight"
+            found.append(_plain(name, f"{ours}.{family.module(part)}.weight"))
+        found.append(linear("attn.o_proj", family.module("o")))
+        found += [linear(part, part) for part in map(family.module, ("down", "gate", "up"))]
+        for theirs_norm, part in (
+            ("input_layernorm", "attention_norm"),
+            ("post_attention_layernorm", "mlp_norm"),
         ):
-            found.append(_plain(f"{theirs}.{theirs_norm}.weight", f"{ours}.{ours_norm}.weight"))
+            found.append(_plain(f"{theirs}.{theirs_norm}.weight", f"{ours}.{family.module(part)}.weight"))
     last = dims.num_hidden_layers
     found.append(_plain(f"model.layers.{last}.final_norm_layernorm.weight", f"{family.final_norm}.weight"))
     embedding = f"{family.embedding}.weight"

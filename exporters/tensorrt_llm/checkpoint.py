@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from compressor.core.errors import VerificationError
+from compressor.models.axes import AXES
 from compressor.models.checkpoint import (
     CONFIG_FILE,
     CheckpointReader,
@@ -25,7 +26,6 @@ from compressor.models.checkpoint import (
     write_safetensors,
 )
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.families import Family
 from compressor.quantization.amax import AMAX_FILE
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config, format_of, padded_vocab
@@ -35,7 +35,7 @@ _Convert = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Rectangle:
     """A rectangle of one of the student's tensors; `num_rows` beyond the tensor's own are zeros."""
 
     name: str
@@ -102,128 +102,112 @@ class _RankWriter:
         self._pp_rank, self._tp_rank = divmod(rank, parallelism.tp_size)
         self._dtype, self._amax = dtype, amax
 
-    @property
-    def _family(self) -> Family:
-        return self._dims.family
-
     def specs(self, *, fp8_kv_cache: bool) -> Iterator[TensorSpec]:
         """Every tensor of this rank."""
-        family, dims = self._family, self._dims
+        family, dims = self._dims.family, self._dims
         if self._pp_rank == 0:
-            yield self._vocabulary("transformer.vocab_embedding.weight", family.embedding)
+            yield self._plain("transformer.vocab_embedding.weight", [self._rectangle("", "embedding")])
         layers = self._parallelism.layers_of(self._pp_rank, dims.num_hidden_layers)
         for position, index in enumerate(layers):
-            ours, theirs = f"{family.layers}.{index}", f"transformer.layers.{position}"
-            yield from self._norm(f"{theirs}.input_layernorm", f"{ours}.{family.attention_norm}")
-            yield from self._attention(f"{theirs}.attention", ours)
+            ours, theirs = f"{family.layers}.{index}.", f"transformer.layers.{position}"
+            yield from self._norm(f"{theirs}.input_layernorm", ours, "attention_norm")
+            yield from self._linear(f"{theirs}.attention.qkv", ours, ("q", "k", "v"))
+            for part in ("q_norm", "k_norm") if family.has_head_norms else ():
+                yield from self._norm(f"{theirs}.attention.{part[0]}_layernorm", ours, part)
+            yield from self._linear(f"{theirs}.attention.dense", ours, ("o",))
             if fp8_kv_cache:
                 yield from self._kv_cache(f"{theirs}.attention", ours)
-            yield from self._norm(f"{theirs}.post_layernorm", f"{ours}.{family.mlp_norm}")
-            yield from self._mlp(f"{theirs}.mlp", ours)
+            yield from self._norm(f"{theirs}.post_layernorm", ours, "mlp_norm")
+            inputs = ("gate", "up") if family.gated_mlp else ("up",)
+            for name, part in zip(format_of(family).mlp_inputs, inputs, strict=True):
+                yield from self._linear(f"{theirs}.mlp.{name}", ours, (part,))
+            yield from self._linear(f"{theirs}.mlp.proj", ours, ("down",))
         if self._pp_rank == self._parallelism.pp_size - 1:
-            yield from self._norm("transformer.ln_f", family.final_norm)
-            head = family.embedding if dims.tie_word_embeddings else family.lm_head
-            yield self._vocabulary("lm_head.weight", head)
+            yield from self._norm("transformer.ln_f", "", "final_norm")
+            head = "embedding" if dims.tie_word_embeddings else "head"
+            yield self._plain("lm_head.weight", [self._rectangle("", head)])
 
-    def _vocabulary(self, name: str, module: str) -> TensorSpec:
-        rows = padded_vocab(self._dims.vocab_size, self._parallelism.tp_size) // self._parallelism.tp_size
-        part = Part(name=f"{module}.weight", start=self._tp_rank * rows, num_rows=rows)
-        return self._plain(name, (part,), self._dims.hidden_size)
-
-    def _norm(self, name: str, module: str) -> Iterator[TensorSpec]:
-        offset = self._family.norm_offset
-        weight = self._reader.tensor(f"{module}.weight")
-        shifted = weight.float() + offset if offset else weight
-        yield whole(f"{name}.weight", self._cast(f"{module}.weight", shifted))
-        if self._family.norm_has_bias:
-            bias = self._reader.tensor(f"{module}.bias")
-            yield whole(f"{name}.bias", self._cast(f"{module}.bias", bias))
-
-    def _attention(self, name: str, layer: str) -> Iterator[TensorSpec]:
-        family, hidden = self._family, self._dims.hidden_size
-        query, key = self._head_rows()
-        rows = ((family.q_proj, query), (family.k_proj, key), (family.v_proj, key))
-        modules = [f"{layer}.{role}" for role, _ in rows]
-        ranges = [chosen for _, chosen in rows]
-        parts = tuple(
-            _rows(f"{module}.weight", chosen) for module, chosen in zip(modules, ranges, strict=True)
+    def _norm(self, name: str, prefix: str, part: str) -> Iterator[TensorSpec]:
+        weight = self._dims.family.find(part)
+        assert weight is not None
+        offset = self._dims.family.norm_offset
+        values = self._reader.tensor(prefix + weight.name)
+        yield whole(
+            f"{name}.weight", self._cast(prefix + weight.name, values.float() + offset if offset else values)
         )
-        yield from self._linear(f"{name}.qkv", modules, parts, hidden)
-        if family.qkv_has_bias:
-            biases = tuple(
-                _rows(f"{module}.bias", chosen) for module, chosen in zip(modules, ranges, strict=True)
-            )
-            yield self._plain(f"{name}.qkv.bias", biases, None)
-        for kind, role in zip("qk", family.head_norms, strict=False):
-            norm = f"{layer}.{role}.weight"
-            yield whole(f"{name}.{kind}_layernorm.weight", self._cast(norm, self._reader.tensor(norm)))
-        output = f"{layer}.{family.o_proj}"
-        part = Part(name=f"{output}.weight", start=0, num_rows=hidden, columns=_slice(query))
-        yield from self._linear(f"{name}.dense", [output], (part,), len(query))
+        if bias := self._dims.family.find(part, "bias"):
+            ours = prefix + bias.name
+            yield whole(f"{name}.bias", self._cast(ours, self._reader.tensor(ours)))
 
-    def _mlp(self, name: str, layer: str) -> Iterator[TensorSpec]:
-        family, dims = self._family, self._dims
-        size = dims.intermediate_size // self._parallelism.tp_size
-        neurons = range(self._tp_rank * size, (self._tp_rank + 1) * size)
-        modules = [f"{layer}.{role}" for role in family.mlp_inputs]
-        for theirs, module in zip(format_of(family).mlp_inputs, modules, strict=True):
-            parts = (_rows(f"{module}.weight", neurons),)
-            yield from self._linear(f"{name}.{theirs}", modules, parts, dims.hidden_size)
-        output = f"{layer}.{family.down_proj}"
-        part = Part(name=f"{output}.weight", start=0, num_rows=dims.hidden_size, columns=_slice(neurons))
-        yield from self._linear(f"{name}.proj", [output], (part,), size)
-
-    def _kv_cache(self, name: str, layer: str) -> Iterator[TensorSpec]:
+    def _kv_cache(self, name: str, prefix: str) -> Iterator[TensorSpec]:
         """The format's cache scales are never below one."""
-        module = f"{layer}.{self._family.k_proj.rpartition('.')[0]}"
+        module = prefix + self._dims.family.module("k").rpartition(".")[0]
         scales = {kind: scale_of(self._recorded(f"{module}.{kind}_amax")).clamp(min=1.0) for kind in "kv"}
         scales["kv"] = torch.maximum(scales["k"], scales["v"])
         for kind, scale in scales.items():
             yield whole(f"{name}.{kind}_cache_scaling_factor", scale.reshape(1))
 
-    def _head_rows(self) -> tuple[range, range]:
-        """Rows of this rank's query heads, and of its key/value heads; a shared head is repeated."""
+    def _range(self, axis: str) -> range:
+        """This rank's channels of an axis; a key/value head that several ranks share is repeated."""
         dims, tp_size = self._dims, self._parallelism.tp_size
-        size = dims.num_attention_heads // tp_size * dims.head_dim
-        num_key_heads = max(1, dims.num_key_value_heads // tp_size)
-        first = self._tp_rank * dims.num_key_value_heads // tp_size
-        keys = range(first * dims.head_dim, (first + num_key_heads) * dims.head_dim)
-        return range(self._tp_rank * size, (self._tp_rank + 1) * size), keys
+        units, width = dims.units(axis), dims.width(axis)
+        if not AXES[axis].is_cut:
+            return range(units * width)
+        if axis == "vocab":
+            units = padded_vocab(units, tp_size)
+        num_units, first = max(1, units // tp_size), self._tp_rank * units // tp_size
+        return range(first * width, (first + num_units) * width)
 
-    def _linear(
-        self, name: str, sharing: list[str], parts: tuple[Part, ...], num_columns: int
-    ) -> Iterator[TensorSpec]:
-        """A linear layer's weight, with its scales in FP8; `sharing` are the modules of one scale."""
+    def _rectangle(self, prefix: str, part: str, kind: str = "weight") -> Rectangle:
+        """What this rank holds of a part of the model."""
+        dims = self._dims
+        weight = dims.family.find(part, kind)
+        assert weight is not None
+        first = dims.first_row(weight, part)
+        rows = self._range(weight.rows[part])
+        columns = None
+        if weight.columns is not None:
+            chosen = self._range(weight.columns)
+            columns = slice(chosen.start, chosen.stop)
+        return Rectangle(
+            name=prefix + weight.name, start=first + rows.start, num_rows=len(rows), columns=columns
+        )
+
+    def _linear(self, name: str, prefix: str, parts: tuple[str, ...]) -> Iterator[TensorSpec]:
+        """A linear layer: its weight, with its scales in FP8, and its bias."""
+        family = self._dims.family
+        rectangles = [self._rectangle(prefix, part) for part in parts]
         if self._amax is None:
-            yield self._plain(f"{name}.weight", parts, num_columns)
-            return
-        weight_scale, input_scale = (
-            scale_of(torch.stack([self._recorded(f"{module}.{kind}_amax") for module in sharing]).max())
-            for kind in ("weight", "input")
-        )
-        yield self._spec(
-            f"{name}.weight", parts, num_columns, E4M3, lambda _name, block: to_e4m3(block, weight_scale)
-        )
-        yield whole(f"{name}.weights_scaling_factor", weight_scale.reshape(1))
-        yield whole(f"{name}.activation_scaling_factor", input_scale.reshape(1))
+            yield self._plain(f"{name}.weight", rectangles)
+        else:
+            module = family.module(parts[0])
+            sharing = next(group for group in family.sharing_input if module in group)
+            weight_scale, input_scale = (
+                scale_of(torch.stack([self._recorded(f"{prefix}{m}.{kind}_amax") for m in sharing]).max())
+                for kind in ("weight", "input")
+            )
+            yield self._spec(
+                f"{name}.weight", rectangles, E4M3, lambda _name, block: to_e4m3(block, weight_scale)
+            )
+            yield whole(f"{name}.weights_scaling_factor", weight_scale.reshape(1))
+            yield whole(f"{name}.activation_scaling_factor", input_scale.reshape(1))
+        if family.find(parts[0], "bias"):
+            yield self._plain(f"{name}.bias", [self._rectangle(prefix, part, "bias") for part in parts])
 
-    def _plain(self, name: str, parts: tuple[Part, ...], num_columns: int | None) -> TensorSpec:
-        return self._spec(name, parts, num_columns, self._dtype, self._cast)
+    def _plain(self, name: str, rectangles: list[Rectangle]) -> TensorSpec:
+        return self._spec(name, rectangles, self._dtype, self._cast)
 
     def _spec(
-        self,
-        name: str,
-        parts: tuple[Part, ...],
-        num_columns: int | None,
-        dtype: torch.dtype,
-        convert: _Convert,
+        self, name: str, rectangles: list[Rectangle], dtype: torch.dtype, convert: _Convert
     ) -> TensorSpec:
-        num_rows = sum(part.num_rows for part in parts)
-        shape = (num_rows,) if num_columns is None else (num_rows, num_columns)
-        return TensorSpec(name=name, shape=shape, dtype=dtype, blocks=lambda: self._blocks(parts, convert))
+        num_rows, columns = sum(part.num_rows for part in rectangles), rectangles[0].columns
+        shape = (num_rows,) if columns is None else (num_rows, columns.stop - columns.start)
+        return TensorSpec(
+            name=name, shape=shape, dtype=dtype, blocks=lambda: self._blocks(rectangles, convert)
+        )
 
-    def _blocks(self, parts: tuple[Part, ...], convert: _Convert) -> Iterable[torch.Tensor]:
-        for part in parts:
+    def _blocks(self, rectangles: list[Rectangle], convert: _Convert) -> Iterable[torch.Tensor]:
+        for part in rectangles:
             tensor = self._reader.tensor(part.name)
             rows = tensor[part.start : part.start + part.num_rows]
             for block in row_blocks(rows):
@@ -248,11 +232,3 @@ class _RankWriter:
         if self._amax is None or name not in self._amax:
             raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
         return self._amax[name].float().reshape(())
-
-
-def _rows(name: str, chosen: range) -> Part:
-    return Part(name=name, start=chosen.start, num_rows=len(chosen))
-
-
-def _slice(chosen: range) -> slice:
-    return slice(chosen.start, chosen.stop)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.errors import UnsupportedError
+from compressor.models.axes import AXES
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
@@ -63,7 +64,7 @@ def format_of(family: Family) -> TensorRTLLM:
     if family.tensorrt_llm is None:
         raise UnsupportedError(
             f"no TensorRT-LLM checkpoint is known for {family.model_type} models",
-            where="export",
+            where=f"{CONFIG_FILE}: model_type",
             hint="--format huggingface serves newer TensorRT-LLM, vLLM and SGLang",
         )
     return family.tensorrt_llm
@@ -174,10 +175,10 @@ def check_sparse_cuts(promise: Promise, dims: Dims, tp_size: int) -> None:
     Raises:
         UnsupportedError: naming the first such tensor.
     """
-    family, size = dims.family, promise.pattern.group_size
+    size, weights = promise.pattern.group_size, dims.weights()
     for name, (_, columns) in promise.shapes.items():
-        is_cut = name.removesuffix(".weight").endswith((family.o_proj, family.down_proj))
-        if is_cut and columns // tp_size % size:
+        axis = weights[name][0].columns
+        if axis is not None and AXES[axis].is_cut and columns // tp_size % size:
             raise UnsupportedError(
                 f"tp_size {tp_size} cuts through the {promise.pattern} groups of a sparse matrix",
                 where=name,

@@ -11,6 +11,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.versions import (
     BUILDER,
     CONTAINER,
-    FORMAT_PREFIX,
     Builder,
     find_builder,
     require_builder,
 )
+from exporters.verification.record import Engine, PredictedMemory
 
 CHECKPOINT, ENGINE, DENSE_ENGINE = "checkpoint", "engine", "engine-dense"
 SCRIPT_FILE, LOG_FILE = "build-engine.sh", "build.log"
@@ -40,7 +41,7 @@ _NOTE_LENGTH = 100
 
 
 def build_command(
-    checkpoint: dict[str, Any], settings: TensorRTLLM, *, output: str = ENGINE, sparsity: bool = False
+    checkpoint: Mapping[str, Any], settings: TensorRTLLM, *, output: str = ENGINE, sparsity: bool = False
 ) -> list[str]:
     """The command that builds a checkpoint's engine, to be run in the export's directory.
 
@@ -88,7 +89,7 @@ def container_command(command: list[str]) -> str:
     return f'{start} -v "$PWD":/export -w /export {shlex.join([CONTAINER, *command])}'
 
 
-def predicted_memory(dims: Dims, checkpoint: dict[str, Any], settings: TensorRTLLM) -> dict[str, int]:
+def predicted_memory(dims: Dims, checkpoint: Mapping[str, Any], settings: TensorRTLLM) -> PredictedMemory:
     """Bytes per GPU: weights, and the KV cache of a full batch; activations left out.
 
     A key/value head that several GPUs share is stored by each of them.
@@ -99,22 +100,18 @@ def predicted_memory(dims: Dims, checkpoint: dict[str, Any], settings: TensorRTL
     per_token = copies * kv_cache_bytes_per_token(dims, 1 if quantization["kv_cache_quant_algo"] else 2)
     length = settings.max_seq_len or checkpoint["max_position_embeddings"]
     cache = settings.max_batch_size * length * per_token
-    return {
-        "weight_bytes_per_gpu": weights // mapping["world_size"],
-        "full_kv_cache_bytes_per_gpu": cache // mapping["world_size"],
-    }
+    return PredictedMemory(
+        weight_bytes_per_gpu=weights // mapping["world_size"],
+        full_kv_cache_bytes_per_gpu=cache // mapping["world_size"],
+    )
 
 
 def make_engine(
     out_dir: Path, dims: Dims, settings: TensorRTLLM, console: Console, *, sparsity: bool = False
-) -> dict[str, Any]:
+) -> Engine:
     """Build the engine of `out_dir/checkpoint` where that is possible; else leave how to.
 
     With 2:4 sparsity a dense twin is built beside it for comparison.
-
-    Returns:
-        `built`, `reason` when it was not, the commands by directory, predicted memory, and what the log
-        says of sparse tactics.
 
     Raises:
         DependencyError: when an engine is required and no builder is here.
@@ -124,32 +121,33 @@ def make_engine(
     commands = {ENGINE: build_command(checkpoint, settings, sparsity=sparsity)}
     if sparsity:
         commands[DENSE_ENGINE] = build_command(checkpoint, settings, output=DENSE_ENGINE)
-    builder = require_builder([FORMAT_PREFIX]) if settings.require_engine else find_builder()
-    record: dict[str, Any] = {
-        "built": isinstance(builder, Builder),
-        "commands": {name: shlex.join(command) for name, command in commands.items()},
-        "container": CONTAINER,
-        "predicted_memory": predicted_memory(dims, checkpoint, settings),
-    }
-    console.info(_memory_line(record["predicted_memory"]))
+    builder = require_builder() if settings.require_engine else find_builder()
+    memory = predicted_memory(dims, checkpoint, settings)
+    engine = Engine(
+        built=isinstance(builder, Builder),
+        commands={name: shlex.join(command) for name, command in commands.items()},
+        container=CONTAINER,
+        predicted_memory=memory,
+    )
+    console.info(_memory_line(memory))
     if isinstance(builder, str):
         _write_script(out_dir, commands)
         console.info(f"engine not built: {builder}; {SCRIPT_FILE} builds it in {CONTAINER}")
-        return {**record, "reason": builder, "script": SCRIPT_FILE}
-    record["tensorrt_llm"] = builder.version
+        return engine.model_copy(update={"reason": builder, "script": SCRIPT_FILE})
+    tactics = None
     for name, command in commands.items():
         log = _build(builder, command, out_dir, name, console, num_ranks=checkpoint["mapping"]["world_size"])
         _check_engine(out_dir, name, checkpoint)
         if sparsity and name == ENGINE:
             tactics = sparse_tactics(log)
-            record["sparsity"] = tactics.to_dict()
             if not tactics.num_chosen:
-                console.warn(f"the 2:4 engine is {tactics.verdict}")
-    return record
+                console.warn(f"the 2:4 engine is {tactics.engine}")
+    return engine.model_copy(update={"tensorrt_llm": builder.version, "sparsity": tactics})
 
 
-def _memory_line(predicted: dict[str, int]) -> str:
-    weights, cache = (predicted[f"{part}_bytes_per_gpu"] / _GIB for part in ("weight", "full_kv_cache"))
+def _memory_line(predicted: PredictedMemory) -> str:
+    weights = predicted.weight_bytes_per_gpu / _GIB
+    cache = predicted.full_kv_cache_bytes_per_gpu / _GIB
     return f"engine: {weights:.2f} GiB of weights per GPU, {cache:.2f} GiB of KV cache for a full batch"
 
 
@@ -195,7 +193,7 @@ def _build(
     return text
 
 
-def _check_engine(out_dir: Path, name: str, checkpoint: dict[str, Any]) -> None:
+def _check_engine(out_dir: Path, name: str, checkpoint: Mapping[str, Any]) -> None:
     """Believe an engine only when its files are there, describe this checkpoint and can hold its weights.
 
     Raises:
@@ -240,7 +238,7 @@ _DESCRIBED = (
 _QUANTISATION = ("quant_algo", "kv_cache_quant_algo")
 
 
-def _described(config: dict[str, Any]) -> dict[str, Any]:
+def _described(config: Mapping[str, Any]) -> dict[str, object]:
     """The fields that tell a model from another, of a checkpoint's or an engine's config."""
     quantization = config["quantization"]
     return {

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
+from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.pattern import TWO_OF_FOUR, check_pattern
+from compressor.models.sparse.record import Promise, read_promise
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import K_SCALE
 from compressor.recipe.recipe import Export
+from compressor.runs.artifact import ModelArtifact
+from exporters.protocol import Exporter
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import (
     Parallelism,
@@ -26,45 +28,36 @@ from exporters.tensorrt_llm.config import (
     format_of,
     rotary_fraction_of,
 )
+from exporters.tensorrt_llm.engine import CHECKPOINT, make_engine
 from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 from exporters.verification.class_defaults import value_of
 from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
 from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
-from exporters.verification.prompts import Prompt, describe_prompts
-from exporters.verification.record import Verification
+from exporters.verification.prompts import Prompt
+from exporters.verification.record import Engine, Verification
 from exporters.verification.tokenizer_check import check_tokenizer
 
-CHECKPOINT, ENGINE = "checkpoint", "engine"
-Precision = Literal["bf16", "fp16", "fp8"]
-_FORMATS: dict[Precision, str] = {
-    "bf16": "tensorrt-llm",
-    "fp16": "tensorrt-llm-fp16",
-    "fp8": "tensorrt-llm-fp8",
-}
 _SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class TensorRTLLMExporter:
+class TensorRTLLMExporter(Exporter):
     """A TensorRT-LLM checkpoint under `checkpoint/`."""
 
-    precision: Precision
-    libraries: tuple[str, ...] = ("torch", "transformers", "tensorrt_llm")
+    libraries = ("torch", "transformers", "tensorrt_llm")
 
-    @property
-    def format(self) -> str:
-        """The recipe's name of the format."""
-        return _FORMATS[self.precision]
+    def settings(self, export: Export) -> Export:
+        """How the checkpoint is cut into ranks, and what the engine is built for."""
+        return Export(tensorrt_llm=export.tensorrt_llm)
 
-    def check(self, config: dict[str, Any], settings: Export, promise: Promise | None) -> None:
+    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
         """Refuse a model that such a checkpoint cannot express, from its config and promise alone.
 
         Raises:
             UnsupportedError: naming the field, or the tensor.
         """
-        dims, parallelism = dims_of_config(config), _parallelism(settings)
+        dims, parallelism = dims_of_config(config), _parallelism(export)
         check_expressible(config, dims, parallelism)
         if promise is not None:
             check_sparse_cuts(promise, dims, parallelism.tp_size)
@@ -106,7 +99,7 @@ class TensorRTLLMExporter:
             mapping = reader.raw["mapping"]
             prompts = student_prompts(student, options)
             logits, num_positions = self._compare(reader, out_dir, student, prompts, options)
-        checks = {
+        checks: dict[str, JsonValue] = {
             "num_equal_tensors": equal.num_tensors,
             "num_equal_fp8_weights": equal.num_fp8_weights,
             "scales_follow_recorded_amax": self.precision == "fp8" and amax is not None,
@@ -115,17 +108,50 @@ class TensorRTLLMExporter:
             "mapping": mapping,
             "num_positions_equal_to_rounded_student": num_positions,
         }
-        return Verification(
-            format=self.format,
-            precision=self.precision,
-            prompts=describe_prompts(prompts),
+        return self.verification(
+            checks,
+            prompts=prompts,
             logits=logits,
             tolerance=self._tolerance(equal),
-            checks=checks,
             notes=("what the files hold, computed in float32 by PyTorch; TensorRT-LLM was not run",),
         )
 
-    def _dtype(self, config: dict[str, Any]) -> torch.dtype:
+    def check_structure(self, directory: Path) -> dict[str, JsonValue]:
+        """Check names, dtypes, shapes, finite values, scales, and that ranks agree."""
+        with TrtLlmReader(directory / CHECKPOINT) as reader:
+            reader.check_shapes()
+            reader.check_scales()
+            return {
+                "num_tensors": len(reader.tensors),
+                "mapping": reader.raw["mapping"],
+                "fp8": reader.is_fp8,
+            }
+
+    def check_sparsity(self, directory: Path, promise: Promise) -> int:
+        """Check every promised tensor, and every rank's own part of it.
+
+        A kernel reads groups along the columns of its rank's matrix: a cut through columns that is no
+        multiple of the group moves every group behind it, however sparse the whole is.
+        """
+        with TrtLlmReader(directory / CHECKPOINT) as reader:
+            for name in promise.shapes:
+                check_pattern(name, reader.stored(name), promise.pattern)
+                for number, part in enumerate(reader.own_columns(name)):
+                    check_pattern(f"{name}, rank {number}", part, promise.pattern)
+        return len(promise.shapes)
+
+    def make_engine(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Engine:
+        """Build the engine, or leave the script that builds it."""
+        promise = read_promise(out_dir)
+        return make_engine(
+            out_dir,
+            dims_of_config(read_config(source.path)),
+            options.export.tensorrt_llm,
+            options.console,
+            sparsity=promise is not None and promise.pattern == TWO_OF_FOUR,
+        )
+
+    def _dtype(self, config: dict[str, object]) -> torch.dtype:
         """Of what is not FP8: the precision's own, or under FP8 the student's, if it is a 16-bit one."""
         if self.precision == "fp8":
             name = str(config.get("dtype") or config.get("torch_dtype"))
@@ -146,7 +172,7 @@ class TensorRTLLMExporter:
             if found[field] != value:
                 raise VerificationError(
                     "the checkpoint has another precision than asked for",
-                    where=f"{self.format}: {field}",
+                    where=f"{self.row.name}: {field}",
                     expected=value,
                     found=found[field],
                 )
@@ -175,23 +201,11 @@ class TensorRTLLMExporter:
         if rounded.max_abs:
             raise VerificationError(
                 "the checkpoint computes something else than the student with its weights",
-                where=self.format,
+                where=self.row.name,
                 expected="equal logits",
                 found=f"{rounded.max_relative:.3g} of the largest logit",
             )
         return compared, rounded.num_positions
-
-
-def check_trtllm_checkpoint(directory: Path) -> dict[str, Any]:
-    """Check a checkpoint by itself: names, dtypes, shapes, finite values, scales, ranks that agree.
-
-    Raises:
-        VerificationError: naming the first thing that is wrong.
-    """
-    with TrtLlmReader(directory) as reader:
-        reader.check_shapes()
-        reader.check_scales()
-        return {"num_tensors": len(reader.tensors), "mapping": reader.raw["mapping"], "fp8": reader.is_fp8}
 
 
 def _parallelism(settings: Export) -> Parallelism:
@@ -204,7 +218,7 @@ def _has_fp8_kv_cache(source: Path) -> bool:
         return any(name.endswith(K_SCALE) for name in reader)
 
 
-def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
+def _check_config(reader: TrtLlmReader, student: dict[str, object]) -> str:
     """Refuse a checkpoint whose config says another model than the student's."""
     dims = dims_of_config(student)
     expected, found = _described(student, dims), _described(reader.config, reader.dims)
@@ -219,7 +233,7 @@ def _check_config(reader: TrtLlmReader, student: dict[str, Any]) -> str:
     return "dimensions, rope, norms and activation equal"
 
 
-def _described(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
+def _described(config: dict[str, object], dims: Dims) -> dict[str, object]:
     facts, both = format_of(dims.family), portable_config(config)
     fields = (facts.norm_epsilon, "hidden_act", "max_position_embeddings", "rope_theta", "rope_scaling")
     described = {field: value_of(both, field) for field in fields}

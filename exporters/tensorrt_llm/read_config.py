@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_trtllm_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def family_of(raw: dict[str, Any]) -> Family:
+def family_of(raw: Mapping[str, Any]) -> Family:
     """The family that is written as this architecture.
 
     Raises:
@@ -38,7 +39,7 @@ def family_of(raw: dict[str, Any]) -> Family:
     )
 
 
-def huggingface_config(raw: dict[str, Any], family: Family) -> dict[str, Any]:
+def huggingface_config(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The Hugging Face config that the checkpoint's own says, the LM head always apart.
 
     Raises:

@@ -259,24 +259,26 @@ class TrtLlmReader:
 
     def _layer_sources(self, ours: str, theirs: str, stage: int) -> dict[str, Stored]:
         family = self.family
-        sources = self._norm(f"{ours}.{family.attention_norm}", f"{theirs}.input_layernorm", stage)
-        sources |= self._norm(f"{ours}.{family.mlp_norm}", f"{theirs}.post_layernorm", stage)
-        for part, role in enumerate((family.q_proj, family.k_proj, family.v_proj)):
+        sources = self._norm(f"{ours}.{family.module('attention_norm')}", f"{theirs}.input_layernorm", stage)
+        sources |= self._norm(f"{ours}.{family.module('mlp_norm')}", f"{theirs}.post_layernorm", stage)
+        for number, role in enumerate(map(family.module, "qkv")):
             for kind in ("weight", "bias") if family.qkv_has_bias else ("weight",):
                 name = f"{theirs}.attention.qkv.{kind}"
                 sources[f"{ours}.{role}.{kind}"] = Stored(
-                    name=name, stage=stage, merge=self._heads(part, name), is_linear=kind == "weight"
+                    name=name, stage=stage, merge=self._heads(number, name), is_linear=kind == "weight"
                 )
-        for kind, role in zip("qk", family.head_norms, strict=False):
+        for kind in "qk" if family.has_head_norms else "":
             name = f"{theirs}.attention.{kind}_layernorm.weight"
-            sources[f"{ours}.{role}.weight"] = Stored(name=name, stage=stage, merge=_same(name))
+            sources[f"{ours}.{family.module(f'{kind}_norm')}.weight"] = Stored(
+                name=name, stage=stage, merge=_same(name)
+            )
         facts = family.tensorrt_llm
         assert facts is not None
-        linears = [(family.o_proj, "attention.dense", _columns), (family.down_proj, "mlp.proj", _columns)]
-        inputs = zip(family.mlp_inputs, facts.mlp_inputs, strict=True)
-        linears += [(role, f"mlp.{name}", _rows) for role, name in inputs]
-        for role, name, merge in linears:
-            sources[f"{ours}.{role}.weight"] = Stored(
+        linears = [("o", "attention.dense", _columns), ("down", "mlp.proj", _columns)]
+        inputs = zip(("gate", "up") if family.gated_mlp else ("up",), facts.mlp_inputs, strict=True)
+        linears += [(part, f"mlp.{name}", _rows) for part, name in inputs]
+        for part, name, merge in linears:
+            sources[f"{ours}.{family.module(part)}.weight"] = Stored(
                 name=f"{theirs}.{name}.weight", stage=stage, merge=merge, is_linear=True
             )
         return sources

@@ -32,13 +32,9 @@ class Equal:
 
 def groups(dims: Dims) -> Iterator[tuple[str, ...]]:
     """Full names of the linear layers that share a scale."""
-    family = dims.family
     for index in range(dims.num_hidden_layers):
-        layer = f"{family.layers}.{index}."
-        for roles in ((family.q_proj, family.k_proj, family.v_proj), family.mlp_inputs):
-            yield tuple(layer + role for role in roles)
-        yield (layer + family.o_proj,)
-        yield (layer + family.down_proj,)
+        for modules in dims.family.sharing_input:
+            yield tuple(f"{dims.family.layers}.{index}.{module}" for module in modules)
 
 
 def check_stored(
@@ -129,7 +125,7 @@ def _check_scales(
 
 def _check_cache_scales(reader: TrtLlmReader, amax: dict[str, torch.Tensor]) -> None:
     family = reader.dims.family
-    attention = family.k_proj.rpartition(".")[0]
+    attention = family.module("k").rpartition(".")[0]
     for layer in range(reader.dims.num_hidden_layers):
         name = f"{family.layers}.{layer}.{attention}"
         wanted = {kind: max(1.0, scale_of(_recorded(amax, f"{name}.{kind}_amax")).item()) for kind in "kv"}

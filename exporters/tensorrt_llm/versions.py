@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import InvalidVersion, Version
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import DependencyError, UsageError
 
 BUILDER = "trtllm-build"
-FORMAT_PREFIX = "tensorrt-llm"
 CONTAINER = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
 FIRST_WITHOUT_ENGINES = Version("1.3.0.dev0")
 OLDEST = Version("1.0")
@@ -56,21 +56,29 @@ def find_builder() -> Builder | str:
     return Builder(path=path, version=str(stated))
 
 
-def require_builder(formats: Iterable[str]) -> Builder:
-    """The engine builder, for a run that writes these formats.
+def require_engine_format(formats: Sequence[str]) -> None:
+    """Refuse to require an engine where no format is written that one is built from.
 
     Raises:
-        UsageError: when none of them can become an engine.
-        DependencyError: when there is no builder, with the container that has one.
+        UsageError: naming the formats that would do.
     """
-    listed = list(formats)
-    if not any(name.startswith(FORMAT_PREFIX) for name in listed):
+    if not any(FORMATS[name].has_engine for name in formats):
+        able = [name for name, row in FORMATS.items() if row.has_engine]
         raise UsageError(
-            "an engine is required, but no format that becomes one is written",
+            "an engine is required, but no engine is built from the formats that are written",
             where="--require-engine",
-            expected=f"{FORMAT_PREFIX}, {FORMAT_PREFIX}-fp16 or {FORMAT_PREFIX}-fp8",
-            found=", ".join(listed),
+            expected=" or ".join(able),
+            found=", ".join(formats),
+            hint=f"add {able[0]} to the formats, or leave --require-engine out",
         )
+
+
+def require_builder() -> Builder:
+    """The engine builder.
+
+    Raises:
+        DependencyError: when there is none, with the container that has one.
+    """
     found = find_builder()
     if isinstance(found, str):
         raise DependencyError(

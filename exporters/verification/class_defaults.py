@@ -13,20 +13,21 @@ _WINDOW = "sliding_window"
 _SWITCHED_WINDOW = 4096
 
 
-def value_of(config: dict[str, Any], field: str) -> Any:
+def value_of(config: dict[str, object], field: str) -> Any:
     """A field's value, or what the family's class takes where it is absent."""
     if field in config:
         return config[field]
     return family_of(str(config.get("model_type"))).defaults.get(field)
 
 
-def declared_window(config: dict[str, Any]) -> int | None:
+def declared_window(config: dict[str, object]) -> int | None:
     """The window that the config switches on, whether or not a layer uses it; None without one.
 
     Mistral's class applies its window to every layer and knows no switch; Qwen's is off by default. Other
     families' classes ignore the field.
     """
     family = family_of(str(config.get("model_type")))
+    window: Any
     if family.window_by_layer:
         window = config.get(_WINDOW, _SWITCHED_WINDOW) if config.get("use_sliding_window") else None
     else:
@@ -34,7 +35,7 @@ def declared_window(config: dict[str, Any]) -> int | None:
     return window or None
 
 
-def applied_window(config: dict[str, Any]) -> int | None:
+def applied_window(config: dict[str, object]) -> int | None:
     """The window of the layers that have one; None where every layer attends to everything."""
     window = declared_window(config)
     if not family_of(str(config.get("model_type"))).window_by_layer:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.core.errors import VerificationError
+from compressor.core.records import Record
 
 SIGNIFICANT_DIGITS = 6
 _BLOCK_ROWS = 64
@@ -50,34 +51,35 @@ class LogitComparison:
         """Share of positions with the same largest logit."""
         return self.num_agreeing / self.num_positions
 
-    def to_dict(self) -> dict[str, float | int]:
-        """Plain values for JSON, rounded to six significant digits."""
-        figures = {
-            "max_abs": self.max_abs,
-            "mean_abs": self.mean_abs,
-            "max_relative": self.max_relative,
-            "kl": self.kl,
-            "top1_agreement": self.top1_agreement,
-        }
-        rounded = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in figures.items()}
-        return {"num_positions": self.num_positions, **rounded}
+    def figures(self) -> LogitFigures:
+        """What is recorded of it."""
+        return LogitFigures(
+            num_positions=self.num_positions,
+            max_abs=rounded(self.max_abs),
+            mean_abs=rounded(self.mean_abs),
+            max_relative=rounded(self.max_relative),
+            kl=rounded(self.kl),
+            top1_agreement=rounded(self.top1_agreement),
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
+class LogitFigures(Record):
+    """A comparison as it is recorded, rounded to six significant digits; see `LogitComparison`."""
+
+    num_positions: int
+    max_abs: float
+    mean_abs: float
+    max_relative: float
+    kl: float
+    top1_agreement: float
+
+
+class Tolerance(Record):
     """What a precision must keep to; beyond it the export is refused."""
 
     max_relative: float
     min_top1: float
     min_positions: int = 2000
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Plain values for JSON."""
-        return {
-            "max_relative": self.max_relative,
-            "min_top1": self.min_top1,
-            "min_positions": self.min_positions,
-        }
 
 
 # Precision to tolerance; None is reported without one.
@@ -95,6 +97,11 @@ TOLERANCES: dict[str, Tolerance | None] = {
     "fp8": None,
     "int4": None,
 }
+
+
+def rounded(value: float) -> float:
+    """A figure as it is recorded."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def compare_logits(reference: torch.Tensor, candidate: torch.Tensor) -> LogitComparison:
@@ -128,7 +135,7 @@ def combine(parts: Iterable[LogitComparison]) -> LogitComparison:
     )
 
 
-def check_tolerance(comparison: LogitComparison, tolerance: Tolerance, *, where: str) -> None:
+def check_tolerance(comparison: LogitComparison | LogitFigures, tolerance: Tolerance, *, where: str) -> None:
     """Refuse a candidate beyond its tolerance.
 
     Raises:

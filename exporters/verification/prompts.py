@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.core.errors import VerificationError
+from compressor.core.records import Record
 
 MIN_POSITIONS = 2048
 PROMPT_TOKENS = 256
@@ -164,8 +165,17 @@ def verification_prompts(tokenizer: Any, *, vocab_size: int, max_length: int) ->
     return prompts
 
 
-def describe_prompts(prompts: list[Prompt]) -> dict[str, int | str]:
-    """Counts and a sha256 of the token ids, for the record."""
+class PromptCounts(Record):
+    """What was fed: counts, and a sha256 of the token ids."""
+
+    num_prompts: int
+    num_text_positions: int
+    num_random_positions: int
+    sha256: str
+
+
+def describe_prompts(prompts: list[Prompt]) -> PromptCounts:
+    """What of prompts is recorded."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(np.asarray([len(prompt.token_ids), *prompt.token_ids], dtype="<u4").tobytes())
@@ -173,4 +183,4 @@ def describe_prompts(prompts: list[Prompt]) -> dict[str, int | str]:
         f"num_{kind}_positions": sum(len(prompt.token_ids) for prompt in prompts if prompt.kind == kind)
         for kind in ("text", "random")
     }
-    return {"num_prompts": len(prompts), **counts, "sha256": digest.hexdigest()}
+    return PromptCounts(num_prompts=len(prompts), **counts, sha256=digest.hexdigest())

@@ -6,60 +6,49 @@ one among them, are recorded in its `artifact.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from compressor.core.errors import VerificationError
-from compressor.core.json_files import read_json_mapping
+from pydantic import Field, JsonValue
+
+from compressor.core.json_files import as_record, read_json_mapping
+from compressor.core.records import Record
 from compressor.runs.artifact import write_json
-from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
+from exporters.verification.comparison import LogitFigures, Tolerance, check_tolerance
+from exporters.verification.prompts import PromptCounts
 
 VERIFICATION_FILE = "verification.json"
-SCHEMA = "compress-export/verification/2"
+SCHEMA: Literal["compress-export/verification/3"] = "compress-export/verification/3"
 
-Status = Literal["passed", "failed", "reported", "not executed"]
+Status = Literal["bit-equal", "passed", "failed", "reported", "not executed"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verification:
+class Verification(Record):
     """One export against its student.
 
     Attributes:
         format: Name of the format.
         precision: Precision of the weights.
-        prompts: What was fed, as `describe_prompts` says it; absent when nothing was executed.
+        status: `bit-equal`: every tensor and the config are the student's own, so that nothing was run.
+            Otherwise whether the logits keep to the tolerance, are only reported, or could not be computed.
+        prompts: What was fed; None when nothing was executed.
         logits: Comparisons over all positions (`all`), and over those of text and of random tokens.
         tolerance: What `logits["all"]` must keep to; None is reported only.
         checks: Exact checks that passed, with their counts.
         notes: What a reader should know of the comparison.
     """
 
+    schema_id: Literal["compress-export/verification/3"] = Field(SCHEMA, alias="schema")
     format: str
     precision: str
-    prompts: dict[str, int | str] = field(default_factory=dict)
-    logits: dict[str, LogitComparison] = field(default_factory=dict)
+    status: Status
+    reference: Literal["the student in float32"] = "the student in float32"
+    prompts: PromptCounts | None = None
+    logits: dict[str, LogitFigures] = Field(default_factory=dict)
     tolerance: Tolerance | None = None
-    checks: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, JsonValue] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @property
-    def executed(self) -> bool:
-        """Whether the export was run here."""
-        return bool(self.logits)
-
-    @property
-    def status(self) -> Status:
-        """The outcome in one word or two."""
-        if not self.executed:
-            return "not executed"
-        if self.tolerance is None:
-            return "reported"
-        try:
-            self.enforce()
-        except VerificationError:
-            return "failed"
-        return "passed"
 
     def enforce(self) -> None:
         """Refuse an export beyond its tolerance.
@@ -67,39 +56,71 @@ class Verification:
         Raises:
             VerificationError: naming the figure.
         """
-        if self.executed and self.tolerance is not None:
+        if self.logits and self.tolerance is not None:
             check_tolerance(self.logits["all"], self.tolerance, where=self.format)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "schema": SCHEMA,
-            "format": self.format,
-            "precision": self.precision,
-            "status": self.status,
-            "executed": self.executed,
-            "reference": "the student in float32",
-            "prompts": self.prompts,
-            "logits": {kind: comparison.to_dict() for kind, comparison in self.logits.items()},
-            "tolerance": self.tolerance.to_dict() if self.tolerance else None,
-            "checks": self.checks,
-            "notes": list(self.notes),
-        }
+
+class SparseTactics(Record):
+    """Layers of an engine that could use a sparse tactic, and that do; None where the log does not say."""
+
+    num_eligible: int | None = None
+    num_chosen: int | None = None
+    engine: str
+
+
+class PredictedMemory(Record):
+    """Bytes per GPU: weights, and the KV cache of a full batch; activations left out."""
+
+    weight_bytes_per_gpu: int
+    full_kv_cache_bytes_per_gpu: int
+
+
+class Engine(Record):
+    """An engine that was built from an export, or how to build it.
+
+    Attributes:
+        built: Whether it was.
+        commands: The command of every engine, by its directory.
+        container: Where the builder is.
+        predicted_memory: What it needs.
+        reason: Why it was not built.
+        script: What builds it, then.
+        tensorrt_llm: Version of the builder.
+        sparsity: What the build log says of sparse tactics.
+    """
+
+    built: bool
+    commands: dict[str, str]
+    container: str
+    predicted_memory: PredictedMemory
+    reason: str | None = None
+    script: str | None = None
+    tensorrt_llm: str | None = None
+    sparsity: SparseTactics | None = None
+
+
+class ExportRecord(Verification):
+    """What an export's artifact says in its details: the verification, and the engine where there is one."""
+
+    engine: Engine | None = None
 
 
 def write_verification(directory: Path, verification: Verification) -> None:
     """Write the record beside what it is about."""
-    write_json(directory / VERIFICATION_FILE, verification.to_dict())
+    write_json(directory / VERIFICATION_FILE, verification.to_json())
 
 
-def read_verification(directory: Path) -> dict[str, Any]:
+def read_verification(directory: Path) -> Verification:
     """Read a record.
 
     Raises:
         VerificationError: when it is not one of ours.
     """
-    file = directory / VERIFICATION_FILE
-    record = read_json_mapping(file, what="the verification record")
-    if record.get("schema") != SCHEMA:
-        raise VerificationError("the verification record is not ours", where=str(file), expected=SCHEMA)
-    return record
+    file, what = directory / VERIFICATION_FILE, "the verification record"
+    return as_record(Verification, read_json_mapping(file, what=what), what=what, where=file)
+
+
+def details_of(verification: Verification, engine: Engine | None) -> Mapping[str, object]:
+    """An export's details, without what there is none of."""
+    made = {} if engine is None else {"engine": engine.model_dump(mode="json", exclude_none=True)}
+    return {**verification.to_json(), **made}

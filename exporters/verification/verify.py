@@ -9,18 +9,41 @@ directory was made from, and with what a stage recorded from memory before it wr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.models.sparse.pattern import Pattern
-from exporters.checks.directory import Subject, check_directory
+from exporters.checks.directory import Checked, Subject, check_directory
 from exporters.checks.origins import Origin
 from exporters.checks.run import check_run, is_run, origin_in, read_run, run_of
 from exporters.verification.logits import VerifyOptions
 
 SCHEMA = "compress-export/verify/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked.
+
+    Attributes:
+        path: What was to be checked.
+        kind: `run`, or what the directory is.
+        checked: Every directory.
+        notes: What of a run was not compared.
+    """
+
+    path: Path
+    kind: str
+    checked: tuple[Checked, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        checked = [each.to_json() for each in self.checked]
+        named = {"schema": SCHEMA, "path": str(self.path), "kind": self.kind}
+        return {**named, "checked": checked, "notes": list(self.notes)}
 
 
 def verify_directory(
@@ -30,7 +53,7 @@ def verify_directory(
     device: str = "cpu",
     pattern: Pattern | None = None,
     source: Path | None = None,
-) -> dict[str, Any]:
+) -> VerifyReport:
     """Check a run, a stage's or an export's directory, or any Hugging Face checkpoint.
 
     In a run everything that its recipe demands must be there, and is compared with what it was made
@@ -45,15 +68,11 @@ def verify_directory(
             an export that has no checkpoint's config, of what it promises.
         source: The checkpoint that `directory` was made from; of a run, its teacher.
 
-    Returns:
-        `schema`, `path`, `kind`, and `checked`: one entry per directory with `path`, `kind`, `status`
-        and what was found. `notes` says what of a run was not compared.
-
     Raises:
         UsageError: when there is nothing to check, or a run is not finished.
         VerificationError: naming the first file, tensor or figure that is wrong.
     """
-    options = VerifyOptions(console=console or Console(quiet=True), device=device)
+    options = VerifyOptions(console=console or Console(), device=device)
     if source is not None and not source.is_dir():
         raise UsageError("this source does not exist", where=str(source), expected="a checkpoint's directory")
     notes: list[str] = []
@@ -62,8 +81,8 @@ def verify_directory(
         checked, notes = check_run(directory, options, teacher=source, pattern=pattern)
     else:
         checked = [check_directory(_subject(directory, source, pattern), options)]
-        kind = checked[0]["kind"]
-    return {"schema": SCHEMA, "path": str(directory), "kind": kind, "checked": checked, "notes": notes}
+        kind = checked[0].kind
+    return VerifyReport(path=directory, kind=kind, checked=tuple(checked), notes=tuple(notes))
 
 
 def _subject(directory: Path, source: Path | None, pattern: Pattern | None) -> Subject:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from compressor.cli.stage_command import SCRATCH
+from compressor.api.execution import SCRATCH
 from tests.integration.command import succeed_here
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -72,7 +72,7 @@ def _run(root: Path, teacher: Path, text: Path) -> Path:
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
         "export": {"formats": ["huggingface", *FORMATS]},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "bench": {"enabled": False},
     }
     recipe = root / "recipe.yaml"

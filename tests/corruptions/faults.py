@@ -246,8 +246,8 @@ def plan_faults() -> list[Fault]:
         plan["layers"] = "0 2" if plan["layers"] != "0 2" else "1-2"
 
     def other_neuron(plan: dict[str, Any]) -> None:
-        kept = [int(end) for part in plan["intermediate"][0].split() for end in part.split("-")]
-        plan["intermediate"][0] = f"{plan['intermediate'][0]} {kept[-1] + 1}"
+        lists = plan["kept"]["intermediate"]
+        lists[0] = f"{lists[0]} {int(lists[0].replace('-', ' ').split()[-1]) + 1}"
 
     return [
         Fault(name="plan, layers", plant=fields(other_layers, "prune_plan.json")),

@@ -62,7 +62,7 @@ def gemm_shapes(dims: Dims) -> dict[str, tuple[int, int]]:
     """`(out, in)` of a layer's products as runtimes join them: q, k and v in one, gate and up in one."""
     attention = dims.num_attention_heads * dims.head_dim
     keys = dims.num_key_value_heads * dims.head_dim
-    inputs = len(dims.family.mlp_inputs)
+    inputs = 2 if dims.family.gated_mlp else 1
     return {
         "qkv": (attention + 2 * keys, dims.hidden_size),
         "o": (dims.hidden_size, attention),

@@ -19,7 +19,7 @@ def main() -> None:
     student = make_model(tie_word_embeddings=True, seed=1, hidden_size=32)
     module = DistillationModule(student, make_model(seed=2), LossConfig())
     plan = make_plan(micro_batch_size=2, bf16=True)
-    place_(module, Distill.model_validate({"sharding": "full"}), plan, "cpu")
+    place_(module, Distill.model_validate({"sharding": "fsdp"}), plan, "cpu")
     before = full_state(student)
     windows = torch.randint(VOCAB, (4, SEQ_LEN), generator=torch.Generator().manual_seed(0)).numpy()
     losses = DomainLosses(module, [windows], plan)

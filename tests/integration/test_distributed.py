@@ -54,8 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Undisturbed runs by one process and by two sharded ones, tied and untied."""
     root = tmp_path_factory.mktemp("runs")
     for tied in ("tied", "untied"):
-        launch(root / f"one-{tied}", tied, "full", 8, 0, processes=1)
-        launch(root / f"two-{tied}", tied, "full", 2, 0, processes=2)
+        launch(root / f"one-{tied}", tied, "fsdp", 8, 0, processes=1)
+        launch(root / f"two-{tied}", tied, "fsdp", 2, 0, processes=2)
     return root
 
 
@@ -80,14 +80,14 @@ def test_two_sharded_processes_follow_one(runs: Path, tied: str) -> None:
 
 def test_two_copies_of_single_windows_follow_one_of_eight(runs: Path, tmp_path: Path) -> None:
     """1 x 8 equals 8 x 1, with unequal numbers of counted tokens."""
-    launch(tmp_path / "copies", "tied", "replicate", 1, 0, processes=2)
+    launch(tmp_path / "copies", "tied", "ddp", 1, 0, processes=2)
     assert log_of(tmp_path / "copies")["loss"] == pytest.approx(log_of(runs / "one-tied")["loss"], rel=1e-5)
 
 
 def test_a_sharded_run_killed_at_any_step_ends_in_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     step = random.SystemRandom().randint(1, 19)
-    assert launch(tmp_path / "killed", "tied", "full", 2, step, processes=2) != 0, f"killed after {step}"
-    launch(tmp_path / "killed", "tied", "full", 2, 0, processes=2)
+    assert launch(tmp_path / "killed", "tied", "fsdp", 2, step, processes=2) != 0, f"killed after {step}"
+    launch(tmp_path / "killed", "tied", "fsdp", 2, 0, processes=2)
     assert log_of(tmp_path / "killed") == log_of(runs / "two-tied"), f"killed after {step}"
     student = "student.safetensors"
     assert (tmp_path / "killed" / student).read_bytes() == (runs / "two-tied" / student).read_bytes()
@@ -110,7 +110,7 @@ def test_the_whole_road_runs_in_two_processes(
             "generate": {"tokens": 200, "max_new_tokens": 32},
         },
         "sparsify": {"pattern": "2:4", "method": "ast"},
-        "evaluate": {"window": 64, "size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
         "export": {"formats": ["huggingface"]},
         "bench": {"enabled": False},
     }
@@ -153,7 +153,7 @@ def test_losses_on_states_and_a_teacher_corrected_alongside_follow_one_process(
             *("distill", str(student), "--teacher", str(tiny_checkpoint), "--train-data", str(tiny_text)),
             *("--tokens", "2560", "--context-length", "32", "--train-batch-size", "4"),
             *("--intermediate", "cosine", "--embedding-loss", "cosine", "--layer-pairs", "1:0"),
-            *("--teacher-correction", "alongside", "--sharding", "full" if processes > 1 else "auto"),
+            *("--teacher-correction", "alongside", "--sharding", "fsdp" if processes > 1 else "auto"),
             *("-o", str(tmp_path / str(processes)), "--json"),
             processes=processes,
         )

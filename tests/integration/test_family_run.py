@@ -24,7 +24,7 @@ def arguments(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.T
         "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 512, "context_length": 32, "batch_size": 4},
         "export": {"formats": ["huggingface"]},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "bench": {"enabled": False},
     }
     recipe.write_text(json.dumps(tree), encoding="utf-8")

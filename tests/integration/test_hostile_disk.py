@@ -24,7 +24,7 @@ MOUNT, UMOUNT = shutil.which("mount"), str(shutil.which("umount"))
 SIZE = 24 << 20
 SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
 CALIBRATION = ("--calib-seq-len", 64, "--calib-size", 4)
-TRAINING = ("--tokens", 1280, "--context-length", 64, "--train-batch-size", 4, "--checkpoint-steps", 2)
+TRAINING = ("--tokens", 1280, "--context-length", 64, "--train-batch-size", 4, "--save-steps", 2)
 BENCH = ("--runtime", "torch-eager", "--precision", "fp32", "--isl-osl", "8/2", "--batch-size", 1)
 Words = tuple[object, ...]
 
@@ -66,8 +66,8 @@ def commands(model: Path, text: Path) -> dict[str, Words]:
     return {
         "prune": ("prune", model, *SHAPE, "--calib-data", text, *CALIBRATION),
         "generate": ("generate", model, "--tokens", 20_000, "--max-new-tokens", 64),
-        "logits": ("logits", model, "--train-data", text, *TRAINING),
-        "correct": ("correct", model, "--train-data", text, *TRAINING),
+        "logits": ("cache-logits", model, "--train-data", text, *TRAINING),
+        "correct": ("correct-teacher", model, "--train-data", text, *TRAINING),
         "distill": ("distill", model, "--teacher", model, "--train-data", text, *TRAINING),
         "sparsify": ("sparsify", model, "--calib-data", text, *CALIBRATION),
         "recover": ("sparsify", model, "--calib-data", text, *CALIBRATION, "--train-data", text, *TRAINING),
@@ -110,7 +110,7 @@ def test_a_full_disk_of_a_command_that_runs_another_program_or_writes_little(
 ) -> None:
     words: Words = ("export", tiny_checkpoint, "--format", "onnx", "--precision", kind)
     if kind == "evaluate":
-        words = ("evaluate", tiny_checkpoint, "--perplexity", tiny_text, "--window", 64, "--size", 2)
+        words = ("evaluate", tiny_checkpoint, "--data", tiny_text, "--seq-len", 64, "--size", 2)
     leave(disk, 0 if kind == "evaluate" else 200 << 10)
     assert_full(command_here(*words, "-o", disk / "out"))
 

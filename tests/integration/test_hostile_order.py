@@ -23,12 +23,12 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, Words] = {
     "prune": ("prune", "MODEL", *SHAPE, "--calib-data", "TEXT"),
     "generate": ("generate", "MODEL", "--tokens", 100, "--prompts", "TEXT"),
-    "correct": ("correct", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
-    "logits": ("logits", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
+    "correct": ("correct-teacher", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
+    "logits": ("cache-logits", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
     "distill": ("distill", "MODEL", "--teacher", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
     "sparsify": ("sparsify", "MODEL", "--calib-data", "TEXT"),
     "quantize": ("quantize", "MODEL", "--fp8", "--calib-data", "TEXT"),
-    "evaluate": ("evaluate", "MODEL", "MODEL", "--perplexity", "TEXT"),
+    "evaluate": ("evaluate", "MODEL", "MODEL", "--data", "TEXT"),
     "run": ("run", "MODEL", *SHAPE, "--calib-data", "TEXT", "--train-data", "TEXT", "--tokens", 1000),
 }
 WITHOUT_TEXT: dict[str, Words] = {
@@ -36,7 +36,7 @@ WITHOUT_TEXT: dict[str, Words] = {
     "bench": ("bench", "MODEL", "MODEL", "--runtime", "torch-eager", "--precision", "fp32"),
 }
 BEFORE_ANY_MODEL: dict[str, tuple[int, Words]] = {
-    "an absent second model": (2, ("evaluate", "MODEL", "./nowhere", "--perplexity", "GOOD")),
+    "an absent second model": (2, ("evaluate", "MODEL", "./nowhere", "--data", "GOOD")),
     "an absent teacher": (2, ("distill", "MODEL", "--teacher", "./nowhere", "--train-data", "GOOD")),
     "no teacher": (2, ("distill", "MODEL", "--train-data", "GOOD")),
     "absent stored logits": (

@@ -33,7 +33,7 @@ def made(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
     commands = {
         "pruned": ("prune", tiny_checkpoint, *shape),
         "sparse": ("sparsify", tiny_checkpoint, "--slorb", "fixed", *text),
-        "logits": ("logits", tiny_checkpoint, *training),
+        "logits": ("cache-logits", tiny_checkpoint, *training),
         "exported": ("export", tiny_checkpoint, "--format", "tensorrt-llm"),
     }
     for name, words in commands.items():
@@ -73,7 +73,7 @@ def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None
 READERS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "sparsity": ("sparse", SPARSITY_FILE, read_promise),
     "adapter": ("sparse", f"{ADAPTER_DIRECTORY}/{ADAPTER_CONFIG}", read_adapter),
-    "plan": ("pruned", PLAN_FILE, read_plan),
+    "plan": ("pruned", PLAN_FILE, lambda path: read_plan(path / PLAN_FILE)),
     "stored logits": ("logits", INDEX_FILE, StoredLogits),
     "verification": ("exported", VERIFICATION_FILE, read_verification),
 }

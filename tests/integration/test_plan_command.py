@@ -77,9 +77,7 @@ def test_a_family_is_planned_member_by_member() -> None:
 
 
 def test_the_cost_of_a_training_beside_training_from_scratch() -> None:
-    done = command_here(
-        "plan", "llama3.1-8b", "--target", "4b", "--tokens", "94b", "--utilisation", "0.5", "--json"
-    )
+    done = command_here("plan", "llama3.1-8b", "--target", "4b", "--tokens", "94b", "--mfu", "0.5", "--json")
     assert done.returncode == 0, done.stderr
     training = json.loads(done.stdout)["training"]
     assert [row["num_gpus"] for row in training["by_num_gpus"]] == [1, 8, 64, 256, 1024]

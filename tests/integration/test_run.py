@@ -38,10 +38,10 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
             "batch_size": 4,
             "micro_batch_size": 4,
             "learning_rate": 2e-3,
-            "checkpoint_steps": 10,
+            "save_steps": 10,
         },
         "quantize": {"fp8": True},
-        "evaluate": {"window": 64, "size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
         "bench": {"isl_osl": [[8, 4]], "batch_sizes": [1], "max_pairs": 5, "precisions": ["fp32"]},
     }
     path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"

@@ -36,7 +36,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
         "export": {"formats": FORMATS},
-        "evaluate": {"window": 64, "size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
         "bench": {"enabled": False},
     }
     path = tmp_path_factory.mktemp("recipes") / "sparse.yaml"
@@ -111,8 +111,8 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     assert made["details"]["masks"] == "moving"
     assert (tmp_path / "ast" / "adapter" / "adapter_config.json").is_file()
     evaluation = succeed_here(
-        *("evaluate", tiny_checkpoint, tmp_path / "ast", "--perplexity", tiny_text),
-        *("--window", 64, "--size", 2, "-o", tmp_path / "quality"),
+        *("evaluate", tiny_checkpoint, tmp_path / "ast", "--data", tiny_text),
+        *("--seq-len", 64, "--size", 2, "-o", tmp_path / "quality"),
     )
     assert len(evaluation["models"]) == 2
     assert evaluation["protocol"]["split"] == "held_out"

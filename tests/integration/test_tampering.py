@@ -334,10 +334,10 @@ def runs(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
             "context_length": 32,
             "batch_size": 4,
             "micro_batch_size": 4,
-            "checkpoint_steps": 5,
+            "save_steps": 5,
         },
         "quantize": {"fp8": True},
-        "evaluate": {"window": 64, "size": 2},
+        "evaluate": {"seq_len": 64, "size": 2},
         "export": {"formats": ["huggingface-fp8", "onnx"]},
         "bench": {"enabled": False},
     }

@@ -94,9 +94,9 @@ def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
     plan = make_plan(micro_batch_size=int(micro))
     place_(module, recipe, plan, "cpu")
     kinds = [isinstance(parameter, DTensor) for parameter in module.parameters()]
-    assert all(kinds) if world_size() > 1 and sharding == "full" else not any(kinds)
+    assert all(kinds) if world_size() > 1 and sharding == "fsdp" else not any(kinds)
     killer = [KillAfter(int(kill_at))]
-    log = train(module, open_domains(out_dir), plan, out_dir, Console(quiet=True), extensions=killer)
+    log = train(module, open_domains(out_dir), plan, out_dir, Console(), extensions=killer)
     probes = take_probes(module, compute_dtype="float32")
     state = full_state(student)
     if is_main():

@@ -13,8 +13,9 @@ import torch
 from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from exporters.export_stage import EXPORTERS
+from compressor.models.families import FAMILIES
 from exporters.onnx.runtime import OnnxModel
+from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import (
     CONTEXT,
@@ -28,8 +29,8 @@ from tests.rope_forms import (
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 from tests.unit.exporters.test_rope_forms import GRAPHS, write_graph
 
-OPTIONS = VerifyOptions(console=Console(quiet=True))
-BUILT = [case for case in ROPE_CASES if case[0] != "nemotron" and case[1].method in GRAPHS]
+OPTIONS = VerifyOptions(console=Console())
+BUILT = [case for case in ROPE_CASES if FAMILIES[case[0]].genai and case[1].method in GRAPHS]
 
 
 @pytest.mark.parametrize(("family", "form"), BUILT, ids=case_name)
@@ -41,14 +42,14 @@ def test_every_rope_form(tmp_path: Path, family: str, form: RopeForm) -> None:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int4"])
-@pytest.mark.parametrize("family", [name for name in MODEL_TYPES if name != "nemotron"])
+@pytest.mark.parametrize("family", [name for name in MODEL_TYPES if FAMILIES[name].genai])
 def test_every_precision(tmp_path: Path, family: str, name: str, tied: bool) -> None:
     model = make_model(
         family, tie_word_embeddings=tied, **({"sliding_window": None} if family == "mistral" else {})
     )
     student, made = save_checkpoint(tmp_path / "student", model.to(torch.bfloat16)), tmp_path / "made"
     made.mkdir()
-    exporter = EXPORTERS[name]  # type: ignore[index]
+    exporter = exporter_of(name)  # type: ignore[index]
     exporter.write(student, made, OPTIONS)
     verification = exporter.verify(made, student, OPTIONS)
     if name == "onnx-fp16":

@@ -26,6 +26,7 @@ from compressor.models.config.portable import write_config
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model, open_checkpoint, resolve_source
 from compressor.models.presets import PRESETS
+from compressor.models.shapes import expected_shapes
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan
@@ -217,25 +218,7 @@ def _write_8b_tensors(directory: Path) -> None:
     rope = {"rope_theta": 5e5, "max_position_embeddings": 131_072}
     others = {"dtype": "bfloat16", "hidden_act": "silu", "rms_norm_eps": 1e-5}
     write_config(directory, {**config, **rope, **others})
-    family, heads = dims.family, dims.num_attention_heads * dims.head_dim
-    key_values = dims.num_key_value_heads * dims.head_dim
-    hidden, inner = dims.hidden_size, dims.intermediate_size
-    shapes = {
-        f"{family.embedding}.weight": (dims.vocab_size, hidden),
-        f"{family.final_norm}.weight": (hidden,),
-    }
-    for index in range(SLICED_LAYERS):
-        prefix = f"{family.layers}.{index}."
-        shapes |= {f"{prefix}{name}.weight": (hidden,) for name in (family.attention_norm, family.mlp_norm)}
-        shapes |= {f"{prefix}{name}.weight": (inner, hidden) for name in family.mlp_inputs}
-        shapes |= {
-            f"{prefix}{family.q_proj}.weight": (heads, hidden),
-            f"{prefix}{family.k_proj}.weight": (key_values, hidden),
-            f"{prefix}{family.v_proj}.weight": (key_values, hidden),
-            f"{prefix}{family.o_proj}.weight": (hidden, heads),
-            f"{prefix}{family.down_proj}.weight": (hidden, inner),
-        }
-    shapes[f"{family.lm_head}.weight"] = (dims.vocab_size, hidden)
+    shapes = expected_shapes(dims)
     write_checkpoint(directory, [_random_spec(name, shape) for name, shape in shapes.items()])
 
 

@@ -29,7 +29,7 @@ CALIBRATION = ("--calib-data", TEXT, "--calib-size", "32", "--calib-seq-len", "5
 TRAINING = ("--train-data", TEXT, "--tokens", TOKENS, "--context-length", "256", "--train-batch-size", "4")
 # Of the text that was trained on, `evaluate` reads the held-out part.
 QUALITY = {"held-out": TEXT, "other": ".assets/wiki.txt"}
-WINDOWS = ("--window", "512", "--size", "15")
+WINDOWS = ("--seq-len", "512", "--size", "15")
 LOGITS_ONLY = ("--intermediate", "off", "--embedding-loss", "off")
 
 Command = Callable[..., dict[str, Any]]
@@ -48,11 +48,9 @@ class Variant:
 
 VARIANTS = {
     "KL": Variant(student="width", options=LOGITS_ONLY, seeds=SEEDS),
-    "CE": Variant(student="width", options=(*LOGITS_ONLY, "--distill-kl-weight", "0"), seeds=SEEDS),
-    "KL + CE": Variant(student="width", options=(*LOGITS_ONLY, "--distill-kl-weight", "0.5")),
-    "random initialisation, CE": Variant(
-        student="random", options=(*LOGITS_ONLY, "--distill-kl-weight", "0")
-    ),
+    "CE": Variant(student="width", options=(*LOGITS_ONLY, "--kl-weight", "0"), seeds=SEEDS),
+    "KL + CE": Variant(student="width", options=(*LOGITS_ONLY, "--kl-weight", "0.5")),
+    "random initialisation, CE": Variant(student="random", options=(*LOGITS_ONLY, "--kl-weight", "0")),
     "half depth, logits": Variant(student="depth", options=LOGITS_ONLY),
     "half depth, logits + intermediate + embedding": Variant(
         student="depth", options=("--intermediate", "cosine", "--embedding-loss", "cosine")
@@ -197,7 +195,7 @@ def _write_random(like: Path, out_dir: Path) -> None:
 def _perplexities(command: Command, models: tuple[str, ...], out: str) -> list[Perplexity]:
     """Of every model on every text; on the first one, at least one model must have been trained on it."""
     reports = {
-        text: command("evaluate", *models, "--perplexity", source, *WINDOWS, "-o", f"{out}-{text}")
+        text: command("evaluate", *models, "--data", source, *WINDOWS, "-o", f"{out}-{text}")
         for text, source in QUALITY.items()
     }
     assert reports["held-out"]["protocol"]["split"] == "held_out"

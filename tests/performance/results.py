@@ -75,7 +75,7 @@ def run_importance() -> dict[str, Any]:
             )
             pruned[importance] = out
         # A text of its own, so nothing of it was calibrated on.
-        source = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "8")
+        source = ("--data", ".assets/c4.txt", "--seq-len", "1024", "--size", "8")
         report = _command("evaluate", *pruned.values(), *source, "-o", f"{scratch}/quality")
     return {"shape": ABLATED_SHAPE, "evaluation": report}
 

@@ -110,7 +110,7 @@ def _sparsify(checkpoint: Path, text: Path, out_dir: Path) -> None:
     source = ModelArtifact(
         path=checkpoint, stage="source", fingerprint="-", lineage=("source",), num_parameters=0
     )
-    context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="bfloat16")
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="bfloat16")
     SPARSIFY.run(config, source, out_dir, context)
 
 

@@ -17,13 +17,13 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION = ("--calib-size", "64", "--calib-seq-len", "512")
 # A text of its own, so that nothing of it was calibrated or trained on.
-QUALITY = ("--perplexity", ".assets/c4.txt", "--window", "1024", "--size", "16")
+QUALITY = ("--data", ".assets/c4.txt", "--seq-len", "1024", "--size", "16")
 ONE_SHOT = {
     "magnitude": ("--sparsity-method", "magnitude"),
     "wanda": ("--sparsity-method", "wanda"),
     "ria": ("--sparsity-method", "ria"),
     "sparsegpt": ("--sparsity-method", "sparsegpt"),
-    "sparsegpt, mask only": ("--sparsity-method", "sparsegpt", "--mask-only"),
+    "sparsegpt, mask only": ("--sparsity-method", "sparsegpt", "--no-update-weights"),
 }
 CALIBRATED = ("wanda", "sparsegpt")
 NUM_TEXTS = 2

@@ -76,7 +76,7 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     recipe.write_text(
         "calibration: {size: 4, seq_len: 256}\n"
         "distill: {tokens: 6144, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {window: 512, size: 2}\n"
+        "evaluate: {seq_len: 512, size: 2}\n"
         "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
         "bench: {enabled: false}\n"
     )
@@ -101,7 +101,7 @@ def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
 
 def test_verify_accepts_the_run_directory(run: dict[str, Any]) -> None:
     report = succeed_here("verify", run["out_dir"])
-    assert {check["status"] for check in report["checked"]} <= {"ok", "passed", "reported"}
+    assert {check["status"] for check in report["checked"]} <= {"ok", "bit-equal", "passed", "reported"}
     out = Path(run["out_dir"])
     checked = {str(Path(check["path"]).relative_to(out)) for check in report["checked"]}
     stages = {f"stages/{name}" for name in ("prune", "distill", "quantize", "evaluate")}
@@ -129,7 +129,7 @@ def test_a_family_of_two_is_one_command(real_assets: Assets, tmp_path: Path) -> 
     recipe.write_text(
         "calibration: {size: 2, seq_len: 256}\n"
         "distill: {tokens: 1024, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {window: 256, size: 2}\n"
+        "evaluate: {seq_len: 256, size: 2}\n"
         "export: {formats: [huggingface]}\n"
         "bench: {enabled: false}\n"
     )

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from click_default_group import DefaultGroup
 
-from compressor.cli.distill import distill, refuse_other_stages
+from compressor.api.stages import refuse_other_stages
+from compressor.cli.distill import distill
+from compressor.cli.from_recipe import RecipeOption
 from compressor.cli.main import cli, invoke
-from compressor.cli.options import recipe_overrides
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import load_recipe
 from tests.performance.results import ROOT, documents_with_tables, with_tables
@@ -40,14 +41,14 @@ def test_console_examples_run(
 
 def test_every_example_names_known_options() -> None:
     """Examples that need a model are parsed up to their options."""
-    lines = re.findall(r"^    compress-export (\w+) (.+)$", README + TRAINING, re.MULTILINE)
+    lines = re.findall(r"^    compress-export ([\w-]+) (.+)$", README + TRAINING, re.MULTILINE)
     assert sum(names_known_options(name, rest) for name, rest in lines) >= 10
 
 
 @pytest.mark.parametrize("script", LAUNCH, ids=lambda path: path.name)
 def test_launch_scripts_name_known_options(script: Path) -> None:
     text = script.read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = r"^(?:compress-export|.* -m compressor\.cli\.main) (\w+) (.+)$"
+    commands = r"^(?:compress-export|.* -m compressor\.cli\.main) ([\w-]+) (.+)$"
     assert sum(names_known_options(*found) for found in re.findall(commands, text, re.MULTILINE)) >= 1
     assert [path for path in re.findall(r"recipes/[\w.-]+\.yaml", text) if not (ROOT / path).is_file()] == []
 
@@ -66,8 +67,12 @@ def test_distillations_of_a_recipe_ask_for_no_stage_but_their_own() -> None:
     for words in commands:
         recipe = re.sub(r'"\$RECIPE"', "recipes/llama3.1-minitron-4b-width.yaml", " ".join(words)).split()
         flags = distill.make_context("distill", recipe).params
-        own = {name: value for name, value in flags.items() if name not in ("model", "output_dir", "config")}
-        settings = load_recipe(ROOT / flags["config"], recipe_overrides(own)).distill
+        own = {
+            option.dotted: value
+            for option in distill.params
+            if isinstance(option, RecipeOption) and (value := flags[str(option.name)]) not in (None, ())
+        }
+        settings = load_recipe(ROOT / flags["config"], own).distill
         refuse_other_stages(settings)
 
 
@@ -88,7 +93,7 @@ def test_launch_scripts_are_bash(script: Path) -> None:
 def test_the_file_that_torchrun_starts_is_the_command_line() -> None:
     words = [sys.executable, "-m", "compressor.cli.main", "distill", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "MODEL to distill from" in done.stdout
+    assert "Model to distill from" in done.stdout
 
 
 def names_known_options(name: str, rest: str) -> bool:
@@ -98,7 +103,7 @@ def names_known_options(name: str, rest: str) -> bool:
         return False
     if isinstance(command, DefaultGroup):
         command = command.commands.get(rest.split(maxsplit=1)[0], command.commands[command.default_cmd_name])
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     used = {word for word in rest.split() if word.startswith("-")}
     assert used <= known, f"{name}: {used - known}"
     return True

@@ -9,7 +9,7 @@ named in a warning, except what is known to be without effect.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.config.rope import FRACTION, ORIGINAL, PARAMETERS, SCALING, THETA, is_number, rope_of
@@ -61,7 +61,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str, ...]]:
+def check_config(config: Mapping[str, object], *, where: str) -> tuple[Dims, tuple[str, ...]]:
     """The dimensions of a source, once every field of its config is known to be computed as it says.
 
     Args:
@@ -93,12 +93,12 @@ def check_config(config: dict[str, Any], *, where: str) -> tuple[Dims, tuple[str
         )
     classes = config.get("architectures")
     expected = f"{family.model_type}forcausallm"
-    if classes and expected not in [name.lower() for name in classes]:
+    if isinstance(classes, list) and classes and expected not in [name.lower() for name in classes]:
         warnings.append(f"{where}: architectures names {classes}; read as {family.model_type} for language")
     return dims, tuple(warnings)
 
 
-def layer_types(config: dict[str, Any], dims: Dims) -> tuple[str, ...] | None:
+def layer_types(config: Mapping[str, object], dims: Dims) -> tuple[str, ...] | None:
     """What kind of attention every layer has, as the family's class decides it; None where all are alike.
 
     Qwen's classes read `layer_types`, and without it give a window to layers from `max_window_layers` on.
@@ -106,12 +106,13 @@ def layer_types(config: dict[str, Any], dims: Dims) -> tuple[str, ...] | None:
     if not dims.family.window_by_layer:
         return None
     given = config.get(LAYER_TYPES)
-    if given is not None:
+    if isinstance(given, list):
         return tuple(given)
     window = config.get(WINDOW, 4096) if config.get("use_sliding_window") else None
     if window is None:
         return None
     first = config.get("max_window_layers", 28)
+    assert isinstance(first, int)
     return tuple(SLIDING if index >= first else FULL for index in range(dims.num_hidden_layers))
 
 
@@ -135,7 +136,7 @@ def _check_architecture(dims: Dims, where: str) -> None:
         )
 
 
-def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
+def _check_values(config: Mapping[str, object], family: Family, where: str) -> None:
     activation = config.get("hidden_act", family.activation)
     # transformers has two names for one function.
     if activation != family.activation and (family.activation, activation) != ("silu", "swish"):
@@ -157,7 +158,7 @@ def _check_values(config: dict[str, Any], family: Family, where: str) -> None:
         raise _refused("tie_word_embeddings", config["tie_word_embeddings"], where, expected="true or false")
 
 
-def _check_names(config: dict[str, Any], family: Family, where: str) -> None:
+def _check_names(config: Mapping[str, object], family: Family, where: str) -> None:
     """What names classes, and tokens by their ids."""
     classes = config.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(n, str) for n in classes)):
@@ -173,10 +174,12 @@ def _check_names(config: dict[str, Any], family: Family, where: str) -> None:
             raise _refused(name, given, where, expected=f"an id below vocab_size, {size}, or null")
 
 
-def _check_rope(config: dict[str, Any], dims: Dims, where: str) -> None:
+def _check_rope(config: Mapping[str, object], dims: Dims, where: str) -> None:
     rope = rope_of(config)
     fraction = 1.0 if rope.fraction is None else rope.fraction
     rotated = int(dims.head_dim * min(fraction, 1))
+    if rope.kind != "default" and not dims.family.supports_rope_scaling:
+        raise _refused(SCALING, rope.kind, where, expected="null: this family is supported without scaling")
     if dims.family.rotary_fraction is None and fraction != 1:
         raise _refused(FRACTION, fraction, where, expected="1: this family rotates whole heads")
     if fraction == 1 and rotated % 2:
@@ -185,12 +188,12 @@ def _check_rope(config: dict[str, Any], dims: Dims, where: str) -> None:
         raise _refused(FRACTION, fraction, where, expected=f"an even part of {dims.head_dim} channels")
     if rope.kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            if len(rope.method[name]) != rotated // 2:
-                found = f"{len(rope.method[name])} numbers"
+            if (number := len(rope.factors(name))) != rotated // 2:
+                found = f"{number} numbers"
                 raise _refused(name, found, where, expected=f"{rotated // 2} numbers, one a frequency")
 
 
-def _check_window(config: dict[str, Any], dims: Dims, where: str) -> None:
+def _check_window(config: Mapping[str, object], dims: Dims, where: str) -> None:
     window, family = config.get(WINDOW), dims.family
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window <= 0):
         raise _refused(WINDOW, window, where, expected="a positive whole number, or null")
@@ -223,7 +226,7 @@ def _check_window(config: dict[str, Any], dims: Dims, where: str) -> None:
         raise _refused(WINDOW, window, where, expected=f"null: no {family.model_type} class has a window")
 
 
-def _unread_fields(config: dict[str, Any], dims: Dims, where: str) -> list[str]:
+def _unread_fields(config: Mapping[str, object], dims: Dims, where: str) -> list[str]:
     """Fields that no class reads and whose names stand for no computation.
 
     Raises:

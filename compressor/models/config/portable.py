@@ -11,6 +11,7 @@ family's class, which every runtime has, and with `trust_remote_code` transforme
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from compressor.models.tokenizer_files import make_tokenizer_portable
 _STAYING = ("_model_name_or_path", "auto_map")
 
 
-def portable_config(config: dict[str, Any]) -> dict[str, Any]:
+def portable_config(config: Mapping[str, object]) -> dict[str, Any]:
     """A copy of a config with the keys of both generations.
 
     `rope_theta`, `rope_scaling` and `rope_parameters` are filled from whichever is there, class defaults
@@ -49,7 +50,7 @@ def make_portable(directory: Path) -> None:
     make_tokenizer_portable(directory)
 
 
-def write_config(directory: Path, config: dict[str, Any]) -> None:
+def write_config(directory: Path, config: Mapping[str, object]) -> None:
     """Write `config.json`, portable."""
     text = json.dumps(portable_config(config), indent=2, sort_keys=True) + "\n"
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")

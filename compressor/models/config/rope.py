@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.families import FAMILIES, Family
@@ -42,6 +43,7 @@ _NUMBERS = (
     *("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     *("low_freq_factor", "high_freq_factor", ORIGINAL),
 )
+_NOT_SCALING = (THETA, FRACTION)
 _FACTOR_LISTS = ("short_factor", "long_factor")
 
 
@@ -57,12 +59,17 @@ class Rope:
 
     theta: float
     fraction: float | None
-    method: dict[str, Any]
+    method: Mapping[str, object]
 
     @property
     def kind(self) -> str:
         """The method's name."""
         return str(self.method["rope_type"])
+
+    def factors(self, name: str) -> list[float]:
+        """One of longrope's two lists, a factor per frequency; empty for other methods."""
+        values = self.method.get(name)
+        return values if isinstance(values, list) else []
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -72,12 +79,12 @@ def is_number(value: object) -> TypeGuard[float]:
     return abs(value) <= sys.float_info.max
 
 
-def has_rope(config: dict[str, Any]) -> bool:
+def has_rope(config: Mapping[str, object]) -> bool:
     """Whether a config is of a family with rotary embeddings, or names one."""
     return config.get("model_type") in FAMILIES or any(config.get(k) for k in (THETA, SCALING, PARAMETERS))
 
 
-def rope_of(config: dict[str, Any]) -> Rope:
+def rope_of(config: Mapping[str, object]) -> Rope:
     """Read the rope of a config.
 
     Raises:
@@ -108,7 +115,7 @@ def rope_of(config: dict[str, Any]) -> Rope:
     return Rope(theta=theta, fraction=fraction, method=method)
 
 
-def rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+def rope_fields(config: Mapping[str, object]) -> dict[str, object]:
     """The fields that say a config's rope to both generations.
 
     What the config says already stays as it is written; missing fields are added beside it.
@@ -118,11 +125,11 @@ def rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     """
     rope = rope_of(config)
     scaled = rope.kind != "default"
-    fields: dict[str, Any] = {THETA: rope.theta, SCALING: None}
+    fields: dict[str, object] = {THETA: rope.theta, SCALING: None}
     inside = {THETA: rope.theta, **rope.method}
     if rope.fraction is not None:
         fields[FRACTION] = inside[FRACTION] = rope.fraction
-    given = dict(config.get(SCALING) or {})
+    given = _mapping(config, SCALING)
     if scaled and given:
         missing = {name: value for name, value in rope.method.items() if given.get(name) is None}
         if "type" in given:
@@ -136,7 +143,7 @@ def rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     return {**fields, PARAMETERS: inside}
 
 
-def refuse_misread_rope(config: dict[str, Any], *, where: str) -> None:
+def refuse_misread_rope(config: Mapping[str, object], *, where: str) -> None:
     """Refuse a config whose rope the installed transformers would silently compute otherwise.
 
     Raises:
@@ -154,16 +161,16 @@ def refuse_misread_rope(config: dict[str, Any], *, where: str) -> None:
     )
 
 
-def _read_alike_before_5(config: dict[str, Any]) -> bool:
+def _read_alike_before_5(config: Mapping[str, object]) -> bool:
     rope = rope_of(config)
     family = FAMILIES.get(str(config.get("model_type")))
     if rope.kind != "default" and family and not family.scales_rope_before_5:
         return False
     if config.get(SCALING) == {}:
         return False  # 5 takes it for none; the older validation stops at it
-    scaling = dict(config.get(SCALING) or {})
-    for name in (THETA, FRACTION):
-        scaling.pop(name, None)
+    scaling = {
+        name: value for name, value in _mapping(config, SCALING).items() if name not in (THETA, FRACTION)
+    }
     older = {name: value for name, value in config.items() if name != PARAMETERS} | {SCALING: scaling}
     try:
         return rope_of(older) == rope
@@ -171,7 +178,7 @@ def _read_alike_before_5(config: dict[str, Any]) -> bool:
         return False
 
 
-def _mapping(config: dict[str, Any], name: str) -> dict[str, Any]:
+def _mapping(config: Mapping[str, object], name: str) -> dict[str, object]:
     given = config.get(name)
     if given is None:
         return {}
@@ -189,7 +196,11 @@ def _mapping(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _agreed(
-    name: str, config: dict[str, Any], holders: dict[str, dict[str, Any]], *, default: float | None
+    name: str,
+    config: Mapping[str, object],
+    holders: Mapping[str, Mapping[str, object]],
+    *,
+    default: float | None,
 ) -> Any:
     """The one value of a field that may stand at the top level and inside; equal wherever it stands."""
     places = {"the top level": config, **holders}
@@ -210,7 +221,7 @@ def _agreed(
     return next(iter(values.values()), default)
 
 
-def _method(given: dict[str, Any], where: str) -> dict[str, Any]:
+def _method(given: Mapping[str, object], where: str) -> dict[str, object]:
     """A method under its newer name, without what is not the method's own and without nulls."""
     kinds = {key: given[key] for key in ("rope_type", "type") if key in given}
     numbers = {key for key in given if key not in ("rope_type", "type", THETA, FRACTION)}
@@ -243,16 +254,15 @@ def _method(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _complete(
-    method: dict[str, Any], where: str, config: dict[str, Any], family: Family | None
-) -> dict[str, Any]:
+    method: dict[str, object], where: str, config: Mapping[str, object], family: Family | None
+) -> dict[str, object]:
     """A method with the numbers that the classes would derive from other fields."""
     kind = method["rope_type"]
     if kind not in _WITH_ORIGINAL:
         return method
-    outside = config.get(ORIGINAL)
-    if outside is not None:
-        _require_number(outside, ORIGINAL)
-    inside = method.get(ORIGINAL)
+    if config.get(ORIGINAL) is not None:
+        _require_number(config[ORIGINAL], ORIGINAL)
+    outside, inside = _number(config, ORIGINAL), _number(method, ORIGINAL)
     if outside is not None and inside is not None and outside != inside:
         raise UnsupportedError(
             f"the config gives {ORIGINAL} twice, differently",
@@ -268,13 +278,13 @@ def _complete(
         raise _two_readings(f"{original} by 5, {context} by 4.57", ORIGINAL, "in rope_scaling too")
     method = {**method, ORIGINAL: original}
     if kind == "longrope":
-        return _complete_longrope(method, context, older=older, outside=outside is not None)
+        return _complete_longrope(method, original, context, older=older, outside=outside is not None)
     return {**method, "factor": method.get("factor", context / original)}
 
 
 def _complete_longrope(
-    method: dict[str, Any], context: float, *, older: bool, outside: bool
-) -> dict[str, Any]:
+    method: dict[str, object], original: float, context: float, *, older: bool, outside: bool
+) -> dict[str, object]:
     for name in _FACTOR_LISTS:
         values = method.get(name)
         if not isinstance(values, list) or not values:
@@ -283,7 +293,7 @@ def _complete_longrope(
             )
         for value in values:
             _require_number(value, name)
-    original, factor = method[ORIGINAL], method.get("factor")
+    factor = _number(method, "factor")
     if original <= 1:  # its logarithm divides
         raise UnsupportedError(
             f"longrope needs an {ORIGINAL} above 1", where=f"config.json: {ORIGINAL}", found=original
@@ -303,11 +313,17 @@ def _complete_longrope(
     return {**method, "attention_factor": attention}
 
 
-def _context(config: dict[str, Any], family: Family | None) -> Any:
+def _context(config: Mapping[str, object], family: Family | None) -> float:
     default = family.defaults.get("max_position_embeddings") if family else None
     value = config.get("max_position_embeddings", default)
     _require_number(value, "max_position_embeddings")
-    return value
+    return cast(float, value)
+
+
+def _number(fields: Mapping[str, object], name: str) -> float | None:
+    """A number that was found usable before; None where there is none."""
+    value = fields.get(name)
+    return value if is_number(value) else None
 
 
 def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:

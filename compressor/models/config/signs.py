@@ -147,7 +147,7 @@ def _stated(name: str, dims: Dims, rope: Rope, epsilon: float) -> bool | float |
         (_TIES, dims.tie_word_embeddings),
         (_UNTIES, not dims.tie_word_embeddings),
         (_NORM_OFFSETS, family.norm_offset != 0),
-        (_HEAD_NORMS, bool(family.head_norms)),
+        (_HEAD_NORMS, family.has_head_norms),
         (_ALWAYS, True),
         (_RMS, not family.norm_has_bias),
         (_GATED, family.gated_mlp),

@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.gguf.fields import Fields, config_of
 from compressor.models.gguf.header import GgufHeader, read_header
-from compressor.models.gguf.rope import add_rope_scaling
+from compressor.models.gguf.rope import rope_scaling_fields
 from compressor.models.gguf.tensors import check_names, weight_specs
 from compressor.models.gguf.tokenizer import require_same_tokens, special_token_ids, write_tokenizer
 from compressor.models.tokenizer import require_known_ids
@@ -94,12 +94,11 @@ def _record(path: Path, directory: Path, dtype: str) -> None:
     sync_tree(directory)
 
 
-def _read(path: Path) -> tuple[GgufHeader, dict[str, Any], Dims]:
+def _read(path: Path) -> tuple[GgufHeader, dict[str, object], Dims]:
     """The header, and what it says as a config and as dimensions."""
     header = read_header(path)
     fields = Fields(header)
-    config = config_of(fields)
-    add_rope_scaling(config, fields)
+    config = {**config_of(fields), **rope_scaling_fields(fields)}
     dims = dims_of_config(config)
     check_names(header, dims)
     return header, config, dims
@@ -116,7 +115,7 @@ def _convert(path: Path, out_dir: Path, dtype: str, tokenizer: Path | None) -> N
     out_dir.mkdir()
     # The tokenizer first: what cannot be read of it is refused before the long part.
     if tokenizer is None:
-        write_tokenizer(header, out_dir, max_length=config["max_position_embeddings"])
+        write_tokenizer(header, out_dir, max_length=cast(int, config["max_position_embeddings"]))
     else:
         copy_tokenizer(tokenizer, out_dir)
         require_same_tokens(header, out_dir)

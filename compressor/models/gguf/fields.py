@@ -8,8 +8,6 @@ writes them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from compressor.core.errors import UnsupportedError, VerificationError
@@ -113,7 +111,7 @@ class Fields:
             raise self.refuse(key, expected="a positive number")
         return float(str(np.float32(value)))
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> object:
         """A field's value, or the default."""
         return self.header.fields.get(f"{self.architecture}.{key}", default)
 
@@ -138,7 +136,7 @@ class Fields:
             if values is not None and found not in values and not self._says_nothing(key, found):
                 raise self.refuse(key, expected=" or ".join(map(str, values)))
 
-    def _says_nothing(self, key: str, value: Any) -> bool:
+    def _says_nothing(self, key: str, value: object) -> bool:
         """Whether a window spans the whole context, or a scale is the usual one."""
         if key == "attention.sliding_window":
             return isinstance(value, int) and value >= self.number("context_length")
@@ -160,7 +158,12 @@ def head_dim(fields: Fields) -> int:
     return length
 
 
-def config_of(fields: Fields) -> dict[str, Any]:
+def rope_theta(fields: Fields) -> float:
+    """Base of the rotary embedding."""
+    return fields.decimal("rope.freq_base", 10_000.0)
+
+
+def config_of(fields: Fields) -> dict[str, object]:
     """The fields of `config.json` but for rope scaling and special tokens.
 
     Raises:
@@ -183,7 +186,7 @@ def config_of(fields: Fields) -> dict[str, Any]:
         "head_dim": length,
         "vocab_size": _vocab_size(fields),
         "max_position_embeddings": fields.number("context_length"),
-        "rope_theta": fields.decimal("rope.freq_base", 10_000.0),
+        "rope_theta": rope_theta(fields),
         "tie_word_embeddings": "output.weight" not in fields.header.tensors,
         epsilon_field: fields.decimal(epsilon),
         **({"partial_rotary_factor": rotated / length} if layout.rotates_part else {}),
@@ -212,7 +215,7 @@ def _vocab_size(fields: Fields) -> int:
         )
     num_rows = embedding.shape[0]
     declared = fields.number("vocab_size", num_rows)
-    tokens = len(fields.header.fields.get("tokenizer.ggml.tokens", ()))
+    tokens = len(fields.header.listed("tokenizer.ggml.tokens"))
     if declared != num_rows or tokens > num_rows:
         raise VerificationError(
             "the vocabulary and the embedding of the GGUF file differ in size",

@@ -59,10 +59,10 @@ class GgufHeader:
     """
 
     path: Path
-    fields: dict[str, Any]
+    fields: dict[str, object]
     tensors: dict[str, GgufTensor]
 
-    def field(self, key: str) -> Any:
+    def field(self, key: str) -> object:
         """A field that must be there.
 
         Raises:
@@ -76,6 +76,11 @@ class GgufHeader:
                 hint="is it a language model?",
             )
         return self.fields[key]
+
+    def listed(self, key: str) -> list[object]:
+        """A field that is a list; an empty one where there is no such list."""
+        values = self.fields.get(key)
+        return values if isinstance(values, list) else []
 
     def raw(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """A tensor's stored bytes, mapped: `[num_rows, bytes_per_row]`."""
@@ -126,7 +131,7 @@ class _Cursor:
                 found=version,
             )
         num_tensors = self._count("tensors", _MAX_TENSORS)
-        fields: dict[str, Any] = {}
+        fields: dict[str, object] = {}
         for _ in range(self._count("fields", _MAX_FIELDS)):
             key = self._string()
             if key in fields:
@@ -183,7 +188,7 @@ class _Cursor:
         return name, tuple(reversed(shape)), self._scalar("I"), self._scalar("Q")
 
     def _place(
-        self, records: list[tuple[str, tuple[int, ...], int, int]], fields: dict[str, Any]
+        self, records: list[tuple[str, tuple[int, ...], int, int]], fields: dict[str, object]
     ) -> dict[str, GgufTensor]:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -214,14 +219,15 @@ class _Cursor:
         return tensors
 
 
-def _refuse_part(path: Path, fields: dict[str, Any]) -> None:
+def _refuse_part(path: Path, fields: dict[str, object]) -> None:
     """Refuse one of several files that are one model together."""
     count = fields.get("split.count", 1)
     if count not in (0, 1):
+        part = fields.get("split.no", 0)
         raise UnsupportedError(
             "this GGUF file is one part of a split model",
             where=str(path),
             expected="one file",
-            found=f"part {fields.get('split.no', 0) + 1} of {count}",
+            found=f"part {part + 1 if isinstance(part, int) else part} of {count}",
             hint="llama-gguf-split --merge FIRST_PART MODEL.gguf",
         )

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from compressor.core.errors import UnsupportedError
-from compressor.models.gguf.fields import Fields
+from compressor.models.gguf.fields import Fields, head_dim, rope_theta
+
+Floats = npt.NDArray[np.float64]
 
 ROPE_FACTORS = "rope_freqs.weight"
 # float32 arithmetic in another order moves a factor by a few units in the last place, and where most of
@@ -26,44 +29,55 @@ _LLAMA3 = (1.0, 4.0, 8192)
 _LOW_FACTORS = (1.0, 2.0, 4.0)
 _HIGH_FACTORS = (4.0, 2.0, 8.0, 16.0, 32.0)
 _CONTEXTS = tuple(1 << power for power in range(5, 21))
-_NONE: dict[str, Any] = {}
 _NUM_SHOWN = 8
 _POINTS_OF_A_LINE = 2
 
 
-def add_rope_scaling(config: dict[str, Any], fields: Fields) -> None:
-    """Set `rope_scaling` of a config, and the context that YaRN reaches, where the file scales positions.
+class RopeScaling(TypedDict, total=False):
+    """`rope_scaling` of a Hugging Face config; which numbers there are depends on the type."""
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+
+
+def rope_scaling_fields(fields: Fields) -> dict[str, object]:
+    """`rope_scaling`, and the context that YaRN reaches; no fields where the file does not scale positions.
 
     Raises:
         UnsupportedError: for a scaling that no Hugging Face config of the family expresses.
     """
-    scaling = _declared(config, fields)
+    scaling = _declared(fields)
     tensor = fields.header.tensors.get(ROPE_FACTORS)
     if tensor is not None:
-        by_factors = _by_factors(config, fields)
+        by_factors = _by_factors(fields)
         if scaling and by_factors:
             raise fields.refuse("rope.scaling.type", expected=f"none beside {ROPE_FACTORS}")
         scaling = scaling or by_factors
     if not scaling:
-        return
+        return {}
     kinds = fields.layout.rope_scalings
     if tensor is None and scaling["rope_type"] not in kinds:
         raise fields.refuse("rope.scaling.type", expected=f"none or {' or '.join(kinds)}")
-    config["rope_scaling"] = scaling
-    if scaling["rope_type"] == "yarn":
-        # Both generations take the factor itself, and 4.57 warns where the quotient of the lengths differs.
-        reach = scaling["factor"] * scaling["original_max_position_embeddings"]
-        if reach != int(reach):
-            raise fields.refuse("rope.scaling.factor", expected="a factor that gives a whole context length")
-        config["max_position_embeddings"] = int(reach)
+    if scaling["rope_type"] != "yarn":
+        return {"rope_scaling": scaling}
+    # Both generations take the factor itself, and 4.57 warns where the quotient of the lengths differs.
+    reach = scaling["factor"] * scaling["original_max_position_embeddings"]
+    if reach != int(reach):
+        raise fields.refuse("rope.scaling.factor", expected="a factor that gives a whole context length")
+    return {"rope_scaling": scaling, "max_position_embeddings": int(reach)}
 
 
-def _declared(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
+def _declared(fields: Fields) -> RopeScaling:
     """The scaling that the fields `rope.scaling.*` declare; a missing type means linear."""
     kind = fields.get("rope.scaling.type", "linear")
     stated = fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0))
     if kind == "none" or (kind == "linear" and stated in (0.0, 1.0)):
-        return _NONE
+        return {}
     if kind not in ("linear", "yarn"):
         raise fields.refuse("rope.scaling.type", expected="none, linear or yarn")
     key = "rope.scaling.factor" if fields.get("rope.scaling.factor") is not None else "rope.scale_linear"
@@ -80,16 +94,17 @@ def _declared(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": fields.number(
-            "rope.scaling.original_context_length", config["max_position_embeddings"]
+            "rope.scaling.original_context_length", fields.number("context_length")
         ),
         "beta_fast": fields.decimal("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": fields.decimal("rope.scaling.yarn_beta_slow", 1.0),
     }
 
 
-def _by_factors(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
+def _by_factors(fields: Fields) -> RopeScaling:
     """The scaling that gives the factors of `rope_freqs.weight`."""
-    tensor, num_pairs = fields.header.tensors[ROPE_FACTORS], config["head_dim"] // 2
+    tensor, wavelengths = fields.header.tensors[ROPE_FACTORS], _wavelengths(fields)
+    num_pairs = head_dim(fields) // 2
     where = f"{fields.header.path}: {ROPE_FACTORS}"
     if not fields.layout.pairs_neighbours or tensor.kind != "F32" or tensor.shape != (num_pairs,):
         raise UnsupportedError(
@@ -103,16 +118,16 @@ def _by_factors(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
         raise UnsupportedError("rope factors below 1 or not finite are not read", where=where)
     if (factors == factors[0]).all():
         factor = float(factors[0])
-        return _NONE if factor == 1.0 else {"rope_type": "linear", "factor": factor}
-    for low, high, context in _candidates(factors, config):
-        scaling = {
+        return {} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+    for low, high, context in _candidates(factors, wavelengths):
+        scaling: RopeScaling = {
             "rope_type": "llama3",
             "factor": float(factors.max()),
             "low_freq_factor": low,
             "high_freq_factor": high,
             "original_max_position_embeddings": context,
         }
-        if np.allclose(llama3_factors(scaling, config), factors, rtol=_RELATIVE_TOLERANCE, atol=0.0):
+        if np.allclose(llama3_factors(scaling, wavelengths), factors, rtol=_RELATIVE_TOLERANCE, atol=0.0):
             return scaling
     raise UnsupportedError(
         "these rope factors follow from no rope scaling of a Hugging Face config",
@@ -122,23 +137,28 @@ def _by_factors(config: dict[str, Any], fields: Fields) -> dict[str, Any]:
     )
 
 
-def llama3_factors(scaling: dict[str, Any], config: dict[str, Any]) -> Any:
+def llama3_factors(scaling: RopeScaling, wavelengths: Floats) -> npt.NDArray[np.float32]:
     """What each pair's frequency is divided by under Llama 3's scaling: `[head_dim / 2]`, float32.
 
     Short wavelengths stay, long ones are stretched by the factor, and those between are interpolated.
     """
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] / _wavelengths(config)
+    turns = scaling["original_max_position_embeddings"] / wavelengths
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+    factors: npt.NDArray[np.float32] = (1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)).astype(
+        np.float32
+    )
+    return factors
 
 
-def _wavelengths(config: dict[str, Any]) -> Any:
-    pairs = np.arange(0, config["head_dim"], 2, dtype=np.float64) / config["head_dim"]
-    return 2.0 * math.pi * config["rope_theta"] ** pairs
+def _wavelengths(fields: Fields) -> Floats:
+    length = head_dim(fields)
+    pairs = np.arange(0, length, 2, dtype=np.float64) / length
+    wavelengths: Floats = 2.0 * math.pi * rope_theta(fields) ** pairs
+    return wavelengths
 
 
-def _candidates(factors: Any, config: dict[str, Any]) -> Iterator[tuple[float, float, int]]:
+def _candidates(factors: npt.NDArray[np.float32], wavelengths: Floats) -> Iterator[tuple[float, float, int]]:
     """Low and high frequency factor and original context, the published ones first.
 
     Only two of the three are free (all three times a constant give the same factors), so the low one is 1
@@ -154,7 +174,7 @@ def _candidates(factors: Any, config: dict[str, Any]) -> Iterator[tuple[float, f
     if between.sum() < _POINTS_OF_A_LINE:
         return
     smooth = (1.0 / factors[between].astype(np.float64) - 1.0 / factor) / (1.0 - 1.0 / factor)
-    slope, constant = np.polyfit(1.0 / _wavelengths(config)[between], smooth, 1)
+    slope, constant = np.polyfit(1.0 / wavelengths[between], smooth, 1)
     span = -1.0 / constant if constant < 0 else math.nan
     if math.isfinite(span) and slope * span > 1:
         yield 1.0, float(f"{1.0 + span:.4g}"), round(slope * span)

@@ -25,42 +25,34 @@ if TYPE_CHECKING:
 
 _BLOCK_VALUES = 1 << 23  # 32 MiB as float32
 _NAMED = 8
+# By part of a model.
+_NAMES = {
+    "embedding": "token_embd",
+    "attention_norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "o": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "final_norm": "output_norm",
+    "head": "output",
+}
 # Read where the header is read.
 _READ_ELSEWHERE = frozenset({ROPE_FACTORS})
 
 
 def tensor_names(dims: Dims) -> dict[str, str]:
     """The GGUF name of every weight of a model, by its Hugging Face name."""
-    family = dims.family
-    layer = {
-        "attn_norm": family.attention_norm,
-        "ffn_norm": family.mlp_norm,
-        "attn_q": family.q_proj,
-        "attn_k": family.k_proj,
-        "attn_v": family.v_proj,
-        "attn_output": family.o_proj,
-        "ffn_down": family.down_proj,
-        **dict(zip(("attn_q_norm", "attn_k_norm"), family.head_norms, strict=False)),
-    }
-    inputs = ("ffn_gate", "ffn_up") if family.gated_mlp else ("ffn_up",)
-    layer |= dict(zip(inputs, family.mlp_inputs, strict=True))
-    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(layer, ("weight",))
-    biased = (("attn_norm", "ffn_norm") if family.norm_has_bias else ()) + (
-        ("attn_q", "attn_k", "attn_v") if family.qkv_has_bias else ()
-    )
-    kinds |= dict.fromkeys(biased, ("weight", "bias"))
-    names = {
-        f"{family.layers}.{index}.{ours}.{kind}": f"blk.{index}.{theirs}.{kind}"
-        for index in range(dims.num_hidden_layers)
-        for theirs, ours in layer.items()
-        for kind in kinds[theirs]
-    }
-    names[f"{family.embedding}.weight"] = "token_embd.weight"
-    names[f"{family.final_norm}.weight"] = "output_norm.weight"
-    if family.norm_has_bias:
-        names[f"{family.final_norm}.bias"] = "output_norm.bias"
-    if not dims.tie_word_embeddings:
-        names[f"{family.lm_head}.weight"] = "output.weight"
+    names = {}
+    for name, (weight, layer) in dims.weights().items():
+        (part,) = weight.rows
+        prefix = "" if layer is None else f"blk.{layer}."
+        names[name] = f"{prefix}{_NAMES[part]}.{weight.kind}"
     return names
 
 

@@ -56,9 +56,9 @@ class SpecialTokenIds:
         named = {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
         return {key: value for key, value in named.items() if value is not None}
 
-    def generation_config(self) -> dict[str, Any]:
+    def generation_config(self) -> dict[str, object]:
         """The fields of `generation_config.json`: every token that ends an answer."""
-        fields: dict[str, Any] = self.config()
+        fields: dict[str, object] = dict(self.config())
         ends = [end for end in dict.fromkeys((self.eos, self.eot, self.eom)) if end is not None]
         if len(ends) > 1:
             fields["eos_token_id"] = ends
@@ -78,7 +78,7 @@ def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
     """
     is_sentencepiece = header.fields.get(f"{_PREFIX}model") == _SENTENCEPIECE
     ids: dict[str, int | None] = {"unk": 0, "bos": 1, "eos": 2} if is_sentencepiece else {}
-    num_tokens = len(header.fields.get(f"{_PREFIX}tokens", ()))
+    num_tokens = len(header.listed(f"{_PREFIX}tokens"))
     for theirs, ours in {**_ROLES, "eot": "eot", "eom": "eom"}.items():
         key = f"{_PREFIX}{theirs}_token_id"
         value = header.fields.get(key)
@@ -106,10 +106,8 @@ def write_tokenizer(header: GgufHeader, directory: Path, *, max_length: int) -> 
     document = vocabulary.document()
     _write_json(directory / "tokenizer.json", document)
     ids = special_token_ids(header)
-    config: dict[str, Any] = {
-        f"{role}_token": vocabulary.tokens[token_id] for role, token_id in ids.named().items()
-    }
-    config |= {
+    config = {
+        **{f"{role}_token": vocabulary.tokens[token_id] for role, token_id in ids.named().items()},
         "tokenizer_class": PORTABLE_TOKENIZER_CLASS,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
@@ -131,10 +129,8 @@ def require_same_tokens(header: GgufHeader, directory: Path) -> None:
     Raises:
         VerificationError: naming the first token that has another id.
     """
-    tokens = header.fields.get(f"{_PREFIX}tokens")
-    if not isinstance(tokens, list):
-        return
-    types = header.fields.get(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
+    tokens = header.listed(f"{_PREFIX}tokens")
+    types = header.listed(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
     backend = read_backend(directory)
     for index, (token, kind) in enumerate(zip(tokens, types, strict=False)):
         found = backend.id_to_token(index)
@@ -187,10 +183,11 @@ class _Vocabulary:
             raise self._refuse("the list of token types has another length than the tokens", len(self._types))
         self._special = special_token_ids(header)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The content of `tokenizer.json`."""
         builders = {_BYTE_PAIRS: self._byte_pairs, _SENTENCEPIECE: self._sentencepiece}
-        if self.kind not in builders:
+        build = builders.get(str(self.kind))
+        if build is None:
             raise UnsupportedError(
                 "this kind of tokenizer is not read from GGUF files",
                 where=f"{self._where}: {_PREFIX}model",
@@ -203,12 +200,12 @@ class _Vocabulary:
             "truncation": None,
             "padding": None,
             "added_tokens": self._added_tokens(),
-            **builders[self.kind](),
+            **build(),
         }
 
-    def _byte_pairs(self) -> dict[str, Any]:
+    def _byte_pairs(self) -> dict[str, object]:
         name = self._header.fields.get(f"{_PREFIX}pre")
-        pre = PRE_TOKENIZERS.get(name or "")
+        pre = PRE_TOKENIZERS.get(str(name or ""))
         if pre is None:
             raise UnsupportedError(
                 "the GGUF file does not name its pre-tokenizer"
@@ -239,7 +236,7 @@ class _Vocabulary:
             ),
         }
 
-    def _sentencepiece(self) -> dict[str, Any]:
+    def _sentencepiece(self) -> dict[str, object]:
         prefixes = self._header.fields.get(f"{_PREFIX}add_space_prefix", True)
         replace_space = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
         prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefixes else []
@@ -264,7 +261,7 @@ class _Vocabulary:
             ),
         }
 
-    def _model(self, *, merges: list[tuple[str, str]], **fields: Any) -> dict[str, Any]:
+    def _model(self, *, merges: list[tuple[str, str]], **fields: object) -> dict[str, object]:
         """Byte pairs; placeholders that only fill the embedding's rows are no tokens."""
         vocab = {
             token: index
@@ -314,7 +311,7 @@ class _Vocabulary:
         ids = {*self._special.named().values(), self._special.eot, self._special.eom}
         return {token_id for token_id in ids if token_id is not None}
 
-    def _added_tokens(self) -> list[dict[str, Any]]:
+    def _added_tokens(self) -> list[dict[str, object]]:
         """Tokens found whole in a text: control tokens, the unknown one, those with a role, a user's own."""
         special = self._roles()
         return [
@@ -331,7 +328,7 @@ class _Vocabulary:
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) or index in special
         ]
 
-    def _template(self, *, adds_bos: bool) -> dict[str, Any] | None:
+    def _template(self, *, adds_bos: bool) -> dict[str, object] | None:
         """The post-processor that puts start and end tokens around a text, where the file wants it."""
         wanted = {
             "bos": self._header.fields.get(f"{_PREFIX}add_bos_token", adds_bos),
@@ -347,8 +344,8 @@ class _Vocabulary:
         if not texts:
             return None
 
-        def sequence(name: str, type_id: int) -> list[dict[str, Any]]:
-            def special(role: str) -> list[dict[str, Any]]:
+        def sequence(name: str, type_id: int) -> list[dict[str, object]]:
+            def special(role: str) -> list[dict[str, object]]:
                 return [{"SpecialToken": {"id": texts[role], "type_id": type_id}}] if role in texts else []
 
             return [*special("bos"), {"Sequence": {"id": name, "type_id": type_id}}, *special("eos")]

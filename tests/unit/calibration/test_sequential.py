@@ -70,7 +70,7 @@ def test_later_layers_see_what_earlier_ones_became(tiny_checkpoint: Path, tmp_pa
     seen, changed = walk(tiny_checkpoint, tmp_path / "scratch", change=True)
     model = load_model(tiny_checkpoint, dtype="float32", device="cpu")
     for layer in ModelAdapter(model).layers:
-        layer.down_proj.weight.data.mul_(0.5)
+        layer.module.mlp.down_proj.weight.data.mul_(0.5)
     expected = grams_of_whole_model(model)
     for name, gram in expected.items():
         assert (seen[name] - gram).abs().max() < 1e-4 * gram.abs().max(), name

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from compressor.data.sources import (
     HELD_OUT_FRACTION,
     MAX_LISTED_FILES,
     Documents,
+    Position,
     describe_source,
     documents,
     source_fingerprint,
@@ -265,14 +267,18 @@ def test_hub_documents_split_at_the_first_ones(local_hub: str) -> None:
     assert list(documents(local_hub, "all")) == everything
 
 
+def read_back(position: Position) -> Position:
+    return Position(**json.loads(json.dumps(asdict(position))))
+
+
 @pytest.mark.parametrize("num_taken", [1, 6, 13, 26])
 def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken: int) -> None:
     first = Documents(local_hub, "train")
     taken = list(itertools.islice(first, num_taken))
-    position = json.loads(json.dumps(first.position()))
+    position = read_back(first.position())
     resumed = Documents(local_hub, "train", position=position)
     between = list(itertools.islice(resumed, 2))
-    rest = list(Documents(local_hub, "train", position=json.loads(json.dumps(resumed.position()))))
+    rest = list(Documents(local_hub, "train", position=read_back(resumed.position())))
 
     assert taken + between + rest == list(documents(local_hub, "train"))
 
@@ -309,7 +315,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )
 def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -> None:
-    checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+    checks.check_texts([f"{splits}:{name}"], Console())
     assert list(documents(f"{splits}:{name}", "all")) == [f"{split} {row}" for row in range(3)]
 
 
@@ -324,7 +330,7 @@ def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -
 )
 def test_a_split_that_is_not_there_names_those_that_are(splits: str, name: str, there: str) -> None:
     with pytest.raises(UsageError, match="no such split") as caught:
-        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+        checks.check_texts([f"{splits}:{name}"], Console())
     assert caught.value.where == f"{splits}:{name}"
     assert caught.value.expected == there
     assert caught.value.exit_code == 2
@@ -333,7 +339,7 @@ def test_a_split_that_is_not_there_names_those_that_are(splits: str, name: str, 
 @pytest.mark.parametrize("name", ["large", "large:train", ":train"])
 def test_a_configuration_that_is_not_there_or_not_named(splits: str, name: str) -> None:
     with pytest.raises(UsageError, match="under this name") as caught:
-        checks.check_texts([f"{splits}:{name}"], Console(quiet=True))
+        checks.check_texts([f"{splits}:{name}"], Console())
     assert "small" in str(caught.value.found)
 
 

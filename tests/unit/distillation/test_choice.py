@@ -31,7 +31,7 @@ def test_the_default_pair_is_two_before_the_last(teacher: int, student: int, pai
 )
 def test_layers_out_of_range_are_refused(pair: tuple[int, int], found: str) -> None:
     with pytest.raises(UsageError, match=f"the {found} has no such layer"):
-        choose(intermediate="cosine", layer_pairs=((1, 1), pair))
+        choose(hidden_state_loss="cosine", layer_pairs=((1, 1), pair))
     with pytest.raises(UsageError, match="layers to compare"):
         check_pairs((), 32, 16)
 
@@ -57,12 +57,12 @@ def test_a_deep_cut_turns_on_hidden_states_and_embeddings() -> None:
 
 
 def test_what_the_recipe_says_goes_before_the_rule() -> None:
-    assert not choose(intermediate="off").loss.compares_states
-    chosen = choose(32, 32, intermediate="mse", layer_pairs=((3, 3), (7, 7)))
+    assert not choose(hidden_state_loss="off").loss.compares_states
+    chosen = choose(32, 32, hidden_state_loss="mse", layer_pairs=((3, 3), (7, 7)))
     assert (chosen.loss.intermediate, chosen.loss.embedding) == ("mse", "mse")
     assert chosen.loss.layer_pairs == ((3, 3), (7, 7))
     assert "the recipe" in chosen.rule
-    only = choose(32, 32, embedding="cosine")
+    only = choose(32, 32, embedding_loss="cosine")
     assert (only.loss.intermediate, only.loss.embedding, only.loss.layer_pairs) == ("off", "cosine", ())
     assert only.rule.startswith("no losses on hidden states: ")
     assert only.rule.endswith("; the recipe chooses the loss on embeddings")
@@ -90,7 +90,7 @@ def test_stored_logits_give_no_states_and_one_divergence() -> None:
     assert not chosen.loss.compares_states
     assert "teacher in memory" in chosen.rule
     with pytest.raises(UsageError, match="teacher in memory"):
-        choose(stored=True, intermediate="cosine")
+        choose(stored=True, hidden_state_loss="cosine")
     for fields in ({"temperature": 2.0}, {"loss": "reverse-kl"}):
         with pytest.raises(UsageError, match="forward KL at temperature 1 only"):
             choose(stored=True, **fields)

@@ -62,7 +62,7 @@ def run_training(module: DistillationModule, directory: Path, *extensions: Any, 
     """Train into a directory, from the first window of a stream of its own."""
     directory.mkdir(exist_ok=True)
     stream = make_data(directory / "tokens")
-    console = Console(quiet=True)
+    console = Console()
     return train(module, stream, make_config(**changes), directory, console, extensions=extensions)
 
 
@@ -132,7 +132,7 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=2))
     (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
     source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
-    context = StageContext(console=Console(quiet=True), **WHERE)
+    context = StageContext(console=Console(), **WHERE)
     config = Distill(
         data=str(tmp_path / "text.txt"),
         tokens=16 * 12,

@@ -31,7 +31,7 @@ def make_sampler(model: Any = None, *, prompts: Any = None, seed: int = 0, **set
 
 def sample(checkpoint: Path, out_dir: Path, config: Generate, seed: int = 0) -> StageOutcome:
     source = open_checkpoint(resolve_source(str(checkpoint)), out_dir.parent, dtype="float32")
-    context = StageContext(console=Console(quiet=True), seed=seed, device="cpu", dtype="float32")
+    context = StageContext(console=Console(), seed=seed, device="cpu", dtype="float32")
     return execute(GENERATE, config, source, out_dir, context)
 
 

@@ -25,7 +25,7 @@ BASE = {
     "context_length": 32,
     "batch_size": 2,
     "learning_rate": 1e-3,
-    "checkpoint_steps": 4,
+    "save_steps": 4,
     "report_to": (),
 }
 
@@ -47,7 +47,7 @@ def as_source(path: Path) -> ModelArtifact:
 
 def make_context(teacher: ModelArtifact | None, **others: ModelArtifact) -> StageContext:
     where = {"seed": 0, "device": "cpu", "dtype": "float32"}
-    return StageContext(console=Console(quiet=True), teacher=teacher, others=others, **where)
+    return StageContext(console=Console(), teacher=teacher, others=others, **where)
 
 
 def distill(
@@ -93,7 +93,7 @@ def test_weighted_domains_are_counted_and_their_losses_kept(
 def test_dynamic_batches_report_the_course_of_the_weights(
     student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
 ) -> None:
-    dynamic = {"variant": "paper", "interval_steps": 2, "eval_windows": 2}
+    dynamic = {"variant": "clipped", "interval_steps": 2, "eval_size": 2}
     details = distill(
         student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), dynamic_batches=dynamic
     )
@@ -124,7 +124,7 @@ def test_stored_logits_replace_the_teacher(
     student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
 ) -> None:
     """With every token stored, the student learns what it learns from the teacher itself."""
-    off = {"intermediate": "off", "embedding": "off"}
+    off = {"hidden_state_loss": "off", "embedding_loss": "off"}
     in_memory = distill(student, teacher, tmp_path / "memory", tiny_text, **off)
     config = Distill.model_validate({**BASE, "data": str(tiny_text), "top_k": VOCAB_SIZE})
     store = execute(LOGITS, config, teacher, tmp_path / "store", make_context(None)).artifact
@@ -140,8 +140,8 @@ def test_stored_logits_replace_the_teacher(
 def test_a_teacher_corrected_alongside_learns_too(
     student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
 ) -> None:
-    settings = {"correction": {"mode": "alongside"}, "tokens": 40 * 2 * 32, "checkpoint_steps": 10}
-    details = distill(student, teacher, tmp_path / "out", tiny_text, intermediate="off", **settings)
+    settings = {"correction": {"mode": "alongside"}, "tokens": 40 * 2 * 32, "save_steps": 10}
+    details = distill(student, teacher, tmp_path / "out", tiny_text, hidden_state_loss="off", **settings)
     assert details["teacher"] == "in memory, corrected alongside"
     # The teacher's own cross-entropy is part of the loss, and falls.
     assert details["curve"]["loss"][-1] < details["curve"]["loss"][0] - 0.1
@@ -217,7 +217,9 @@ def test_isolated_documents_leave_out_what_crosses_them(
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"one two {n}"}) + "\n" for n in range(400)))
     losses = [
-        distill(student, teacher, tmp_path / str(isolate), rows, isolate_documents=isolate)["curve"]["loss"]
+        distill(student, teacher, tmp_path / str(isolate), rows, intra_document_masking=isolate)["curve"][
+            "loss"
+        ]
         for isolate in (True, False)
     ]
     assert losses[0] != losses[1]

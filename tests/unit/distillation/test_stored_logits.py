@@ -49,7 +49,7 @@ def write(out_dir: Path, **changes: Any) -> StoredLogits:
     windows = make_windows()
     distinct = {digest_of(window["input_ids"]): index for index, window in enumerate(windows)}
     out_dir.mkdir(exist_ok=True)
-    with Console(quiet=True).progress("storing", NUM_WINDOWS) as tick:
+    with Console().progress("storing", NUM_WINDOWS) as tick:
         write_logits(
             Body(make_model(seed=2)),
             windows,
@@ -171,7 +171,7 @@ def test_an_unknown_window_is_refused(tmp_path: Path) -> None:
         ({"vocab_size": VOCAB_SIZE + 1}, UnsupportedError, "different vocabulary"),
         ({"tokenizer": "other"}, UnsupportedError, "different vocabulary"),
         ({"seq_len": SEQ_LEN * 2}, UsageError, "context_length"),
-        ({"isolates_documents": True}, UsageError, "isolate_documents"),
+        ({"isolates_documents": True}, UsageError, "intra_document_masking"),
         ({"top_k": TOP_K + 1}, UsageError, "top_k"),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_stage_stores_every_training_window(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "teacher", make_model(seed=2))
     (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
     source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
-    context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="float32")
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32")
     config = Distill(data=str(tmp_path / "text.txt"), tokens=16 * 40, context_length=16, top_k=8)
     artifact = execute(LOGITS, config, source, tmp_path / "store", context).artifact
     store = StoredLogits(tmp_path / "store")

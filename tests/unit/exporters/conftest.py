@@ -9,22 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressor.choices.formats import FORMATS
 from compressor.core.console import Console
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe.recipe import Calibration, Export, ExportFormat, Quantize
+from compressor.recipe.recipe import Calibration, Export, Quantize
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import StageContext, execute
-from exporters.export_stage import export_stage, needs_quantised
+from exporters.export_stage import export_stage
 from exporters.verification.logits import VerifyOptions
 from tests.tiny_models import make_model, save_checkpoint
 
-OPTIONS = VerifyOptions(console=Console(quiet=True))
+OPTIONS = VerifyOptions(console=Console())
 
 
 def context() -> StageContext:
-    return StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="bfloat16")
+    return StageContext(console=Console(), seed=0, device="cpu", dtype="bfloat16")
 
 
 def artifact_of(path: Path) -> ModelArtifact:
@@ -59,8 +60,10 @@ class Exports:
         out_dir = self.root / f"quantize-{tied}{'-kv' if fp8_kv_cache else ''}"
         return execute(QUANTIZE, config, source, out_dir, context()).artifact
 
-    def make(self, name: ExportFormat, *, tied: bool = True, copy: str = "") -> Path:
-        source = self.quantised(tied=tied) if needs_quantised(name) else artifact_of(self.student(tied=tied))
+    def make(self, name: str, *, tied: bool = True, copy: str = "") -> Path:
+        source = (
+            self.quantised(tied=tied) if FORMATS[name].needs_fp8 else artifact_of(self.student(tied=tied))
+        )
         out_dir = self.root / f"{name}-{tied}{copy}"
         return execute(export_stage(name), Export(), source, out_dir, context()).artifact.path
 

@@ -27,11 +27,13 @@ YARN = {
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("mistral", WINDOW, "onnx", "sliding_window"),
     ("mistral", WINDOW, "tensorrt-llm", "sliding_window"),
-    ("qwen2", MIXED, "onnx", "use_sliding_window"),
+    ("qwen2", MIXED, "onnx", "sliding_window"),
     ("qwen3", MIXED, "tensorrt-llm", "sliding_window"),
     ("qwen2", YARN, "tensorrt-llm", "rope_scaling"),
     ("llama", DYNAMIC, "onnx", "rope_scaling"),
     ("llama", DYNAMIC, "tensorrt-llm", "rope_scaling"),
+    ("phi3", {}, "onnx", "model_type"),
+    ("phi3", {}, "tensorrt-llm", "model_type"),
 ]
 
 

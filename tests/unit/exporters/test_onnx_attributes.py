@@ -12,10 +12,9 @@ import pytest
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.recipe.recipe import ExportFormat
-from exporters.export_stage import EXPORTERS
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.builder import GRAPH_FILE
+from exporters.registry import exporter_of
 from tests.unit.exporters.conftest import OPTIONS, Exports
 
 
@@ -34,7 +33,7 @@ from tests.unit.exporters.conftest import OPTIONS, Exports
 def test_an_attribute_that_the_logits_hardly_show_is_caught(
     exports: Exports,
     tmp_path: Path,
-    name: ExportFormat,
+    name: str,
     operator: str,
     attribute: str,
     change: Callable[[float], float | None],
@@ -52,7 +51,7 @@ def test_an_attribute_that_the_logits_hardly_show_is_caught(
     onnx.save(model, altered / GRAPH_FILE)
 
     with pytest.raises(VerificationError, match=f"the graph's {attribute} is not what"):
-        EXPORTERS[name].verify(altered, student, OPTIONS)
+        exporter_of(name).verify(altered, student, OPTIONS)
 
 
 def test_a_graph_without_its_attention_is_caught(exports: Exports, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.recipe.recipe import Export
-from exporters.export_stage import EXPORTERS
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.runtime import OnnxModel
 from exporters.onnx.weights import compare_weights
+from exporters.registry import exporter_of
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import load_trtllm_model
 from exporters.verification.logits import VerifyOptions
@@ -69,7 +69,7 @@ def round_weights(model: RopeModel) -> torch.Tensor:
 def write_graph(model: RopeModel, out_dir: Path, length: int) -> torch.Tensor:
     """The fp32 graph's logits of the first tokens of the model's prompt."""
     out_dir.mkdir()
-    EXPORTERS["onnx"].write(model.directory, out_dir, VerifyOptions(console=Console(quiet=True)))
+    exporter_of("onnx").write(model.directory, out_dir, VerifyOptions(console=Console()))
     graph = OnnxModel(out_dir, dims_of_config(read_config(model.directory)))
     return graph.logits(model.token_ids[0, :length].tolist())
 
@@ -77,7 +77,7 @@ def write_graph(model: RopeModel, out_dir: Path, length: int) -> torch.Tensor:
 def is_refused(model: RopeModel, name: str) -> bool:
     """Whether an exporter refuses the config alone, for its rope."""
     try:
-        EXPORTERS[name].check(read_config(model.directory), Export(), None)  # type: ignore[index]
+        exporter_of(name).check(read_config(model.directory), Export(), None)  # type: ignore[index]
     except UnsupportedError as error:
         return "rope" in str(error) or model.family == "nemotron"
     return False

@@ -150,7 +150,7 @@ def test_a_restart_reaches_what_depends_on_it(
     calls: list[dict[str, Any]], tmp_path: Path, asked: str | None, passed: list[str | None]
 ) -> None:
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    run_family(SOURCE, family, tmp_path, Console(quiet=True), restart_from=asked)
+    run_family(SOURCE, family, tmp_path, Console(), restart_from=asked)
 
     assert [call["restart_from"] for call in calls] == passed
     assert calls[0]["source"] == SOURCE
@@ -162,7 +162,7 @@ def test_the_page_lists_speedups_against_the_own_teacher_only(
     calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    record = run_family(SOURCE, family, tmp_path, Console(quiet=True))
+    record = run_family(SOURCE, family, tmp_path, Console())
 
     assert [len(entry["speedups"]) for entry in record["members"]] == [1, 1]
     assert record["members"][0]["speedups"][0]["ratio"] == 1.8
@@ -184,9 +184,9 @@ def test_an_interrupted_family_says_what_is_missing_and_continues(
 
     monkeypatch.setattr(pipeline, "run_pipeline", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_family(SOURCE, family, tmp_path, Console(quiet=True))
+        run_family(SOURCE, family, tmp_path, Console())
     record = json.loads((tmp_path / "family.json").read_text(encoding="utf-8"))
     assert (record["complete"], [entry["name"] for entry in record["members"]]) == (False, ["6b"])
     assert "Not made yet: 4b" in (tmp_path / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(pipeline, "run_pipeline", stand_in)
-    assert run_family(SOURCE, family, tmp_path, Console(quiet=True), resume=True)["complete"] is True
+    assert run_family(SOURCE, family, tmp_path, Console(), resume=True)["complete"] is True

@@ -45,7 +45,7 @@ def rows_of(path: Path, *rows: object) -> Path:
 
 def recipe_of(train: Path, **fields: object) -> Recipe:
     text = {"distill.data": str(train), "calibration.data": str(train), "distill.tokens": 64}
-    short = {"distill.context_length": 8, "calibration.seq_len": 8, "evaluate.window": 8}
+    short = {"distill.context_length": 8, "calibration.seq_len": 8, "evaluate.seq_len": 8}
     return load_recipe(None, {"model": "smollm2-135m", **text, **short, **fields})
 
 
@@ -57,16 +57,16 @@ def test_a_broken_row_of_any_text_is_named_before_any_work(tmp_path: Path, role:
     fine = [{"text": f"row {number}"} for number in range(30)]
     good, broken = rows_of(tmp_path / "good.jsonl", *fine), rows_of(tmp_path / "broken.jsonl", *fine, bad)
 
-    require_texts(recipe_of(good), Console(quiet=True))
+    require_texts(recipe_of(good), Console())
     with pytest.raises(UsageError) as caught:
-        require_texts(recipe_of(good, **{role: str(broken)}), Console(quiet=True))
+        require_texts(recipe_of(good, **{role: str(broken)}), Console())
     assert caught.value.where == f"{broken}:31"
 
 
 def test_what_is_skipped_or_mended_is_counted(tmp_path: Path) -> None:
     rows = ['{"text": "half \\ud83d of one"}', "", {"text": ""}, *({"text": f"row {n}"} for n in range(9))]
     path = rows_of(tmp_path / "x.jsonl", *rows)
-    console = Console(quiet=True)
+    console = Console()
     require_texts(recipe_of(path), console)
 
     assert console.warnings == [
@@ -77,9 +77,9 @@ def test_what_is_skipped_or_mended_is_counted(tmp_path: Path) -> None:
 
 def test_a_plain_row_where_only_responses_count(tmp_path: Path) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5, {"text": "plain"}, {"messages": CHAT})
-    require_texts(recipe_of(path), Console(quiet=True))
+    require_texts(recipe_of(path), Console())
     with pytest.raises(UsageError, match="no responses") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
     assert caught.value.where == f"{path}:6"
 
 
@@ -102,13 +102,13 @@ def test_a_text_without_any_response_is_refused_before_any_work(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     path = rows_of(tmp_path / "x.jsonl", *rows)
-    require_texts(recipe_of(path), Console(quiet=True))
+    require_texts(recipe_of(path), Console())
     with pytest.raises(UsageError, match="no response") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
     assert caught.value.where == str(path)
     assert "18 rows" in str(caught.value.found)
     answered = rows_of(tmp_path / "y.jsonl", *rows[:10], {"messages": CHAT}, *rows[10:])
-    require_texts(recipe_of(answered, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    require_texts(recipe_of(answered, **{"distill.loss_on": "responses"}), Console())
 
 
 def test_a_template_that_shows_no_response_is_refused_before_any_stage(
@@ -123,7 +123,7 @@ def test_a_template_that_shows_no_response_is_refused_before_any_stage(
         "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
         "{% generation %}{% endgeneration %}{% endfor %}"
     )
-    require_texts(recipe, Console(quiet=True))
+    require_texts(recipe, Console())
     with pytest.raises(UsageError, match="no response") as caught:
         require_windows(recipe, marking, ())
     assert caught.value.where == str(path)
@@ -134,9 +134,9 @@ def test_a_template_that_shows_no_response_is_refused_before_any_stage(
 def test_a_response_that_counts_in_part_is_refused(tmp_path: Path, weight: object) -> None:
     rows: list[object] = [{"messages": CHAT}] * 6
     path = rows_of(tmp_path / "x.jsonl", *rows, {"messages": [CHAT[0], {**CHAT[1], "weight": weight}]})
-    require_texts(recipe_of(path), Console(quiet=True))
+    require_texts(recipe_of(path), Console())
     with pytest.raises(UsageError, match="'weight' is neither") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
     assert caught.value.where == f"{path}:7"
 
 
@@ -146,7 +146,7 @@ def test_a_text_beside_the_fields_it_was_made_of_is_read_for_its_responses(
 ) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"text": "rendered", **structured}] * 20)
 
-    require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console(quiet=True))
+    require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
     assert set(Documents(str(path), "all")) == {"rendered"}
     assert "rendered" not in Documents(str(path), "all", answers=True)
 
@@ -155,7 +155,7 @@ def test_what_is_not_read_of_a_directory_is_said(tmp_path: Path) -> None:
     for name in ("train.jsonl", "test.jsonl", *(f"validation-{part}.jsonl" for part in range(7))):
         rows_of(tmp_path / name, *({"text": f"row {number}"} for number in range(9)))
     (tmp_path / "README.md").write_text("what these rows are")
-    console = Console(quiet=True)
+    console = Console()
     require_texts(recipe_of(tmp_path), console)
 
     names = ", ".join(["test.jsonl", *(f"validation-{part}.jsonl" for part in range(4))])
@@ -166,7 +166,7 @@ def test_what_is_not_read_of_a_directory_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "paper"}]
+    "fields", [{"distill.generate.tokens": 100}, {"distill.dynamic_batches.variant": "clipped"}]
 )
 def test_what_needs_a_loss_on_all_tokens(tmp_path: Path, fields: dict[str, object]) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5)

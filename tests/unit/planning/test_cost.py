@@ -292,7 +292,7 @@ def test_the_disk_holds_every_training_and_every_domain() -> None:
     domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
     still, moving = (
         parts(domains=domains, tokens=1000, dynamic_batches={"variant": variant})["tokens"]
-        for variant in ("off", "paper")
+        for variant in ("off", "clipped")
     )
     assert (still, moving) == (4000, 8000)
 

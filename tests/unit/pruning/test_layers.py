@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from compressor.models.axes import AXES, PRUNABLE_AXES
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.pruning.plan import PrunePlan
@@ -27,15 +28,11 @@ BY_NAME = {**BY_INDEX, "layer_types": [SLIDING, FULL, SLIDING, FULL, FULL]}
 def plan_of(checkpoint: Path, layers: tuple[int, ...]) -> PrunePlan:
     """Keep these layers whole."""
     dims = dims_of_config(read_config(checkpoint))
-    return PrunePlan(
-        importance="by hand",
-        source=dims.to_dict(),
-        student=dims.with_shape(num_hidden_layers=len(layers)).to_dict(),
-        layers=layers,
-        hidden=tuple(range(dims.hidden_size)),
-        intermediate=(tuple(range(dims.intermediate_size)),) * len(layers),
-        heads=(tuple(range(dims.num_attention_heads)),) * len(layers),
-    )
+    everything = {axis: (tuple(range(dims.units(axis))),) for axis in PRUNABLE_AXES}
+    kept = {
+        axis: units * (len(layers) if AXES[axis].is_per_layer else 1) for axis, units in everything.items()
+    }
+    return PrunePlan(importance="by hand", source=dims, layers=layers, kept=kept)
 
 
 @torch.no_grad()

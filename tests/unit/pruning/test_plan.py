@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.core.errors import UsageError
-from compressor.models.dims import dims_of_config
+from compressor.models.dims import Dims
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import (
+    PLAN_FILE,
+    PrunePlan,
     best,
-    best_heads,
     format_ranges,
     kept_layers,
     make_plan,
@@ -39,7 +43,7 @@ def test_best_takes_the_highest_and_breaks_ties_downwards() -> None:
 
 def test_heads_are_chosen_inside_their_groups() -> None:
     scores = torch.tensor([9.0, 8.0, 7.0, 1.0, 2.0, 3.0])
-    assert best_heads(scores, 4, num_key_value_heads=2) == (0, 1, 4, 5)
+    assert best(scores, 4, num_groups=2) == (0, 1, 4, 5)
 
 
 def test_the_least_important_contiguous_block_goes() -> None:
@@ -51,28 +55,55 @@ def test_the_least_important_contiguous_block_goes() -> None:
     assert kept_layers(blocks, 0) == (0, 1, 2, 3, 4)
 
 
-def test_plan_round_trips_through_json(tmp_path: Path) -> None:
-    dims = dims_of_config(
-        {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 192,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "vocab_size": 331,
-        }
+@pytest.fixture
+def plan() -> PrunePlan:
+    dims = Dims(
+        model_type="llama",
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=331,
+        tie_word_embeddings=False,
     )
-    student = dims.with_shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    student = dims.with_shape(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
     plan = make_plan(dims, student, random_importance(dims, seed=0), importance="random")
+    assert plan.student == student
+    return plan
+
+
+def test_plan_round_trips_through_json(plan: PrunePlan, tmp_path: Path) -> None:
     plan.write(tmp_path)
-    assert read_plan(tmp_path) == plan
-    assert len(plan.hidden) == 32
-    assert [len(kept) for kept in plan.intermediate] == [64, 64]
+    assert read_plan(tmp_path / PLAN_FILE) == plan
 
 
-def test_a_malformed_plan_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "prune_plan.json").write_text('{"layers": "0-x"}', encoding="utf-8")
-    with pytest.raises(UsageError, match="plan cannot be read"):
-        read_plan(tmp_path)
+def change(**kept: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document["kept"].update(kept)
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "no range": (lambda document: document.update(layers="0-x"), "layers"),
+    "a range of billions": (change(hidden=["0-99999999999"]), "above every model"),
+    "beyond the source": (change(hidden=["0-30 64"]), "kept.hidden"),
+    "twice the same": (change(hidden=["0-30 30"]), "kept.hidden"),
+    "nothing": (change(hidden=[""]), "kept.hidden"),
+    "an axis less": (lambda document: document["kept"].pop("heads"), "expected the axes"),
+    "a layer less": (change(heads=["0 2"]), "one list per kept layer"),
+    "uneven layers": (change(intermediate=["0-63", "0-62"]), "equally many"),
+    "heads of one group": (change(heads=["0-1", "0-1"]), "of every 2 units"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_plan_that_contradicts_itself_is_refused(name: str, plan: PrunePlan, tmp_path: Path) -> None:
+    edit, message = EDITS[name]
+    plan.write(tmp_path)
+    document = json.loads((tmp_path / PLAN_FILE).read_text())
+    edit(document)
+    (tmp_path / PLAN_FILE).write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=message):
+        read_plan(tmp_path / PLAN_FILE)

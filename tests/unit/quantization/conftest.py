@@ -35,7 +35,7 @@ def quantise(make_text: Callable[..., Path]) -> Quantiser:
             quantize=Quantize(fp8=True, **settings),
             calibration=Calibration(data=str(text), size=size, seq_len=48),
         )
-        context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype=dtype)
+        context = StageContext(console=Console(), seed=0, device="cpu", dtype=dtype)
         return execute(QUANTIZE, config, source, out_dir, context)
 
     return run

@@ -9,7 +9,7 @@ import yaml
 from compressor.core.errors import UsageError
 from compressor.models.load import plan_dims
 from compressor.planning.plan import make_plan
-from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe, parse_section
+from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -106,12 +106,6 @@ def test_missing_file(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml", {})
 
 
-def test_section_from_flags() -> None:
-    assert parse_section(Distill, {"tokens": 5}).tokens == 5
-    with pytest.raises(UsageError, match="'temperature'"):
-        parse_section(Distill, {"temperature": 0})
-
-
 def test_recipes_are_frozen() -> None:
     recipe = Recipe(model="m")
     with pytest.raises(ValueError, match="frozen"):
@@ -143,6 +137,6 @@ def test_published_recipes_hold_the_published_settings(
     assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
     floor = distill.learning_rate * distill.min_learning_rate_ratio
     assert (distill.learning_rate, floor) == pytest.approx(learning_rates)
-    assert (distill.warmup_steps, distill.loss, distill.intermediate) == (warmup, "forward-kl", "off")
+    assert (distill.warmup_steps, distill.loss, distill.hidden_state_loss) == (warmup, "forward-kl", "off")
     assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
     assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)

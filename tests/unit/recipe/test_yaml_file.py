@@ -98,10 +98,10 @@ def test_aliases_and_merges_of_a_reasonable_size_are_read(tmp_path: Path) -> Non
     path = tmp_path / "recipe.yaml"
     path.write_text(
         f"{MODEL}calibration: {{data: &text t.txt}}\n"
-        "distill: {data: *text, generate: &once {tokens: 5}}\nevaluate: {<<: {window: 9}, window: 8}\n"
+        "distill: {data: *text, generate: &once {tokens: 5}}\nevaluate: {<<: {seq_len: 9}, seq_len: 8}\n"
     )
     recipe = load_recipe(path, {})
-    assert (recipe.distill.data, recipe.distill.generate.tokens, recipe.evaluate.window) == ("t.txt", 5, 8)
+    assert (recipe.distill.data, recipe.distill.generate.tokens, recipe.evaluate.seq_len) == ("t.txt", 5, 8)
 
 
 def test_special_and_gigantic_files_are_not_read(tmp_path: Path) -> None:

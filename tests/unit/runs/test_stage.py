@@ -83,7 +83,7 @@ def bed(tmp_path: Path) -> Bed:
     source = ModelArtifact(
         path=tmp_path / "source", stage="source", fingerprint="f0", lineage=("source",), num_parameters=9
     )
-    context = StageContext(console=Console(quiet=True), seed=0, device="cpu", dtype="float32")
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32")
     return Bed(out_dir=tmp_path / "stages" / "widen", source=source, context=context)
 
 

@@ -19,7 +19,7 @@ from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 
 
 def context(**changes: Any) -> StageContext:
-    fields: dict[str, Any] = {"console": Console(quiet=True), "seed": 0, "device": "cpu", "dtype": "float32"}
+    fields: dict[str, Any] = {"console": Console(), "seed": 0, "device": "cpu", "dtype": "float32"}
     return StageContext(**{**fields, **changes})
 
 

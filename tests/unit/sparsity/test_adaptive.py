@@ -122,7 +122,7 @@ def run_training(
     module: DistillationModule, config: TrainingConfig, directory: Path, masks: HeldMasks
 ) -> TrainingLog:
     data = make_data(directory.with_name(f"{directory.name}-tokens"))
-    return train(module, data, config, directory, Console(quiet=True), extensions=[masks])
+    return train(module, data, config, directory, Console(), extensions=[masks])
 
 
 @pytest.mark.parametrize("moving", [True, False])
@@ -135,7 +135,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bo
         make_data(tmp_path / "tokens"),
         config,
         tmp_path / "whole",
-        Console(quiet=True),
+        Console(),
         extensions=[masks],
     )
     first, unused = make_student(moving=moving)
@@ -144,7 +144,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bo
         make_data(tmp_path / "tokens"),
         config,
         tmp_path / "parts",
-        Console(quiet=True),
+        Console(),
         extensions=[unused],
     )
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-12")
@@ -166,7 +166,7 @@ def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
             make_data(tmp_path / "tokens"),
             config,
             tmp_path / str(moving),
-            Console(quiet=True),
+            Console(),
             extensions=[masks],
         )
         changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
@@ -185,7 +185,7 @@ def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
         make_data(tmp_path / "tokens"),
         make_config(),
         tmp_path,
-        Console(quiet=True),
+        Console(),
         extensions=[masks],
     )
     saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)

@@ -43,7 +43,7 @@ def test_training_lowers_the_loss_and_keeps_the_pattern(
     promise = read_promise(made.path)
     assert promise is not None
     assert promise == read_promise(source.path)
-    assert verify_directory(made.path)["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made.path).checked[0].found["sparsity"]["num_tensors"] == 21
     loss = made.details["curve"]["loss"]
     assert loss[-1] < loss[0]
     before, after = (read_masks(a.path / MASKS_FILE, promise.shapes) for a in (source, made))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compressor.sparsity.magnitude import magnitude_scores
+from compressor.calibration.sequential import Gram
 from compressor.sparsity.wanda import input_norms, ria_scores, wanda_scores
 
 ROWS, COLUMNS, TOKENS = 3, 8, 11
@@ -12,15 +12,14 @@ ROWS, COLUMNS, TOKENS = 3, 8, 11
 
 def test_scores_equal_their_formulas() -> None:
     weight, inputs = torch.randn(ROWS, COLUMNS).double(), torch.randn(TOKENS, COLUMNS).double()
-    norms = input_norms(inputs.T @ inputs, num_tokens=TOKENS)
-    magnitude, wanda, ria = magnitude_scores(weight), wanda_scores(weight, norms), ria_scores(weight, norms)
+    norms = input_norms(Gram(total=inputs.T @ inputs, num_tokens=TOKENS))
+    wanda, ria = wanda_scores(weight, norms), ria_scores(weight, norms)
     w, x = weight.tolist(), inputs.tolist()
     for i in range(ROWS):
         for j in range(COLUMNS):
             norm = (sum(x[t][j] ** 2 for t in range(TOKENS)) / TOKENS) ** 0.5
             column = sum(abs(w[k][j]) for k in range(ROWS))
             row = sum(abs(w[i][k]) for k in range(COLUMNS))
-            assert magnitude[i, j].item() == abs(w[i][j])
             assert abs(wanda[i, j].item() - abs(w[i][j]) * norm) < 1e-12
             expected = (abs(w[i][j]) / column + abs(w[i][j]) / row) * norm**0.5
             assert abs(ria[i, j].item() - expected) < 1e-12

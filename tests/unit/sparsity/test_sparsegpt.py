@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 
+from compressor.calibration.sequential import Gram
 from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError, sparsegpt
 from compressor.sparsity.wanda import input_norms, wanda_scores
 
 TOKENS = 64
+
+
+def pruned(weight: torch.Tensor, gram: torch.Tensor, *, num_tokens: int = TOKENS, **settings: Any) -> Choice:
+    return sparsegpt(weight, Gram(total=gram, num_tokens=num_tokens), OneShotSettings(**settings))
 
 
 def correlated(columns: int, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -49,7 +56,7 @@ def test_equals_a_float64_reference(columns: int, block_size: int, dead: tuple[i
     weight, inputs = torch.randn(9, columns).double(), correlated(columns)
     inputs[:, dead] = 0
     gram = inputs.T @ inputs
-    result = sparsegpt(weight, gram, num_tokens=TOKENS, block_size=block_size)
+    result = pruned(weight, gram, block_size=block_size)
     hessian = gram * (2 / TOKENS)
     mean = hessian.diagonal().mean()
     hessian[dead, dead], weight[:, dead] = 1, 0
@@ -62,7 +69,7 @@ def test_equals_brute_force_on_four_columns() -> None:
     the value that all updates by earlier columns leave."""
     weight, inputs = torch.randn(5, 4).double(), correlated(4)
     gram = inputs.T @ inputs
-    result = sparsegpt(weight, gram, num_tokens=TOKENS, dampening_fraction=0.0)
+    result = pruned(weight, gram, dampening_fraction=0.0)
     upper = torch.linalg.cholesky(torch.linalg.inv(gram * (2 / TOKENS)), upper=True)
     for row in range(5):
         costs = {
@@ -86,8 +93,8 @@ def output_error(weight: torch.Tensor, changed: torch.Tensor, inputs: torch.Tens
 def test_update_repairs_and_beats_other_masks() -> None:
     weight, inputs = torch.randn(48, 64), correlated(64, dtype=torch.float32)
     gram = inputs.T @ inputs
-    result = sparsegpt(weight, gram, num_tokens=TOKENS)
-    wanda = weight * keep_mask(wanda_scores(weight, input_norms(gram, num_tokens=TOKENS)))
+    result = pruned(weight, gram)
+    wanda = weight * keep_mask(wanda_scores(weight, input_norms(Gram(total=gram, num_tokens=TOKENS))))
     magnitude = weight * keep_mask(weight.abs())
     ours = output_error(weight, result.weight, inputs)
     assert ours < output_error(weight, weight * result.keep_mask, inputs)
@@ -97,7 +104,7 @@ def test_update_repairs_and_beats_other_masks() -> None:
 def test_dead_inputs_lose_their_weights_and_nothing_else() -> None:
     weight, inputs = torch.randn(6, 16).double(), correlated(16)
     inputs[:, [3, 9]] = 0
-    result = sparsegpt(weight, inputs.T @ inputs, num_tokens=TOKENS)
+    result = pruned(weight, inputs.T @ inputs)
     assert torch.isfinite(result.weight).all()
     assert result.weight[:, [3, 9]].abs().max() == 0
 
@@ -105,7 +112,7 @@ def test_dead_inputs_lose_their_weights_and_nothing_else() -> None:
 def test_the_source_is_not_changed_and_the_pattern_is_exact() -> None:
     weight, inputs = torch.randn(6, 32), correlated(32, dtype=torch.float32)
     before = weight.clone()
-    result = sparsegpt(weight, inputs.T @ inputs, num_tokens=TOKENS, pattern=Pattern(4, 8))
+    result = pruned(weight, inputs.T @ inputs, pattern=Pattern(4, 8))
     assert torch.equal(weight, before)
     assert torch.equal(result.keep_mask.unflatten(-1, (-1, 8)).sum(-1), torch.full((6, 4), 4))
 
@@ -114,8 +121,8 @@ def test_an_indefinite_hessian_raises_or_raises_its_dampening() -> None:
     weight, gram = torch.randn(4, 8).double(), torch.eye(8).double()
     gram[0, 0] = -0.05
     with pytest.raises(NotPositiveDefiniteError, match=r"dampening of 0\.01"):
-        sparsegpt(weight, gram, num_tokens=1)
-    result = sparsegpt(weight, gram, num_tokens=1, raise_dampening=True)
+        pruned(weight, gram, num_tokens=1)
+    result = pruned(weight, gram, num_tokens=1, raise_dampening=True)
     assert result.dampening_fraction == pytest.approx(0.1)
 
 
@@ -123,9 +130,9 @@ def test_an_indefinite_hessian_raises_or_raises_its_dampening() -> None:
 def test_dampening_is_raised_only_so_far(fraction: float) -> None:
     weight, gram = torch.randn(4, 8).double(), -torch.eye(8).double()
     with pytest.raises(NotPositiveDefiniteError, match=r"dampening of 10$"):
-        sparsegpt(weight, gram, num_tokens=1, dampening_fraction=fraction, raise_dampening=True)
+        pruned(weight, gram, num_tokens=1, dampening_fraction=fraction, raise_dampening=True)
 
 
 def test_blocks_that_split_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="split groups"):
-        sparsegpt(torch.randn(4, 8), torch.eye(8), num_tokens=1, block_size=6)
+        pruned(torch.randn(4, 8), torch.eye(8), num_tokens=1, block_size=6)

@@ -8,20 +8,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from compressor.calibration.sequential import Gram
+from compressor.choices.sparsity import SPARSITY_METHODS, SparsityMethod
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_promise
 from compressor.recipe.recipe import Sparsify
 from compressor.runs.stage import execute
+from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
 
-METHODS = ("magnitude", "wanda", "ria", "sparsegpt")
+METHODS = [name for name, row in SPARSITY_METHODS.items() if not row.trains]
+
+
+def keep_even_columns(weight: torch.Tensor, _inputs: Gram, _settings: OneShotSettings) -> Choice:
+    return Choice(keep_mask=torch.arange(weight.shape[1]).remainder(2).eq(0).expand_as(weight))
+
+
+def test_a_method_is_one_function_and_one_row(
+    sparsified: Sparsified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = SparsityMethod(name="even", help="Keeps even columns.", code=f"{__name__}:keep_even_columns")
+    monkeypatch.setitem(SPARSITY_METHODS, row.name, row)
+    made = sparsified.make(method="even")
+    weight = load_file(made.path / WEIGHTS_FILE)["model.layers.1.mlp.up_proj.weight"]
+    assert weight[:, 1::2].abs().max() == 0
+    assert (weight[:, ::2] != 0).all()
+    assert made.details["method"] == "even"
+    verify_directory(made.path)
+    with pytest.raises(ValidationError, match="one of magnitude, wanda"):
+        Sparsify(method="odd")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,7 +64,7 @@ def test_every_linear_layer_is_exactly_half_and_the_rest_is_untouched(
         groups = (weight != 0).unflatten(-1, (-1, 4)).sum(-1)
         assert torch.equal(groups, torch.full_like(groups, 2)), name
         assert torch.equal(weight != 0, masks[name])
-    assert verify_directory(made.path)["checked"][0]["sparsity"] == {"pattern": "2:4", "num_tensors": 21}
+    assert verify_directory(made.path).checked[0].found["sparsity"] == {"pattern": "2:4", "num_tensors": 21}
     assert made.details["density"] == 0.5
 
 
@@ -121,7 +144,7 @@ def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> 
     with pytest.raises(VerificationError, match="promised to be 2:4"):
         verify_directory(sparsified.dense, pattern=Pattern())
     made = sparsified.make(method="wanda")
-    assert verify_directory(made.path, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made.path, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
 
 
 @pytest.mark.parametrize(

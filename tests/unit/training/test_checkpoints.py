@@ -46,7 +46,7 @@ DAMAGES: dict[str, Damage] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A training of six steps with its two newest checkpoints, and what it ended in."""
     root, module = tmp_path_factory.mktemp("trained"), make_module()
-    train(module, make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+    train(module, make_data(root / "tokens"), make_config(), root, Console())
     return root, full_state(module.student)
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_taken(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str, how: str
 ) -> None:
     root = damaged_copy(trained[0], tmp_path, ("checkpoint-6",), file, how)
-    console = Console(quiet=True)
+    console = Console()
 
     assert last_complete_checkpoint(root / "checkpoints", console) == root / "checkpoints" / "checkpoint-4"
     assert len(console.warnings) == 1
@@ -84,7 +84,7 @@ def test_training_goes_on_from_the_older_one_to_the_same_end(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str
 ) -> None:
     root, module = damaged_copy(trained[0], tmp_path, ("checkpoint-6",), file, "empty"), make_module()
-    train(module, make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+    train(module, make_data(root / "tokens"), make_config(), root, Console())
 
     for name, tensor in full_state(module.student).items():
         assert torch.equal(tensor, trained[1][name]), name
@@ -98,7 +98,7 @@ def test_all_damaged_is_one_error_with_the_command(
     root = damaged_copy(trained[0], tmp_path, names, "optimizer-0.pt", how)
 
     with pytest.raises(VerificationError, match="every checkpoint") as caught:
-        train(make_module(), make_data(root / "tokens"), make_config(), root, Console(quiet=True))
+        train(make_module(), make_data(root / "tokens"), make_config(), root, Console())
     assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "optimizer-0.pt")
     assert "--restart-from" in str(caught.value.hint)
     assert "--overwrite" in str(caught.value.hint)
@@ -107,7 +107,7 @@ def test_all_damaged_is_one_error_with_the_command(
 def test_checkpoints_are_found_by_their_number(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-4").mkdir()
-    console = Console(quiet=True)
+    console = Console()
 
     assert last_complete_checkpoint(tmp_path, console) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-best"]

@@ -69,7 +69,7 @@ def final_updates(directory: Path, vocabularies: tuple[int, ...], variant: Varia
     return loading
 
 
-@pytest.mark.parametrize("variant", ["paper", "code"])
+@pytest.mark.parametrize("variant", ["clipped", "unclipped"])
 def test_a_domain_made_harder_gets_a_rising_share(tmp_path: Path, variant: Variant) -> None:
     updates = final_updates(tmp_path, (EASY_VOCABULARY, HARD_VOCABULARY), variant).updates
     shares = [0.5, *(update.weights[1] for update in updates)]
@@ -81,7 +81,7 @@ def test_a_domain_made_harder_gets_a_rising_share(tmp_path: Path, variant: Varia
 
 
 def test_equally_hard_domains_keep_their_shares(tmp_path: Path) -> None:
-    updates = final_updates(tmp_path, (EASY_VOCABULARY, EASY_VOCABULARY), "code").updates
+    updates = final_updates(tmp_path, (EASY_VOCABULARY, EASY_VOCABULARY), "unclipped").updates
 
     assert all(abs(update.weights[1] - 0.5) < 0.1 for update in updates)
 
@@ -89,7 +89,7 @@ def test_equally_hard_domains_keep_their_shares(tmp_path: Path) -> None:
 def make_loading(
     stream: WindowStream, losses: list[float], references: list[float | None], **changes: Any
 ) -> DynamicBatchLoading:
-    settings: dict[str, Any] = {"variant": "paper", "interval_steps": 2, **changes}
+    settings: dict[str, Any] = {"variant": "clipped", "interval_steps": 2, **changes}
     return DynamicBatchLoading(
         stream, lambda index: losses[index], lambda index: 0.5 + index, references=references, **settings
     )
@@ -100,8 +100,8 @@ def test_the_course_is_the_published_rule_applied_at_every_interval(tmp_path: Pa
     loading = make_loading(stream, [2.0, 3.0], [1.5, None])
     for step in range(1, 6):
         loading.after_step(step)
-    first = updated_weights(np.asarray([0.5, 0.5]), [2.0, 3.0], [1.5, 1.5], variant="paper")
-    second = updated_weights(first, [2.0, 3.0], [1.5, 1.5], variant="paper")
+    first = updated_weights(np.asarray([0.5, 0.5]), [2.0, 3.0], [1.5, 1.5], variant="clipped")
+    second = updated_weights(first, [2.0, 3.0], [1.5, 1.5], variant="clipped")
 
     assert loading.report()["reference_losses"] == [1.5, 1.5]  # given, and the teacher's
     assert [update.step for update in loading.updates] == [2, 4]
@@ -129,7 +129,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         lambda index: [2.0, 3.0][index],
         lambda _index: pytest.fail("the teacher is asked once"),
         references=[None, None],
-        variant="paper",
+        variant="clipped",
         interval_steps=2,
     )
     resumed.load(tmp_path)
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops(
         lambda _index: loss,
         lambda _index: float("nan"),
         references=[reference],
-        variant="code",
+        variant="unclipped",
         interval_steps=1,
     )
 

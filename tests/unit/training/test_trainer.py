@@ -66,7 +66,7 @@ def make_module(*, tied: bool = True) -> DistillationModule:
 
 
 def quiet() -> Console:
-    return Console(quiet=True)
+    return Console()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,22 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
-import click
 import pytest
 
 from bench.design.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
 from bench.design.shape_only import shape_of
-from compressor.cli.bench_run import PRESETS as NAMES_OF_PRESETS
 from compressor.cli.bench_run import run
-from compressor.cli.parsing import parse_batches
+from compressor.core.errors import UsageError
 from compressor.models.presets import PRESETS as PUBLISHED_SHAPES
-from compressor.recipe.recipe import Bench, BenchPreset
+from compressor.recipe.option import choices_of
+from compressor.recipe.recipe import Bench, load_recipe
 from tests.gpu.bench_study import PUBLISHED, bench_words
-
-CONTEXT = click.Context(run)
-OPTION = run.params[0]
 
 
 def test_grid_is_every_length_at_every_batch_size_once() -> None:
@@ -44,7 +39,7 @@ def test_the_blogs_preset_measures_its_batches_and_equal_ones() -> None:
 
 
 def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
-    assert set(get_args(BenchPreset)) == set(PRESETS) == set(NAMES_OF_PRESETS)
+    assert set(choices_of(Bench.model_fields["preset"])) == set(PRESETS)
     assert wants_largest_batch(Bench(preset="published"))
     assert not wants_largest_batch(Bench(preset="quick", largest_batch=True))
     assert wants_largest_batch(Bench(largest_batch=True))
@@ -53,8 +48,10 @@ def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
 def test_the_gpu_studys_command_line_is_the_published_grid(tmp_path: Path) -> None:
     words = bench_words(PUBLISHED, tmp_path)
     given = run.make_context("run", words[1:]).params
-    assert given["isl_osl"] == PUBLISHED_ISL_OSL
-    assert given["batches"] == {"batch_sizes": (32, 64), "batch_pairs": ((32, 64),), "largest_batch": True}
+    options = {"bench.isl_osl": given["bench__isl_osl"], "bench.batch_sizes": given["bench__batch_sizes"]}
+    bench = load_recipe(None, {"model": "m", **options}).bench
+    assert bench.isl_osl == PUBLISHED_ISL_OSL
+    assert (bench.batch_sizes, bench.batch_pairs, bench.largest_batch) == ((32, 64), ((32, 64),), True)
     assert [shape_of(model) for model in given["models"]] == [
         PUBLISHED_SHAPES[name].dims for name in ("llama3.1-8b", "4b-width", "4b-depth")
     ]
@@ -68,10 +65,11 @@ def test_the_gpu_studys_command_line_is_the_published_grid(tmp_path: Path) -> No
     ],
 )
 def test_batches_are_read_from_the_command_line(given: str, expected: dict[str, object]) -> None:
-    assert parse_batches(CONTEXT, OPTION, given) == expected
+    overrides = {"model": "m", "bench.batch_sizes": given, "bench.batch_pairs": ((9, 9),)}
+    assert load_recipe(None, overrides).bench == Bench().model_copy(update=expected)
 
 
 @pytest.mark.parametrize("given", ["0", "1:2:3", "a", "8:", "-1", ""])
 def test_batches_that_are_none_are_refused(given: str) -> None:
-    with pytest.raises(click.BadParameter):
-        parse_batches(CONTEXT, OPTION, given)
+    with pytest.raises(UsageError, match="is not a batch size"):
+        load_recipe(None, {"model": "m", "bench.batch_sizes": given})

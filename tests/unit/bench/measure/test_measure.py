@@ -25,7 +25,7 @@ FP8 = NotMeasured(what="FP8 kernels", reason="no GPU of compute capability 8.9")
 
 @pytest.fixture(scope="module")
 def results(comparison: Comparison) -> Results:
-    return run_bench([comparison], CONFIG, console=Console(quiet=True), seed=3, not_measured=[FP8])
+    return run_bench([comparison], CONFIG, console=Console(), seed=3, not_measured=[FP8])
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_every_series_is_measured_on_models_loaded_for_it(
     narrow = StoppingRule(min_pairs=2, max_pairs=2, max_relative_width=math.inf)
     monkeypatch.setattr("bench.measure.measure.stopping_rule", lambda _config: narrow)
     config = Bench(isl_osl=((8, 4),), batch_sizes=(1, 2))
-    results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
+    results = run_bench([comparison], config, console=Console(), seed=0)
     assert [cell.num_series for cell in results.comparisons[0].cells] == [NUM_SERIES] * 2
     assert loaded == [arm.path for arm in comparison.arms] * (1 + NUM_SERIES)
 
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_load_fails_its_cells_and_nothing_else(
     config = CONFIG.model_copy(update={"isl_osl": ((4, 2),), "batch_sizes": (1,)})
     twin = replace(broken.candidate, id="broken-fp32")
     pair = [replace(broken, candidate=twin), comparison]
-    failed, healthy = run_bench(pair, config, console=Console(quiet=True), seed=0).comparisons
+    failed, healthy = run_bench(pair, config, console=Console(), seed=0).comparisons
     assert failed.cells[0].status == "FAIL"
     assert failed.cells[0].reason is not None
     assert str(broken.candidate.path) not in failed.cells[0].reason
@@ -131,7 +131,7 @@ def test_a_model_that_does_not_load_fails_its_cells_and_nothing_else(
 def test_two_models_of_one_name_are_refused(comparison: Comparison) -> None:
     other = replace(comparison.candidate, id=comparison.baseline.id)
     with pytest.raises(UsageError, match="one name"):
-        run_bench([replace(comparison, candidate=other)], CONFIG, console=Console(quiet=True), seed=0)
+        run_bench([replace(comparison, candidate=other)], CONFIG, console=Console(), seed=0)
 
 
 def test_a_directory_of_another_kind_is_refused_before_anything_is_measured(
@@ -139,10 +139,10 @@ def test_a_directory_of_another_kind_is_refused_before_anything_is_measured(
 ) -> None:
     other = replace(comparison.candidate, path=tmp_path)
     with pytest.raises(UsageError, match=r"genai_config\.json"):
-        run_bench([replace(comparison, candidate=other)], CONFIG, console=Console(quiet=True), seed=0)
+        run_bench([replace(comparison, candidate=other)], CONFIG, console=Console(), seed=0)
 
 
 def test_more_pairs_demanded_than_allowed_is_a_usage_error(comparison: Comparison) -> None:
     config = Bench(min_pairs=9, max_pairs=6)
     with pytest.raises(UsageError, match="pairs"):
-        run_bench([comparison], config, console=Console(quiet=True), seed=0)
+        run_bench([comparison], config, console=Console(), seed=0)

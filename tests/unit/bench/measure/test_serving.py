@@ -268,7 +268,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_whole_experiment_on_the_stand_in(tmp_path: Path, stand_in: Path) -> None:
     config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20, min_pairs=5, max_pairs=6)
     pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=make_arm(tmp_path, "student"))
-    results = run_serving([pair], config, console=Console(quiet=True), seed=0)
+    results = run_serving([pair], config, console=Console(), seed=0)
     (cell,) = results.comparisons[0].cells
     assert (results.protocol.mode, cell.status, cell.order) == ("concurrency", "ok", "ABBAABBAAB")
     assert cell.speedup is not None
@@ -290,7 +290,7 @@ def test_a_vocabulary_that_is_not_known_is_refused(tmp_path: Path, stand_in: Pat
     teacher, student = (make_arm(tmp_path, model) for model in ("teacher", "student"))
     pair = Comparison(baseline=teacher, candidate=replace(student, dims=None))
     with pytest.raises(UsageError, match="vocabulary"):
-        run_serving([pair], Bench(), console=Console(quiet=True), seed=0)
+        run_serving([pair], Bench(), console=Console(), seed=0)
 
 
 def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, stand_in: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, sta
         TensorrtLlm().serve(broken.path, REQUESTS, vocab_size=50, seed=0)
     pair = Comparison(baseline=make_arm(tmp_path, "teacher"), candidate=broken)
     config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=20)
-    (cell,) = run_serving([pair], config, console=Console(quiet=True), seed=0).comparisons[0].cells
+    (cell,) = run_serving([pair], config, console=Console(), seed=0).comparisons[0].cells
     assert cell.status == "FAIL"
     assert cell.reason is not None
     assert "out of memory in broken-bf16" in cell.reason

@@ -103,7 +103,7 @@ def test_a_whole_benchmark_alternates_and_starts_no_process_in_vain(
     narrow = StoppingRule(min_pairs=2, max_pairs=2, max_relative_width=math.inf)
     monkeypatch.setattr("bench.measure.measure.stopping_rule", lambda _config: narrow)
     config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), processes="alternating")
-    results = run_bench([comparison], config, console=Console(quiet=True), seed=0)
+    results = run_bench([comparison], config, console=Console(), seed=0)
     assert results.protocol.processes == "alternating"
     (cell,) = results.comparisons[0].cells
     assert (cell.status, cell.num_series) == ("ok", NUM_SERIES)

@@ -67,7 +67,7 @@ def stages(recipe: Recipe) -> dict[str, ModelArtifact]:
         "prune": {"shape": {"hidden_size": 8}, "prune": plain["prune"], "calibration": plain["calibration"]},
         "distill": plain["distill"],
         "recover": {"distill": plain["distill"], "sparsify": plain["sparsify"]},
-        "generate": {**plain["distill"]["generate"], "weight": 1.0},
+        "generate": plain["distill"]["generate"],
     }
     return {name: artifact(name, config, texts, recipe.seed) for name, config in configs.items()}
 

@@ -35,7 +35,7 @@ def pruned(root: Path, model: Any, **shape: int) -> tuple[ModelArtifact, Path]:
     source = open_checkpoint(
         resolve_source(str(save_checkpoint(root / "source", model))), root, dtype="float32"
     )
-    context = StageContext(console=Console(quiet=True), seed=3, device="cpu", dtype="bfloat16")
+    context = StageContext(console=Console(), seed=3, device="cpu", dtype="bfloat16")
     config = PruneStageConfig(
         shape={**SHAPE, **shape}, prune=Prune(importance="random"), calibration=Calibration()
     )
@@ -43,7 +43,7 @@ def pruned(root: Path, model: Any, **shape: int) -> tuple[ModelArtifact, Path]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
 def test_what_the_stage_cut_is_what_source_and_plan_give(model_type: str, tied: bool, tmp_path: Path) -> None:
     model = make_model(model_type, num_hidden_layers=4, tie_word_embeddings=tied)
     made, source = pruned(tmp_path, model)
@@ -82,12 +82,12 @@ def kept_unit(field: str) -> Change:
 
     def change(plan: dict[str, Any]) -> None:
         sizes = {"heads": 4, "intermediate": 192}
-        text = plan[field][0]
+        text = plan["kept"][field][0]
         kept = {
             i for part in text.split() for i in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)
         }
         other = max(set(range(sizes[field])) - kept)
-        plan[field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
+        plan["kept"][field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
 
     return change
 
@@ -95,12 +95,12 @@ def kept_unit(field: str) -> Change:
 PLANS: dict[str, tuple[Change, str]] = {
     "another head": (kept_unit("heads"), "q_proj|o_proj"),
     "another neuron": (kept_unit("intermediate"), "mlp"),
-    "a head more": (lambda plan: plan["heads"].__setitem__(0, "0-3"), "corrupt"),
+    "a head more": (lambda plan: plan["kept"]["heads"].__setitem__(0, "0-3"), "corrupt"),
     "a layer more": (lambda plan: plan.update(layers="0-3"), "corrupt|removed_layers"),
-    "beyond the source": (lambda plan: plan.update(hidden="0-46 64"), "corrupt"),
-    "a range of billions": (lambda plan: plan.update(hidden="0-99999999999"), "corrupt"),
-    "no numbers": (lambda plan: plan.update(hidden="all"), "corrupt"),
-    "a list": (lambda plan: plan.update(heads=3), "corrupt"),
+    "beyond the source": (lambda plan: plan["kept"].update(hidden=["0-46 64"]), "corrupt"),
+    "a range of billions": (lambda plan: plan["kept"].update(hidden=["0-99999999999"]), "corrupt"),
+    "no numbers": (lambda plan: plan["kept"].update(hidden=["all"]), "corrupt"),
+    "a list": (lambda plan: plan["kept"].update(heads=3), "corrupt"),
     "another schema": (lambda plan: plan.update(schema_id="x"), "schema_id"),
     "another model": (lambda plan: plan["source"].update(vocab_size=7), "another model"),
 }

@@ -11,21 +11,21 @@ import pytest
 from compressor.core.errors import VerificationError
 from compressor.runs.artifact import ModelArtifact, fingerprint_of, write_json
 from exporters.checks.record import check_figures
+from exporters.registry import exporter_of
 from exporters.verification.comparison import TOLERANCES, LogitComparison
-from exporters.verification.record import VERIFICATION_FILE, Verification, write_verification
+from exporters.verification.record import VERIFICATION_FILE, Verification, details_of, write_verification
 
 NOISE = LogitComparison(
     num_positions=2048, max_abs=3e-5, mean_abs=2e-6, max_reference=10.0, kl=1e-9, num_agreeing=2048
 )
 
 
-def verification(compared: LogitComparison | None, *, precision: str = "fp32") -> Verification:
-    return Verification(
-        format="onnx",
-        precision=precision,
-        logits={} if compared is None else {"all": compared},
-        tolerance=None if compared is None else TOLERANCES[precision],
-        checks={"num_equal_initialisers": 21},
+def verification(compared: LogitComparison | None, *, name: str = "onnx", equal: int = 21) -> Verification:
+    exporter = exporter_of(name)
+    return exporter.verification(
+        {"num_equal_initialisers": equal},
+        logits=compared and {"all": compared},
+        tolerance=compared and TOLERANCES[exporter.precision],
     )
 
 
@@ -40,7 +40,7 @@ def recorded(directory: Path, found: Verification) -> ModelArtifact:
         lineage=("source", "export-onnx"),
         num_parameters=1,
         inputs=inputs,
-        details=found.to_dict(),
+        details=dict(details_of(found, None)),
     )
 
 
@@ -52,24 +52,23 @@ def test_the_noise_of_another_machine_is_no_edit(tmp_path: Path, factor: float) 
     check_figures(tmp_path, artifact, verification=verification(again))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_another_figure_is_an_edit(tmp_path: Path, precision: str) -> None:
-    artifact = recorded(tmp_path, verification(replace(NOISE, max_abs=8.0), precision=precision))
+@pytest.mark.parametrize("name", ["onnx", "onnx-int4"])
+def test_another_figure_is_an_edit(tmp_path: Path, name: str) -> None:
+    artifact = recorded(tmp_path, verification(replace(NOISE, max_abs=8.0), name=name))
 
     with pytest.raises(VerificationError, match="not what was found") as caught:
-        check_figures(tmp_path, artifact, verification=verification(NOISE, precision=precision))
+        check_figures(tmp_path, artifact, verification=verification(NOISE, name=name))
     assert "max_abs" in str(caught.value)
 
 
 @pytest.mark.parametrize("ran_then", [True, False])
 def test_a_machine_without_the_kernels_compares_what_both_could(tmp_path: Path, ran_then: bool) -> None:
-    executed, not_executed = (verification(compared, precision="fp16") for compared in (NOISE, None))
-    then, now = (executed, not_executed) if ran_then else (not_executed, executed)
-    artifact = recorded(tmp_path, then)
+    then, now = (NOISE, None) if ran_then else (None, NOISE)
+    artifact = recorded(tmp_path, verification(then, name="onnx-fp16"))
 
-    check_figures(tmp_path, artifact, verification=now)
+    check_figures(tmp_path, artifact, verification=verification(now, name="onnx-fp16"))
     with pytest.raises(VerificationError, match="num_equal_initialisers"):
-        check_figures(tmp_path, artifact, verification=replace(now, checks={"num_equal_initialisers": 20}))
+        check_figures(tmp_path, artifact, verification=verification(now, name="onnx-fp16", equal=20))
 
 
 @pytest.mark.parametrize(("num_positions", "num_more"), [(2048, 40), (4, 1), (30, 1)])
@@ -77,23 +76,23 @@ def test_a_share_of_positions_moves_by_few_of_them(tmp_path: Path, num_positions
     then = replace(NOISE, num_positions=num_positions, num_agreeing=num_positions - num_more)
     now = replace(then, num_agreeing=num_positions)
     for one, other in ((then, now), (now, then)):
-        artifact = recorded(tmp_path, verification(one, precision="int4"))
-        check_figures(tmp_path, artifact, verification=verification(other, precision="int4"))
+        artifact = recorded(tmp_path, verification(one, name="onnx-int4"))
+        check_figures(tmp_path, artifact, verification=verification(other, name="onnx-int4"))
 
 
 @pytest.mark.parametrize(("said", "found"), [(0.9, 0.6), (1.0, 0.95), (0.5, 0.6), (0.03, 0.0)])
 def test_another_share_is_an_edit(tmp_path: Path, said: float, found: float) -> None:
     shares = [replace(NOISE, num_positions=2000, num_agreeing=int(2000 * share)) for share in (said, found)]
-    artifact = recorded(tmp_path, verification(shares[0], precision="int4"))
+    artifact = recorded(tmp_path, verification(shares[0], name="onnx-int4"))
     with pytest.raises(VerificationError, match="top1_agreement"):
-        check_figures(tmp_path, artifact, verification=verification(shares[1], precision="int4"))
+        check_figures(tmp_path, artifact, verification=verification(shares[1], name="onnx-int4"))
 
 
 @pytest.mark.parametrize("share", [1.01, -0.01, 1.5, "1.0", None])
 def test_what_is_no_share_is_an_edit(tmp_path: Path, share: Any) -> None:
-    found = verification(replace(NOISE, num_agreeing=0 if share == -0.01 else 2048), precision="int4")
+    found = verification(replace(NOISE, num_agreeing=0 if share == -0.01 else 2048), name="onnx-int4")
     artifact = recorded(tmp_path, found)
-    record = found.to_dict()
+    record: dict[str, Any] = dict(found.to_json())
     record["logits"]["all"]["top1_agreement"] = share
     write_json(tmp_path / VERIFICATION_FILE, record)
     with pytest.raises(VerificationError, match="top1_agreement"):

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.families import FAMILIES
 from compressor.quantization.amax import read_amax, write_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
-from tests.tiny_models import make_model, save_checkpoint
+from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
 
+EXPORTED = [name for name in MODEL_TYPES if FAMILIES[name].tensorrt_llm]
 MESHES = [Parallelism(tp_size=tp, pp_size=pp) for tp in (1, 2, 4) for pp in (1, 2)]
 
 

@@ -22,8 +22,8 @@ from compressor.quantization.amax import read_amax
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import check_stored
-from tests.tiny_models import MODEL_TYPES, VOCAB_SIZE, make_model, save_checkpoint
-from tests.unit.exporters.tensorrt_llm.conftest import MESHES, Students, record_amax, write
+from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
+from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, MESHES, Students, record_amax, write
 
 IDS = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(3))
 LLAMA3 = {
@@ -94,7 +94,7 @@ def rounding_attention(monkeypatch: pytest.MonkeyPatch, amax: dict[str, torch.Te
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", EXPORTED)
 def test_an_fp8_cache_is_read_back_with_its_scales(
     students: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, tied: bool
 ) -> None:
@@ -112,7 +112,7 @@ def test_an_fp8_cache_is_read_back_with_its_scales(
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp8"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", EXPORTED)
 def test_what_is_read_back_computes_the_rounded_students_logits(
     students: Students, tmp_path: Path, model_type: str, precision: str, tied: bool
 ) -> None:

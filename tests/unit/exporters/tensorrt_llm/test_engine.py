@@ -17,7 +17,8 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.presets import PRESETS
 from compressor.pipeline.doctor import _engine_builder
 from compressor.recipe.recipe import TensorRTLLM
-from exporters.tensorrt_llm.build_log import SparseTactics, last_lines, sparse_tactics
+from exporters.registry import require_tools
+from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import (
     LOG_FILE,
@@ -26,7 +27,8 @@ from exporters.tensorrt_llm.engine import (
     make_engine,
     predicted_memory,
 )
-from exporters.tensorrt_llm.versions import Builder, find_builder, require_builder
+from exporters.tensorrt_llm.versions import Builder, find_builder
+from exporters.verification.record import SparseTactics
 from tests.unit.exporters.tensorrt_llm import stand_in_builder
 from tests.unit.exporters.tensorrt_llm.conftest import Students, write
 
@@ -98,12 +100,12 @@ def test_memory_by_hand() -> None:
     dims = PRESETS["4b-width"].dims
     settings = TensorRTLLM(max_batch_size=2, max_seq_len=1000)
     found = predicted_memory(dims, checkpoint(quant="FP8", cache="FP8", tp_size=2), settings)
-    assert found["full_kv_cache_bytes_per_gpu"] == 2 * 1000 * (2 * 32 * 8 * 128) // 2
+    assert found.full_kv_cache_bytes_per_gpu == 2 * 1000 * (2 * 32 * 8 * 128) // 2
     linear = 32 * (2 * 3072 * 128 * (32 + 8) + 3 * 3072 * 9216)
     rest = 2 * 128_256 * 3072 + 65 * 3072
-    assert found["weight_bytes_per_gpu"] == (linear + 2 * rest) // 2
+    assert found.weight_bytes_per_gpu == (linear + 2 * rest) // 2
     shared = predicted_memory(dims, checkpoint(tp_size=16), settings)  # 8 heads, each on two GPUs
-    assert shared["full_kv_cache_bytes_per_gpu"] == 2 * 1000 * (2 * 2 * 32 * 1 * 128)
+    assert shared.full_kv_cache_bytes_per_gpu == 2 * 1000 * (2 * 2 * 32 * 1 * 128)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_other_versions_say_why_there_is_no_engine(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert message in str(find_builder())
     with pytest.raises(DependencyError, match="cannot be built here") as caught:
-        require_builder(["onnx", "tensorrt-llm"])
+        require_tools(["onnx", "tensorrt-llm"], engine=True)
     assert caught.value.exit_code == 4
     assert "release:1.2.1" in str(caught.value.hint)
 
@@ -141,8 +143,8 @@ def test_a_newer_tensorrt_llm_without_a_builder_says_what_to_use(
 
 
 def test_an_engine_required_of_formats_without_one_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"no format that becomes one[\s\S]*huggingface, onnx"):
-        require_builder(["huggingface", "onnx"])
+    with pytest.raises(UsageError, match=r"no engine is built from[\s\S]*huggingface, onnx"):
+        require_tools(["huggingface", "onnx"], engine=True)
 
 
 def test_doctor_names_the_builders_version_or_why_there_is_none(
@@ -185,8 +187,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_engine_is_built_and_its_log_kept(export: tuple[Path, Dims], stand_in: Any) -> None:
     stand_in()
-    record = make_engine(*export, TensorRTLLM(require_engine=True), Console(quiet=True))
-    assert (record["built"], record["tensorrt_llm"]) == (True, "1.2.1")
+    record = make_engine(*export, TensorRTLLM(require_engine=True), Console())
+    assert (record.built, record.tensorrt_llm) == (True, "1.2.1")
     assert "Total time of building" in (export[0] / "engine" / LOG_FILE).read_text()
     assert not (export[0] / "engine-dense").exists()
 
@@ -220,7 +222,7 @@ def test_only_a_readable_engine_is_believed(
 ) -> None:
     stand_in(behaviour=behaviour)
     with pytest.raises(VerificationError, match=message):
-        make_engine(*export, TensorRTLLM(), Console(quiet=True))
+        make_engine(*export, TensorRTLLM(), Console())
 
 
 @pytest.mark.parametrize(
@@ -230,21 +232,20 @@ def test_a_sparse_build_reports_its_tactics_and_has_a_dense_twin(
     export: tuple[Path, Dims], stand_in: Any, num_chosen: int, verdict: str
 ) -> None:
     stand_in(num_chosen=num_chosen)
-    console = Console(quiet=True)
+    console = Console()
     record = make_engine(*export, TensorRTLLM(), console, sparsity=True)
-    assert record["sparsity"] == {"num_eligible": 21, "num_chosen": num_chosen, "engine": verdict}
+    assert record.sparsity == SparseTactics(num_eligible=21, num_chosen=num_chosen, engine=verdict)
     assert (export[0] / "engine-dense" / "rank1.engine").is_file()
     assert "Sparsity" not in (export[0] / "engine-dense" / LOG_FILE).read_text()
     assert bool(console.warnings) is (num_chosen == 0)
-    assert "--weight_sparsity" in record["commands"]["engine"]
-    assert "--weight_sparsity" not in record["commands"]["engine-dense"]
+    assert "--weight_sparsity" in record.commands["engine"]
+    assert "--weight_sparsity" not in record.commands["engine-dense"]
 
 
 def test_a_log_that_says_nothing_of_sparsity_claims_nothing() -> None:
-    assert sparse_tactics("[TRT] [I] done") == SparseTactics(num_eligible=None, num_chosen=None)
-    assert sparse_tactics("").verdict.startswith("unknown")
+    assert sparse_tactics("[TRT] [I] done") == SparseTactics(engine="unknown: the log does not say")
     log = stand_in_builder.SPARSE_LINES.format(num_chosen=3) * 2
-    assert sparse_tactics(log) == SparseTactics(num_eligible=42, num_chosen=6)
+    assert sparse_tactics(log) == SparseTactics(num_eligible=42, num_chosen=6, engine="sparse")
 
 
 def test_last_lines_leave_progress_bars_apart() -> None:

@@ -13,18 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe.recipe import Calibration, Export, ExportFormat, TensorRTLLM
+from compressor.recipe.recipe import Calibration, Export, TensorRTLLM
 from compressor.runs.stage import execute
-from exporters.export_stage import EXPORTERS, export_stage, needs_quantised
+from exporters.export_stage import export_stage
+from exporters.registry import exporter_of
 from exporters.verification.record import VERIFICATION_FILE
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
 
-FORMATS: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
+NAMES: tuple[str, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
 Tensors = dict[str, torch.Tensor]
 LAYER = "transformer.layers.1."
 
@@ -63,11 +65,11 @@ def test_the_tokenizer_travels_and_is_checked(exports: Exports) -> None:
     assert ids == make_tokenizer()("One two\n 3", add_special_tokens=False).input_ids
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_checkpoint_passes_verify_by_itself(exports: Exports, name: ExportFormat) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_passes_verify_by_itself(exports: Exports, name: str) -> None:
     report = verify_directory(exports.make(name))
-    assert (report["kind"], report["checked"][0]["format"]) == ("export", name)
-    assert report["checked"][0]["mapping"] == {"world_size": 1, "tp_size": 1, "pp_size": 1}
+    assert (report.kind, report.checked[0].found["format"]) == ("export", name)
+    assert report.checked[0].found["mapping"] == {"world_size": 1, "tp_size": 1, "pp_size": 1}
 
 
 def test_ranks_come_from_the_recipe(exports: Exports, tmp_path: Path) -> None:
@@ -136,19 +138,19 @@ FP8_DAMAGE = {
 }
 
 
-def check_damage(made: Path, student: Path, name: ExportFormat, damage: Any, message: str) -> None:
+def check_damage(made: Path, student: Path, name: str, damage: Any, message: str) -> None:
     file = made / "checkpoint" / "rank0.safetensors"
-    EXPORTERS[name].verify(made, student, OPTIONS)
+    exporter_of(name).verify(made, student, OPTIONS)
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
     with pytest.raises(VerificationError, match=message):
-        EXPORTERS[name].verify(made, student, OPTIONS)
+        exporter_of(name).verify(made, student, OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damage_is_caught(exports: Exports, tmp_path: Path, name: ExportFormat, how: str) -> None:
+def test_damage_is_caught(exports: Exports, tmp_path: Path, name: str, how: str) -> None:
     made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
     student = exports.quantised(tied=True).path
     check_damage(made, student, name, *DAMAGE[how])
@@ -190,12 +192,12 @@ def test_cache_scales_of_one_are_the_formats_minimum(with_cache: Path) -> None:
     stored = load_file(with_cache / "checkpoint" / "rank0.safetensors")
     scales = [stored[name].item() for name in stored if name.endswith("cache_scaling_factor")]
     assert scales == [1.0] * 9
-    assert verify_directory(with_cache)["checked"][0]["fp8"] is True
+    assert verify_directory(with_cache).checked[0].found["fp8"] is True
 
 
 def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cache: Path) -> None:
     plain, cached = exports.quantised(tied=True).path, exports.quantised(tied=True, fp8_kv_cache=True).path
-    wrong: list[tuple[ExportFormat, Path, Path, str]] = [
+    wrong: list[tuple[str, Path, Path, str]] = [
         ("tensorrt-llm-fp16", exports.make("tensorrt-llm"), plain, "dtype"),
         ("tensorrt-llm-fp8", exports.make("tensorrt-llm"), plain, "fp8"),
         ("tensorrt-llm", exports.make("tensorrt-llm-fp8"), plain, "fp8"),
@@ -204,27 +206,27 @@ def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cach
     ]
     for name, made, student, field in wrong:
         with pytest.raises(VerificationError, match="another precision") as caught:
-            EXPORTERS[name].verify(made, student, OPTIONS)
+            exporter_of(name).verify(made, student, OPTIONS)
         assert str(caught.value.where) == f"{name}: {field}"
 
 
 @pytest.mark.parametrize("how", ["gate and up", "q and k"])
 @pytest.mark.parametrize("name", ["tensorrt-llm-fp16", "tensorrt-llm-fp8"])
 def test_verify_compares_a_checkpoint_with_its_source(
-    exports: Exports, tmp_path: Path, name: ExportFormat, how: str
+    exports: Exports, tmp_path: Path, name: str, how: str
 ) -> None:
     """Written wrong from the start: the record's hashes are those of the wrong files."""
     source = exports.student(tied=True)
-    if needs_quantised(name):
+    if FORMATS[name].needs_fp8:
         source = exports.quantised(tied=True).path
     made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
-    assert verify_directory(made, source=source)["checked"][0]["format"] == name
+    assert verify_directory(made, source=source).checked[0].found["format"] == name
     file, (damage, message) = made / "checkpoint" / "rank0.safetensors", DAMAGE[how]
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
     record_again(made)
-    assert verify_directory(made)["checked"][0]["status"] == "ok"  # by itself it is whole
+    assert verify_directory(made).checked[0].status == "ok"  # by itself it is whole
     with pytest.raises(VerificationError, match=message):
         verify_directory(made, source=source)
 
@@ -248,7 +250,7 @@ def llama31(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[
     config = QuantizeStageConfig(calibration=Calibration(data=str(exports.text), size=4, seq_len=64))
     source = execute(QUANTIZE, config, student, root / "quantised", context()).artifact
     made = {"quantised": source.path}
-    names: tuple[ExportFormat, ...] = ("huggingface-fp8", "tensorrt-llm-fp8")
+    names: tuple[str, ...] = ("huggingface-fp8", "tensorrt-llm-fp8")
     for name in names:
         made[name] = execute(export_stage(name), Export(), source, root / name, context()).artifact.path
     return made
@@ -272,7 +274,7 @@ def test_rope_of_llama31_is_kept_in_the_checkpoint_and_its_loss_is_caught(
     assert (config["rotary_base"], config["rotary_scaling"]) == (500_000.0, LLAMA3)
     copy = damaged_copy(made, tmp_path / "made", file, changes)
     with pytest.raises(VerificationError, match="config differs"):
-        EXPORTERS["tensorrt-llm-fp8"].verify(copy, llama31["quantised"], OPTIONS)
+        exporter_of("tensorrt-llm-fp8").verify(copy, llama31["quantised"], OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,7 @@ def test_rope_of_llama31_is_kept_in_the_unified_checkpoint_and_its_loss_is_caugh
     assert config["rope_parameters"] == {"rope_theta": 500_000.0, **LLAMA3}
     copy = damaged_copy(made, tmp_path / "made", file, changes)
     with pytest.raises(VerificationError, match="config differs"):
-        EXPORTERS["huggingface-fp8"].verify(copy, llama31["quantised"], OPTIONS)
+        exporter_of("huggingface-fp8").verify(copy, llama31["quantised"], OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
@@ -306,13 +308,13 @@ def test_rope_of_llama31_is_kept_in_the_unified_checkpoint_and_its_loss_is_caugh
     ],
 )
 def test_a_config_of_another_model_is_caught(
-    exports: Exports, tmp_path: Path, name: ExportFormat, field: str, value: object
+    exports: Exports, tmp_path: Path, name: str, field: str, value: object
 ) -> None:
     made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
     file = made / "checkpoint" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
     with pytest.raises(VerificationError, match="config differs"):
-        EXPORTERS[name].verify(made, exports.quantised(tied=True).path, OPTIONS)
+        exporter_of(name).verify(made, exports.quantised(tied=True).path, OPTIONS)
 
 
 def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
     assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in script
     (made.path / "engine").mkdir()
     (made.path / "engine" / "rank0.engine").write_bytes(b"built later")
-    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+    assert verify_directory(made.path).checked[0].status == "ok"
     required = Export(tensorrt_llm=TensorRTLLM(require_engine=True))
     with pytest.raises(DependencyError, match="no trtllm-build"):
         execute(export_stage("tensorrt-llm"), required, source, tmp_path / "required", context())

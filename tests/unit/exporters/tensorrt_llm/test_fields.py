@@ -16,16 +16,15 @@ from compressor.models.families import FAMILIES
 from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.sparse.record import Promise
 from compressor.recipe.recipe import Export, TensorRTLLM
-from exporters.export_stage import EXPORTERS
+from exporters.registry import exporter_of
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
 from exporters.tensorrt_llm.fields import FIELDS, check_fields
 from exporters.tensorrt_llm.reader import TrtLlmReader
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.sparsity import check_sparsity
 from tests.rope_forms import write_source
-from tests.tiny_models import MODEL_TYPES
 from tests.unit.exporters.conftest import OPTIONS
-from tests.unit.exporters.tensorrt_llm.conftest import Students, write
+from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, Students, write
 
 # By hand, from the readers: what stops the engine's build when it is missing, beside every dimension.
 WITHOUT_DEFAULT = {
@@ -45,7 +44,7 @@ def config_of(students: Students, model_type: str, *, fp8: bool = False) -> dict
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", EXPORTED)
 def test_every_field_that_is_written_is_in_the_table_and_its_loss_is_named(
     students: Students, model_type: str, fp8: bool
 ) -> None:
@@ -118,7 +117,7 @@ def test_verify_finds_a_changed_field_of_a_checkpoint(
     student = students.make(model_type, tied=True, dtype=torch.bfloat16)
     made = tmp_path / "made"
     made.mkdir()
-    exporter = EXPORTERS["tensorrt-llm"]
+    exporter = exporter_of("tensorrt-llm")
     exporter.write(student, made, OPTIONS)
     file = made / "checkpoint" / "config.json"
     dropped = [name for name, value in changes.items() if value is None]
@@ -189,11 +188,11 @@ def test_a_cut_through_groups_is_refused_before_any_file(
     promise = Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
     settings = Export(tensorrt_llm=TensorRTLLM(tp_size=tp_size))
     if tensor is None:
-        EXPORTERS["tensorrt-llm"].check(config, settings, promise)  # 192 / 6 = 32 columns a rank
+        exporter_of("tensorrt-llm").check(config, settings, promise)  # 192 / 6 = 32 columns a rank
         return
     with pytest.raises(UnsupportedError, match=tensor):
-        EXPORTERS["tensorrt-llm"].check(config, settings, promise)
-    EXPORTERS["tensorrt-llm"].check(config, settings, None)  # a dense one may be cut there
+        exporter_of("tensorrt-llm").check(config, settings, promise)
+    exporter_of("tensorrt-llm").check(config, settings, None)  # a dense one may be cut there
 
 
 def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -> None:
@@ -203,9 +202,9 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     made.mkdir()
     settings = Export(tensorrt_llm=TensorRTLLM(tp_size=2))
     options = VerifyOptions(console=OPTIONS.console, export=settings)
-    EXPORTERS["tensorrt-llm"].write(student, made, options)
+    exporter_of("tensorrt-llm").write(student, made, options)
     (made / "sparsity.json").write_text((student / "sparsity.json").read_text())
-    assert check_sparsity(made)["sparsity"]["num_tensors"] == 21
+    assert check_sparsity(exporter_of("tensorrt-llm"), made)["sparsity"]["num_tensors"] == 21
     name = "transformer.layers.1.mlp.proj.weight"
     files = [made / "checkpoint" / f"rank{rank}.safetensors" for rank in range(2)]
     ranks = [load_file(file) for file in files]
@@ -215,7 +214,7 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     with TrtLlmReader(made / "checkpoint") as reader:
         assert torch.equal(reader.stored("model.layers.1.mlp.down_proj.weight"), whole)
     with pytest.raises((VerificationError, UnsupportedError), match=r"down_proj.*rank 0"):
-        check_sparsity(made)
+        check_sparsity(exporter_of("tensorrt-llm"), made)
 
 
 def test_every_family_with_a_checkpoint_has_a_table() -> None:

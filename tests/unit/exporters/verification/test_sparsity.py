@@ -14,18 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern
 from compressor.models.sparse.record import Promise, carry_promise
 from compressor.quantization.amax import read_amax
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe.recipe import Calibration, Export, ExportFormat, Sparsify
+from compressor.recipe.recipe import Calibration, Export, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import execute
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
-from exporters.export_stage import EXPORTERS, export_stage, needs_quantised
+from exporters.export_stage import export_stage
 from exporters.onnx.sparsity import stored_names
+from exporters.registry import exporter_of
 from exporters.verification.record import read_verification
 from exporters.verification.sparsity import check_sparsity
 from exporters.verification.verify import verify_directory
@@ -53,8 +55,8 @@ class Sparse:
         config = QuantizeStageConfig(calibration=self.calibration)
         return execute(QUANTIZE, config, self.student(), self.root / "quantised", context()).artifact
 
-    def make(self, name: ExportFormat) -> Path:
-        source = self.quantised() if needs_quantised(name) else self.student()
+    def make(self, name: str) -> Path:
+        source = self.quantised() if FORMATS[name].needs_fp8 else self.student()
         return execute(export_stage(name), Export(), source, self.root / name, context()).artifact.path
 
 
@@ -64,23 +66,23 @@ def sparse(tmp_path_factory: pytest.TempPathFactory, make_text: Callable[..., Pa
     return Sparse(tmp_path_factory.mktemp("sparse"), Calibration(data=str(text), size=4, seq_len=64))
 
 
-TENSORRT_LLM: tuple[ExportFormat, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
+TENSORRT_LLM: tuple[str, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
 
 
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx", "onnx-int4", *TENSORRT_LLM])
-def test_every_format_keeps_the_pattern(sparse: Sparse, name: ExportFormat) -> None:
+def test_every_format_keeps_the_pattern(sparse: Sparse, name: str) -> None:
     made = sparse.make(name)
     expected = {"pattern": "2:4", "num_tensors": 21}
-    assert read_verification(made)["checks"]["sparsity"] == expected
-    assert verify_directory(made)["checked"][0]["sparsity"] == expected
+    assert read_verification(made).checks["sparsity"] == expected
+    assert verify_directory(made).checked[0].found["sparsity"] == expected
 
 
 def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path) -> None:
     """Built and checked without being run, which not every CPU can."""
     source = sparse.student()
-    EXPORTERS["onnx-fp16"].write(source.path, tmp_path, OPTIONS)
+    exporter_of("onnx-fp16").write(source.path, tmp_path, OPTIONS)
     carry_promise(source.path, tmp_path)
-    assert check_sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
+    assert check_sparsity(exporter_of("onnx-fp16"), tmp_path)["sparsity"]["num_tensors"] == 21
 
 
 def test_fp8_scales_are_those_of_the_masked_weights(sparse: Sparse) -> None:
@@ -100,9 +102,7 @@ def plant(tensors: dict[str, torch.Tensor], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8"])
-def test_a_third_nonzero_in_a_checkpoint_is_caught(
-    sparse: Sparse, tmp_path: Path, name: ExportFormat
-) -> None:
+def test_a_third_nonzero_in_a_checkpoint_is_caught(sparse: Sparse, tmp_path: Path, name: str) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
     tensors, tensor = load_file(made / WEIGHTS_FILE), "model.layers.1.mlp.down_proj.weight"
     plant(tensors, tensor)
@@ -114,7 +114,7 @@ def test_a_third_nonzero_in_a_checkpoint_is_caught(
 
 @pytest.mark.parametrize("name", TENSORRT_LLM)
 def test_a_third_nonzero_in_a_tensorrt_llm_checkpoint_is_caught(
-    sparse: Sparse, tmp_path: Path, name: ExportFormat
+    sparse: Sparse, tmp_path: Path, name: str
 ) -> None:
     made = Path(shutil.copytree(sparse.make(name), tmp_path / "made"))
     file = made / "checkpoint" / "rank0.safetensors"
@@ -128,12 +128,12 @@ def test_a_third_nonzero_in_a_tensorrt_llm_checkpoint_is_caught(
 
 @pytest.mark.parametrize("name", TENSORRT_LLM)
 def test_a_sparse_student_gets_a_sparse_engine_and_a_dense_twin(
-    sparse: Sparse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: ExportFormat
+    sparse: Sparse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Through the stage, with a stand-in for the builder."""
     stand_in_builder.install(tmp_path / "bin", num_chosen=0)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    source = sparse.quantised() if needs_quantised(name) else sparse.student()
+    source = sparse.quantised() if FORMATS[name].needs_fp8 else sparse.student()
     settings, stage = Export(), context()
     made = execute(export_stage(name), settings, source, tmp_path / "made", stage).artifact
     engine = made.details["engine"]
@@ -145,7 +145,7 @@ def test_a_sparse_student_gets_a_sparse_engine_and_a_dense_twin(
     assert "--gemm_plugin disable" in engine["commands"]["engine"]
     assert engine["commands"]["engine"].endswith("--weight_sparsity")
     assert "--weight_sparsity" not in engine["commands"]["engine-dense"]
-    assert verify_directory(made.path)["checked"][0]["status"] == "ok"
+    assert verify_directory(made.path).checked[0].status == "ok"
 
 
 def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int4"])
-def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: ExportFormat) -> None:
+def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: str) -> None:
     dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
     shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
     with pytest.raises(VerificationError, match="promised to be 2:4 sparse is not"):
-        check_sparsity(dense)
+        check_sparsity(exporter_of(name), dense)
 
 
 def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Path) -> None:
@@ -192,21 +192,19 @@ def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Pat
     onnx.save(model, made / "model.onnx")
     if nonzero > 2:
         with pytest.raises(VerificationError, match=r"down_proj\.weight\[2, 0:4\]"):
-            check_sparsity(made)
+            check_sparsity(exporter_of("onnx-int4"), made)
     else:
         pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-fp16"])
-def test_a_third_nonzero_in_a_graphs_matrix_is_caught(
-    sparse: Sparse, tmp_path: Path, name: ExportFormat
-) -> None:
+def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: Path, name: str) -> None:
     """Stored transposed, inputs in rows; the key's share of joined projections, or its own matrix."""
     import onnx
     from onnx import numpy_helper
 
     source = sparse.student()
-    EXPORTERS[name].write(source.path, tmp_path, OPTIONS)
+    exporter_of(name).write(source.path, tmp_path, OPTIONS)
     carry_promise(source.path, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     stored = {entry.name: entry for entry in model.graph.initializer}
@@ -219,12 +217,12 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(
     matrix.CopyFrom(numpy_helper.from_array(values, matrix.name))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.k_proj\.weight\[3, 8:12\]"):
-        check_sparsity(tmp_path)
+        check_sparsity(exporter_of(name), tmp_path)
 
 
 def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
     made = sparse.make("onnx")
-    assert verify_directory(made, pattern=Pattern())["checked"][0]["sparsity"]["num_tensors"] == 21
+    assert verify_directory(made, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
     with pytest.raises(VerificationError, match="does not promise the sparsity"):
         verify_directory(made, pattern=Pattern(1, 4))
     with pytest.raises(VerificationError, match="does not promise the sparsity"):

@@ -381,13 +381,12 @@ def test_other_fields_are_named_in_a_warning() -> None:
     assert "Phi3ForCausalLM" in warnings[1]
 
 
-FAMILY_SHAPES = {
-    "llama": TINY,
-    "mistral": TINY | {"model_type": "mistral", "sliding_window": None},
-    "nemotron": TINY | {"model_type": "nemotron", "hidden_act": "relu2"},
-    "qwen2": TINY | {"model_type": "qwen2"},
-    "qwen3": TINY | {"model_type": "qwen3", "head_dim": 16},
+_FIELDS: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": None},
+    "nemotron": {"hidden_act": "relu2"},
+    "qwen3": {"head_dim": 16},
 }
+FAMILY_SHAPES = {name: {**TINY, "model_type": name, **_FIELDS.get(name, {})} for name in FAMILIES}
 # What other architectures, or code beside published weights, call a part of what they compute.
 SIGNS: list[tuple[str, object]] = [
     *((name, True) for name in ("use_bias", "lm_head_bias", "bias", "attention_out_bias", "add_bias_linear")),
@@ -432,6 +431,15 @@ SIGNS: list[tuple[str, object]] = [
     ("use_sliding_window", True),
     ("quantization", {"bits": 4}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["longrope", "yarn", "linear"])
+def test_a_scaled_rope_is_refused_where_the_class_takes_it_for_another(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8} if kind == "longrope" else {}
+    scaling = {"type": kind, "factor": 4.0, **factors}
+    rope = {"rope_scaling": scaling, "original_max_position_embeddings": 64}
+    with pytest.raises(UnsupportedError, match="rope_scaling"):
+        check_config({**FAMILY_SHAPES["phi3"], **rope}, where=WHERE)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -1,24 +1,25 @@
-"""From MODELs on the command line to the arms of a benchmark, by the runtime's row in the table."""
+"""From the models of a benchmark to its arms, by the runtime's row in the table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from compressor.api.execution import SCRATCH, Execution
+from compressor.choices.formats import options
 from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError
+from compressor.recipe.recipe import Export
 
 if TYPE_CHECKING:
     from bench.runtimes.base import ServingRuntime, StaticRuntime
-    from compressor.core.console import Console
-    from compressor.recipe.recipe import ExportFormat, Recipe
     from compressor.runs.artifact import ModelArtifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What `bench run` was asked to measure.
+    """What a benchmark measures; `select` fills in what is usual.
 
     Attributes:
         models: MODEL arguments; the first is the baseline.
@@ -31,7 +32,7 @@ class Selection:
     models: tuple[str, ...]
     runtime: Runtime
     precisions: tuple[str, ...]
-    engines: tuple[str, ...] = ()
+    engines: tuple[Path, ...] = ()
     random_weights: bool = False
 
 
@@ -55,10 +56,10 @@ class Arms:
 def select(
     models: tuple[str, ...],
     *,
-    runtime: str | None,
-    precisions: tuple[str, ...] | None,
-    engines: tuple[str, ...],
-    random_weights: bool,
+    runtime: str | None = None,
+    precisions: tuple[str, ...] | None = None,
+    engines: tuple[Path, ...] = (),
+    random_weights: bool = False,
 ) -> Selection:
     """Fill in the defaults: shapes of random weights need a runtime that draws them, in 16 bits.
 
@@ -100,9 +101,7 @@ def select(
     )
 
 
-def open_arms(
-    selection: Selection, recipe: Recipe, out_dir: Path, flags: dict[str, Any], console: Console
-) -> Arms:
+def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution: Execution) -> Arms:
     """Open every model and make what the runtime executes: ONNX graphs are exported and verified once.
 
     Raises:
@@ -113,14 +112,14 @@ def open_arms(
     from bench.design.comparisons import arm_name
     from compressor.models.load import distinct_names
 
-    _refuse_early(selection, out_dir, flags, console)
-    sources = _sources(selection, out_dir, flags)
+    _refuse_early(selection, out_dir, execution)
+    sources = _sources(selection, out_dir, execution)
     names = [name.replace(":", "-") for name in distinct_names(selection.models)]
     arms = Arms(baseline=sources[0])
     for index, (name, source) in enumerate(zip(names, sources, strict=True)):
         arms.shapes[name] = _shape(source)
         if selection.runtime.serves:
-            engine = Path(selection.engines[index]) if selection.engines else None
+            engine = selection.engines[index] if selection.engines else None
             arm = arm_name(name, _served_precision(selection, source, engine))
             arms.artifacts[arm] = source
             if engine is not None:
@@ -129,41 +128,39 @@ def open_arms(
         for precision in selection.precisions:
             executed = source
             if selection.runtime.reads != CHECKPOINT:
-                executed = _exported(source, selection.runtime, precision, recipe, out_dir, flags, console)
+                form = _format_of(selection.runtime, precision)
+                scratch = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
+                executed = _exported(source, form, scratch, export=export, execution=execution)
             arms.artifacts[arm_name(name, precision)] = executed
     return arms
 
 
-def _refuse_early(selection: Selection, out_dir: Path, flags: dict[str, Any], console: Console) -> None:
+def _refuse_early(selection: Selection, out_dir: Path, execution: Execution) -> None:
     """Refuse what would end the work later, before a model is read."""
-    from compressor.cli.cheap_checks import check_early
-    from exporters.export_stage import require_libraries
+    from exporters.registry import require_tools
 
-    check_early(out_dir, flags, console, models=() if selection.random_weights else selection.models)
+    execution.begin(out_dir, () if selection.random_weights else selection.models)
     selection.runtime.require_executable()
     if selection.runtime.serves:
         return
     if selection.runtime.reads != CHECKPOINT:
-        require_libraries([_format_of(selection.runtime, precision) for precision in selection.precisions])
+        require_tools([_format_of(selection.runtime, precision) for precision in selection.precisions])
     runtime: StaticRuntime = selection.runtime.load()
     for precision in selection.precisions:
         runtime.require(precision)
 
 
-def _sources(selection: Selection, out_dir: Path, flags: dict[str, Any]) -> list[ModelArtifact]:
+def _sources(selection: Selection, out_dir: Path, execution: Execution) -> list[ModelArtifact]:
     from bench.design.shape_only import shape_of, write_shape
-    from compressor.cli.stage_command import SCRATCH, open_model
 
     if not selection.random_weights:
-        return [open_model(model, out_dir, flags) for model in selection.models]
+        return [execution.open(model, out_dir, tokenizer=False) for model in selection.models]
     scratch = out_dir.absolute().parent / SCRATCH / "shapes"
     return [write_shape(shape_of(model), scratch / model.replace(":", "-")) for model in selection.models]
 
 
-def _format_of(runtime: Runtime, precision: str) -> ExportFormat:
+def _format_of(runtime: Runtime, precision: str) -> str:
     """The export format of the directories that a runtime reads in this precision."""
-    from compressor.cli.export import FORMATS
-
     if precision not in runtime.precisions:
         raise UsageError(
             f"{runtime.name} does not run models in precision {precision!r}",
@@ -171,7 +168,7 @@ def _format_of(runtime: Runtime, precision: str) -> ExportFormat:
             expected=", ".join(runtime.precisions),
             hint="choose one of these, or another --runtime",
         )
-    return FORMATS[runtime.reads][precision]
+    return options()[runtime.reads][precision]
 
 
 def _served_precision(selection: Selection, source: ModelArtifact, engine: Path | None) -> str:
@@ -204,21 +201,14 @@ def _engine_artifact(engine: Path, source: ModelArtifact) -> ModelArtifact:
 
 
 def _exported(
-    source: ModelArtifact,
-    runtime: Runtime,
-    precision: str,
-    recipe: Recipe,
-    out_dir: Path,
-    flags: dict[str, Any],
-    console: Console,
+    source: ModelArtifact, form: str, directory: Path, *, export: Export, execution: Execution
 ) -> ModelArtifact:
     """The exported directory of a model, such as its ONNX graph, built and verified once."""
-    from compressor.cli.stage_command import SCRATCH, execute_stage
     from exporters.export_stage import export_stage
+    from exporters.registry import exporter_of
 
-    directory = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
-    stage = export_stage(_format_of(runtime, precision))
-    return execute_stage(stage, recipe.export, source, directory, {**flags, "resume": False}, console)
+    settings = exporter_of(form).settings(export)
+    return execution.beside().run(export_stage(form), settings, source, directory)
 
 
 def _shape(source: ModelArtifact) -> dict[str, int | bool | str]:

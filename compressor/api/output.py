@@ -1,50 +1,13 @@
-"""What a stage command is refused for before a model is downloaded, converted, hashed or loaded."""
+"""Whether a stage can write its output where it is to go."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from compressor.core.console import Console
 from compressor.core.errors import ResourceError, UsageError
-from compressor.core.processes import on_main
-from compressor.data.checks import check_responses, check_texts
-from compressor.models.load import resolve_source
-from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE
 from compressor.runs.stage import PARTIAL_SUFFIX
-
-
-def check_early(
-    out_dir: Path,
-    flags: dict[str, Any],
-    console: Console,
-    *,
-    models: Iterable[str],
-    texts: Iterable[str] = (),
-    training: Distill | None = None,
-) -> None:
-    """Refuse an output directory, a MODEL or a text that cannot be used.
-
-    Args:
-        out_dir: Where a stage is to write.
-        flags: The command's options.
-        console: Warnings of rows that are skipped or repaired.
-        models: Every MODEL of the command.
-        texts: Every SOURCE that it reads; local ones are read whole.
-        training: What is trained with, whose texts must hold responses where the loss is on them.
-
-    Raises:
-        UsageError, UnsupportedError, ResourceError, NetworkError: for what would end the work later.
-    """
-    on_main(lambda: require_output(out_dir, resume=flags["resume"], overwrite=flags["overwrite"]))
-    for model in models:
-        resolve_source(model)
-    on_main(lambda: check_texts(sorted(set(texts)), console))
-    if training is not None and training.loss_on == "responses":
-        on_main(lambda: check_responses([domain.data for domain in training.mixture()]))
 
 
 def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> bool:
@@ -69,11 +32,13 @@ def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> b
         )
     for path in (out_dir, partial):
         if path.exists() and not path.is_dir():
-            raise UsageError("the output path is a file", where=str(path))
+            raise UsageError("the output path is a file", where=str(path), hint="another directory")
         # What a kill in the first moment leaves is a temporary file of ours.
         if not is_ours and path.is_dir() and any(inner.suffix != ".tmp" for inner in path.iterdir()):
             raise UsageError(
-                "the output directory is in use", where=str(path), hint="--overwrite, or another directory"
+                "the output directory is in use: it holds files that this tool did not write",
+                where=str(path),
+                hint="another directory",
             )
     if overwrite or not is_finished:
         _require_writable_parent(out_dir)
@@ -85,6 +50,13 @@ def _require_writable_parent(out_dir: Path) -> None:
     while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
-        raise UsageError("the output path leads through what is no directory", where=str(parent))
+        raise UsageError(
+            "a file stands in the path of the output directory", where=str(parent), hint="another directory"
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError("the output directory cannot be made", where=str(parent), found="not writable")
+        raise ResourceError(
+            "the output directory cannot be made",
+            where=str(parent),
+            found="not writable",
+            hint="another directory, or write permission for this one",
+        )

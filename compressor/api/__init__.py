@@ -1,0 +1,31 @@
+"""The library: one function per stage and one for the whole run; the commands use nothing else.
+
+Functions take sections of the recipe and paths, return what was recorded, and raise the errors of
+`compressor.core.errors`. Nothing is printed: messages go to the logger `compressor`.
+"""
+
+from compressor.api.arms import Selection, select
+from compressor.api.execution import Execution
+from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
+from compressor.api.stages import cache_logits, correct_teacher, distill, generate, prune, quantize, sparsify
+from compressor.api.whole import plan, run
+
+__all__ = [
+    "Execution",
+    "Selection",
+    "bench",
+    "cache_logits",
+    "correct_teacher",
+    "distill",
+    "evaluate",
+    "evaluate_tasks",
+    "export",
+    "generate",
+    "plan",
+    "prune",
+    "quantize",
+    "run",
+    "select",
+    "sparsify",
+    "verify",
+]

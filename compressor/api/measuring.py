@@ -1,0 +1,220 @@
+"""Exports, and what is measured of models: perplexity, tasks and speed; and the check of what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.api.arms import Selection, open_arms
+from compressor.api.execution import Execution
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.recipe.recipe import Bench, Evaluate, Export
+
+if TYPE_CHECKING:
+    from compressor.runs.artifact import ModelArtifact
+    from exporters.verification.verify import VerifyReport
+
+
+def export(
+    model: str,
+    out_dir: Path,
+    form: str,
+    *,
+    precision: str | None = None,
+    settings: Export = Export(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Write a model for a runtime and compare its logits with the model's.
+
+    Args:
+        model: The model; for an FP8 format the directory of the quantize stage.
+        out_dir: Where the export is written.
+        form: The format.
+        precision: bf16 or fp16, to refuse a Hugging Face export of a checkpoint in the other one.
+        settings: Limits and accuracy gate.
+        execution: How the stage runs.
+
+    Raises:
+        UnsupportedError: for a model that the format cannot express.
+        VerificationError: when the export computes something else.
+    """
+    from compressor.models.checkpoint import read_config
+    from compressor.models.sparse.record import read_promise
+    from exporters.export_stage import export_stage
+    from exporters.registry import check_exports, exporter_of, require_tools
+
+    execution = execution or Execution()
+    execution.begin(out_dir, [model])
+    require_tools([form], engine=settings.tensorrt_llm.require_engine)
+    if Path(model).is_dir():
+        check_exports([form], read_config(Path(model)), settings, promise=read_promise(Path(model)))
+    source = _quantized(model) if FORMATS[form].needs_fp8 else execution.open(model, out_dir)
+    if form == STUDENT_FORMAT and precision is not None:
+        refuse_other_dtype(source.path, precision)
+    return execution.run(export_stage(form), exporter_of(form).settings(settings), source, out_dir)
+
+
+def evaluate(
+    models: tuple[str, ...],
+    out_dir: Path,
+    *,
+    settings: Evaluate,
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Measure the perplexity of models on the same text; the first is the baseline.
+
+    If any of them was trained or calibrated on this text, all are evaluated on its held-out part.
+
+    Raises:
+        UsageError: for settings without a text.
+    """
+    from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
+    from compressor.models.load import distinct_names
+
+    execution = execution or Execution()
+    text = settings.data
+    if text is None:
+        raise UsageError("there is no text to measure perplexity on", where="--data", hint="--data SOURCE")
+    names = distinct_names(models)
+    execution.begin(out_dir, models, texts=[text])
+    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
+    split = unseen_split(text, {seen for model in opened for seen in model.texts})
+    config = EvaluateStageConfig(data=text, split=split, window=settings.seq_len, size=settings.size)
+    others = dict(zip(names, opened, strict=True))
+    return execution.run(EVALUATE, config, opened[0], out_dir, others=others)
+
+
+def evaluate_tasks(
+    models: tuple[str, ...], out_dir: Path, *, tasks: tuple[str, ...], execution: Execution | None = None
+) -> ModelArtifact:
+    """Measure models on tasks of lm-eval; the first is the baseline.
+
+    Raises:
+        DependencyError: without lm-eval.
+    """
+    from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
+    from compressor.models.load import distinct_names
+
+    execution = execution or Execution()
+    require_lm_eval()
+    names = distinct_names(models)
+    execution.begin(out_dir, models)
+    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
+    others = dict(zip(names, opened, strict=True))
+    return execution.run(TASKS, TaskStageConfig(tasks=tasks), opened[0], out_dir, others=others)
+
+
+def bench(
+    selection: Selection,
+    out_dir: Path,
+    *,
+    settings: Bench = Bench(),
+    export: Export = Export(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Measure the speed of models in pairs; the first is the baseline.
+
+    Args:
+        selection: The models and how they run; see `select`.
+        out_dir: Where the reports are written; what runtimes read is exported beside it, and used again.
+        settings: Grid and number of pairs.
+        export: How that is exported.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: for a device that is not this machine's own, or what the runtime does not take.
+    """
+    from bench.bench_stage import BENCH, BenchStageConfig
+    from bench.design.comparisons import fair_comparisons
+
+    execution = execution or Execution()
+    _refuse_other_device(execution.environment.device)
+    arms = open_arms(selection, out_dir, export=export, execution=execution)
+    config = BenchStageConfig(
+        bench=settings,
+        comparisons=fair_comparisons(tuple(arms.artifacts), which=settings.baselines),
+        runtime=selection.runtime.name,
+        shapes=arms.shapes,
+    )
+    others = {**arms.artifacts, **arms.engines}
+    return execution.run(BENCH, config, arms.baseline, out_dir, others=others)
+
+
+def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
+    """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
+
+    Args:
+        directory: A run, a stage's or an export's directory, or a checkpoint.
+        source: What it was made from, where it does not say; of a run its teacher.
+        sparsity: A pattern, such as 2:4, that a checkpoint must follow.
+
+    Raises:
+        UsageError: when there is no such directory.
+        VerificationError: for what is not as it was recorded.
+    """
+    from compressor.models.sparse.pattern import parse_pattern
+    from compressor.pipeline.model_card import check_card
+    from exporters.verification.verify import verify_directory
+
+    if not directory.is_dir():
+        raise UsageError("this directory does not exist", where=str(directory), hint="check the path")
+    pattern = parse_pattern(sparsity) if sparsity else None
+    report = verify_directory(directory, pattern=pattern, source=source)
+    if report.kind == "run":
+        check_card(directory)
+    return report
+
+
+def _refuse_other_device(asked: str) -> None:
+    """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
+    from compressor.core import hardware
+
+    own = hardware.resolve_device("auto")
+    if asked not in ("auto", own):
+        raise UsageError(
+            "a benchmark runs on this machine's own device",
+            where="--device",
+            expected=own,
+            found=asked,
+            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+        )
+
+
+def _quantized(model: str) -> ModelArtifact:
+    """The artifact of the quantize stage in a directory."""
+    from compressor.runs.artifact import read_artifact
+
+    artifact = read_artifact(Path(model))
+    if artifact.stage != "quantize":
+        raise UsageError(
+            "FP8 exports start from the quantize stage's output",
+            where=model,
+            expected="quantize",
+            found=artifact.stage,
+            hint=f"compress-export quantize {model} --fp8 -o DIR",
+        )
+    return artifact
+
+
+def refuse_other_dtype(source: Path, precision: str) -> None:
+    """Refuse a Hugging Face export in another data type than its tensors have: they are copied, not cast.
+
+    Raises:
+        UnsupportedError: naming both.
+    """
+    from compressor.models.checkpoint import CheckpointReader, read_config
+    from compressor.models.dims import dims_of_config
+
+    with CheckpointReader(source) as reader:
+        stored = reader.dtype(f"{dims_of_config(read_config(source)).family.embedding}.weight")
+    names = {"bf16": "BF16", "fp16": "F16"}
+    if stored != names[precision]:
+        others = [name for name, dtype in names.items() if dtype == stored]
+        raise UnsupportedError(
+            "the checkpoint is stored in another dtype, and this export copies it",
+            where="--precision",
+            expected=names[precision],
+            found=stored,
+            hint=f"--precision {others[0]}" if others else "--dtype bfloat16 when the student is made",
+        )

@@ -1,0 +1,259 @@
+"""One function per stage: it reads models, writes one directory, and returns the record of it.
+
+Every function takes the section of the recipe that it is about, and runs nothing that is in `out_dir`
+already. What is heavy is imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.api.execution import SCRATCH, Execution, require
+from compressor.choices.sparsity import SPARSITY_METHODS
+from compressor.recipe.recipe import (
+    Calibration,
+    Distill,
+    Generate,
+    Prune,
+    Quantize,
+    Recipe,
+    Sparsify,
+)
+
+if TYPE_CHECKING:
+    from compressor.runs.artifact import ModelArtifact
+
+
+def prune(
+    model: str,
+    out_dir: Path,
+    *,
+    target: str | None = None,
+    settings: Prune = Prune(),
+    calibration: Calibration = Calibration(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Cut a smaller checkpoint out of a model.
+
+    Args:
+        model: Alias, Hugging Face id, directory or .gguf file.
+        out_dir: Where the checkpoint and `prune_plan.json` are written.
+        target: A size or a published shape; else the settings name a shape.
+        settings: How importance is measured, or an explicit shape.
+        calibration: The text that importance is measured on.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: a target that does not fit the model.
+    """
+    from compressor.models.dims import PRUNABLE_FIELDS
+    from compressor.models.load import resolve_source, source_dims
+    from compressor.planning.plan import make_plan, require_prunable
+    from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+
+    execution = execution or Execution()
+    teacher = source_dims(resolve_source(model))
+    recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
+    resolved = make_plan(recipe, teacher)
+    require_prunable(teacher)
+    execution.console.info(resolved.target.rule)
+    config = PruneStageConfig(
+        shape={name: getattr(resolved.target.student, name) for name in PRUNABLE_FIELDS},
+        prune=settings.model_copy(update={"shape": None}),
+        calibration=calibration,
+    )
+    execution.begin(out_dir, [model], texts=PRUNE.data(config))
+    return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
+
+
+def generate(
+    model: str, out_dir: Path, *, settings: Generate, execution: Execution | None = None
+) -> ModelArtifact:
+    """Sample text from a model, usually the teacher, into `out_dir/text.jsonl`.
+
+    Raises:
+        UsageError: for settings without tokens.
+    """
+    from compressor.distillation.generate_stage import GENERATE
+
+    execution = execution or Execution()
+    require(settings.tokens, "no text is to be sampled", where="--tokens", hint="--tokens 100m")
+    execution.begin(out_dir, [model], texts=GENERATE.data(settings))
+    return execution.run(GENERATE, settings, execution.open(model, out_dir), out_dir)
+
+
+def correct_teacher(
+    teacher: str, out_dir: Path, *, settings: Distill, execution: Execution | None = None
+) -> ModelArtifact:
+    """Fine-tune a teacher by cross-entropy on the text that its student will be distilled on."""
+    from compressor.distillation.correct_stage import CORRECT
+
+    execution = execution or Execution()
+    execution.begin(out_dir, [teacher], texts=CORRECT.data(settings), training=settings)
+    return execution.run(CORRECT, settings, execution.open(teacher, out_dir), out_dir)
+
+
+def cache_logits(
+    teacher: str, out_dir: Path, *, settings: Distill, execution: Execution | None = None
+) -> ModelArtifact:
+    """Store the top-k logits of a teacher for every training sequence."""
+    from compressor.distillation.logits_stage import LOGITS
+
+    execution = execution or Execution()
+    execution.begin(out_dir, [teacher], texts=LOGITS.data(settings), training=settings)
+    return execution.run(LOGITS, settings, execution.open(teacher, out_dir), out_dir)
+
+
+def distill(
+    student: str,
+    out_dir: Path,
+    *,
+    settings: Distill,
+    teacher: str | None = None,
+    sparse: Sparsify = Sparsify(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Retrain a student on the logits of its teacher; a sparse student keeps its mask.
+
+    Args:
+        student: The model to train.
+        out_dir: Where the trained student is written.
+        settings: Text, schedule and loss.
+        teacher: The model to distill from; not needed where the settings name stored logits.
+        sparse: Loss and peak of a sparse student's training.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: without a teacher or tokens, or for settings of another stage.
+    """
+    from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
+    from compressor.models.sparse.record import read_promise
+    from compressor.runs.artifact import read_artifact
+    from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
+
+    execution = execution or Execution()
+    stored = settings.teacher_logits
+    require(settings.tokens, "distillation needs training tokens", where="--tokens", hint="--tokens 100m")
+    require(
+        teacher is not None or stored is not None,
+        "distillation needs a teacher",
+        where="--teacher",
+        hint="--teacher MODEL, or --teacher-logits DIR",
+    )
+    refuse_other_stages(settings)
+    models = [student, *([teacher] if teacher else [])]
+    execution.begin(out_dir, models, texts=DISTILL.data(settings), training=settings)
+    others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
+    source = execution.open(student, out_dir)
+    taught_by = execution.open(teacher, out_dir, tokenizer=False) if teacher else None
+    if read_promise(source.path) is None:
+        return execution.run(DISTILL, settings, source, out_dir, teacher=taught_by, others=others)
+    refuse_unused_losses(settings)
+    execution.console.info("the student is sparse: its mask is kept")
+    fixed = sparse.model_copy(update={"method": "sparsegpt"})
+    config = RecoverStageConfig(distill=settings, sparsify=fixed)
+    return execution.run(RECOVER, config, source, out_dir, teacher=taught_by, others=others)
+
+
+def sparsify(
+    model: str,
+    out_dir: Path,
+    *,
+    settings: Sparsify,
+    calibration: Calibration = Calibration(),
+    training: Distill = Distill(),
+    teacher: str | None = None,
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Make a model N:M sparse, with or without training.
+
+    Args:
+        model: The dense model.
+        out_dir: Where the sparse checkpoint and its masks are written.
+        settings: Pattern and method; without a pattern 2:4.
+        calibration: The text that the mask is chosen on.
+        training: Text and schedule, for a method that trains.
+        teacher: What such a method distills from; by default the model itself.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: for a method that trains and no tokens.
+    """
+    from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
+    from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
+
+    execution = execution or Execution()
+    settings = settings.model_copy(update={"pattern": settings.pattern or "2:4"})
+    config = SparsifyStageConfig(sparsify=settings, calibration=calibration)
+    if not SPARSITY_METHODS[settings.method].trains:
+        execution.begin(out_dir, [model], texts=SPARSIFY.data(config))
+        return execution.run(SPARSIFY, config, execution.open(model, out_dir), out_dir)
+    trained = RecoverStageConfig(distill=training, sparsify=settings)
+    tokens = training.tokens if settings.tokens is None else settings.tokens
+    require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="--tokens 100m")
+    refuse_unused_losses(training)
+    texts = (*SPARSIFY.data(config), *RECOVER.data(trained))
+    execution.begin(out_dir, [model, *([teacher] if teacher else [])], texts=texts, training=training)
+    source = execution.open(model, out_dir)
+    start = out_dir.absolute().parent / SCRATCH / f"{out_dir.name}-one-shot"
+    sparse = execution.beside().run(SPARSIFY, config, source, start)
+    taught_by = execution.open(teacher, out_dir, tokenizer=False) if teacher else source
+    return execution.run(RECOVER, trained, sparse, out_dir, teacher=taught_by)
+
+
+def quantize(
+    model: str,
+    out_dir: Path,
+    *,
+    settings: Quantize,
+    calibration: Calibration = Calibration(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Calibrate FP8 scales; writes the 16-bit checkpoint, all amax values and the FP8 checkpoint.
+
+    Raises:
+        UsageError: for settings that quantize nothing.
+    """
+    from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+
+    execution = execution or Execution()
+    require(settings.fp8, "nothing is to be quantized", where="--fp8", hint="add --fp8")
+    config = QuantizeStageConfig(quantize=settings, calibration=calibration)
+    execution.begin(out_dir, [model], texts=QUANTIZE.data(config))
+    return execution.run(QUANTIZE, config, execution.open(model, out_dir), out_dir)
+
+
+def refuse_other_stages(settings: Distill) -> None:
+    """Refuse what is a stage of its own, and in a run comes before distillation.
+
+    Raises:
+        UsageError: naming it.
+    """
+    require(
+        settings.correction.mode != "first",
+        "a teacher is corrected before distillation, by a stage of its own",
+        where="--teacher-correction first",
+        hint="compress-export correct-teacher MODEL -o DIR, then --teacher DIR",
+    )
+    require(
+        not settings.generate.tokens,
+        "text is sampled before distillation, by a stage of its own",
+        where="--generate-tokens",
+        hint="compress-export generate MODEL -o DIR, then --domain generated=DIR/text.jsonl",
+    )
+
+
+def refuse_unused_losses(settings: Distill) -> None:
+    """Refuse choices about the loss that the training of a sparse model does not follow.
+
+    Raises:
+        UsageError: naming them.
+    """
+    unused = settings.loss_choices()
+    require(
+        not unused,
+        "a sparse model is trained by forward KL and cross-entropy on all logits, and by nothing else",
+        where=", ".join(unused),
+        hint="leave them out; --recovery-kl-weight and --recovery-temperature set its loss",
+    )

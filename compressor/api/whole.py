@@ -1,0 +1,92 @@
+"""The whole run: what it would do, and doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.api.execution import Execution
+from compressor.core.errors import UsageError
+from compressor.models.load import plan_dims, short_name
+from compressor.pipeline.family import FamilyPlan, plan_family, split_targets
+from compressor.planning.cost import Hardware
+from compressor.planning.plan import Plan, make_plan
+from compressor.recipe.recipe import Recipe
+
+
+def plan(
+    recipe: Recipe, out_dir: Path | None = None, *, hardware: Hardware | None = None
+) -> Plan | FamilyPlan:
+    """Resolve a recipe: shapes, memory, disk, hours and costs; a family where it names several targets.
+
+    Needs neither network nor weights of a published model.
+
+    Raises:
+        UsageError: for a target and an explicit shape at once.
+        UnsupportedError: for a local model that one of the formats cannot express.
+    """
+    where = str(out_dir or default_output(recipe))
+    teacher = plan_dims(recipe.model)
+    if recipe.target is not None and recipe.prune.shape is not None:
+        raise UsageError(
+            "a run takes a target or an explicit shape, not both",
+            where="--target",
+            found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
+            hint="leave one of them out",
+        )
+    if len(split_targets(recipe.target)) > 1:
+        return plan_family(recipe, teacher, hardware=hardware, out_dir=where)
+    made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
+    if Path(recipe.model).is_dir():
+        # Reads the config again, with libraries that a published model's plan does without.
+        from compressor.models.load import resolve_source
+        from compressor.pipeline.preflight import require_expressible_source
+
+        require_expressible_source(recipe, resolve_source(recipe.model), made.target.student)
+    return made
+
+
+def run(
+    recipe: Recipe,
+    out_dir: Path | None = None,
+    *,
+    restart_from: str | None = None,
+    execution: Execution | None = None,
+) -> dict[str, Any]:
+    """Prune, distill, sparsify, quantize, export, verify and benchmark a model, or a family of models.
+
+    Args:
+        recipe: Every choice; its environment goes before the execution's.
+        out_dir: The run's directory; by default one named after model and target.
+        restart_from: Discard the output of this stage and of all later ones first.
+        execution: How the stages run.
+
+    Raises:
+        UsageError: for a stage that does not exist.
+    """
+    from compressor.models.load import resolve_source
+    from compressor.pipeline.family import run_family
+    from compressor.pipeline.pipeline import STAGES, run_pipeline
+
+    execution = execution or Execution()
+    if restart_from not in (None, *STAGES):
+        raise UsageError(
+            f"unknown stage {restart_from!r}",
+            where="--restart-from",
+            expected=", ".join(STAGES),
+            hint="name one of these",
+        )
+    where = out_dir or default_output(recipe)
+    made = plan(recipe, where)
+    source = resolve_source(recipe.model)
+    begin = {"resume": execution.resume, "overwrite": execution.overwrite, "check": execution.check}
+    if isinstance(made, FamilyPlan):
+        return run_family(source, made, where, execution.console, restart_from=restart_from, **begin)
+    return run_pipeline(recipe, source, made, where, execution.console, restart_from=restart_from, **begin)
+
+
+def default_output(recipe: Recipe) -> Path:
+    """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`; a family's targets follow each other."""
+    named = (recipe.target or "shape").replace("%", "pct").replace(",", "-").replace(" ", "")
+    parts = [short_name(recipe.model), named, *(["fp8"] if recipe.quantize.fp8 else [])]
+    return Path("-".join(parts))

@@ -1,0 +1,66 @@
+"""Methods that choose which weights of a matrix stay: N of every M along the input dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.core.lazy import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityMethod:
+    """A row of `SPARSITY_METHODS`.
+
+    All methods are measured on the calibration text, so there is no method that runs without one.
+
+    Attributes:
+        name: In recipes and on the command line.
+        help: One sentence for those who choose.
+        code: "module:function", a `compressor.sparsity.method.OneShotMethod`.
+        changes_kept_weights: Whether kept weights get new values; otherwise only a mask is chosen.
+        trains: Whether training follows, in which the mask is selected again; `code` makes its start.
+    """
+
+    name: str
+    help: str
+    code: str
+    changes_kept_weights: bool = False
+    trains: bool = False
+
+    def load(self) -> Any:
+        """The function."""
+        return resolve(self.code)
+
+
+_ROWS = (
+    SparsityMethod(
+        name="magnitude",
+        help="Keeps the weights with the largest absolute values.",
+        code="compressor.sparsity.magnitude:magnitude",
+    ),
+    SparsityMethod(
+        name="wanda",
+        help="Keeps the largest products of absolute weight and input norm (arXiv 2306.11695).",
+        code="compressor.sparsity.wanda:wanda",
+    ),
+    SparsityMethod(
+        name="ria",
+        help="Like wanda, with each weight relative to the sums of its row and its column.",
+        code="compressor.sparsity.wanda:ria",
+    ),
+    SparsityMethod(
+        name="sparsegpt",
+        help="Chooses the mask by second-order error and updates the kept weights (arXiv 2301.00774).",
+        code="compressor.sparsity.sparsegpt:sparsegpt",
+        changes_kept_weights=True,
+    ),
+    SparsityMethod(
+        name="ast",
+        help="Starts from sparsegpt, then trains and selects the mask again meanwhile (arXiv 2407.20584).",
+        code="compressor.sparsity.sparsegpt:sparsegpt",
+        changes_kept_weights=True,
+        trains=True,
+    ),
+)
+SPARSITY_METHODS: dict[str, SparsityMethod] = {row.name: row for row in _ROWS}

@@ -1,0 +1,249 @@
+"""Options of a command, made from the sections of the recipe that it uses.
+
+A field's type, default, help and flag stand in the recipe alone. The text of an option goes to the recipe
+as it is, which parses and checks it as it does a recipe's value: nothing is parsed here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from pydantic.fields import FieldInfo
+
+from compressor.cli.session import showing
+from compressor.core.console import Console
+from compressor.core.errors import UsageError
+from compressor.recipe.forms import format_count
+from compressor.recipe.option import OPTIONS, Section, choices_of, declaration_of, section_of
+from compressor.recipe.recipe import EVERY, Environment, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from compressor.api import Execution
+
+ENVIRONMENT = tuple(Environment.model_fields)
+_READABLE_COUNT = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a command was called with.
+
+    Attributes:
+        recipe: The recipe, its file and the options together.
+        flags: Dotted names of the fields that options set, and the options' flags.
+        out_dir: The output directory, if it was named.
+        resume: Fail unless there is an interrupted run to resume.
+        overwrite: Delete earlier output and start over.
+        check: Compare the files of finished work with their sha256.
+    """
+
+    recipe: Recipe
+    flags: Mapping[str, str]
+    out_dir: Path | None
+    resume: bool
+    overwrite: bool
+    check: bool
+
+    def execution(self, console: Console) -> Execution:
+        """How the library runs this call's stages."""
+        from compressor.api import Execution
+
+        names = dict.fromkeys(ENVIRONMENT)
+        return Execution(
+            environment=Environment(**{name: getattr(self.recipe, name) for name in names}),
+            resume=self.resume,
+            overwrite=self.overwrite,
+            check=self.check,
+            console=console,
+        )
+
+
+class ChoiceOption(click.Option):
+    """An option whose help lists a table's names, read when it is shown; who reads the value checks it."""
+
+    def __init__(self, *arguments: Any, choices: Callable[[], Mapping[str, str]], **named: Any) -> None:
+        """An option of click whose `choices` are names, each with a line of help or an empty one."""
+        super().__init__(*arguments, **named)
+        self._choices = choices
+
+    def make_metavar(self, *_context: Any, **_named: Any) -> str:
+        """The names to choose from, or what click would show."""
+        names = self._choices()
+        return f"[{'|'.join(names)}]" if names and self.metavar is None else self.metavar or "TEXT"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """The option as it is written; its help, and what its choices are."""
+        names, _ = super().get_help_record(ctx) or ("", "")
+        lines = [f"{name}: {text}" for name, text in self._choices().items() if text]
+        return names, " ".join([self.help or "", *lines])
+
+
+class RecipeOption(ChoiceOption):
+    """An option that sets one field of the recipe."""
+
+    def __init__(self, dotted: str, field: FieldInfo, *, flag: str, heading: str) -> None:
+        """An option for the field at `dotted`, named `flag`, under `heading` in the help."""
+        self.dotted, self.flag, self.heading, self._field = dotted, flag, heading, field
+        declared = declaration_of(field)
+        is_switch = field.annotation is bool
+        kind = None if choices_of(field) else _KINDS.get(_plain(field))
+        super().__init__(
+            [f"{flag}/--no-{flag.removeprefix('--')}" if is_switch else flag, dotted.replace(".", "__")],
+            choices=lambda: choices_of(field),
+            default=None,
+            multiple=declared.multiple,
+            type=None if is_switch else str,
+            metavar=declared.metavar or kind,
+            help=field.description,
+        )
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """The option as it is written; its help, what its choices are, and its default."""
+        names, text = super().get_help_record(ctx)
+        if self._field.default in (None, (), ...):
+            return names, text
+        return names, f"{text} [default: {_shown(self._field.default)}]"
+
+
+class RecipeCommand(click.Command):
+    """A command whose help groups its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings, in the order in which these come up."""
+        rows: dict[str, list[tuple[str, str]]] = {OPTIONS: []}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            if record is not None:
+                heading = option.heading if isinstance(option, RecipeOption) else _HEADINGS.get(option.name)
+                rows.setdefault(heading or OPTIONS, []).append(record)
+        rows[EVERY] = rows.pop(EVERY, [])
+        for heading, records in rows.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def from_recipe(
+    *names: str, own: str = "", but: tuple[str, ...] = (), output: str | None = "Directory to write."
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of sections, and call it with a `Call` that holds the recipe they make.
+
+    An argument `model`, or the first of `models`, is the recipe's model.
+
+    Args:
+        names: Dotted names of sections and fields; the fields that all commands share are added.
+        own: The section that the command is about: its flags go without the section's prefix.
+        but: Dotted names of what is left out.
+        output: Help of a required `--output-dir`; None where the command says it itself.
+    """
+    fields = [found for name in (*names, *ENVIRONMENT) for found in _options(name, own, but)]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**flags: Any) -> None:
+            given = {
+                option.dotted: value
+                for option in fields
+                if (value := flags.pop(str(option.name))) not in (None, ())
+            }
+            models = flags.get("models") or (flags.pop("model", None),)
+            named = {} if models[0] is None else {"model": models[0]}
+            spoken = {option.dotted: option.flag for option in fields if option.dotted in given}
+            config = flags.pop("config")
+            if models[0] is None and config is None:
+                raise UsageError(
+                    "there is no MODEL", hint="name one, or a recipe with one: --config recipe.yaml"
+                )
+            call = Call(
+                recipe=load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken),
+                flags=spoken,
+                out_dir=Path(where) if (where := flags.pop("output_dir", None)) else None,
+                **{name: flags.pop(name) for name in ("resume", "overwrite", "check")},
+            )
+            function(call, **flags)
+
+        for option in reversed([*_shared(output), *fields]):
+            _add(command, option)
+        return showing(command)
+
+    return decorate
+
+
+def fields_under(section: str, *headings: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Dotted names of a section's fields that stand under these headings, apart from those in `but`."""
+    return tuple(option.dotted for option in _options(section, "", but) if option.heading in headings)
+
+
+def _add(command: Any, option: click.Option) -> None:
+    """Put an option on a command, before those that it has: what `click.option` does with a ready one."""
+    command.__click_params__ = [*getattr(command, "__click_params__", []), option]
+
+
+def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption]:
+    """The options of a field, or of every field of a section and of the sections inside it."""
+    section: type[Section] = Recipe
+    *above, leaf = name.split(".")
+    for part in above:
+        section = section_of(section.model_fields[part]) or section
+    field = section.model_fields[leaf]
+    if name in but:
+        return
+    if inner := section_of(field):
+        for below in inner.model_fields:
+            yield from _options(f"{name}.{below}", own, but)
+        return
+    declared = declaration_of(field)
+    flag = declared.flag
+    if flag is None or (own and own == ".".join(above) and section.prefix):
+        prefix = section.prefix if own != ".".join(above) else ""
+        flag = f"--{'-'.join(part for part in (prefix, *leaf.split('_')) if part)}"
+    if flag:
+        yield RecipeOption(name, field, flag=flag, heading=declared.heading or section.heading)
+
+
+def _shared(output: str | None) -> list[click.Option]:
+    """Options of every command that works on a recipe."""
+    where = [click.Option(["-o", "--output-dir"], required=True, help=output)] if output else []
+    return [
+        *where,
+        click.Option(["--config"], type=click.Path(), help="Recipe in YAML; options override it."),
+        click.Option(["--resume"], is_flag=True, help="Fail unless there is an interrupted run to resume."),
+        click.Option(
+            ["--overwrite"],
+            is_flag=True,
+            help="Delete this tool's earlier output in the directory and start over.",
+        ),
+        click.Option(
+            ["--check/--no-check"],
+            default=True,
+            help="Compare the files of a finished run with their recorded sha256. [default: on]",
+        ),
+    ]
+
+
+_HEADINGS: dict[str | None, str] = dict.fromkeys(
+    ("resume", "overwrite", "check", "as_json", "quiet", "verbose", "debug", "help"), EVERY
+)
+_KINDS: dict[object, str] = {int: "INTEGER", float: "NUMBER"}
+
+
+def _plain(field: FieldInfo) -> object:
+    """The type of a field's value, without None."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    return kinds[0] if kinds else field.annotation
+
+
+def _shown(value: object) -> str:
+    """A default as it would be written on the command line."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join("/".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return format_count(value) if isinstance(value, int) and value >= _READABLE_COUNT else str(value)

@@ -1,0 +1,309 @@
+"""Sections of the recipe that train: the text, the teacher, distillation and sparse training."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, model_validator
+
+from compressor.choices.sparsity import SPARSITY_METHODS
+from compressor.recipe.forms import LayerPairs, Tokens, parse_domain, parse_names, written
+from compressor.recipe.option import OneOf, Section, declaration_of, option
+
+DEFAULT_TEXT = "HuggingFaceFW/fineweb-edu:sample-10BT"
+TEXT_FORMS = (
+    "a hub data set (ID, ID:CONFIG or ID:CONFIG:SPLIT), or local plain text, JSON, CSV or Parquet, .gz and "
+    ".zst of these, a directory or glob of them, or a folder saved by datasets"
+)
+SHORT_RETRAINING_TOKENS = 1_800_000_000
+
+SCHEDULE, TEXT = "Training", "Training text"
+LOSS, SCALE = "Distillation loss and teacher", "Memory and many GPUs"
+
+StateLoss = Literal["auto", "off", "cosine", "mse"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class Domain(Section):
+    """One of several training texts."""
+
+    name: str = option(..., "Name of the domain in reports.", min_length=1)
+    data: str = option(..., f"Text of the domain: {TEXT_FORMS}.")
+    weight: float = option(1.0, "Share of the sequences, relative to the other domains'.", gt=0)
+    reference_loss: float | None = option(
+        None, "Cross-entropy in nats that dynamic batches aim at; by default the teacher's.", gt=0
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return parse_domain(value) if isinstance(value, str) else value
+
+
+class DynamicBatches(Section):
+    """Dynamic batch loading (Sheared LLaMA, arXiv 2310.06694): domains that lag are sampled more often."""
+
+    heading: ClassVar[str] = TEXT
+    prefix: ClassVar[str] = "dynamic"
+
+    variant: Literal["off", "clipped", "unclipped"] = option(
+        "off",
+        "Sample domains with a high excess loss more often; clipped: negative excess loss counts as 0 (the "
+        "paper's rule), unclipped: it counts, and weights are smoothed (its code's rule).",
+        flag="--dynamic-batches",
+    )
+    interval_steps: int = option(400, "Optimizer steps between two updates of the domains' weights.", ge=1)
+    eval_size: int = option(16, "Held-out sequences per domain that its loss is measured on.", ge=1)
+
+
+class Correction(Section):
+    """Teacher correction (arXiv 2408.11796): fine-tuning the teacher on the distillation text."""
+
+    heading: ClassVar[str] = LOSS
+    prefix: ClassVar[str] = "correction"
+
+    mode: Literal["off", "first", "alongside"] = option(
+        "off",
+        "Fine-tune the teacher on the training text: before distillation, or in the same steps.",
+        flag="--teacher-correction",
+    )
+    tokens: Tokens | None = option(
+        None,
+        "Token budget of a correction that comes first; by default distillation's.",
+        ge=1,
+        metavar="COUNT",
+    )
+    learning_rate: float | None = option(
+        None, "Peak learning rate of teacher correction; by default a fifth of distillation's.", gt=0
+    )
+    warmup_steps: int | None = option(
+        None,
+        "Warm-up steps of teacher correction; by default 120, or a tenth of the run if that is shorter.",
+        ge=0,
+    )
+
+
+class Generate(Section):
+    """Text sampled from the teacher, as one more training domain."""
+
+    heading: ClassVar[str] = TEXT
+    prefix: ClassVar[str] = "generate"
+
+    tokens: Tokens = option(
+        0, "Tokens of text to sample from the teacher; 0 for none.", ge=0, metavar="COUNT"
+    )
+    prompts: str | None = option(
+        None,
+        "Text whose first tokens are used as prompts; by default sampling starts from nothing.",
+        metavar="SOURCE",
+    )
+    prompt_tokens: int = option(16, "Tokens taken from each prompt.", ge=1)
+    max_new_tokens: int = option(512, "Most tokens sampled after each prompt.", ge=1)
+    temperature: float = option(1.0, "Softmax temperature of the sampling.", gt=0)
+    top_p: float = option(
+        1.0, "Sample only from the smallest set of tokens with this probability.", gt=0, le=1
+    )
+    weight: float = option(1.0, "Share of the sampled text, relative to the other domains'.", gt=0)
+
+
+class Distill(Section):
+    """Retraining on the teacher's logits."""
+
+    heading: ClassVar[str] = SCHEDULE
+
+    data: str = option(
+        DEFAULT_TEXT, f"Training text: {TEXT_FORMS}.", flag="--train-data", heading=TEXT, metavar="SOURCE"
+    )
+    domains: tuple[Domain, ...] = option(
+        (),
+        "One of several weighted training texts, instead of --train-data; repeatable.",
+        flag="--domain",
+        heading=TEXT,
+        metavar="NAME=SOURCE[@WEIGHT]",
+        multiple=True,
+    )
+    dynamic_batches: DynamicBatches = DynamicBatches()
+    correction: Correction = Correction()
+    generate: Generate = Generate()
+    loss_on: Literal["all", "responses"] = option(
+        "all",
+        "Tokens that the loss counts; responses: assistant turns and completions only.",
+        heading=TEXT,
+    )
+    tokens: Tokens = option(
+        SHORT_RETRAINING_TOKENS,
+        "Token budget of training, such as 100m; 0 only prunes.",
+        ge=0,
+        metavar="COUNT",
+    )
+    context_length: int = option(4096, "Tokens per training sequence.", ge=8)
+    intra_document_masking: bool = option(
+        default=False,
+        text="Keep attention and loss inside each of the documents packed into a sequence.",
+        heading=TEXT,
+    )
+    batch_size: int | None = option(
+        None,
+        "Sequences per optimizer step, over all GPUs; by default 1152, fewer for short budgets.",
+        flag="--train-batch-size",
+        ge=1,
+    )
+    micro_batch_size: int = option(1, "Sequences per forward pass and GPU.", heading=SCALE, ge=1)
+    learning_rate: float = option(1e-4, "Peak learning rate of the cosine schedule.", gt=0)
+    min_learning_rate_ratio: float = option(
+        0.1, "Final learning rate of the cosine schedule, as a fraction of the peak.", ge=0, le=1
+    )
+    warmup_steps: int | None = option(
+        None, "Linear warm-up steps; by default 40, or a tenth of the run if that is shorter.", ge=0
+    )
+    loss: Literal["forward-kl", "reverse-kl"] = option(
+        "forward-kl", "Divergence between the teacher's and the student's distributions.", heading=LOSS
+    )
+    kl_weight: float = option(
+        1.0, "Weight of the KL loss in distillation; cross-entropy gets 1 - weight.", heading=LOSS, ge=0, le=1
+    )
+    temperature: float = option(
+        1.0, "Softmax temperature of the KL loss in distillation.", heading=LOSS, gt=0
+    )
+    top_k: int | None = option(
+        None,
+        "KL over the teacher's top-k tokens only, renormalised; by default over all.",
+        heading=LOSS,
+        ge=1,
+    )
+    hidden_state_loss: StateLoss = option(
+        "auto", "Loss on hidden states; auto: cosine if many layers are removed.", heading=LOSS
+    )
+    embedding_loss: StateLoss = option(
+        "auto", "Loss on embeddings; auto: the same as --hidden-state-loss.", heading=LOSS
+    )
+    layer_pairs: LayerPairs | None = option(
+        None,
+        "Layers that the loss on hidden states compares, counted from 0, such as 29:13; by default the one "
+        "two before the last of each model.",
+        heading=LOSS,
+        metavar="TEACHER:STUDENT,...",
+    )
+    teacher_logits: str | None = option(
+        None,
+        "Directory that cache-logits wrote, used instead of a teacher in memory.",
+        heading=LOSS,
+        metavar="DIR",
+    )
+    sharding: Literal["auto", "ddp", "fsdp"] = option(
+        "auto", "How models are spread over GPUs: copies (DDP) or shards (FSDP2).", heading=SCALE
+    )
+    activation_checkpointing: bool = option(
+        default=False,
+        text="Recompute activations in the backward pass: less memory, more time.",
+        heading=SCALE,
+        course=True,
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "Use torch.compile; auto: on a GPU.", heading=SCALE, course=True
+    )
+    report_to: Annotated[tuple[Tracker, ...], written(parse_names)] = option(
+        ("tensorboard",),
+        "Where training curves are logged; none for nowhere.",
+        course=True,
+        metavar="NAME,...",
+    )
+    save_steps: int = option(50, "Save a checkpoint every N optimizer steps.", ge=1, course=True, metavar="N")
+
+    @model_validator(mode="after")
+    def _domains_have_names_of_their_own(self) -> Distill:
+        names = [domain.name for domain in self.domains]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two domains have the same name: {', '.join(names)}")
+        return self
+
+    def loss_choices(self) -> list[str]:
+        """The recipe's names of what is not as by default about the loss and the teacher."""
+        own = {name for name, field in Distill.model_fields.items() if declaration_of(field).heading == LOSS}
+        usual = Distill()
+        changed = [f"distill.{name}" for name in sorted(own) if getattr(self, name) != getattr(usual, name)]
+        return changed + (["distill.correction.mode"] if self.correction.mode != "off" else [])
+
+    def mixture(self) -> tuple[Domain, ...]:
+        """The training domains: those given, or the one text."""
+        return self.domains or (Domain(name="text", data=self.data, weight=1.0, reference_loss=None),)
+
+
+class Sparsify(Section):
+    """N:M sparsity of the decoder's linear layers, and the training that recovers from it.
+
+    Training follows the Adaptive Sparse Trainer (arXiv 2407.20584); what is not said here (text,
+    batch, warm-up) is as for distillation.
+    """
+
+    heading: ClassVar[str] = "Sparsity"
+
+    pattern: str | None = option(
+        None,
+        "Make linear layers sparse: N of every M weights along the input dimension are kept, such as 2:4.",
+        flag="--sparsity",
+        metavar="N:M",
+        pattern=r"^[0-9]{1,4}:[0-9]{1,4}$",
+    )
+    method: Annotated[str, AfterValidator(OneOf(SPARSITY_METHODS))] = option(
+        "sparsegpt",
+        "How the kept weights are chosen.",
+        flag="--sparsity-method",
+    )
+    skip: tuple[str, ...] = option(
+        (), "Shell pattern of further tensors to leave dense; repeatable.", multiple=True, metavar="PATTERN"
+    )
+    block_size: int = option(128, "Columns per block of SparseGPT.", flag="--sparsegpt-block-size", ge=4)
+    dampening_fraction: float = option(
+        0.01, "Dampening of SparseGPT, as a fraction of the Hessian's mean diagonal.", ge=0
+    )
+    raise_dampening: bool = option(
+        default=False, text="Raise SparseGPT's dampening when a Hessian is singular."
+    )
+    update_weights: bool = option(
+        default=True, text="Let SparseGPT update the kept weights; otherwise only its mask is used."
+    )
+    tokens: Tokens | None = option(
+        None,
+        "Token budget of training after sparsifying; by default --tokens.",
+        flag="--recovery-tokens",
+        ge=0,
+        metavar="COUNT",
+    )
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of training after sparsifying; by default --learning-rate.",
+        flag="--recovery-learning-rate",
+        gt=0,
+    )
+    kl_weight: float = option(
+        0.67,
+        "Weight of the KL loss in training a sparse model; cross-entropy gets 1 - weight.",
+        flag="--recovery-kl-weight",
+        ge=0,
+        le=1,
+    )
+    temperature: float = option(
+        2.0,
+        "Softmax temperature of the KL loss in training a sparse model.",
+        flag="--recovery-temperature",
+        gt=0,
+    )
+    mask_interval: int | None = option(
+        None, "Steps between two selections of the mask by ast; by default 10, fewer in short runs.", ge=1
+    )
+    mask_decay: float = option(1e-4, "Decay that ast applies to masked weights at the end of its ramp.", ge=0)
+    decay_ramp_steps: int | None = option(
+        None, "Steps until ast's decay of masked weights is full; by default a quarter of the run.", ge=1
+    )
+    slorb: Literal["off", "fixed", "trained"] = option(
+        "off", "Low-rank branch beside the sparse weights, written as a PEFT adapter."
+    )
+    slorb_group: int = option(
+        16, "Input channels per rank of the low-rank branch.", flag="--slorb-group-size", ge=2
+    )
+
+    @property
+    def slorb_group_size(self) -> int | None:
+        """Input channels per rank, None without a branch."""
+        return None if self.slorb == "off" else self.slorb_group

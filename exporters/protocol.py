@@ -1,0 +1,148 @@
+"""What an export format's code provides: the class that every exporter derives from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import JsonValue
+
+from compressor.choices.formats import Format
+from compressor.core.errors import VerificationError
+from compressor.models.sparse.record import Promise
+from compressor.recipe.recipe import Export
+from compressor.runs.artifact import ModelArtifact
+from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
+from exporters.verification.logits import VerifyOptions
+from exporters.verification.prompts import Prompt, describe_prompts
+from exporters.verification.record import Engine, Status, Verification
+
+
+@dataclass(frozen=True)
+class Exporter(ABC):
+    """Writes one format, compares what it wrote with the student, and checks a directory of it.
+
+    Attributes:
+        row: The format's row in the table.
+        libraries: Distributions whose versions decide the files or the figures.
+        keeps_adapter: Whether the low-rank branches beside a sparse checkpoint are exported too.
+    """
+
+    row: Format
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    keeps_adapter: ClassVar[bool] = False
+
+    @property
+    def precision(self) -> str:
+        """Precision of the weights; names a row of the tolerances."""
+        return self.row.precisions[0]
+
+    def loads_student(self, student: Path) -> bool:
+        """Whether verification holds this student's whole model in memory, in float32."""
+        return True
+
+    def settings(self, export: Export) -> Export:
+        """The settings that decide this format; others would only change its fingerprint."""
+        return Export()
+
+    def check(  # noqa: B027 - a format that expresses every model has nothing to refuse
+        self, config: dict[str, object], export: Export, promise: Promise | None
+    ) -> None:
+        """Refuse a model that the format cannot express, before anything is loaded or written.
+
+        Args:
+            config: The model's Hugging Face config.
+            export: The recipe's settings of exports.
+            promise: The sparsity that the model has, or will have.
+
+        Raises:
+            UnsupportedError: naming the field, and what to do.
+        """
+
+    @abstractmethod
+    def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
+        """Fill `out_dir` from the source artifact's directory."""
+
+    @abstractmethod
+    def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
+        """Reopen what was written and compare it with the 16-bit checkpoint in `student`.
+
+        Raises:
+            VerificationError: for what must be exact and is not; measured figures beyond their
+                tolerance are the caller's to enforce.
+        """
+
+    @abstractmethod
+    def check_structure(self, directory: Path) -> Mapping[str, JsonValue]:
+        """Check a directory of this format without anything to compare it with.
+
+        Returns:
+            What was found, for the report.
+
+        Raises:
+            VerificationError: naming the first tensor, file or figure that is wrong.
+        """
+
+    @abstractmethod
+    def check_sparsity(self, directory: Path, promise: Promise) -> int:
+        """Check every promised tensor as this format stores it; returns their number.
+
+        Raises:
+            VerificationError: naming the first tensor with too many non-zeros.
+        """
+
+    def enforce(self, verification: Verification, export: Export) -> None:
+        """Refuse an export beyond its tolerance, or beyond a gate that the recipe sets.
+
+        Raises:
+            VerificationError, AccuracyGateError: naming the figure.
+        """
+        verification.enforce()
+
+    def make_engine(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Engine | None:
+        """Build an engine of an export that passed, or leave how to; None for a format without engines."""
+        return None
+
+    def verification(
+        self,
+        checks: Mapping[str, JsonValue],
+        *,
+        prompts: list[Prompt] | None = None,
+        logits: Mapping[str, LogitComparison] | None = None,
+        tolerance: Tolerance | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Verification:
+        """The record of a comparison; without logits, of an export that was not executed.
+
+        Args:
+            checks: Exact checks that passed.
+            prompts: What was fed.
+            logits: What came out, over `all` positions and kinds of them.
+            tolerance: What they must keep to; None is reported only.
+            notes: What a reader should know.
+        """
+        return Verification(
+            format=self.row.name,
+            precision=self.precision,
+            status=_status(logits, tolerance),
+            prompts=describe_prompts(prompts) if prompts else None,
+            logits={kind: compared.figures() for kind, compared in (logits or {}).items()},
+            tolerance=tolerance,
+            checks=dict(checks),
+            notes=notes,
+        )
+
+
+def _status(logits: Mapping[str, LogitComparison] | None, tolerance: Tolerance | None) -> Status:
+    if not logits:
+        return "not executed"
+    if tolerance is None:
+        return "reported"
+    try:
+        check_tolerance(logits["all"], tolerance, where="logits")
+    except VerificationError:
+        return "failed"
+    return "passed"

@@ -1,0 +1,258 @@
+"""Options made from the recipe: what is read, what is refused, what the help says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
+
+import click
+import pytest
+import yaml
+from pydantic import AfterValidator
+
+from compressor import api
+from compressor.cli.correct_teacher import own_settings
+from compressor.cli.from_recipe import Call, RecipeCommand, RecipeOption, from_recipe
+from compressor.cli.main import cli, invoke
+from compressor.cli.session import Show
+from compressor.recipe.option import OneOf, Section, option, section_of
+from compressor.recipe.recipe import Distill, Recipe, load_recipe
+
+Capture = pytest.CaptureFixture[str]
+
+
+def called(*arguments: str, config: Path | None = None, names: tuple[str, ...] = ("distill",)) -> Call:
+    """What a command is called with by these options."""
+    found: list[Call] = []
+
+    @click.command()
+    @from_recipe("target", *names, output=None)
+    def command(call: Call, show: Show) -> None:
+        found.append(call)
+
+    file = ["--config", str(config)] if config else []
+    overrides = ["--target", "4b", *file, *arguments]
+    command.main([*overrides], standalone_mode=False)
+    return found[0]
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: smollm2-135m\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--loss", "reverse-kl"], "loss", "reverse-kl"),
+        (["--top-k", "1000"], "top_k", 1000),
+        (["--kl-weight", "0.5"], "kl_weight", 0.5),
+        (["--hidden-state-loss", "mse"], "hidden_state_loss", "mse"),
+        (["--layer-pairs", "29:13, 28:12"], "layer_pairs", ((29, 13), (28, 12))),
+        (["--intra-document-masking"], "intra_document_masking", True),
+        (["--sharding", "fsdp"], "sharding", "fsdp"),
+        (["--report-to", "tensorboard,wandb"], "report_to", ("tensorboard", "wandb")),
+        (["--report-to", "none"], "report_to", ()),
+        (["--save-steps", "7"], "save_steps", 7),
+        (["--tokens", "1.5b"], "tokens", 1_500_000_000),
+        (["--train-batch-size", "8"], "batch_size", 8),
+    ],
+)
+def test_one_option_sets_one_field(
+    recipe_file: Path, arguments: list[str], field: str, value: object
+) -> None:
+    call = called(*arguments, config=recipe_file)
+    assert call.recipe.distill == Distill().model_copy(update={field: value})
+    assert dict(call.flags) == {"target": "--target", f"distill.{field}": arguments[0]}
+
+
+def test_an_option_is_read_like_the_same_text_in_a_recipe(recipe_file: Path, tmp_path: Path) -> None:
+    texts = {"tokens": "100m", "layer_pairs": "29:13", "report_to": "none"}
+    nested = {"generate": {"tokens": "2m"}, "correction": {"tokens": "60k"}}
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump({"model": "smollm2-135m", "distill": texts | nested}))
+    flags = ("--tokens", "100m", "--layer-pairs", "29:13", "--report-to", "none")
+    also = ("--generate-tokens", "2m", "--correction-tokens", "60k")
+    read = load_recipe(tmp_path / "text.yaml", {"target": "4b"})
+    assert called(*flags, *also, config=recipe_file).recipe == read
+    assert (read.distill.tokens, read.distill.correction.tokens) == (100_000_000, 60_000)
+
+
+def test_a_switch_can_be_turned_off(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nquantize: {fp8: true}\n")
+    assert called(config=path, names=("quantize",)).recipe.quantize.fp8
+    assert not called("--no-fp8", config=path, names=("quantize",)).recipe.quantize.fp8
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "data", "weight"),
+    [
+        ("web=HuggingFaceFW/f:sample-10BT@0.7", "web", "HuggingFaceFW/f:sample-10BT", 0.7),
+        ("code=a=b.jsonl", "code", "a=b.jsonl", 1.0),
+        ("mail=me@home.txt", "mail", "me@home.txt", 1.0),
+        ("mail=me@home.txt@2", "mail", "me@home.txt", 2.0),
+    ],
+)
+def test_domains(recipe_file: Path, text: str, name: str, data: str, weight: float) -> None:
+    other, domain = called("--domain", "z=z", "--domain", text, config=recipe_file).recipe.distill.mixture()
+    assert (other.name, domain.name, domain.data, domain.weight) == ("z", name, data, weight)
+
+
+def test_one_text_replaces_the_domains_of_a_recipe_and_a_shape_its_target(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    tree = {"model": "m", "prune": {"shape": {"hidden_size": 8}}}
+    path.write_text(yaml.safe_dump({**tree, "distill": {"domains": [{"name": "web", "data": "web.txt"}]}}))
+    recipe = called("--train-data", "own.txt", config=path).recipe
+    assert recipe.distill.mixture()[0].data == "own.txt"
+    assert (recipe.target, recipe.prune.shape) == ("4b", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer-pairs", "29-13"], "'29-13' is not TEACHER:STUDENT"),
+        (["--layer-pairs", "29:13,"], "'' is not TEACHER:STUDENT"),
+        (["--layer-pairs", "-1:3"], "is not TEACHER:STUDENT"),
+        (["--domain", "web"], "is not NAME=SOURCE"),
+        (["--domain", "=web.txt"], "is not NAME=SOURCE"),
+        (["--domain", "web=@2"], "is not NAME=SOURCE"),
+        (["--domain", "web=a.txt@0"], "greater than 0"),
+        (["--domain", "web=a.txt@nan"], "finite number"),
+        (["--domain", "web=a.txt", "--domain", "web=b.txt"], "the same name"),
+        (["--domain", "web=a.txt", "--train-data", "b.txt"], "given twice"),
+        (["--report-to", "wanb"], "--report-to"),
+        (["--report-to", "none,wandb"], "--report-to"),
+        (["--top-k", "0"], "--top-k"),
+        (["--kl-weight", "1.5"], "--kl-weight"),
+        (["--loss", "kl"], "--loss"),
+        (["--teacher-correction", "yes"], "--teacher-correction"),
+        (["--dynamic-batches", "on"], "--dynamic-batches"),
+        (["--sharding", "zero3"], "--sharding"),
+        (["--save-steps", "0"], "--save-steps"),
+        (["--generate-tokens", "many"], "'many' is not a count such as 4b"),
+        (["--mfu", "0"], "--mfu"),
+        (["--mfu", "1.1"], "--mfu"),
+        (["--mfu", "nan"], "--mfu"),
+        (["--gpu-hour-price", "inf"], "--gpu-hour-price"),
+        (["--gpu-hour-price", "nan"], "--gpu-hour-price"),
+        (["--gpu-hour-price", "-1"], "--gpu-hour-price"),
+        (["--gpu", "b300"], "--gpu"),
+    ],
+)
+def test_bad_values_are_usage_errors(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert invoke(["plan", "llama3.1-8b", "--target", "4b", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_every_field_of_the_recipe_has_one_option_of_run() -> None:
+    """But for the model, which is an argument, and what another option sets."""
+    options = [found for found in cli.commands["run"].params if isinstance(found, RecipeOption)]
+    without = {"model", "bench.batch_pairs", "bench.largest_batch"}
+    assert sorted(found.dotted for found in options) == sorted(set(leaves(Recipe)) - without)
+    assert len({found.flag for found in options}) == len(options)
+
+
+def leaves(section: type[Section], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        inner = section_of(field)
+        found += leaves(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in cli.commands if name != "bench"])
+def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: Capture) -> None:
+    command = cli.commands[name]
+    assert invoke([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    words = [line.split() for line in shown.splitlines()]
+    assert "\\b" not in shown
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            flag = max(parameter.opts, key=len)
+            assert parameter.help, flag
+            assert (
+                sum(line[:1] == [flag] or (flag in line[1:2] and line[0][-1] == ",") for line in words) == 1
+            )
+    if isinstance(command, RecipeCommand):
+        assert "--config" in shown
+        assert shown.index("Options:") < shown.index("Every command:")
+    if name == "distill":
+        assert "sparse model. [default: 2]" in " ".join(shown.split())
+
+
+def test_commands_without_a_model_say_so(capsys: Capture) -> None:
+    assert invoke(["prune", "--target", "4b", "-o", "out"]) == 2
+    assert "--config recipe.yaml" in capsys.readouterr().err
+
+
+def test_an_entry_added_to_a_table_is_accepted_and_shown() -> None:
+    table = {"one": SimpleNamespace(help="The first.")}
+
+    class Toy(Section):
+        way: Annotated[str, AfterValidator(OneOf(table))] = option("one", "How it is done.")
+
+    shown = RecipeOption("toy.way", Toy.model_fields["way"], flag="--way", heading="Options")
+    table["two"] = SimpleNamespace(help="The second.")
+    names, text = shown.get_help_record(click.Context(click.Command("toy")))
+    assert names == "--way [one|two]"
+    assert text == "How it is done. one: The first. two: The second. [default: one]"
+    assert Toy(way="two").way == "two"
+    with pytest.raises(ValueError, match="'three' is none of one, two"):
+        Toy(way="three")
+
+
+def test_options_go_before_a_recipes_correction() -> None:
+    correction = {"tokens": 1000, "learning_rate": 2e-5, "warmup_steps": 120}
+    settings = Distill.model_validate({"tokens": 64, "warmup_steps": 3, "correction": correction})
+    assert own_settings(settings, frozenset()) == settings
+    given = frozenset({"distill.tokens", "distill.warmup_steps", "distill.learning_rate"})
+    own = own_settings(settings, given).correction
+    assert (own.tokens, own.warmup_steps, own.learning_rate) == (64, 3, None)
+
+
+COMMANDS = {
+    "prune": ("prune", "--target", "50%"),
+    "generate": ("generate", "--tokens", "9k"),
+    "correct_teacher": ("correct-teacher", "--tokens", "5k"),
+    "cache_logits": ("cache-logits", "--tokens", "5k"),
+    "distill": ("distill", "--teacher", "t", "--tokens", "5k"),
+    "sparsify": ("sparsify",),
+    "quantize": ("quantize", "--fp8"),
+    "export": ("export", "--format", "onnx"),
+    "evaluate": ("evaluate", "m", "--data", "t"),
+    "bench": ("bench", "m", "n"),
+}
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_every_command_follows_the_recipes_environment(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    found: list[api.Execution] = []
+
+    def stand_in(*arguments: object, execution: api.Execution, **_: object) -> SimpleNamespace:
+        found.append(execution)
+        return SimpleNamespace(
+            **dict.fromkeys(("path", "stage", "fingerprint"), tmp_path),
+            lineage=(),
+            num_parameters=1,
+            details={},
+        )
+
+    monkeypatch.setattr(api, stage, stand_in)
+    environment = {"seed": 7, "device": "cpu", "dtype": "float32", "trust_remote_code": True}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(tiny_checkpoint), **environment}), encoding="utf-8")
+    for text in ("_report", "evaluation_text"):
+        for module in ("bench_run", "render"):
+            monkeypatch.setattr(f"compressor.cli.{module}.{text}", lambda _: "", raising=False)
+    words = [*COMMANDS[stage], "--config", str(recipe), "--json", "-o", str(tmp_path / "out")]
+    invoke(words)
+    (execution,) = found
+    assert execution.environment.model_dump(exclude={"tokenizer"}) == environment
