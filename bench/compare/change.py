@@ -40,7 +40,7 @@ def change_of(
     """
     ratio = math.exp(float(now_logs.mean() - before_logs.mean()))
     if np.ptp(before_logs) == 0 and np.ptp(now_logs) == 0:
-        return Change(ratio=ratio, low=ratio, high=ratio)  # without any spread there is no t
+        return Change(ratio=ratio, low=ratio, high=ratio)  # t is not defined without any spread
     with warnings.catch_warnings():  # one series may well have no spread of its own
         warnings.simplefilter("ignore", RuntimeWarning)
         interval = stats.ttest_ind(now_logs, before_logs, equal_var=False).confidence_interval(confidence)

@@ -196,7 +196,7 @@ def judge_cell(
 
 
 def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:
-    """Why a measurement is no ground for a verdict, or None."""
+    """Why a measurement is too noisy for a verdict, or None."""
     if cell.status != "ok":
         return cell.reason or cell.status
     for arm in (cell.baseline, cell.candidate):

@@ -97,7 +97,7 @@ def _of_samples(summary: Summary) -> Iterator[str]:
         return
     outside = [sample for sample in samples if not _SMALLEST <= sample <= _LARGEST]
     if outside:
-        yield f"the sample {outside[0]} is no measurement"
+        yield f"the sample {outside[0]} is outside of what can be measured"
         return
     for name, found, expected in (
         ("median", summary.median, median(samples)),

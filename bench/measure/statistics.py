@@ -175,7 +175,7 @@ def measure_in_pairs(
 def needs_series(
     done: Sequence[Series[Sample]], *, duration: Callable[[Sample], float], rule: StoppingRule
 ) -> bool:
-    """Whether another series is to be measured: there is no use in more where the first stayed wide."""
+    """Whether another series is to be measured: more are not measured where the first stayed wide."""
     if not done:
         return True
     return len(done) <= NUM_SERIES and _is_narrow(_speedup(done[:1], duration), rule)

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from bench.bench_stage import BENCH, BenchStageConfig
 from bench.design.comparisons import arm_name, fair_comparisons
 from bench.report.results import NotMeasured, Quality
-from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
+from bench.runtimes.base import ServingRuntime
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT, options
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
 from compressor.core.hardware import (
@@ -208,6 +209,8 @@ def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher)
     require_consistent(recipe)
+    if recipe.bench.enabled:
+        recipe.bench.row.require_executable()
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
     require_sparsifiable(recipe)
     require_trainable(recipe)
@@ -376,32 +379,46 @@ def _evaluate(run: Run) -> None:
 
 
 def _bench(run: Run) -> None:
-    """Teacher and student through the same runtime in the same precision, for every exported graph."""
+    """Teacher and student through the same runtime, in every precision that both are there in."""
     if not run.recipe.bench.enabled:
         return
-    graphs: dict[str, ModelArtifact] = {}
-    for precision, name in benchmarked().items():
-        student = run.made.get(f"export {name}")
-        if student is None or precision not in run.recipe.bench.precisions:
-            continue
-        settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
-        graphs[arm_name("teacher", precision)] = run.execute(
-            export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
+    row, arms = run.recipe.bench.row, _arms(run)
+    if not arms:
+        message = (
+            f"no export to benchmark: add one of {', '.join(options()[row.reads].values())} to the formats"
         )
-        graphs[arm_name("student", precision)] = student
-    if not graphs:
-        message = f"no export to benchmark: add one of {', '.join(benchmarked().values())} to the formats"
         run.console.warn(message)
         run.manifest.update(warnings=[message])
         return
     config = BenchStageConfig(
         bench=run.recipe.bench,
-        comparisons=fair_comparisons(tuple(graphs), which=run.recipe.bench.baselines),
+        runtime=row.name,
+        comparisons=fair_comparisons(tuple(arms), which=run.recipe.bench.baselines),
         not_measured=_not_measured(run),
         quality=_quality(run),
         shapes={"teacher": run.plan.teacher.to_dict(), "student": run.plan.target.student.to_dict()},
     )
-    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=graphs)
+    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=arms)
+
+
+def _arms(run: Run) -> dict[str, ModelArtifact]:
+    """What the runtime executes, by arm: checkpoints, or the exports that it reads."""
+    bench, models = run.recipe.bench, {"teacher": run.teacher, "student": _student(run)}
+    if bench.row.serves:
+        server: ServingRuntime = bench.row.load()
+        return {arm_name(name, server.stored_precision(model.path)): model for name, model in models.items()}
+    if bench.reads_checkpoints():
+        precisions = [name for name in bench.row.precisions if name in bench.precisions]
+        return {arm_name(name, own): model for own in precisions for name, model in models.items()}
+    arms: dict[str, ModelArtifact] = {}
+    for precision, name in bench.read_formats().items():
+        if student := run.made.get(f"export {name}"):
+            settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
+            arms[arm_name("teacher", precision)] = run.execute(
+                export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
+            )
+            arms[arm_name("student", precision)] = student
+    return arms
 
 
 def _quality(run: Run) -> tuple[Quality, ...]:

@@ -139,9 +139,8 @@ def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     for name in recipe.export_formats():
         if name != "huggingface":
             parts[f"exports/{name}"] = weight_bytes(student, FORMATS[name].precisions[0])
-    if recipe.bench.enabled:
-        for precision in recipe.bench.precisions:
-            parts[f"benchmark teacher {precision}"] = weight_bytes(teacher, precision)
+    for precision in recipe.bench.read_formats():
+        parts[f"benchmark teacher {precision}"] = weight_bytes(teacher, precision)
     return {**parts, "total": sum(parts.values())}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.choices.formats import FORMATS, benchmarked
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.sparse.pattern import Pattern
@@ -69,13 +69,9 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 
 
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
-    graphs = [
-        name
-        for precision, name in benchmarked().items()
-        if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
-    ]
+    graphs = [name for name in recipe.bench.read_formats().values() if name in recipe.export_formats()]
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
-    return places | ({BENCH: None} if graphs else {})
+    return places | ({BENCH: None} if graphs or recipe.bench.reads_checkpoints() else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,10 @@ from bench.report.results import Interval
 from bench.report.write import read_results
 from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.main import invoke
+from compressor.core.errors import UsageError
+from compressor.models.load import open_checkpoint, resolve_source
+from compressor.pipeline.pipeline import _arms
+from compressor.recipe.recipe import Recipe, load_recipe
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.bench.toy_runtimes import SERVER, STATIC
 
@@ -31,17 +37,43 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+def recipe_with(runtime: str, **fields: object) -> Recipe:
+    bench = {f"bench.{name}": value for name, value in fields.items()}
+    return load_recipe(None, {"model": "llama3.1-8b", "bench.runtime": runtime, **bench})
+
+
 def words(models: list[str], row: Runtime, out: Path, *options: str) -> list[str]:
     return ["bench", *models, "--runtime", row.name, "--isl-osl", "6/4", *options, "-o", str(out)]
 
 
 @pytest.mark.usefixtures("registered")
-def test_they_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["bench", "run", "--help"]) == 0
+@pytest.mark.parametrize("command", ["bench", "run"])
+def test_they_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([command, "--help"] if command == "run" else [command, "run", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for row in (STATIC, SERVER):
         assert row.name in shown
         assert row.help in shown
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_recipe_may_name_them_and_no_others() -> None:
+    assert recipe_with(SERVER.name).bench.row is SERVER
+    with pytest.raises(UsageError, match="toy-batches, toy-server"):
+        recipe_with("toy-bathces")
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(("row", "precision"), [(STATIC, "quarter"), (SERVER, "half")])
+def test_a_run_measures_its_checkpoints_with_them(row: Runtime, precision: str, models: list[str]) -> None:
+    teacher, student = (open_checkpoint(resolve_source(model), Path(), dtype="bfloat16") for model in models)
+    run: Any = SimpleNamespace(
+        recipe=recipe_with(row.name, precisions=("quarter", "fp32")),
+        teacher=teacher,
+        made={"pruned": student},
+    )
+    assert run.recipe.bench.read_formats() == {}
+    assert _arms(run) == {f"teacher-{precision}": teacher, f"student-{precision}": student}
 
 
 @pytest.mark.usefixtures("registered")
