@@ -9,9 +9,11 @@ from compressor.api.execution import Execution
 from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
 from compressor.api.stages import cache_logits, correct_teacher, distill, generate, prune, quantize, sparsify
 from compressor.api.whole import plan, run
+from compressor.planning.plan import Plan
 
 __all__ = [
     "Execution",
+    "Plan",
     "Selection",
     "bench",
     "cache_logits",

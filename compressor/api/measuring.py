@@ -70,7 +70,7 @@ def evaluate(
         UsageError: for settings without a text.
     """
     from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
-    from compressor.models.load import distinct_names
+    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     text = settings.data
@@ -94,7 +94,7 @@ def evaluate_tasks(
         DependencyError: without lm-eval.
     """
     from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
-    from compressor.models.load import distinct_names
+    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     require_lm_eval()

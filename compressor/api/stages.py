@@ -48,7 +48,7 @@ def prune(
         UsageError: a target that does not fit the model.
     """
     from compressor.models.dims import PRUNABLE_FIELDS
-    from compressor.models.load import resolve_source, source_dims
+    from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.api.execution import Execution
 from compressor.core.errors import UsageError
-from compressor.models.load import plan_dims, short_name
+from compressor.models.source import plan_dims, short_name
 from compressor.pipeline.family import FamilyPlan, plan_family, split_targets
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
@@ -39,7 +39,7 @@ def plan(
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
-        from compressor.models.load import resolve_source
+        from compressor.models.source import resolve_source
         from compressor.pipeline.preflight import require_expressible_source
 
         require_expressible_source(recipe, resolve_source(recipe.model), made.target.student)
@@ -64,7 +64,7 @@ def run(
     Raises:
         UsageError: for a stage that does not exist.
     """
-    from compressor.models.load import resolve_source
+    from compressor.models.source import resolve_source
     from compressor.pipeline.family import run_family
     from compressor.pipeline.pipeline import STAGES, run_pipeline
 

@@ -61,7 +61,7 @@ def run(
     """
     from compressor import api
     from compressor.cli.stage_result import stage
-    from compressor.models.load import short_name
+    from compressor.models.source import short_name
 
     selection = api.select(
         models,

@@ -18,8 +18,8 @@ from compressor.core.errors import UsageError
 from compressor.core.escaping import Markdown, markdown_code, markdown_text
 from compressor.core.processes import is_main, on_main
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
-from compressor.models.load import ModelSource, resolve_source
 from compressor.models.presets import published_target
+from compressor.models.source import ModelSource, resolve_source
 from compressor.pipeline.report import CARD_FILE, batches_of, markdown_table
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan

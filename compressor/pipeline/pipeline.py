@@ -29,7 +29,7 @@ from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOG
 from compressor.distillation.generate_stage import GENERATE
 from compressor.evaluation.evaluate_stage import EVALUATE
 from compressor.models.checkpoint import read_config
-from compressor.models.load import ModelSource, open_checkpoint
+from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pipeline.model_card import summary_of
 from compressor.pipeline.preflight import (

@@ -20,8 +20,8 @@ from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.dims import SHAPE_FIELDS, Dims
-from compressor.models.load import ModelSource
 from compressor.models.shapes import expected_shapes
+from compressor.models.source import ModelSource
 from compressor.models.sparse.pattern import parse_pattern
 from compressor.models.sparse.record import Promise
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable

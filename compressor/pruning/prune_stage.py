@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,12 +11,11 @@ from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import Dims, dims_of_config
+from compressor.models.dims import Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.planning.target import check_shape
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
 from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
@@ -62,7 +61,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
 
 def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> tuple[ImportanceScores, dict[str, Any] | None]:
+) -> tuple[ImportanceScores, Mapping[str, object] | None]:
     """The scores, and the record of the text that set them."""
     method, ids, record = IMPORTANCE_METHODS[config.prune.importance], None, None
     if method.needs_text:

@@ -29,7 +29,8 @@ from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
 from compressor.models.config.portable import write_config
-from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
+from compressor.models.load import copy_checkpoint, load_model
+from compressor.models.source import refuse_quantised
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import carry_promise
 from compressor.models.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.core.errors import CompressExportError, UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
-from compressor.models.load import resolve_source
+from compressor.models.source import resolve_source
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
 from compressor.runs.discarding import is_leftover

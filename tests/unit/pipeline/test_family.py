@@ -9,8 +9,8 @@ import pytest
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.models.dims import num_parameters
-from compressor.models.load import ModelSource
 from compressor.models.presets import PRESETS
+from compressor.models.source import ModelSource
 from compressor.pipeline import pipeline
 from compressor.pipeline.family import plan_family, run_family, split_targets
 from compressor.planning.plan import make_plan

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from compressor.core.errors import UsageError
-from compressor.models.load import plan_dims
+from compressor.models.source import plan_dims
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe
 

@@ -20,7 +20,8 @@ from compressor.models.checkpoint import read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.config.rope import rope_of
 from compressor.models.dims import dims_of_config
-from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.load import load_model
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint

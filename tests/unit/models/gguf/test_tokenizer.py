@@ -15,7 +15,7 @@ from compressor.core.errors import CompressExportError, UnsupportedError, UsageE
 from compressor.models.gguf.convert import convert_gguf
 from compressor.models.gguf.header import read_header
 from compressor.models.gguf.tokenizer import write_tokenizer
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
 from tests import gguf_files
 from tests.gguf_files import TinyGguf, vocabulary
