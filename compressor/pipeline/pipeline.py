@@ -382,18 +382,18 @@ def _bench(run: Run) -> None:
     """Teacher and student through the same runtime, in every precision that both are there in."""
     if not run.recipe.bench.enabled:
         return
-    row, arms = run.recipe.bench.row, _arms(run)
+    bench, arms = run.recipe.bench, _arms(run)
     if not arms:
-        message = (
-            f"no export to benchmark: add one of {', '.join(options()[row.reads].values())} to the formats"
-        )
+        message = f"nothing to benchmark: add one of {', '.join(bench.row.precisions)} to bench.precisions"
+        if not bench.reads_checkpoints():
+            formats = ", ".join(options()[bench.row.reads].values())
+            message = f"no export to benchmark: add one of {formats} to the formats"
         run.console.warn(message)
         run.manifest.update(warnings=[message])
         return
     config = BenchStageConfig(
-        bench=run.recipe.bench,
-        runtime=row.name,
-        comparisons=fair_comparisons(tuple(arms), which=run.recipe.bench.baselines),
+        bench=bench,
+        comparisons=fair_comparisons(tuple(arms), which=bench.baselines),
         not_measured=_not_measured(run),
         quality=_quality(run),
         shapes={"teacher": run.plan.teacher.to_dict(), "student": run.plan.target.student.to_dict()},
@@ -434,7 +434,7 @@ def _quality(run: Run) -> tuple[Quality, ...]:
 def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
     if not run.recipe.quantize.fp8:
         return ()
-    reason = "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"
+    reason = f"{run.recipe.bench.row.name} does not run the FP8 export, whose speed is unknown"
     return (NotMeasured(what="student FP8", reason=reason),)
 
 

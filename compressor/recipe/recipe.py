@@ -154,6 +154,16 @@ class Evaluate(Section):
     size: int = option(64, "Number of evaluated sequences.", ge=1)
 
 
+def _precision_of_a_runtime(name: str) -> str:
+    known = dict.fromkeys(own for row in RUNTIMES.values() for own in row.precisions)
+    if name not in known:
+        raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    return name
+
+
+BenchPrecision = Annotated[str, AfterValidator(_precision_of_a_runtime)]
+
+
 class Bench(Section):
     """The paired benchmark of student against teacher."""
 
@@ -193,7 +203,7 @@ class Bench(Section):
         "Comparisons; all: also each precision against the widest one, and the smallest candidate against "
         "the widest baseline.",
     )
-    precisions: Annotated[tuple[str, ...], written(parse_names)] = option(
+    precisions: Annotated[tuple[BenchPrecision, ...], written(parse_names)] = option(
         ("fp32", "int4"),
         "Precisions that a run measures; those that its exports or the runtime do not have are left out.",
         flag="--bench-precisions",

@@ -61,6 +61,8 @@ def test_a_recipe_may_name_them_and_no_others() -> None:
     assert recipe_with(SERVER.name).bench.row is SERVER
     with pytest.raises(UsageError, match="toy-batches, toy-server"):
         recipe_with("toy-bathces")
+    with pytest.raises(UsageError, match="half, quarter"):
+        recipe_with(STATIC.name, precisions=("fifth",))
 
 
 @pytest.mark.usefixtures("registered")
