@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from compressor.choices.formats import Format
 from compressor.core.errors import VerificationError
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import Promise, read_promise
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
 from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
@@ -93,6 +93,21 @@ class Exporter(ABC):
         Raises:
             VerificationError: naming the first tensor with too many non-zeros.
         """
+
+    def sparsity(self, directory: Path, *, promise: Promise | None = None) -> dict[str, JsonValue]:
+        """Check the sparsity that a directory promises, or the given one.
+
+        Returns:
+            `sparsity` with the pattern and how many tensors keep it; nothing where nothing is promised.
+
+        Raises:
+            VerificationError: naming the first tensor with too many non-zeros.
+        """
+        promise = promise or read_promise(directory)
+        if promise is None:
+            return {}
+        num_tensors = self.check_sparsity(directory, promise)
+        return {"sparsity": {"pattern": str(promise.pattern), "num_tensors": num_tensors}}
 
     def enforce(self, verification: Verification, export: Export) -> None:
         """Refuse an export beyond its tolerance, or beyond a gate that the recipe sets.

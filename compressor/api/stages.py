@@ -57,9 +57,9 @@ def prune(
     recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
     resolved = make_plan(recipe, teacher)
     require_prunable(teacher)
-    execution.console.info(resolved.target.rule)
+    execution.console.info(resolved.rule)
     config = PruneStageConfig(
-        shape={name: getattr(resolved.target.student, name) for name in PRUNABLE_FIELDS},
+        shape={name: getattr(resolved.student.dims, name) for name in PRUNABLE_FIELDS},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
     )

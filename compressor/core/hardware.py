@@ -9,80 +9,80 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.core.errors import ResourceError, UsageError
+from compressor.core.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Datasheet figures of one GPU: dense matrix rate in bf16, and memory; and a price.
+    """Datasheet figures of one GPU.
 
     Attributes:
-        name: What reports call it.
-        words: What a device's name must hold to be this one; of several, the one with the most words.
-        bf16_flops_per_s: Dense rate of its tensor cores; a rate "with sparsity" is twice that.
-        memory_bytes: Decimal, as datasheets state it.
-        assumed_hour_price: An assumption in US dollars, of the order of what clouds ask on demand.
+        name: What it is called in words.
+        driver_names: Parts of the driver's name for it, any of which tells it from the others.
+        bf16_flops_per_s: Dense matrix rate.
+        memory_bytes: Memory.
+        assumed_hour_price: US dollars; an assumption, of the order of what clouds ask on demand.
     """
 
     name: str
-    words: tuple[str, ...]
+    driver_names: tuple[str, ...]
     bf16_flops_per_s: float
     memory_bytes: int
     assumed_hour_price: float
 
 
-_GB = 10**9
-# Rates are of NVIDIA's datasheets: "NVIDIA A100 Tensor Core GPU" (the same for SXM and PCIe), "NVIDIA L40S",
-# "NVIDIA H100 Tensor Core GPU" (SXM 1,979 and NVL 1,671 TFLOPS with sparsity; the edition of 2022 has PCIe
-# with 1,513), and "NVIDIA H200 Tensor Core GPU" (SXM 1,979, NVL 1,671 with sparsity).
+# Rates are of NVIDIA's datasheets, whose rates "with sparsity" are twice the dense ones: "A100 Tensor Core
+# GPU", "L40S", "H100 Tensor Core GPU" (SXM 1,979, NVL 1,671, in the edition of 2022 PCIe 1,513 TFLOPS),
+# "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671).
 GPUS: dict[str, Gpu] = {
     "a100": Gpu(
-        name="NVIDIA A100 80GB SXM",
-        words=("a100",),
+        name="NVIDIA A100 80GB",  # SXM and PCIe have the same rate
+        driver_names=("A100",),
         bf16_flops_per_s=312e12,
-        memory_bytes=80 * _GB,
+        memory_bytes=80 * 10**9,
         assumed_hour_price=2.0,
     ),
     "l40s": Gpu(
         name="NVIDIA L40S",
-        words=("l40s",),
+        driver_names=("L40S",),
         bf16_flops_per_s=362e12,
-        memory_bytes=48 * _GB,
+        memory_bytes=48 * 10**9,
         assumed_hour_price=1.0,
     ),
     "h100": Gpu(
         name="NVIDIA H100 80GB SXM",
-        words=("h100",),
+        driver_names=("H100 80GB HBM3", "H100 SXM"),
         bf16_flops_per_s=989e12,
-        memory_bytes=80 * _GB,
+        memory_bytes=80 * 10**9,
         assumed_hour_price=3.0,
     ),
     "h100-pcie": Gpu(
         name="NVIDIA H100 80GB PCIe",
-        words=("h100", "pcie"),
+        driver_names=("H100 PCIe",),
         bf16_flops_per_s=756e12,
-        memory_bytes=80 * _GB,
+        memory_bytes=80 * 10**9,
         assumed_hour_price=2.5,
     ),
     "h100-nvl": Gpu(
-        name="NVIDIA H100 NVL",
-        words=("h100", "nvl"),
+        name="NVIDIA H100 94GB NVL",
+        driver_names=("H100 NVL",),
         bf16_flops_per_s=835e12,
-        memory_bytes=94 * _GB,
-        assumed_hour_price=2.5,
-    ),
-    "h200": Gpu(
-        name="NVIDIA H200 SXM",
-        words=("h200",),
-        bf16_flops_per_s=989e12,
-        memory_bytes=141 * _GB,
-        assumed_hour_price=4.0,
+        memory_bytes=94 * 10**9,
+        assumed_hour_price=3.0,
     ),
     "h200-nvl": Gpu(
         name="NVIDIA H200 NVL",
-        words=("h200", "nvl"),
+        driver_names=("H200 NVL",),
         bf16_flops_per_s=835e12,
-        memory_bytes=141 * _GB,
+        memory_bytes=141 * 10**9,
         assumed_hour_price=3.5,
+    ),
+    "h200": Gpu(
+        name="NVIDIA H200 SXM",
+        driver_names=("NVIDIA H200",),
+        bf16_flops_per_s=989e12,
+        memory_bytes=141 * 10**9,
+        assumed_hour_price=4.0,
     ),
 }
 
@@ -125,15 +125,16 @@ def peak_bf16_flops_per_s() -> float | None:
 
     if not torch.cuda.is_available():
         return None
-    gpu = gpu_named(torch.cuda.get_device_name())
+    gpu = gpu_called(torch.cuda.get_device_name())
     return gpu.bf16_flops_per_s if gpu else None
 
 
-def gpu_named(device_name: str) -> Gpu | None:
-    """The table's row for a device, such as `NVIDIA H100 PCIe`; None where it has none."""
-    name = device_name.lower()
-    matching = [gpu for gpu in GPUS.values() if all(word in name for word in gpu.words)]
-    return max(matching, key=lambda gpu: len(gpu.words), default=None)
+def gpu_called(driver_name: str) -> Gpu | None:
+    """The table's row for the name that the driver gives a GPU; the first that fits, None where none does."""
+    words = driver_name.lower()
+    return next(
+        (gpu for gpu in GPUS.values() if any(name.lower() in words for name in gpu.driver_names)), None
+    )
 
 
 def cpu_name() -> str:
@@ -209,11 +210,20 @@ def free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def describe() -> dict[str, object]:
-    """The machine, for manifests."""
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": cpu_name(),
-        "num_cpus": os.cpu_count(),
-        "memory_bytes": memory_bytes(),
-    }
+class Machine(Record):
+    """The machine, for records."""
+
+    system: str
+    cpu: str
+    num_cpus: int | None
+    memory_bytes: int
+
+
+def describe() -> Machine:
+    """This machine."""
+    return Machine(
+        system=f"{platform.system()} {platform.release()}",
+        cpu=cpu_name(),
+        num_cpus=os.cpu_count(),
+        memory_bytes=memory_bytes(),
+    )

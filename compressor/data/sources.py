@@ -33,6 +33,7 @@ from compressor.data.rows import (
     has_response,
     without_nulls,
 )
+from compressor.runs.inputs import OF_BYTES, OF_DOCUMENTS
 
 __all__ = [
     "Documents",
@@ -41,7 +42,6 @@ __all__ = [
     "Survey",
     "documents",
     "is_local",
-    "is_local_fingerprint",
     "source_fingerprint",
     "survey",
 ]
@@ -53,7 +53,6 @@ HELD_OUT_HUB_DOCUMENTS = 1000
 # A record stays readable; the sum over all files says that they are the same.
 MAX_LISTED_FILES = 20
 # What the fingerprint of a local text begins with: it is of running text's bytes, or of a table's documents.
-_OF_BYTES, _OF_DOCUMENTS = "sha256:", "documents:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +99,6 @@ class Survey:
     digest: str | None
 
 
-def is_local_fingerprint(fingerprint: str) -> bool:
-    """Whether `source_fingerprint` returned this of a local text, wherever that lies; else the hub's."""
-    return fingerprint.startswith((_OF_BYTES, _OF_DOCUMENTS))
-
-
 def source_fingerprint(spec: str) -> str:
     """What identifies a source's content.
 
@@ -120,11 +114,11 @@ def source_fingerprint(spec: str) -> str:
         return f"{hub_name(spec).spec}@{hub_revision(spec)}"
     text = find_files(spec)
     if not text.is_plain:
-        return f"{_OF_DOCUMENTS}{survey(spec).digest}"
+        return f"{OF_DOCUMENTS}{survey(spec).digest}"
     sums = [cached_sha256(*state) for state in text.state()]
     if len(sums) == 1:
-        return f"{_OF_BYTES}{sums[0]}"
-    return f"{_OF_BYTES}{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+        return f"{OF_BYTES}{sums[0]}"
+    return f"{OF_BYTES}{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
 
 
 def survey(spec: str, *, answers: bool = False) -> Survey:

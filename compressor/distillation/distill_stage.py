@@ -11,6 +11,7 @@ import torch
 from compressor.core.errors import UsageError
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import Window
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import LossChoice, choose_losses, describe
 from compressor.distillation.correct_stage import (
     CorrectAlongside,
@@ -267,5 +268,6 @@ DISTILL: Stage[Distill] = Stage(
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
+    fingerprint=source_fingerprint,
     parallel=True,
 )

@@ -10,9 +10,11 @@ import torch
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
+from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
@@ -80,12 +82,16 @@ def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
     return (config.calibration.data,) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
 
 
-def _loads(
-    config: PruneStageConfig, source: ModelArtifact, context: StageContext
-) -> tuple[tuple[Path, str], ...]:
-    return ((source.path, context.dtype),) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
+def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
+    if IMPORTANCE_METHODS[config.prune.importance].needs_text:
+        require_model_memory((source.path, context.dtype), device=context.device)
 
 
 PRUNE: Stage[PruneStageConfig] = Stage(
-    name="prune", run=run, format_version=3, data=_calibration_data, loads=_loads
+    name="prune",
+    run=run,
+    format_version=3,
+    data=_calibration_data,
+    fingerprint=source_fingerprint,
+    require_memory=_require_memory,
 )

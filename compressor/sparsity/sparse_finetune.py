@@ -15,6 +15,7 @@ from torch import nn
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.distill_stage import dynamic_batches, training_domains
 from compressor.distillation.module import DistillationModule
@@ -211,5 +212,6 @@ RECOVER: Stage[RecoverStageConfig] = Stage(
     libraries=("torch", "transformers", "accelerate"),
     content=_content,
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
+    fingerprint=source_fingerprint,
     parallel=True,
 )

@@ -17,6 +17,7 @@ import torch
 from compressor.calibration.sequential import LayerVisit, run_sequentially
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.calibration import CalibrationWindows, calibration_windows
+from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import (
     CheckpointReader,
     TensorSpec,
@@ -275,4 +276,5 @@ SPARSIFY: Stage[SparsifyStageConfig] = Stage(
     libraries=("torch", "transformers", "accelerate"),
     content=_content,
     data=lambda config: (config.calibration.data,),
+    fingerprint=source_fingerprint,
 )

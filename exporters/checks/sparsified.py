@@ -13,7 +13,7 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import has_adapter, read_adapter
-from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, read_masks, read_promise
 from compressor.runs.artifact import ModelArtifact
 from compressor.sparsity.sparsify_stage import SPARSIFY
 from exporters.checks.equality import expect_bits, expect_figures
@@ -97,7 +97,7 @@ def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) ->
     moved = {name: int((before[name] & ~mask).sum()) for name, mask in after.items()}
     if artifact.details.get("masks") == "held" and any(moved.values()):
         name = next(name for name, count in moved.items() if count)
-        raise VerificationError("a mask that was to be held has moved", where=name)
+        raise VerificationError("a mask that training keeps fixed has changed", where=name)
     share = round(sum(moved.values()) / sum(int(mask.sum()) for mask in before.values()), 6)
     expect_figures(directory, {"moved_share": share}, artifact.details)
     return {"moved_share": share}
@@ -118,7 +118,9 @@ def _check_densities(
 def _promise(directory: Path) -> Promise:
     promise = read_promise(directory)
     if promise is None:
-        raise VerificationError("a sparse checkpoint makes no promise", where=str(directory))
+        raise VerificationError(
+            "the record of this checkpoint's sparsity is missing", where=str(directory / SPARSITY_FILE)
+        )
     return promise
 
 

@@ -18,7 +18,6 @@ from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.checks.checkpoint import check_adapter
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.protocol import Exporter
-from exporters.verification.sparsity import check_sparsity
 
 
 def check_structure(
@@ -41,7 +40,7 @@ def check_structure(
         found |= {"fp8": check_fp8_checkpoint(directory / FP8_DIRECTORY, directory)}
     if has_adapter(directory):
         found |= {"num_adapters": check_adapter(directory)}
-    return found | check_sparsity(exporter, directory, promise=_demanded(directory, pattern))
+    return found | exporter.sparsity(directory, promise=_demanded(directory, pattern))
 
 
 def _demanded(directory: Path, pattern: Pattern | None) -> Promise | None:

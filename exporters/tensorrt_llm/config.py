@@ -71,7 +71,7 @@ def format_of(family: Family) -> TensorRTLLM:
 
 
 def checkpoint_config(
-    config: dict[str, Any], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
+    config: dict[str, object], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
 ) -> dict[str, Any]:
     """The checkpoint's `config.json`.
 
@@ -89,7 +89,7 @@ def checkpoint_config(
     facts = format_of(dims.family)
     check_expressible(config, dims, parallelism)
     rope = portable_config(config)
-    quantization: dict[str, Any] = {
+    quantization: dict[str, object] = {
         "quant_algo": QUANTISED if fp8 else None,
         "kv_cache_quant_algo": QUANTISED if fp8_kv_cache else None,
     }
@@ -131,13 +131,13 @@ _DIMENSIONS = (
 )
 
 
-def rotary_fraction_of(config: dict[str, Any]) -> float:
+def rotary_fraction_of(config: dict[str, object]) -> float:
     """The part of every head that is rotated; transformers 5 keeps it beside the rope base."""
     found = portable_config(config).get("partial_rotary_factor")
     return 1.0 if found is None else float(found)
 
 
-def check_expressible(config: dict[str, Any], dims: Dims, parallelism: Parallelism) -> None:
+def check_expressible(config: dict[str, object], dims: Dims, parallelism: Parallelism) -> None:
     """Refuse what a checkpoint would silently leave out, and cuts that do not come out even.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
-from compressor.models.checkpoint import CheckpointReader, read_config
+from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
@@ -19,6 +19,7 @@ from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import K_SCALE
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
+from exporters.checks.equality import expect_fields
 from exporters.protocol import Exporter
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import (
@@ -168,14 +169,8 @@ class TensorRTLLMExporter(Exporter):
         if (student / FP8_DIRECTORY).is_dir():
             found["fp8_kv_cache"] = reader.has_fp8_kv_cache
             expected["fp8_kv_cache"] = self.precision == "fp8" and _has_fp8_kv_cache(student)
-        for field, value in expected.items():
-            if found[field] != value:
-                raise VerificationError(
-                    "the checkpoint has another precision than asked for",
-                    where=f"{self.row.name}: {field}",
-                    expected=value,
-                    found=found[field],
-                )
+        what = "the checkpoint has another precision than asked for"
+        expect_fields(what, expected, found, where=f"{self.row.name}: ")
 
     def _tolerance(self, equal: Equal) -> Tolerance | None:
         if self.precision == "fp8":
@@ -222,14 +217,9 @@ def _check_config(reader: TrtLlmReader, student: dict[str, object]) -> str:
     """Refuse a checkpoint whose config says another model than the student's."""
     dims = dims_of_config(student)
     expected, found = _described(student, dims), _described(reader.config, reader.dims)
-    for field, value in expected.items():
-        if found[field] != value:
-            raise VerificationError(
-                "the checkpoint's config differs from the student's",
-                where=f"config.json: {field}",
-                expected=value,
-                found=found[field],
-            )
+    expect_fields(
+        "the checkpoint's config differs from the student's", expected, found, where=f"{CONFIG_FILE}: "
+    )
     return "dimensions, rope, norms and activation equal"
 
 

@@ -150,7 +150,7 @@ def verification_prompts(tokenizer: Any, *, vocab_size: int, max_length: int) ->
         token_ids = tokenizer(text, add_special_tokens=False).input_ids
         if max(token_ids) >= vocab_size:
             raise VerificationError(
-                "the tokenizer makes ids beyond the vocabulary",
+                "the tokenizer produces token ids beyond the vocabulary",
                 where="tokenizer",
                 expected=f"below {vocab_size}",
                 found=max(token_ids),

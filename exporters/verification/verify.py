@@ -74,7 +74,12 @@ def verify_directory(
     """
     options = VerifyOptions(console=console or Console(), device=device)
     if source is not None and not source.is_dir():
-        raise UsageError("this source does not exist", where=str(source), expected="a checkpoint's directory")
+        raise UsageError(
+            "this source does not exist",
+            where=str(source),
+            hint="--source takes the directory of the checkpoint that DIR was made from; without it, DIR is "
+            "checked by itself",
+        )
     notes: list[str] = []
     if is_run(directory):
         kind = "run"

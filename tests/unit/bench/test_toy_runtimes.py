@@ -15,7 +15,7 @@ from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.main import invoke
 from compressor.core.errors import UsageError
 from compressor.models.source import open_checkpoint, resolve_source
-from compressor.pipeline.pipeline import _arms
+from compressor.pipeline.steps import _arms
 from compressor.recipe.recipe import Recipe, load_recipe
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.bench.toy_runtimes import SERVER, STATIC

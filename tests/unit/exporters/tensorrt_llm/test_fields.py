@@ -21,7 +21,6 @@ from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
 from exporters.tensorrt_llm.fields import FIELDS, check_fields
 from exporters.tensorrt_llm.reader import TrtLlmReader
 from exporters.verification.logits import VerifyOptions
-from exporters.verification.sparsity import check_sparsity
 from tests.rope_forms import write_source
 from tests.unit.exporters.conftest import OPTIONS
 from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, Students, write
@@ -204,7 +203,7 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     options = VerifyOptions(console=OPTIONS.console, export=settings)
     exporter_of("tensorrt-llm").write(student, made, options)
     (made / "sparsity.json").write_text((student / "sparsity.json").read_text())
-    assert check_sparsity(exporter_of("tensorrt-llm"), made)["sparsity"]["num_tensors"] == 21
+    assert exporter_of("tensorrt-llm").sparsity(made)["sparsity"]["num_tensors"] == 21
     name = "transformer.layers.1.mlp.proj.weight"
     files = [made / "checkpoint" / f"rank{rank}.safetensors" for rank in range(2)]
     ranks = [load_file(file) for file in files]
@@ -214,7 +213,7 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     with TrtLlmReader(made / "checkpoint") as reader:
         assert torch.equal(reader.stored("model.layers.1.mlp.down_proj.weight"), whole)
     with pytest.raises((VerificationError, UnsupportedError), match=r"down_proj.*rank 0"):
-        check_sparsity(exporter_of("tensorrt-llm"), made)
+        exporter_of("tensorrt-llm").sparsity(made)
 
 
 def test_every_family_with_a_checkpoint_has_a_table() -> None:

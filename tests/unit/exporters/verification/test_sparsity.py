@@ -29,7 +29,6 @@ from exporters.export_stage import export_stage
 from exporters.onnx.sparsity import stored_names
 from exporters.registry import exporter_of
 from exporters.verification.record import read_verification
-from exporters.verification.sparsity import check_sparsity
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.tiny_models import make_model, save_checkpoint
@@ -82,7 +81,7 @@ def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path
     source = sparse.student()
     exporter_of("onnx-fp16").write(source.path, tmp_path, OPTIONS)
     carry_promise(source.path, tmp_path)
-    assert check_sparsity(exporter_of("onnx-fp16"), tmp_path)["sparsity"]["num_tensors"] == 21
+    assert exporter_of("onnx-fp16").sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
 
 
 def test_fp8_scales_are_those_of_the_masked_weights(sparse: Sparse) -> None:
@@ -166,7 +165,7 @@ def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, n
     dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
     shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
     with pytest.raises(VerificationError, match="promised to be 2:4 sparse is not"):
-        check_sparsity(exporter_of(name), dense)
+        exporter_of(name).sparsity(dense)
 
 
 def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Pat
     onnx.save(model, made / "model.onnx")
     if nonzero > 2:
         with pytest.raises(VerificationError, match=r"down_proj\.weight\[2, 0:4\]"):
-            check_sparsity(exporter_of("onnx-int4"), made)
+            exporter_of("onnx-int4").sparsity(made)
     else:
         pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
 
@@ -217,7 +216,7 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
     matrix.CopyFrom(numpy_helper.from_array(values, matrix.name))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.k_proj\.weight\[3, 8:12\]"):
-        check_sparsity(exporter_of(name), tmp_path)
+        exporter_of(name).sparsity(tmp_path)
 
 
 def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
