@@ -19,7 +19,7 @@ from compressor.pipeline.preflight import evaluation_config, recovery_tokens
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
 from compressor.pipeline.summary import details_of
 from compressor.planning.disk import teacher_graphs
-from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+from compressor.pruning.prune_stage import PRUNE, stage_config
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact, read_artifact
@@ -32,13 +32,7 @@ SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 
 
 def _prune(run: Run) -> None:
-    student = run.plan.student.dims
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = PruneStageConfig(
-        shape={name: getattr(student, name) for name in fields},
-        prune=run.recipe.prune.model_copy(update={"shape": None}),
-        calibration=run.recipe.calibration,
-    )
+    config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
     run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
 
 

@@ -356,11 +356,13 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
             f"unknown recipe key {field!r}",
             where=where,
             expected=", ".join(known),
-            hint=nearest(str(first["loc"][-1]), known),
+            hint=nearest(str(first["loc"][-1]), known) or "use one of the expected names",
         )
     flag = next((flag for name, flag in flags.items() if f"{field}.".startswith(f"{name}.")), None)
-    # YAML takes 2:4 for a number, and 2026-01-01 for a date.
-    hint = "put quotes around it" if first["type"] == "string_type" else None
+    if first["type"] == "string_type":
+        hint = "put quotes around it"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
+    else:
+        hint = f"change it; --help says what {flag} means" if flag else "change it in the recipe"
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",
         where=flag or where,
