@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.models.checkpoint import read_config
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
-from compressor.models.sparse.record import carry_promise, read_promise
+from compressor.models.sparse.record import carry_sparsity, read_sparsity
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.record import details_of, write_verification
-from exporters.verification.sparsity import check_sparsity
 
 
 def export_stage(name: str) -> Stage[Export]:
@@ -25,7 +25,7 @@ def export_stage(name: str) -> Stage[Export]:
     exporter = exporter_of(name)
 
     def run(config: Export, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-        exporter.check(read_config(source.path), config, read_promise(source.path))
+        exporter.check(read_config(source.path), config, read_sparsity(source.path))
         start_afresh(out_dir)
         options = VerifyOptions(
             console=context.console,
@@ -36,16 +36,17 @@ def export_stage(name: str) -> Stage[Export]:
         if not exporter.keeps_adapter:
             refuse_adapter(source.path, by=f"the {name} export")
         exporter.write(source.path, out_dir, options)
-        carry_promise(source.path, out_dir)
+        carry_sparsity(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
-        checks = verification.checks | check_sparsity(exporter, out_dir)
+        checks = verification.checks | exporter.sparsity(out_dir)
         verification = verification.model_copy(update={"checks": checks})
         write_verification(out_dir, verification)
         exporter.enforce(verification, config)
         details = details_of(verification, exporter.make_engine(out_dir, source, options))
         return StageResult(num_parameters=source.num_parameters, details=dict(details))
 
-    def loads(_config: Export, source: ModelArtifact, _context: StageContext) -> tuple[tuple[Path, str], ...]:
-        return ((source.path, "float32"),) if exporter.loads_student(source.path) else ()
+    def require_memory(_config: Export, source: ModelArtifact, context: StageContext) -> None:
+        if exporter.loads_student(source.path):
+            require_model_memory((source.path, "float32"), device=context.device)
 
-    return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, loads=loads)
+    return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, require_memory=require_memory)

@@ -15,22 +15,21 @@ from pydantic import JsonValue
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
-from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, check_finite, read_config
+from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.sparse.low_rank import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from compressor.models.sparse.record import Promise, check_checkpoint_sparsity
+from compressor.models.sparse.record import SparsityRecord, check_checkpoint_sparsity
 from compressor.models.tokenizer import TOKENIZER_FILE
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
-from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax, recorded
 from compressor.quantization.coverage import attention_modules, quantised_linears
 from compressor.quantization.e4m3 import scale_of, to_e4m3
 from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scales
 from compressor.quantization.record import check_record
 from exporters.checks.checkpoint import check_checkpoint
-from exporters.checks.equality import expect_bits
+from exporters.checks.equality import expect_bits, expect_equal_fields
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -40,6 +39,7 @@ from exporters.verification.logits import (
 )
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES
 
 # Beside the tensors, all that decides what transformers computes of a text.
 _DECIDING_FILES = (CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
@@ -52,9 +52,9 @@ class _CheckpointExporter(Exporter):
         """Check headers, shapes, the number of parameters, finite values and scales."""
         return check_checkpoint(directory)
 
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor."""
-        return check_checkpoint_sparsity(directory, promise)
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor."""
+        return check_checkpoint_sparsity(directory, sparsity)
 
 
 class HuggingFaceExporter(_CheckpointExporter):
@@ -80,7 +80,7 @@ class HuggingFaceExporter(_CheckpointExporter):
         make_portable(out_dir)
 
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
-        """Reopen the copy: equal tensors, an equal portable config, equal tokens.
+        """Reopen the copy: a whole and finite model, equal tensors, an equal portable config, equal tokens.
 
         Where nothing had to be rewritten for another generation of transformers, tensors, config and
         tokenizer are the student's bit for bit, and so is what they compute. Otherwise the logits must be
@@ -92,6 +92,7 @@ class HuggingFaceExporter(_CheckpointExporter):
             "generation_config": _same_generation_config(out_dir, student),
             "tokenizer": check_tokenizer(out_dir, student, trust_remote_code=options.trust_remote_code),
             **_same_adapter(out_dir, student),
+            "num_parameters": check_checkpoint(out_dir)["num_parameters"],
         }
         if all(_same_bytes(out_dir / name, student / name) for name in _DECIDING_FILES):
             return self.verification(checks).model_copy(update={"status": "bit-equal"})
@@ -190,17 +191,11 @@ def _check_recorded(scales: Fp8Scales, amax: dict[str, torch.Tensor], config: di
     """Every scale is its recorded maximum over 448."""
     for name in quantised_linears(config):
         for kind, found in (("weight", scales.weights[name]), ("input", scales.inputs[name])):
-            expected = scale_of(_recorded(amax, f"{name}.{kind}_amax"))
+            expected = scale_of(recorded(amax, f"{name}.{kind}_amax"))
             _expect(f"{name}.{kind}_scale", expected, found)
     for layer, name in enumerate(attention_modules(config) if scales.keys else ()):
-        _expect(f"{name}.k_scale", scale_of(_recorded(amax, f"{name}.k_amax")), scales.keys[layer])
-        _expect(f"{name}.v_scale", scale_of(_recorded(amax, f"{name}.v_amax")), scales.values[layer])
-
-
-def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in amax:
-        raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
-    return amax[name]
+        _expect(f"{name}.k_scale", scale_of(recorded(amax, f"{name}.k_amax")), scales.keys[layer])
+        _expect(f"{name}.v_scale", scale_of(recorded(amax, f"{name}.v_amax")), scales.values[layer])
 
 
 def _expect(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
@@ -215,16 +210,14 @@ def _same_bytes(made: Path, student: Path) -> bool:
 
 
 def _same_tensors(out_dir: Path, student: Path) -> int:
-    """Refuse a tensor that is missing, added, changed or not finite; returns their number."""
+    """Refuse a tensor that is missing, added or changed; returns their number."""
     with CheckpointReader(out_dir) as reader, CheckpointReader(student) as original:
         extra = sorted(set(reader) - set(original))
         if extra:
             raise VerificationError("the export holds a tensor that the student lacks", where=extra[0])
         names = list(original)
         for name in names:
-            tensor = reader.tensor(name)
-            check_finite(name, tensor)
-            _expect(name, original.tensor(name), tensor)
+            _expect(name, original.tensor(name), reader.tensor(name))
     return len(names)
 
 
@@ -245,14 +238,8 @@ def _same_config(out_dir: Path, student: Path, *, without: tuple[str, ...]) -> s
     """Refuse a config that says something else than the student's, in either generation's keys."""
     found = {key: value for key, value in read_config(out_dir).items() if key not in without}
     expected = portable_config(read_config(student))
-    for key in sorted({*expected, *found}):
-        if expected.get(key) != found.get(key):
-            raise VerificationError(
-                "the exported config differs from the student's",
-                where=f"config.json: {key}",
-                expected=expected.get(key),
-                found=found.get(key),
-            )
+    what = "the exported config differs from the student's"
+    expect_equal_fields(what, expected, found, where=f"{CONFIG_FILE}: ")
     return "equal, with the keys of transformers 4.57 and 5"
 
 
@@ -262,13 +249,6 @@ def _same_generation_config(out_dir: Path, student: Path) -> str:
         read_json_mapping(file, what=GENERATION_CONFIG_FILE) if file.is_file() else None
         for file in (directory / GENERATION_CONFIG_FILE for directory in (student, out_dir))
     )
-    for key in sorted({*(expected or {}), *(found or {})}):
-        pair = (expected or {}).get(key), (found or {}).get(key)
-        if pair[0] != pair[1]:
-            raise VerificationError(
-                "the exported generation config differs from the student's",
-                where=f"{GENERATION_CONFIG_FILE}: {key}",
-                expected=pair[0],
-                found=pair[1],
-            )
+    what = "the exported generation config differs from the student's"
+    expect_equal_fields(what, expected or {}, found or {}, where=f"{GENERATION_CONFIG_FILE}: ")
     return "none" if expected is None else "equal"

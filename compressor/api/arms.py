@@ -110,7 +110,7 @@ def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution:
     """
     from bench.bench_stage import engine_of
     from bench.design.comparisons import arm_name
-    from compressor.models.load import distinct_names
+    from compressor.models.source import distinct_names
 
     _refuse_early(selection, out_dir, execution)
     sources = _sources(selection, out_dir, execution)

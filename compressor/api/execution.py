@@ -81,7 +81,7 @@ class Execution:
         from compressor.api.output import require_output
         from compressor.core.processes import on_main
         from compressor.data.checks import check_responses, check_texts
-        from compressor.models.load import resolve_source
+        from compressor.models.source import resolve_source
 
         on_main(lambda: require_output(out_dir, resume=self.resume, overwrite=self.overwrite))
         for model in models:
@@ -100,7 +100,7 @@ class Execution:
         """
         from compressor.core.hardware import resolve_dtype
         from compressor.core.processes import on_main
-        from compressor.models.load import open_checkpoint, resolve_source
+        from compressor.models.source import open_checkpoint, resolve_source
 
         source = resolve_source(model)
         own = self.environment.tokenizer if tokenizer or source.kind == "gguf" else None

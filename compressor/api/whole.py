@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from compressor.api.execution import Execution
 from compressor.core.errors import UsageError
-from compressor.models.load import plan_dims, short_name
-from compressor.pipeline.family import FamilyPlan, plan_family, split_targets
+from compressor.models.source import plan_dims, short_name
+from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, split_targets
+from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
 from compressor.recipe.recipe import Recipe
@@ -39,10 +39,10 @@ def plan(
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
-        from compressor.models.load import resolve_source
+        from compressor.models.source import resolve_source
         from compressor.pipeline.preflight import require_expressible_source
 
-        require_expressible_source(recipe, resolve_source(recipe.model), made.target.student)
+        require_expressible_source(recipe, resolve_source(recipe.model), made.student.dims)
     return made
 
 
@@ -52,7 +52,7 @@ def run(
     *,
     restart_from: str | None = None,
     execution: Execution | None = None,
-) -> dict[str, Any]:
+) -> RunSummary | FamilyRecord:
     """Prune, distill, sparsify, quantize, export, verify and benchmark a model, or a family of models.
 
     Args:
@@ -64,9 +64,10 @@ def run(
     Raises:
         UsageError: for a stage that does not exist.
     """
-    from compressor.models.load import resolve_source
+    from compressor.models.source import resolve_source
     from compressor.pipeline.family import run_family
-    from compressor.pipeline.pipeline import STAGES, run_pipeline
+    from compressor.pipeline.pipeline import run_pipeline
+    from compressor.pipeline.steps import STAGES
 
     execution = execution or Execution()
     if restart_from not in (None, *STAGES):

@@ -18,4 +18,4 @@ def doctor(show: Show) -> None:
         from compressor.pipeline.doctor import examine
 
         report = examine()
-    emit(report, show, doctor_text(report))
+    emit(report.to_json(), show, doctor_text(report))

@@ -39,4 +39,4 @@ def plan(call: Call, show: Show, gpu: str, num_gpus: int, mfu: float, gpu_hour_p
 
     hardware = Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=mfu, gpu_hour_price=gpu_hour_price)
     made = api.plan(call.recipe, hardware=hardware)
-    emit(made.document, show, planned_text(made))
+    emit(made.to_json(), show, planned_text(made))

@@ -6,106 +6,105 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
-from compressor.pipeline.family import FamilyPlan
-from compressor.pipeline.report import result_tables
-from compressor.planning.plan import Plan
+from compressor.pipeline.family import FamilyPlan, FamilyPlanRecord, FamilyRecord
+from compressor.pipeline.report import tables_of
+from compressor.pipeline.summary import RunSummary
+from compressor.planning.plan import Hours, Plan
 
 if TYPE_CHECKING:
+    from compressor.pipeline.doctor import DoctorReport
     from exporters.verification.verify import VerifyReport
 
-_PLAN_FIELDS = (
+_DIMS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "num_parameters", "num_non_embedding_parameters"),
+    *("num_key_value_heads", "head_dim"),
+)
+_FIGURES = (
+    *("num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
 
 
 def planned_text(made: Plan | FamilyPlan) -> str:
     """A plan, of one model or of a family."""
-    return (family_plan_text if isinstance(made, FamilyPlan) else plan_text)(made.document)
+    return family_plan_text(made.record) if isinstance(made, FamilyPlan) else plan_text(made)
 
 
-def finished_text(summary: dict[str, Any]) -> str:
+def finished_text(result: RunSummary | FamilyRecord) -> str:
     """The end of a run, of one model or of a family."""
-    return (family_text if "members" in summary else summary_text)(summary)
+    return family_text(result) if isinstance(result, FamilyRecord) else summary_text(result)
 
 
-def plan_text(plan: dict[str, Any]) -> str:
+def plan_text(plan: Plan) -> str:
     """A plan as one table of shapes and one of costs."""
-    teacher, student = plan["teacher"], plan["student"]
-    rows = [(name, f"{teacher[name]:,}", f"{student[name]:,}") for name in _PLAN_FIELDS]
+    teacher, student = plan.teacher, plan.student
+    pairs = [(name, getattr(teacher.dims, name), getattr(student.dims, name)) for name in _DIMS]
+    pairs += [(name, getattr(teacher, name), getattr(student, name)) for name in _FIGURES]
+    rows = [(name, f"{of_teacher:,}", f"{of_student:,}") for name, of_teacher, of_student in pairs]
     rows += [
-        (f"weights {name}", gib(teacher["weight_bytes"][name]), gib(student["weight_bytes"][name]))
-        for name in student["weight_bytes"]
+        (f"weights {name}", gib(teacher.weight_bytes[name]), gib(student.weight_bytes[name]))
+        for name in student.weight_bytes
     ]
-    hours = plan["hours"]
-    memory = ", ".join(f"{stage} {gib(size)}" for stage, size in plan["memory_bytes"].items())
+    memory = ", ".join(f"{stage} {gib(size)}" for stage, size in plan.memory_bytes.items())
     lines = [
-        f"{plan['model']} to {plan['target'] or 'an explicit shape'}: {plan['rule']}",
+        f"{plan.model} to {plan.target or 'an explicit shape'}: {plan.rule}",
         table(("", "teacher", "student"), rows),
-        f"exports       {', '.join(plan['exports'])}",
-        f"text          {plan['tokens']:,} training tokens of {plan['text']['training']}",
+        f"exports       {', '.join(plan.exports)}",
+        f"text          {plan.tokens:,} training tokens of {plan.text.training}",
         f"memory        {memory}",
-        f"disk          {gib(plan['disk_bytes']['total'])}",
-        f"time          {_time_text(hours)}",
+        f"disk          {gib(plan.disk_bytes)}",
+        f"time          {_time_text(plan.hours)}",
     ]
-    if not plan["can_be_pruned"]:
-        lines.append(f"note          {student['model_type']} can be planned, not pruned yet")
-    if plan["training"]:
-        lines += ["", training_text(plan["training"])]
+    if not plan.can_be_pruned:
+        lines.append(f"note          {student.dims.model_type} can be planned, not pruned yet")
+    if plan.training:
+        lines += ["", training_text(plan.training)]
     return "\n".join(lines)
 
 
-def family_plan_text(document: dict[str, Any]) -> str:
+def family_plan_text(family: FamilyPlanRecord) -> str:
     """One plan per member of a family, and their sum."""
-    total = document["total"]
-    parts = [f"== {member['name']} ==\n{plan_text(member['plan'])}\n" for member in document["members"]]
+    total = family.total
+    parts = [f"== {member.name} ==\n{plan_text(member.plan)}\n" for member in family.members]
     parts.append(
-        f"together      {total['tokens']:,} training tokens, {duration(total['hours'])} on "
-        f"{total['hardware']} ({total['gpu_hours']:,.1f} GPU-hours, ${total['cost_usd']:,.0f}), "
-        f"disk {gib(total['disk_bytes'])}"
+        f"together      {total.tokens:,} training tokens, {duration(total.hours)} on "
+        f"{total.hardware} ({total.gpu_hours:,.1f} GPU-hours, ${total.cost_usd:,.0f}), "
+        f"disk {gib(total.disk_bytes)}"
     )
     return "\n".join(parts)
 
 
-def family_text(family: dict[str, Any]) -> str:
+def family_text(family: FamilyRecord) -> str:
     """The end of a family's run: every member's size and quality, and where everything is."""
     rows = [
         (
-            entry["name"],
-            f"{entry['num_parameters']:,}",
-            f"{entry['perplexity']:.3f}",
-            f"{entry['teacher_perplexity']:.3f}",
+            entry.name,
+            f"{entry.num_parameters:,}",
+            f"{entry.perplexity:.3f}",
+            f"{entry.teacher_perplexity:.3f}",
         )
-        for entry in family["members"]
+        for entry in family.members
     ]
     lines = [table(("model", "parameters", "perplexity", "its teacher's"), rows)]
-    lines += [
-        f"warning: {entry['name']}: {text}" for entry in family["members"] for text in entry["warnings"]
-    ]
-    return "\n".join([*lines, f"report   {family['out_dir']}/README.md"])
+    lines += [f"warning: {entry.name}: {text}" for entry in family.members for text in entry.warnings]
+    return "\n".join([*lines, f"report   {family.out_dir}/README.md"])
 
 
-def _time_text(hours: dict[str, Any]) -> str:
-    stages = [
-        f"{name} {duration(value)}"
-        for name, value in hours.items()
-        if isinstance(value, float) and name not in ("assumed_utilisation", "gpu_hours", "cost_usd")
-    ]
+def _time_text(hours: Hours) -> str:
+    stages = [f"{name} {duration(value)}" for name, value in hours.stages.items()]
     return (
-        f"{', '.join(stages)} on {hours['hardware']} at {hours['assumed_utilisation']:.0%} utilisation "
-        f"({hours['gpu_hours']:,.1f} GPU-hours, ${hours['cost_usd']:,.0f}; "
-        f"{hours['not_included']} not included)"
+        f"{', '.join(stages)} on {hours.hardware} at {hours.assumed_utilisation:.0%} utilisation "
+        f"({hours.gpu_hours:,.1f} GPU-hours, ${hours.cost_usd:,.0f}; {hours.not_included} not included)"
     )
 
 
-def summary_text(summary: dict[str, Any]) -> str:
+def summary_text(summary: RunSummary) -> str:
     """The end of a run: what was reached, and where everything is."""
     parts = []
-    for title, header, rows in result_tables(summary):
+    for title, header, rows in tables_of(summary):
         parts += [title, table(header, rows), ""]
-    parts += [f"warning: {warning}" for warning in summary["warnings"]]
-    parts += [f"student  {summary['student']}", f"report   {summary['out_dir']}/README.md"]
+    parts += [f"warning: {warning}" for warning in summary.warnings]
+    parts += [f"student  {summary.student}", f"report   {summary.out_dir}/README.md"]
     return "\n".join(parts)
 
 
@@ -148,35 +147,33 @@ def verification_text(report: VerifyReport) -> str:
     return "\n".join([*lines, *report.notes])
 
 
-def doctor_text(report: dict[str, Any]) -> str:
+def doctor_text(report: DoctorReport) -> str:
     """The machine and its libraries."""
     rows: list[tuple[str, ...]] = []
     for title, checks in (
-        ("default", report["dependencies"]),
-        ("TensorRT-LLM 1.2 container", report["tensorrt_llm_container_set"]),
+        ("default", report.dependencies),
+        ("TensorRT-LLM 1.2 container", report.tensorrt_llm_container_set),
     ):
         rows += [
-            (title, check["name"], check["required"], check["installed"] or "-", _yes(check["ok"]))
-            for check in checks
+            (title, check.name, check.required, check.installed or "-", _yes(check.ok)) for check in checks
         ]
-    machine = report["machine"]
+    machine = report.machine
     lines = [
         table(("dependency set", "library", "required", "installed", ""), rows),
-        f"machine       {machine['cpu']}, {machine['num_cpus']} CPUs, {gib(machine['memory_bytes'])}",
-        f"free disk     {gib(report['free_disk_bytes'])}",
+        f"machine       {machine.cpu}, {machine.num_cpus} CPUs, {gib(machine.memory_bytes)}",
+        f"free disk     {gib(report.free_disk_bytes)}",
     ]
     lines += [
-        f"GPU           {gpu['name']}, capability {gpu['compute_capability']}, "
-        f"FP8 {_yes(gpu['fp8'])}, 2:4 {_yes(gpu['sparsity_2_4'])}"
-        for gpu in report["gpus"]
+        f"GPU           {gpu.name}, capability {gpu.compute_capability}, "
+        f"FP8 {_yes(gpu.fp8)}, 2:4 {_yes(gpu.sparsity_2_4)}"
+        for gpu in report.gpus
     ]
-    if not report["gpus"]:
+    if not report.gpus:
         lines.append("GPU           none: FP8 and 2:4 kernels cannot run here, their exports can be written")
-    builder = report["trtllm_build"]
-    lines.append(f"trtllm-build  {builder['version'] if builder['found'] else builder['reason']}")
-    hub = report["hub"]
-    state = "reachable" if hub["reachable"] else f"out of reach ({hub['reason']})"
-    lines.append(f"hub           {state}, token {hub['token']}")
+    lines.append(f"trtllm-build  {report.trtllm_build.version or report.trtllm_build.reason}")
+    hub = report.hub
+    state = "reachable" if hub.reachable else f"out of reach ({hub.reason})"
+    lines.append(f"hub           {state}, token {'set' if hub.has_token else 'not set'}")
     return "\n".join(lines)
 
 

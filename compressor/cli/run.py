@@ -34,11 +34,11 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
 
     made = api.plan(call.recipe, call.out_dir)
     if dry_run:
-        emit(made.document, show, planned_text(made))
+        emit(made.to_json(), show, planned_text(made))
         return
     with work(show, call.recipe.device) as console:
         console.info(planned_text(made))
         summary = api.run(
             call.recipe, call.out_dir, restart_from=restart_from, execution=call.execution(console)
         )
-    emit(summary, show, finished_text(summary))
+    emit(summary.to_json(), show, finished_text(summary))

@@ -9,37 +9,80 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.core.errors import ResourceError, UsageError
+from compressor.core.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Datasheet figures of one GPU: dense matrix rate in bf16, and memory; and a price.
+    """Datasheet figures of one GPU.
 
-    `assumed_hour_price` is an assumption in US dollars, of the order of what clouds ask on demand.
+    Attributes:
+        name: What it is called in words.
+        driver_names: Parts of the driver's name for it, any of which tells it from the others.
+        bf16_flops_per_s: Dense matrix rate.
+        memory_bytes: Memory.
+        assumed_hour_price: US dollars; an assumption, of the order of what clouds ask on demand.
     """
 
     name: str
+    driver_names: tuple[str, ...]
     bf16_flops_per_s: float
     memory_bytes: int
     assumed_hour_price: float
 
 
+# Rates are of NVIDIA's datasheets, whose rates "with sparsity" are twice the dense ones: "A100 Tensor Core
+# GPU", "L40S", "H100 Tensor Core GPU" (SXM 1,979, NVL 1,671, in the edition of 2022 PCIe 1,513 TFLOPS),
+# "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671).
 GPUS: dict[str, Gpu] = {
     "a100": Gpu(
-        name="NVIDIA A100 80GB SXM",
+        name="NVIDIA A100 80GB",  # SXM and PCIe have the same rate
+        driver_names=("A100",),
         bf16_flops_per_s=312e12,
         memory_bytes=80 * 10**9,
         assumed_hour_price=2.0,
     ),
-    "l40s": Gpu(name="NVIDIA L40S", bf16_flops_per_s=362e12, memory_bytes=48 * 10**9, assumed_hour_price=1.0),
+    "l40s": Gpu(
+        name="NVIDIA L40S",
+        driver_names=("L40S",),
+        bf16_flops_per_s=362e12,
+        memory_bytes=48 * 10**9,
+        assumed_hour_price=1.0,
+    ),
     "h100": Gpu(
         name="NVIDIA H100 80GB SXM",
+        driver_names=("H100 80GB HBM3", "H100 SXM"),
         bf16_flops_per_s=989e12,
         memory_bytes=80 * 10**9,
         assumed_hour_price=3.0,
     ),
+    "h100-pcie": Gpu(
+        name="NVIDIA H100 80GB PCIe",
+        driver_names=("H100 PCIe",),
+        bf16_flops_per_s=756e12,
+        memory_bytes=80 * 10**9,
+        assumed_hour_price=2.5,
+    ),
+    "h100-nvl": Gpu(
+        name="NVIDIA H100 94GB NVL",
+        driver_names=("H100 NVL",),
+        bf16_flops_per_s=835e12,
+        memory_bytes=94 * 10**9,
+        assumed_hour_price=3.0,
+    ),
+    "h200-nvl": Gpu(
+        name="NVIDIA H200 NVL",
+        driver_names=("H200 NVL",),
+        bf16_flops_per_s=835e12,
+        memory_bytes=141 * 10**9,
+        assumed_hour_price=3.5,
+    ),
     "h200": Gpu(
-        name="NVIDIA H200 SXM", bf16_flops_per_s=989e12, memory_bytes=141 * 10**9, assumed_hour_price=4.0
+        name="NVIDIA H200 SXM",
+        driver_names=("NVIDIA H200",),
+        bf16_flops_per_s=989e12,
+        memory_bytes=141 * 10**9,
+        assumed_hour_price=4.0,
     ),
 }
 
@@ -82,8 +125,16 @@ def peak_bf16_flops_per_s() -> float | None:
 
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name().lower()
-    return next((gpu.bf16_flops_per_s for key, gpu in GPUS.items() if key in name), None)
+    gpu = gpu_called(torch.cuda.get_device_name())
+    return gpu.bf16_flops_per_s if gpu else None
+
+
+def gpu_called(driver_name: str) -> Gpu | None:
+    """The table's row for the name that the driver gives a GPU; the first that fits, None where none does."""
+    words = driver_name.lower()
+    return next(
+        (gpu for gpu in GPUS.values() if any(name.lower() in words for name in gpu.driver_names)), None
+    )
 
 
 def cpu_name() -> str:
@@ -159,11 +210,20 @@ def free_disk_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def describe() -> dict[str, object]:
-    """The machine, for manifests."""
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": cpu_name(),
-        "num_cpus": os.cpu_count(),
-        "memory_bytes": memory_bytes(),
-    }
+class Machine(Record):
+    """The machine, for records."""
+
+    system: str
+    cpu: str
+    num_cpus: int | None
+    memory_bytes: int
+
+
+def describe() -> Machine:
+    """This machine."""
+    return Machine(
+        system=f"{platform.system()} {platform.release()}",
+        cpu=cpu_name(),
+        num_cpus=os.cpu_count(),
+        memory_bytes=memory_bytes(),
+    )

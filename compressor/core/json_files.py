@@ -64,6 +64,7 @@ def as_record(
     what: str,
     where: Path,
     error: type[CompressExportError] = VerificationError,
+    hint: str | None = None,
 ) -> Record:
     """JSON values as a dataclass or a pydantic model, every type checked and none converted.
 
@@ -73,6 +74,7 @@ def as_record(
         what: What the record is; begins the error's message.
         where: The file.
         error: Class of the error raised for other values.
+        hint: What to do about them.
 
     Raises:
         CompressExportError: `error`, naming the first field that is missing, unknown or of another type.
@@ -88,6 +90,7 @@ def as_record(
             where=f"{where}: {'.'.join(map(str, first['loc']))}",
             expected=first["msg"],
             found=ascii(first["input"])[:80],
+            hint=hint,
         ) from problem
 
 

@@ -33,6 +33,7 @@ from compressor.data.rows import (
     has_response,
     without_nulls,
 )
+from compressor.runs.inputs import OF_BYTES, OF_DOCUMENTS
 
 __all__ = [
     "Documents",
@@ -41,7 +42,6 @@ __all__ = [
     "Survey",
     "documents",
     "is_local",
-    "is_local_fingerprint",
     "source_fingerprint",
     "survey",
 ]
@@ -53,7 +53,6 @@ HELD_OUT_HUB_DOCUMENTS = 1000
 # A record stays readable; the sum over all files says that they are the same.
 MAX_LISTED_FILES = 20
 # What the fingerprint of a local text begins with: it is of running text's bytes, or of a table's documents.
-_OF_BYTES, _OF_DOCUMENTS = "sha256:", "documents:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +99,6 @@ class Survey:
     digest: str | None
 
 
-def is_local_fingerprint(fingerprint: str) -> bool:
-    """Whether `source_fingerprint` returned this of a local text, wherever that lies; else the hub's."""
-    return fingerprint.startswith((_OF_BYTES, _OF_DOCUMENTS))
-
-
 def source_fingerprint(spec: str) -> str:
     """What identifies a source's content.
 
@@ -120,11 +114,11 @@ def source_fingerprint(spec: str) -> str:
         return f"{hub_name(spec).spec}@{hub_revision(spec)}"
     text = find_files(spec)
     if not text.is_plain:
-        return f"{_OF_DOCUMENTS}{survey(spec).digest}"
+        return f"{OF_DOCUMENTS}{survey(spec).digest}"
     sums = [cached_sha256(*state) for state in text.state()]
     if len(sums) == 1:
-        return f"{_OF_BYTES}{sums[0]}"
-    return f"{_OF_BYTES}{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+        return f"{OF_BYTES}{sums[0]}"
+    return f"{OF_BYTES}{hashlib.sha256(''.join(sums).encode()).hexdigest()}"
 
 
 def survey(spec: str, *, answers: bool = False) -> Survey:
@@ -246,7 +240,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...], answers: 
     if text.is_plain:
         total = sum(num_characters(file.path) for file in text.files)
         if total == 0:
-            raise UsageError("this text is empty", where=text.spec)
+            raise UsageError("this text is empty", where=text.spec, hint="give a file with text")
         return Survey(
             num_documents=len(text.files),
             num_empty=0,
@@ -284,7 +278,10 @@ def _survey_rows(text: LocalText, *, answers: bool) -> Survey:
             plain_rows = where
     if num_documents == 0:
         raise UsageError(
-            "this text is empty", where=text.spec, found=f"{num_empty} empty rows" if num_empty else "no rows"
+            "this text is empty",
+            where=text.spec,
+            found=f"{num_empty} empty rows" if num_empty else "no rows",
+            hint="give a text with rows that hold something",
         )
     return Survey(
         num_documents=num_documents,
@@ -301,7 +298,7 @@ def _survey_rows(text: LocalText, *, answers: bool) -> Survey:
 
 
 def _canonical(document: Document) -> bytes:
-    """A document as bytes that end where it ends; where it was found is no part of it."""
+    """A document as bytes that end where it ends; where it was found does not count."""
     if isinstance(document, str):
         return json.dumps(document).encode() + b"\n"
     fields = {name: value for name, value in asdict(document).items() if name != "where"}

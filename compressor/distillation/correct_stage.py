@@ -16,6 +16,7 @@ from torch import nn
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.core.processes import world_size
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
@@ -199,5 +200,6 @@ CORRECT: Stage[Distill] = Stage(
     libraries=("torch", "transformers", "accelerate"),
     content=lambda config: training_content(config, "correction"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
+    fingerprint=source_fingerprint,
     parallel=True,
 )

@@ -11,6 +11,7 @@ import torch
 from compressor.core.errors import UsageError
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import Window
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import LossChoice, choose_losses, describe
 from compressor.distillation.correct_stage import (
     CorrectAlongside,
@@ -36,7 +37,7 @@ from compressor.distillation.training import (
 )
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
-from compressor.models.sparse.record import read_promise
+from compressor.models.sparse.record import read_sparsity
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import ModelArtifact
@@ -174,7 +175,7 @@ def dynamic_batches(
 
 
 def _require_dense(source: ModelArtifact) -> None:
-    if read_promise(source.path) is not None:
+    if read_sparsity(source.path) is not None:
         raise UsageError(
             "distillation would fill the zeros of a sparse student",
             where=str(source.path),
@@ -269,5 +270,6 @@ DISTILL: Stage[Distill] = Stage(
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
+    fingerprint=source_fingerprint,
     parallel=True,
 )

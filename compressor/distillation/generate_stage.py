@@ -22,9 +22,11 @@ import torch
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.data.packing import read_windows
+from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
+from compressor.models.memory import require_model_memory
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.option import content_of
 from compressor.recipe.recipe import Generate
@@ -289,5 +291,8 @@ GENERATE: Stage[Generate] = Stage(
     run=run,
     content=_content,
     data=lambda config: (config.prompts,) if config.prompts else (),
-    loads=lambda _config, source, context: ((source.path, context.dtype),),
+    fingerprint=source_fingerprint,
+    require_memory=lambda _config, source, context: require_model_memory(
+        (source.path, context.dtype), device=context.device
+    ),
 )

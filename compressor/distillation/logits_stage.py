@@ -13,6 +13,7 @@ import torch
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
 from compressor.data.packing import Window
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.chunked import CHUNK_VALUES
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
@@ -27,6 +28,7 @@ from compressor.distillation.stored_logits import (
 )
 from compressor.distillation.training import TOKENS, open_training_stream, schedule, training_content
 from compressor.models.load import load_model
+from compressor.models.memory import require_model_memory
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -162,5 +164,8 @@ LOGITS: Stage[Distill] = Stage(
     libraries=("torch", "transformers", "numpy"),
     content=lambda config: training_content(config, "top_k", trains=False),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
-    loads=lambda _config, source, context: ((source.path, context.dtype),),
+    fingerprint=source_fingerprint,
+    require_memory=lambda _config, source, context: require_model_memory(
+        (source.path, context.dtype), device=context.device
+    ),
 )

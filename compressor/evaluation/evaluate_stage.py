@@ -10,7 +10,14 @@ from typing import Any
 from compressor.data.packing import read_windows
 from compressor.data.sources import Split, describe_source, source_fingerprint
 from compressor.evaluation.perplexity import perplexity
+from compressor.evaluation.record import (
+    EVALUATION_FILE,
+    EvaluationProtocol,
+    EvaluationRecord,
+    MeasuredModel,
+)
 from compressor.models.load import load_model
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.layers import install_sparse_layers_
 from compressor.models.sparse.low_rank import has_adapter, read_adapter
 from compressor.models.tokenizer import load_tokenizer
@@ -19,8 +26,6 @@ from compressor.recipe.recipe import Section
 from compressor.runs.artifact import ModelArtifact, write_json
 from compressor.runs.stage import Stage, StageContext, StageResult
 
-EVALUATION_FILE = "evaluation.json"
-SCHEMA = "compress-export/evaluation/1"
 UNIFIED_FP8 = "huggingface-fp8"
 
 
@@ -48,29 +53,23 @@ def run(
     windows = read_windows(config.data, config.split, tokenizer, size=config.size, seq_len=config.window)
     if len(windows) < config.size:
         context.console.warn(
-            f"the evaluation text fills {len(windows)} windows of {config.window} tokens, not {config.size}"
+            f"the evaluation text fills {len(windows)} sequences of {config.window} tokens, not {config.size}"
         )
-    models: dict[str, dict[str, object]] = {}
+    models: dict[str, MeasuredModel] = {}
     for name, artifact in context.others.items():
         model = _load(artifact, context)
         with context.console.progress(f"perplexity of {name}", len(windows)) as tick:
             measured = perplexity(model, windows, on_window=tick)
-        models[name] = {**asdict(measured), "num_parameters": artifact.num_parameters}
-    report = {
-        "schema": SCHEMA,
-        "metric": "perplexity",
-        "protocol": {
-            "window": config.window,
-            "stride": config.window,
-            "bos": False,
-            "split": config.split,
-            "compute_dtype": context.dtype,
-        },
-        "text": {**describe_source(config.data), "windows": len(windows), "first_window": 0},
-        "models": models,
-    }
-    write_json(out_dir / EVALUATION_FILE, report)
-    return StageResult(num_parameters=source.num_parameters, details=report)
+        models[name] = MeasuredModel(**asdict(measured), num_parameters=artifact.num_parameters)
+    record = EvaluationRecord(
+        protocol=EvaluationProtocol(
+            window=config.window, stride=config.window, split=config.split, compute_dtype=context.dtype
+        ),
+        text={**describe_source(config.data), "windows": len(windows), "first_window": 0},
+        models=models,
+    )
+    write_json(out_dir / EVALUATION_FILE, record.to_json())
+    return StageResult(num_parameters=source.num_parameters, details=record.to_json())
 
 
 def unseen_split(data: str, seen: Collection[str]) -> Split:
@@ -91,15 +90,17 @@ def _load(artifact: ModelArtifact, context: StageContext) -> Any:
     return model
 
 
-def _loads(
-    _config: EvaluateStageConfig, _source: ModelArtifact, context: StageContext
-) -> list[tuple[Path, str]]:
+def _require_memory(_config: EvaluateStageConfig, _source: ModelArtifact, context: StageContext) -> None:
     plain = [
         artifact.path for artifact in context.others.values() if not (artifact.path / UNIFIED_FP8).is_dir()
     ]
-    return [(path, context.dtype) for path in plain]
+    require_model_memory(*((path, context.dtype) for path in plain), device=context.device)
 
 
 EVALUATE: Stage[EvaluateStageConfig] = Stage(
-    name="evaluate", run=run, data=lambda config: (config.data,), loads=_loads
+    name="evaluate",
+    run=run,
+    data=lambda config: (config.data,),
+    fingerprint=source_fingerprint,
+    require_memory=_require_memory,
 )

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from compressor.core.errors import DependencyError, UsageError, nearest
-from compressor.evaluation.evaluate_stage import EVALUATION_FILE, SCHEMA
+from compressor.evaluation.record import EVALUATION_FILE, SCHEMA
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Section

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ def read_config(directory: Path, *, kind: str = "Hugging Face") -> dict[str, Any
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise UsageError(
-            f"this directory is no {kind} checkpoint", where=str(directory), expected=CONFIG_FILE
+            f"this directory holds no {kind} checkpoint",
+            where=str(directory),
+            expected=CONFIG_FILE,
+            hint=f"name the directory that holds {CONFIG_FILE}",
         )
     return read_json_mapping(file, what=CONFIG_FILE)
 
@@ -165,7 +168,7 @@ def _no_weights(directory: Path) -> UsageError:
     """Why there is nothing to read: an index or a name is missing, or the weights are pickled."""
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-    hint = None
+    hint = f"name a directory that holds {WEIGHTS_FILE}, or a Hugging Face id"
     if others:
         hint = f"download {INDEX_FILE} too"
         if len(others) == 1:
@@ -202,7 +205,7 @@ def weight_map(index: Path) -> dict[str, str]:
     return mapped
 
 
-def _refuse_absent(mapped: dict[str, str], files: dict[str, Any], index: Path) -> None:
+def _refuse_absent(mapped: dict[str, str], files: Collection[str], index: Path) -> None:
     for name, file in mapped.items():
         if name not in files:
             raise VerificationError(
@@ -281,7 +284,7 @@ def write_safetensors(
     Raises:
         VerificationError: when a spec's blocks do not add up to its shape.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
         header[spec.name] = {

@@ -128,7 +128,11 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
     for flag in family_of(model_type).unsupported_flags:
         if config.get(flag):
             raise UnsupportedError(
-                f"{model_type} models with {flag} are not supported", where=flag, expected=False, found=True
+                f"{model_type} models with {flag} are not supported",
+                where=f"config.json: {flag}",
+                expected=False,
+                found=True,
+                hint="start from a model without these biases",
             )
 
     defaults = family_of(model_type).defaults
@@ -143,6 +147,7 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
                 where=field,
                 expected=f"a whole number from 1 to {LARGEST[field]:,}",
                 found=value,
+                hint="download config.json again, or correct this field",
             )
         return value
 
@@ -158,6 +163,36 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
         vocab_size=number("vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def check_shape(dims: Dims, *, where: str = "the shape") -> None:
+    """Refuse dimensions that the model class cannot express.
+
+    Args:
+        dims: The dimensions.
+        where: Where they stand, for the message.
+
+    Raises:
+        UnsupportedError: heads that do not fill their groups, or a hidden size the class refuses.
+    """
+    heads, groups = dims.num_attention_heads, dims.num_key_value_heads
+    if heads % groups:
+        raise UnsupportedError(
+            "query heads must fill the key/value groups evenly",
+            where=f"{where}: num_attention_heads, num_key_value_heads",
+            expected=f"a multiple of {groups}",
+            found=heads,
+            hint=f"set num_attention_heads to a multiple of {groups}",
+        )
+    if dims.family.hidden_divisible_by_heads and dims.hidden_size % heads:
+        raise UnsupportedError(
+            f"{dims.model_type} demands a hidden size divisible by the number of query heads, "
+            "also where head_dim is given (transformers 5 does not load it otherwise)",
+            where=f"{where}: hidden_size",
+            expected=f"a multiple of {heads}",
+            found=dims.hidden_size,
+            hint=f"set hidden_size to a multiple of {heads}",
+        )
 
 
 def num_embedding_parameters(dims: Dims) -> int:

@@ -7,7 +7,6 @@ model class and the runtimes demand of a shape.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.axes import Weight
@@ -62,12 +61,9 @@ class GenAI:
 
     Attributes:
         rope_types: Methods of rope scaling that its own tables express.
-        window: The windows it leaves out rightly: of a class that has none (`absent`), of one whose window
-            is switched on by a field (`switched`), or one no shorter than the context (`whole context`).
     """
 
     rope_types: tuple[str, ...] = ("default", "linear")
-    window: Literal["absent", "switched", "whole context"] = "switched"
 
 
 def _norm(part: str, module: str, *, axis: str = "hidden", bias: bool = False) -> tuple[Weight, ...]:
@@ -224,7 +220,7 @@ FAMILIES: dict[str, Family] = {
             ),
             pairs_neighbours=True,
         ),
-        genai=GenAI(rope_types=("default", "llama3"), window="absent"),
+        genai=GenAI(rope_types=("default", "llama3")),
     ),
     "mistral": Family(
         model_type="mistral",
@@ -237,7 +233,7 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 4096,
         },
         tensorrt_llm=TensorRTLLM(architecture="MistralForCausalLM"),
-        genai=GenAI(window="whole context"),
+        genai=GenAI(),
     ),
     "nemotron": Family(
         model_type="nemotron",

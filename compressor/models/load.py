@@ -1,261 +1,67 @@
-"""From MODEL on the command line to a checkpoint on disk, and from there to a model in memory.
-
-MODEL is an alias, a Hugging Face id, a local directory or a `.gguf` file. Only safetensors and GGUF
-are read, never pickle.
-"""
+"""From a checkpoint on disk to a model in memory, and to a copy of it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from compressor.core.errors import UnsupportedError, UsageError, VerificationError, nearest
-from compressor.models.dims import Dims, num_parameters
-from compressor.models.presets import PRESETS
-from compressor.models.tokenizer import (
-    has_tokenizer,
-    load_tokenizer,
-    require_convertible,
-    require_known_ids,
-)
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
-
-__all__ = [
-    "ModelSource",
-    "copy_checkpoint",
-    "distinct_names",
-    "load_model",
-    "load_tokenizer",
-    "open_checkpoint",
-    "plan_dims",
-    "quantization_method",
-    "refuse_needless_tokenizer",
-    "refuse_quantised",
-    "resolve_source",
-    "short_name",
-    "source_dims",
-]
-
-SourceKind = Literal["directory", "hub", "gguf"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """Where a model comes from: nothing is read yet."""
-
-    given: str
-    kind: SourceKind
-    location: str
-
-
-def short_name(model: str) -> str:
-    """What to call a MODEL in directories and tables: alias, hub name, directory or file name."""
-    path = Path(model)
-    return path.stem.lower() if path.suffix == ".gguf" else path.name
-
-
-def distinct_names(models: tuple[str, ...]) -> list[str]:
-    """Short names, numbered where they do not tell the models apart."""
-    names = [short_name(model) for model in models]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name}-{number}" for number, name in enumerate(names, 1)]
-
-
-def resolve_source(model: str) -> ModelSource:
-    """Tell an alias, a hub id, a directory and a GGUF file apart.
+def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
+    """Load a checkpoint for evaluation: `eval()` mode, gradients off.
 
     Raises:
-        UsageError: for an unknown alias (with the nearest), or a missing path.
-        UnsupportedError: for an alias without Hugging Face weights.
+        UnsupportedError: when transformers reads the config otherwise than it says, or refuses it.
+        VerificationError: when weights are missing, left over or of the wrong shape.
+        ResourceError: when the weights alone do not fit into memory.
     """
-    path = Path(model).expanduser()
-    if (path.suffix == ".gguf" and not path.is_dir()) or path.is_file():
-        if not path.is_file():
-            raise _no_gguf_file(path, model)
-        if path.suffix != ".gguf":
-            raise UsageError("this file is no model", where=model, expected="a directory or a .gguf file")
-        return ModelSource(given=model, kind="gguf", location=str(path))
-    if model in PRESETS:
-        hub_id = PRESETS[model].hub_id
-        if hub_id is None:
-            raise UnsupportedError(
-                "this alias has no Hugging Face weights; it can only be planned", where=model
-            )
-        return ModelSource(given=model, kind="hub", location=hub_id)
-    if path.is_dir():
-        return ModelSource(given=model, kind="directory", location=str(path))
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UsageError("this model path does not exist", where=model)
-    if "/" not in model:
-        raise UsageError(
-            f"unknown model alias {model!r}",
-            expected="an alias, a Hugging Face id, a directory or a .gguf file",
-            hint=nearest(model, PRESETS) or f"aliases: {', '.join(PRESETS)}",
-        )
-    return ModelSource(given=model, kind="hub", location=model)
+    import torch
+    from transformers import AutoModelForCausalLM
 
-
-def _no_gguf_file(path: Path, model: str) -> UsageError:
-    if path.exists():
-        return UsageError("this is no GGUF file: it is a FIFO, socket or device", where=model)
-    return UsageError("this GGUF file does not exist", where=model)
-
-
-def plan_dims(model: str) -> Dims:
-    """A model's dimensions for planning; published models need neither network nor weights.
-
-    Raises:
-        UsageError, UnsupportedError, NetworkError: for what cannot be found or used.
-    """
-    known = {preset.hub_id: preset.dims for preset in PRESETS.values()} | {
-        alias: preset.dims for alias, preset in PRESETS.items()
-    }
-    return known[model] if model in known else source_dims(resolve_source(model))
-
-
-def source_dims(source: ModelSource) -> Dims:
-    """A model's dimensions, without its weights: from `config.json` or a GGUF file's header.
-
-    Raises:
-        UnsupportedError: for a model type the table does not hold, a quantised checkpoint, or a config that
-            its class refuses.
-    """
-    if source.kind == "gguf":
-        from compressor.models.gguf.convert import gguf_dims
-
-        return gguf_dims(Path(source.location))
-    directory = Path(source.location)
-    if source.kind == "hub":
-        from compressor.models.hub import download_config
-
-        directory = download_config(source.location)
-    dims = _checked_config(directory)[0]
-    require_known_ids(directory, dims.vocab_size)
-    _refuse_by_class(directory, trust_remote_code=False)
-    return dims
-
-
-def open_checkpoint(
-    source: ModelSource,
-    scratch: Path,
-    *,
-    dtype: str,
-    tokenizer: str | None = None,
-    trust_remote_code: bool = False,
-    on_warning: Callable[[str], None] = lambda _: None,
-) -> ModelArtifact:
-    """Bring a model onto this disk as a checked safetensors checkpoint.
-
-    Args:
-        source: The model.
-        scratch: Where a GGUF file is converted to, if it is one; others stay where they are.
-        dtype: Stored dtype of a converted GGUF file.
-        tokenizer: Directory of the tokenizer that replaces a GGUF file's own vocabulary.
-        trust_remote_code: Whether a hub model's own code is downloaded with it.
-        on_warning: Called for what can be used but may not be meant.
-
-    Raises:
-        UsageError, UnsupportedError, VerificationError, NetworkError, DependencyError: for what cannot be
-            used.
-    """
-    from compressor.models.checkpoint import CheckpointReader, hash_and_check
-    from compressor.models.shapes import check_source
-
-    directory = Path(source.location)
-    refuse_needless_tokenizer(source, tokenizer)
-    if source.kind == "gguf":
-        from compressor.models.gguf.convert import convert_gguf
-
-        given = Path(tokenizer).expanduser() if tokenizer else None
-        directory = convert_gguf(directory, scratch, dtype, tokenizer=given)
-    elif source.kind == "hub":
-        from compressor.models.hub import download_model
-
-        directory = download_model(source.location, trust_remote_code=trust_remote_code)
-    dims, warnings = _checked_config(directory)
-    for warning in warnings:
-        on_warning(warning)
-    with CheckpointReader(directory) as reader:
-        check_source(reader, dims, where=directory)
-    require_known_ids(directory, dims.vocab_size)
-    require_convertible(directory, dims.vocab_size, trust_remote_code=trust_remote_code)
-    _refuse_by_class(directory, trust_remote_code=trust_remote_code)
-    lineage: tuple[str, ...] = ("source",)
-    texts: tuple[str, ...] = ()
-    if (directory / ARTIFACT_FILE).is_file():
-        ours = read_artifact(directory)
-        _check_recorded(ours, source)
-        lineage, texts = ours.lineage, ours.texts
-    return ModelArtifact(
-        path=directory,
-        stage=lineage[-1],
-        fingerprint=hash_and_check(directory, on_warning=on_warning),
-        lineage=lineage,
-        num_parameters=num_parameters(dims),
-        texts=texts,
-    )
-
-
-def _check_recorded(ours: ModelArtifact, source: ModelSource) -> None:
-    """Refuse a source of this tool's making whose files are not those that were recorded.
-
-    A published one has files beside them, and from the hub not all of them are downloaded.
-
-    Raises:
-        VerificationError: naming the file.
-    """
-    redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
-    if source.kind == "gguf":
-        redo = f"delete {ours.path}, then the same command converts the file again"
-    files = ours.files
-    if source.kind == "hub":
-        files = {name: record for name, record in files.items() if (ours.path / name).is_file()}
-    check_files(ours.path, files, contents=True, redo=redo, may_have_more=source.kind != "gguf")
-
-
-def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> None:
-    """Refuse `--tokenizer` for a model that brings its own, and a directory that holds none.
-
-    Raises:
-        UsageError: naming the model or the directory.
-    """
-    if tokenizer is None:
-        return
-    if source.kind != "gguf":
-        raise UsageError(
-            "only a GGUF file is given another tokenizer; this model brings its own",
-            where="--tokenizer",
-            found=source.given,
-            hint="leave --tokenizer out, or put the files into the model's directory",
-        )
-    if not has_tokenizer(Path(tokenizer).expanduser()):
-        raise UsageError(
-            "this directory holds no tokenizer",
-            where="--tokenizer",
-            expected="tokenizer.json",
-            found=tokenizer,
-        )
-
-
-def _checked_config(directory: Path) -> tuple[Dims, tuple[str, ...]]:
-    """The dimensions a directory's config says, its files and fields checked; and warnings."""
     from compressor.models.checkpoint import CONFIG_FILE, read_config
-    from compressor.models.config.fields import check_config
-    from compressor.models.files import check_files, refuse_adapter_directory
+    from compressor.models.config.rope import refuse_misread_rope
+    from compressor.models.memory import require_model_memory
+    from compressor.models.shapes import refuse_misfit
 
-    check_files(directory)
-    refuse_adapter_directory(directory)
-    config = read_config(directory)
-    refuse_quantised(config, directory)
-    return check_config(config, where=str(directory / CONFIG_FILE))
+    refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
+    refuse_by_class(directory, trust_remote_code=trust_remote_code)
+    require_model_memory((directory, dtype), device=device)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (RuntimeError, OSError) as error:
+        raise VerificationError(
+            "the checkpoint cannot be loaded",
+            where=str(directory),
+            found=error,
+            hint="download the checkpoint again",
+        ) from error
+    refuse_misfit(report, directory)
+    return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
+def copy_checkpoint(source: Path, destination: Path) -> None:
+    """Copy a checkpoint's weights byte by byte, with its config, portable, and the files beside them."""
+    from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
+    from compressor.models.config.portable import write_config
+
+    for file in weight_files(source):
+        shutil.copyfile(file, destination / file.name)
+    write_config(destination, read_config(source))
+    if (source / INDEX_FILE).is_file():
+        shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
+    copy_tokenizer(source, destination)
+
+
+def refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
     """Refuse a config that the model class of the installed transformers refuses, for its reason.
 
     Raises:
@@ -276,6 +82,7 @@ def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
             f"transformers {__version__} refuses this config",
             where=str(directory / CONFIG_FILE),
             found=f"{type(error).__name__}: {error}",
+            hint="correct the field that it names, or install the transformers release that the model needs",
         ) from error
     named = read_config(directory)["model_type"]
     if config.model_type != named and not trust_remote_code:
@@ -286,83 +93,3 @@ def _refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
             found=config.model_type,
             hint="leave layer_types out if all layers are alike",
         )
-
-
-def quantization_method(config: Mapping[str, object]) -> str | None:
-    """The method that a config's `quantization_config` names, as transformers reads it; None without one."""
-    stated = config.get("quantization_config")
-    if not isinstance(stated, dict):
-        return None
-    if stated.get("load_in_8bit") or stated.get("load_in_4bit"):
-        return "bitsandbytes"
-    method = stated.get("quant_method")
-    return None if method is None else str(method)
-
-
-def refuse_quantised(config: Mapping[str, object], directory: Path) -> None:
-    """Refuse a checkpoint whose weights are quantised already.
-
-    Raises:
-        UnsupportedError: naming what was found.
-    """
-    found = None
-    if config.get("quantization_config"):
-        found = f"quantization_config, quant_method {quantization_method(config) or 'not said'}"
-    if (directory / "hf_quant_config.json").is_file():
-        found = "hf_quant_config.json"
-    if found:
-        raise UnsupportedError(
-            "the checkpoint is already quantised",
-            where=str(directory),
-            expected="16- or 32-bit weights",
-            found=found,
-            hint="start from the model it was quantised from",
-        )
-
-
-def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
-    """Load a checkpoint for evaluation: `eval()` mode, gradients off.
-
-    Raises:
-        UnsupportedError: when transformers reads the config otherwise than it says, or refuses it.
-        VerificationError: when weights are missing, left over or of the wrong shape.
-        ResourceError: when the weights alone do not fit into memory.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from compressor.models.checkpoint import CONFIG_FILE, read_config
-    from compressor.models.config.rope import refuse_misread_rope
-    from compressor.models.memory import require_model_memory
-    from compressor.models.shapes import refuse_misfit
-
-    refuse_misread_rope(read_config(directory), where=str(directory / CONFIG_FILE))
-    _refuse_by_class(directory, trust_remote_code=trust_remote_code)
-    require_model_memory((directory, dtype), device=device)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (RuntimeError, OSError) as error:
-        raise VerificationError(
-            "the checkpoint cannot be loaded", where=str(directory), found=error
-        ) from error
-    refuse_misfit(report, directory)
-    return model.to(device).eval().requires_grad_(requires_grad=False)
-
-
-def copy_checkpoint(source: Path, destination: Path) -> None:
-    """Copy a checkpoint's weights byte by byte, with its config, portable, and the files beside them."""
-    from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
-    from compressor.models.config.portable import write_config
-
-    for file in weight_files(source):
-        shutil.copyfile(file, destination / file.name)
-    write_config(destination, read_config(source))
-    if (source / INDEX_FILE).is_file():
-        shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
-    copy_tokenizer(source, destination)

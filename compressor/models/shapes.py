@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -69,7 +69,7 @@ def is_parameter(name: str, dims: Dims) -> bool:
     return name != repeated_head(dims) and not is_harmless(name)
 
 
-def refuse_misfit(report: dict[str, Any], where: Path) -> None:
+def refuse_misfit(report: Mapping[str, Collection[object]], where: Path) -> None:
     """Refuse what transformers says it initialised at random, left over or found in another shape.
 
     Raises:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from packaging.requirements import Requirement
+import packaging.requirements
 from packaging.specifiers import SpecifierSet
+from pydantic import Field
 
 from compressor.core.errors import DependencyError
-from compressor.core.hardware import describe, free_disk_bytes
+from compressor.core.hardware import Machine, describe, free_disk_bytes
+from compressor.core.records import Record
 from exporters.tensorrt_llm.versions import find_builder
 
 DISTRIBUTION = "compress-export"
@@ -27,26 +30,70 @@ CONTAINER_SET = {
 FP8_CAPABILITY = (8, 9)
 SPARSITY_CAPABILITY = (8, 0)
 _HUB_TIMEOUT_S = 5
-_BUILDER_TIMEOUT_S = 120
 
 
-def examine() -> dict[str, Any]:
+class Requirement(Record):
+    """A library that is needed, and whether what is installed fits."""
+
+    name: str
+    required: str
+    installed: str | None
+    ok: bool
+
+
+class GpuRecord(Record):
+    """A GPU, and which kernels it has."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    fp8: bool
+    sparsity_2_4: bool
+
+
+class BuilderRecord(Record):
+    """TensorRT-LLM's engine builder: its version, or why there is none."""
+
+    version: str | None = None
+    reason: str | None = None
+
+
+class HubRecord(Record):
+    """Whether the hub can be reached, else why not; and whether a token is set."""
+
+    reachable: bool
+    reason: str | None = None
+    has_token: bool
+
+
+class DoctorReport(Record):
+    """Everything that was looked at."""
+
+    schema_id: Literal["compress-export/doctor/2"] = Field("compress-export/doctor/2", alias="schema")
+    machine: Machine
+    free_disk_bytes: int
+    dependencies: tuple[Requirement, ...]
+    tensorrt_llm_container_set: tuple[Requirement, ...]
+    gpus: tuple[GpuRecord, ...]
+    trtllm_build: BuilderRecord
+    hub: HubRecord
+
+
+def examine() -> DoctorReport:
     """Look at everything once; nothing is changed."""
-    return {
-        "schema": "compress-export/doctor/1",
-        "machine": describe(),
-        "free_disk_bytes": free_disk_bytes(Path.cwd()),
-        "dependencies": _declared(),
-        "tensorrt_llm_container_set": [_check(name, spec) for name, spec in CONTAINER_SET.items()],
-        "gpus": _gpus(),
-        "trtllm_build": _engine_builder(),
-        "hub": _hub(),
-    }
+    return DoctorReport(
+        machine=describe(),
+        free_disk_bytes=free_disk_bytes(Path.cwd()),
+        dependencies=tuple(_declared()),
+        tensorrt_llm_container_set=tuple(_check(name, spec) for name, spec in CONTAINER_SET.items()),
+        gpus=tuple(_gpus()),
+        trtllm_build=_engine_builder(),
+        hub=_hub(),
+    )
 
 
-def _declared() -> list[dict[str, Any]]:
+def _declared() -> Iterator[Requirement]:
     """The installed distribution's own requirements, extras left out."""
-    found = []
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError as error:
@@ -54,56 +101,49 @@ def _declared() -> list[dict[str, Any]]:
             "this is a source tree that was never installed", expected=DISTRIBUTION, hint="pip install ."
         ) from error
     for line in lines:
-        requirement = Requirement(line)
+        requirement = packaging.requirements.Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found.append(_check(requirement.name, str(requirement.specifier)))
-    return found
+            yield _check(requirement.name, str(requirement.specifier))
 
 
-def _check(name: str, specifier: str) -> dict[str, Any]:
+def _check(name: str, specifier: str) -> Requirement:
     try:
         installed: str | None = version(name)
     except PackageNotFoundError:
         installed = None
     fits = installed is not None and SpecifierSet(specifier).contains(installed, prereleases=True)
-    return {"name": name, "required": specifier or "any", "installed": installed, "ok": fits}
+    return Requirement(name=name, required=specifier or "any", installed=installed, ok=fits)
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _gpus() -> Iterator[GpuRecord]:
     import torch
 
-    gpus = []
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        gpus.append(
-            {
-                "name": torch.cuda.get_device_name(index),
-                "compute_capability": ".".join(map(str, capability)),
-                "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
-                "fp8": capability >= FP8_CAPABILITY,
-                "sparsity_2_4": capability >= SPARSITY_CAPABILITY,
-            }
+        yield GpuRecord(
+            name=torch.cuda.get_device_name(index),
+            compute_capability=".".join(map(str, capability)),
+            memory_bytes=torch.cuda.get_device_properties(index).total_memory,
+            fp8=capability >= FP8_CAPABILITY,
+            sparsity_2_4=capability >= SPARSITY_CAPABILITY,
         )
-    return gpus
 
 
-def _engine_builder() -> dict[str, Any]:
+def _engine_builder() -> BuilderRecord:
     found = find_builder()
-    if isinstance(found, str):
-        return {"found": False, "reason": found}
-    return {"found": True, "version": found.version}
+    return BuilderRecord(reason=found) if isinstance(found, str) else BuilderRecord(version=found.version)
 
 
-def _hub() -> dict[str, Any]:
+def _hub() -> HubRecord:
     from huggingface_hub import HfApi, constants, get_token
 
-    token = "set" if get_token() else "not set"
+    has_token = bool(get_token())
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
-        return {"reachable": False, "reason": "offline mode is set", "token": token}
+        return HubRecord(reachable=False, reason="offline mode is set", has_token=has_token)
     try:
         import requests
 
         requests.head(HfApi().endpoint, timeout=_HUB_TIMEOUT_S)
     except (OSError, ValueError) as error:
-        return {"reachable": False, "reason": type(error).__name__, "token": token}
-    return {"reachable": True, "token": token}
+        return HubRecord(reachable=False, reason=type(error).__name__, has_token=has_token)
+    return HubRecord(reachable=True, has_token=has_token)

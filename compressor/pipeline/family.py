@@ -7,20 +7,25 @@ size). Every member is a complete run directory of its own; `family.json` and `R
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import Field
 
 from bench.design.comparisons import parts_of_arm
+from bench.report.results import ComparisonResult
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.core.escaping import Markdown, markdown_code, markdown_text
 from compressor.core.processes import is_main, on_main
+from compressor.core.records import Record
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
-from compressor.models.load import ModelSource, resolve_source
 from compressor.models.presets import published_target
-from compressor.pipeline.report import CARD_FILE, batches_of, markdown_table
+from compressor.models.source import ModelSource, resolve_source
+from compressor.pipeline.report import CARD_FILE, markdown_table
+from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
 from compressor.planning.target import parse_count
@@ -29,11 +34,10 @@ from compressor.runs.artifact import write_json, write_text
 from compressor.runs.manifest import STUDENT, claim_directory
 
 FAMILY_FILE = "family.json"
-SCHEMA = "compress-export/family/1"
-PLAN_SCHEMA = "compress-export/family-plan/1"
-# Discarding one of these changes the model that the next member is made from: it begins again.
-_CELL_FIELDS = ("isl", "osl", "batch_size", "candidate_batch_size", "status")
-_DECIDE_THE_NEXT = ("prune", "distill")
+SCHEMA: Literal["compress-export/family/2"] = "compress-export/family/2"
+PLAN_SCHEMA: Literal["compress-export/family-plan/2"] = "compress-export/family-plan/2"
+# The last stage that makes the model from which the next member is made.
+_LAST_OF_DENSE = "distill"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,86 @@ class Member:
     plan: Plan
 
 
+class PlannedMember(Record):
+    """One member's plan."""
+
+    name: str
+    plan: Plan
+
+
+class FamilyTotal(Record):
+    """The sum over all members."""
+
+    hardware: str
+    tokens: int
+    gpu_hours: float
+    hours: float
+    cost_usd: float
+    disk_bytes: int
+
+
+class FamilyPlanRecord(Record):
+    """The plan of a family as one document."""
+
+    schema_id: Literal["compress-export/family-plan/2"] = Field(PLAN_SCHEMA, alias="schema")
+    model: str
+    targets: tuple[str, ...]
+    out_dir: str
+    members: tuple[PlannedMember, ...]
+    total: FamilyTotal
+
+
 @dataclass(frozen=True, kw_only=True)
 class FamilyPlan:
-    """All members in the order they are made, and the plan as one JSON document."""
+    """All members in the order they are made, and the plan as a record."""
 
     members: tuple[Member, ...]
-    document: dict[str, Any]
+    record: FamilyPlanRecord
+
+    def to_json(self) -> dict[str, object]:
+        """The record as plain JSON values."""
+        return self.record.to_json()
+
+
+class MeasuredSpeedup(Record):
+    """Output throughput of a member over its own teacher's in one cell, with its 95 % interval."""
+
+    pair: str
+    isl: int
+    osl: int
+    batches: str
+    status: str
+    ratio: float
+    low: float
+    high: float
+
+
+class MemberRecord(Record):
+    """What the family says about a finished member; every number is its run's own."""
+
+    name: str
+    target: str | None
+    directory: str
+    student: str
+    report: str
+    teacher: str
+    num_parameters: int
+    perplexity: float
+    teacher_perplexity: float
+    training_tokens: int
+    speedups: tuple[MeasuredSpeedup, ...]
+    warnings: tuple[str, ...]
+
+
+class FamilyRecord(Record):
+    """`family.json`."""
+
+    schema_id: Literal["compress-export/family/2"] = Field(SCHEMA, alias="schema")
+    model: str
+    targets: tuple[str, ...]
+    out_dir: str
+    complete: bool
+    members: tuple[MemberRecord, ...]
 
 
 def split_targets(target: str | None) -> tuple[str, ...]:
@@ -69,7 +147,12 @@ def split_targets(target: str | None) -> tuple[str, ...]:
     if len(parts) == 1:
         return parts if parts[0] else ()
     if not all(parts):
-        raise UsageError("a target is empty", where="--target", expected="8b,4b", found=target)
+        raise UsageError(
+            "a target is empty: every comma needs a size on both sides",
+            where="--target",
+            found=target,
+            hint="sizes separated by single commas, such as 8b,4b",
+        )
     return parts
 
 
@@ -95,17 +178,17 @@ def plan_family(
         if name in {member.name for member in members}:
             raise _not_smaller(target, "the same target again")
         previous = members[-1] if members else None
-        teacher = previous.plan.target.student if previous else original
+        teacher = previous.plan.student.dims if previous else original
         own = recipe.model_copy(update={"target": target})
         if previous:
             own = _recipe_of_later(own, target, original, teacher)
             teacher_of_it = {"model": str(_source_of_next(Path(out_dir), previous)), "tokenizer": None}
             own = own.model_copy(update=teacher_of_it)
         plan = make_plan(own, teacher, hardware=hardware, out_dir=str(Path(out_dir) / name), origin=original)
-        if num_parameters(plan.target.student) >= num_parameters(teacher):
-            raise _not_smaller(target, f"{num_parameters(plan.target.student):,} parameters")
+        if plan.student.num_parameters >= num_parameters(teacher):
+            raise _not_smaller(target, f"{plan.student.num_parameters:,} parameters")
         members.append(Member(name=name, recipe=own, plan=plan))
-    return FamilyPlan(members=tuple(members), document=_document(recipe, targets, members, out_dir))
+    return FamilyPlan(members=tuple(members), record=_planned(recipe, targets, members, out_dir))
 
 
 def run_family(
@@ -118,7 +201,7 @@ def run_family(
     overwrite: bool = False,
     restart_from: str | None = None,
     check: bool = True,
-) -> dict[str, Any]:
+) -> FamilyRecord:
     """Make every member that is not there yet; returns what `family.json` then holds.
 
     Args:
@@ -126,16 +209,19 @@ def run_family(
         family: The resolved members.
         out_dir: The family's directory.
         console: Messages.
-        resume: Assert that there is something to resume.
-        overwrite: Start every member anew.
-        restart_from: Discard this stage and all later ones first, in every member.
+        resume: Fail unless there is an interrupted run to resume.
+        overwrite: Delete every member and start over.
+        restart_from: Discard this stage and all later ones first, in every member; later members begin
+            again where that changes the model that they are made from.
         check: Compare every file of a finished member with its recorded sha256.
     """
     from compressor.pipeline.pipeline import run_pipeline
+    from compressor.pipeline.steps import STAGES
 
+    decide_the_next = STAGES[: STAGES.index(_LAST_OF_DENSE) + 1]
     is_ours = on_main((out_dir / FAMILY_FILE).is_file)
     on_main(lambda: claim_directory(out_dir, is_ours=is_ours, resume=resume, marker=FAMILY_FILE))
-    entries: list[dict[str, Any]] = []
+    entries: list[MemberRecord] = []
     if not is_ours:
         _write(family, entries, out_dir)
     for number, member in enumerate(family.members):
@@ -148,7 +234,7 @@ def run_family(
             console,
             overwrite=overwrite,
             check=check,
-            restart_from="prune" if number and restart_from in _DECIDE_THE_NEXT else restart_from,
+            restart_from=STAGES[0] if number and restart_from in decide_the_next else restart_from,
         )
         entries.append(_entry(member, summary))
         _write(family, entries, out_dir)
@@ -164,8 +250,8 @@ def _refuse_settings_of_one_model(recipe: Recipe) -> None:
             raise UsageError(
                 f"{setting} belongs to one model, but several targets are given",
                 where="--target",
-                expected="one target, or no such setting",
                 found=recipe.target,
+                hint=f"name one target, or leave {setting} out",
             )
 
 
@@ -173,8 +259,8 @@ def _not_smaller(target: str, found: str) -> UsageError:
     return UsageError(
         f"target {target!r} is not smaller than the model before it",
         where="--target",
-        expected="strictly shrinking targets, such as 8b,4b",
         found=found,
+        hint="name the targets from large to small, each smaller than the one before, such as 8b,4b",
     )
 
 
@@ -204,91 +290,87 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     return run_dir / "stages" / ("distill" if member.recipe.distill.tokens else "prune")
 
 
-def _document(
+def _planned(
     recipe: Recipe, targets: tuple[str, ...], members: list[Member], out_dir: str
-) -> dict[str, Any]:
-    plans = [member.plan.document for member in members]
-    return {
-        "schema": PLAN_SCHEMA,
-        "model": recipe.model,
-        "targets": list(targets),
-        "out_dir": out_dir,
-        "members": [{"name": member.name, "plan": member.plan.document} for member in members],
-        "total": {
-            "hardware": plans[0]["hours"]["hardware"],
-            "tokens": sum(plan["tokens"] for plan in plans),
-            "gpu_hours": round(sum(plan["hours"]["gpu_hours"] for plan in plans), 3),
-            "hours": round(sum(_hours(plan["hours"]) for plan in plans), 4),
-            "cost_usd": round(sum(plan["hours"]["cost_usd"] for plan in plans), 2),
-            "disk_bytes": sum(plan["disk_bytes"]["total"] for plan in plans),
-        },
-    }
+) -> FamilyPlanRecord:
+    plans = [member.plan for member in members]
+    return FamilyPlanRecord(
+        model=recipe.model,
+        targets=targets,
+        out_dir=out_dir,
+        members=tuple(PlannedMember(name=member.name, plan=member.plan) for member in members),
+        total=FamilyTotal(
+            hardware=plans[0].hours.hardware,
+            tokens=sum(plan.tokens for plan in plans),
+            gpu_hours=round(sum(plan.hours.gpu_hours for plan in plans), 3),
+            hours=round(sum(plan.hours.total for plan in plans), 4),
+            cost_usd=round(sum(plan.hours.cost_usd for plan in plans), 2),
+            disk_bytes=sum(plan.disk_bytes for plan in plans),
+        ),
+    )
 
 
-def _hours(hours: dict[str, Any]) -> float:
-    """All stages of a plan's `hours`."""
-    not_stages = ("assumed_utilisation", "gpu_hours", "cost_usd")
-    return sum(value for name, value in hours.items() if isinstance(value, float) and name not in not_stages)
-
-
-def _entry(member: Member, summary: dict[str, Any]) -> dict[str, Any]:
-    """What the family says about a finished member; every number is its run's own."""
-    models = summary["evaluation"]["models"]
+def _entry(member: Member, summary: RunSummary) -> MemberRecord:
+    models = summary.evaluation.models
     student = [name for name in models if name not in ("teacher", "quantized")][-1]
-    return {
-        "name": member.name,
-        "target": member.recipe.target,
-        "directory": member.name,
-        "student": f"{member.name}/{STUDENT}",
-        "report": f"{member.name}/{CARD_FILE}",
-        "teacher": summary["plan"]["model"],
-        "num_parameters": summary["plan"]["student"]["num_parameters"],
-        "perplexity": models[student]["perplexity"],
-        "teacher_perplexity": models["teacher"]["perplexity"],
-        "training_tokens": summary["plan"]["tokens"],
-        "speedups": list(_speedups(summary["bench"])) if summary["bench"] else [],
-        "warnings": summary["warnings"],
-    }
+    return MemberRecord(
+        name=member.name,
+        target=member.recipe.target,
+        directory=member.name,
+        student=f"{member.name}/{STUDENT}",
+        report=f"{member.name}/{CARD_FILE}",
+        teacher=summary.plan.model,
+        num_parameters=summary.plan.student.num_parameters,
+        perplexity=models[student].perplexity,
+        teacher_perplexity=models["teacher"].perplexity,
+        training_tokens=summary.plan.tokens,
+        speedups=tuple(_speedups(summary.bench.comparisons)) if summary.bench else (),
+        warnings=summary.warnings,
+    )
 
 
-def _speedups(bench: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _speedups(comparisons: Iterable[ComparisonResult]) -> Iterator[MeasuredSpeedup]:
     """Measured ratios against the member's own teacher."""
-    for comparison in bench["comparisons"]:
-        if parts_of_arm(comparison["baseline"])[0] != "teacher":
+    for comparison in comparisons:
+        if parts_of_arm(comparison.baseline)[0] != "teacher":
             continue
-        for cell in comparison["cells"]:
-            if cell["speedup"] is not None:
-                yield {
-                    "pair": f"{comparison['candidate']} : {comparison['baseline']}",
-                    **{name: cell[name] for name in _CELL_FIELDS if name in cell},
-                    **{name: cell["speedup"][name] for name in ("ratio", "low", "high")},
-                }
+        for cell in comparison.cells:
+            if cell.speedup is not None:
+                yield MeasuredSpeedup(
+                    pair=f"{comparison.candidate} : {comparison.baseline}",
+                    isl=cell.isl,
+                    osl=cell.osl,
+                    batches=cell.batches,
+                    status=cell.status,
+                    ratio=cell.speedup.ratio,
+                    low=cell.speedup.low,
+                    high=cell.speedup.high,
+                )
 
 
-def _record(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "model": family.document["model"],
-        "targets": family.document["targets"],
-        "out_dir": str(out_dir),
-        "complete": len(entries) == len(family.members),
-        "members": entries,
-    }
+def _record(family: FamilyPlan, entries: list[MemberRecord], out_dir: Path) -> FamilyRecord:
+    return FamilyRecord(
+        model=family.record.model,
+        targets=family.record.targets,
+        out_dir=str(out_dir),
+        complete=len(entries) == len(family.members),
+        members=tuple(entries),
+    )
 
 
-def _write(family: FamilyPlan, entries: list[dict[str, Any]], out_dir: Path) -> None:
+def _write(family: FamilyPlan, entries: list[MemberRecord], out_dir: Path) -> None:
     if not is_main():
         return
     record = _record(family, entries, out_dir)
-    write_json(out_dir / FAMILY_FILE, record)
+    write_json(out_dir / FAMILY_FILE, record.to_json())
     write_text(out_dir / CARD_FILE, _card(record))
 
 
-def _card(record: dict[str, Any]) -> str:
+def _card(record: FamilyRecord) -> str:
     """The family's page: members, their quality, and speed-ups against their own teachers."""
-    members, origin = record["members"], markdown_code(Path(record["model"]).name)
+    members, origin = record.members, markdown_code(Path(record.model).name)
     lines = [
-        f"# {markdown_text(Path(record['out_dir']).absolute().name)}",
+        f"# {markdown_text(Path(record.out_dir).absolute().name)}",
         "",
         f"Models made from {origin}, each by pruning and distilling the one before.",
         "",
@@ -296,11 +378,11 @@ def _card(record: dict[str, Any]) -> str:
             ("model", "parameters", "perplexity", "its teacher's", "training tokens"),
             [
                 (
-                    Markdown(f"[{entry['name']}]({entry['report']})"),
-                    f"{entry['num_parameters']:,}",
-                    f"{entry['perplexity']:.3f}",
-                    f"{entry['teacher_perplexity']:.3f}",
-                    f"{entry['training_tokens']:,}",
+                    Markdown(f"[{entry.name}]({entry.report})"),
+                    f"{entry.num_parameters:,}",
+                    f"{entry.perplexity:.3f}",
+                    f"{entry.teacher_perplexity:.3f}",
+                    f"{entry.training_tokens:,}",
                 )
                 for entry in members
             ],
@@ -308,15 +390,15 @@ def _card(record: dict[str, Any]) -> str:
     ]
     speeds = [
         (
-            entry["name"],
-            found["pair"],
-            f"{found['isl']}/{found['osl']}",
-            batches_of(found),
-            f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f})",
-            found["status"],
+            entry.name,
+            found.pair,
+            f"{found.isl}/{found.osl}",
+            found.batches,
+            f"{found.ratio:.2f}x ({found.low:.2f} to {found.high:.2f})",
+            found.status,
         )
         for entry in members
-        for found in entry["speedups"]
+        for found in entry.speedups
     ]
     if speeds:
         header = ("model", "pair", "ISL/OSL", "batch", "speed-up (95 %)", "status")
@@ -326,7 +408,7 @@ def _card(record: dict[str, Any]) -> str:
             "",
             *markdown_table(header, speeds),
         ]
-    if not record["complete"]:
-        missing = record["targets"][len(members) :]
+    if not record.complete:
+        missing = record.targets[len(members) :]
         lines += ["", f"Not made yet: {', '.join(missing)}. The same command continues."]
     return "\n".join(lines) + "\n"

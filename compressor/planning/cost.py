@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from compressor.core.errors import UsageError
+from compressor.core.errors import UsageError, nearest
 from compressor.core.hardware import GPUS, Gpu
+from compressor.core.records import Record
 from compressor.models.dims import Dims, flops_per_token, num_parameters
 from compressor.models.presets import preset_of_dims
 from compressor.planning.schedule import (
     Phase,
-    batch_and_steps,
     ceil_divide,
+    correction_schedule,
     memory_per_gpu,
-    training_flops_per_token,
+    training_schedule,
 )
 from compressor.recipe.recipe import Distill, Recipe
 
@@ -51,7 +52,7 @@ class Hardware:
     gpu_hour_price: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse shares and prices that are none.
+        """Refuse shares and prices that are out of range.
 
         Raises:
             UsageError: naming the option.
@@ -60,15 +61,15 @@ class Hardware:
             raise UsageError(
                 "--mfu must be above 0 and at most 1",
                 where="--mfu",
-                expected="above 0, at most 1",
                 found=self.utilisation,
+                hint="0.4 is usual",
             )
         if self.gpu_hour_price is not None and not 0 <= self.gpu_hour_price < math.inf:
             raise UsageError(
-                "the price of a GPU-hour is no amount of money",
+                "the price of a GPU-hour must be 0 or more US dollars",
                 where="--gpu-hour-price",
-                expected="US dollars, 0 or more",
                 found=self.gpu_hour_price,
+                hint="leave it out for an assumed price",
             )
 
     @property
@@ -79,7 +80,12 @@ class Hardware:
             UsageError: for an unknown one.
         """
         if self.gpu not in GPUS:
-            raise UsageError(f"unknown GPU {self.gpu!r}", where="--gpu", expected=", ".join(GPUS))
+            raise UsageError(
+                f"unknown GPU {self.gpu!r}",
+                where="--gpu",
+                expected=", ".join(GPUS),
+                hint=nearest(self.gpu, GPUS) or "take the one closest to yours",
+            )
         return GPUS[self.gpu]
 
     @property
@@ -88,16 +94,77 @@ class Hardware:
         return self.device.assumed_hour_price if self.gpu_hour_price is None else self.gpu_hour_price
 
 
+class PlannedPhase(Record):
+    """One training."""
+
+    name: str
+    tokens: int
+    steps: int
+    batch_size: int
+    context_length: int
+    flops_per_token: int
+
+
+class GpuRow(Record):
+    """All trainings on one number of GPUs; dictionaries are by the stage that trains."""
+
+    num_gpus: int
+    memory_bytes: dict[str, dict[str, int]]
+    memory_with_checkpointing_bytes: dict[str, dict[str, int]]
+    windows_per_gpu: dict[str, int]
+    fits: bool
+    fits_with_checkpointing: bool
+    step_s: dict[str, float]
+    phase_hours: dict[str, float]
+    hours: float
+    gpu_hours: float
+    cost_usd: float
+
+    @property
+    def largest_memory_bytes(self) -> tuple[int, int]:
+        """Of the training that needs most on one GPU: as it is, and with recomputed activations."""
+        plain, checkpointed = (
+            max(parts["total"] for parts in memory.values())
+            for memory in (self.memory_bytes, self.memory_with_checkpointing_bytes)
+        )
+        return plain, checkpointed
+
+
+class FromScratch(Record):
+    """Training the student from random weights, for comparison; ratios are of it over the run's own."""
+
+    tokens_rule: str
+    phase: PlannedPhase
+    by_num_gpus: tuple[GpuRow, ...]
+    tokens_ratio: float | None
+    gpu_hours_ratio: float | None
+
+
+class TrainingEstimate(Record):
+    """What a recipe's trainings cost on 1 to 1024 GPUs."""
+
+    gpu: str
+    assumed_utilisation: float
+    assumed_sampling_utilisation: float
+    gpu_hour_price_usd: float
+    price_is_assumed: bool
+    usable_memory_bytes: int
+    activation_checkpointing: bool
+    phases: tuple[PlannedPhase, ...]
+    sampling_flops: int
+    by_num_gpus: tuple[GpuRow, ...]
+    from_scratch: FromScratch
+
+    def on(self, num_gpus: int) -> GpuRow:
+        """The row of one number of GPUs, which must be there."""
+        return _row_of(self.by_num_gpus, num_gpus)
+
+
 def step_seconds(phase: Phase, hardware: Hardware, num_gpus: int) -> float:
     """Seconds of one optimizer step: the GPU with the most windows decides."""
-    tokens = windows_per_gpu(phase.batch_size, num_gpus) * phase.context_length
+    tokens = ceil_divide(phase.schedule.batch_size, num_gpus) * phase.context_length
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation
-    return tokens * training_flops_per_token(phase) / rate
-
-
-def windows_per_gpu(batch_size: int, num_gpus: int) -> int:
-    """Windows of a step on the fullest GPU."""
-    return ceil_divide(batch_size, num_gpus)
+    return tokens * phase.flops_per_token / rate
 
 
 def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
@@ -109,158 +176,156 @@ def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
     return (generate.tokens + prompt_tokens) * flops_per_token(teacher, context)
 
 
-def training_phases(recipe: Recipe, teacher: Dims, student: Dims) -> tuple[Phase, ...]:
-    """The trainings a recipe asks for, in the order they run; none for a budget of 0."""
+def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int) -> tuple[Phase, ...]:
+    """The trainings a recipe asks for, in the order they run; none for a budget of 0.
+
+    Args:
+        recipe: The run.
+        teacher: The teacher's dimensions.
+        student: The student's.
+        processes: How many share every batch, one per GPU.
+
+    Raises:
+        UsageError: for a budget that does not fill one window.
+    """
     distill = recipe.distill
     phases = []
     if distill.tokens and distill.correction.mode == "first":
-        tokens = distill.correction.tokens or distill.tokens
-        phases.append(_phase("correction", distill, tokens, student=teacher, teacher=None))
+        phases.append(_phase("correct", distill, processes, student=teacher, teacher=None))
     if distill.tokens:
         asked = None if distill.teacher_logits else teacher
         alongside = asked is not None and distill.correction.mode == "alongside"
         phases.append(
-            _phase(
-                "distill", distill, distill.tokens, student=student, teacher=asked, trains_teacher=alongside
-            )
+            _phase("distill", distill, processes, student=student, teacher=asked, trains_teacher=alongside)
         )
     own = recipe.sparsify.tokens
-    recovery = distill.tokens if own is None else own
-    if recipe.sparsify.pattern and recovery:
-        phases.append(_phase("recover", distill, recovery, student=student, teacher=teacher))
+    recovery = distill.model_copy(update={"tokens": distill.tokens if own is None else own})
+    if recipe.sparsify.pattern and recovery.tokens:
+        phases.append(_phase("recover", recovery, processes, student=student, teacher=teacher))
     return tuple(phases)
 
 
-def scratch_phase(recipe: Recipe, student: Dims, origin: Dims) -> tuple[Phase, str]:
-    """Training the student from random weights instead, and where the number of tokens is from.
+def scratch_budget(student: Dims, origin: Dims) -> tuple[int, str]:
+    """The tokens that training the student from random weights takes, and where their number is from.
 
     Args:
-        recipe: For context, batch and how the training is laid out.
         student: What is trained.
         origin: The published model at the start: its pre-training budget is taken where it is known.
     """
     preset = preset_of_dims(origin)
     if preset is not None and preset.pretraining_tokens is not None:
-        tokens = preset.pretraining_tokens
-        rule = f"the published pre-training budget of {preset.alias} ({preset.pretraining_source})"
-    else:
-        tokens = TOKENS_PER_PARAMETER * num_parameters(student)
-        rule = f"{TOKENS_PER_PARAMETER} tokens per parameter (arXiv 2203.15556)"
-    return _phase("scratch", recipe.distill, tokens, student=student, teacher=None), rule
+        source = f"the published pre-training budget of {preset.alias} ({preset.pretraining_source})"
+        return preset.pretraining_tokens, source
+    rule = f"{TOKENS_PER_PARAMETER} tokens per parameter (arXiv 2203.15556)"
+    return TOKENS_PER_PARAMETER * num_parameters(student), rule
 
 
 def training_estimate(
     recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, *, origin: Dims
-) -> dict[str, Any] | None:
-    """All of a recipe's trainings on 1 to 1024 GPUs, beside training from scratch; None without any."""
-    phases = training_phases(recipe, teacher, student)
-    if not phases:
+) -> TrainingEstimate | None:
+    """All of a recipe's trainings on 1 to 1024 GPUs, beside training from scratch; None without any.
+
+    Raises:
+        UsageError: for a budget that does not fill one window.
+    """
+    planned = training_phases(recipe, teacher, student, hardware.num_gpus)
+    if not planned:
         return None
+    tokens, rule = scratch_budget(student, origin)
+    budget = recipe.distill.model_copy(update={"tokens": max(tokens, recipe.distill.context_length)})
     sampling = sampling_flops(recipe, teacher)
-    counts = sorted({*GPU_COUNTS, hardware.num_gpus})
-    rows = [_row(phases, hardware, count, sampling=sampling) for count in counts]
-    scratch, rule = scratch_phase(recipe, student, origin)
-    scratch_rows = [_row((scratch,), hardware, count, sampling=0) for count in counts]
+    rows, scratch_rows = [], []
+    for count in sorted({*GPU_COUNTS, hardware.num_gpus}):
+        phases = training_phases(recipe, teacher, student, count)
+        rows.append(_row(phases, hardware, count, sampling=sampling))
+        scratch = _phase("scratch", budget, count, student=student, teacher=None)
+        scratch_rows.append(_row((scratch,), hardware, count, sampling=0))
     ours, theirs = (_row_of(found, hardware.num_gpus) for found in (rows, scratch_rows))
-    own_tokens = sum(phase.tokens for phase in phases if phase.name != "correction")
-    return {
-        "gpu": hardware.device.name,
-        "assumed_utilisation": hardware.utilisation,
-        "assumed_sampling_utilisation": SAMPLING_UTILISATION,
-        "gpu_hour_price_usd": hardware.price,
-        "price_is_assumed": hardware.gpu_hour_price is None,
-        "usable_memory_bytes": int(USABLE_MEMORY * hardware.device.memory_bytes),
-        "activation_checkpointing": recipe.distill.activation_checkpointing,
-        "phases": [_describe(phase) for phase in phases],
-        "sampling_flops": sampling,
-        "by_num_gpus": rows,
-        "from_scratch": {
-            "tokens_rule": rule,
-            **_describe(scratch),
-            "by_num_gpus": scratch_rows,
-            "ratio": {
-                "tokens": _ratio(scratch.tokens, own_tokens),
-                "gpu_hours": _ratio(theirs["gpu_hours"], ours["gpu_hours"]),
-            },
-        },
-    }
+    own_tokens = sum(phase.tokens for phase in planned if phase.name != "correct")
+    return TrainingEstimate(
+        gpu=hardware.device.name,
+        assumed_utilisation=hardware.utilisation,
+        assumed_sampling_utilisation=SAMPLING_UTILISATION,
+        gpu_hour_price_usd=hardware.price,
+        price_is_assumed=hardware.gpu_hour_price is None,
+        usable_memory_bytes=int(USABLE_MEMORY * hardware.device.memory_bytes),
+        activation_checkpointing=recipe.distill.activation_checkpointing,
+        phases=tuple(map(_describe, planned)),
+        sampling_flops=sampling,
+        by_num_gpus=tuple(rows),
+        from_scratch=FromScratch(
+            tokens_rule=rule,
+            phase=_describe(scratch),
+            by_num_gpus=tuple(scratch_rows),
+            tokens_ratio=_ratio(scratch.tokens, own_tokens),
+            gpu_hours_ratio=_ratio(theirs.gpu_hours, ours.gpu_hours),
+        ),
+    )
 
 
 def _phase(
-    name: str,
+    name: Literal["correct", "distill", "recover", "scratch"],
     config: Distill,
-    tokens: int,
+    processes: int,
     *,
     student: Dims,
     teacher: Dims | None,
     trains_teacher: bool = False,
 ) -> Phase:
-    batch_size, steps = batch_and_steps(config.model_copy(update={"tokens": tokens}))
+    make = correction_schedule if name == "correct" else training_schedule
     return Phase(
         name=name,
         student=student,
         teacher=teacher,
         trains_teacher=trains_teacher,
-        steps=steps,
-        batch_size=batch_size,
+        schedule=make(config, processes),
         context_length=config.context_length,
-        micro_batch_size=min(config.micro_batch_size, batch_size),
         sharded=config.sharding != "ddp",
         recomputes=config.activation_checkpointing,
     )
 
 
-def _row(phases: Iterable[Phase], hardware: Hardware, num_gpus: int, *, sampling: int) -> dict[str, Any]:
+def _row(phases: tuple[Phase, ...], hardware: Hardware, num_gpus: int, *, sampling: int) -> GpuRow:
     """Memory, time and money on one number of GPUs."""
-    phases = tuple(phases)
     plain, recomputed = (
         {phase.name: memory_per_gpu(phase, num_gpus, recomputes=recomputes) for phase in phases}
         for recomputes in (False, True)
     )
     usable = USABLE_MEMORY * hardware.device.memory_bytes
     seconds = {phase.name: step_seconds(phase, hardware, num_gpus) for phase in phases}
-    hours = {phase.name: phase.steps * seconds[phase.name] / 3600 for phase in phases}
+    hours = {phase.name: phase.schedule.steps * seconds[phase.name] / 3600 for phase in phases}
     if sampling:
         # One process samples, however many wait for it.
         hours["generate"] = sampling / (hardware.device.bf16_flops_per_s * SAMPLING_UTILISATION) / 3600
     total = sum(hours.values())
-    return {
-        "num_gpus": num_gpus,
-        "memory_bytes": plain,
-        "memory_with_checkpointing_bytes": recomputed,
-        "fits": all(parts["total"] <= usable for parts in plain.values()),
-        "fits_with_checkpointing": all(parts["total"] <= usable for parts in recomputed.values()),
-        "batch": {phase.name: _share(phase.batch_size, num_gpus) for phase in phases},
-        "step_s": {name: round(value, 4) for name, value in seconds.items()},
-        "phase_hours": {name: round(value, 4) for name, value in hours.items()},
-        "hours": round(total, 4),
-        "gpu_hours": round(total * num_gpus, 3),
-        "cost_usd": round(total * num_gpus * hardware.price, 2),
-    }
+    return GpuRow(
+        num_gpus=num_gpus,
+        memory_bytes=plain,
+        memory_with_checkpointing_bytes=recomputed,
+        windows_per_gpu={phase.name: ceil_divide(phase.schedule.batch_size, num_gpus) for phase in phases},
+        fits=all(parts["total"] <= usable for parts in plain.values()),
+        fits_with_checkpointing=all(parts["total"] <= usable for parts in recomputed.values()),
+        step_s={name: round(value, 4) for name, value in seconds.items()},
+        phase_hours={name: round(value, 4) for name, value in hours.items()},
+        hours=round(total, 4),
+        gpu_hours=round(total * num_gpus, 3),
+        cost_usd=round(total * num_gpus * hardware.price, 2),
+    )
 
 
-def _share(batch_size: int, num_gpus: int) -> dict[str, Any]:
-    """How a batch falls on the GPUs, and the closest one that falls evenly."""
-    return {
-        "windows_per_gpu": windows_per_gpu(batch_size, num_gpus),
-        "divides": batch_size % num_gpus == 0,
-        "closest_that_divides": max(1, round(batch_size / num_gpus)) * num_gpus,
-    }
+def _describe(phase: Phase) -> PlannedPhase:
+    return PlannedPhase(
+        name=phase.name,
+        tokens=phase.tokens,
+        steps=phase.schedule.steps,
+        batch_size=phase.schedule.batch_size,
+        context_length=phase.context_length,
+        flops_per_token=phase.flops_per_token,
+    )
 
 
-def _describe(phase: Phase) -> dict[str, Any]:
-    return {
-        "name": phase.name,
-        "tokens": phase.tokens,
-        "steps": phase.steps,
-        "batch_size": phase.batch_size,
-        "context_length": phase.context_length,
-        "flops_per_token": training_flops_per_token(phase),
-    }
-
-
-def _row_of(rows: list[dict[str, Any]], num_gpus: int) -> dict[str, Any]:
-    return next(row for row in rows if row["num_gpus"] == num_gpus)
+def _row_of(rows: Iterable[GpuRow], num_gpus: int) -> GpuRow:
+    return next(row for row in rows if row.num_gpus == num_gpus)
 
 
 def _ratio(larger: float, smaller: float) -> float | None:

@@ -2,40 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
-from compressor.choices.formats import FORMATS
+from pydantic import Field
+
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.json_files import as_record, read_json_mapping
+from compressor.core.records import Record
 from compressor.models.dims import (
     Dims,
     flops_per_token,
     kv_cache_bytes_per_token,
+    num_non_embedding_parameters,
     num_parameters,
     weight_bytes,
 )
-from compressor.planning.cost import Hardware, training_estimate, training_phases
+from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
+from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
-from compressor.planning.target import ResolvedTarget, resolve_shape, resolve_target
+from compressor.planning.target import resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
-SCHEMA = "compress-export/plan/1"
+SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
 _MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A resolved run.
+class PlannedModel(Record):
+    """A model's dimensions and what follows from them."""
+
+    dims: Dims
+    num_parameters: int
+    num_non_embedding_parameters: int
+    weight_bytes: dict[str, int]
+    kv_cache_bytes_per_token: int
+    flops_per_token: int
+
+
+class PlannedTexts(Record):
+    """The SOURCE of each kind of text."""
+
+    calibration: str
+    training: str
+    evaluation: str
+
+
+class Hours(Record):
+    """Hours on the stated hardware; `stages` holds calibration and every training."""
+
+    hardware: str
+    assumed_utilisation: float
+    stages: dict[str, float]
+    gpu_hours: float
+    cost_usd: float
+    not_included: str = "loading, evaluation, export, benchmark"
+
+    @property
+    def total(self) -> float:
+        """All stages."""
+        return sum(self.stages.values())
+
+
+class Plan(Record):
+    """A resolved run; `plan.json` holds it.
 
     Attributes:
-        teacher: Dimensions of the model to compress.
-        target: The student and the rule that chose it.
-        document: Everything as one JSON document.
+        rule: Why the student has its shape.
+        published_shape: The published shape that it is, if it is one.
+        disk: What each stage writes, in the order of the stages.
+        disk_bytes: The most that the run directory holds at one time.
+        memory_bytes: Largest model memory by stage, activations left out.
     """
 
-    teacher: Dims
-    target: ResolvedTarget
-    document: dict[str, Any]
+    schema_id: Literal["compress-export/plan/2"] = Field(SCHEMA, alias="schema")
+    model: str
+    target: str | None
+    rule: str
+    published_shape: str | None
+    teacher: PlannedModel
+    student: PlannedModel
+    compression: float
+    exports: tuple[str, ...]
+    can_be_pruned: bool
+    text: PlannedTexts
+    tokens: int
+    out_dir: str
+    disk: tuple[DiskUse, ...]
+    disk_bytes: int
+    memory_bytes: dict[str, int]
+    hours: Hours
+    training: TrainingEstimate | None
 
 
 def make_plan(
@@ -56,7 +112,8 @@ def make_plan(
         origin: The published model that the teacher was itself made from; by default the teacher.
 
     Raises:
-        UsageError: no target, or one that cannot be resolved; an unknown GPU.
+        UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
+            not fill one window.
     """
     hardware = hardware or Hardware()
     if recipe.prune.shape is not None:
@@ -66,31 +123,45 @@ def make_plan(
     else:
         choices = "--target 4b, --target 60%, or prune.shape in a recipe"
         raise UsageError("a run needs a target size", hint=choices)
-    training = training_estimate(recipe, teacher, target.student, hardware, origin=origin or teacher)
-    document = {
-        "schema": SCHEMA,
-        "model": recipe.model,
-        "target": recipe.target,
-        "rule": target.rule,
-        "published_shape": target.published,
-        "teacher": _describe(teacher),
-        "student": _describe(target.student),
-        "compression": round(num_parameters(target.student) / num_parameters(teacher), 4),
-        "exports": list(recipe.export_formats()),
-        "can_be_pruned": teacher.family.prunable,
-        "text": {
-            "calibration": recipe.calibration.data,
-            "training": _training_text(recipe),
-            "evaluation": recipe.evaluate.data or f"held-out part of {recipe.distill.mixture()[0].data}",
-        },
-        "tokens": recipe.distill.tokens,
-        "out_dir": out_dir,
-        "disk_bytes": _disk(recipe, teacher, target.student),
-        "memory_bytes": _memory(recipe, teacher, target.student),
-        "hours": _hours(recipe, teacher, target.student, hardware, training),
-        "training": training,
-    }
-    return Plan(teacher=teacher, target=target, document=document)
+    student = target.student
+    training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
+    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
+    return Plan(
+        model=recipe.model,
+        target=recipe.target,
+        rule=target.rule,
+        published_shape=target.published,
+        teacher=planned_model(teacher),
+        student=planned_model(student),
+        compression=round(num_parameters(student) / num_parameters(teacher), 4),
+        exports=recipe.export_formats(),
+        can_be_pruned=teacher.family.prunable,
+        text=PlannedTexts(
+            calibration=recipe.calibration.data,
+            training=_training_text(recipe),
+            evaluation=recipe.evaluate.data or f"held-out part of {recipe.distill.mixture()[0].data}",
+        ),
+        tokens=recipe.distill.tokens,
+        out_dir=out_dir,
+        disk=uses,
+        disk_bytes=peak_disk_bytes(uses),
+        memory_bytes=_memory(recipe, teacher, student),
+        hours=_hours(
+            recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None
+        ),
+        training=training,
+    )
+
+
+def read_plan(file: Path) -> Plan:
+    """The plan that a run left in `file`.
+
+    Raises:
+        VerificationError: when it cannot be read.
+    """
+    what = "the plan"
+    hint = "the command that made the run, again, writes it"
+    return as_record(Plan, read_json_mapping(file, what=what), what=what, where=file, hint=hint)
 
 
 def require_prunable(teacher: Dims) -> None:
@@ -101,66 +172,39 @@ def require_prunable(teacher: Dims) -> None:
     """
     if not teacher.family.prunable:
         raise UnsupportedError(
-            f"{teacher.model_type} models can be planned but not pruned yet", hint="plan shows the shape"
+            f"{teacher.model_type} models can be planned but not pruned yet",
+            hint="`compress-export plan` shows the student's shape",
         )
 
 
-def _describe(dims: Dims) -> dict[str, Any]:
-    return {
-        **dims.to_dict(),
-        "weight_bytes": {name: weight_bytes(dims, name) for name in ("fp32", "bf16", "fp8", "int4")},
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(dims),
-        "flops_per_token": flops_per_token(dims),
-    }
-
-
-def _disk(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
-    """Bytes written per part of the run directory; checkpoints of training count at their peak of two."""
-    sixteen = weight_bytes(student, "bf16")
-    parts = {"prune": sixteen, "student": sixteen}
-    distill = recipe.distill
-    if distill.tokens:
-        trained = num_parameters(student)
-        if distill.correction.mode == "first":
-            parts["correct"] = weight_bytes(teacher, "bf16")
-            trained = max(trained, num_parameters(teacher))  # one training after the other
-        elif distill.correction.mode == "alongside":
-            trained += num_parameters(teacher)
-        # Any domain may turn out to be the one that dynamic batches draw from.
-        num_domains = len(distill.mixture()) + (distill.generate.tokens > 0)
-        copies = 1 if distill.dynamic_batches.variant == "off" else num_domains
-        parts["distill"] = sixteen
-        parts["training_checkpoints"] = 2 * 12 * trained
-        parts["tokens"] = 4 * (copies * distill.tokens + distill.generate.tokens)
-    if recipe.sparsify.pattern:
-        parts["sparsify"] = parts["recover"] = sixteen + sixteen // 16
-    if recipe.quantize.fp8:
-        parts["quantize"] = sixteen + weight_bytes(student, "fp8")
-    for name in recipe.export_formats():
-        if name != "huggingface":
-            parts[f"exports/{name}"] = weight_bytes(student, FORMATS[name].precisions[0])
-    if recipe.bench.enabled:
-        for precision in recipe.bench.precisions:
-            parts[f"benchmark teacher {precision}"] = weight_bytes(teacher, precision)
-    return {**parts, "total": sum(parts.values())}
+def planned_model(dims: Dims) -> PlannedModel:
+    """What follows from a model's dimensions."""
+    return PlannedModel(
+        dims=dims,
+        num_parameters=num_parameters(dims),
+        num_non_embedding_parameters=num_non_embedding_parameters(dims),
+        weight_bytes={name: weight_bytes(dims, name) for name in ("fp32", "bf16", "fp8", "int4")},
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(dims),
+        flops_per_token=flops_per_token(dims),
+    )
 
 
 def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     """Largest model memory per stage, activations left out."""
-    teacher_bytes = weight_bytes(teacher, "bf16")
-    memory = {"prune": teacher_bytes}
-    for phase in training_phases(recipe, teacher, student):
+    memory = {"prune": weight_bytes(teacher, "bf16")}
+    for phase in training_phases(recipe, teacher, student, 1):
         parts = memory_per_gpu(phase, 1, recomputes=phase.recomputes)
         memory[phase.name] = sum(parts[name] for name in _MODEL_MEMORY)
     if recipe.quantize.fp8:
         memory["quantize"] = weight_bytes(student, "bf16")
-    memory["verify"] = 2 * weight_bytes(student, "fp32")
+    # An export is compared with the model in float32, which is in memory beside it.
+    memory["export"] = 2 * weight_bytes(student, "fp32")
+    if teacher_graphs(recipe):
+        memory["bench"] = 2 * weight_bytes(teacher, "fp32")
     return memory
 
 
-def _hours(
-    recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, training: dict[str, Any] | None
-) -> dict[str, Any]:
+def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row: GpuRow | None) -> Hours:
     """Hours on the stated hardware: calibration by its forward FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
@@ -169,19 +213,15 @@ def _hours(
         flops += tokens * flops_per_token(student, context)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     calibration = flops / rate / 3600
-    rows = training["by_num_gpus"] if training else []
-    trained = [row["phase_hours"] for row in rows if row["num_gpus"] == hardware.num_gpus]
-    phases: dict[str, float] = trained[0] if trained else {"distill": 0.0}
+    phases = row.phase_hours if row else {"distill": 0.0}
     gpu_hours = (calibration + sum(phases.values())) * hardware.num_gpus
-    return {
-        "hardware": f"{hardware.num_gpus} x {hardware.device.name}",
-        "assumed_utilisation": hardware.utilisation,
-        "calibration": round(calibration, 4),
-        **phases,
-        "gpu_hours": round(gpu_hours, 3),
-        "cost_usd": round(gpu_hours * hardware.price, 2),
-        "not_included": "loading, evaluation, export, benchmark",
-    }
+    return Hours(
+        hardware=f"{hardware.num_gpus} x {hardware.device.name}",
+        assumed_utilisation=hardware.utilisation,
+        stages={"calibration": round(calibration, 4), **phases},
+        gpu_hours=round(gpu_hours, 3),
+        cost_usd=round(gpu_hours * hardware.price, 2),
+    )
 
 
 def _training_text(recipe: Recipe) -> str:

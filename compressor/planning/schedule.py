@@ -10,8 +10,10 @@ D head_dim, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from compressor.core.errors import UsageError
 from compressor.models.dims import (
     Dims,
     flops_per_token,
@@ -22,6 +24,8 @@ from compressor.models.dims import (
 from compressor.recipe.recipe import Distill
 
 PUBLISHED_BATCH_SIZE = 1152
+PUBLISHED_WARMUP_STEPS = 40
+PUBLISHED_CORRECTION_WARMUP_STEPS = 120
 SHORTEST_PUBLISHED_RUN_STEPS = 400
 
 _WEIGHT_BYTES = _GRADIENT_BYTES = 4
@@ -37,18 +41,35 @@ _GATHERED_LAYERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a training's token budget is spent; plan and run both take it from here.
+
+    Only the micro-batch depends on the number of processes.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Windows per step, over all processes.
+        micro_batch_size: Windows per forward pass and process, at most.
+        warmup_steps: Steps of linear warm-up.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    warmup_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """One training of a run.
 
     Attributes:
-        name: distill, recover, correction or scratch.
+        name: The stage that trains: correct, distill or recover; or scratch.
         student: The model that is trained.
         teacher: The model that is asked for logits, if there is one in memory.
         trains_teacher: Whether the teacher is trained on the same batches.
-        steps: Optimizer steps.
-        batch_size: Windows per step, over all GPUs.
+        schedule: Steps and batches.
         context_length: Tokens per window.
-        micro_batch_size: Windows per forward pass and GPU.
         sharded: Whether weights, gradients, moments and teacher are cut over the GPUs.
         recomputes: Whether activations are recomputed.
     """
@@ -56,10 +77,8 @@ class Phase:
     name: str
     student: Dims
     teacher: Dims | None
-    steps: int
-    batch_size: int
+    schedule: Schedule
     context_length: int
-    micro_batch_size: int = 1
     trains_teacher: bool = False
     sharded: bool = True
     recomputes: bool = False
@@ -67,31 +86,99 @@ class Phase:
     @property
     def tokens(self) -> int:
         """Tokens seen."""
-        return self.steps * self.batch_size * self.context_length
+        return self.schedule.steps * self.schedule.batch_size * self.context_length
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of one trained token, those of recomputed activations included."""
+        return training_flops_per_token(
+            self.student,
+            self.teacher,
+            self.context_length,
+            trains_teacher=self.trains_teacher,
+            recomputes=self.recomputes,
+        )
+
+
+def training_schedule(config: Distill, processes: int) -> Schedule:
+    """The steps and batches that a token budget buys.
+
+    The published batch is 1152 windows (arXiv 2408.11796) and the shortest published run 400 steps
+    (arXiv 2407.14679); a smaller budget keeps the 400 steps and takes smaller batches.
+
+    Args:
+        config: The training.
+        processes: How many share every batch.
+
+    Raises:
+        UsageError: when the budget does not fill one window.
+    """
+    if config.tokens < config.context_length:
+        raise UsageError(
+            "the token budget does not fill one training window",
+            where="--tokens",
+            expected=f"at least {config.context_length}",
+            found=config.tokens,
+            hint="raise --tokens, or lower --context-length",
+        )
+    batch_size, steps = batch_and_steps(config)
+    warmup = min(PUBLISHED_WARMUP_STEPS, steps // 10) if config.warmup_steps is None else config.warmup_steps
+    return Schedule(
+        steps=steps,
+        batch_size=batch_size,
+        micro_batch_size=math.gcd(ceil_divide(batch_size, processes), config.micro_batch_size),
+        warmup_steps=warmup,
+    )
 
 
 def batch_and_steps(config: Distill) -> tuple[int, int]:
-    """Windows per optimizer step and the number of steps that a budget buys.
-
-    1152 windows (arXiv 2408.11796), fewer where the budget would not make 400 steps (arXiv 2407.14679).
-    """
+    """Windows per optimizer step and the number of steps that a budget buys."""
     num_windows = config.tokens // config.context_length
     wanted = config.batch_size or min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
     batch_size = max(1, min(wanted, num_windows))
     return batch_size, num_windows // batch_size
 
 
-def training_flops_per_token(phase: Phase) -> int:
+def correction_schedule(config: Distill, processes: int) -> Schedule:
+    """The steps of a teacher correction that comes first, in distillation's batches.
+
+    Raises:
+        UsageError: as `training_schedule`, for the correction's budget or distillation's.
+    """
+    correction = config.correction
+    batch_size = training_schedule(config, processes).batch_size
+    own = {"tokens": correction.tokens or config.tokens, "batch_size": batch_size}
+    schedule = training_schedule(config.model_copy(update=own), processes)
+    published = min(PUBLISHED_CORRECTION_WARMUP_STEPS, schedule.steps // 10)
+    warmup = published if correction.warmup_steps is None else correction.warmup_steps
+    return replace(schedule, warmup_steps=warmup)
+
+
+def training_flops_per_token(
+    student: Dims,
+    teacher: Dims | None,
+    context_length: int,
+    *,
+    trains_teacher: bool = False,
+    recomputes: bool = False,
+) -> int:
     """FLOPs of one trained token: forward, and twice that for backward, per trained model.
 
     Attention is causal, so a token attends to half of its window on average.
+
+    Args:
+        student: The trained model.
+        teacher: The model that is asked for logits, if there is one in memory.
+        context_length: Tokens per window.
+        trains_teacher: Whether the teacher is trained on the same batches.
+        recomputes: Whether activations are recomputed, which costs one more forward.
     """
-    context = phase.context_length // 2
-    trained = 4 if phase.recomputes else 3
-    student = trained * flops_per_token(phase.student, context)
-    if phase.teacher is None:
-        return student
-    return student + (trained if phase.trains_teacher else 1) * flops_per_token(phase.teacher, context)
+    context = context_length // 2
+    trained = 4 if recomputes else 3
+    flops = trained * flops_per_token(student, context)
+    if teacher is not None:
+        flops += (trained if trains_teacher else 1) * flops_per_token(teacher, context)
+    return flops
 
 
 def activation_bytes_per_token(dims: Dims) -> int:
@@ -121,7 +208,7 @@ def memory_per_gpu(phase: Phase, num_gpus: int, *, recomputes: bool) -> dict[str
     frozen = None if phase.trains_teacher else phase.teacher
     trained = [phase.student, *([phase.teacher] if phase.teacher and phase.trains_teacher else [])]
     parameters = sum(map(num_parameters, trained))
-    tokens = phase.micro_batch_size * phase.context_length
+    tokens = phase.schedule.micro_batch_size * phase.context_length
     parts = {
         "weights": ceil_divide(_WEIGHT_BYTES * parameters, ways),
         "gradients": ceil_divide(_GRADIENT_BYTES * parameters, ways),

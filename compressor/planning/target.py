@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compressor.core.errors import UnsupportedError, UsageError, nearest
+from compressor.core.errors import UsageError, nearest
 from compressor.models.dims import (
     PRUNABLE_FIELDS,
     Dims,
+    check_shape,
     num_parameters,
 )
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
@@ -48,7 +49,13 @@ def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
     try:
         return forms.parse_count(text, whole=whole)
     except ValueError as error:
-        raise UsageError(f"{option} is not a size", where=option, expected=error, found=text[:40]) from error
+        raise UsageError(
+            f"{option} is not a size",
+            where=option,
+            expected=error,
+            found=text[:40],
+            hint=f"write {option} 4b or {option} 100m",
+        ) from error
 
 
 def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
@@ -81,6 +88,7 @@ def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
             where="--target",
             expected=f"between 1 and {total - 1:,} parameters",
             found=f"{wanted:,}",
+            hint="choose a smaller --target, such as 50%",
         )
     return _shrink(teacher, wanted)
 
@@ -106,37 +114,15 @@ def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
                 where="--shape",
                 expected=f"1 to {getattr(teacher, name)}",
                 found=size,
+                hint="a student has no dimension above its teacher's",
             )
     student = teacher.with_shape(**shape)
-    check_shape(student)
+    check_shape(student, where="--shape")
     published = preset_of_dims(student)
     if published is None:
         return ResolvedTarget(student=student, rule="explicit shape")
     rule = f"explicit shape, published as {published.alias} ({published.source})"
     return ResolvedTarget(student=student, rule=rule, published=published.alias)
-
-
-def check_shape(student: Dims) -> None:
-    """Refuse shapes that the model class cannot express.
-
-    Raises:
-        UnsupportedError: heads that do not fill their groups, or a hidden size the class refuses.
-    """
-    heads, groups = student.num_attention_heads, student.num_key_value_heads
-    if heads % groups:
-        raise UnsupportedError(
-            "query heads must fill the key/value groups evenly",
-            where="num_attention_heads",
-            expected=f"a multiple of {groups}",
-            found=heads,
-        )
-    if student.family.hidden_divisible_by_heads and student.hidden_size % heads:
-        raise UnsupportedError(
-            f"{student.model_type} demands a hidden size divisible by the number of query heads",
-            where="hidden_size",
-            expected=f"a multiple of {heads}",
-            found=student.hidden_size,
-        )
 
 
 def hidden_multiple(dims: Dims, hidden_size: int) -> int:

@@ -34,6 +34,8 @@ from compressor.runs.stage import StageContext
 
 IMPORTANCE_FILE = "importance.safetensors"
 
+_Places = list[tuple[nn.Module, Observer]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceScores:
@@ -135,38 +137,22 @@ def activation_importance(
     Raises:
         VerificationError: when a score is not finite.
     """
-    dims, layers = adapter.dims, adapter.layers
-    shape = (dims.num_hidden_layers + 1, dims.num_hidden_layers + 1)
+    num_layers, states = adapter.dims.num_hidden_layers, list[torch.Tensor]()
     aggregates: dict[str, list[BatchAggregate]] = {axis: [] for axis in PRUNABLE_AXES}
-    states: list[torch.Tensor] = []
 
     def observer(axis: str) -> Observer:
         aggregate = BatchAggregate(batch_aggregation)
         aggregates[axis].append(aggregate)
-        is_head = AXES[axis].is_head
+        num_heads = adapter.dims.units(axis) if AXES[axis].is_head else None
 
         def observe(x: torch.Tensor) -> None:
-            units = head_norms(x, dims.units(axis)) if is_head else x
+            units = x if num_heads is None else head_norms(x, num_heads)
             aggregate.add(over_sequence(units, sequence_aggregation))
 
         return observe
 
-    def keep_state(x: torch.Tensor) -> None:
-        states.append(x[0])
-
-    inputs: list[tuple[nn.Module, Observer]] = []
-    outputs: list[tuple[nn.Module, Observer]] = []
-    for layer in layers:
-        inputs.append((layer.module, keep_state))
-        for weight in dims.family.layer:
-            module = layer.part(weight.module)
-            if weight.columns is not None and weight.columns != "hidden":
-                inputs.append((module, observer(weight.columns)))
-            elif weight.columns is None and weight.kind == "weight" and "hidden" in weight.rows.values():
-                outputs.append((module, observer("hidden")))
-    outputs.append((layers[-1].module, keep_state))
-
-    similarity = torch.zeros(shape, dtype=torch.float64)
+    inputs, outputs = _places(adapter, observer, lambda x: states.append(x[0]))
+    similarity = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
     device = next(adapter.body.parameters()).device
     with observed(inputs=inputs, outputs=outputs):
         for window in windows:
@@ -177,6 +163,24 @@ def activation_importance(
     scores = {name: torch.stack([one.result() for one in found]) for name, found in aggregates.items()}
     units = {name: rows if AXES[name].is_per_layer else rows.sum(0) for name, rows in scores.items()}
     return ImportanceScores(units=units, blocks=1 - similarity / windows.size)
+
+
+def _places(
+    adapter: ModelAdapter, observer: Callable[[str], Observer], keep_state: Observer
+) -> tuple[_Places, _Places]:
+    """The modules whose inputs, and those whose outputs, are observed; a new observer for each."""
+    inputs: _Places = []
+    outputs: _Places = []
+    for layer in adapter.layers:
+        inputs.append((layer.module, keep_state))
+        for weight in layer.family.layer:
+            module = layer.part(weight.module)
+            if weight.columns is not None and weight.columns != "hidden":
+                inputs.append((module, observer(weight.columns)))
+            elif weight.columns is None and weight.kind == "weight" and "hidden" in weight.rows.values():
+                outputs.append((module, observer("hidden")))
+    outputs.append((adapter.layers[-1].module, keep_state))
+    return inputs, outputs
 
 
 def weight_magnitude_importance(reader: CheckpointReader, dims: Dims) -> ImportanceScores:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
 from compressor.core.errors import UnsupportedError
 from compressor.data.calibration import calibration_windows
+from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import Dims, dims_of_config
+from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
+from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.planning.target import check_shape
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
-from compressor.pruning.plan import make_plan
+from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact
@@ -26,15 +27,29 @@ from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class PruneStageConfig(Section):
-    """The prune stage's configuration: the student's resolved shape, and how units are scored."""
+    """The student's resolved shape and how units are scored; or a plan, by which nothing is scored."""
 
     shape: dict[str, int]
     prune: Prune
     calibration: Calibration
+    plan: PrunePlan | None = None
+
+    @property
+    def method(self) -> ImportanceMethod | None:
+        """What scores the units; None where a plan names the kept ones."""
+        return IMPORTANCE_METHODS[self.prune.importance] if self.plan is None else None
+
+
+def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
+    """The configuration that makes this student."""
+    shape = {name: getattr(student, name) for name in PRUNABLE_FIELDS}
+    return PruneStageConfig(
+        shape=shape, prune=settings.model_copy(update={"shape": None}), calibration=calibration
+    )
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Score all units, write the plan, and slice the checkpoint by it."""
+    """Score all units and plan, unless a plan is given; slice the checkpoint by it."""
     start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
@@ -44,11 +59,13 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    student = dims.with_shape(**config.shape)
+    plan, text = config.plan, None
+    student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
-    scores, text = _scores(config, source, dims, context)
-    scores.save(out_dir)
-    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    if plan is None:
+        scores, text = _scores(config, source, dims, context)
+        scores.save(out_dir)
+        plan = make_plan(dims, student, scores, importance=config.prune.importance)
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -56,13 +73,15 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details = {"removed_layers": removed, **({"calibration": text} if text else {})}
+    details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
+    if text:
+        details["calibration"] = text
     return StageResult(num_parameters=num_parameters, details=details)
 
 
 def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> tuple[ImportanceScores, dict[str, Any] | None]:
+) -> tuple[ImportanceScores, Mapping[str, object] | None]:
     """The scores, and the record of the text that set them."""
     method, ids, record = IMPORTANCE_METHODS[config.prune.importance], None, None
     if method.needs_text:
@@ -78,15 +97,19 @@ def _scores(
 
 
 def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
-    return (config.calibration.data,) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
+    return (config.calibration.data,) if config.method and config.method.needs_text else ()
 
 
-def _loads(
-    config: PruneStageConfig, source: ModelArtifact, context: StageContext
-) -> tuple[tuple[Path, str], ...]:
-    return ((source.path, context.dtype),) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
+def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
+    if config.method and config.method.needs_text:
+        require_model_memory((source.path, context.dtype), device=context.device)
 
 
 PRUNE: Stage[PruneStageConfig] = Stage(
-    name="prune", run=run, format_version=3, data=_calibration_data, loads=_loads
+    name="prune",
+    run=run,
+    format_version=3,
+    data=_calibration_data,
+    fingerprint=source_fingerprint,
+    require_memory=_require_memory,
 )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,6 +30,17 @@ def write_amax(directory: Path, amax: dict[str, torch.Tensor]) -> None:
         check_positive(name, value, what="a calibration statistic is unusable")
     specs = [whole(name, amax[name].float().reshape(())) for name in sorted(amax)]
     write_safetensors(directory / AMAX_FILE, specs)
+
+
+def recorded(amax: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """One recorded maximum, as a float32 scalar.
+
+    Raises:
+        VerificationError: when calibration recorded none of this name.
+    """
+    if name not in amax:
+        raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
+    return amax[name].float().reshape(())
 
 
 def read_amax(directory: Path) -> dict[str, torch.Tensor]:

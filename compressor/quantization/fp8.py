@@ -25,13 +25,16 @@ from transformers import GenerationConfig
 from compressor.core.console import Console
 from compressor.core.errors import DependencyError, UsageError, VerificationError
 from compressor.data.calibration import CalibrationWindows, calibration_windows
+from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import check_finite, read_config
 from compressor.models.config.portable import write_config
-from compressor.models.load import copy_checkpoint, load_model, refuse_quantised
+from compressor.models.load import copy_checkpoint, load_model
+from compressor.models.memory import require_model_memory
+from compressor.models.source import refuse_quantised
 from compressor.models.sparse.low_rank import refuse_adapter
-from compressor.models.sparse.record import carry_promise
+from compressor.models.sparse.record import carry_sparsity
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
@@ -76,7 +79,7 @@ def run(
         amax = _calibrate_(model, windows.ids, context.console)
         write_amax(out_dir, amax)
         copy_checkpoint(source.path, out_dir)
-        carry_promise(source.path, out_dir)
+        carry_sparsity(source.path, out_dir)
         _export_(model, stored, source.path, out_dir / FP8_DIRECTORY, config.quantize)
     details = {
         "num_windows": len(windows.ids),
@@ -93,8 +96,9 @@ QUANTIZE: Stage[QuantizeStageConfig] = Stage(
     format_version=2,
     libraries=("torch", "transformers", "nvidia-modelopt"),
     data=lambda config: (config.calibration.data,),
-    loads=lambda _config, source, context: (
-        (source.path, _lossless_dtype(read_config(source.path), context.dtype)),
+    fingerprint=source_fingerprint,
+    require_memory=lambda _config, source, context: require_model_memory(
+        (source.path, _lossless_dtype(read_config(source.path), context.dtype)), device=context.device
     ),
 )
 

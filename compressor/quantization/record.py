@@ -16,7 +16,7 @@ from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
-from compressor.models.load import quantization_method
+from compressor.models.source import quantization_method
 from compressor.quantization.coverage import K_SCALE, V_SCALE, quantised_linears
 from compressor.runs.artifact import ARTIFACT_FILE
 
@@ -71,6 +71,7 @@ def _refuse_other_method(config: Mapping[str, object], directory: Path) -> None:
             where=f"{directory / CONFIG_FILE}: {_IN_CONFIG}.quant_method",
             expected=f"16- or 32-bit weights, or FP8 ({', '.join(_FP8_METHODS)})",
             found=method,
+            hint="check the checkpoint it was quantised from",
         )
 
 

@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 
@@ -100,7 +102,12 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
     """
     file = path / ARTIFACT_FILE
     if not file.is_file():
-        raise UsageError("this directory holds no artifact", where=str(path), expected=ARTIFACT_FILE)
+        raise UsageError(
+            "this directory was not written by a stage of this tool",
+            where=str(path),
+            expected=ARTIFACT_FILE,
+            hint="name the output directory of a stage",
+        )
     record = read_json_mapping(file, what="the artifact's record")
     if record.get("schema") != SCHEMA:
         raise VerificationError(
@@ -132,7 +139,7 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
         ) from error
 
 
-def read_file_records(record: dict[str, Any], file: Path) -> Files:
+def read_file_records(record: Mapping[str, Any], file: Path) -> Files:
     """The files that a record names.
 
     Raises:
@@ -152,7 +159,7 @@ def read_file_records(record: dict[str, Any], file: Path) -> Files:
         ) from error
 
 
-def _typed(record: dict[str, Any], name: str, kind: type[Value]) -> Value:
+def _typed(record: Mapping[str, object], name: str, kind: type[Value]) -> Value:
     value = record[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
@@ -193,8 +200,8 @@ def _is_passing(path: Path) -> bool:
 
 def _is_built_later(stage: str, name: str) -> bool:
     """Whether the script that an export without a builder leaves makes this file."""
-    built = any(fnmatchcase(name, pattern) for pattern in _BUILT_LATER)
-    return built and stage.startswith("export-tensorrt-llm")
+    row = FORMATS.get(stage.removeprefix("export-"))
+    return row is not None and row.has_engine and any(fnmatchcase(name, path) for path in _BUILT_LATER)
 
 
 def check_files(
@@ -286,18 +293,18 @@ def header_problem(path: Path) -> str | None:
         return f"a header that is no index of tensors ({type(error).__name__})"
 
 
-def fingerprint_of(inputs: dict[str, Any]) -> str:
+def fingerprint_of(inputs: Mapping[str, object]) -> str:
     """sha256 of the canonical JSON of `inputs`."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
+def sealed(record: Mapping[str, object]) -> dict[str, object]:
     """A record with a sum over itself, by which it shows that it was changed by hand or by a fault."""
     plain = json.loads(json.dumps(record))
     return {**plain, "seal": fingerprint_of(plain)}
 
 
-def unsealed(record: dict[str, Any], file: Path, *, what: str, hint: str) -> dict[str, Any]:
+def unsealed(record: Mapping[str, Value], file: Path, *, what: str, hint: str) -> dict[str, Value]:
     """What was sealed; refuses a record that is not as `sealed` made it.
 
     Raises:

@@ -6,20 +6,23 @@ Also the claim on a run directory: only a directory with our manifest, or an emp
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import Field
 
 from compressor import __version__
-from compressor.core.errors import CompressExportError, ResourceError, UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.errors import CompressExportError, UsageError, VerificationError
+from compressor.core.hardware import Machine
+from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.processes import is_main
-from compressor.runs.artifact import FileRecord, sealed, sha256_of_file, unsealed, write_json
+from compressor.core.records import Record
+from compressor.core.resource_errors import refused_directory
+from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
 from compressor.runs.discarding import discard, remove_leftovers
 from compressor.runs.locking import LOCK_FILE, lock_run
 from compressor.runs.stage import StageOutcome
@@ -27,7 +30,7 @@ from compressor.runs.stage import StageOutcome
 MANIFEST_FILE = "manifest.json"
 # Beside it: what to run again, what was planned, and the directory of the 16-bit student.
 RECIPE_FILE, PLAN_FILE, STUDENT = "recipe.yaml", "plan.json", "student"
-SCHEMA = "compress-export/manifest/2"
+SCHEMA: Literal["compress-export/manifest/3"] = "compress-export/manifest/3"
 _RECORDED_LIBRARIES = (
     "torch",
     "transformers",
@@ -55,18 +58,46 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_memory_bytes() -> int:
-    """The process's largest resident set so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+class StageEntry(Record):
+    """One finished stage of a run.
+
+    Attributes:
+        seconds: What it took in the process that ran it.
+        peak_memory_bytes: The most memory that the process and its children held while it ran.
+        finished: When, in UTC.
+    """
+
+    stage: str
+    fingerprint: str
+    seconds: float
+    peak_memory_bytes: int
+    finished: str
+    warnings: tuple[str, ...]
+
+
+class ManifestRecord(Record):
+    """`manifest.json`.
+
+    Attributes:
+        stages: By directory, relative to the run's.
+        files: sha256 of what the run itself wrote into its directory.
+        warnings: Of the run as a whole.
+    """
+
+    schema_id: Literal["compress-export/manifest/3"] = Field(SCHEMA, alias="schema")
+    created: str
+    stages: dict[str, StageEntry] = Field({})
+    files: dict[str, str] = Field({})
+    versions: dict[str, str] = Field({})
+    hardware: Machine | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Manifest:
     """`manifest.json` of one run directory, rewritten after every stage."""
 
-    def __init__(self, out_dir: Path, record: dict[str, Any]) -> None:
+    def __init__(self, out_dir: Path, record: ManifestRecord) -> None:
         self._out_dir = out_dir
-        self._path = out_dir / MANIFEST_FILE
         self.record = record
 
     def add_stage(self, outcome: StageOutcome, *, where: str) -> None:
@@ -76,56 +107,50 @@ class Manifest:
             outcome: What the stage made and cost.
             where: Its directory, relative to the run directory.
         """
-        stages: dict[str, Any] = self.record["stages"]
         artifact = outcome.artifact
-        if outcome.skipped and where in stages:
+        if outcome.skipped and where in self.record.stages:
             self._require_same(artifact.fingerprint, where)
             return
-        stages[where] = {
-            "stage": artifact.stage,
-            "fingerprint": artifact.fingerprint,
-            "seconds": round(outcome.seconds, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "warnings": list(outcome.warnings),
-        }
-        self.write()
+        entry = StageEntry(
+            stage=artifact.stage,
+            fingerprint=artifact.fingerprint,
+            seconds=round(outcome.seconds, 3),
+            peak_memory_bytes=outcome.peak_memory_bytes,
+            finished=_now(),
+            warnings=outcome.warnings,
+        )
+        self.update(stages={**self.record.stages, where: entry})
 
     def _require_same(self, fingerprint: str, where: str) -> None:
-        recorded = self.record["stages"][where].get("fingerprint")
+        recorded = self.record.stages[where].fingerprint
         if recorded != fingerprint:
             raise VerificationError(
                 "the manifest records another stage than the one that is there",
                 where=str(self._out_dir / where),
                 expected=recorded,
                 found=fingerprint,
-                hint="--restart-from its stage, or --overwrite",
+                hint="--restart-from the stage that is named, or --overwrite to start over",
             )
 
     def add_files(self, names: Iterable[str]) -> None:
         """Record files that the run itself wrote into its directory, beside what its stages wrote."""
         if is_main():
-            written = {name: _file_record(self._out_dir / name) for name in names}
-            self.update(files={**self.record.get("files", {}), **written})
+            written = {name: sha256_of_file(self._out_dir / name) for name in names}
+            self.update(files={**self.record.files, **written})
 
     def changed_files(self) -> list[str]:
         """Files of `add_files` that are missing or no longer as they were written."""
-        files: dict[str, FileRecord] = self.record.get("files", {})
         return [
             name
-            for name, record in files.items()
-            if not (self._out_dir / name).is_file() or _file_record(self._out_dir / name) != record
+            for name, sha256 in self.record.files.items()
+            if not (self._out_dir / name).is_file() or sha256_of_file(self._out_dir / name) != sha256
         ]
 
-    def update(self, **fields: Any) -> None:
-        """Set top-level fields and write."""
-        self.record.update(fields)
-        self.write()
-
-    def write(self) -> None:
-        """Write the file, synced; the main process does it for all."""
+    def update(self, **fields: object) -> None:
+        """Set top-level fields and write the file, synced; the main process does it for all."""
+        self.record = self.record.model_copy(update=fields)
         if is_main():
-            write_json(self._path, sealed(self.record))
+            write_json(self._out_dir / MANIFEST_FILE, sealed(self.record.to_json()))
 
 
 @contextmanager
@@ -134,8 +159,8 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
 
     Args:
         out_dir: The directory; created if absent.
-        resume: Assert that there is something to resume.
-        overwrite: Start anew in a directory of ours.
+        resume: Fail unless there is an interrupted run to resume.
+        overwrite: Delete this tool's earlier output in the directory and start over.
 
     Raises:
         UsageError: a non-empty directory that is not ours, another process in it, nothing to resume.
@@ -151,15 +176,14 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         remove_leftovers(out_dir)
         is_new = not is_ours
         if overwrite and is_ours:
-            write_json(file, sealed(_new_record()))
+            write_json(file, sealed(_new_record().to_json()))
             _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
-        record = _read(file) if is_ours else _new_record()
-        manifest = Manifest(out_dir, record)
+        manifest = Manifest(out_dir, read_manifest(out_dir) if is_ours else _new_record())
         manifest.update(versions=versions())
         try:
             yield manifest
         except CompressExportError:
-            if is_new and not record["stages"]:  # nothing was made that better input could continue
+            if is_new and not manifest.record.stages:  # nothing was made that better input could continue
                 # The manifest last: until then a kill leaves a directory that is recognised as ours.
                 _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
                 _empty(out_dir, but=(LOCK_FILE,))
@@ -179,7 +203,7 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
         ResourceError: when it cannot be created.
     """
     if out_dir.exists() and not out_dir.is_dir():
-        raise UsageError("the output path is a file", where=str(out_dir))
+        raise UsageError("the output path is a file", where=str(out_dir), hint="choose another --output-dir")
     if resume and not is_ours:
         raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
     begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
@@ -188,13 +212,12 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
             "the output directory is in use and holds nothing of ours",
             where=str(out_dir),
             expected=f"an empty directory, or one with {marker}",
+            hint="choose another --output-dir",
         )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be made", where=str(out_dir), found=error.strerror
-        ) from error
+        raise refused_directory(out_dir, error, what="made") from error
 
 
 def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:
@@ -203,20 +226,23 @@ def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:
             discard(path)
 
 
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _new_record() -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "stages": {},
-    }
+def _new_record() -> ManifestRecord:
+    return ManifestRecord(created=_now())
 
 
-def _read(file: Path) -> dict[str, Any]:
-    record = read_json_mapping(file, what="the manifest")
+def read_manifest(directory: Path) -> ManifestRecord:
+    """The manifest of a run.
+
+    Raises:
+        UsageError: when another version of this tool wrote it.
+        VerificationError: when it cannot be read, or was edited.
+    """
+    file, what = directory / MANIFEST_FILE, "the manifest"
+    record = read_json_mapping(file, what=what)
     if record.get("schema") != SCHEMA:
         raise UsageError(
             "the manifest was written by another version",
@@ -226,4 +252,4 @@ def _read(file: Path) -> dict[str, Any]:
             hint="--overwrite starts anew, or give another directory",
         )
     hint = "put it back as it was, or --overwrite to start anew"
-    return unsealed(record, file, what="the manifest", hint=hint)
+    return as_record(ManifestRecord, unsealed(record, file, what=what, hint=hint), what=what, where=file)

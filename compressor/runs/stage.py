@@ -6,13 +6,11 @@ and fills a new directory; this module decides whether it must run at all.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +19,14 @@ from pydantic import BaseModel
 from compressor.core.console import Console
 from compressor.core.errors import (
     DependencyError,
-    ResourceError,
     UnsupportedError,
     UsageError,
     VerificationError,
 )
 from compressor.core.json_files import read_json_mapping
+from compressor.core.peak_memory import measured_memory
 from compressor.core.processes import is_main, on_main
-from compressor.core.resource_errors import as_resource_error
-from compressor.data.sources import is_local_fingerprint, source_fingerprint
+from compressor.core.resource_errors import as_resource_error, refused_directory
 from compressor.recipe.option import content_of
 from compressor.runs.artifact import (
     ARTIFACT_FILE,
@@ -43,11 +40,9 @@ from compressor.runs.artifact import (
     write_json,
 )
 from compressor.runs.discarding import discard, remove_leftovers
+from compressor.runs.inputs import plain_inputs, refuse_difference
 
 PARTIAL_SUFFIX = ".partial"
-# Fields of configurations that name a text; `Stage.data` says which of them a stage reads.
-_TEXT_FIELDS = ("data", "prompts")
-
 # Other input makes another run; after a network error the same one is taken up again.
 _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 
@@ -107,9 +102,13 @@ class StageContext:
             self.checked.add(path)
 
 
+def _reads_no_text(spec: str) -> str:
+    raise AssertionError(f"a stage that reads {spec} has no fingerprint for it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[Config]):
-    """One step of the road.
+    """One step of a run.
 
     Attributes:
         name: Its name in commands, directories and lineages.
@@ -117,10 +116,10 @@ class Stage(Generic[Config]):
         format_version: Raised when the stage's output changes for equal input.
         libraries: Distributions whose versions decide its numbers.
         data: The text sources its configuration names.
+        fingerprint: The fingerprint of a text source.
         content: What of its configuration decides its output; by default every field that is not marked as
             one of the course.
-        loads: Checkpoints that it holds in memory as a whole, one after the other or at once, and in which
-            dtype.
+        require_memory: Refuses checkpoints that it would load and that cannot be in memory.
         parallel: Runs in every process of a run, which share its work; else in the main one alone.
     """
 
@@ -129,9 +128,10 @@ class Stage(Generic[Config]):
     format_version: int = 1
     libraries: tuple[str, ...] = ("torch", "transformers")
     data: Callable[[Config], tuple[str, ...]] = lambda _config: ()
+    fingerprint: Callable[[str], str] = _reads_no_text
     content: Callable[[Config], dict[str, object]] = content_of
-    loads: Callable[[Config, ModelArtifact, StageContext], Iterable[tuple[Path, str]]] = (
-        lambda _config, _source, _context: ()
+    require_memory: Callable[[Config, ModelArtifact, StageContext], None] = (
+        lambda _config, _source, _context: None
     )
     parallel: bool = False
 
@@ -146,12 +146,13 @@ class StageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutcome:
-    """An artifact, and what it cost in this process (0 seconds when it was there already)."""
+    """An artifact, and what it cost in this process: nothing when it was there already."""
 
     artifact: ModelArtifact
     skipped: bool
-    seconds: float
-    warnings: tuple[str, ...]
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def execute(
@@ -182,16 +183,16 @@ def execute(
     """
     out_dir = on_main(lambda: _real(out_dir))
     redo = context.redo(stage.name, out_dir)
-    inputs = on_main(lambda: stage_inputs(stage, config, source, context))
+    inputs = on_main(lambda: _inputs(stage, config, source, context))
     finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
     if finished is not None:
-        return StageOutcome(artifact=finished, skipped=True, seconds=0.0, warnings=())
+        return StageOutcome(artifact=finished, skipped=True)
     on_main(lambda: _check_before_work(stage, config, source, context))
     context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
-    with _cleared_after_errors(partial, is_new=is_new):
+    with measured_memory() as peak, _cleared_after_errors(partial, is_new=is_new):
         if stage.parallel:
             result = stage.run(config, source, partial, context)
         else:
@@ -203,7 +204,7 @@ def execute(
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
         texts=_texts(inputs, source, context),
-        inputs=inputs,
+        inputs=dict(inputs),
         details=result.details,
     )
     published = on_main(lambda: _publish(artifact, out_dir))
@@ -212,17 +213,37 @@ def execute(
         artifact=published,
         skipped=False,
         seconds=time.monotonic() - started,
+        peak_memory_bytes=peak.num_bytes,
         warnings=tuple(context.console.warnings[num_warnings:]),
+    )
+
+
+def _inputs(
+    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
+) -> dict[str, object]:
+    """Everything that decides a stage's output, as plain JSON values."""
+    return plain_inputs(
+        {
+            "stage": stage.name,
+            "format_version": stage.format_version,
+            "config": stage.content(config),
+            "source": source.fingerprint,
+            "teacher": context.teacher.fingerprint if context.teacher else None,
+            "others": {name: other.fingerprint for name, other in sorted(context.others.items())},
+            "data": {spec: stage.fingerprint(spec) for spec in sorted(set(stage.data(config)))},
+            "seed": context.seed,
+            "device": context.device,
+            "dtype": context.dtype,
+        },
+        libraries=stage.libraries,
     )
 
 
 def _check_before_work(
     stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
 ) -> None:
-    from compressor.models.memory import require_model_memory
-
     _check_what_is_read(source, context)
-    require_model_memory(*stage.loads(config, source, context), device=context.device)
+    stage.require_memory(config, source, context)
 
 
 @contextmanager
@@ -240,10 +261,12 @@ def _cleared_after_errors(partial: Path, *, is_new: bool) -> Iterator[None]:
         raise
 
 
-def _texts(inputs: dict[str, Any], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:
+def _texts(inputs: Mapping[str, object], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:
     """Fingerprints of every text that a stage or what it reads has seen."""
     read = [source, *context.others.values(), *([context.teacher] if context.teacher else [])]
-    return tuple(sorted({*inputs["data"].values(), *(text for artifact in read for text in artifact.texts)}))
+    data = inputs["data"]
+    own = map(str, data.values()) if isinstance(data, dict) else ()
+    return tuple(sorted({*own, *(text for artifact in read for text in artifact.texts)}))
 
 
 def _real(out_dir: Path) -> Path:
@@ -251,7 +274,12 @@ def _real(out_dir: Path) -> Path:
     if not out_dir.is_symlink():
         return out_dir
     if not out_dir.exists():
-        raise UsageError("the output path is a link to nothing", where=str(out_dir), found=out_dir.readlink())
+        raise UsageError(
+            "the output path is a link to nothing",
+            where=str(out_dir),
+            found=out_dir.readlink(),
+            hint="remove the link, or put back the directory that it names",
+        )
     return out_dir.resolve()
 
 
@@ -261,7 +289,7 @@ def _check_what_is_read(source: ModelArtifact, context: StageContext) -> None:
 
 
 def _finished(
-    stage: str, out_dir: Path, inputs: dict[str, Any], *, restart: bool, redo: str
+    stage: str, out_dir: Path, inputs: Mapping[str, object], *, restart: bool, redo: str
 ) -> ModelArtifact | None:
     """The finished output of the same inputs, if it is there and its files have their sizes."""
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
@@ -272,31 +300,10 @@ def _finished(
     if not (out_dir / ARTIFACT_FILE).is_file():
         return None
     finished = read_artifact(out_dir, redo=redo)
-    _refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
+    refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
     (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
     check_files(out_dir, finished.files, contents=False, redo=redo, stage=finished.stage)
     return finished
-
-
-def stage_inputs(
-    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
-) -> dict[str, Any]:
-    """Everything that decides a stage's output, as plain JSON values."""
-    inputs = {
-        "stage": stage.name,
-        "format_version": stage.format_version,
-        "config": stage.content(config),
-        "source": source.fingerprint,
-        "teacher": context.teacher.fingerprint if context.teacher else None,
-        "others": {name: other.fingerprint for name, other in sorted(context.others.items())},
-        "data": {spec: source_fingerprint(spec) for spec in sorted(set(stage.data(config)))},
-        "seed": context.seed,
-        "device": context.device,
-        "dtype": context.dtype,
-        "versions": {name: _version(name) for name in stage.libraries},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(inputs))
-    return plain
 
 
 def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
@@ -309,63 +316,7 @@ def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
             discard(path)
 
 
-def comparable(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs without what does not decide a stage's output: the places of local texts and stored logits.
-
-    A text that was moved, or is named by another path, is the same text by its fingerprint. One that a stage
-    does not read, such as the prompts of text that another stage sampled, decides nothing.
-    """
-    data: dict[str, str] = inputs.get("data", {})
-    names = {spec: found for spec, found in data.items() if is_local_fingerprint(found)}
-    logits = inputs.get("others", {}).get("teacher_logits")
-
-    def plain(value: Any, key: str = "") -> Any:
-        if key == "teacher_logits" and logits is not None:
-            return logits
-        if isinstance(value, str) and key in _TEXT_FIELDS and value not in data:
-            return None
-        if isinstance(value, dict):
-            return {name: plain(entry, name) for name, entry in value.items()}
-        if isinstance(value, list):
-            return [plain(entry) for entry in value]
-        return names.get(value, value) if isinstance(value, str) else value
-
-    return {**plain(inputs), "data": {names.get(spec, spec): found for spec, found in data.items()}}
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Which leaves of two input records differ, as `name: before -> now`."""
-    found: list[str] = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
-    return found
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _refuse_difference(stage: str, record: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    if comparable(before) == comparable(now):
-        return
-    changed, where = differences(before, now), record.parent
-    if changed:
-        raise UsageError(
-            f"{where} holds the {stage} stage of a different run",
-            where=str(record),
-            found="; ".join(changed),
-            hint=f"--restart-from {stage} in a run, --overwrite for a stage of its own, or another directory",
-        )
-
-
-def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: str) -> Path:
+def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, redo: str) -> Path:
     """The directory to fill: continued if it was begun with the same inputs, else new."""
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UsageError(
@@ -377,7 +328,7 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: st
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     record = partial / STAGE_FILE
     if record.is_file():
-        _refuse_difference(
+        refuse_difference(
             stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
         )
         return partial
@@ -392,9 +343,7 @@ def _open_partial(stage: str, out_dir: Path, inputs: dict[str, Any], *, redo: st
         partial.mkdir(parents=True, exist_ok=True)
         write_json(record, inputs)
     except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be written", where=str(partial), found=error.strerror
-        ) from error
+        raise refused_directory(partial, error, what="written") from error
     return partial
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
+from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import choose_losses, describe
 from compressor.distillation.criterion import OFF
 from compressor.distillation.distill_stage import dynamic_batches, training_domains
@@ -35,7 +36,7 @@ from compressor.distillation.training import (
 from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
-from compressor.models.sparse.record import MASKS_FILE, Promise, read_masks, read_promise, write_masks
+from compressor.models.sparse.record import MASKS_FILE, SparsityRecord, read_masks, read_sparsity, write_masks
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
@@ -84,9 +85,9 @@ def run(
         UsageError: for a checkpoint without masks, or without a teacher.
         UnsupportedError: when the vocabularies differ.
     """
-    promise = read_promise(source.path)
-    if promise is None or context.teacher is None:
-        what = "a sparsified checkpoint" if promise is None else "a teacher"
+    sparsity = read_sparsity(source.path)
+    if sparsity is None or context.teacher is None:
+        what = "a sparsified checkpoint" if sparsity is None else "a teacher"
         raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
@@ -97,7 +98,7 @@ def run(
     stream = open_training_stream(settings, plan, domains, source, out_dir, context)
     load = partial(load_model, device=context.device, trust_remote_code=context.trust_remote_code)
     student = load(source.path, dtype="float32")
-    extension = _prepare_(student, source.path, promise, config.sparsify, plan.max_steps)
+    extension = _prepare_(student, source.path, sparsity, config.sparsify, plan.max_steps)
     teacher = load(context.teacher.path, dtype=context.dtype)
     choice = choose_losses(
         settings,
@@ -124,7 +125,7 @@ def run(
     dtype = getattr(torch, context.dtype)
     save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
     if is_main():
-        promise.write(out_dir)
+        sparsity.write(out_dir)
         write_masks(out_dir / MASKS_FILE, masks)
         if branches:
             write_adapter(out_dir, branches)
@@ -133,7 +134,7 @@ def run(
         **_details(
             config.sparsify,
             plan.max_steps,
-            read_masks(source.path / MASKS_FILE, promise.shapes),
+            read_masks(source.path / MASKS_FILE, sparsity.shapes),
             masks,
             branches,
         ),
@@ -146,12 +147,12 @@ def run(
 
 
 def _prepare_(
-    student: nn.Module, directory: Path, promise: Promise, sparsify: Sparsify, max_steps: int
+    student: nn.Module, directory: Path, sparsity: SparsityRecord, sparsify: Sparsify, max_steps: int
 ) -> FixedMasks:
     """Put masks and branches into a loaded student and make it trainable."""
     is_moving = SPARSITY_METHODS[sparsify.method].trains
     branches = read_adapter(directory) if has_adapter(directory) else {}
-    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    masks = read_masks(directory / MASKS_FILE, sparsity.shapes)
     layers = install_sparse_layers_(student, masks=masks, straight_through=is_moving, branches=branches)
     student.requires_grad_(requires_grad=True).train()
     for layer in layers.values():
@@ -163,7 +164,7 @@ def _prepare_(
     interval, ramp_steps = moving_schedule(sparsify, max_steps)
     return MovingMasks(
         layers,
-        pattern=promise.pattern,
+        pattern=sparsity.pattern,
         interval=interval,
         mask_decay=sparsify.mask_decay,
         ramp_steps=ramp_steps,
@@ -223,5 +224,6 @@ RECOVER: Stage[RecoverStageConfig] = Stage(
     libraries=("torch", "transformers", "accelerate"),
     content=_content,
     data=lambda config: tuple(domain.data for domain in config.distill.mixture()),
+    fingerprint=source_fingerprint,
     parallel=True,
 )

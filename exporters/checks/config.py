@@ -20,7 +20,7 @@ from compressor.models.config.portable import portable_config
 from compressor.models.tokenizer import TOKENIZER_FILE
 from compressor.models.tokenizer_files import portable_tokenizer_config
 from compressor.quantization.amax import FP8_DIRECTORY
-from exporters.checks.equality import expect_same_file
+from exporters.checks.equality import expect_equal_fields, expect_fields, expect_same_file
 
 _UNCHANGED_FILES = (
     "tokenizer.json",
@@ -108,14 +108,12 @@ def check_tokenizer_files(directory: Path, source: Path) -> None:
     )
     if (directory / TOKENIZER_FILE).is_file():
         expected = portable_tokenizer_config(expected, directory)
-    for key in sorted({*expected, *found} - _TOKENIZER_CLASS_KEYS):
-        if expected.get(key) != found.get(key):
-            raise VerificationError(
-                "the tokenizer's config differs from the source's",
-                where=f"{directory / _TOKENIZER_CONFIG}: {key}",
-                expected=expected.get(key),
-                found=found.get(key),
-            )
+    expected, found = (
+        {key: value for key, value in config.items() if key not in _TOKENIZER_CLASS_KEYS}
+        for config in (expected, found)
+    )
+    what = "the tokenizer's config differs from the source's"
+    expect_equal_fields(what, expected, found, where=f"{directory / _TOKENIZER_CONFIG}: ")
 
 
 def check_own_config(directory: Path, *, lineage: Sequence[str]) -> None:
@@ -195,12 +193,7 @@ def _compare(
     where: Path,
     defaults: Mapping[str, object],
 ) -> None:
-    for key in sorted({*expected, *found} - ignored):
-        wanted = expected[key] if key in expected else defaults.get(key)
-        if wanted != found.get(key):
-            raise VerificationError(
-                "the config differs from that of the model it was made from",
-                where=f"{where / CONFIG_FILE}: {key}",
-                expected=wanted,
-                found=found.get(key),
-            )
+    names = sorted({*expected, *found} - ignored)
+    wanted = {name: expected[name] if name in expected else defaults.get(name) for name in names}
+    what = "the config differs from that of the model it was made from"
+    expect_fields(what, wanted, found, where=f"{where / CONFIG_FILE}: ")

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UsageError, VerificationError
-from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.checkpoint import read_config
 from compressor.models.digests import DIGESTS_FILE
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.models.sparse.pattern import Pattern
@@ -93,7 +93,9 @@ def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
             raise UsageError(
                 "there is nothing to verify here",
                 where=str(directory),
-                expected=f"a run, a stage's or an export's directory, or a checkpoint ({CONFIG_FILE})",
+                expected="a run, a stage's or an export's directory, or a checkpoint: one of "
+                + ", ".join(sorted({row.marker for row in FORMATS.values()})),
+                hint="name the directory that such a file lies in",
             )
         found = check_structure(directory, row.load(), subject.pattern)
         return Checked(path=directory, kind="checkpoint", status=NO_RECORD, found=found)

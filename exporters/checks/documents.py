@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
-from compressor.data.sources import is_local, is_local_fingerprint, source_fingerprint
+from compressor.data.sources import is_local, source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
+from compressor.planning.plan import planned_model, read_plan
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact
-from compressor.runs.stage import comparable
+from compressor.runs.inputs import comparable, differences, is_local_fingerprint
+from compressor.runs.manifest import StageEntry
 
 # A stage whose whole configuration is one section of the recipe.
 _SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}
@@ -22,7 +23,7 @@ _RESOLVED = {("prune", "shape")}
 _STORED = "teacher_logits"
 
 
-def check_manifest_entry(where: Path, entry: Any, artifact: ModelArtifact) -> None:
+def check_manifest_entry(where: Path, entry: StageEntry | None, artifact: ModelArtifact) -> None:
     """Refuse a stage that is not the one that the manifest lists.
 
     Args:
@@ -34,16 +35,22 @@ def check_manifest_entry(where: Path, entry: Any, artifact: ModelArtifact) -> No
         VerificationError: naming the field.
     """
     if entry is None:
-        raise VerificationError("the manifest does not list this part of the run", where=str(where))
-    found: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    wanted = {"stage": artifact.stage, "fingerprint": artifact.fingerprint}
-    for field, value in wanted.items():
-        if found.get(field) != value:
+        raise VerificationError(
+            "the manifest does not list this part of the run",
+            where=str(where),
+            hint="delete it, and the command that made the run, again, makes it",
+        )
+    for field, listed, found in (
+        ("stage", entry.stage, artifact.stage),
+        ("fingerprint", entry.fingerprint, artifact.fingerprint),
+    ):
+        if listed != found:
             raise VerificationError(
                 "the manifest lists another stage than is there",
                 where=f"{where}: {field}",
-                expected=found.get(field),
-                found=value,
+                expected=listed,
+                found=found,
+                hint="--restart-from this stage makes it again",
             )
 
 
@@ -60,9 +67,9 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     recorded = _sections(artifact, plain)
     said = {name: _section(plain, name) for name in recorded}
     moved = _moved(file, said, recorded, inputs)
-    before = comparable({**inputs, "config": recorded})["config"]
-    now = comparable({**inputs, **moved, "config": said})["config"]
-    pairs = [("seed", recipe.seed, inputs.get("seed"))]
+    before = _config(comparable({**inputs, "config": recorded}))
+    now = _config(comparable({**inputs, **moved, "config": said}))
+    pairs: list[tuple[str, object, object]] = [("seed", recipe.seed, inputs.get("seed"))]
     pairs += [
         (f"{name}.{key}", now[name].get(key), value)
         for name, section in before.items()
@@ -77,6 +84,12 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
                 expected=f"{expected}, as the {artifact.stage} stage recorded",
                 found=found,
             )
+
+
+def _config(inputs: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    config = inputs["config"]
+    assert isinstance(config, dict)
+    return config
 
 
 def _sections(artifact: ModelArtifact, plain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -140,17 +153,19 @@ def check_plan(directory: Path, plan_file: str, *, teacher: Path | None, student
         VerificationError: naming the field.
     """
     file = directory / plan_file
-    plan = read_json_mapping(file, what="the plan")
-    for role, checkpoint in (("teacher", teacher), ("student", student)):
+    plan = read_plan(file)
+    for role, planned, checkpoint in (
+        ("teacher", plan.teacher, teacher),
+        ("student", plan.student, student),
+    ):
         if checkpoint is None:
             continue
-        planned = plan.get(role)
-        for field, value in dims_of_config(read_config(checkpoint)).to_dict().items():
-            found = planned.get(field) if isinstance(planned, dict) else None
-            if found != value:
-                raise VerificationError(
-                    f"the plan says another {role} than there is",
-                    where=f"{file}: {role}.{field}",
-                    expected=value,
-                    found=found,
-                )
+        expected = planned_model(dims_of_config(read_config(checkpoint)))
+        changed = differences(planned.to_json(), expected.to_json())
+        if changed:
+            raise VerificationError(
+                f"the plan says another {role} than there is",
+                where=f"{file}: {role}",
+                found="; ".join(changed),
+                hint="the command that made the run, again, writes the plan again",
+            )

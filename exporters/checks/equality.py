@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -65,17 +64,38 @@ def expect_same_file(name: str, source: Path, directory: Path) -> None:
         )
 
 
-def expect_figures(directory: Path, counted: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+def expect_fields(
+    what: str, expected: Mapping[str, object], found: Mapping[str, object], *, where: str
+) -> None:
+    """Refuse fields that have other values than expected; fields that are not expected are not looked at.
+
+    Args:
+        what: What is wrong if they have, for the message.
+        expected: The fields and their values; None is that of a field that is not there.
+        found: What is there.
+        where: What the message puts before the field's name.
+
+    Raises:
+        VerificationError: naming the first such field.
+    """
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise VerificationError(what, where=f"{where}{name}", expected=value, found=found.get(name))
+
+
+def expect_equal_fields(
+    what: str, expected: Mapping[str, object], found: Mapping[str, object], *, where: str
+) -> None:
+    """`expect_fields`, and nothing else but null beside them."""
+    every = {name: expected.get(name) for name in sorted({*expected, *found})}
+    expect_fields(what, every, found, where=where)
+
+
+def expect_figures(directory: Path, counted: Mapping[str, object], recorded: Mapping[str, object]) -> None:
     """Refuse a record whose figures are not those that were counted again.
 
     Raises:
         VerificationError: naming the figure.
     """
-    for name, value in counted.items():
-        if recorded.get(name) != value:
-            raise VerificationError(
-                "a recorded figure is not what was found",
-                where=f"{directory / ARTIFACT_FILE}: details.{name}",
-                expected=value,
-                found=recorded.get(name),
-            )
+    where = f"{directory / ARTIFACT_FILE}: details."
+    expect_fields("a recorded figure is not what was found", counted, recorded, where=where)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.core.errors import CompressExportError, UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
-from compressor.models.load import resolve_source
+from compressor.models.source import resolve_source
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
 from compressor.runs.discarding import is_leftover
@@ -117,6 +117,7 @@ def teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Origin:
                 where="--source",
                 expected=f"fingerprint {wanted}",
                 found=str(given),
+                hint="name the run's own teacher, or leave --source out to verify without it",
             )
         return Origin(path=given)
     reason = f"{recipe.model} is not on this machine; {_HINT}"
@@ -132,7 +133,12 @@ def teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Origin:
 
 def _content(directory: Path) -> str:
     if not (directory / CONFIG_FILE).is_file():
-        raise UsageError("this directory holds no checkpoint", where=str(directory), expected=CONFIG_FILE)
+        raise UsageError(
+            "this directory holds no checkpoint",
+            where=str(directory),
+            expected=CONFIG_FILE,
+            hint="--source takes the directory of the checkpoint that the run was made from",
+        )
     return hash_and_check(directory)
 
 

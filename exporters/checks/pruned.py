@@ -22,7 +22,7 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.pruning.plan import PLAN_FILE, SCHEMA
 from compressor.runs.artifact import ModelArtifact
 from exporters.checks.config import check_config, check_tokenizer_files
-from exporters.checks.equality import expect_bits, expect_figures
+from exporters.checks.equality import expect_bits, expect_fields, expect_figures
 
 _LAYER = re.compile(r"^(?P<prefix>.*?\blayers\.)(?P<index>\d+)(?P<rest>\..+)$")
 
@@ -92,14 +92,8 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
     """
     file = directory / PLAN_FILE
     plan = read_json_mapping(file, what="the prune plan")
-    for field, wanted in (("schema_id", SCHEMA), ("source", asdict(teacher))):
-        if plan.get(field) != wanted:
-            raise VerificationError(
-                "the prune plan is for another model, or not ours",
-                where=f"{file}: {field}",
-                expected=wanted,
-                found=plan.get(field),
-            )
+    what = "the prune plan is for another model, or was not written by this version of compress-export"
+    expect_fields(what, {"schema_id": SCHEMA, "source": asdict(teacher)}, plan, where=f"{file}: ")
     try:
         (hidden,), units = plan["kept"]["hidden"], plan["kept"]
         kept = Kept(

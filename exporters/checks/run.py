@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from compressor.choices.formats import FORMATS, benchmarked
+from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
 from compressor.models.sparse.pattern import Pattern
+from compressor.planning.disk import teacher_graphs
+from compressor.planning.plan import read_plan
 from compressor.recipe.recipe import Recipe, load_recipe
-from compressor.runs.artifact import check_files, read_artifact, unsealed
-from compressor.runs.manifest import MANIFEST_FILE, PLAN_FILE, RECIPE_FILE, SCHEMA, STUDENT, Manifest
+from compressor.runs.artifact import check_files, read_artifact
+from compressor.runs.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    RECIPE_FILE,
+    STUDENT,
+    Manifest,
+    ManifestRecord,
+    StageEntry,
+    read_manifest,
+)
 from exporters.checks.directory import Checked, Subject, check_directory
 from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
@@ -69,13 +78,9 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 
 
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
-    graphs = [
-        name
-        for precision, name in benchmarked().items()
-        if recipe.bench.enabled and name in recipe.export_formats() and precision in recipe.bench.precisions
-    ]
+    graphs = teacher_graphs(recipe).values()
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
-    return places | ({BENCH: None} if graphs else {})
+    return places | ({BENCH: None} if graphs or recipe.bench.reads_checkpoints() else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ class RunRecords:
 
     directory: Path
     recipe: Recipe
-    stages: Mapping[str, Any]
+    stages: Mapping[str, StageEntry]
     parts: Parts
 
 
@@ -114,18 +119,14 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
                 if name == MANIFEST_FILE
                 else "the command that made the run, again, writes it",
             )
-    file, what = directory / MANIFEST_FILE, "the manifest"
-    manifest = unsealed(read_json_mapping(file, what=what), file, what=what, hint=f"{file} was edited")
-    _require_unchanged(directory, manifest)
-    stages = manifest.get("stages")
-    if manifest.get("schema") != SCHEMA or not isinstance(stages, dict):
+    try:
+        manifest = read_manifest(directory)
+    except UsageError as error:
         raise VerificationError(
-            "the manifest is not ours",
-            where=str(directory / MANIFEST_FILE),
-            expected=SCHEMA,
-            found=manifest.get("schema"),
-        )
-    read_json_mapping(directory / PLAN_FILE, what="the plan")
+            "the manifest is not ours", where=error.where, expected=error.expected, found=error.found
+        ) from error
+    _require_unchanged(directory, manifest)
+    read_plan(directory / PLAN_FILE)
     try:
         recipe = load_recipe(directory / RECIPE_FILE, {})
     except UsageError as error:
@@ -133,10 +134,10 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
             "the run's recipe cannot be read", where=str(directory / RECIPE_FILE), found=error
         ) from error
     parts = Parts(directory=directory, teacher=teacher_of(directory, recipe, teacher))
-    return RunRecords(directory=directory, recipe=recipe, stages=stages, parts=parts)
+    return RunRecords(directory=directory, recipe=recipe, stages=manifest.stages, parts=parts)
 
 
-def _require_unchanged(directory: Path, manifest: dict[str, object]) -> None:
+def _require_unchanged(directory: Path, manifest: ManifestRecord) -> None:
     """Refuse recipe, plan or card that are not as they were written.
 
     Raises:

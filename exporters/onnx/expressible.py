@@ -14,7 +14,7 @@ from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.config.portable import portable_config
 from compressor.models.families import family_of
-from exporters.verification.class_defaults import declared_window, value_of
+from exporters.verification.class_defaults import declared_window, reads_window, value_of
 
 FIXED = ("default", "linear", "llama3", "yarn")
 _HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"
@@ -40,16 +40,16 @@ def check_expressible(config: dict[str, object]) -> None:
     length = value_of(config, "max_position_embeddings")
     # The builder takes these for the context's length and for a window where no class here reads them.
     _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
-    if family.genai.window == "absent":
-        stated = config.get("sliding_window")
-        _expect("sliding_window", stated is None, "null: this family has no windows", stated)
-    else:
+    if reads_window(config):
         window = declared_window(config)
         _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
+    else:
+        stated = config.get("sliding_window")
+        _expect("sliding_window", stated is None, "null: this family has no windows", stated)
 
 
 def class_name(config: dict[str, object]) -> str:
-    """The class of transformers for a config's `model_type`; the builder chooses by it."""
+    """The class of transformers for a config's `model_type`: the graph builder looks at its name alone."""
     return f"{str(config['model_type']).capitalize()}ForCausalLM"
 
 

@@ -17,9 +17,8 @@ import torch
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from exporters.onnx.builder import GRAPH_FILE
 from exporters.onnx.rope import TABLES
-from exporters.onnx.weights import StoredWeight, read_initialiser, stored_weights
+from exporters.onnx.weights import StoredGraph, StoredWeight, stored_weights
 
 _BITS, _LAST, _ZERO = 4, 15, 8
 # A float32 quotient of bfloat16 weights and float32 scales, in steps.
@@ -50,42 +49,28 @@ class Blocks:
         """The weights that are stored, `[out, in]`, float32."""
         return (self.steps * self.scales[..., None]).flatten(1)[:, : self.num_columns]
 
+    def distances(self) -> torch.Tensor:
+        """Every weight's steps from zero, `[out, in]`, int16."""
+        return self.steps.flatten(1)[:, : self.num_columns]
 
-class Int4Graph:
-    """A graph's matrices by the name they have unquantised, read one at a time."""
+
+class Int4Graph(StoredGraph):
+    """A graph whose quantised matrices go by the name they have unquantised."""
 
     def __init__(self, directory: Path) -> None:
-        import onnx
-
-        self._directory = directory
-        graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
-        self._initialisers = {entry.name: entry for entry in graph.initializer}
-        nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        super().__init__(directory)
+        nodes = [node for node in self.graph.node if node.op_type == "MatMulNBits"]
         self._nodes = {node.input[1].partition(_WEIGHT)[0] + _WEIGHT: node for node in nodes}
-        self.quantises_embedding = any(node.op_type == "GatherBlockQuantized" for node in graph.node)
+        self.quantises_embedding = any(node.op_type == "GatherBlockQuantized" for node in self.graph.node)
 
     def names(self) -> set[str]:
         """Quantised matrices, and whatever else holds weights."""
-        floats = {
-            name
-            for name, entry in self._initialisers.items()
-            if entry.data_type == 1 and name not in TABLES and not name.endswith(_PARTS)
-        }
-        return floats | set(self._nodes)
+        floats = {name for name in self.floating() if not name.endswith(_PARTS)}
+        return (floats - set(TABLES)) | set(self._nodes)
 
     def is_quantised(self, name: str) -> bool:
         """Whether a matrix is stored as int4."""
         return name in self._nodes
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """An initialiser as it is stored.
-
-        Raises:
-            VerificationError: when the graph lacks it.
-        """
-        if name not in self._initialisers:
-            raise VerificationError("the graph lacks a weight", where=name)
-        return read_initialiser(self._initialisers[name], self._directory)
 
     def blocks(self, name: str) -> Blocks:
         """A quantised matrix.
@@ -97,7 +82,13 @@ class Int4Graph:
         sizes = {entry.name: entry.i for entry in node.attribute}
         extra = [entry for entry in node.input[4:] if entry]
         if sizes.get("bits", _BITS) != _BITS or extra:
-            raise UnsupportedError("this kind of int4 is not read", where=node.name, found=extra or sizes)
+            raise UnsupportedError(
+                "this graph stores quantised weights in a way that verification does not read",
+                where=node.name,
+                expected=f"{_BITS} bits, and inputs in order",
+                found=extra or sizes,
+                hint="export again with a version of onnxruntime-genai that compress-export doctor names",
+            )
         rows, size = sizes["N"], sizes["block_size"]
         codes = _nibbles(self.tensor(node.input[1]).reshape(rows, -1)).reshape(rows, -1, size).to(torch.int16)
         zeros = torch.full(codes.shape[:2], _ZERO, dtype=torch.int16)

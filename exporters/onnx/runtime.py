@@ -120,7 +120,9 @@ def _check_cached(inputs: set[str], outputs: set[str], num_layers: int) -> None:
     missing = {"input_ids", *(_PAST + half for half in halves)} - inputs
     missing |= {"logits", *(_PRESENT + half for half in halves)} - outputs
     if missing:
-        raise VerificationError("the graph is no decoder with a KV cache", where=min(missing))
+        raise VerificationError(
+            "the graph lacks an input or output of a decoder with a KV cache", where=min(missing)
+        )
     unknown = {name for name in inputs if not name.startswith(_PAST)} - {
         "input_ids",
         "attention_mask",

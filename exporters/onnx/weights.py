@@ -6,7 +6,6 @@ attention, names the final norm as a layer's, and stores a tied embedding once, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,9 @@ def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.
         VerificationError: naming the first initialiser that is missing, unknown or different, or the
             student's tensor that overflows the cast.
     """
-    graph = _Initialisers(directory)
-    wanted = stored_weights(dims, set(graph))
-    unknown = set(graph) - {stored.initialiser for stored in wanted} - set(_ROPE_TABLES)
+    graph = StoredGraph(directory)
+    wanted = stored_weights(dims, graph.floating())
+    unknown = graph.floating() - {stored.initialiser for stored in wanted} - set(_ROPE_TABLES)
     if unknown:
         raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
     with CheckpointReader(student) as reader:
@@ -122,29 +121,32 @@ def read_initialiser(entry: Any, directory: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-class _Initialisers:
-    """The floating-point initialisers of a graph, read one at a time."""
+class StoredGraph:
+    """A graph and its initialisers, read one at a time."""
 
     def __init__(self, directory: Path) -> None:
         import onnx
 
         self._directory = directory
-        graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
-        floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        self._tensors = {entry.name: entry for entry in graph.initializer if entry.data_type in floating}
+        self.graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+        self.initialisers = {entry.name: entry for entry in self.graph.initializer}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+    def floating(self) -> set[str]:
+        """Names of the initialisers that hold floating-point numbers."""
+        from onnx import TensorProto
+
+        kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        return {name for name, entry in self.initialisers.items() if entry.data_type in kinds}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One initialiser.
+        """One initialiser as it is stored.
 
         Raises:
             VerificationError: when the graph lacks it.
         """
-        if name not in self._tensors:
+        if name not in self.initialisers:
             raise VerificationError("the graph lacks a weight", where=name)
-        return read_initialiser(self._tensors[name], self._directory)
+        return read_initialiser(self.initialisers[name], self._directory)
 
 
 def _bias_of(linear: StoredWeight) -> StoredWeight:

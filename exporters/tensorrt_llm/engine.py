@@ -20,6 +20,7 @@ from compressor.core.errors import VerificationError
 from compressor.core.resource_errors import as_resource_error, killed_child
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.recipe.recipe import TensorRTLLM
+from exporters.checks.equality import expect_fields
 from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.versions import (
     BUILDER,
@@ -206,25 +207,18 @@ def _check_engine(out_dir: Path, name: str, checkpoint: Mapping[str, Any]) -> No
         described = _described(config["pretrained_config"])
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise VerificationError(
-            "the engine builder ended well but left no readable config",
+            "the engine builder succeeded but left no readable config",
             where=f"{name}/{_CONFIG_FILE}",
             found=error,
         ) from error
-    for field, expected in _described(checkpoint).items():
-        if described[field] != expected:
-            raise VerificationError(
-                "the engine is of another model",
-                where=f"{name}: {field}",
-                expected=expected,
-                found=described[field],
-            )
+    expect_fields("the engine is of another model", _described(checkpoint), described, where=f"{name}: ")
     for rank in range(checkpoint["mapping"]["world_size"]):
         engine = directory / f"rank{rank}.engine"
         weights = (out_dir / CHECKPOINT / f"rank{rank}.safetensors").stat().st_size
         size = engine.stat().st_size if engine.is_file() else 0
         if size < _SMALLEST_PART_OF_WEIGHTS * weights:
             raise VerificationError(
-                "the engine builder ended well but left no engine",
+                "the engine builder succeeded but left no engine",
                 where=f"{name}/{engine.name}",
                 expected=f"at least {_SMALLEST_PART_OF_WEIGHTS:.0%} of the rank's {weights:,} bytes",
                 found=f"{size:,} bytes",

@@ -15,7 +15,7 @@ from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from compressor.quantization.amax import AMAX_FILE
+from compressor.quantization.amax import recorded
 from compressor.quantization.e4m3 import from_e4m3, scale_of, to_e4m3
 from compressor.quantization.reader import simulate_fp8_
 from exporters.tensorrt_llm.reader import TrtLlmReader
@@ -115,7 +115,7 @@ def _check_scales(
             _expect(f"{name}: weights_scaling_factor", expected_weight[name], weight)
             if amax is not None:
                 largest_input = torch.stack(
-                    [_recorded(amax, f"{other}.input_amax") for other in sharing]
+                    [recorded(amax, f"{other}.input_amax") for other in sharing]
                 ).max()
                 _expect(f"{name}: activation_scaling_factor", scale_of(largest_input), inputs)
     if reader.has_fp8_kv_cache and amax is not None:
@@ -128,7 +128,7 @@ def _check_cache_scales(reader: TrtLlmReader, amax: dict[str, torch.Tensor]) -> 
     attention = family.module("k").rpartition(".")[0]
     for layer in range(reader.dims.num_hidden_layers):
         name = f"{family.layers}.{layer}.{attention}"
-        wanted = {kind: max(1.0, scale_of(_recorded(amax, f"{name}.{kind}_amax")).item()) for kind in "kv"}
+        wanted = {kind: max(1.0, scale_of(recorded(amax, f"{name}.{kind}_amax")).item()) for kind in "kv"}
         wanted["kv"] = max(wanted["k"], wanted["v"])
         for kind, value in wanted.items():
             _expect(f"{name}: {kind}_cache_scaling_factor", torch.tensor(value), reader.kv_scale(layer, kind))
@@ -142,9 +142,3 @@ def _expect(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
             expected=expected.item(),
             found=found.item(),
         )
-
-
-def _recorded(amax: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in amax:
-        raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
-    return amax[name].float().reshape(())

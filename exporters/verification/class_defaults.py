@@ -20,18 +20,23 @@ def value_of(config: dict[str, object], field: str) -> Any:
     return family_of(str(config.get("model_type"))).defaults.get(field)
 
 
+def reads_window(config: dict[str, object]) -> bool:
+    """Whether the family's class reads `sliding_window`."""
+    family = family_of(str(config.get("model_type")))
+    return family.window_by_layer or _WINDOW in family.defaults
+
+
 def declared_window(config: dict[str, object]) -> int | None:
     """The window that the config switches on, whether or not a layer uses it; None without one.
 
     Mistral's class applies its window to every layer and knows no switch; Qwen's is off by default. Other
     families' classes ignore the field.
     """
-    family = family_of(str(config.get("model_type")))
-    window: Any
-    if family.window_by_layer:
+    if not reads_window(config):
+        return None
+    window: Any = value_of(config, _WINDOW)
+    if family_of(str(config.get("model_type"))).window_by_layer:
         window = config.get(_WINDOW, _SWITCHED_WINDOW) if config.get("use_sliding_window") else None
-    else:
-        window = value_of(config, _WINDOW) if _WINDOW in family.defaults else None
     return window or None
 
 

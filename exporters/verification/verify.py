@@ -64,8 +64,8 @@ def verify_directory(
         directory: What to check.
         console: Progress.
         device: Torch device name of comparisons.
-        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, promised or not; of
-            an export that has no checkpoint's config, of what it promises.
+        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, recorded or not; of
+            an export that has no checkpoint's config, of what its record states.
         source: The checkpoint that `directory` was made from; of a run, its teacher.
 
     Raises:
@@ -74,7 +74,12 @@ def verify_directory(
     """
     options = VerifyOptions(console=console or Console(), device=device)
     if source is not None and not source.is_dir():
-        raise UsageError("this source does not exist", where=str(source), expected="a checkpoint's directory")
+        raise UsageError(
+            "this source does not exist",
+            where=str(source),
+            hint="--source takes the directory of the checkpoint that DIR was made from; without it, DIR is "
+            "checked by itself",
+        )
     notes: list[str] = []
     if is_run(directory):
         kind = "run"

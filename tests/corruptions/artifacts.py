@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from compressor.api.execution import SCRATCH
+from compressor.choices.formats import FORMATS
 from tests.integration.command import succeed_here
 from tests.tiny_models import make_model, save_checkpoint
 
 RUN = "run"
-FORMATS = ("huggingface-fp8", "tensorrt-llm", "tensorrt-llm-fp8", "onnx", "onnx-int4")
+EXPORTS = ("huggingface-fp8", "tensorrt-llm", "tensorrt-llm-fp8", "onnx", "onnx-int4")
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 _CALIBRATION = {"size": 4, "seq_len": 32}
 _TRAINING = {"tokens": 640, "context_length": 32, "batch_size": 4, "learning_rate": 2e-3}
@@ -56,8 +57,8 @@ def make_artifacts(root: Path, text: Path) -> list[Made]:
         Made(kind="quantize", directory=stages / "quantize", source=stages / "recover"),
         Made(kind="huggingface", directory=run / "student", source=stages / "recover"),
     ]
-    for name in FORMATS:
-        source = stages / ("quantize" if name.endswith("fp8") else "recover")
+    for name in EXPORTS:
+        source = stages / ("quantize" if FORMATS[name].needs_fp8 else "recover")
         made.append(Made(kind=name, directory=run / "exports" / name, source=source))
     return [*made, *_sparsified(root, teacher, text), Made(kind=RUN, directory=run, source=None)]
 
@@ -71,7 +72,7 @@ def _run(root: Path, teacher: Path, text: Path) -> Path:
         "distill": {"data": str(text), **_TRAINING},
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
-        "export": {"formats": ["huggingface", *FORMATS]},
+        "export": {"formats": ["huggingface", *EXPORTS]},
         "evaluate": {"seq_len": 64, "size": 2},
         "bench": {"enabled": False},
     }

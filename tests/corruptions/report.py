@@ -70,7 +70,7 @@ def kept(outcomes: Sequence[Outcome]) -> None:
             "schema": SCHEMA,
             "command": "make corruptions",
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "hardware": describe(),
+            "hardware": describe().to_json(),
             "versions": versions(),
             "data": {
                 "counts": counts(outcomes),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.runs.artifact import FileRecord, sealed
+from compressor.runs.artifact import sealed, sha256_of_file
 from compressor.runs.manifest import MANIFEST_FILE
 from tests.corruptions.artifacts import RUN, Made
 from tests.corruptions.export_faults import int4_faults, onnx_faults, run_faults, trtllm_faults
@@ -142,10 +142,10 @@ def _record_again(copy: Path, changed: set[str]) -> None:
             record_again(record.parent)
     manifest = copy / MANIFEST_FILE
     if manifest.is_file():
-        _seal_again(manifest, {name: _file_record(copy / name) for name in changed if "/" not in name})
+        _seal_again(manifest, {name: sha256_of_file(copy / name) for name in changed if "/" not in name})
 
 
-def _seal_again(file: Path, changed: dict[str, FileRecord]) -> None:
+def _seal_again(file: Path, changed: dict[str, str]) -> None:
     """As if a record that was edited, or is of changed files, had been written so."""
     record = json.loads(file.read_text(encoding="utf-8"))
     del record["seal"]
@@ -168,7 +168,3 @@ def _bytes_of(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)

@@ -184,7 +184,7 @@ def study(models: list[str]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "gpu": gpu,
-        "hardware": describe(),
+        "hardware": describe().to_json(),
         "torch": torch.__version__,
         "products": products,
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import compressor.models.load
+import compressor.models.source
 from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here
 
@@ -104,7 +104,7 @@ def test_a_teacher_is_not_hashed_for_an_absent_text(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    monkeypatch.setattr(compressor.models.load, "open_checkpoint", lambda *words, **_: opened.append(words))
+    monkeypatch.setattr(compressor.models.source, "open_checkpoint", lambda *words, **_: opened.append(words))
     words = words_of(COMMANDS["distill"], tiny_checkpoint, text=tmp_path / "absent.txt", good=tmp_path)
     refused((*words, "-o", tmp_path / "out"), 2, tmp_path)
     assert not opened

@@ -24,9 +24,10 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
 from compressor.models.dims import dims_of_config
-from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.load import load_model
 from compressor.models.presets import PRESETS
 from compressor.models.shapes import expected_shapes
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pruning.importance import activation_importance, random_importance
 from compressor.pruning.plan import make_plan

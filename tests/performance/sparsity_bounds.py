@@ -15,7 +15,8 @@ from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config, num_parameters
-from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.load import load_model
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
 from compressor.models.tokenizer import load_tokenizer

@@ -11,14 +11,10 @@ import torch
 
 from compressor.evaluation.perplexity import perplexity
 from compressor.models.dims import num_parameters
-from compressor.models.load import (
-    load_model,
-    load_tokenizer,
-    open_checkpoint,
-    resolve_source,
-    source_dims,
-)
+from compressor.models.load import load_model
 from compressor.models.presets import PRESETS
+from compressor.models.source import open_checkpoint, resolve_source, source_dims
+from compressor.models.tokenizer import load_tokenizer
 from compressor.pruning.slicing import slice_checkpoint
 from tests.assets import Assets
 from tests.integration.command import succeed, succeed_here

@@ -13,7 +13,7 @@ from compressor.cli import main as command_line
 from compressor.core.errors import ResourceError, VerificationError
 from compressor.core.hardware import usable_memory_bytes
 from compressor.distillation.training import require_training_memory
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, record_files
 from tests.gguf_files import TinyGguf

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from compressor.core.errors import UnsupportedError
 from compressor.models.config.rope import FRACTION, ORIGINAL, PARAMETERS, SCALING, THETA, is_number, rope_of
 from compressor.models.config.signs import EPSILONS, is_one_of, neutral_values
-from compressor.models.dims import Dims, dims_of_config
+from compressor.models.dims import Dims, check_shape, dims_of_config
 from compressor.models.families import Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -76,7 +76,7 @@ def check_config(config: Mapping[str, object], *, where: str) -> tuple[Dims, tup
     """
     dims = dims_of_config(config)
     family = dims.family
-    _check_architecture(dims, where)
+    check_shape(dims, where=where)
     _check_values(config, family, where)
     _check_names(config, family, where)
     _check_rope(config, dims, where)
@@ -114,26 +114,6 @@ def layer_types(config: Mapping[str, object], dims: Dims) -> tuple[str, ...] | N
     first = config.get("max_window_layers", 28)
     assert isinstance(first, int)
     return tuple(SLIDING if index >= first else FULL for index in range(dims.num_hidden_layers))
-
-
-def _check_architecture(dims: Dims, where: str) -> None:
-    """What the model class demands of a shape."""
-    heads, groups = dims.num_attention_heads, dims.num_key_value_heads
-    if heads % groups:
-        raise UnsupportedError(
-            "query heads must fill the key/value groups evenly",
-            where=f"{where}: num_attention_heads, num_key_value_heads",
-            expected=f"a multiple of {groups}",
-            found=heads,
-        )
-    if dims.family.hidden_divisible_by_heads and dims.hidden_size % heads:
-        raise UnsupportedError(
-            f"{dims.model_type} demands a hidden size divisible by the number of query heads, "
-            "also where head_dim is given (transformers 5 does not load it otherwise)",
-            where=f"{where}: hidden_size",
-            expected=f"a multiple of {heads}",
-            found=dims.hidden_size,
-        )
 
 
 def _check_values(config: Mapping[str, object], family: Family, where: str) -> None:
@@ -256,4 +236,5 @@ def _refused(name: str, value: object, where: str, *, expected: str) -> Unsuppor
         where=f"{where}: {name}",
         expected=expected,
         found=repr(value) if isinstance(value, str) else value,
+        hint="if the model was not trained with it, correct this field; otherwise the model is not supported",
     )

@@ -23,7 +23,8 @@ from compressor.distillation.correct_stage import (
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import schedule, training_flops_per_token
-from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.load import load_model
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Correction, Distill
 from compressor.runs.stage import StageContext, execute
 from compressor.training.trainer import train

@@ -17,7 +17,7 @@ from compressor.data.packing import read_windows
 from compressor.data.sources import documents
 from compressor.distillation import generate_stage as generate
 from compressor.distillation.generate_stage import GENERATE, SAMPLES_PER_BATCH, TEXT_FILE, Sampler
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Generate
 from compressor.runs.stage import StageContext, StageOutcome, execute

@@ -14,7 +14,7 @@ from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOGITS
 from compressor.distillation.logits_stage import LOGITS
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import StageContext, StageOutcome, execute

@@ -26,7 +26,7 @@ from compressor.distillation.stored_logits import (
     is_whole,
     shard_name,
 )
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill
 from compressor.runs.stage import StageContext, execute
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint

@@ -249,6 +249,15 @@ def test_an_fp8_checkpoint_without_its_record_is_refused_wherever_it_is_read(
             load_fp8_model(made, dtype="float32", device="cpu")
 
 
+def test_a_checkpoint_that_lacks_a_tensor_is_not_taken_for_its_copy(exports: Exports, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(exports.student(tied=True), tmp_path / "source"))
+    tensors = load_file(source / WEIGHTS_FILE)
+    del tensors["model.norm.weight"]
+    save_file(tensors, source / WEIGHTS_FILE, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match=r"model\.norm\.weight"):
+        execute(export_stage("huggingface"), Export(), artifact_of(source), tmp_path / "made", context())
+
+
 def test_a_lost_end_token_of_the_generation_config_is_caught(exports: Exports, tmp_path: Path) -> None:
     made, student = tmp_path / "made", exports.student(tied=True)
     shutil.copytree(exports.make("huggingface"), made)

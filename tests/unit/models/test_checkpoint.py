@@ -253,7 +253,7 @@ def test_config(checkpoint: Path) -> None:
         with pytest.raises(VerificationError, match=r"config\.json"):
             read_config(checkpoint)
     (checkpoint / "config.json").unlink()
-    with pytest.raises(UsageError, match="no Hugging Face checkpoint"):
+    with pytest.raises(UsageError, match="holds no Hugging Face checkpoint"):
         read_config(checkpoint)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from compressor.core.errors import VerificationError
 from compressor.models.files import check_files
-from compressor.models.load import copy_checkpoint, open_checkpoint, resolve_source
+from compressor.models.load import copy_checkpoint
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer_files import copy_tokenizer, tokenizer_digest
 
 Make = Callable[[Path, Path], Path]

@@ -20,15 +20,9 @@ from compressor.models.checkpoint import WEIGHTS_FILE, CheckpointReader, whole, 
 from compressor.models.dims import num_parameters
 from compressor.models.gguf import convert as gguf_module
 from compressor.models.gguf.convert import convert_gguf
-from compressor.models.load import (
-    load_model,
-    open_checkpoint,
-    plan_dims,
-    resolve_source,
-    short_name,
-    source_dims,
-)
+from compressor.models.load import load_model
 from compressor.models.presets import PRESETS
+from compressor.models.source import open_checkpoint, plan_dims, resolve_source, short_name, source_dims
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.runs.artifact import record_files
@@ -125,7 +119,7 @@ def test_hub_model_without_network() -> None:
 
 
 def test_directory_without_config(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no Hugging Face checkpoint"):
+    with pytest.raises(UsageError, match="holds no Hugging Face checkpoint"):
         open_checkpoint(resolve_source(str(tmp_path)), tmp_path, dtype="float32")
 
 

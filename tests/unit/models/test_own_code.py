@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.models.load import copy_checkpoint, load_model, open_checkpoint, resolve_source
+from compressor.models.load import copy_checkpoint, load_model
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import random_importance

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from compressor.core.errors import CompressExportError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, CheckpointReader, whole, write_checkpoint
-from compressor.models.load import load_model, open_checkpoint, plan_dims, resolve_source
+from compressor.models.load import load_model
 from compressor.models.shapes import expected_shapes
+from compressor.models.source import open_checkpoint, plan_dims, resolve_source
 from compressor.models.tensors import HARMLESS, is_harmless
 from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION, plain_logits, prompt
 from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from compressor.cli.main import invoke
 from compressor.core.errors import DependencyError, UsageError, VerificationError
-from compressor.models.load import copy_checkpoint, open_checkpoint, plan_dims, resolve_source
+from compressor.models.load import copy_checkpoint
+from compressor.models.source import open_checkpoint, plan_dims, resolve_source
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer, require_known_ids
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable, tokenizer_digest
 from exporters.verification.tokenizer_check import check_tokenizer

@@ -10,7 +10,7 @@ import torch
 
 from compressor.cli.render import doctor_text
 from compressor.core.errors import DependencyError
-from compressor.pipeline.doctor import CONTAINER_SET, examine
+from compressor.pipeline.doctor import CONTAINER_SET, BuilderRecord, HubRecord, examine
 
 
 @pytest.fixture
@@ -29,15 +29,15 @@ def put_builder(directory: Path, script: str) -> None:
 def test_both_dependency_sets_disk_and_hub_are_looked_at(path: Path) -> None:
     report = examine()
 
-    own = {check["name"]: check for check in report["dependencies"]}
-    assert own["torch"]["ok"] is True
+    own = {check.name: check for check in report.dependencies}
+    assert own["torch"].ok
     assert "lm-eval" not in own
     assert "pytest" not in own
-    assert {check["name"] for check in report["tensorrt_llm_container_set"]} == set(CONTAINER_SET)
-    assert report["free_disk_bytes"] > 0
-    assert report["machine"]["memory_bytes"] > 0
-    assert report["hub"] == {"reachable": False, "reason": "offline mode is set", "token": "not set"}
-    assert report["trtllm_build"] == {"found": False, "reason": "no trtllm-build on PATH"}
+    assert {check.name for check in report.tensorrt_llm_container_set} == set(CONTAINER_SET)
+    assert report.free_disk_bytes > 0
+    assert report.machine.memory_bytes > 0
+    assert report.hub == HubRecord(reachable=False, reason="offline mode is set", has_token=False)
+    assert report.trtllm_build == BuilderRecord(reason="no trtllm-build on PATH")
     text = doctor_text(report)
     assert "trtllm-build  no trtllm-build on PATH" in text
     assert "out of reach (offline mode is set)" in text
@@ -47,23 +47,23 @@ def test_the_engine_builder_is_asked_for_its_version(path: Path) -> None:
     put_builder(path, "echo '[TensorRT-LLM] TensorRT-LLM version: 1.2.1'")
 
     report = examine()
-    assert report["trtllm_build"] == {"found": True, "version": "1.2.1"}
+    assert report.trtllm_build == BuilderRecord(version="1.2.1")
     assert "trtllm-build  1.2.1" in doctor_text(report)
 
 
 def test_an_engine_builder_that_says_nothing_is_no_engine_builder(path: Path) -> None:
     put_builder(path, "exit 3")
 
-    found = examine()["trtllm_build"]
-    assert found["found"] is False
-    assert "does not say which TensorRT-LLM it belongs to" in found["reason"]
+    found = examine().trtllm_build
+    assert found.version is None
+    assert "does not say which TensorRT-LLM it belongs to" in str(found.reason)
 
 
 def test_an_engine_builder_that_hangs_is_said_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_builder(path, "exec /bin/sleep 9")
     monkeypatch.setattr("exporters.tensorrt_llm.versions._TIMEOUT_S", 0.2)
 
-    assert examine()["trtllm_build"]["found"] is False
+    assert examine().trtllm_build.version is None
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_what_a_gpu_can_do_follows_from_its_capability(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "a GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: properties)
 
-    (gpu,) = examine()["gpus"]
-    assert (gpu["fp8"], gpu["sparsity_2_4"]) == (fp8, sparsity)
+    (gpu,) = examine().gpus
+    assert (gpu.fp8, gpu.sparsity_2_4) == (fp8, sparsity)
 
 
 def test_a_tree_that_was_never_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 
+from bench.report.results import CellResult, ComparisonResult, Interval, Results
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.models.dims import num_parameters
-from compressor.models.load import ModelSource
 from compressor.models.presets import PRESETS
+from compressor.models.source import ModelSource
 from compressor.pipeline import pipeline
 from compressor.pipeline.family import plan_family, run_family, split_targets
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Recipe, load_recipe
+from tests.unit.bench.results_by_hand import results_of
+from tests.unit.pipeline.summaries import evaluation, make_summary
 
 LLAMA = PRESETS["llama3.1-8b"].dims
 SOURCE = ModelSource(given="m", kind="directory", location="m")
@@ -42,31 +45,31 @@ def test_each_member_starts_from_the_student_before_it() -> None:
     first, second = family.members
 
     assert (first.recipe.model, second.recipe.model) == ("llama3.1-8b", "out/6b/student")
-    assert second.plan.teacher == first.plan.target.student
-    assert [member["name"] for member in family.document["members"]] == ["6b", "4b"]
+    assert second.plan.teacher.dims == first.plan.student.dims
+    assert [member.name for member in family.record.members] == ["6b", "4b"]
 
 
 def test_a_published_size_of_the_original_means_its_published_shape() -> None:
     second = plan_family(recipe("6b,4b"), LLAMA).members[1]
 
-    assert second.plan.target.student == PRESETS["4b-width"].dims
-    assert make_plan(second.recipe, second.plan.teacher).target.student == second.plan.target.student
+    assert second.plan.student.dims == PRESETS["4b-width"].dims
+    assert make_plan(second.recipe, second.plan.teacher.dims).student == second.plan.student
 
 
 def test_a_published_shape_that_cannot_be_cut_out_gives_way_to_the_size() -> None:
     second = plan_family(recipe("4b-depth,2b"), LLAMA).members[1]
-    assert second.plan.target.student.num_hidden_layers == 16
+    assert second.plan.student.dims.num_hidden_layers == 16
     sheared = PRESETS["llama2-7b"].dims
     later = plan_family(recipe("5b,2.7b"), sheared).members[1]
-    assert later.plan.target.published is None
-    assert num_parameters(later.plan.target.student) == pytest.approx(2.7e9, rel=0.02)
+    assert later.plan.published_shape is None
+    assert num_parameters(later.plan.student.dims) == pytest.approx(2.7e9, rel=0.02)
 
 
 def test_percentages_are_of_the_original() -> None:
     members = plan_family(recipe("75%,50%"), LLAMA).members
 
     assert [member.name for member in members] == ["75pct", "50pct"]
-    assert num_parameters(members[1].plan.target.student) == pytest.approx(4.015e9, rel=0.02)
+    assert num_parameters(members[1].plan.student.dims) == pytest.approx(4.015e9, rel=0.02)
     assert members[1].recipe.target == str(num_parameters(LLAMA) // 2)
 
 
@@ -103,14 +106,14 @@ def test_a_sparse_family_goes_on_from_the_dense_model() -> None:
 
 
 def test_the_sum_is_over_all_members() -> None:
-    document = plan_family(recipe("6b,4b"), LLAMA).document
-    plans = [member["plan"] for member in document["members"]]
+    record = plan_family(recipe("6b,4b"), LLAMA).record
+    plans = [member.plan for member in record.members]
 
-    assert document["total"]["gpu_hours"] == pytest.approx(sum(plan["hours"]["gpu_hours"] for plan in plans))
-    assert document["total"]["disk_bytes"] == sum(plan["disk_bytes"]["total"] for plan in plans)
-    assert document["total"]["hours"] == pytest.approx(
-        sum(plan["hours"]["calibration"] + plan["hours"]["distill"] for plan in plans), abs=1e-3
-    )
+    assert record.total.gpu_hours == pytest.approx(sum(plan.hours.gpu_hours for plan in plans))
+    assert record.total.disk_bytes == sum(plan.disk_bytes for plan in plans)
+    stages = [plan.hours.stages for plan in plans]
+    expected = sum(hours["calibration"] + hours["distill"] for hours in stages)
+    assert record.total.hours == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.fixture
@@ -120,31 +123,30 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def stand_in(recipe: Recipe, source: ModelSource, plan: Any, out_dir: Path, *_: Any, **how: Any) -> Any:
         made.append({"source": source, "out_dir": out_dir, **how})
-        student = out_dir / "student"
-        student.mkdir(parents=True, exist_ok=True)
-        entry = {"perplexity": 5.0 + len(made)}
-        return {
-            "plan": plan.document,
-            "evaluation": {"models": {"teacher": {"perplexity": 4.0}, "pruned": entry, "quantized": {}}},
-            "bench": bench_by_hand(),
-            "warnings": [],
-        }
+        (out_dir / "student").mkdir(parents=True, exist_ok=True)
+        losses = {"teacher": 1.0, "pruned": 1.5 + len(made), "quantized": 9.0}
+        return make_summary(plan, evaluation(**losses), bench=bench_by_hand())
 
     monkeypatch.setattr(pipeline, "run_pipeline", stand_in)
     return made
 
 
-def bench_by_hand() -> dict[str, Any]:
-    speedup = {"ratio": 1.8, "low": 1.7, "high": 1.9}
-    cell = {"isl": 8, "osl": 4, "batch_size": 1, "status": "OK", "speedup": speedup}
-    unmeasured = {**cell, "speedup": None}
-    own = {"baseline": "teacher-fp32", "candidate": "student-fp32", "cells": [cell, unmeasured]}
-    return {"comparisons": [own, {**own, "baseline": "student-fp32", "candidate": "student-int4"}]}
+def bench_by_hand() -> Results:
+    speedup = Interval(ratio=1.8, low=1.7, high=1.9, num_pairs=5)
+    cell = CellResult(isl=8, osl=4, batch_size=1, status="ok", speedup=speedup)
+    cells = (cell, cell.model_copy(update={"speedup": None}))
+    own = ComparisonResult(baseline="teacher-fp32", candidate="student-fp32", cells=cells)
+    other = own.model_copy(update={"baseline": "student-fp32", "candidate": "student-int4"})
+    return results_of([]).model_copy(update={"comparisons": (own, other)})
 
 
 @pytest.mark.parametrize(
     ("asked", "passed"),
-    [("distill", ["distill", "prune"]), ("bench", ["bench", "bench"]), (None, [None] * 2)],
+    [
+        *((stage, [stage, "prune"]) for stage in ("prune", "generate", "correct", "distill")),
+        *((stage, [stage, stage]) for stage in ("sparsify", "quantize", "bench")),
+        (None, [None] * 2),
+    ],
 )
 def test_a_restart_reaches_what_depends_on_it(
     calls: list[dict[str, Any]], tmp_path: Path, asked: str | None, passed: list[str | None]
@@ -164,10 +166,10 @@ def test_the_page_lists_speedups_against_the_own_teacher_only(
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
     record = run_family(SOURCE, family, tmp_path, Console())
 
-    assert [len(entry["speedups"]) for entry in record["members"]] == [1, 1]
-    assert record["members"][0]["speedups"][0]["ratio"] == 1.8
+    assert [len(entry.speedups) for entry in record.members] == [1, 1]
+    assert record.members[0].speedups[0].ratio == 1.8
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "student-fp32 : teacher-fp32 | 8/4 | 1 | 1.80x (1.70 to 1.90) | OK" in page
+    assert "student-fp32 : teacher-fp32 | 8/4 | 1 | 1.80x (1.70 to 1.90) | ok" in page
     assert "int4" not in page
 
 
@@ -189,4 +191,4 @@ def test_an_interrupted_family_says_what_is_missing_and_continues(
     assert (record["complete"], [entry["name"] for entry in record["members"]]) == (False, ["6b"])
     assert "Not made yet: 4b" in (tmp_path / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(pipeline, "run_pipeline", stand_in)
-    assert run_family(SOURCE, family, tmp_path, Console(), resume=True)["complete"] is True
+    assert run_family(SOURCE, family, tmp_path, Console(), resume=True).complete

@@ -10,36 +10,12 @@ from typing import Any
 import pytest
 
 from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, write_model_card
+from compressor.pipeline.summary import DistillRecord, RunSummary
+from tests.unit.pipeline.summaries import evaluation, make_summary, plan_of
 
 
-def evaluation(**losses: float) -> dict[str, Any]:
-    models = {
-        name: {"mean_nll": loss, "perplexity": 2.0, "num_parameters": 5, "num_tokens": 7}
-        for name, loss in losses.items()
-    }
-    return {"models": models, "protocol": {"window": 64, "split": "held_out", "compute_dtype": "float32"}}
-
-
-def summary_of(model: str, text: str) -> dict[str, Any]:
-    dims = {"model_type": "llama", "num_parameters": 1234, "head_dim": 16, "hidden_size": 48}
-    dims |= {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    dims |= {"num_key_value_heads": 2}
-    return {
-        "plan": {
-            "model": model,
-            "teacher": dims,
-            "student": dims,
-            "rule": "explicit shape",
-            "text": {"training": text, "evaluation": f"held-out part of {text}"},
-        },
-        "distill": None,
-        "exports": {},
-        "evaluation": evaluation(teacher=1.0, pruned=1.5),
-        "bench": None,
-        "warnings": [],
-        "versions": {"torch": "2"},
-        "hardware": {"cpu": "a CPU", "num_cpus": 2},
-    }
+def summary_of(model: str, text: str, **parts: Any) -> RunSummary:
+    return make_summary(plan_of(model, text), evaluation(teacher=1.0, pruned=1.5), **parts)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +81,9 @@ def test_the_card_replaces_a_link_or_fifo(
 def test_the_card_says_which_losses_and_how_the_domains_weights_moved(tmp_path: Path) -> None:
     updates = [{"step": step, "weights": [step / 100, 1 - step / 100]} for step in range(1, 31)]
     dynamic = {"domains": ["web", "code"], "updates": updates}
-    distill = {"tokens": 99, "loss": "forward KL", "loss_rule": "a rule", "dynamic_batches": dynamic}
-    write_model_card(tmp_path, summary_of("someone/some-model", "org/text") | {"distill": distill})
+    reported = {"tokens": 99, "loss": "forward KL", "loss_rule": "a rule", "dynamic_batches": dynamic}
+    distill = DistillRecord.model_validate(reported)
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text", distill=distill))
 
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "- loss: forward KL\n- a rule\n" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -9,27 +10,28 @@ import pytest
 import torch
 
 from compressor.core.errors import UsageError
-from compressor.core.hardware import GPUS
-from compressor.distillation.distill_stage import schedule
+from compressor.core.hardware import GPUS, gpu_called
+from compressor.distillation.correct_stage import correction_schedule
+from compressor.distillation.training import schedule
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.presets import PRESETS
 from compressor.planning.cost import (
     Hardware,
+    TrainingEstimate,
     sampling_flops,
     step_seconds,
     training_estimate,
     training_phases,
-    windows_per_gpu,
 )
+from compressor.planning.disk import DiskUse, peak_disk_bytes
 from compressor.planning.plan import make_plan
 from compressor.planning.schedule import (
     Phase,
+    Schedule,
     activation_bytes_per_token,
-    batch_and_steps,
     memory_per_gpu,
-    training_flops_per_token,
 )
-from compressor.recipe.recipe import Distill, Recipe, load_recipe
+from compressor.recipe.recipe import Correction, Distill, Recipe, load_recipe
 from tests.tiny_models import make_model
 
 # One layer: q and o 2 x 8 x 8, k and v 2 x 8 x 4, three MLP matrices of 8 x 16; head 32 x 8.
@@ -49,6 +51,7 @@ LINEAR = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16
 HEAD = 32 * 8
 P_SMALL = LINEAR + 3 * 8 + 2 * HEAD
 P_LARGE = 2 * LINEAR + 5 * 8 + 2 * HEAD
+WHERE: dict[str, Any] = {"seed": 0, "device": "cpu", "dtype": "float32"}
 # Two per weight, and per layer 2 (scores and values) x 2 x 8 query channels x 10 attended tokens.
 FORWARD_SMALL = 2 * (LINEAR + HEAD) + 4 * 8 * 10
 FORWARD_LARGE = 2 * (2 * LINEAR + HEAD) + 2 * 4 * 8 * 10
@@ -59,8 +62,7 @@ def phase(**changes: Any) -> Phase:
         "name": "distill",
         "student": SMALL,
         "teacher": LARGE,
-        "steps": 5,
-        "batch_size": 12,
+        "schedule": Schedule(steps=5, batch_size=12, micro_batch_size=1, warmup_steps=0),
         "context_length": 20,
         **changes,
     }
@@ -71,7 +73,7 @@ def recipe(**overrides: Any) -> Recipe:
     return load_recipe(None, {"model": "llama3.1-8b", "target": "4b-width", **overrides})
 
 
-def estimate(found: Recipe, hardware: Hardware | None = None) -> dict[str, Any]:
+def estimate(found: Recipe, hardware: Hardware | None = None) -> TrainingEstimate:
     teacher, student = PRESETS["llama3.1-8b"].dims, PRESETS["4b-width"].dims
     made = training_estimate(found, teacher, student, hardware or Hardware(), origin=teacher)
     assert made is not None
@@ -89,7 +91,7 @@ def estimate(found: Recipe, hardware: Hardware | None = None) -> dict[str, Any]:
     ],
 )
 def test_flops_per_token(changes: dict[str, Any], expected: int) -> None:
-    assert training_flops_per_token(phase(**changes)) == expected
+    assert phase(**changes).flops_per_token == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_flops_per_token(changes: dict[str, Any], expected: int) -> None:
 def test_flops_per_step_are_the_published_ones(alias: str, published: float) -> None:
     """Minitron, arXiv 2407.14679: batch 1152 at 4096 tokens; theirs count the input embedding as well."""
     alone = phase(student=PRESETS[alias].dims, teacher=None, context_length=4096)
-    assert training_flops_per_token(alone) * 1152 * 4096 == pytest.approx(published, rel=0.12)
+    assert alone.flops_per_token * 1152 * 4096 == pytest.approx(published, rel=0.12)
 
 
 def test_step_time_is_that_of_the_fullest_gpu() -> None:
@@ -107,7 +109,8 @@ def test_step_time_is_that_of_the_fullest_gpu() -> None:
 
     assert step_seconds(phase(), hardware, 4) == pytest.approx(3 * 20 * flops / (312e12 * 0.5))
     assert step_seconds(phase(), hardware, 5) == step_seconds(phase(), hardware, 4)
-    assert [windows_per_gpu(12, count) for count in (1, 5, 12, 100)] == [12, 3, 1, 1]
+    row = estimate(recipe(**{"distill.batch_size": 12}), Hardware(num_gpus=5)).on(5)
+    assert row.windows_per_gpu == {"distill": 3}
 
 
 def test_memory_on_one_gpu() -> None:
@@ -172,96 +175,96 @@ def test_activations_are_what_autograd_saves(model_type: str) -> None:
     assert activation_bytes_per_token(dims) * 256 * 6 == pytest.approx(saved, rel=0.15)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"tokens": 94_000_000_000, "context_length": 8192},
-        {"tokens": 1_800_000_000},
-        {"tokens": 61440, "context_length": 256, "batch_size": 4},
-        {"tokens": 4096},
-        {"tokens": 40_000, "context_length": 100, "batch_size": 1000},
-    ],
-)
-def test_batches_and_steps_are_those_of_the_training(settings: dict[str, int]) -> None:
-    config = Distill(**settings)
-    found = schedule(config, seed=0, device="cpu", dtype="float32")
-    assert batch_and_steps(config) == (found.micro_batch_size * found.accumulation_steps, found.max_steps)
+def test_plan_and_training_spend_a_budget_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every combination by brute force: windows are seen whole, and the plan says what the trainer does."""
+    budgets, processes = (4096, 61440, 999_999, 1_800_000_000), (1,)
+    for tokens, count, batch, micro in itertools.product(budgets, processes, (None, 4, 24, 1150), (1, 2, 3)):
+        given = {"tokens": tokens, "context_length": 256, "batch_size": batch, "micro_batch_size": micro}
+        config = Distill(**given, correction=Correction(mode="first", tokens=3 * tokens))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        planned = training_phases(recipe(distill=config.model_dump()), LARGE, SMALL, count)
+        made = (correction_schedule(config, **WHERE), schedule(config, **WHERE))
+        for phase, trained in zip(planned, made, strict=True):
+            found = phase.schedule
+            assert (found.steps, found.batch_size) == (trained.max_steps, trained.batch_size)
+            assert found.micro_batch_size == trained.micro_batch_size
+            assert found.warmup_steps == trained.warmup_steps
+            budget = {"correct": 3 * tokens, "distill": tokens}[phase.name]
+            windows = budget // 256
+            assert windows - found.batch_size < found.steps * found.batch_size <= windows
+            per_process = math.ceil(found.batch_size / count)
+            assert found.micro_batch_size <= micro
+            assert per_process % found.micro_batch_size == 0
+
+
+def test_a_budget_below_one_window_is_refused_by_the_plan() -> None:
+    with pytest.raises(UsageError, match="does not fill one training window"):
+        estimate(recipe(**{"distill.tokens": 4095}))
 
 
 def test_the_published_run_against_training_from_scratch() -> None:
     made = estimate(recipe(**{"distill.tokens": 94_000_000_000, "distill.context_length": 8192}))
-    scratch = made["from_scratch"]
+    scratch, own = made.from_scratch, made.phases[0]
 
-    assert "15T, as cited by arXiv 2408.11796" in scratch["tokens_rule"]
-    assert scratch["tokens"] == pytest.approx(15e12, rel=1e-3)
-    assert scratch["ratio"]["tokens"] == pytest.approx(15e12 / 94e9, rel=1e-3)
-    flops = made["phases"][0]["flops_per_token"], scratch["flops_per_token"]
-    expected = scratch["tokens"] * flops[1] / (made["phases"][0]["tokens"] * flops[0])
-    assert scratch["ratio"]["gpu_hours"] == pytest.approx(expected, rel=1e-2)
+    assert "15T, as cited by arXiv 2408.11796" in scratch.tokens_rule
+    assert scratch.phase.tokens == pytest.approx(15e12, rel=1e-3)
+    assert scratch.tokens_ratio == pytest.approx(15e12 / 94e9, rel=1e-3)
+    expected = scratch.phase.tokens * scratch.phase.flops_per_token / (own.tokens * own.flops_per_token)
+    assert scratch.gpu_hours_ratio == pytest.approx(expected, rel=1e-2)
 
 
 def test_an_unknown_origin_is_counted_at_twenty_tokens_per_parameter() -> None:
     small = PRESETS["4b-width"].dims
     made = training_estimate(recipe(), PRESETS["llama3.1-8b"].dims, small, Hardware(), origin=small)
     assert made is not None
-    assert made["from_scratch"]["tokens"] == pytest.approx(20 * num_parameters(small), rel=1e-3)
-    assert "2203.15556" in made["from_scratch"]["tokens_rule"]
+    assert made.from_scratch.phase.tokens == pytest.approx(20 * num_parameters(small), rel=1e-3)
+    assert "2203.15556" in made.from_scratch.tokens_rule
 
 
 def test_rows_agree_with_steps_and_price() -> None:
     made = estimate(recipe(), Hardware(num_gpus=24, gpu_hour_price=2.5))
-    rows = {row["num_gpus"]: row for row in made["by_num_gpus"]}
 
-    assert list(rows) == [1, 8, 24, 64, 256, 1024]
-    steps = made["phases"][0]["steps"]
-    for count, row in rows.items():
-        assert row["hours"] == pytest.approx(steps * row["step_s"]["distill"] / 3600, rel=1e-3)
-        assert row["gpu_hours"] == pytest.approx(row["hours"] * count, rel=1e-3)
-        assert row["cost_usd"] == pytest.approx(2.5 * row["gpu_hours"], rel=1e-3)
-    assert made["price_is_assumed"] is False
-    assert estimate(recipe())["gpu_hour_price_usd"] == GPUS["h100"].assumed_hour_price
+    assert [row.num_gpus for row in made.by_num_gpus] == [1, 8, 24, 64, 256, 1024]
+    steps = made.phases[0].steps
+    for row in made.by_num_gpus:
+        assert row.hours == pytest.approx(steps * row.step_s["distill"] / 3600, rel=1e-3)
+        assert row.gpu_hours == pytest.approx(row.hours * row.num_gpus, rel=1e-3)
+        assert row.cost_usd == pytest.approx(2.5 * row.gpu_hours, rel=1e-3)
+    assert made.price_is_assumed is False
+    assert estimate(recipe()).gpu_hour_price_usd == GPUS["h100"].assumed_hour_price
 
 
 def test_what_fits_in_memory() -> None:
-    rows = {row["num_gpus"]: row for row in estimate(recipe())["by_num_gpus"]}
-    assert (rows[1]["fits"], rows[1]["fits_with_checkpointing"]) == (False, False)
-    assert (rows[8]["fits"], rows[8]["fits_with_checkpointing"]) == (True, True)
-    long = estimate(recipe(**{"distill.micro_batch_size": 4}))["by_num_gpus"]
-    assert [(row["fits"], row["fits_with_checkpointing"]) for row in long[1:3]] == [(False, True)] * 2
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "divides", "closest"), [(1152, True, 1152), (1150, False, 1152), (3, False, 64)]
-)
-def test_divisibility_of_the_global_batch(batch_size: int, divides: bool, closest: int) -> None:
-    made = estimate(recipe(**{"distill.batch_size": batch_size}))
-    share = {row["num_gpus"]: row["batch"]["distill"] for row in made["by_num_gpus"]}[64]
-    assert (share["divides"], share["closest_that_divides"]) == (divides, closest)
+    made = estimate(recipe())
+    assert (made.on(1).fits, made.on(1).fits_with_checkpointing) == (False, False)
+    assert (made.on(8).fits, made.on(8).fits_with_checkpointing) == (True, True)
+    long = estimate(recipe(**{"distill.batch_size": 1152, "distill.micro_batch_size": 4}))
+    assert (long.on(8).fits, long.on(8).fits_with_checkpointing) == (False, True)
 
 
 def test_correction_before_distillation_is_a_training_of_the_teacher() -> None:
     settings = {"distill.correction": {"mode": "first", "tokens": 1_000_000_000}}
-    found = training_phases(recipe(**settings), LARGE, SMALL)
+    found = training_phases(recipe(**settings), LARGE, SMALL, 1)
 
     assert [(one.name, one.student, one.teacher) for one in found] == [
-        ("correction", LARGE, None),
+        ("correct", LARGE, None),
         ("distill", SMALL, LARGE),
     ]
     assert found[0].tokens == pytest.approx(1_000_000_000, rel=0.01)
     made = estimate(recipe(**settings))
-    row = made["by_num_gpus"][0]
-    assert row["hours"] == pytest.approx(sum(row["phase_hours"].values()), rel=1e-3)
-    assert set(row["phase_hours"]) == {"correction", "distill"}
+    row = made.on(1)
+    assert row.hours == pytest.approx(sum(row.phase_hours.values()), rel=1e-3)
+    assert set(row.phase_hours) == {"correct", "distill"}
 
 
 def test_other_trainings_of_a_recipe() -> None:
-    alongside = training_phases(recipe(**{"distill.correction": {"mode": "alongside"}}), LARGE, SMALL)
+    alongside = training_phases(recipe(**{"distill.correction": {"mode": "alongside"}}), LARGE, SMALL, 1)
     assert [(one.name, one.trains_teacher) for one in alongside] == [("distill", True)]
-    offline = training_phases(recipe(**{"distill.teacher_logits": "logits"}), LARGE, SMALL)
+    offline = training_phases(recipe(**{"distill.teacher_logits": "logits"}), LARGE, SMALL, 1)
     assert [(one.name, one.teacher) for one in offline] == [("distill", None)]
-    sparse = training_phases(recipe(**{"sparsify.pattern": "2:4", "sparsify.tokens": 10**9}), LARGE, SMALL)
+    sparse = training_phases(recipe(**{"sparsify.pattern": "2:4", "sparsify.tokens": 10**9}), LARGE, SMALL, 1)
     assert [one.name for one in sparse] == ["distill", "recover"]
-    assert training_phases(recipe(**{"distill.tokens": 0}), LARGE, SMALL) == ()
+    assert training_phases(recipe(**{"distill.tokens": 0}), LARGE, SMALL, 1) == ()
     assert training_estimate(recipe(**{"distill.tokens": 0}), LARGE, SMALL, Hardware(), origin=LARGE) is None
 
 
@@ -272,29 +275,69 @@ def test_sampled_text_is_counted() -> None:
 
     assert sampling_flops(alone, LARGE) == 1000 * FORWARD_LARGE
     assert sampling_flops(prompted, LARGE) == (1000 + 84 * 8) * FORWARD_LARGE
-    rows = estimate(alone)["by_num_gpus"]
-    assert set(rows[0]["phase_hours"]) == {"distill", "generate"}
-    assert len({row["phase_hours"]["generate"] for row in rows}) == 1  # one process samples
+    rows = estimate(alone).by_num_gpus
+    assert set(rows[0].phase_hours) == {"distill", "generate"}
+    assert len({row.phase_hours["generate"] for row in rows}) == 1  # one process samples
 
 
 def test_the_disk_holds_every_training_and_every_domain() -> None:
-    def parts(**distill: Any) -> dict[str, int]:
-        settings = {f"distill.{name}": value for name, value in distill.items()}
-        made = make_plan(recipe(**settings), PRESETS["llama3.1-8b"].dims)
-        disk: dict[str, int] = made.document["disk_bytes"]
-        return disk
-
     teacher, student = (num_parameters(PRESETS[name].dims) for name in ("llama3.1-8b", "4b-width"))
-    first, alongside = (parts(correction={"mode": mode}) for mode in ("first", "alongside"))
-    assert first["correct"] == 2 * teacher
-    assert first["training_checkpoints"] == 24 * teacher
-    assert alongside["training_checkpoints"] == 24 * (teacher + student)
+
+    def uses(**distill: Any) -> dict[str, DiskUse]:
+        settings = {f"distill.{name}": value for name, value in distill.items()}
+        made = make_plan(recipe(**{"distill.tokens": 8192, **settings}), PRESETS["llama3.1-8b"].dims)
+        return {use.where: use for use in made.disk}
+
+    first, alongside = (uses(correction={"mode": mode}) for mode in ("first", "alongside"))
+    assert first["stages/correct"].num_bytes == 2 * teacher
+    assert first["stages/correct"].temporary_bytes == 24 * teacher + 4 * 8192
+    assert alongside["stages/distill"].temporary_bytes == 24 * (teacher + student) + 4 * 8192
     domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
-    still, moving = (
-        parts(domains=domains, tokens=1000, dynamic_batches={"variant": variant})["tokens"]
-        for variant in ("off", "clipped")
-    )
-    assert (still, moving) == (4000, 8000)
+    moving = uses(domains=domains, dynamic_batches={"variant": "clipped"})["stages/distill"]
+    assert moving.temporary_bytes == 24 * student + 2 * 4 * 8192
+
+
+def test_a_gguf_file_and_the_teachers_graphs_take_room_and_memory() -> None:
+    teacher = PRESETS["llama3.1-8b"].dims
+    formats = {"export.formats": ["huggingface", "onnx"], "distill.tokens": 0}
+    plain = make_plan(recipe(**formats), teacher)
+    converted = make_plan(recipe(**formats, model="model.gguf"), teacher)
+    assert converted.disk_bytes - plain.disk_bytes == 2 * num_parameters(teacher)
+    graph = next(use for use in plain.disk if use.where == "stages/teacher-onnx")
+    assert graph.num_bytes == 4 * num_parameters(teacher)
+    assert plain.memory_bytes["bench"] == 2 * 4 * num_parameters(teacher)
+    without = make_plan(recipe(**formats, **{"bench.enabled": False}), teacher)
+    assert "bench" not in without.memory_bytes
+    assert plain.disk_bytes - without.disk_bytes == graph.num_bytes
+
+
+def test_the_disk_is_full_when_the_most_is_there_at_once() -> None:
+    uses = [
+        DiskUse(stage="prune", where="a", num_bytes=10),
+        DiskUse(stage="distill", where="b", num_bytes=10, temporary_bytes=100),
+        DiskUse(stage="export", where="c", num_bytes=10),
+    ]
+    assert peak_disk_bytes(uses) == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(name: str, key: str | None) -> None:
+    """Names as the driver gives them; the form decides the rate."""
+    assert gpu_called(name) is (GPUS[key] if key else None)
+    assert GPUS["h100-pcie"].bf16_flops_per_s < GPUS["h100"].bf16_flops_per_s
 
 
 def test_an_unknown_gpu_is_refused() -> None:

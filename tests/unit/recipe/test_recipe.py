@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from compressor.core.errors import UsageError
-from compressor.models.load import plan_dims
+from compressor.models.source import plan_dims
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Distill, Recipe, dump_recipe, load_recipe
 
@@ -133,7 +133,7 @@ def test_published_recipes_hold_the_published_settings(
     distill = recipe.distill
     plan = make_plan(recipe, plan_dims(recipe.model))
 
-    assert plan.target.published == shape
+    assert plan.published_shape == shape
     assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
     floor = distill.learning_rate * distill.min_learning_rate_ratio
     assert (distill.learning_rate, floor) == pytest.approx(learning_rates)

@@ -14,7 +14,7 @@ from compressor.distillation.correct_stage import CORRECT
 from compressor.distillation.distill_stage import DISTILL
 from compressor.distillation.generate_stage import GENERATE
 from compressor.distillation.logits_stage import LOGITS
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Recipe, Section, load_recipe
 from compressor.runs.stage import Stage, StageContext, execute
 from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig

@@ -15,6 +15,7 @@ from compressor.core.errors import NetworkError, ResourceError, UsageError, Veri
 from compressor.data.sources import source_fingerprint
 from compressor.runs.artifact import ARTIFACT_FILE, SCHEMA, ModelArtifact, read_artifact, sealed
 from compressor.runs.discarding import remove_leftovers
+from compressor.runs.inputs import comparable, differences
 from compressor.runs.stage import (
     PARTIAL_SUFFIX,
     STAGE_FILE,
@@ -22,8 +23,6 @@ from compressor.runs.stage import (
     StageContext,
     StageOutcome,
     StageResult,
-    comparable,
-    differences,
     execute,
 )
 
@@ -50,7 +49,12 @@ class Bed:
     fails: Exception | None = None
 
     def stage(self) -> Stage[Config]:
-        return Stage(name="widen", run=self._run, data=lambda config: (config.text,) if config.text else ())
+        return Stage(
+            name="widen",
+            run=self._run,
+            data=lambda config: (config.text,) if config.text else (),
+            fingerprint=source_fingerprint,
+        )
 
     def _run(
         self, config: Config, source: ModelArtifact, out_dir: Path, context: StageContext

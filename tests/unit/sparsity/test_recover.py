@@ -15,7 +15,7 @@ from compressor.distillation.distill_stage import DISTILL
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.load import load_model
 from compressor.models.sparse.low_rank import read_adapter
-from compressor.models.sparse.record import MASKS_FILE, read_masks, read_promise
+from compressor.models.sparse.record import MASKS_FILE, read_masks, read_sparsity
 from compressor.recipe.recipe import Distill, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import execute
@@ -55,13 +55,13 @@ def test_training_lowers_the_loss_and_keeps_the_pattern(
     sparsified: Sparsified, tmp_path: Path, method: str
 ) -> None:
     source, made = recover(sparsified, tmp_path / "out", method=method)
-    promise = read_promise(made.path)
-    assert promise is not None
-    assert promise == read_promise(source.path)
+    sparsity = read_sparsity(made.path)
+    assert sparsity is not None
+    assert sparsity == read_sparsity(source.path)
     assert verify_directory(made.path).checked[0].found["sparsity"]["num_tensors"] == 21
     loss = made.details["curve"]["loss"]
     assert loss[-1] < loss[0]
-    before, after = (read_masks(a.path / MASKS_FILE, promise.shapes) for a in (source, made))
+    before, after = (read_masks(a.path / MASKS_FILE, sparsity.shapes) for a in (source, made))
     is_same = all(torch.equal(before[name], after[name]) for name in before)
     assert is_same is (method == "sparsegpt")
     assert (made.details["moved_share"] == 0) is is_same

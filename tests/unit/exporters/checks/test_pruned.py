@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
-from compressor.models.load import open_checkpoint, resolve_source
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
 from compressor.recipe.recipe import Calibration, Prune

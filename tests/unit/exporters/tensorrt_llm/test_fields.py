@@ -14,14 +14,13 @@ from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.families import FAMILIES
 from compressor.models.sparse.pattern import TWO_OF_FOUR
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.recipe.recipe import Export, TensorRTLLM
 from exporters.registry import exporter_of
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
 from exporters.tensorrt_llm.fields import FIELDS, check_fields
 from exporters.tensorrt_llm.reader import TrtLlmReader
 from exporters.verification.logits import VerifyOptions
-from exporters.verification.sparsity import check_sparsity
 from tests.rope_forms import write_source
 from tests.unit.exporters.conftest import OPTIONS
 from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, Students, write
@@ -166,7 +165,7 @@ def sparse_student(students: Students, path: Path, **shape: int) -> Path:
             tensors[name] = (tensor.unflatten(1, (-1, 4)) * torch.tensor([1, 1, 0, 0])).flatten(1).bfloat16()
             shapes[name] = tuple(tensor.shape)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
+    SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
     return path
 
 
@@ -185,13 +184,13 @@ def test_a_cut_through_groups_is_refused_before_any_file(
     config |= shape
     rows, columns = config["hidden_size"], config["intermediate_size"]
     name = "model.layers.0.mlp.down_proj.weight"
-    promise = Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
+    sparsity = SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
     settings = Export(tensorrt_llm=TensorRTLLM(tp_size=tp_size))
     if tensor is None:
-        exporter_of("tensorrt-llm").check(config, settings, promise)  # 192 / 6 = 32 columns a rank
+        exporter_of("tensorrt-llm").check(config, settings, sparsity)  # 192 / 6 = 32 columns a rank
         return
     with pytest.raises(UnsupportedError, match=tensor):
-        exporter_of("tensorrt-llm").check(config, settings, promise)
+        exporter_of("tensorrt-llm").check(config, settings, sparsity)
     exporter_of("tensorrt-llm").check(config, settings, None)  # a dense one may be cut there
 
 
@@ -204,7 +203,7 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     options = VerifyOptions(console=OPTIONS.console, export=settings)
     exporter_of("tensorrt-llm").write(student, made, options)
     (made / "sparsity.json").write_text((student / "sparsity.json").read_text())
-    assert check_sparsity(exporter_of("tensorrt-llm"), made)["sparsity"]["num_tensors"] == 21
+    assert exporter_of("tensorrt-llm").sparsity(made)["sparsity"]["num_tensors"] == 21
     name = "transformer.layers.1.mlp.proj.weight"
     files = [made / "checkpoint" / f"rank{rank}.safetensors" for rank in range(2)]
     ranks = [load_file(file) for file in files]
@@ -214,7 +213,7 @@ def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -
     with TrtLlmReader(made / "checkpoint") as reader:
         assert torch.equal(reader.stored("model.layers.1.mlp.down_proj.weight"), whole)
     with pytest.raises((VerificationError, UnsupportedError), match=r"down_proj.*rank 0"):
-        check_sparsity(exporter_of("tensorrt-llm"), made)
+        exporter_of("tensorrt-llm").sparsity(made)
 
 
 def test_every_family_with_a_checkpoint_has_a_table() -> None:

@@ -18,7 +18,7 @@ from compressor.choices.formats import FORMATS
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern
-from compressor.models.sparse.record import Promise, carry_promise
+from compressor.models.sparse.record import SparsityRecord, carry_sparsity
 from compressor.quantization.amax import read_amax
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Calibration, Export, Sparsify
@@ -29,7 +29,6 @@ from exporters.export_stage import export_stage
 from exporters.onnx.sparsity import stored_names
 from exporters.registry import exporter_of
 from exporters.verification.record import read_verification
-from exporters.verification.sparsity import check_sparsity
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
 from tests.tiny_models import make_model, save_checkpoint
@@ -81,8 +80,8 @@ def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path
     """Built and checked without being run, which not every CPU can."""
     source = sparse.student()
     exporter_of("onnx-fp16").write(source.path, tmp_path, OPTIONS)
-    carry_promise(source.path, tmp_path)
-    assert check_sparsity(exporter_of("onnx-fp16"), tmp_path)["sparsity"]["num_tensors"] == 21
+    carry_sparsity(source.path, tmp_path)
+    assert exporter_of("onnx-fp16").sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
 
 
 def test_fp8_scales_are_those_of_the_masked_weights(sparse: Sparse) -> None:
@@ -165,8 +164,8 @@ def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path:
 def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: str) -> None:
     dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
     shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
-    with pytest.raises(VerificationError, match="promised to be 2:4 sparse is not"):
-        check_sparsity(exporter_of(name), dense)
+    with pytest.raises(VerificationError, match="recorded as 2:4 sparse is not"):
+        exporter_of(name).sparsity(dense)
 
 
 def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_a_third_nonzero_in_an_int4_blob_is_caught(sparse: Sparse, tmp_path: Pat
     onnx.save(model, made / "model.onnx")
     if nonzero > 2:
         with pytest.raises(VerificationError, match=r"down_proj\.weight\[2, 0:4\]"):
-            check_sparsity(exporter_of("onnx-int4"), made)
+            exporter_of("onnx-int4").sparsity(made)
     else:
         pytest.fail("rounding to int4 left fewer than two non-zeros here: plant elsewhere")
 
@@ -205,7 +204,7 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
 
     source = sparse.student()
     exporter_of(name).write(source.path, tmp_path, OPTIONS)
-    carry_promise(source.path, tmp_path)
+    carry_sparsity(source.path, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     stored = {entry.name: entry for entry in model.graph.initializer}
     # Joined, 64 queries come before the keys.
@@ -217,15 +216,15 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
     matrix.CopyFrom(numpy_helper.from_array(values, matrix.name))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.k_proj\.weight\[3, 8:12\]"):
-        check_sparsity(exporter_of(name), tmp_path)
+        exporter_of(name).sparsity(tmp_path)
 
 
-def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
+def test_a_pattern_demanded_of_a_graph_must_be_recorded(sparse: Sparse, exports: Any) -> None:
     made = sparse.make("onnx")
     assert verify_directory(made, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
-    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+    with pytest.raises(VerificationError, match="has no record of the sparsity"):
         verify_directory(made, pattern=Pattern(1, 4))
-    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+    with pytest.raises(VerificationError, match="has no record of the sparsity"):
         verify_directory(exports.make("onnx"), pattern=Pattern())
 
 
@@ -237,8 +236,8 @@ def test_rows_of_joined_projections_are_found(skipped: tuple[str, ...]) -> None:
         for name, size in rows.items()
         if name not in skipped
     }
-    promise = Promise(pattern=Pattern(), model_type="llama", shapes=shapes)
-    found = stored_names(promise, {"model.layers.0.attn.qkv_proj.MatMul.weight"})
+    sparsity = SparsityRecord(pattern=Pattern(), model_type="llama", shapes=shapes)
+    found = stored_names(sparsity, {"model.layers.0.attn.qkv_proj.MatMul.weight"})
     joined = torch.arange(128)
     starts = {"q_proj": 0, "k_proj": 64, "v_proj": 96}
     for name in shapes:

@@ -433,13 +433,11 @@ SIGNS: list[tuple[str, object]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["longrope", "yarn", "linear"])
+@pytest.mark.parametrize("kind", ["yarn", "linear"])
 def test_a_scaled_rope_is_refused_where_the_class_takes_it_for_another(kind: str) -> None:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8} if kind == "longrope" else {}
-    scaling = {"type": kind, "factor": 4.0, **factors}
-    rope = {"rope_scaling": scaling, "original_max_position_embeddings": 64}
+    scaling = {"rope_type": kind, "factor": 4.0}
     with pytest.raises(UnsupportedError, match="rope_scaling"):
-        check_config({**FAMILY_SHAPES["phi3"], **rope}, where=WHERE)
+        check_config({**FAMILY_SHAPES["phi3"], "rope_scaling": scaling}, where=WHERE)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -20,7 +20,8 @@ from compressor.models.checkpoint import read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.config.rope import rope_of
 from compressor.models.dims import dims_of_config
-from compressor.models.load import load_model, open_checkpoint, resolve_source
+from compressor.models.load import load_model
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint
@@ -220,7 +221,7 @@ LONGROPE = {"rope_type": "longrope", **FACTORS}
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": True}}, "factor"),
         ({"rope_scaling": {"type": "dynamic", "factor": -2.0}}, "factor"),
-        ({"rope_scaling": "linear"}, "no mapping"),
+        ({"rope_scaling": "linear"}, "not a mapping"),
         ({"rope_theta": None}, "rope_theta is null"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta twice"),

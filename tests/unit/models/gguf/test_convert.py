@@ -19,7 +19,7 @@ from compressor.core.errors import CompressExportError, UnsupportedError, UsageE
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.gguf.convert import convert_gguf, gguf_dims
 from compressor.models.gguf.header import read_header
-from compressor.models.load import resolve_source
+from compressor.models.source import resolve_source
 from tests.gguf_files import TinyGguf, llama3_factors
 
 LLAMA3 = {

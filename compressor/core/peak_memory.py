@@ -1,0 +1,76 @@
+"""The most memory that a process and its children hold during some work."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+# Often enough for stages; rare enough not to disturb a benchmark.
+_EVERY_S = 0.5
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """What was measured so far.
+
+    Attributes:
+        num_bytes: Largest resident set of this process, or of it and its children together.
+    """
+
+    def __init__(self) -> None:
+        """Begin with what is resident now."""
+        self.num_bytes = _resident_bytes()
+
+    def look(self, *, again: bool) -> None:
+        """Take a sample; `again`: the system's own record of this process was begun with this work."""
+        self.num_bytes = max(self.num_bytes, _resident_bytes(), _high_water_bytes() if again else 0)
+
+
+@contextlib.contextmanager
+def measured_memory() -> Iterator[PeakMemory]:
+    """Measure the work of a `with` block, twice a second; exactly for this process, where Linux tells."""
+    peak, stop, is_reset = PeakMemory(), threading.Event(), _reset_high_water()
+
+    def sample() -> None:
+        while not stop.wait(_EVERY_S):
+            peak.look(again=False)
+
+    thread = threading.Thread(target=sample, name="peak memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+        peak.look(again=is_reset)
+
+
+def _resident_bytes() -> int:
+    """Resident sets of this process and its children; pages that they share count for each."""
+    import psutil
+
+    process = psutil.Process()
+    total = int(process.memory_info().rss)
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            total += int(child.memory_info().rss)
+    return total
+
+
+def _high_water_bytes() -> int:
+    """The largest resident set of this process since it was reset."""
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _reset_high_water() -> bool:
+    """Begin the system's record of this process's largest resident set anew; False where it has none."""
+    try:
+        _RESET.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""A run's result as one record, from what its stages recorded: printed by `--json`, told by the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from bench.report.results import Results
+from compressor.core.errors import VerificationError
+from compressor.core.hardware import Machine
+from compressor.core.json_files import as_record
+from compressor.core.records import Record
+from compressor.evaluation.record import EvaluationRecord
+from compressor.planning.plan import Plan
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
+from compressor.runs.manifest import STUDENT, ManifestRecord, StageEntry
+from exporters.verification.record import ExportRecord
+
+SCHEMA: Literal["compress-export/run/2"] = "compress-export/run/2"
+# Role in the summary -> directory in the run; exports follow, by their format.
+PLACES = {
+    "generate": "stages/generate",
+    "correct": "stages/correct",
+    "distill": "stages/distill",
+    "sparsify": "stages/sparsify",
+    "recover": "stages/recover",
+    "evaluation": "stages/evaluate",
+    "bench": "bench",
+}
+Details = dict[str, JsonValue]
+Kind = TypeVar("Kind")
+
+
+class _Open(Record):
+    """A part whose stage records more than is read here; all of it is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class WeightUpdate(_Open):
+    """The shares of the domains from one optimizer step on."""
+
+    step: int
+    weights: tuple[float, ...]
+
+
+class DynamicBatchesRecord(_Open):
+    """How the shares of the training domains moved."""
+
+    domains: tuple[str, ...]
+    updates: tuple[WeightUpdate, ...]
+
+
+class DistillRecord(_Open):
+    """What the distill stage reports."""
+
+    tokens: int
+    loss: str
+    loss_rule: str
+    dynamic_batches: DynamicBatchesRecord | None = None
+
+
+class RunSummary(Record):
+    """The result of a run: its plan, and what every stage reports."""
+
+    schema_id: Literal["compress-export/run/2"] = Field(SCHEMA, alias="schema")
+    out_dir: str
+    student: str
+    plan: Plan
+    stages: dict[str, StageEntry]
+    generate: Details | None = None
+    correct: Details | None = None
+    distill: DistillRecord | None = None
+    sparsify: Details | None = None
+    recover: Details | None = None
+    evaluation: EvaluationRecord
+    exports: dict[str, ExportRecord]
+    bench: Results | None = None
+    versions: dict[str, str]
+    hardware: Machine
+    warnings: tuple[str, ...]
+
+
+def summary_of(
+    out_dir: Path,
+    *,
+    plan: Plan,
+    manifest: ManifestRecord,
+    made: Mapping[str, ModelArtifact],
+    exports: Mapping[str, ModelArtifact],
+) -> RunSummary:
+    """A run's result, from what its stages recorded.
+
+    Args:
+        out_dir: The run.
+        plan: Its plan.
+        manifest: Its manifest.
+        made: Artifacts by role: `evaluation`, and those of `PLACES` that there are.
+        exports: Artifacts of exports by format, in the order they were made.
+
+    Raises:
+        VerificationError: for a record that lacks what a summary needs.
+    """
+    if "evaluation" not in made or manifest.hardware is None:
+        raise VerificationError(
+            "the run's records do not give a summary",
+            where=str(out_dir),
+            expected="an evaluation, and the machine in the manifest",
+            hint="the command that made the run, again, finishes it",
+        )
+    kinds: dict[str, type[BaseModel]] = {
+        "distill": DistillRecord,
+        "evaluation": EvaluationRecord,
+        "bench": Results,
+    }
+    details = {
+        role: details_of(artifact, kinds[role]) if role in kinds else artifact.details
+        for role, artifact in made.items()
+    }
+    stage_warnings = (warning for stage in manifest.stages.values() for warning in stage.warnings)
+    return RunSummary.model_validate(
+        {
+            "out_dir": str(out_dir),
+            "student": str(out_dir / STUDENT),
+            "plan": plan,
+            "stages": manifest.stages,
+            **details,
+            "exports": {name: details_of(artifact, ExportRecord) for name, artifact in exports.items()},
+            "versions": manifest.versions,
+            "hardware": manifest.hardware,
+            "warnings": (*manifest.warnings, *stage_warnings),
+        }
+    )
+
+
+def details_of(artifact: ModelArtifact, kind: type[Kind]) -> Kind:
+    """What a stage reports of itself, as a record.
+
+    Raises:
+        VerificationError: naming the first field that is not as it was written.
+    """
+    file = artifact.path / ARTIFACT_FILE
+    hint = "the same command with --restart-from this stage"
+    return as_record(kind, artifact.details, what="what this stage reports", where=file, hint=hint)

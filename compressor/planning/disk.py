@@ -1,0 +1,110 @@
+"""What a run writes, stage by stage: what stays, and what is there only while a stage works. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
+from compressor.core.records import Record
+from compressor.models.dims import Dims, num_parameters, weight_bytes
+from compressor.recipe.recipe import Recipe
+
+# A GGUF file is converted into a directory whose name is decided when it is read.
+CONVERTED = "stages/*-v[0-9]*"
+# Float32 weights and AdamW's two moments, of two checkpoints: the older goes when the newer is complete.
+_CHECKPOINT_BYTES = 2 * 12
+_TOKEN_BYTES = 4
+
+
+class DiskUse(Record):
+    """One directory of a run.
+
+    Attributes:
+        stage: The stage that writes it, as `--restart-from` calls it.
+        where: The directory, relative to the run's; a pattern where its name is not known before.
+        num_bytes: What stays.
+        temporary_bytes: What is there in addition while the stage works.
+    """
+
+    stage: str
+    where: str
+    num_bytes: int
+    temporary_bytes: int = 0
+
+
+def teacher_graphs(recipe: Recipe) -> dict[str, str]:
+    """The formats that the benchmark writes the teacher in, by precision, beside the student's export."""
+    formats = recipe.export_formats()
+    return {own: name for own, name in recipe.bench.read_formats().items() if name in formats}
+
+
+def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:
+    """The most that these directories hold at one time, made one after the other."""
+    peak = kept = 0
+    for use in uses:
+        kept += use.num_bytes
+        peak = max(peak, kept + use.temporary_bytes)
+    return peak
+
+
+def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -> tuple[DiskUse, ...]:
+    """Everything that a run writes, in the order of its stages.
+
+    Args:
+        recipe: The run.
+        teacher: The teacher's dimensions.
+        student: The student's.
+        converts: Whether the teacher is a GGUF file, of which a checkpoint is made first.
+    """
+    sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
+    uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
+    uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen))
+    uses += _trainings(recipe, teacher, student)
+    if recipe.quantize.fp8:
+        both = sixteen + weight_bytes(student, "fp8")
+        uses.append(DiskUse(stage="quantize", where="stages/quantize", num_bytes=both))
+    uses.append(DiskUse(stage="export", where="student", num_bytes=sixteen))
+    for name in recipe.export_formats():
+        if name != STUDENT_FORMAT:
+            size = weight_bytes(student, FORMATS[name].precisions[0])
+            uses.append(DiskUse(stage="export", where=f"exports/{name}", num_bytes=size))
+    for precision, name in teacher_graphs(recipe).items():
+        size = weight_bytes(teacher, precision)
+        uses.append(DiskUse(stage="bench", where=f"stages/teacher-{name}", num_bytes=size))
+    return tuple(uses)
+
+
+def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse]:
+    """Sampling, correction, distillation, sparsification and recovery, as far as they are asked for."""
+    distill, sixteen = recipe.distill, weight_bytes(student, "bf16")
+    own, original = num_parameters(student), num_parameters(teacher)
+    generated = distill.generate.tokens if distill.tokens else 0
+    if generated:
+        yield DiskUse(stage="generate", where="stages/generate", num_bytes=_TOKEN_BYTES * generated)
+    # Any domain may turn out to be the one that dynamic batches draw from.
+    num_domains = len(distill.mixture()) + (generated > 0)
+    copies = 1 if distill.dynamic_batches.variant == "off" else num_domains
+    if distill.tokens and distill.correction.mode == "first":
+        tokens = distill.correction.tokens or distill.tokens
+        yield DiskUse(
+            stage="correct",
+            where="stages/correct",
+            num_bytes=weight_bytes(teacher, "bf16"),
+            temporary_bytes=_CHECKPOINT_BYTES * original + _TOKEN_BYTES * tokens,
+        )
+    if distill.tokens:
+        trained = own + (original if distill.correction.mode == "alongside" else 0)
+        yield DiskUse(
+            stage="distill",
+            where="stages/distill",
+            num_bytes=sixteen,
+            temporary_bytes=_CHECKPOINT_BYTES * trained + _TOKEN_BYTES * copies * distill.tokens,
+        )
+    if recipe.sparsify.pattern is None:
+        return
+    sparse = sixteen + sixteen // 16  # and one bit per weight for the mask
+    yield DiskUse(stage="sparsify", where="stages/sparsify", num_bytes=sparse)
+    recovery = distill.tokens if recipe.sparsify.tokens is None else recipe.sparsify.tokens
+    if recovery:
+        training = _CHECKPOINT_BYTES * own + _TOKEN_BYTES * copies * recovery
+        yield DiskUse(stage="recover", where="stages/recover", num_bytes=sparse, temporary_bytes=training)

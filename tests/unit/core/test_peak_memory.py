@@ -1,0 +1,48 @@
+"""Peak memory of a piece of work: its own, not that of what came before it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from compressor.core import peak_memory
+from compressor.core.peak_memory import measured_memory
+
+MIB = 1 << 20
+_CHILD = (
+    f"import time; data = bytearray(300 * {MIB}); data[::4096] = b'1' * len(data[::4096]); time.sleep(1.5)"
+)
+
+
+def hold(num_bytes: int) -> None:
+    data = bytearray(num_bytes)
+    data[::4096] = b"1" * len(data[::4096])
+
+
+def measured(num_bytes: int) -> int:
+    with measured_memory() as peak:
+        hold(num_bytes)
+    return peak.num_bytes
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux resets its record")
+def test_a_small_work_after_a_large_one_is_small() -> None:
+    large, small = measured(400 * MIB), measured(40 * MIB)
+    assert large - small > 300 * MIB
+
+
+def test_children_count() -> None:
+    alone = measured(0)
+    with measured_memory() as peak:
+        subprocess.run([sys.executable, "-c", _CHILD], check=True)
+    assert peak.num_bytes - alone > 250 * MIB
+
+
+def test_where_the_system_keeps_no_record_samples_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak_memory, "_reset_high_water", lambda: False)
+    data = bytearray(b"1") * (100 * MIB)
+    with measured_memory() as peak:
+        del data
+    assert peak.num_bytes > 100 * MIB
