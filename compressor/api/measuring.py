@@ -40,7 +40,7 @@ def export(
         VerificationError: when the export computes something else.
     """
     from compressor.models.checkpoint import read_config
-    from compressor.models.sparse.record import read_promise
+    from compressor.models.sparse.record import read_sparsity
     from exporters.export_stage import export_stage
     from exporters.registry import check_exports, exporter_of, require_tools
 
@@ -48,7 +48,7 @@ def export(
     execution.begin(out_dir, [model])
     require_tools([form], engine=settings.tensorrt_llm.require_engine)
     if Path(model).is_dir():
-        check_exports([form], read_config(Path(model)), settings, promise=read_promise(Path(model)))
+        check_exports([form], read_config(Path(model)), settings, sparsity=read_sparsity(Path(model)))
     source = _quantized(model) if FORMATS[form].needs_fp8 else execution.open(model, out_dir)
     if form == STUDENT_FORMAT and precision is not None:
         refuse_other_dtype(source.path, precision)
@@ -132,9 +132,8 @@ def bench(
     _refuse_other_device(execution.environment.device)
     arms = open_arms(selection, out_dir, export=export, execution=execution)
     config = BenchStageConfig(
-        bench=settings,
+        bench=settings.model_copy(update={"runtime": selection.runtime.name}),
         comparisons=fair_comparisons(tuple(arms.artifacts), which=settings.baselines),
-        runtime=selection.runtime.name,
         shapes=arms.shapes,
     )
     others = {**arms.artifacts, **arms.engines}

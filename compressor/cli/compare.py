@@ -41,8 +41,8 @@ def compare(
 ) -> None:
     """Compare two results.json of `bench`; exit code 7 on a regression or a mismatch.
 
-    Tight on the ratio to the first model of the same run, loose on absolute throughput. In a GitHub
-    workflow the table goes into the step's summary too.
+    The ratio to the first model of the same run has a small tolerance, absolute throughput a large one.
+    In a GitHub workflow the table is also appended to the step's summary.
     """
     from bench.compare.gate import Thresholds, compare_results
     from bench.compare.gate_report import gate_document, render_gate
@@ -64,4 +64,5 @@ def compare(
             where=str(current),
             expected="PASS",
             found=(reasons or list(report.mismatches))[0],
+            hint="make the model as fast as before, or measure a new baseline if this speed is intended",
         )
