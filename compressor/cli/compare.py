@@ -26,10 +26,25 @@ FAILING: dict[str, frozenset[str]] = {
     type=click.Choice(list(FAILING)),
     default="regression",
     show_default=True,
-    help="regression: also on a mismatch; noisy: on anything but PASS.",
+    help=(
+        "Verdicts that end with exit code 7; regression: a slow-down, or benchmarks that cannot be compared; "
+        "noisy: every verdict but PASS; never: none."
+    ),
 )
-@click.option("--ratio-tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True)
-@click.option("--absolute-tolerance", type=click.FloatRange(0, 1), default=0.25, show_default=True)
+@click.option(
+    "--ratio-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Tolerated loss of a model's speed-up over the first model of the same run, as a fraction.",
+)
+@click.option(
+    "--absolute-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Tolerated loss of a model's own throughput, as a fraction.",
+)
 @showing
 def compare(
     baseline: Path,
