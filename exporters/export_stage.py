@@ -7,7 +7,7 @@ from pathlib import Path
 from compressor.models.checkpoint import read_config
 from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
-from compressor.models.sparse.record import carry_promise, read_promise
+from compressor.models.sparse.record import carry_sparsity, read_sparsity
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -25,7 +25,7 @@ def export_stage(name: str) -> Stage[Export]:
     exporter = exporter_of(name)
 
     def run(config: Export, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-        exporter.check(read_config(source.path), config, read_promise(source.path))
+        exporter.check(read_config(source.path), config, read_sparsity(source.path))
         start_afresh(out_dir)
         options = VerifyOptions(
             console=context.console,
@@ -36,7 +36,7 @@ def export_stage(name: str) -> Stage[Export]:
         if not exporter.keeps_adapter:
             refuse_adapter(source.path, by=f"the {name} export")
         exporter.write(source.path, out_dir, options)
-        carry_promise(source.path, out_dir)
+        carry_sparsity(source.path, out_dir)
         verification = exporter.verify(out_dir, source.path, options)
         checks = verification.checks | exporter.sparsity(out_dir)
         verification = verification.model_copy(update={"checks": checks})

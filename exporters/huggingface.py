@@ -19,7 +19,7 @@ from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_con
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.load import copy_checkpoint
 from compressor.models.sparse.low_rank import ADAPTER_DIRECTORY, has_adapter, read_adapter
-from compressor.models.sparse.record import Promise, check_checkpoint_sparsity
+from compressor.models.sparse.record import SparsityRecord, check_checkpoint_sparsity
 from compressor.models.tokenizer import TOKENIZER_FILE
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax, recorded
@@ -30,7 +30,6 @@ from compressor.quantization.record import check_record
 from exporters.checks.checkpoint import check_checkpoint
 from exporters.checks.equality import expect_bits, expect_equal_fields
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -40,6 +39,7 @@ from exporters.verification.logits import (
 )
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES
 
 # Beside the tensors, all that decides what transformers computes of a text.
 _DECIDING_FILES = (CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
@@ -52,9 +52,9 @@ class _CheckpointExporter(Exporter):
         """Check headers, shapes, the number of parameters, finite values and scales."""
         return check_checkpoint(directory)
 
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor."""
-        return check_checkpoint_sparsity(directory, promise)
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor."""
+        return check_checkpoint_sparsity(directory, sparsity)
 
 
 class HuggingFaceExporter(_CheckpointExporter):

@@ -12,13 +12,14 @@ from pydantic import JsonValue
 
 from compressor.choices.formats import Format
 from compressor.core.errors import VerificationError
-from compressor.models.sparse.record import Promise, read_promise
+from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
-from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
+from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.prompts import Prompt, describe_prompts
 from exporters.verification.record import Engine, Status, Verification
+from exporters.verification.tolerance import Tolerance, check_tolerance
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Exporter(ABC):
         return Export()
 
     def check(  # noqa: B027 - a format that expresses every model has nothing to refuse
-        self, config: dict[str, object], export: Export, promise: Promise | None
+        self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None
     ) -> None:
         """Refuse a model that the format cannot express, before anything is loaded or written.
 
         Args:
             config: The model's Hugging Face config.
             export: The recipe's settings of exports.
-            promise: The sparsity that the model has, or will have.
+            sparsity: The sparsity that the model has, or will have.
 
         Raises:
             UnsupportedError: naming the field, and what to do.
@@ -87,27 +88,27 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor as this format stores it; returns their number.
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor as this format stores it; returns their number.
 
         Raises:
             VerificationError: naming the first tensor with too many non-zeros.
         """
 
-    def sparsity(self, directory: Path, *, promise: Promise | None = None) -> dict[str, JsonValue]:
-        """Check the sparsity that a directory promises, or the given one.
+    def sparsity(self, directory: Path, *, sparsity: SparsityRecord | None = None) -> dict[str, JsonValue]:
+        """Check the sparsity that a directory's record states, or the given one.
 
         Returns:
-            `sparsity` with the pattern and how many tensors keep it; nothing where nothing is promised.
+            `sparsity` with the pattern and how many tensors keep it; nothing for a dense model.
 
         Raises:
             VerificationError: naming the first tensor with too many non-zeros.
         """
-        promise = promise or read_promise(directory)
-        if promise is None:
+        sparsity = sparsity or read_sparsity(directory)
+        if sparsity is None:
             return {}
-        num_tensors = self.check_sparsity(directory, promise)
-        return {"sparsity": {"pattern": str(promise.pattern), "num_tensors": num_tensors}}
+        num_tensors = self.check_sparsity(directory, sparsity)
+        return {"sparsity": {"pattern": str(sparsity.pattern), "num_tensors": num_tensors}}
 
     def enforce(self, verification: Verification, export: Export) -> None:
         """Refuse an export beyond its tolerance, or beyond a gate that the recipe sets.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT, Format
 from compressor.core.errors import DependencyError
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.recipe.recipe import Export
 from compressor.runs.manifest import STUDENT
 from exporters.protocol import Exporter
@@ -32,7 +32,11 @@ def place_of(name: str) -> str:
 
 
 def check_exports(
-    formats: Sequence[str], config: dict[str, object], export: Export, *, promise: Promise | None = None
+    formats: Sequence[str],
+    config: dict[str, object],
+    export: Export,
+    *,
+    sparsity: SparsityRecord | None = None,
 ) -> None:
     """Refuse, from its config alone, a model that one of these formats cannot express.
 
@@ -40,7 +44,7 @@ def check_exports(
         UnsupportedError: naming the format's reason.
     """
     for name in formats:
-        exporter_of(name).check(config, export, promise)
+        exporter_of(name).check(config, export, sparsity)
 
 
 def require_tools(formats: Sequence[str], *, engine: bool = False) -> None:

@@ -40,7 +40,7 @@ def export(
         VerificationError: when the export computes something else.
     """
     from compressor.models.checkpoint import read_config
-    from compressor.models.sparse.record import read_promise
+    from compressor.models.sparse.record import read_sparsity
     from exporters.export_stage import export_stage
     from exporters.registry import check_exports, exporter_of, require_tools
 
@@ -48,7 +48,7 @@ def export(
     execution.begin(out_dir, [model])
     require_tools([form], engine=settings.tensorrt_llm.require_engine)
     if Path(model).is_dir():
-        check_exports([form], read_config(Path(model)), settings, promise=read_promise(Path(model)))
+        check_exports([form], read_config(Path(model)), settings, sparsity=read_sparsity(Path(model)))
     source = _quantized(model) if FORMATS[form].needs_fp8 else execution.open(model, out_dir)
     if form == STUDENT_FORMAT and precision is not None:
         refuse_other_dtype(source.path, precision)

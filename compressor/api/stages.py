@@ -136,7 +136,7 @@ def distill(
         UsageError: without a teacher or tokens, or for settings of another stage.
     """
     from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
-    from compressor.models.sparse.record import read_promise
+    from compressor.models.sparse.record import read_sparsity
     from compressor.runs.artifact import read_artifact
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 
@@ -155,7 +155,7 @@ def distill(
     others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
     source = execution.open(student, out_dir)
     taught_by = execution.open(teacher, out_dir, tokenizer=False) if teacher else None
-    if read_promise(source.path) is None:
+    if read_sparsity(source.path) is None:
         return execution.run(DISTILL, settings, source, out_dir, teacher=taught_by, others=others)
     refuse_unused_losses(settings)
     execution.console.info("the student is sparse: its mask is kept")
@@ -258,10 +258,13 @@ def refuse_unused_losses(settings: Distill) -> None:
     Raises:
         UsageError: naming them.
     """
-    unused = settings.loss_choices()
+    from compressor.sparsity.sparse_finetune import FOLLOWED_LOSSES
+
+    followed = {f"distill.{name}" for name in FOLLOWED_LOSSES}
+    unused = [name for name in settings.loss_choices() if name not in followed]
     require(
         not unused,
-        "a sparse model is trained by forward KL and cross-entropy on all logits, and by nothing else",
+        "a sparse model is trained with the KL weight of sparsify, by an unchanging teacher in memory",
         where=", ".join(unused),
         hint="leave them out; --recovery-kl-weight and --recovery-temperature set its loss",
     )

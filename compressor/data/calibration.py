@@ -1,4 +1,4 @@
-"""Windows that only set statistics, spread evenly over the text that they are taken from.
+"""Calibration sequences, spread evenly over the text that they are taken from.
 
 The first windows of a text are one subject and one author; windows from all over it are the text. Of the
 W windows of the training part, `size` are taken by systematic sampling: at equal distances, from a random
@@ -46,7 +46,7 @@ class CalibrationWindows:
         if len(self.ids) == calibration.size:
             return None
         return (
-            f"the calibration text fills {len(self.ids)} windows of {calibration.seq_len} tokens, "
+            f"the calibration text fills {len(self.ids)} sequences of {calibration.seq_len} tokens, "
             f"not {calibration.size}"
         )
 

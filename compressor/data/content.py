@@ -1,4 +1,4 @@
-"""What a file's first bytes say: no text at all, or rows under a name that is not a table's."""
+"""What a file's first bytes say: that it is binary, or holds rows although its name says plain text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from compressor.core.errors import UsageError
 from compressor.data.rows import LEADING_FIELDS
 
-# First bytes of what is no text, and what to call it.
+# First bytes of binary files, and what to call them.
 _BINARY_KINDS = (
     (b"PAR1", "a Parquet file without its suffix"),
     (b"PK\x03\x04", "a zip archive (.zip, .docx, .xlsx, ...)"),
@@ -34,7 +34,7 @@ _COLUMN = re.compile(r"\w*")
 
 
 def refuse_binary(path: Path, head: bytes) -> None:
-    """Refuse what its first bytes show to be no text.
+    """Refuse a file whose first bytes show that it is binary.
 
     Raises:
         UsageError: naming what it is.
@@ -45,7 +45,7 @@ def refuse_binary(path: Path, head: bytes) -> None:
             "this text is not UTF-8", where=str(path), found="UTF-16", hint="iconv -f utf-16 -t utf-8"
         )
     if found is None and b"\0" in head:
-        # Text may hold a NUL. What is full of them, or no UTF-8 either, is none.
+        # Text may hold a NUL. A file that is full of them, or not UTF-8 either, is binary.
         is_full = len(head) >= _MANY_BYTES and head.count(0) > len(head) // 3
         try:
             codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -54,7 +54,11 @@ def refuse_binary(path: Path, head: bytes) -> None:
         found = "binary content" if is_full else None
     if found is not None:
         raise UsageError(
-            "this file is no text", where=str(path), expected="plain text, JSON, CSV or Parquet", found=found
+            "this file is not text",
+            where=str(path),
+            expected="plain text, JSON, CSV or Parquet",
+            found=found,
+            hint="convert it to one of these, or leave it out of the directory or pattern",
         )
 
 
@@ -66,7 +70,7 @@ def begins_like_json(content: bytes) -> bool:
 def holds_json_rows(content: bytes) -> bool:
     """Whether text begins with two objects that are rows, of a list or not, or is a single one.
 
-    Text in which prose follows an object is none, such as a page about JSON.
+    Text in which prose follows an object does not count, such as a page about JSON.
     """
     text = content.decode("utf-8", errors="ignore").removeprefix("\ufeff")
     decoder, position, num_rows = json.JSONDecoder(), _behind_space(text, 0), 0

@@ -268,7 +268,7 @@ def _behind_headers(
 ) -> dict[int, int]:
     """Where answers begin whose header the template writes with the answer alone, or not at all.
 
-    That is where renderings of the same turn with other contents part. White space alone is no header.
+    That is where renderings of the same turn with other contents part. White space alone is not a header.
     """
     jobs = [
         _job(chat, [*chat.messages[:number], _saying(chat.messages[number], content)])
@@ -280,7 +280,7 @@ def _behind_headers(
     for (number, prefix), one, other in zip(before.items(), texts, texts, strict=True):
         if one == other:
             raise UnsupportedError(
-                "the chat template writes nothing of an answer, so where it begins cannot be told",
+                "the chat template leaves out an answer, so where it begins cannot be found",
                 where=chat.where or None,
                 expected="the content of each message of the assistant",
                 found=f"nothing of message {number}, rewritten",

@@ -47,9 +47,9 @@ _GLOB_CHARACTERS = frozenset("*?[")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _HEAD_BYTES = 4096
 BOM = b"\xef\xbb\xbf"
-# A line longer than this is no row of a text but a mistake, or an attack on the memory.
+# A line longer than this is a mistake, or an attack on the memory.
 MAX_LINE_BYTES = 1 << 28
-# Text shrinks to a tenth; what unpacks to so many times its size, and much, is no text.
+# Text shrinks to a tenth; a large file that unpacks to more times its size is not text.
 MAX_UNPACKING_RATIO = 500
 _ALWAYS_UNPACKED_BYTES = 1 << 30
 
@@ -122,7 +122,7 @@ def find_files(spec: str) -> LocalText:
             return LocalText(spec=spec, files=files, folder=path)
         found = {file.relative_to(path).as_posix(): file for file in _files_below(path)}
         if not found:
-            raise UsageError("this directory holds no text", where=spec)
+            raise UsageError("this directory holds no text", where=spec, hint="put text files into it")
     elif path.exists() or _GLOB_CHARACTERS.isdisjoint(spec):
         return LocalText(spec=spec, files=(_text_file(path, path.name, is_alone=True),))
     else:
@@ -221,7 +221,12 @@ class _Unpacked(io.RawIOBase):
         try:
             content = self._inner.read(len(buffer))
         except (EOFError, OSError, zlib.error, ArrowException) as error:
-            raise UsageError("this file cannot be unpacked", where=str(self._path), found=error) from error
+            raise UsageError(
+                "this file cannot be unpacked",
+                where=str(self._path),
+                found=error,
+                hint="copy or compress it again",
+            ) from error
         self._num_bytes += len(content)
         if self._num_bytes > self._limit:
             raise UsageError(
@@ -229,6 +234,7 @@ class _Unpacked(io.RawIOBase):
                 where=str(self._path),
                 expected=f"at most {self._limit:,} bytes",
                 found="more",
+                hint="unpack it and give the unpacked file, if it really is text",
             )
         buffer[: len(content)] = content
         return len(content)
@@ -258,7 +264,7 @@ def _matches(spec: str, path: Path) -> dict[str, Path]:
     found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute one
     files = [Path(match) for match in found if not Path(match).is_dir()]
     if not files:
-        raise UsageError("no file matches this pattern", where=spec)
+        raise UsageError("no file matches this pattern", where=spec, hint="check the path and the pattern")
     directory = os.path.commonpath([file.parent for file in files])
     return {file.relative_to(directory).as_posix(): file for file in files}
 
@@ -285,20 +291,28 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
         what = (
             "this text does not exist" if isinstance(error, FileNotFoundError) else "this text cannot be read"
         )
-        raise UsageError(what, where=str(path), found=error.strerror) from error
+        raise UsageError(
+            what, where=str(path), found=error.strerror, hint="check the path and its permissions"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(
-            "this text is no file", where=str(path), expected="a regular file", found="a FIFO or device"
+            "this text is not a regular file",
+            where=str(path),
+            found="a FIFO or device",
+            hint="write its content to a file and give that",
         )
     if status.st_size == 0 and is_alone:
-        raise UsageError("this text is empty", where=str(path))
+        raise UsageError("this text is empty", where=str(path), hint="give a file with text")
     packed = path.suffix.lower() in _PACKED_SUFFIXES
     kind = _kind_of_name(path)
     head = _head(path)
     is_packed = head.startswith((_GZIP, _ZSTD))
     if packed and not is_packed and status.st_size:
         raise UsageError(
-            "this file is not compressed as its name says", where=str(path), found=repr(head[:8])
+            "this file is not compressed as its name says",
+            where=str(path),
+            found=repr(head[:8]),
+            hint="rename it without .gz or .zst, or compress it",
         )
     if kind == "parquet":
         if is_packed:
@@ -319,7 +333,12 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
     except OSError as error:
-        raise UsageError("this text cannot be read", where=str(path), found=error.strerror) from error
+        raise UsageError(
+            "this text cannot be read",
+            where=str(path),
+            found=error.strerror,
+            hint="check the file's permissions",
+        ) from error
 
 
 def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:

@@ -41,7 +41,10 @@ def hub_name(spec: str) -> HubName:
     data_set, config, split, *more = [*spec.split(":"), "", ""]
     if any(more):
         raise UsageError(
-            "this is neither a file nor a data set", where=spec, expected="ID, ID:CONFIG or ID:CONFIG:SPLIT"
+            "this is neither a file nor a data set of the hub",
+            where=spec,
+            expected="ID, ID:CONFIG or ID:CONFIG:SPLIT",
+            hint="check the path; a path that starts with / or ./ is always a file",
         )
     return HubName(data_set, config, split or _DEFAULT_SPLIT)
 
@@ -50,7 +53,7 @@ def check_hub_split(spec: str) -> None:
     """Refuse a data set without the split that is to be read of it.
 
     Raises:
-        UsageError: for what is no data set id, configuration or split; with the splits that there are.
+        UsageError: for what is not a data set id, configuration or split; with the splits that there are.
         NetworkError: when the hub cannot be reached.
     """
     _open(spec)
@@ -65,7 +68,7 @@ def open_hub_data_set(spec: str, bounds: tuple[int, int | None], state: Mapping[
         state: What the stream's `state_dict()` returned, to continue behind the row taken last.
 
     Raises:
-        UsageError: for what is no data set id, configuration or split.
+        UsageError: for what is not a data set id, configuration or split.
         NetworkError: when the hub cannot be reached.
     """
     stream = _open(spec)
@@ -87,7 +90,12 @@ def _open(spec: str) -> Any:
     except OSError as error:
         raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error
     except ValueError as error:
-        raise UsageError("the data set cannot be read under this name", where=spec, found=error) from error
+        raise UsageError(
+            "the data set cannot be read under this name",
+            where=spec,
+            found=error,
+            hint="check the id and the configuration on the data set's page",
+        ) from error
     if name.split not in splits:
         raise UsageError(
             "the data set has no such split",
@@ -104,7 +112,7 @@ def hub_revision(spec: str) -> str:
     """The revision that the hub holds now.
 
     Raises:
-        UsageError: for what is no data set id.
+        UsageError: for what is not a data set id.
         NetworkError: when the hub cannot be asked.
     """
     from huggingface_hub import HfApi
@@ -113,7 +121,12 @@ def hub_revision(spec: str) -> str:
     try:
         return str(HfApi().dataset_info(hub_name(spec).data_set).sha)
     except HFValidationError as error:
-        raise UsageError("this is neither a file nor a data set id", where=spec, found=error) from error
+        raise UsageError(
+            "this is neither a file nor a data set id",
+            where=spec,
+            found=error,
+            hint="check the path, or give the id of a data set such as NAME/DATASET",
+        ) from error
     except (OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError) as error:
         raise NetworkError(
             "the data set's revision cannot be asked for",

@@ -50,6 +50,7 @@ _ROLES = {
 }
 # Who calls a function in the turn whose text is the call, as JSON.
 _CALLER = "function_call"
+_HINT = "correct or remove this row"
 # Far deeper than calls and schemas are, and far from what JSON and templates are able to.
 _MAX_LEVELS = 100
 # What a table, or OpenAI's interface, may keep as JSON.
@@ -67,7 +68,7 @@ def read_messages(raw: object, where: str) -> list[Message]:
     A content is a string; None beside calls or reasoning where a row has none.
 
     Raises:
-        UsageError: for what is no conversation, with its place.
+        UsageError: for what is not a conversation, with its place.
     """
     if not isinstance(raw, list) or not raw:
         raise _no_conversation(where, f"{type(raw).__name__}")
@@ -88,7 +89,10 @@ def require_shallow(value: object, where: str) -> None:
         if not level:
             return
     raise UsageError(
-        "a conversation's JSON is nested too deeply", where=where, expected=f"at most {_MAX_LEVELS} levels"
+        "a conversation's JSON is nested too deeply",
+        where=where,
+        expected=f"at most {_MAX_LEVELS} levels",
+        hint=_HINT,
     )
 
 
@@ -114,7 +118,7 @@ def _message(raw: object, where: str, number: int) -> Message:
     message["role"] = _ROLES.get(role, role)
     if "function_call" in message:
         raise UsageError(
-            "a message holds the deprecated 'function_call'", where=where, expected="'tool_calls'"
+            "a message holds the deprecated 'function_call'", where=where, hint="give it as 'tool_calls'"
         )
     calls = _calls(message.get("tool_calls"), where, number)
     if calls:
@@ -143,6 +147,7 @@ def _from_sharegpt(message: dict[str, object], where: str, number: int) -> dict[
             where=where,
             expected=", ".join((*_ROLES, _CALLER)),
             found=f"message {number}: {speaker!r}",
+            hint="rename the speaker to one of these",
         )
     rest = {key: item for key, item in message.items() if key not in ("from", "value")}
     return {"role": speaker, "content": value, **rest}
@@ -156,10 +161,11 @@ def _with_calls(message: dict[str, object], where: str, number: int) -> dict[str
         isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
     ):
         raise UsageError(
-            "a function_call is no call",
+            "a function_call is not a call",
             where=where,
             expected='{"name": ..., "arguments": {...}}',
             found=f"message {number}: {str(message.get('content'))[:80]}",
+            hint=_HINT,
         )
     rest = {key: item for key, item in message.items() if key != "content"}
     return {**rest, "tool_calls": [{"type": "function", "function": call} for call in calls]}
@@ -169,7 +175,7 @@ def _calls(raw: object, where: str, number: int) -> list[object]:
     """A message's calls, also where a table keeps them as JSON."""
     calls = [] if raw is None else decoded(raw)
     if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise _no_conversation(where, f"the tool_calls of message {number} are no list of objects")
+        raise _no_conversation(where, f"the tool_calls of message {number} are not a list of objects")
     return [_with_arguments(call) for call in calls]
 
 
@@ -201,6 +207,7 @@ def _content(content: object, where: str, number: int) -> str:
                 where=where,
                 expected='{"type": "text", "text": ...}',
                 found=f"message {number}: a part of type {kind!r}",
+                hint="remove rows with images, audio or files",
             )
         parts.append(text)
     return "".join(parts)
@@ -246,8 +253,9 @@ def is_response(message: Message, *, where: str) -> bool:
 
 def _no_conversation(where: str, found: str) -> UsageError:
     return UsageError(
-        "a row's messages are no conversation",
+        "a row's messages are not a conversation",
         where=where,
         expected='[{"role": "user", "content": "..."}, ...]',
         found=found,
+        hint=_HINT,
     )

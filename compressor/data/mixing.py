@@ -181,6 +181,7 @@ class WindowStream:
                 "the data position belongs to other domains",
                 expected=", ".join(self.names),
                 found=", ".join(state["domains"]),
+                hint="give the training texts of the interrupted run, or start again with --overwrite",
             )
         self._step, self._drawn = state["step"], list(state["drawn"])
         # As they were: dividing by their sum again could change their last bit.
@@ -280,6 +281,7 @@ def open_stream(
                 where=f"domain {domain.name}: {domain.data}",
                 expected=error.expected,
                 found=error.found,
+                hint=error.hint,
             ) from error
         text = {**describe_source(domain.data), **text_record(path)}
         opened.append(DomainWindows(name=domain.name, windows=windows, text=text))

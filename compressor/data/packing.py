@@ -29,6 +29,7 @@ from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_jso
 IGNORED = -100
 STARTS_SUFFIX = ".starts"
 MASK_SUFFIX = ".mask"
+_LONGER = "give a longer text, or a shorter sequence length"
 PROGRESS_SUFFIX = ".json"
 SAVE_EVERY_TOKENS = 1 << 24
 
@@ -89,11 +90,11 @@ def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len:
 def too_short(spec: str, split: Split, seq_len: int, num_tokens: int) -> UsageError:
     """The error for a text that does not fill one window."""
     return UsageError(
-        "the text is shorter than one window",
+        "the text is shorter than one sequence",
         where=f"{spec} ({split} part)",
         expected=f"at least {seq_len} tokens",
         found=f"{num_tokens} tokens",
-        hint="give a longer text, or shorter windows",
+        hint=_LONGER,
     )
 
 
@@ -317,7 +318,7 @@ class TokenWindows:
     A window's last label is the token that follows it in the file. With isolated documents, labels
     across a boundary are `IGNORED` and `position_ids` restart at every document (and at the window's
     start); attention must then be masked by them. For a loss on responses the other labels are `IGNORED`,
-    and windows in which none is left are no windows.
+    and windows in which none is left are left out.
     """
 
     def __init__(
@@ -337,9 +338,10 @@ class TokenWindows:
         num_windows = len(self._tokens) // seq_len
         if num_windows == 0:
             raise UsageError(
-                "the training text is shorter than one window",
+                "the training text is shorter than one sequence",
                 expected=f"at least {seq_len} tokens",
                 found=f"{len(self._tokens)} tokens",
+                hint=_LONGER,
             )
         self._starts = _read_starts(path) if isolate_documents else None
         self._mask = _read_mask(path, len(self._tokens)) if loss_on == "responses" else None
@@ -347,7 +349,10 @@ class TokenWindows:
         if self._mask is not None:
             self._windows = np.flatnonzero([self._has_labels(index) for index in range(num_windows)])
             if not len(self._windows):
-                raise UsageError("the training text holds no response", hint="--loss-on all")
+                raise UsageError(
+                    "the training text holds no response",
+                    hint="give conversations, or train with --loss-on all",
+                )
 
     def __len__(self) -> int:
         return len(self._windows)

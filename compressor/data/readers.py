@@ -99,20 +99,20 @@ def _document_rows(text: str, path: Path) -> Iterator[Row]:
             value, end = decoder.raw_decode(text, position)
             value, num_replaced = _repaired(value, text[position:end])
         except RecursionError as error:
-            raise UsageError("JSON nested too deeply", where=where) from error
+            raise _not_json(where, "JSON nested too deeply") from error
         except ValueError as error:
-            raise UsageError("this is not JSON", where=f"{path}:{line}", found=error) from error
+            raise _not_json(f"{path}:{line}", error) from error
         if in_list:
             yield Row(where, value, num_replaced)
             position = _skip(text, end)
             if not text.startswith((",", "]"), position):
-                raise UsageError("this is not JSON", where=where, expected="',' or ']' behind it")
+                raise _not_json(where, "no ',' or ']' behind it")
             position += text[position] == ","
         else:
             yield from _unfolded(Row(where, value, num_replaced))
             position = end
     if in_list:
-        raise UsageError("this is not JSON", where=str(path), expected="']'", found="the end of the file")
+        raise _not_json(str(path), "the file ends before the list does")
 
 
 def _unfolded(row: Row) -> Iterator[Row]:
@@ -139,9 +139,9 @@ def _parsed(line: str, where: str) -> Row:
         value = json.loads(line)
         value, num_replaced = _repaired(value, line)
     except RecursionError as error:
-        raise UsageError("JSON nested too deeply", where=where) from error
+        raise _not_json(where, "JSON nested too deeply") from error
     except ValueError as error:
-        raise UsageError("a line is not JSON", where=where, found=error) from error
+        raise _not_json(where, error) from error
     return Row(where, value, num_replaced)
 
 
@@ -171,11 +171,17 @@ def _separated(file: TextFile) -> Iterator[Row]:
                     where=where,
                     expected=len(names),
                     found=len(fields),
+                    hint="put fields that hold separators or line breaks in double quotes",
                 )
             else:
                 yield Row(where, dict(zip(names, fields, strict=True)) if fields else None)
     except csv.Error as error:
-        raise UsageError("a row is not CSV", where=f"{path}:{first_line}", found=error) from error
+        raise UsageError(
+            "a row is not CSV",
+            where=f"{path}:{first_line}",
+            found=error,
+            hint="correct the row: quotes inside a quoted field are doubled",
+        ) from error
 
 
 def _parquet(file: TextFile) -> Iterator[Row]:
@@ -199,7 +205,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as table:
             yield table
     except (ArrowException, OSError) as error:
-        raise UsageError("this Parquet file cannot be read", where=str(path), found=error) from error
+        raise _unreadable("this Parquet file", path, error) from error
 
 
 def _saved_rows(folder: Path) -> Iterator[Row]:
@@ -210,7 +216,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
     try:
         data = load_from_disk(str(folder))
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError("this saved data set cannot be read", where=str(folder), found=error) from error
+        raise _unreadable("this saved data set", folder, error) from error
     if isinstance(data, DatasetDict):
         if "train" not in data and len(data) != 1:
             raise UsageError(
@@ -229,7 +235,15 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
                 number += 1
                 yield Row(f"{folder}, row {number}", without_nulls(row))
     except (ArrowException, OSError) as error:
-        raise UsageError("this saved data set cannot be read", where=str(folder), found=error) from error
+        raise _unreadable("this saved data set", folder, error) from error
+
+
+def _not_json(where: str, found: object) -> UsageError:
+    return UsageError("this is not JSON", where=where, found=found, hint="correct or remove this row")
+
+
+def _unreadable(what: str, path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{what} cannot be read", where=str(path), found=error, hint="copy or write it again")
 
 
 def _require_column(names: list[str], path: Path) -> None:
@@ -239,6 +253,7 @@ def _require_column(names: list[str], path: Path) -> None:
             where=str(path),
             expected="a column " + ", ".join(map(repr, ROW_FIELDS[:4])) + ", ...",
             found=", ".join(map(str, names[:20])),
+            hint="rename the column that holds the text to text",
         )
 
 

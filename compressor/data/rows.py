@@ -3,7 +3,7 @@
 Recognised, in this order, is the first of these fields that is filled: `text`, `content`, `messages`,
 `conversations` (ShareGPT), `prompt` with `completion`, `instruction` with `input` and `output`; `response`,
 `context` and `system_prompt` are other names of `completion` or `output`, `input` and `system`. An empty
-field never goes before a filled one; a row whose fields are all empty, or that has no answer, is no document.
+field never goes before a filled one; a row whose fields are all empty, or that has no answer, is left out.
 Where responses are wanted, the fields that tell them from the rest go before a text rendered beside them.
 """
 
@@ -73,7 +73,7 @@ class Conversation:
             reasoning.
         tools: JSON schemas of the functions that may be called.
         extras: Further arguments of the template (`chat_template_kwargs`).
-        num_prompt_messages: So many messages are the prompt; what the assistant says in them is no response.
+        num_prompt_messages: How many messages are the prompt; the assistant's among them are not responses.
         where: Its place, for messages.
     """
 
@@ -100,9 +100,9 @@ def document_of(row: object, *, where: str, answers: bool = False) -> Document |
         UsageError: for a row without a known field, or with one that is not what its name says.
     """
     if not isinstance(row, dict) or not any(name in row for name in LEADING_FIELDS):
-        raise UsageError(
+        raise _unusable(
             "a row has no 'text' string and no 'messages'",
-            where=where,
+            where,
             expected='{"text": ...}, {"messages": [{"role": ..., "content": ...}]}, or one of '
             + ", ".join(map(repr, LEADING_FIELDS)),
             found=", ".join(map(repr, list(row)[:10])) if isinstance(row, dict) else type(row).__name__,
@@ -149,7 +149,7 @@ def _text(row: Row, where: str) -> str:
     for name in TEXT_FIELDS:
         text = row.get(name)
         if text is not None and not isinstance(text, str):
-            raise UsageError(f"a row's {name!r} is no string", where=where, found=type(text).__name__)
+            raise _unusable(f"a row's {name!r} is not a string", where, found=type(text).__name__)
         if text and text.strip():
             return text
         blank = blank or text or ""
@@ -210,9 +210,9 @@ def _with_system(row: Row, messages: list[Message], where: str) -> list[Message]
     if messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     if (own := messages[0]["content"]) != system:
-        raise UsageError(
+        raise _unusable(
             "a row's 'system' is not what its conversation begins with",
-            where=where,
+            where,
             expected=f"one of them, or twice the same: {system[:80]!r}",
             found=repr((own or "")[:80]),
         )
@@ -223,7 +223,7 @@ def _string(row: Row, names: Sequence[str], where: str) -> str:
     """The text of the first filled field of these; an empty one where none is filled."""
     value = _first(row, *names) or ""
     if not isinstance(value, str):
-        raise UsageError(f"a row's {names[0]!r} is no string", where=where, found=type(value).__name__)
+        raise _unusable(f"a row's {names[0]!r} is not a string", where, found=type(value).__name__)
     return value
 
 
@@ -243,9 +243,9 @@ def _completion(row: Row, where: str) -> Document:
             num_prompt_messages=len(first),
             where=where,
         )
-    raise UsageError(
+    raise _unusable(
         "a row's prompt and completion are neither two strings nor two conversations",
-        where=where,
+        where,
         found=f"{type(prompt).__name__} and {type(completion).__name__}",
     )
 
@@ -269,16 +269,16 @@ def _instruction(row: Row, where: str) -> Conversation | None:
     synonyms = (("instruction",), ("input", "context"), answers, _SYSTEM)
     instruction, given, output, system = (_string(row, names, where) for names in synonyms)
     if not any(name in row for name in answers):
-        raise UsageError(
+        raise _unusable(
             "a row has an instruction and no answer",
-            where=where,
+            where,
             expected="'output' or 'response'",
             found=", ".join(map(repr, list(row)[:10])),
         )
     if not output:
         return None
     if row.get("history"):
-        raise UsageError("a row's 'history' is not read", where=where, expected="'messages'")
+        raise _unusable("a row's 'history' is not read", where, hint="give the conversation as 'messages'")
     user = "\n\n".join(part for part in (instruction, given) if part)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
@@ -293,12 +293,12 @@ def _instruction(row: Row, where: str) -> Conversation | None:
 
 def _tools(row: Row, where: str) -> list[dict[str, object]] | None:
     if decoded(row.get("functions")) not in (None, "", []):
-        raise UsageError("a row holds the deprecated 'functions'", where=where, expected="'tools'")
+        raise _unusable("a row holds the deprecated 'functions'", where, hint="give them as 'tools'")
     tools = decoded(row.get("tools"))
     if tools in (None, "", []):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UsageError("a row's tools are no list of JSON schemas", where=where, found=type(tools).__name__)
+        raise _unusable("a row's tools are not a list of JSON schemas", where, found=type(tools).__name__)
     require_shallow(tools, where)
     return tools
 
@@ -312,8 +312,17 @@ def _first(row: Row, *names: str) -> object:
 def _extras(row: Row, where: str) -> Mapping[str, object]:
     extras = decoded(row.get("chat_template_kwargs")) or {}
     if not isinstance(extras, dict):
-        raise UsageError(
-            "a row's chat_template_kwargs are no object", where=where, found=type(extras).__name__
-        )
+        raise _unusable("a row's chat_template_kwargs are not an object", where, found=type(extras).__name__)
     require_shallow(extras, where)
     return extras
+
+
+def _unusable(
+    what: str,
+    where: str,
+    *,
+    expected: object = None,
+    found: object = None,
+    hint: str = "correct or remove this row",
+) -> UsageError:
+    return UsageError(what, where=where, expected=expected, found=found, hint=hint)

@@ -36,7 +36,7 @@ def other_splits_among(names: Sequence[str], *, is_table: Callable[[str], bool])
     """What is of no training split, where some files are of a training split and others of another.
 
     Among plain texts all must be of one or the other: a directory of code that holds `train.py` and
-    `test_it.py` is no data set.
+    `test_it.py` is not a data set.
 
     Args:
         names: Paths below the directory.

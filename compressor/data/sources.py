@@ -240,7 +240,7 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...], answers: 
     if text.is_plain:
         total = sum(num_characters(file.path) for file in text.files)
         if total == 0:
-            raise UsageError("this text is empty", where=text.spec)
+            raise UsageError("this text is empty", where=text.spec, hint="give a file with text")
         return Survey(
             num_documents=len(text.files),
             num_empty=0,
@@ -278,7 +278,10 @@ def _survey_rows(text: LocalText, *, answers: bool) -> Survey:
             plain_rows = where
     if num_documents == 0:
         raise UsageError(
-            "this text is empty", where=text.spec, found=f"{num_empty} empty rows" if num_empty else "no rows"
+            "this text is empty",
+            where=text.spec,
+            found=f"{num_empty} empty rows" if num_empty else "no rows",
+            hint="give a text with rows that hold something",
         )
     return Survey(
         num_documents=num_documents,
@@ -295,7 +298,7 @@ def _survey_rows(text: LocalText, *, answers: bool) -> Survey:
 
 
 def _canonical(document: Document) -> bytes:
-    """A document as bytes that end where it ends; where it was found is no part of it."""
+    """A document as bytes that end where it ends; where it was found does not count."""
     if isinstance(document, str):
         return json.dumps(document).encode() + b"\n"
     fields = {name: value for name, value in asdict(document).items() if name != "where"}

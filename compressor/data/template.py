@@ -80,12 +80,16 @@ def template_of(tokenizer: Any, *, tools: Sequence[object] | None) -> str:
         raise UsageError(
             "the text holds conversations, and the tokenizer has no chat template",
             where=str(getattr(tokenizer, "name_or_path", "")) or None,
-            expected="rows with a 'text' string, or a model with a chat template",
+            hint="put a chat_template.jinja beside the tokenizer, or give rows with a 'text' string",
         )
     try:
         return str(tokenizer.get_chat_template(None, tools))
     except ValueError as error:
-        raise UsageError("there are several chat templates and no default one", found=error) from error
+        raise UsageError(
+            "there are several chat templates and no default one",
+            found=error,
+            hint="put the wanted one beside the tokenizer as chat_template.jinja",
+        ) from error
 
 
 def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
@@ -132,6 +136,7 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
             where=failed.where or None,
             expected=answer["message"] or answer["error"],
             found=f"roles {roles}",
+            hint="correct or remove this row, or put another chat_template.jinja beside the tokenizer",
         )
     return [Rendered(text=text, spans=tuple((start, end) for start, end in spans)) for text, spans in answer]
 
@@ -193,6 +198,14 @@ def _exceeds(tokenizer: Any, where: str, found: str) -> VerificationError:
     )
 
 
+def _not_started(error: Exception) -> ResourceError:
+    return ResourceError(
+        "the process that renders chat templates cannot be started",
+        found=error,
+        hint="free memory or processes, then run the same command again",
+    )
+
+
 class _EndedError(Exception):
     """The process did not answer in time, or is gone."""
 
@@ -212,18 +225,22 @@ class _Process:
                 start_new_session=True,  # Ctrl-C is the parent's alone to handle
             )
         except OSError as error:
-            raise ResourceError("the renderer of chat templates cannot be started", found=error) from error
+            raise _not_started(error) from error
         try:
             self._read(_START_SECONDS)
         except _EndedError as ended:
-            raise ResourceError("the renderer of chat templates cannot be started", found=ended) from ended
+            raise _not_started(ended) from ended
 
     def ask(self, request: Request) -> Any:
         """The answer to a request; kills the process when there is none in time."""
         try:
             content = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError) as error:
-            raise UsageError("a conversation holds what is no JSON", found=error) from error
+            raise UsageError(
+                "a conversation holds a value that JSON does not have",
+                found=error,
+                hint="store its rows as JSON lines",
+            ) from error
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(content)

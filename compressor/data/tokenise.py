@@ -98,16 +98,22 @@ def _encode(text: str, tokenizer: Any, spans: list[Span] | None, where: str) -> 
             where="--loss-on responses",
             expected="a fast tokenizer (tokenizer.json)",
             found=type(tokenizer).__name__,
+            hint="put the model's tokenizer.json beside it, or train with --loss-on all",
         )
     wanted = {"return_offsets_mapping": True} if spans is not None else {}
     try:
-        # Not verbose: a text longer than the model's context is no mistake here.
+        # Not verbose: a text may be longer than the model's context here.
         found = tokenizer(text, add_special_tokens=False, verbose=False, **wanted)
     except BaseException as error:
-        # The Rust library's panics are no Exceptions.
+        # The Rust library's panics are not subclasses of Exception.
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)) or not _is_of_tokenizers(error):
             raise
-        raise UsageError("the tokenizer cannot take this text", where=where, found=error) from error
+        raise UsageError(
+            "the tokenizer cannot take this text",
+            where=where,
+            found=error,
+            hint="correct or remove this row",
+        ) from error
     ids = list(found.input_ids)
     return ids, [] if spans is None else _mask(found.offset_mapping, spans)
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.core.processes import is_main, world_size
+from compressor.core.processes import world_size
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
@@ -36,11 +35,11 @@ from compressor.models.load import load_model
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.training.callbacks import TrainingExtension
-from compressor.training.sharding import full_state, is_sharded, load_full_state_, whole
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
+from compressor.training.sharding import is_sharded, whole
+from compressor.training.trainer import train
 
-TEACHER_FILE = "teacher.safetensors"
 LEARNING_RATE_SHARE = 1 / 5
 PUBLISHED_WARMUP_STEPS = 120
 MAX_GRAD_NORM = 1.0
@@ -146,15 +145,9 @@ class CorrectAlongside(TrainingExtension):
         """Clear the teacher's gradients."""
         self._teacher.zero_grad(set_to_none=True)
 
-    def save(self, directory: Path) -> None:
-        """Write the teacher beside the student."""
-        state = full_state(self._teacher)
-        if is_main():
-            save_file(state, directory / TEACHER_FILE)
-
-    def load(self, directory: Path) -> None:
-        """Take it up again; tied weights are stored once."""
-        load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The teacher's parameters."""
+        return {f"teacher.{name}": parameter for name, parameter in self._teacher.named_parameters()}
 
     def _clip(self, *_arguments: Any) -> None:
         norm = nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
@@ -178,22 +171,25 @@ def require_alongside(config: Distill) -> None:
             "a teacher corrected alongside follows distillation's budget and warm-up",
             where="distill.correction",
             expected="neither tokens nor warmup_steps",
+            hint="leave both out, or set distill.correction.mode to first",
         )
     if config.teacher_logits is not None:
         raise UsageError(
-            "stored logits are those of a teacher that does not change",
+            "stored logits belong to a teacher that is not trained meanwhile",
             where="distill.correction.mode",
             expected="off",
             found=correction.mode,
+            hint="correct the teacher first and store its logits then, or give --teacher",
         )
 
 
 def _require_one_teacher(teacher: nn.Module) -> None:
     if world_size() > 1 and not is_sharded(teacher):
         raise UnsupportedError(
-            "several processes would each correct a teacher of their own",
+            "a teacher corrected alongside must be sharded over the processes",
             where="distill.correction.mode alongside",
             expected="distill.sharding fsdp",
+            hint="--sharding fsdp, one process, or --teacher-correction first",
         )
 
 

@@ -53,7 +53,7 @@ def run(
     windows = read_windows(config.data, config.split, tokenizer, size=config.size, seq_len=config.window)
     if len(windows) < config.size:
         context.console.warn(
-            f"the evaluation text fills {len(windows)} windows of {config.window} tokens, not {config.size}"
+            f"the evaluation text fills {len(windows)} sequences of {config.window} tokens, not {config.size}"
         )
     models: dict[str, MeasuredModel] = {}
     for name, artifact in context.others.items():

@@ -21,7 +21,7 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def check_files(directory: Path) -> None:
-    """Refuse what is no regular file of this directory, before anything is opened.
+    """Refuse files that are not regular files of this directory, before anything is opened.
 
     Raises:
         VerificationError: naming a FIFO, a device, a directory or a link that leads elsewhere.
@@ -66,7 +66,7 @@ def _check_file(path: Path, root: Path) -> None:
         ) from error
     if not stat.S_ISREG(mode):
         raise VerificationError(
-            "the model directory holds what is no file",
+            "the model directory holds something that is not a file",
             where=str(path),
             expected="a regular file",
             found="a directory" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device",

@@ -132,7 +132,12 @@ def _explained(hub_id: str, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except HFValidationError as error:
-        raise UsageError("this is no Hugging Face id", where=hub_id, found=error) from error
+        raise UsageError(
+            "this is not a Hugging Face id",
+            where=hub_id,
+            found=error,
+            hint="give OWNER/NAME or a local directory",
+        ) from error
     except GatedRepoError as error:
         raise NetworkError(
             "access to this model is restricted",

@@ -49,7 +49,11 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
         VerificationError: when its files cannot be read, or contradict each other.
     """
     if not has_tokenizer(directory):
-        raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected=TOKENIZER_FILE)
+        raise UsageError(
+            "the checkpoint has no tokenizer",
+            where=str(directory),
+            hint=f"put the model's {TOKENIZER_FILE} beside the weights",
+        )
     if not (directory / TOKENIZER_FILE).exists():
         return _converted(directory, trust_remote_code=trust_remote_code)
     from transformers import PreTrainedTokenizerFast
@@ -98,7 +102,7 @@ def read_backend(directory: Path) -> Any:
     """The `tokenizers.Tokenizer` of a directory's `tokenizer.json`, without truncation and padding.
 
     Raises:
-        VerificationError: for a file that is no tokenizer.
+        VerificationError: for a file that does not hold a tokenizer.
     """
     from tokenizers import Tokenizer
 
@@ -278,7 +282,7 @@ def _require_plain(file: Path) -> None:
 
 @contextmanager
 def _readable(directory: Path, *, hint: str | None = None) -> Iterator[None]:
-    """Turn whatever the tokenizer libraries raise into one error: Rust's panics are no `Exception`."""
+    """Turn whatever the tokenizer libraries raise into one error: Rust's panics are not `Exception`s."""
     try:
         yield
     except (CompressExportError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):

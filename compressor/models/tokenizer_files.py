@@ -90,7 +90,11 @@ def tokenizer_digest(directory: Path) -> str:
         UsageError: when the directory holds no tokenizer.
     """
     if not has_tokenizer(directory):
-        raise UsageError("this directory holds no tokenizer", where=str(directory), expected=TOKENIZER_FILE)
+        raise UsageError(
+            "this directory holds no tokenizer",
+            where=str(directory),
+            hint=f"give a directory that holds {TOKENIZER_FILE}",
+        )
     digest = hashlib.sha256()
     for name, file in companion_files(directory):
         content = file.read_bytes()
@@ -136,7 +140,7 @@ def _require_own(file: Path, directory: Path) -> None:
             "a file beside the weights is a link that leaves its directory", where=str(file), found=str(real)
         )
     if not real.is_file():
-        raise VerificationError("a file beside the weights is no plain file", where=str(file))
+        raise VerificationError("a file beside the weights is not a plain file", where=str(file))
     if real.stat().st_size > MAX_BYTES:
         raise VerificationError(
             "a file beside the weights is too large",

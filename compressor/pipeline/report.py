@@ -18,13 +18,12 @@ from compressor.models.presets import PRESETS
 from compressor.pipeline.summary import (
     DistillRecord,
     DynamicBatchesRecord,
-    EngineRecord,
-    ExportRecord,
     RunSummary,
 )
 from compressor.planning.plan import Plan
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
+from exporters.verification.record import Engine, ExportRecord
 
 CARD_FILE = "README.md"
 MAX_COURSE_ROWS = 12
@@ -227,7 +226,7 @@ def _closing(summary: RunSummary) -> list[str]:
     return lines
 
 
-def _engine_line(name: str, engine: EngineRecord) -> str:
+def _engine_line(name: str, engine: Engine) -> str:
     if engine.built:
         sparse = f"; with 2:4 weights it is {engine.sparsity.engine}" if engine.sparsity else ""
         return f"{name}: engine built with TensorRT-LLM {engine.tensorrt_llm}{sparse}."

@@ -34,7 +34,7 @@ from compressor.models.load import copy_checkpoint, load_model
 from compressor.models.memory import require_model_memory
 from compressor.models.source import refuse_quantised
 from compressor.models.sparse.low_rank import refuse_adapter
-from compressor.models.sparse.record import carry_promise
+from compressor.models.sparse.record import carry_sparsity
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
@@ -79,7 +79,7 @@ def run(
         amax = _calibrate_(model, windows.ids, context.console)
         write_amax(out_dir, amax)
         copy_checkpoint(source.path, out_dir)
-        carry_promise(source.path, out_dir)
+        carry_sparsity(source.path, out_dir)
         _export_(model, stored, source.path, out_dir / FP8_DIRECTORY, config.quantize)
     details = {
         "num_windows": len(windows.ids),

@@ -71,6 +71,7 @@ def _refuse_other_method(config: Mapping[str, object], directory: Path) -> None:
             where=f"{directory / CONFIG_FILE}: {_IN_CONFIG}.quant_method",
             expected=f"16- or 32-bit weights, or FP8 ({', '.join(_FP8_METHODS)})",
             found=method,
+            hint="check the checkpoint it was quantised from",
         )
 
 

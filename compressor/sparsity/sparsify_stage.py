@@ -1,6 +1,6 @@
 """The sparsify stage: one-shot N:M sparsity, layer by layer, on the compressed model's own activations.
 
-It leaves a Hugging Face checkpoint, the promise in `sparsity.json`, and the packed masks. Embeddings,
+It leaves a Hugging Face checkpoint, the record in `sparsity.json`, and the packed masks. Embeddings,
 LM head and norms stay dense.
 """
 
@@ -31,7 +31,7 @@ from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, initial_branch, write_adapter
 from compressor.models.sparse.pattern import Pattern, parse_pattern, require_whole_groups
-from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, write_masks
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, SparsityRecord, write_masks
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.option import content_of, fields_of
@@ -79,7 +79,7 @@ def run(
     sparsify = config.sparsify
     pattern = parse_pattern(sparsify.pattern or "")
     names = covered_weights(dims, sparsify.skip)
-    promise = _promise(source.path, dims, names, pattern)
+    sparsity = _sparsity(source.path, dims, names, pattern)
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
     windows = _windows(config.calibration, source.path, context)
@@ -98,7 +98,7 @@ def run(
         )
     write_digests(out_dir, visitor.digests)
     _write(source.path, out_dir, changed, dtype)
-    promise.write(out_dir)
+    sparsity.write(out_dir)
     _write_masks(out_dir / MASKS_FILE, visitor.masks)
     if visitor.branches:
         write_adapter(out_dir, visitor.branches)
@@ -179,10 +179,12 @@ class _Visitor:
             self.digests |= branch_digests(module, self.branches[module])
 
 
-def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> Promise:
-    """What the stage will promise, its shapes checked."""
+def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> SparsityRecord:
+    """What the stage will record, its shapes checked."""
     if not names:
-        raise UsageError("the skip list leaves nothing to sparsify", where="--skip")
+        raise UsageError(
+            "the skip list leaves nothing to sparsify", where="--skip", hint="leave out some of its patterns"
+        )
     if (checkpoint / SPARSITY_FILE).is_file():
         raise UnsupportedError(
             "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"
@@ -192,7 +194,7 @@ def _promise(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -
     for name, shape in shapes.items():
         require_whole_groups(name, shape, pattern)
     pairs = {name: (rows, columns) for name, (rows, columns) in shapes.items()}
-    return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
+    return SparsityRecord(pattern=pattern, model_type=dims.model_type, shapes=pairs)
 
 
 def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:

@@ -13,7 +13,13 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import has_adapter, read_adapter
-from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, Promise, read_masks, read_promise
+from compressor.models.sparse.record import (
+    MASKS_FILE,
+    SPARSITY_FILE,
+    SparsityRecord,
+    read_masks,
+    read_sparsity,
+)
 from compressor.runs.artifact import ModelArtifact
 from compressor.sparsity.sparsify_stage import SPARSIFY
 from exporters.checks.equality import expect_bits, expect_figures
@@ -29,8 +35,8 @@ def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, JsonValue
     Raises:
         VerificationError: naming the first such tensor.
     """
-    promise = _promise(directory)
-    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    sparsity = _sparsity(directory)
+    masks = read_masks(directory / MASKS_FILE, sparsity.shapes)
     counts: dict[str, tuple[int, int]] = {}
     with CheckpointReader(directory) as reader:
         for name, mask in masks.items():
@@ -38,35 +44,35 @@ def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, JsonValue
             counts[name] = int((weight != 0).sum()), weight.numel()
             if bool((weight[~mask] != 0).any()):
                 raise VerificationError("the mask drops a weight that is not zero", where=name)
-            kept = mask.unflatten(-1, (-1, promise.pattern.group_size)).sum(-1)
-            if bool((kept != promise.pattern.num_kept).any()):
+            kept = mask.unflatten(-1, (-1, sparsity.pattern.group_size)).sum(-1)
+            if bool((kept != sparsity.pattern.num_kept).any()):
                 raise VerificationError(
                     "the mask does not keep its pattern's number in every group",
                     where=name,
-                    expected=promise.pattern,
+                    expected=sparsity.pattern,
                     found=sorted(set(kept.flatten().tolist())),
                 )
     if artifact.stage == SPARSIFY.name:
-        _check_densities(directory, counts, promise, artifact)
+        _check_densities(directory, counts, sparsity, artifact)
     return {"num_masks": len(masks)}
 
 
 def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse what one-shot sparsification of `source` does not give.
 
-    Tensors without a promise are the source's bit for bit. A method that only chooses a mask leaves kept
-    weights as they were; magnitude's mask is chosen again here. A method that moves weights is held to
-    what the stage recorded from memory, elsewhere.
+    Tensors that are not recorded as sparse are the source's bit for bit. A method that only chooses a mask
+    leaves kept weights as they were; magnitude's mask is chosen again here. What a method that changes
+    weights gives is compared elsewhere with the sums that the stage recorded.
 
     Raises:
         VerificationError: naming the first tensor.
     """
-    promise = _promise(directory)
+    sparsity = _sparsity(directory)
     settings = artifact.inputs.get("config", {}).get("sparsify", {})
     method = artifact.details.get("method")
     row = SPARSITY_METHODS.get(str(method))
     only_masks = (row is not None and not row.changes_kept_weights) or settings.get("update_weights") is False
-    masks = read_masks(directory / MASKS_FILE, promise.shapes)
+    masks = read_masks(directory / MASKS_FILE, sparsity.shapes)
     dims, num_equal = dims_of_config(read_config(source)), 0
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
         for name in original:
@@ -74,13 +80,13 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
                 continue
             found = reader.tensor(name)
             dense = original.tensor(name).to(found.dtype)
-            if name not in promise.shapes:
+            if name not in sparsity.shapes:
                 expect_bits(name, dense, found, against="the source's")
             elif only_masks:
                 if method == _MAGNITUDE:
-                    _is_largest(name, dense, masks[name], promise)
+                    _is_largest(name, dense, masks[name], sparsity)
                 expect_bits(name, torch.where(masks[name], dense, 0), found, against="the source's, masked")
-            num_equal += name not in promise.shapes or only_masks
+            num_equal += name not in sparsity.shapes or only_masks
         if has_adapter(directory):
             _check_branches(directory, original, reader)
     return {"num_tensors_equal_to_source": num_equal}
@@ -92,10 +98,10 @@ def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) ->
     Raises:
         VerificationError: naming the first tensor whose mask moved, or the figure.
     """
-    promise = _promise(directory)
-    before, after = (read_masks(path / MASKS_FILE, promise.shapes) for path in (source, directory))
+    sparsity = _sparsity(directory)
+    before, after = (read_masks(path / MASKS_FILE, sparsity.shapes) for path in (source, directory))
     moved = {name: int((before[name] & ~mask).sum()) for name, mask in after.items()}
-    if artifact.details.get("masks") == "held" and any(moved.values()):
+    if artifact.details.get("masks") == "fixed" and any(moved.values()):
         name = next(name for name, count in moved.items() if count)
         raise VerificationError("a mask that training keeps fixed has changed", where=name)
     share = round(sum(moved.values()) / sum(int(mask.sum()) for mask in before.values()), 6)
@@ -104,29 +110,29 @@ def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) ->
 
 
 def _check_densities(
-    directory: Path, counts: dict[str, tuple[int, int]], promise: Promise, artifact: ModelArtifact
+    directory: Path, counts: dict[str, tuple[int, int]], sparsity: SparsityRecord, artifact: ModelArtifact
 ) -> None:
     """The shares of non-zero weights that the stage reported, counted again."""
     nonzero, total = (sum(count[part] for count in counts.values()) for part in (0, 1))
-    counted = {"pattern": str(promise.pattern), "num_tensors": len(counts)}
+    counted = {"pattern": str(sparsity.pattern), "num_tensors": len(counts)}
     expect_figures(directory, {**counted, "density": round(nonzero / total, 6)}, artifact.details)
     layers = artifact.details.get("layers", {})
     for name, (count, size) in counts.items():
         expect_figures(directory, {"density": count / size}, layers.get(name, {}))
 
 
-def _promise(directory: Path) -> Promise:
-    promise = read_promise(directory)
-    if promise is None:
+def _sparsity(directory: Path) -> SparsityRecord:
+    sparsity = read_sparsity(directory)
+    if sparsity is None:
         raise VerificationError(
             "the record of this checkpoint's sparsity is missing", where=str(directory / SPARSITY_FILE)
         )
-    return promise
+    return sparsity
 
 
-def _is_largest(name: str, dense: torch.Tensor, mask: torch.Tensor, promise: Promise) -> None:
+def _is_largest(name: str, dense: torch.Tensor, mask: torch.Tensor, sparsity: SparsityRecord) -> None:
     """Within every group no dropped weight is larger than a kept one."""
-    size, groups = dense.abs().float(), (-1, promise.pattern.group_size)
+    size, groups = dense.abs().float(), (-1, sparsity.pattern.group_size)
     kept = torch.where(mask, size, torch.inf).unflatten(-1, groups).amin(-1)
     dropped = torch.where(mask, -torch.inf, size).unflatten(-1, groups).amax(-1)
     if bool((dropped > kept).any()):

@@ -1,4 +1,4 @@
-"""What a directory holds by itself, whatever its format: its model, FP8 twin, branches, promised sparsity."""
+"""What a directory holds by itself, whatever its format: its model, FP8 twin, branches, recorded sparsity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressor.models.dims import dims_of_config
 from compressor.models.shapes import expected_shapes
 from compressor.models.sparse.low_rank import has_adapter
 from compressor.models.sparse.pattern import Pattern
-from compressor.models.sparse.record import Promise, read_promise
+from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
 from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.checks.checkpoint import check_adapter
@@ -28,7 +28,7 @@ def check_structure(
     Args:
         directory: A checkpoint or an export.
         exporter: Of its format; of a stage's checkpoint the one that leaves it as it is.
-        pattern: Sparsity to demand, promised or not.
+        pattern: Sparsity to demand, recorded or not.
 
     Raises:
         VerificationError: naming the first tensor, file or figure that is wrong.
@@ -40,29 +40,29 @@ def check_structure(
         found |= {"fp8": check_fp8_checkpoint(directory / FP8_DIRECTORY, directory)}
     if has_adapter(directory):
         found |= {"num_adapters": check_adapter(directory)}
-    return found | exporter.sparsity(directory, promise=_demanded(directory, pattern))
+    return found | exporter.sparsity(directory, sparsity=_demanded(directory, pattern))
 
 
-def _demanded(directory: Path, pattern: Pattern | None) -> Promise | None:
-    """A promise of every linear layer of a checkpoint, where one is demanded rather than made.
+def _demanded(directory: Path, pattern: Pattern | None) -> SparsityRecord | None:
+    """A record of every linear layer of a checkpoint, where sparsity is demanded.
 
     Raises:
-        VerificationError: when another format does not promise the pattern.
+        VerificationError: when another format has no record of the pattern.
     """
     if pattern is None:
         return None
     if not (directory / CONFIG_FILE).is_file():
-        promise = read_promise(directory)
-        if promise is None or promise.pattern != pattern:
+        sparsity = read_sparsity(directory)
+        if sparsity is None or sparsity.pattern != pattern:
             raise VerificationError(
-                "this export does not promise the sparsity demanded of it",
+                "this export has no record of the sparsity demanded of it",
                 where=str(directory),
                 expected=pattern,
-                found="no promise" if promise is None else promise.pattern,
-                hint="the checkpoint it was made from can be checked without a promise",
+                found="no record" if sparsity is None else sparsity.pattern,
+                hint="the checkpoint it was made from can be checked without a record",
             )
-        return promise
+        return sparsity
     dims = dims_of_config(read_config(directory))
     shapes = expected_shapes(dims)
     pairs = {name: (shapes[name][0], shapes[name][1]) for name in covered_weights(dims, ())}
-    return Promise(pattern=pattern, model_type=dims.model_type, shapes=pairs)
+    return SparsityRecord(pattern=pattern, model_type=dims.model_type, shapes=pairs)

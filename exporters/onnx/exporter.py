@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from compressor.core.errors import AccuracyGateError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.recipe import Export
 from exporters.onnx.attributes import check_attributes
@@ -24,7 +24,7 @@ from exporters.onnx.sparsity import check_graph_sparsity
 from exporters.onnx.structure import check_graph_files
 from exporters.onnx.weights import compare_weights
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES, compare_logits, rounded
+from exporters.verification.comparison import compare_logits, rounded
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -35,6 +35,7 @@ from exporters.verification.logits import (
 from exporters.verification.prompts import Prompt
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES
 
 _CACHE_CHECK_TOKENS = 48
 # What the graph's weights are stored in; int4 graphs have steps, and a check of their own.
@@ -54,7 +55,7 @@ class OnnxExporter(Exporter):
         """The gate on int4's accuracy."""
         return Export(int4_min_top1=export.int4_min_top1 if self.precision == "int4" else None)
 
-    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
+    def check(self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None) -> None:
         """Refuse a model whose graph would compute something else, from its config alone.
 
         Raises:
@@ -140,9 +141,9 @@ class OnnxExporter(Exporter):
         check_graph_files(directory)
         return {}
 
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor as the graph stores it."""
-        return check_graph_sparsity(directory, promise)
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor as the graph stores it."""
+        return check_graph_sparsity(directory, sparsity)
 
     def _check_cache(self, graph: OnnxModel, prompt: Prompt) -> float:
         """Logits computed from the KV cache against those computed at once."""

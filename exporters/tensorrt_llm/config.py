@@ -7,7 +7,6 @@ Written out always: `head_size` (the default, hidden size over heads, is wrong a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.axes import AXES
@@ -15,7 +14,7 @@ from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family, TensorRTLLM
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from exporters.tensorrt_llm.fields import (
     EXCLUDED,
     LOGITS_DTYPE,
@@ -72,7 +71,7 @@ def format_of(family: Family) -> TensorRTLLM:
 
 def checkpoint_config(
     config: dict[str, object], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The checkpoint's `config.json`.
 
     Args:
@@ -169,18 +168,18 @@ def check_expressible(config: dict[str, object], dims: Dims, parallelism: Parall
     _expect("num_hidden_layers", layers >= stages, f"at least pp_size {stages}", layers)
 
 
-def check_sparse_cuts(promise: Promise, dims: Dims, tp_size: int) -> None:
+def check_sparse_cuts(sparsity: SparsityRecord, dims: Dims, tp_size: int) -> None:
     """Refuse ranks whose columns would begin inside a group of a sparse matrix.
 
     Raises:
         UnsupportedError: naming the first such tensor.
     """
-    size, weights = promise.pattern.group_size, dims.weights()
-    for name, (_, columns) in promise.shapes.items():
+    size, weights = sparsity.pattern.group_size, dims.weights()
+    for name, (_, columns) in sparsity.shapes.items():
         axis = weights[name][0].columns
         if axis is not None and AXES[axis].is_cut and columns // tp_size % size:
             raise UnsupportedError(
-                f"tp_size {tp_size} cuts through the {promise.pattern} groups of a sparse matrix",
+                f"tp_size {tp_size} cuts through the {sparsity.pattern} groups of a sparse matrix",
                 where=name,
                 expected=f"columns of every rank that are a multiple of {size}",
                 found=f"{columns} / {tp_size} = {columns // tp_size}",

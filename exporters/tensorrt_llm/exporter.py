@@ -13,7 +13,7 @@ from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.load import load_model
 from compressor.models.sparse.pattern import TWO_OF_FOUR, check_pattern
-from compressor.models.sparse.record import Promise, read_promise
+from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.coverage import K_SCALE
@@ -34,11 +34,12 @@ from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 from exporters.verification.class_defaults import value_of
-from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
+from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
 from exporters.verification.prompts import Prompt
 from exporters.verification.record import Engine, Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES, Tolerance
 
 _SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,16 +53,16 @@ class TensorRTLLMExporter(Exporter):
         """How the checkpoint is cut into ranks, and what the engine is built for."""
         return Export(tensorrt_llm=export.tensorrt_llm)
 
-    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
-        """Refuse a model that such a checkpoint cannot express, from its config and promise alone.
+    def check(self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None) -> None:
+        """Refuse a model that such a checkpoint cannot express, from its config and sparsity record alone.
 
         Raises:
             UnsupportedError: naming the field, or the tensor.
         """
         dims, parallelism = dims_of_config(config), _parallelism(export)
         check_expressible(config, dims, parallelism)
-        if promise is not None:
-            check_sparse_cuts(promise, dims, parallelism.tp_size)
+        if sparsity is not None:
+            check_sparse_cuts(sparsity, dims, parallelism.tp_size)
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Write the checkpoint; FP8 takes the quantize stage's recorded maxima.
@@ -128,28 +129,28 @@ class TensorRTLLMExporter(Exporter):
                 "fp8": reader.is_fp8,
             }
 
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        """Check every promised tensor, and every rank's own part of it.
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        """Check every recorded tensor, and every rank's own part of it.
 
         A kernel reads groups along the columns of its rank's matrix: a cut through columns that is no
         multiple of the group moves every group behind it, however sparse the whole is.
         """
         with TrtLlmReader(directory / CHECKPOINT) as reader:
-            for name in promise.shapes:
-                check_pattern(name, reader.stored(name), promise.pattern)
+            for name in sparsity.shapes:
+                check_pattern(name, reader.stored(name), sparsity.pattern)
                 for number, part in enumerate(reader.own_columns(name)):
-                    check_pattern(f"{name}, rank {number}", part, promise.pattern)
-        return len(promise.shapes)
+                    check_pattern(f"{name}, rank {number}", part, sparsity.pattern)
+        return len(sparsity.shapes)
 
     def make_engine(self, out_dir: Path, source: ModelArtifact, options: VerifyOptions) -> Engine:
         """Build the engine, or leave the script that builds it."""
-        promise = read_promise(out_dir)
+        sparsity = read_sparsity(out_dir)
         return make_engine(
             out_dir,
             dims_of_config(read_config(source.path)),
             options.export.tensorrt_llm,
             options.console,
-            sparsity=promise is not None and promise.pattern == TWO_OF_FOUR,
+            sparsity=sparsity is not None and sparsity.pattern == TWO_OF_FOUR,
         )
 
     def _dtype(self, config: dict[str, object]) -> torch.dtype:

@@ -64,8 +64,8 @@ def verify_directory(
         directory: What to check.
         console: Progress.
         device: Torch device name of comparisons.
-        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, promised or not; of
-            an export that has no checkpoint's config, of what it promises.
+        pattern: Demand this pattern of every linear layer of a checkpoint's decoder, recorded or not; of
+            an export that has no checkpoint's config, of what its record states.
         source: The checkpoint that `directory` was made from; of a run, its teacher.
 
     Raises:

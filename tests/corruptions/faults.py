@@ -231,7 +231,7 @@ def record_faults() -> list[Fault]:
 
 
 def sparsity_faults() -> list[Fault]:
-    """Faults of what a sparse checkpoint promises."""
+    """Faults of what a sparse checkpoint records."""
     name = HF_LAYER.format(index=1) + "mlp.down_proj.weight"
     return [
         Fault(name="third non-zero", plant=tensors(third_nonzero(name))),

@@ -132,7 +132,7 @@ def prune(checkpoint: Path, text: Path | str, out: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "empty"), ("too short\n", "shorter than one window"), (None, "not exist")]
+    ("content", "message"), [("", "empty"), ("too short\n", "shorter than one sequence"), (None, "not exist")]
 )
 def test_calibration_texts(
     tiny_checkpoint: Path, tmp_path: Path, capsys: Capture, content: str | None, message: str
@@ -150,7 +150,7 @@ def test_calibration_texts(
         (("--calib-data", "nowhere.txt"), "does not exist"),
         (("--train-data", "nowhere.txt"), "does not exist"),
         (("--eval-data", "nowhere.txt"), "does not exist"),
-        (("--calib-seq-len", 100_000), "shorter than one window"),
+        (("--calib-seq-len", 100_000), "shorter than one sequence"),
         (("--formats", "huggingface,huggingface-fp8"), "does not quantise"),
         (("--fp8-kv-cache",), "does not quantise"),
         (("--target", "50%"), "not both"),

@@ -15,7 +15,7 @@ from compressor.core.errors import CompressExportError, UnsupportedError, UsageE
 from compressor.distillation.stored_logits import INDEX_FILE, StoredLogits
 from compressor.models.checkpoint import weight_files
 from compressor.models.sparse.low_rank import ADAPTER_CONFIG, ADAPTER_DIRECTORY, read_adapter
-from compressor.models.sparse.record import SPARSITY_FILE, read_promise
+from compressor.models.sparse.record import SPARSITY_FILE, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, read_plan
 from exporters.verification.record import VERIFICATION_FILE, read_verification
 from tests.integration.command import command_here
@@ -71,7 +71,7 @@ def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None
 
 
 READERS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
-    "sparsity": ("sparse", SPARSITY_FILE, read_promise),
+    "sparsity": ("sparse", SPARSITY_FILE, read_sparsity),
     "adapter": ("sparse", f"{ADAPTER_DIRECTORY}/{ADAPTER_CONFIG}", read_adapter),
     "plan": ("pruned", PLAN_FILE, lambda path: read_plan(path / PLAN_FILE)),
     "stored logits": ("logits", INDEX_FILE, StoredLogits),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from compressor.choices.formats import FORMATS, Format
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import CheckpointReader
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.recipe import Export, load_recipe
 from exporters.protocol import Exporter
@@ -29,7 +29,7 @@ FILE = "toy.safetensors"
 class ToyExporter(Exporter):
     """Every tensor, negated."""
 
-    def check(self, config: dict[str, object], export: Export, promise: Promise | None) -> None:
+    def check(self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None) -> None:
         if config.get("model_type") != "llama":
             raise UnsupportedError("toys are llamas", where="model_type", hint="leave toy out of the formats")
 
@@ -49,8 +49,8 @@ class ToyExporter(Exporter):
     def check_structure(self, directory: Path) -> Mapping[str, JsonValue]:
         return {"num_tensors": len(load_file(directory / FILE))}
 
-    def check_sparsity(self, directory: Path, promise: Promise) -> int:
-        return len(promise.shapes)
+    def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
+        return len(sparsity.shapes)
 
 
 TOY = Format(

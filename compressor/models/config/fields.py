@@ -236,4 +236,5 @@ def _refused(name: str, value: object, where: str, *, expected: str) -> Unsuppor
         where=f"{where}: {name}",
         expected=expected,
         found=repr(value) if isinstance(value, str) else value,
+        hint="if the model was not trained with it, correct this field; otherwise the model is not supported",
     )

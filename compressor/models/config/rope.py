@@ -98,17 +98,16 @@ def rope_of(config: Mapping[str, object]) -> Rope:
     methods = {name: _method(given, name) for name, given in holders.items() if given}
     complete = {name: _complete(method, name, config, family) for name, method in methods.items()}
     if len(complete) == len(holders) and complete[SCALING] != complete[PARAMETERS]:
-        raise UnsupportedError(
+        raise _refused(
             "rope_scaling and rope_parameters contradict each other",
-            where="config.json",
             expected="the same rope in both",
             found=f"{scaling} and {parameters}",
         )
     method = next(iter(complete.values()), {"rope_type": "default"})
     if family and method["rope_type"] != "default" and not family.scales_rope_before_5 and not parameters:
-        raise UnsupportedError(
+        raise _refused(
             f"transformers 4.57 ignores {SCALING} for {family.model_type} models, and 5 does not",
-            where=f"config.json: {SCALING}",
+            where=SCALING,
             expected=f"null, or {PARAMETERS}",
             found=scaling,
         )
@@ -183,12 +182,12 @@ def _mapping(config: Mapping[str, object], name: str) -> dict[str, object]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise UnsupportedError(f"{name} is no mapping", where="config.json", expected="{...}", found=given)
+        raise _refused(f"{name} is not a mapping", expected="{...}", found=given)
     layers = [key for key, value in given.items() if isinstance(value, dict)]
     if layers:
-        raise UnsupportedError(
+        raise _refused(
             "a rope of its own for every type of layer is not supported",
-            where=f"config.json: {name}",
+            where=name,
             expected="one rope for all layers",
             found=", ".join(layers),
         )
@@ -209,15 +208,14 @@ def _agreed(
     for place, value in values.items():
         _require_number(value, f"{name} at {place}")
     if len(set(values.values())) > 1:
-        raise UnsupportedError(
+        raise _refused(
             f"the config gives {name} twice, differently",
-            where="config.json",
             expected="one value",
             found=", ".join(f"{value} at {place}" for place, value in values.items()),
         )
     if given and not values and default is not None:
         # The classes take null for a number, not for their default.
-        raise UnsupportedError(f"{name} is null", where="config.json", expected="a number, or no such field")
+        raise _refused(f"{name} is null", expected="a number, or no such field")
     return next(iter(values.values()), default)
 
 
@@ -226,19 +224,17 @@ def _method(given: Mapping[str, object], where: str) -> dict[str, object]:
     kinds = {key: given[key] for key in ("rope_type", "type") if key in given}
     numbers = {key for key in given if key not in ("rope_type", "type", THETA, FRACTION)}
     if len(set(map(str, kinds.values()))) > 1 or (not kinds and numbers):
-        raise UnsupportedError(
+        raise _refused(
             f"{where} does not say one method",
-            where="config.json",
             expected="rope_type, or type, or both alike",
             found=given,
         )
     kind = next(iter(kinds.values()), "default")
     if not isinstance(kind, str) or kind not in _REQUIRED:
-        raise UnsupportedError(
-            f"rope type {kind!r} is not supported",
-            where=f"config.json: {where}",
+        raise _refused(
+            f"rope type {kind!r} is not computed alike by transformers 4.57 and 5",
+            where=where,
             expected=", ".join(sorted(_REQUIRED)),
-            hint="both transformers 4.57 and 5 must compute it alike",
         )
     method = {"rope_type": kind, **{key: given[key] for key in given if key in numbers}}
     if "truncate" in method and method["truncate"] is None:
@@ -249,7 +245,7 @@ def _method(given: Mapping[str, object], where: str) -> dict[str, object]:
             _require_number(method[name], f"{where}.{name}")
     for name in _REQUIRED[kind]:
         if name not in method:
-            raise UnsupportedError(f"{where} lacks {name}", where="config.json", expected=f"{name} of {kind}")
+            raise _refused(f"{where} lacks {name}", expected=f"{name} of {kind}")
     return method
 
 
@@ -264,9 +260,8 @@ def _complete(
         _require_number(config[ORIGINAL], ORIGINAL)
     outside, inside = _number(config, ORIGINAL), _number(method, ORIGINAL)
     if outside is not None and inside is not None and outside != inside:
-        raise UnsupportedError(
+        raise _refused(
             f"the config gives {ORIGINAL} twice, differently",
-            where="config.json",
             found=f"{outside} at the top level, {inside} in {where}",
         )
     if kind != "longrope" and inside is not None and "factor" in method:
@@ -288,16 +283,12 @@ def _complete_longrope(
     for name in _FACTOR_LISTS:
         values = method.get(name)
         if not isinstance(values, list) or not values:
-            raise UnsupportedError(
-                f"longrope lacks {name}", where="config.json", expected="a list of numbers"
-            )
+            raise _refused(f"longrope lacks {name}", expected="a list of numbers")
         for value in values:
             _require_number(value, name)
     factor = _number(method, "factor")
     if original <= 1:  # its logarithm divides
-        raise UnsupportedError(
-            f"longrope needs an {ORIGINAL} above 1", where=f"config.json: {ORIGINAL}", found=original
-        )
+        raise _refused(f"longrope needs an {ORIGINAL} above 1", where=ORIGINAL, found=original)
     if original == context:
         return method
     known = factor is not None or "attention_factor" in method
@@ -327,20 +318,31 @@ def _number(fields: Mapping[str, object], name: str) -> float | None:
 
 
 def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:
-    return UnsupportedError(
+    return _refused(
         f"transformers 4.57 and 5 read {field} of this config differently",
-        where="config.json",
         expected=expected,
         found=found,
     )
 
 
 def _require_number(value: object, where: str) -> None:
-    """Refuse what is no positive finite number; `mscale` may be 0, which both generations take for none."""
+    """Refuse all but positive finite numbers; `mscale` may be 0, which both generations read as absent."""
     if not is_number(value) or value < 0 or (value == 0 and "mscale" not in where):
-        raise UnsupportedError(
+        raise _refused(
             "a rope field has no usable value",
-            where=f"config.json: {where}",
+            where=where,
             expected="a number above 0",
             found=value,
         )
+
+
+def _refused(
+    what: str, *, where: str | None = None, expected: object = None, found: object = None
+) -> UnsupportedError:
+    return UnsupportedError(
+        what,
+        where=f"config.json: {where}" if where else "config.json",
+        expected=expected,
+        found=found,
+        hint="correct this field to what the model was trained with, if you know it",
+    )

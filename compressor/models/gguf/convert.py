@@ -1,7 +1,7 @@
 """GGUF files: their header as dimensions, and their weights dequantised into a safetensors checkpoint.
 
-The conversion is our own, so that nothing of a file is left out without a word: every field, tensor and
-pre-tokenizer is read or refused by name. Its outside check is llama.cpp itself (tests/oracles).
+The conversion is our own, so that nothing is left out silently: every field, tensor and pre-tokenizer is
+read or refused by name. Its outside check is llama.cpp itself (tests/oracles).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def gguf_dims(path: Path) -> Dims:
     """A model's dimensions from its header, without reading weights.
 
     Raises:
-        UsageError: for what is no file.
+        UsageError: for a path that is not a file.
         VerificationError: for a truncated or incomplete file.
         UnsupportedError: for an architecture, field or tensor that no model here has a place for.
     """

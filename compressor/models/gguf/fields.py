@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.families import FAMILIES, family_of
-from compressor.models.gguf.header import GgufHeader
+from compressor.models.gguf.header import ORIGINAL_CHECKPOINT, GgufHeader
 
 _READ = frozenset(
     {
@@ -79,6 +79,7 @@ class Fields:
                 f"GGUF files of architecture {self.architecture!r} are not read",
                 where=str(header.path),
                 expected=" or ".join(name for name, family in FAMILIES.items() if family.gguf),
+                hint=ORIGINAL_CHECKPOINT,
             )
         self.layout = layout
         self._refuse_unknown()
@@ -122,6 +123,7 @@ class Fields:
             where=f"{self.header.path}: {self.architecture}.{key}",
             expected=expected,
             found=self.get(key),
+            hint=ORIGINAL_CHECKPOINT,
         )
 
     def _refuse_unknown(self) -> None:

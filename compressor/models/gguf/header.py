@@ -18,6 +18,8 @@ import numpy as np
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 
+# What to do about a file that says more than can be read here.
+ORIGINAL_CHECKPOINT = "give the checkpoint that the file was made from, as safetensors"
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_FIELDS = 1 << 14
@@ -99,7 +101,12 @@ def read_header(path: Path) -> GgufHeader:
     """
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "no regular file"
-        raise UsageError("this GGUF file cannot be read", where=str(path), found=f"it is {kind}")
+        raise UsageError(
+            "this GGUF file cannot be read",
+            where=str(path),
+            found=f"it is {kind}",
+            hint="give the path of one .gguf file",
+        )
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Cursor(path, data).header()
@@ -129,6 +136,7 @@ class _Cursor:
                 where=str(self._path),
                 expected="2 or 3",
                 found=version,
+                hint="convert the model again with a current llama.cpp",
             )
         num_tensors = self._count("tensors", _MAX_TENSORS)
         fields: dict[str, object] = {}
@@ -205,6 +213,7 @@ class _Cursor:
                     "a tensor of the GGUF file has an unknown type",
                     where=f"{self._path}: {name}",
                     found=f"type {number}",
+                    hint="give the same model in another quantisation, such as Q8_0 or F16",
                 )
             kind = GGMLQuantizationType(number)
             block, block_bytes = GGML_QUANT_SIZES[kind]

@@ -3,7 +3,7 @@
 llama.cpp names pre-tokenizers and holds their expressions (src/llama-vocab.cpp). Where it adapts one to a
 regular expression library that lacks what the original needs, the original stands here, as published in
 the model's `tokenizer.json`. Names of families that this project does not read are left out: an unknown
-name is refused, because a wrong split gives other tokens without a word. So is `deepseek-llm`, whose
+name is refused, because a wrong split silently gives other tokens. So is `deepseek-llm`, whose
 letters llama.cpp lists in composed form: some of its ranges are not those of the published file any more.
 """
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.gguf.fields import Fields, head_dim, rope_theta
+from compressor.models.gguf.header import ORIGINAL_CHECKPOINT
 
 Floats = npt.NDArray[np.float64]
 
@@ -112,10 +113,13 @@ def _by_factors(fields: Fields) -> RopeScaling:
             where=where,
             expected=f"llama, F32 [{num_pairs}]",
             found=f"{fields.architecture}, {tensor.kind} {list(tensor.shape)}",
+            hint=ORIGINAL_CHECKPOINT,
         )
     factors = fields.header.raw(tensor).view("<f4").reshape(-1)
     if not np.isfinite(factors).all() or (factors < 1.0).any():
-        raise UnsupportedError("rope factors below 1 or not finite are not read", where=where)
+        raise UnsupportedError(
+            "rope factors below 1 or not finite are not read", where=where, hint=ORIGINAL_CHECKPOINT
+        )
     if (factors == factors[0]).all():
         factor = float(factors[0])
         return {} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
@@ -134,6 +138,7 @@ def _by_factors(fields: Fields) -> RopeScaling:
         where=where,
         expected="factors as Llama 3.1's",
         found=", ".join(f"{value:.6g}" for value in factors[:_NUM_SHOWN]),
+        hint=ORIGINAL_CHECKPOINT,
     )
 
 

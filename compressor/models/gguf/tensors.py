@@ -15,7 +15,7 @@ import numpy as np
 
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.dims import Dims
-from compressor.models.gguf.header import GgufHeader, GgufTensor
+from compressor.models.gguf.header import ORIGINAL_CHECKPOINT, GgufHeader, GgufTensor
 from compressor.models.gguf.rope import ROPE_FACTORS
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check_names(header: GgufHeader, dims: Dims) -> None:
             f"the GGUF file holds tensors that a {dims.model_type} model of this project has no place for",
             where=str(header.path),
             found=", ".join(foreign[:_NAMED]) + more,
-            hint="they change what is computed, so they are not left out",
+            hint=ORIGINAL_CHECKPOINT,
         )
     missing = sorted(expected - set(header.tensors))
     if missing:
@@ -159,4 +159,5 @@ def _require_readable(header: GgufHeader, tensor: GgufTensor) -> None:
             "a tensor of the GGUF file has a type that is not dequantised here",
             where=f"{header.path}: {tensor.name}",
             found=tensor.kind,
+            hint="give the same model in another quantisation, such as Q8_0 or F16",
         ) from error

@@ -160,7 +160,9 @@ def _chat_templates(header: GgufHeader) -> Iterator[tuple[str, str]]:
             variant = name.removeprefix(f"{key}.")
             if not re.fullmatch(r"[\w-]{1,64}", variant):
                 raise VerificationError(
-                    "a chat template has a name that is no file name", where=str(header.path), found=name
+                    "a chat template has a name that cannot be a file name",
+                    where=str(header.path),
+                    found=name,
                 )
             yield variant, value
 
@@ -262,7 +264,7 @@ class _Vocabulary:
         }
 
     def _model(self, *, merges: list[tuple[str, str]], **fields: object) -> dict[str, object]:
-        """Byte pairs; placeholders that only fill the embedding's rows are no tokens."""
+        """Byte pairs; placeholders that only fill the embedding's rows are left out."""
         vocab = {
             token: index
             for index, token in enumerate(self.tokens)
@@ -362,7 +364,7 @@ class _Vocabulary:
     def _list(self, key: str, kind: type) -> list[Any]:
         values = self._header.field(f"{_PREFIX}{key}")
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-            raise self._refuse(f"{_PREFIX}{key} is no list of {kind.__name__}", type(values).__name__)
+            raise self._refuse(f"{_PREFIX}{key} is not a list of {kind.__name__}", type(values).__name__)
         return values
 
     def _repeated(self) -> str:

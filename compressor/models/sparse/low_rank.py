@@ -147,7 +147,11 @@ def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
     """
     folder = directory / ADAPTER_DIRECTORY
     if not has_adapter(directory):
-        raise UsageError("this checkpoint has no adapter", where=str(directory))
+        raise UsageError(
+            "this checkpoint has no adapter",
+            where=str(directory),
+            hint="sparsify with --slorb fixed or trained",
+        )
     config = read_json_mapping(folder / ADAPTER_CONFIG, what="the adapter's config")
     try:
         tensors = load_file(folder / ADAPTER_WEIGHTS)

@@ -45,7 +45,11 @@ def parse_pattern(text: str) -> Pattern:
     pattern = Pattern(*map(int, match.groups())) if match else None
     if pattern is None or not 0 < pattern.num_kept < pattern.group_size:
         raise UsageError(
-            "this is no sparsity pattern", where="--sparsity", expected="such as 2:4", found=text
+            "this is not a sparsity pattern",
+            where="--sparsity",
+            expected="N:M with 0 < N < M",
+            found=text,
+            hint="--sparsity 2:4",
         )
     return pattern
 
@@ -106,7 +110,7 @@ def check_pattern(name: str, tensor: torch.Tensor, pattern: Pattern) -> None:
     row, group = (nonzero > pattern.num_kept).nonzero()[0].tolist()
     start = group * pattern.group_size
     raise VerificationError(
-        f"a tensor promised to be {pattern} sparse is not",
+        f"a tensor recorded as {pattern} sparse is not",
         where=f"{name}[{row}, {start}:{start + pattern.group_size}]",
         expected=f"at most {pattern.num_kept} non-zeros of {pattern.group_size}",
         found=int(nonzero[row, group]),

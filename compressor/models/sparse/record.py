@@ -1,4 +1,4 @@
-"""What a directory promises of its weights: `sparsity.json`, which travels with them into every export.
+"""Which weights of a directory are sparse: `sparsity.json`, which travels with them into every export.
 
 Beside it, a sparsified checkpoint that may be trained further holds `masks.safetensors`: one bit per
 weight, the exact mask even where a kept weight happens to be zero.
@@ -27,7 +27,7 @@ _SCHEMA = "compress-export/sparsity/1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise:
+class SparsityRecord:
     """Which tensors are sparse, and how.
 
     Attributes:
@@ -51,8 +51,8 @@ class Promise:
         write_json(directory / SPARSITY_FILE, record)
 
 
-def read_promise(directory: Path) -> Promise | None:
-    """The directory's promise; None when it makes none.
+def read_sparsity(directory: Path) -> SparsityRecord | None:
+    """The directory's record; None for a dense model.
 
     Raises:
         VerificationError: when it cannot be read.
@@ -62,7 +62,7 @@ def read_promise(directory: Path) -> Promise | None:
         return None
     try:
         record = read_json_mapping(file, what="the sparsity record")
-        return Promise(
+        return SparsityRecord(
             pattern=parse_pattern(record["pattern"]),
             model_type=record["model_type"],
             shapes={name: (int(rows), int(columns)) for name, (rows, columns) in record["tensors"].items()},
@@ -71,22 +71,22 @@ def read_promise(directory: Path) -> Promise | None:
         raise VerificationError("the sparsity record is corrupt", where=str(file), found=error) from error
 
 
-def carry_promise(source: Path, out_dir: Path) -> None:
-    """Copy the promise to a directory that holds the same weights, if there is one."""
+def carry_sparsity(source: Path, out_dir: Path) -> None:
+    """Copy the record, if there is one, to a directory that holds the same weights."""
     if (source / SPARSITY_FILE).is_file():
         shutil.copyfile(source / SPARSITY_FILE, out_dir / SPARSITY_FILE)
 
 
-def check_checkpoint_sparsity(directory: Path, promise: Promise) -> int:
-    """Check every promised tensor of a checkpoint, 16-bit or FP8; returns their number.
+def check_checkpoint_sparsity(directory: Path, sparsity: SparsityRecord) -> int:
+    """Check every recorded tensor of a checkpoint, 16-bit or FP8; returns their number.
 
     Raises:
         VerificationError: naming the first tensor that is missing or has too many non-zeros.
     """
     with CheckpointReader(directory) as reader:
-        for name in promise.shapes:
-            check_pattern(name, reader.tensor(name), promise.pattern)
-    return len(promise.shapes)
+        for name in sparsity.shapes:
+            check_pattern(name, reader.tensor(name), sparsity.pattern)
+    return len(sparsity.shapes)
 
 
 def write_masks(path: Path, masks: Mapping[str, torch.Tensor]) -> None:

@@ -83,7 +83,7 @@ def test_a_short_text_gives_all_its_windows(make_text: Any, tiny_tokenizer: Any)
 
     assert found.ids.tolist() == all_windows(train, tiny_tokenizer).tolist()
     assert "not 1000" in str(found.shortage(how))
-    with pytest.raises(UsageError, match="shorter than one window"):
+    with pytest.raises(UsageError, match="shorter than one sequence"):
         calibration_windows(Calibration(data=str(path), seq_len=4096), tiny_tokenizer, seed=0)
 
 

@@ -533,6 +533,6 @@ def test_messages_that_are_no_conversation(tmp_path: Path, messages: Any) -> Non
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n")
 
-    with pytest.raises(UsageError, match="no conversation") as caught:
+    with pytest.raises(UsageError, match="not a conversation") as caught:
         list(documents(str(path), "all"))
     assert str(caught.value.where).endswith("x.jsonl:1")

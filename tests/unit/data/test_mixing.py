@@ -204,6 +204,6 @@ def test_a_domain_shorter_than_one_window_is_named(
     domains = [Domain(name="prose", data=str(make_text(num_words=12)))]
     write_domains(domains, tiny_tokenizer, tmp_path, num_windows=(1,), seq_len=4096)
 
-    with pytest.raises(UsageError, match="shorter than one window") as caught:
+    with pytest.raises(UsageError, match="shorter than one sequence") as caught:
         open_stream(domains, tmp_path, seq_len=4096, isolate_documents=False, seed=0)
     assert "prose" in str(caught.value.where)

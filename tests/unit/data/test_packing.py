@@ -60,7 +60,7 @@ def test_fewer_windows_when_the_text_is_short(make_text: Any, tiny_tokenizer: An
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_text_shorter_than_one_window(make_text: Any, tiny_tokenizer: Any, split: Any) -> None:
-    with pytest.raises(UsageError, match="shorter than one window") as caught:
+    with pytest.raises(UsageError, match="shorter than one sequence") as caught:
         read_windows(str(make_text(num_words=24)), split, tiny_tokenizer, size=1, seq_len=4096)
     assert "4096 tokens" in str(caught.value.expected)
 

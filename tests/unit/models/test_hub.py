@@ -212,7 +212,7 @@ def test_a_model_is_downloaded_by_its_index(online: dict[str, str], trusted: boo
         ("someone/nothing", "NetworkError", "the hub has no such model"),
         (GATED, "NetworkError", "restricted"),
         ("someone/pickled", "UsageError", "no safetensors"),
-        ("some one", "UsageError", "no Hugging Face id"),
+        ("some one", "UsageError", "not a Hugging Face id"),
     ],
 )
 def test_what_cannot_be_downloaded(online: dict[str, str], name: str, error: str, message: str) -> None:

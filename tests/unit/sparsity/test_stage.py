@@ -16,7 +16,7 @@ from compressor.choices.sparsity import SPARSITY_METHODS, SparsityMethod
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern, keep_mask
-from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_promise
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_sparsity
 from compressor.recipe.recipe import Sparsify
 from compressor.runs.stage import execute
 from compressor.sparsity.method import Choice, OneShotSettings
@@ -53,12 +53,12 @@ def test_every_linear_layer_is_exactly_half_and_the_rest_is_untouched(
 ) -> None:
     made = sparsified.make(method=method)
     before, after = load_file(sparsified.dense / WEIGHTS_FILE), load_file(made.path / WEIGHTS_FILE)
-    promise = read_promise(made.path)
-    assert promise is not None
-    assert len(promise.shapes) == 21
-    masks = read_masks(made.path / MASKS_FILE, promise.shapes)
+    sparsity = read_sparsity(made.path)
+    assert sparsity is not None
+    assert len(sparsity.shapes) == 21
+    masks = read_masks(made.path / MASKS_FILE, sparsity.shapes)
     for name, weight in after.items():
-        if name not in promise.shapes:
+        if name not in sparsity.shapes:
             assert torch.equal(weight, before[name]), name
             continue
         groups = (weight != 0).unflatten(-1, (-1, 4)).sum(-1)
@@ -113,9 +113,9 @@ def test_relative_error_is_that_of_the_outputs(sparsified: Sparsified) -> None:
 
 def test_the_skip_list_leaves_tensors_dense(sparsified: Sparsified) -> None:
     made = sparsified.make(method="magnitude", skip=("*.k_proj.*", "model.layers.0.*"))
-    promise = read_promise(made.path)
-    assert promise is not None
-    assert len(promise.shapes) == 12
+    sparsity = read_sparsity(made.path)
+    assert sparsity is not None
+    assert len(sparsity.shapes) == 12
     before, after = load_file(sparsified.dense / WEIGHTS_FILE), load_file(made.path / WEIGHTS_FILE)
     name = "model.layers.1.self_attn.k_proj.weight"
     assert torch.equal(before[name], after[name])
@@ -141,7 +141,7 @@ def test_a_planted_third_nonzero_is_caught(sparsified: Sparsified, tmp_path: Pat
 
 
 def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> None:
-    with pytest.raises(VerificationError, match="promised to be 2:4"):
+    with pytest.raises(VerificationError, match="recorded as 2:4"):
         verify_directory(sparsified.dense, pattern=Pattern())
     made = sparsified.make(method="wanda")
     assert verify_directory(made.path, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
@@ -152,7 +152,7 @@ def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> 
     [
         ({"pattern": "2:4", "skip": ("*",)}, UsageError, "leaves nothing"),
         ({"pattern": "2:5"}, UnsupportedError, "groups of 5"),
-        ({"pattern": None}, UsageError, "no sparsity pattern"),
+        ({"pattern": None}, UsageError, "not a sparsity pattern"),
     ],
 )
 def test_what_cannot_be_sparsified_is_refused(
@@ -172,7 +172,7 @@ def test_a_sparse_checkpoint_is_not_sparsified_again(sparsified: Sparsified, tmp
 def test_an_export_of_a_sparse_checkpoint_is_not_sparsified_again(
     sparsified: Sparsified, tmp_path: Path
 ) -> None:
-    """It carries the promise, but no masks."""
+    """It carries the record, but no masks."""
     made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
     (made / MASKS_FILE).unlink()
     config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=sparsified.calibration)
@@ -194,7 +194,7 @@ def test_a_weight_that_is_not_finite_is_named(sparsified: Sparsified, tmp_path: 
         execute(SPARSIFY, config, artifact_of(dense), tmp_path / "out", context())
 
 
-def test_a_corrupt_promise_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
+def test_a_corrupt_record_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
     made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
     (made / SPARSITY_FILE).write_text('{"pattern": "2:4", "tensors": 3}')
     record_again(made)

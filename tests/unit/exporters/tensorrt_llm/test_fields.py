@@ -14,7 +14,7 @@ from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.families import FAMILIES
 from compressor.models.sparse.pattern import TWO_OF_FOUR
-from compressor.models.sparse.record import Promise
+from compressor.models.sparse.record import SparsityRecord
 from compressor.recipe.recipe import Export, TensorRTLLM
 from exporters.registry import exporter_of
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
@@ -165,7 +165,7 @@ def sparse_student(students: Students, path: Path, **shape: int) -> Path:
             tensors[name] = (tensor.unflatten(1, (-1, 4)) * torch.tensor([1, 1, 0, 0])).flatten(1).bfloat16()
             shapes[name] = tuple(tensor.shape)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
+    SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
     return path
 
 
@@ -184,13 +184,13 @@ def test_a_cut_through_groups_is_refused_before_any_file(
     config |= shape
     rows, columns = config["hidden_size"], config["intermediate_size"]
     name = "model.layers.0.mlp.down_proj.weight"
-    promise = Promise(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
+    sparsity = SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes={name: (rows, columns)})
     settings = Export(tensorrt_llm=TensorRTLLM(tp_size=tp_size))
     if tensor is None:
-        exporter_of("tensorrt-llm").check(config, settings, promise)  # 192 / 6 = 32 columns a rank
+        exporter_of("tensorrt-llm").check(config, settings, sparsity)  # 192 / 6 = 32 columns a rank
         return
     with pytest.raises(UnsupportedError, match=tensor):
-        exporter_of("tensorrt-llm").check(config, settings, promise)
+        exporter_of("tensorrt-llm").check(config, settings, sparsity)
     exporter_of("tensorrt-llm").check(config, settings, None)  # a dense one may be cut there
 
 

@@ -18,7 +18,7 @@ from compressor.choices.formats import FORMATS
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern
-from compressor.models.sparse.record import Promise, carry_promise
+from compressor.models.sparse.record import SparsityRecord, carry_sparsity
 from compressor.quantization.amax import read_amax
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Calibration, Export, Sparsify
@@ -80,7 +80,7 @@ def test_a_half_precision_graph_keeps_the_pattern(sparse: Sparse, tmp_path: Path
     """Built and checked without being run, which not every CPU can."""
     source = sparse.student()
     exporter_of("onnx-fp16").write(source.path, tmp_path, OPTIONS)
-    carry_promise(source.path, tmp_path)
+    carry_sparsity(source.path, tmp_path)
     assert exporter_of("onnx-fp16").sparsity(tmp_path)["sparsity"]["num_tensors"] == 21
 
 
@@ -164,7 +164,7 @@ def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path:
 def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: str) -> None:
     dense = Path(shutil.copytree(exports.make(name), tmp_path / "dense"))
     shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
-    with pytest.raises(VerificationError, match="promised to be 2:4 sparse is not"):
+    with pytest.raises(VerificationError, match="recorded as 2:4 sparse is not"):
         exporter_of(name).sparsity(dense)
 
 
@@ -204,7 +204,7 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
 
     source = sparse.student()
     exporter_of(name).write(source.path, tmp_path, OPTIONS)
-    carry_promise(source.path, tmp_path)
+    carry_sparsity(source.path, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     stored = {entry.name: entry for entry in model.graph.initializer}
     # Joined, 64 queries come before the keys.
@@ -219,12 +219,12 @@ def test_a_third_nonzero_in_a_graphs_matrix_is_caught(sparse: Sparse, tmp_path: 
         exporter_of(name).sparsity(tmp_path)
 
 
-def test_a_pattern_demanded_of_a_graph_must_be_promised(sparse: Sparse, exports: Any) -> None:
+def test_a_pattern_demanded_of_a_graph_must_be_recorded(sparse: Sparse, exports: Any) -> None:
     made = sparse.make("onnx")
     assert verify_directory(made, pattern=Pattern()).checked[0].found["sparsity"]["num_tensors"] == 21
-    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+    with pytest.raises(VerificationError, match="has no record of the sparsity"):
         verify_directory(made, pattern=Pattern(1, 4))
-    with pytest.raises(VerificationError, match="does not promise the sparsity"):
+    with pytest.raises(VerificationError, match="has no record of the sparsity"):
         verify_directory(exports.make("onnx"), pattern=Pattern())
 
 
@@ -236,8 +236,8 @@ def test_rows_of_joined_projections_are_found(skipped: tuple[str, ...]) -> None:
         for name, size in rows.items()
         if name not in skipped
     }
-    promise = Promise(pattern=Pattern(), model_type="llama", shapes=shapes)
-    found = stored_names(promise, {"model.layers.0.attn.qkv_proj.MatMul.weight"})
+    sparsity = SparsityRecord(pattern=Pattern(), model_type="llama", shapes=shapes)
+    found = stored_names(sparsity, {"model.layers.0.attn.qkv_proj.MatMul.weight"})
     joined = torch.arange(128)
     starts = {"q_proj": 0, "k_proj": 64, "v_proj": 96}
     for name in shapes:

@@ -221,7 +221,7 @@ LONGROPE = {"rope_type": "longrope", **FACTORS}
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": True}}, "factor"),
         ({"rope_scaling": {"type": "dynamic", "factor": -2.0}}, "factor"),
-        ({"rope_scaling": "linear"}, "no mapping"),
+        ({"rope_scaling": "linear"}, "not a mapping"),
         ({"rope_theta": None}, "rope_theta is null"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta twice"),

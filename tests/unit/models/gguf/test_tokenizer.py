@@ -71,7 +71,11 @@ def test_scores_that_do_not_order_the_merges_are_refused(
             "--tokenizer DIR",
         ),
         (TinyGguf(tokenizer_fields={"ggml.eot_token_id": 9_999}), VerificationError, "eot_token_id"),
-        (TinyGguf(tokenizer_fields={"chat_template.../x": "{{ x }}"}), VerificationError, "no file name"),
+        (
+            TinyGguf(tokenizer_fields={"chat_template.../x": "{{ x }}"}),
+            VerificationError,
+            "cannot be a file name",
+        ),
     ],
 )
 def test_what_would_give_other_tokens_is_refused(

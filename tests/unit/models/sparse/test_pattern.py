@@ -72,7 +72,7 @@ def test_columns_that_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["4:2", "2", "0:4", "2:4:8", "a:b", "4:4"])
 def test_what_is_no_pattern_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no sparsity pattern"):
+    with pytest.raises(UsageError, match="not a sparsity pattern"):
         parse_pattern(text)
 
 
