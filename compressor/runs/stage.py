@@ -193,10 +193,7 @@ def execute(
     partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
     with measured_memory() as peak, _cleared_after_errors(partial, is_new=is_new):
-        if stage.parallel:
-            result = stage.run(config, source, partial, context)
-        else:
-            result = on_main(lambda: stage.run(config, source, partial, context))
+        result = _run(stage, config, source, partial, context)
     artifact = ModelArtifact(
         path=partial,
         stage=stage.name,
@@ -216,6 +213,14 @@ def execute(
         peak_memory_bytes=peak.num_bytes,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
+
+
+def _run(
+    stage: Stage[Config], config: Config, source: ModelArtifact, partial: Path, context: StageContext
+) -> StageResult:
+    if stage.parallel:
+        return stage.run(config, source, partial, context)
+    return on_main(lambda: stage.run(config, source, partial, context))
 
 
 def _inputs(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
 from compressor.data.sources import source_fingerprint
-from compressor.distillation.choice import choose_losses, describe
+from compressor.distillation.choice import LossChoice, choose_losses, describe
 from compressor.distillation.criterion import OFF
 from compressor.distillation.distill_stage import dynamic_batches, training_domains
 from compressor.distillation.module import DistillationModule
@@ -100,13 +101,7 @@ def run(
     student = load(source.path, dtype="float32")
     extension = _prepare_(student, source.path, sparsity, config.sparsify, plan.max_steps)
     teacher = load(context.teacher.path, dtype=context.dtype)
-    choice = choose_losses(
-        settings,
-        num_teacher_layers=teacher.config.num_hidden_layers,
-        num_student_layers=student.config.num_hidden_layers,
-    )
-    for warning in choice.warnings:
-        context.console.warn(warning)
+    choice = _losses(settings, teacher, student, context)
     module = DistillationModule(student, teacher, choice.loss)
     place_(module, settings, plan, context.device)
     dynamic = dynamic_batches(settings, plan, domains, stream, module, source, context)
@@ -120,15 +115,10 @@ def run(
         flops_per_token=flops_of_training(context.teacher.path, source.path, settings.context_length),
     )
     extension.apply_()
-    branches = _branches(extension.layers)
-    masks = extension.masks()
+    branches, masks = _branches(extension.layers), extension.masks()
     dtype = getattr(torch, context.dtype)
     save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
-    if is_main():
-        sparsity.write(out_dir)
-        write_masks(out_dir / MASKS_FILE, masks)
-        if branches:
-            write_adapter(out_dir, branches)
+    _write_sparsity(out_dir, sparsity, masks, branches)
     details = {
         "loss": describe(choice.loss),
         **_details(
@@ -144,6 +134,30 @@ def run(
         details["dynamic_batches"] = dynamic.report()
     clean_up(out_dir)
     return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def _write_sparsity(
+    out_dir: Path,
+    sparsity: SparsityRecord,
+    masks: dict[str, torch.Tensor],
+    branches: dict[str, AdapterBranch],
+) -> None:
+    if is_main():
+        sparsity.write(out_dir)
+        write_masks(out_dir / MASKS_FILE, masks)
+        if branches:
+            write_adapter(out_dir, branches)
+
+
+def _losses(settings: Distill, teacher: Any, student: Any, context: StageContext) -> LossChoice:
+    choice = choose_losses(
+        settings,
+        num_teacher_layers=teacher.config.num_hidden_layers,
+        num_student_layers=student.config.num_hidden_layers,
+    )
+    for warning in choice.warnings:
+        context.console.warn(warning)
+    return choice
 
 
 def _prepare_(

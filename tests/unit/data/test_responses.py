@@ -269,7 +269,7 @@ def test_an_answer_whose_beginning_cannot_be_told() -> None:
     )
     chat = Conversation(messages=[CHAT[0], CHAT[3]], where="x.jsonl:4")
     rendered = Rendered(text="user: one river?<|end|>assistant: winter<|end|>", spans=())
-    with pytest.raises(UnsupportedError, match="cannot be told") as caught:
+    with pytest.raises(UnsupportedError, match="cannot be found") as caught:
         responses(chat, rendered, tokenizer, where="x.jsonl:4")
     assert caught.value.where == "x.jsonl:4"
 

@@ -177,7 +177,7 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert [result["stage"], result["details"]["prompts"]] == ["generate", None]
     assert result["details"]["samples"] == len((out / TEXT_FILE).read_bytes().splitlines())
     assert invoke([*arguments[:3], "0", "-o", str(tmp_path / "none")]) == 2
-    assert "no text to generate" in capsys.readouterr().err
+    assert "no text is to be sampled" in capsys.readouterr().err
 
 
 def end_a_text_early(path: Path) -> None:

@@ -35,16 +35,19 @@ TEXT: dict[str, Any] = {
     "distill.domains": [{"name": "one", "data": "an/id"}],
 }
 STEPS: dict[str, Any] = {"distill.learning_rate": 0.5, "distill.warmup_steps": 3}
-LOSS: dict[str, Any] = {
+TOP_K = {"distill.top_k": 9}
+FOLLOWED: dict[str, Any] = {
     "distill.loss": "reverse-kl",
-    "distill.kl_weight": 0.5,
-    "distill.temperature": 3.0,
     "distill.hidden_state_loss": "mse",
     "distill.embedding_loss": "mse",
     "distill.layer_pairs": [[1, 1]],
+}
+OWN: dict[str, Any] = {
+    "distill.kl_weight": 0.5,
+    "distill.temperature": 3.0,
     "distill.teacher_logits": "logits",
 }
-TOP_K = {"distill.top_k": 9}
+LOSS: dict[str, Any] = FOLLOWED | OWN
 ONE_SHOT: dict[str, Any] = {"sparsify.block_size": 64, "sparsify.skip": ["*"], "sparsify.pattern": "2:8"}
 RECOVERY: dict[str, Any] = {
     "sparsify.tokens": 99,
@@ -57,6 +60,7 @@ SAMPLING: dict[str, Any] = {"distill.generate": {"temperature": 0.5}}
 WEIGHT: dict[str, Any] = {"distill.generate": {"weight": 2.0}}
 CORRECTION: dict[str, Any] = {"distill.correction": {"tokens": 99}}
 DYNAMIC: dict[str, Any] = {"distill.dynamic_batches": {"variant": "clipped"}}
+RECOVERED: dict[str, Any] = RECOVERY | FOLLOWED | TOP_K | DYNAMIC | WEIGHT
 
 
 def config_of(stage: Stage[Any], recipe: Recipe) -> Section:
@@ -76,7 +80,7 @@ def config_of(stage: Stage[Any], recipe: Recipe) -> Section:
         (LOGITS, TEXT | TOP_K, COURSE | STEPS | LOSS | CORRECTION),
         (GENERATE, SAMPLING, WEIGHT),
         (SPARSIFY, ONE_SHOT, RECOVERY | {"sparsify.mask_decay": 0.5}),
-        (RECOVER, TEXT | STEPS | RECOVERY | DYNAMIC | WEIGHT, COURSE | LOSS | TOP_K | SAMPLING | ONE_SHOT),
+        (RECOVER, TEXT | STEPS | RECOVERED, COURSE | OWN | SAMPLING | ONE_SHOT),
     ],
     ids=lambda value: value.name if isinstance(value, Stage) else "",
 )

@@ -117,7 +117,7 @@ def test_a_spreadsheet_finds_names_as_text(name: str) -> None:
 @pytest.mark.parametrize("name", SINGLE_LINES)
 def test_a_name_adds_nothing_to_the_model_card(tmp_path: Path, name: str) -> None:
     def card(title: str) -> str:
-        summary = {**summary_of(title, f"{title}.txt"), "warnings": [f"{title} is odd"]}
+        summary = summary_of(title, f"{title}.txt").model_copy(update={"warnings": (f"{title} is odd",)})
         directory = tmp_path / ("plain" if title == "plain" else "odd")
         directory.mkdir(exist_ok=True)
         write_model_card(directory, summary)

@@ -214,9 +214,9 @@ LONGROPE = {"rope_type": "longrope", **FACTORS}
     [
         ({"rope_scaling": {"type": "linear", "rope_type": "dynamic", **LINEAR}}, "does not say one method"),
         ({"rope_scaling": {"factor": 4.0}}, "does not say one method"),
-        ({"rope_scaling": {"type": "su", "factor": 4.0}}, "'su' is not supported"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "'mrope' is not supported"),
-        ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional' is not supported"),
+        ({"rope_scaling": {"type": "su", "factor": 4.0}}, "'su' is not computed alike"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "'mrope' is not computed alike"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional' is not computed alike"),
         ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": True}}, "factor"),

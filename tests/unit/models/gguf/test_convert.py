@@ -224,7 +224,7 @@ def test_what_is_no_file(kind: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert resolve_source(str(path)).kind == "directory"
     else:
         os.mkfifo(path)
-        with pytest.raises(UsageError, match="it is a FIFO"):
+        with pytest.raises(UsageError, match="is a FIFO"):
             resolve_source(str(path))
     with pytest.raises(UsageError, match="it is"):
         gguf_dims(path)
