@@ -26,21 +26,24 @@ FAILING: dict[str, frozenset[str]] = {
     type=click.Choice(list(FAILING)),
     default="regression",
     show_default=True,
-    help="Verdicts that fail; regression: a regression or a mismatch; noisy: anything but PASS.",
+    help=(
+        "Verdicts that end with exit code 7; regression: a slow-down, or benchmarks that cannot be compared; "
+        "noisy: every verdict but PASS; never: none."
+    ),
 )
 @click.option(
     "--ratio-tolerance",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Largest accepted loss of the speed-up over the first model, as a fraction.",
+    help="Tolerated loss of a model's speed-up over the first model of the same run, as a fraction.",
 )
 @click.option(
     "--absolute-tolerance",
     type=click.FloatRange(0, 1),
     default=0.25,
     show_default=True,
-    help="Largest accepted loss of throughput, as a fraction.",
+    help="Tolerated loss of a model's own throughput, as a fraction.",
 )
 @showing
 def compare(

@@ -21,6 +21,7 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -29,9 +30,9 @@ from compressor.distillation.training import (
     schedule,
     training_content,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.load import load_model
+from compressor.planning.schedule import correction_schedule
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -41,7 +42,6 @@ from compressor.training.sharding import is_sharded, whole
 from compressor.training.trainer import train
 
 LEARNING_RATE_SHARE = 1 / 5
-PUBLISHED_WARMUP_STEPS = 120
 MAX_GRAD_NORM = 1.0
 
 
@@ -60,22 +60,17 @@ def correction_budget(config: Distill) -> Distill:
     )
 
 
-def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
-    """Optimizer steps of a correction that comes first.
+def correction_settings(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
+    """The trainer's settings for a correction that comes first.
 
     Raises:
         UsageError: when the budget does not fill one window.
     """
-    distillation = schedule(config, seed=seed, device=device, dtype=dtype)
-    budget = correction_budget(config).model_copy(update={"batch_size": distillation.batch_size})
-    plan = schedule(budget, seed=seed, device=device, dtype=dtype)
-    warmup = config.correction.warmup_steps
+    budget = correction_budget(config)
+    steps = correction_schedule(config, world_size())
+    plan = schedule(budget, seed=seed, device=device, dtype=dtype, steps=steps)
     floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
-    return replace(
-        plan,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, plan.max_steps // 10) if warmup is None else warmup,
-        min_learning_rate_ratio=min(1.0, floor),
-    )
+    return replace(plan, min_learning_rate_ratio=min(1.0, floor))
 
 
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
@@ -84,7 +79,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     Raises:
         UsageError: when the text or the budget does not fill one window.
     """
-    plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    plan = correction_settings(config, seed=context.seed, device=context.device, dtype=context.dtype)
     settings = correction_budget(config)
     keep_only_progress(out_dir)
     require_training_memory([source], settings, context.device)
@@ -95,7 +90,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     teacher.requires_grad_(requires_grad=True).train()
     module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
     place_(module, settings, plan, context.device)
-    flops = training_flops_per_token(None, source.path, config.context_length)
+    flops = flops_of_training(None, source.path, config.context_length)
     log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
     save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)

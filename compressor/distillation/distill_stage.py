@@ -25,6 +25,7 @@ from compressor.distillation.module import DistillationModule
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -33,7 +34,6 @@ from compressor.distillation.training import (
     save_trained,
     schedule,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
@@ -105,7 +105,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         context.console,
         extensions=[*_extensions(config, setup.module), *([dynamic] if dynamic else [])],
         complete=setup.complete,
-        flops_per_token=training_flops_per_token(
+        flops_per_token=flops_of_training(
             in_memory,
             source.path,
             config.context_length,

@@ -22,6 +22,7 @@ from compressor.distillation.distill_stage import dynamic_batches, training_doma
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -31,7 +32,6 @@ from compressor.distillation.training import (
     schedule,
     training_content,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
@@ -117,7 +117,7 @@ def run(
         out_dir,
         context.console,
         extensions=[extension, *([dynamic] if dynamic else [])],
-        flops_per_token=training_flops_per_token(context.teacher.path, source.path, settings.context_length),
+        flops_per_token=flops_of_training(context.teacher.path, source.path, settings.context_length),
     )
     extension.apply_()
     branches = _branches(extension.layers)

@@ -17,12 +17,12 @@ from compressor.data.packing import TokenWindows
 from compressor.distillation.correct_stage import (
     CORRECT,
     CorrectAlongside,
-    correction_schedule,
+    correction_settings,
     require_alongside,
 )
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import schedule, training_flops_per_token
+from compressor.distillation.training import flops_of_training, schedule
 from compressor.models.load import load_model
 from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Correction, Distill
@@ -63,7 +63,7 @@ def teacher_of(module: DistillationModule) -> dict[str, torch.Tensor]:
 
 def test_the_published_settings() -> None:
     config = Distill(tokens=1_888_000_000, correction=Correction(mode="first"))
-    distillation, correction = schedule(config, **WHERE), correction_schedule(config, **WHERE)
+    distillation, correction = schedule(config, **WHERE), correction_settings(config, **WHERE)
     assert correction.learning_rate == pytest.approx(distillation.learning_rate / 5)
     assert correction.warmup_steps == 40  # a tenth of 400 steps
     assert correction.batch_size == distillation.batch_size == 1152
@@ -72,7 +72,7 @@ def test_the_published_settings() -> None:
     long = Distill(
         tokens=1_888_000_000, correction=Correction(mode="first", tokens=100_000_000_000, learning_rate=1e-6)
     )
-    plan = correction_schedule(long, **WHERE)
+    plan = correction_settings(long, **WHERE)
     assert (plan.warmup_steps, plan.batch_size, plan.learning_rate) == (120, 1152, 1e-6)
     assert plan.min_learning_rate_ratio == 1
 
@@ -105,9 +105,9 @@ def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) 
 def test_a_trained_teacher_costs_as_many_passes_as_a_student(tmp_path: Path) -> None:
     teacher = save_checkpoint(tmp_path / "teacher", make_model(seed=2))
     student = save_checkpoint(tmp_path / "student", make_model(hidden_size=32))
-    alone = [training_flops_per_token(None, model, 64) for model in (teacher, student)]
-    assert training_flops_per_token(teacher, student, 64) == alone[0] / 3 + alone[1]
-    assert training_flops_per_token(teacher, student, 64, trains_teacher=True) == sum(alone)
+    alone = [flops_of_training(None, model, 64) for model in (teacher, student)]
+    assert flops_of_training(teacher, student, 64) == alone[0] / 3 + alone[1]
+    assert flops_of_training(teacher, student, 64, trains_teacher=True) == sum(alone)
 
 
 def test_alongside_has_no_budget_of_its_own() -> None:
