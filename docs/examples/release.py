@@ -40,7 +40,7 @@ def release(model: str, text: str, out: Path) -> float:
         settings=Evaluate(data=text, seq_len=32, size=4),
         execution=execution,
     )
-    exported = api.export(str(student.path), out / "student-onnx", "onnx", execution=execution)
+    exported = api.export(str(student.path), out / "release", "huggingface", execution=execution)
     api.verify(exported.path, source=student.path)
     teacher, smaller = (found["perplexity"] for found in quality.details["models"].values())
     return float(smaller / teacher)

@@ -31,7 +31,7 @@ def test_the_documented_example_runs_and_prints_nothing(
     with caplog.at_level(logging.INFO, logger="compressor"):
         ratio = example.release(str(tiny_checkpoint), str(tiny_text), tmp_path)
     assert 0.5 < ratio < 2
-    assert {"pruned", "student", "quality", "student-onnx"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"pruned", "student", "quality", "release"} <= {path.name for path in tmp_path.iterdir()}
     assert "distill" in caplog.text
     assert capfd.readouterr().out == ""
     caplog.clear()
@@ -52,4 +52,4 @@ def test_errors_are_raised_and_say_what_to_do(tiny_checkpoint: Path, tmp_path: P
 def test_a_plan_needs_no_files() -> None:
     made = api.plan(Recipe(model="llama3.1-8b", target="4b"))
     assert isinstance(made, api.Plan)
-    assert made.target.student.hidden_size == 3072
+    assert made.student.dims.hidden_size == 3072
