@@ -52,4 +52,4 @@ def test_errors_are_raised_and_say_what_to_do(tiny_checkpoint: Path, tmp_path: P
 def test_a_plan_needs_no_files() -> None:
     made = api.plan(Recipe(model="llama3.1-8b", target="4b"))
     assert isinstance(made, api.Plan)
-    assert made.target.student.hidden_size == 3072
+    assert made.student.dims.hidden_size == 3072
