@@ -133,7 +133,7 @@ def _bench(run: Run) -> None:
             formats = ", ".join(options()[bench.row.reads].values())
             message = f"no export to benchmark: add one of {formats} to the formats"
         run.console.warn(message)
-        run.manifest.update(warnings=[message])
+        run.manifest.update(warnings=(message,))
         return
     config = BenchStageConfig(
         bench=bench,

@@ -136,7 +136,7 @@ def test_the_student_is_written_whatever_else_is(
     summary = succeed_here(*words)
     assert (out / "student" / "verification.json").is_file()
     assert list(summary["exports"]) == ["huggingface", "tensorrt-llm"]
-    assert summary["warnings"][0].startswith("no ONNX export to benchmark")
+    assert summary["warnings"][0].startswith("no export to benchmark")
     assert json.loads((out / "manifest.json").read_text())["warnings"] == summary["warnings"][:1]
 
 
