@@ -26,12 +26,13 @@ from compressor.distillation.training import (
     place_,
     require_training_memory,
     save_trained,
-    schedule,
+    training_config,
     training_content,
     training_details,
     training_flops_per_token,
 )
 from compressor.models.load import load_model
+from compressor.planning.schedule import correction_schedule as planned_correction
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -41,7 +42,6 @@ from compressor.training.sharding import is_sharded, whole
 from compressor.training.trainer import train
 
 LEARNING_RATE_SHARE = 1 / 5
-PUBLISHED_WARMUP_STEPS = 120
 MAX_GRAD_NORM = 1.0
 
 
@@ -66,16 +66,11 @@ def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) 
     Raises:
         UsageError: when the budget does not fill one window.
     """
-    distillation = schedule(config, seed=seed, device=device, dtype=dtype)
-    budget = correction_budget(config).model_copy(update={"batch_size": distillation.batch_size})
-    plan = schedule(budget, seed=seed, device=device, dtype=dtype)
-    warmup = config.correction.warmup_steps
-    floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
-    return replace(
-        plan,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, plan.max_steps // 10) if warmup is None else warmup,
-        min_learning_rate_ratio=min(1.0, floor),
-    )
+    settings = correction_budget(config)
+    planned = planned_correction(config, world_size())
+    plan = training_config(settings, planned, seed=seed, device=device, dtype=dtype)
+    floor = config.min_learning_rate_ratio * config.learning_rate / settings.learning_rate
+    return replace(plan, min_learning_rate_ratio=min(1.0, floor))
 
 
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,12 +21,13 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, TensorSpec, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
 from compressor.models.digests import spec_digest, write_digests
-from compressor.models.dims import dims_of_config, flops_per_token
+from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.planning.schedule import batch_and_steps, ceil_divide
+from compressor.planning.schedule import Schedule, training_schedule
+from compressor.planning.schedule import training_flops_per_token as planned_flops
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
@@ -39,7 +39,6 @@ from compressor.training.trainer import CHECKPOINTS
 
 TOKENS = "tokens"
 _BYTES_PER_TRAINED = 16
-PUBLISHED_WARMUP_STEPS = 40
 
 _TEXT_FIELDS = (
     "data",
@@ -73,23 +72,21 @@ def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> Training
     Raises:
         UsageError: when the budget does not fill one window.
     """
-    batch_size, max_steps = batch_and_steps(config)
-    if max_steps == 0:
-        raise UsageError(
-            "the token budget does not fill one training window",
-            where="--tokens",
-            expected=f"at least {config.context_length}",
-            found=config.tokens,
-            hint="raise --tokens, or lower --context-length",
-        )
-    warmup = config.warmup_steps
+    planned = training_schedule(config, world_size())
+    return training_config(config, planned, seed=seed, device=device, dtype=dtype)
+
+
+def training_config(
+    config: Distill, planned: Schedule, *, seed: int, device: str, dtype: str
+) -> TrainingConfig:
+    """The trainer's settings for steps and batches that are planned already."""
     return TrainingConfig(
-        max_steps=max_steps,
-        batch_size=batch_size,
-        micro_batch_size=math.gcd(ceil_divide(batch_size, world_size()), config.micro_batch_size),
+        max_steps=planned.steps,
+        batch_size=planned.batch_size,
+        micro_batch_size=planned.micro_batch_size,
         learning_rate=config.learning_rate,
         min_learning_rate_ratio=config.min_learning_rate_ratio,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
+        warmup_steps=planned.warmup_steps,
         checkpoint_steps=config.save_steps,
         seed=seed,
         bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
@@ -225,13 +222,10 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
 def training_flops_per_token(
     teacher: Path | None, student: Path, context_length: int, *, trains_teacher: bool = False
 ) -> int:
-    """FLOPs at half the window's context; a backward pass costs two forward passes."""
-    mean_context = context_length // 2
-    flops = 3 * flops_per_token(dims_of_config(read_config(student)), mean_context)
-    if teacher is not None:
-        passes = 3 if trains_teacher else 1
-        flops += passes * flops_per_token(dims_of_config(read_config(teacher)), mean_context)
-    return flops
+    """FLOPs of one trained token; recomputed activations do not count as use of the GPU."""
+    dims = [dims_of_config(read_config(model)) if model else None for model in (student, teacher)]
+    assert dims[0] is not None
+    return planned_flops(dims[0], dims[1], context_length, trains_teacher=trains_teacher)
 
 
 def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trust_remote_code: bool) -> None:
