@@ -151,9 +151,9 @@ def test_doctor_names_the_builders_version_or_why_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _engine_builder() == {"found": False, "reason": "no trtllm-build on PATH"}
+    assert _engine_builder().reason == "no trtllm-build on PATH"
     stand_in_builder.install(tmp_path)
-    assert _engine_builder() == {"found": True, "version": "1.2.1"}
+    assert _engine_builder().version == "1.2.1"
 
 
 def test_a_fitting_builder_is_found_and_a_broken_one_is_not(

@@ -29,7 +29,7 @@ def test_prompts_are_the_same_every_time(tiny_tokenizer: Any) -> None:
     )
     assert first == second
     assert describe_prompts(first) == describe_prompts(second)
-    assert describe_prompts(first)["sha256"] != describe_prompts(first[1:])["sha256"]
+    assert describe_prompts(first).sha256 != describe_prompts(first[1:]).sha256
 
 
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(tiny_tokenizer: Any) -> None:
