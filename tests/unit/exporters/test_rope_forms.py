@@ -18,6 +18,7 @@ from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
+from compressor.models.families import family_of
 from compressor.recipe.recipe import Export
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.runtime import OnnxModel
@@ -79,17 +80,17 @@ def is_refused(model: RopeModel, name: str) -> bool:
     try:
         exporter_of(name).check(read_config(model.directory), Export(), None)  # type: ignore[index]
     except UnsupportedError as error:
-        return "rope" in str(error) or model.family == "nemotron"
+        return "rope" in str(error) or "model_type" in str(error)
     return False
 
 
 @pytest.mark.parametrize(("family", "form"), ROPE_CASES, ids=case_name)
 def test_a_rope_form_is_written_right_or_refused(tmp_path: Path, family: str, form: RopeForm) -> None:
     model = make_rope_model(tmp_path / "source", family, form)
-    assert is_refused(model, "onnx") == (form.method not in GRAPHS or family == "nemotron")
-    if form.method not in TENSORRT_LLM:
+    assert is_refused(model, "onnx") == (form.method not in GRAPHS or family_of(family).genai is None)
+    if form.method not in TENSORRT_LLM or family_of(family).tensorrt_llm is None:
         assert is_refused(model, "tensorrt-llm")
-        with pytest.raises(UnsupportedError, match="rope_scaling"):
+        with pytest.raises(UnsupportedError, match=r"rope_scaling|model_type"):
             write(model.directory, tmp_path / "refused", precision="bf16", parallelism=Parallelism())
         assert list((tmp_path / "refused").iterdir()) == []
         return
