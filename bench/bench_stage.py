@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from bench.measure.serving import run_serving
 from bench.report.results import NotMeasured, Quality
 from bench.report.write import write_reports
 from bench.runtimes.base import StaticRuntime
-from compressor.choices.runtimes import DEFAULT_RUNTIME, RUNTIMES, runtime_named
+from compressor.choices.runtimes import RUNTIMES, runtime_named
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.dims import Dims, dims_of_config
@@ -36,7 +37,6 @@ class BenchStageConfig(Section):
         bench: The recipe's section.
         comparisons: Pairs of names in the context's `others`: baseline, candidate. A model that runs
             as an engine has that there too, as `engine_of` its name.
-        runtime: Name of the runtime that executes all of them.
         not_measured: What this machine cannot measure, and why.
         quality: How good the models are, measured elsewhere.
         shapes: Dimensions of models whose directory does not tell them, by model.
@@ -44,7 +44,6 @@ class BenchStageConfig(Section):
 
     bench: Bench
     comparisons: tuple[tuple[str, str], ...]
-    runtime: str = DEFAULT_RUNTIME
     not_measured: tuple[NotMeasured, ...] = ()
     quality: tuple[Quality, ...] = ()
     shapes: dict[str, dict[str, int | bool | str]] = Field(default_factory=dict)
@@ -57,26 +56,18 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
     comparisons = [
         Comparison(baseline=arms[first], candidate=arms[second]) for first, second in config.comparisons
     ]
-    if runtime_named(config.runtime).serves:
-        results = run_serving(
-            comparisons,
-            config.bench,
-            console=context.console,
-            seed=context.seed,
-            not_measured=config.not_measured,
-        )
-    else:
-        results = run_bench(
-            comparisons,
-            config.bench,
-            console=context.console,
-            seed=context.seed,
-            not_measured=config.not_measured,
-            quality=config.quality,
-            rates=machine_rates(
-                out_dir.absolute().parent / SCRATCH, device=_device(arms), precisions=_computed(arms)
-            ),
-        )
+    measure = run_serving
+    if not config.bench.row.serves:
+        kept = out_dir.absolute().parent / SCRATCH
+        rates = machine_rates(kept, device=_device(arms), precisions=_computed(arms))
+        measure = partial(run_bench, quality=config.quality, rates=rates)
+    results = measure(
+        comparisons,
+        config.bench,
+        console=context.console,
+        seed=context.seed,
+        not_measured=config.not_measured,
+    )
     write_reports(results, out_dir)
     return StageResult(
         num_parameters=source.num_parameters, details=results.model_dump(mode="json", by_alias=True)
@@ -96,7 +87,7 @@ def _arm(name: str, artifacts: dict[str, ModelArtifact], config: BenchStageConfi
         model=model,
         precision=precision,
         path=artifact.path,
-        runtime=config.runtime,
+        runtime=config.bench.row.name,
         num_parameters=artifact.num_parameters,
         dims=_dims(artifact.path, config.shapes.get(model)),
         has_random_weights=is_shape_only(artifact.path),

@@ -30,7 +30,6 @@ from compressor.quantization.record import check_record
 from exporters.checks.checkpoint import check_checkpoint
 from exporters.checks.equality import expect_bits, expect_equal_fields
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -40,6 +39,7 @@ from exporters.verification.logits import (
 )
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES
 
 # Beside the tensors, all that decides what transformers computes of a text.
 _DECIDING_FILES = (CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")

@@ -15,10 +15,11 @@ from compressor.core.errors import VerificationError
 from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact
-from exporters.verification.comparison import LogitComparison, Tolerance, check_tolerance
+from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.prompts import Prompt, describe_prompts
 from exporters.verification.record import Engine, Status, Verification
+from exporters.verification.tolerance import Tolerance, check_tolerance
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,18 +38,10 @@ def change_of(
         now_logs: Logarithms of the later samples, `[num_now]`, at least two.
         confidence: Coverage of the two-sided interval.
     """
-    difference = float(now_logs.mean() - before_logs.mean())
-    errors = [float(logs.var(ddof=1)) / logs.size for logs in (before_logs, now_logs)]
-    variance = sum(errors)
-    margin = 0.0
-    if variance > 0:
-        # Welch-Satterthwaite degrees of freedom.
-        freedom = variance**2 / sum(
-            error**2 / (logs.size - 1) for error, logs in zip(errors, (before_logs, now_logs), strict=True)
-        )
-        margin = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
-    return Change(
-        ratio=math.exp(difference),
-        low=math.exp(difference - margin),
-        high=math.exp(difference + margin),
-    )
+    ratio = math.exp(float(now_logs.mean() - before_logs.mean()))
+    if np.ptp(before_logs) == 0 and np.ptp(now_logs) == 0:
+        return Change(ratio=ratio, low=ratio, high=ratio)  # t is not defined without any spread
+    with warnings.catch_warnings():  # one series may well have no spread of its own
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = stats.ttest_ind(now_logs, before_logs, equal_var=False).confidence_interval(confidence)
+    return Change(ratio=ratio, low=math.exp(interval.low), high=math.exp(interval.high))

@@ -14,7 +14,7 @@ def mismatches(before: Results, now: Results) -> tuple[str, ...]:
     """What differs although it must not, one phrase each; empty when comparable."""
     facts_before, facts_now = _facts(before), _facts(now)
     files_before, files_now = _baseline_files(before), _baseline_files(now)
-    # An arm that only one of them measured has cells without a baseline; that is no mismatch.
+    # An arm that only one of them measured has cells without a baseline, which is not a mismatch.
     for name in files_before.keys() & files_now.keys():
         facts_before[f"model {name}"], facts_now[f"model {name}"] = files_before[name], files_now[name]
     return tuple(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bench.compare.change import Change, change_of
 from bench.compare.comparability import mismatches
 from bench.measure.statistics import coefficient_of_variation
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Results
+from bench.report.results import Absent, ArmCell, CellResult, Results
 
 Verdict = Literal["PASS", "REGRESSION", "NOISY", "NO-BASELINE", "MISMATCH"]
 SEVERITY: tuple[Verdict, ...] = ("PASS", "NO-BASELINE", "NOISY", "REGRESSION", "MISMATCH")
@@ -196,7 +196,7 @@ def judge_cell(
 
 
 def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:
-    """Why a measurement is no ground for a verdict, or None."""
+    """Why a measurement is too noisy for a verdict, or None."""
     if cell.status != "ok":
         return cell.reason or cell.status
     for arm in (cell.baseline, cell.candidate):
@@ -219,5 +219,5 @@ def _log_rates(cell: CellResult, arm: ArmCell | None) -> NDArray[np.float64]:
 def _samples(arm: ArmCell | None, metric: str) -> NDArray[np.float64]:
     assert arm is not None
     summary = arm.metrics[metric]
-    assert not isinstance(summary, AbsentRecord), "latency and throughput exist in every measured cell"
+    assert not isinstance(summary, Absent), "latency and throughput exist in every measured cell"
     return np.asarray(summary.samples, dtype=np.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from bench.compare.change import Change
 from bench.compare.gate import CellVerdict, GateReport
@@ -12,14 +11,9 @@ from compressor.core.escaping import Markdown, markdown_row, markdown_text
 SCHEMA = "compress-export/bench-compare/1"
 
 
-def gate_document(report: GateReport) -> dict[str, Any]:
+def gate_document(report: GateReport) -> dict[str, object]:
     """The whole report as JSON values."""
-    return {
-        "schema": SCHEMA,
-        "verdict": report.verdict,
-        "mismatches": list(report.mismatches),
-        "cells": [asdict(cell) for cell in report.cells],
-    }
+    return {"schema": SCHEMA, "verdict": report.verdict, **asdict(report)}
 
 
 def render_gate(report: GateReport) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.measure.statistics import MIN_SAMPLES, median
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Summary
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Results, Summary
 
 # Metrics that every measured cell has, and that the gate reads.
 REQUIRED_METRICS = ("latency_s", "output_tokens_per_s")
@@ -77,7 +77,7 @@ def _of_arm(arm: ArmCell | None, num_series: int) -> Iterator[str]:
         return
     lengths = set()
     for name, summary in arm.metrics.items():
-        if isinstance(summary, AbsentRecord):
+        if isinstance(summary, Absent):
             if name in REQUIRED_METRICS:
                 yield f"{name} is absent"
             continue
@@ -97,7 +97,7 @@ def _of_samples(summary: Summary) -> Iterator[str]:
         return
     outside = [sample for sample in samples if not _SMALLEST <= sample <= _LARGEST]
     if outside:
-        yield f"the sample {outside[0]} is no measurement"
+        yield f"the sample {outside[0]} is outside of what can be measured"
         return
     for name, found, expected in (
         ("median", summary.median, median(samples)),

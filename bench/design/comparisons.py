@@ -1,8 +1,8 @@
 """Which arms are compared with which, so that every gain is credited to what brought it.
 
 Student against teacher in the same precision says what pruning bought; each precision against the first
-one what quantisation bought; 2:4 against its dense twin what sparsity bought; and the two ends of the
-road against each other the total. An arm is called `MODEL-PRECISION`, a sparse one `MODEL-bf16+2:4`.
+one what quantization bought; 2:4 against its dense twin what sparsity bought; and the first arm against
+the last the total. An arm is called `MODEL-PRECISION`, a sparse one `MODEL-bf16+2:4`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ MARK_FILE = "random_weights.json"
 CONFIG_FILE = "config.json"
 SEPARATOR = ":"
 _SIZE = re.compile("[1-9][0-9]{0,6}")
-_MAX_POSITIONS = 32768  # the published grid's longest cell, and some
+_MAX_POSITIONS = 32768  # more than the published grid's longest cell needs
 
 
 def shape_of(model: str) -> Dims:
@@ -34,7 +34,9 @@ def shape_of(model: str) -> Dims:
     alias, _, shape = model.partition(SEPARATOR)
     if alias not in PRESETS:
         raise UsageError(
-            f"unknown model alias {alias!r}", expected="ALIAS[:SHAPE]", hint=nearest(alias, PRESETS)
+            f"unknown model alias {alias!r}: random weights need a published shape",
+            expected="ALIAS[:SHAPE]",
+            hint=nearest(alias, PRESETS) or f"choose one of {', '.join(PRESETS)}",
         )
     dims = PRESETS[alias].dims
     if not shape:
@@ -46,8 +48,8 @@ def shape_of(model: str) -> Dims:
         targets = PRESETS[alias].targets
         raise UsageError(
             f"{alias} has no published shape {shape!r}",
-            expected=", ".join(targets) or "FIELD=NUMBER",
-            hint=nearest(shape, targets),
+            expected=", ".join([*targets, "FIELD=NUMBER+FIELD=NUMBER"]),
+            hint=nearest(shape, targets) or f"{alias}:num_hidden_layers=16",
         )
     return preset.dims
 
@@ -85,7 +87,11 @@ def random_model(directory: Path, *, dtype: str, device: str) -> Any:
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     seed = read_json_mapping(directory / MARK_FILE, what="the mark of random weights").get("seed")
     if not isinstance(seed, int):
-        raise VerificationError("the mark of random weights has no seed", where=str(directory / MARK_FILE))
+        raise VerificationError(
+            "the mark of random weights has no seed",
+            where=str(directory / MARK_FILE),
+            hint="delete the directory: it is written again",
+        )
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
@@ -98,9 +104,9 @@ def _fields(shape: str) -> dict[str, int]:
         name, _, number = part.partition("=")
         if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
             raise UsageError(
-                f"{part!r} is no FIELD=NUMBER of a shape",
-                expected=", ".join(SHAPE_FIELDS),
-                hint=nearest(name, SHAPE_FIELDS),
+                f"{part!r} does not set a field of a shape",
+                expected=f"FIELD=NUMBER with a FIELD of {', '.join(SHAPE_FIELDS)}",
+                hint=nearest(name, SHAPE_FIELDS) or "such as num_hidden_layers=16",
             )
         fields[name] = int(number)
     return fields

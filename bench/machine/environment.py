@@ -8,38 +8,20 @@ import subprocess
 from pathlib import Path
 
 from bench.design.arms import Arm
-from bench.report.results import Environment, FileRecord, Gpu, Snapshot
+from bench.machine.gpus import describe_gpus
+from bench.report.results import Environment, FileRecord, Snapshot
 from compressor.runs.artifact import sha256_of_file
 from compressor.runs.manifest import versions
 
 CONTAINER_DIGEST_VARIABLE = "COMPRESS_EXPORT_CONTAINER_DIGEST"
 _CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-# The second is what older drivers call it; one unknown field and nvidia-smi tells nothing.
-_THROTTLE_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-# nvidia-smi's names, in the order of `_gpu`.
-_GPU_FIELDS = (
-    "name",
-    "driver_version",
-    "memory.total",
-    "clocks.sm",
-    "clocks.mem",
-    "power.limit",
-    "temperature.gpu",
-    "clocks_event_reasons.active",
-    "ecc.mode.current",
-    "mig.mode.current",
-    "uuid",
-)
-_FORMS = ("SXM", "PCIe", "NVL")
-# Data-centre boards of these names that carry no suffix are SXM modules.
-_MODULE_MEMORY = "HBM3"
 _COMMAND_TIMEOUT_S = 20
 
 
 def take_snapshot() -> Snapshot:
     """Load and clocks now."""
-    return Snapshot(load_average=os.getloadavg(), cpu_clock_mhz=_cpu_clock_mhz(), gpus=_gpus())
+    return Snapshot(load_average=os.getloadavg(), cpu_clock_mhz=_cpu_clock_mhz(), gpus=describe_gpus())
 
 
 def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
@@ -87,45 +69,6 @@ def _num_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    output = None
-    for reasons in _THROTTLE_FIELDS:
-        fields = ",".join(reasons if name == _THROTTLE_FIELDS[0] else name for name in _GPU_FIELDS)
-        output = output or _output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    if output is None:
-        return ()
-    users = _output_of("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader,nounits")
-    return tuple(_gpu(line, users or "") for line in output.splitlines())
-
-
-def _gpu(line: str, users: str) -> Gpu:
-    """One line of `nvidia-smi`, with the lines that name processes on GPUs."""
-    value = dict(zip(_GPU_FIELDS, (part.strip() for part in line.split(",")), strict=True))
-    pids = [user.partition(",")[2].strip() for user in users.splitlines() if user.startswith(value["uuid"])]
-    return Gpu(
-        name=value["name"],
-        driver=value["driver_version"],
-        memory_mib=value["memory.total"],
-        sm_clock_mhz=value["clocks.sm"],
-        memory_clock_mhz=value["clocks.mem"],
-        power_limit_w=value["power.limit"],
-        form=gpu_form(value["name"]),
-        temperature_c=value["temperature.gpu"],
-        throttle_reasons=value["clocks_event_reasons.active"],
-        ecc=value["ecc.mode.current"],
-        mig=value["mig.mode.current"],
-        num_other_processes=sum(pid != str(os.getpid()) for pid in pids),
-    )
-
-
-def gpu_form(name: str) -> str | None:
-    """How a board is built, as far as its name tells: `NVIDIA H100 PCIe`, `NVIDIA H100 80GB HBM3`."""
-    for form in _FORMS:
-        if form.lower() in name.lower():
-            return form
-    return "SXM" if _MODULE_MEMORY in name else None
 
 
 def _git_commit() -> str | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -17,7 +17,10 @@ from compressor.core.hardware import cpu_name
 from compressor.core.json_files import read_json_mapping
 from compressor.runs.artifact import write_json
 
-_AGAIN = "delete the file: the rates are measured again"
+if TYPE_CHECKING:
+    import torch
+
+_AGAIN = "delete the file: the rates are then measured again"
 RATES_FILE = "machine_rates.json"
 NUM_REPETITIONS = 7
 _CPU_BYTES, _CUDA_BYTES = 1 << 28, 1 << 32
@@ -61,11 +64,16 @@ def _kept(file: Path) -> Rates:
         known = Rates.model_validate(record)
     except ValidationError as error:
         raise VerificationError(
-            "the machine's rates cannot be read", where=str(file), found=error.errors()[0]["msg"], hint=_AGAIN
+            "the file of this machine's rates cannot be read",
+            where=str(file),
+            found=error.errors()[0]["msg"],
+            hint=_AGAIN,
         ) from error
     wrong = [rate for rate in (known.bandwidth_bytes_per_s, *known.matmul_ops_per_s.values()) if not rate > 0]
     if wrong:
-        raise VerificationError("this is no machine's rate", where=str(file), found=wrong[0], hint=_AGAIN)
+        raise VerificationError(
+            "a stored rate of this machine is not positive", where=str(file), found=wrong[0], hint=_AGAIN
+        )
     return known
 
 
@@ -79,7 +87,7 @@ def device_name(device: str) -> str:
 
 
 def measure_rates(precisions: Iterable[str], known: Rates | None = None, *, device: str) -> Rates:
-    """Best of several: a rate is what the machine can do, not what it does on a bad day.
+    """Measure each rate several times and take the best: a roofline needs what the machine can do.
 
     A precision that this machine has no kernels for is left out. Rates in `known` are kept.
     """
@@ -94,7 +102,7 @@ def measure_rates(precisions: Iterable[str], known: Rates | None = None, *, devi
             ops[name] = _fp8_rate()
     bandwidth = known.bandwidth_bytes_per_s if known else _bandwidth(device)
     if device == "cuda":
-        torch.cuda.empty_cache()  # the models need the room
+        torch.cuda.empty_cache()  # leaves the memory to the models
     return Rates(bandwidth_bytes_per_s=bandwidth, matmul_ops_per_s=ops, device=device_name(device))
 
 
@@ -107,7 +115,7 @@ def _bandwidth(device: str) -> float:
     return num_bytes / _best_s(array.sum, device)
 
 
-def _matmul_rate(dtype: Any, device: str) -> float:
+def _matmul_rate(dtype: torch.dtype, device: str) -> float:
     """Operations per second of the best size; sizes beyond a slow one are not tried."""
     import torch
 
@@ -128,8 +136,8 @@ def _fp8_rate() -> float:
     left = torch.ones((size, size), device="cuda").to(torch.float8_e4m3fn)
     scale = torch.ones((), device="cuda")
 
-    def multiply() -> Any:
-        return torch._scaled_mm(  # noqa: SLF001 - the only door to these kernels
+    def multiply() -> torch.Tensor:
+        return torch._scaled_mm(  # noqa: SLF001 - torch has no public function for these kernels
             left, left.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
         )
 

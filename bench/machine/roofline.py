@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bench.design.arms import Arm
 from bench.design.comparisons import split_precision
 from bench.design.grid import Cell
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Rates, Roofline
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Rates, Roofline
 from compressor.models.dims import Dims, flops_per_token, kv_cache_bytes_per_token, weight_bytes
 
 # What a precision multiplies in, and how wide its cached keys and values are.
@@ -54,12 +54,12 @@ def work_of(dims: Dims, precision: str, cell: Cell) -> Work:
     # A causal prompt attends to half of itself on average; the LM head is needed at its last token only.
     prompt_ops = cell.isl * (flops_per_token(dims, cell.isl // 2) - head_ops) + head_ops
     step_ops = flops_per_token(dims, int(mean_context))
-    thinner = _SPARSE_SPEEDUP if sparsity else 1
+    fewer = _SPARSE_SPEEDUP if sparsity else 1
     return Work(
         prefill_bytes=int(weights) + cell.batch_size * cell.isl * per_token,
-        prefill_ops=cell.batch_size * prompt_ops // thinner,
+        prefill_ops=cell.batch_size * prompt_ops // fewer,
         step_bytes=weights + cell.batch_size * mean_context * per_token,
-        step_ops=cell.batch_size * step_ops / thinner,
+        step_ops=cell.batch_size * step_ops / fewer,
         num_steps=cell.osl - 1,
     )
 
@@ -107,15 +107,15 @@ def roofline_of(
 
 def roofline_of_cell(
     baseline: Arm, candidate: Arm, *, cell: Cell, result: CellResult, rates: Rates
-) -> Roofline | AbsentRecord:
+) -> Roofline | Absent:
     """The roofline of a measured cell, or why there is none."""
     assert result.speedup is not None
     facts = []
     for arm, measured in ((baseline, result.baseline), (candidate, result.candidate)):
         if arm.dims is None:
-            return AbsentRecord(absent=f"the shape of {arm.id} is not known")
+            return Absent(absent=f"the shape of {arm.id} is not known")
         if compute_precision(arm.precision) not in rates.matmul_ops_per_s:
-            return AbsentRecord(absent=f"this machine's matrix rate in {arm.precision} was not measured")
+            return Absent(absent=f"this machine's matrix rate in {arm.precision} was not measured")
         facts.append(ArmFacts(dims=arm.dims, precision=arm.precision, latency_s=_latency_s(measured)))
     return roofline_of(facts[0], facts[1], cell=cell, speedup=result.speedup, rates=rates)
 
@@ -123,5 +123,5 @@ def roofline_of_cell(
 def _latency_s(measured: ArmCell | None) -> float:
     assert measured is not None
     latency = measured.metrics["latency_s"]
-    assert not isinstance(latency, AbsentRecord), "every measured cell has a latency"
+    assert not isinstance(latency, Absent), "every measured cell has a latency"
     return latency.median

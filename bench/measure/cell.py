@@ -13,7 +13,6 @@ from bench.design.grid import Cell
 from bench.design.prompts import make_prompts
 from bench.measure.statistics import (
     PairedMeasurement,
-    RatioInterval,
     Sample,
     Series,
     StoppingRule,
@@ -25,9 +24,9 @@ from bench.measure.statistics import (
     series_interval,
 )
 from bench.measure.timeline import Timeline, verify_timeline
-from bench.metrics.metric import Absent, Metric
+from bench.metrics.metric import Metric
 from bench.metrics.static_batch import METRICS, latency_s
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Summary
 from bench.runtimes.base import Session
 
 MIN_WARMUP_RUNS = 2
@@ -177,7 +176,7 @@ def summarise(
         is_confirmed=bool(measurement.fresh),
         num_series=len(measurement.reported),
         order=order,
-        speedup=_interval(measurement.interval),
+        speedup=measurement.interval,
         ratios={metric.name: _ratio(metric, measurement) for metric in metrics},
         baseline=baseline,
         candidate=candidate,
@@ -201,10 +200,10 @@ def _result_of(cell: Cell) -> partial[CellResult]:
     )
 
 
-def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | AbsentRecord:
+def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | Absent:
     samples = _samples(metric, reported)
     if isinstance(samples, Absent):
-        return AbsentRecord(absent=samples.reason)
+        return samples
     return Summary(
         median=median(samples),
         cv=coefficient_of_variation(samples),
@@ -214,7 +213,7 @@ def _summary(metric: Metric[Sample], reported: Sequence[Sample]) -> Summary | Ab
     )
 
 
-def _ratio(metric: Metric[Sample], measurement: PairedMeasurement[Sample]) -> Interval | AbsentRecord:
+def _ratio(metric: Metric[Sample], measurement: PairedMeasurement[Sample]) -> Interval | Absent:
     """Candidate over baseline for rates, the inverse for durations: above 1 the candidate is better."""
     arms: list[list[list[float]]] = []
     for side in range(2):
@@ -222,12 +221,10 @@ def _ratio(metric: Metric[Sample], measurement: PairedMeasurement[Sample]) -> In
         for series in measurement.reported:
             samples = _samples(metric, [pair[side] for pair in series])
             if isinstance(samples, Absent):
-                return AbsentRecord(absent=samples.reason)
+                return samples
             arms[side].append(samples)
     baseline, candidate = arms
-    return _interval(
-        series_interval(candidate, baseline) if metric.is_rate else series_interval(baseline, candidate)
-    )
+    return series_interval(candidate, baseline) if metric.is_rate else series_interval(baseline, candidate)
 
 
 def _samples(metric: Metric[Sample], reported: Sequence[Sample]) -> list[float] | Absent:
@@ -238,7 +235,3 @@ def _samples(metric: Metric[Sample], reported: Sequence[Sample]) -> list[float] 
             return value
         samples.append(value)
     return samples
-
-
-def _interval(interval: RatioInterval) -> Interval:
-    return Interval(ratio=interval.ratio, low=interval.low, high=interval.high, num_pairs=interval.num_pairs)

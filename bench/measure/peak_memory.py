@@ -17,7 +17,7 @@ from bench.design.grid import Cell, by_memory
 from bench.design.prompts import make_prompts
 from bench.measure.cell import run_once
 from bench.measure.child import ROOT, command_of, load_session, one_line, parser_of, reason_of_end
-from bench.report.results import AbsentRecord, PeakMemory
+from bench.report.results import Absent, PeakMemory
 from compressor.core.errors import CompressExportError, ResourceError
 
 MODULE = "bench.measure.peak_memory"
@@ -29,13 +29,13 @@ _HIGH_WATER_FIELD = "VmHWM:"
 class MemoryProbe:
     """One arm's peak in the largest cell that runs, and the reasons of larger ones that do not."""
 
-    peak: PeakMemory | AbsentRecord
+    peak: PeakMemory | Absent
     failures: dict[Cell, str] = field(default_factory=dict)
 
 
 def probe_memory(arm: Arm, *, cells: tuple[Cell, ...], seed: int) -> MemoryProbe:
     """Run the largest cell in a child process; while one fails, the next smaller."""
-    probe = MemoryProbe(peak=AbsentRecord(absent="no cell of the grid ran"))
+    probe = MemoryProbe(peak=Absent(absent="no cell of the grid ran"))
     for cell in by_memory(cells):
         try:
             probe.peak = run_alone(arm, cell=cell, seed=seed)

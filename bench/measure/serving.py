@@ -26,7 +26,7 @@ from bench.measure.statistics import (
 from bench.metrics.serving import SERVING_METRICS
 from bench.report.arm_record import record_of
 from bench.report.results import (
-    AbsentRecord,
+    Absent,
     CellResult,
     ComparisonResult,
     NotMeasured,
@@ -39,7 +39,7 @@ from compressor.core.console import Console
 from compressor.core.errors import ResourceError, UsageError, VerificationError
 from compressor.recipe.recipe import Bench
 
-_NO_PEAK = AbsentRecord(absent="the server's memory is its own: a fixed share of the GPU for its cache")
+_NO_PEAK = Absent(absent="the server's memory is its own: a fixed share of the GPU for its cache")
 Serve = Callable[[Arm, Requests], ServingRun]
 
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import stats
 
+from bench.report.results import Interval
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Bench
 
@@ -32,21 +33,6 @@ NUM_SERIES = 6  # fresh ones, after the one that fixed their length
 Verdict = Literal["ok", "NOISY"]
 Sample = TypeVar("Sample")
 Series = tuple[tuple[Sample, Sample], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatioInterval:
-    """A ratio with its confidence interval, from `num_pairs` paired samples."""
-
-    ratio: float
-    low: float
-    high: float
-    num_pairs: int
-
-    @property
-    def relative_width(self) -> float:
-        """Width of the interval as a fraction of the ratio."""
-        return (self.high - self.low) / self.ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +68,7 @@ class PairedMeasurement(Generic[Sample]):
 
     exploration: Series[Sample]
     fresh: tuple[Series[Sample], ...]
-    interval: RatioInterval
+    interval: Interval
     verdict: Verdict
     reason: str | None
 
@@ -121,7 +107,7 @@ def coefficient_of_variation(samples: Sequence[float]) -> float:
 
 def ratio_interval(
     numerator: Sequence[float], denominator: Sequence[float], *, confidence: float = CONFIDENCE
-) -> RatioInterval:
+) -> Interval:
     """Geometric mean of paired ratios with its log-ratio t-interval.
 
     Args:
@@ -143,7 +129,7 @@ def ratio_interval(
     mean = float(log_ratios.mean())
     error = float(log_ratios.std(ddof=1)) / math.sqrt(log_ratios.size)
     margin = float(stats.t.ppf((1 + confidence) / 2, log_ratios.size - 1)) * error
-    return RatioInterval(
+    return Interval(
         ratio=math.exp(mean),
         low=math.exp(mean - margin),
         high=math.exp(mean + margin),
@@ -151,9 +137,7 @@ def ratio_interval(
     )
 
 
-def series_interval(
-    numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]
-) -> RatioInterval:
+def series_interval(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> Interval:
     """The interval of one series over its pairs, of several over their means.
 
     Args:
@@ -166,7 +150,7 @@ def series_interval(
     if len(numerator) == 1:
         return ratio_interval(numerator[0], denominator[0])
     means = ratio_interval(*([float(stats.gmean(one)) for one in arm] for arm in (numerator, denominator)))
-    return replace(means, num_pairs=sum(map(len, numerator)))
+    return means.model_copy(update={"num_pairs": sum(map(len, numerator))})
 
 
 def measure_in_pairs(
@@ -191,7 +175,7 @@ def measure_in_pairs(
 def needs_series(
     done: Sequence[Series[Sample]], *, duration: Callable[[Sample], float], rule: StoppingRule
 ) -> bool:
-    """Whether another series is to be measured: there is no use in more where the first stayed wide."""
+    """Whether another series is to be measured: more are not measured where the first stayed wide."""
     if not done:
         return True
     return len(done) <= NUM_SERIES and _is_narrow(_speedup(done[:1], duration), rule)
@@ -236,18 +220,18 @@ def conclude(
 
 def _speedup(
     series: Sequence[Sequence[tuple[Sample, Sample]]], duration: Callable[[Sample], float]
-) -> RatioInterval:
+) -> Interval:
     return series_interval(
         [[duration(baseline) for baseline, _ in one] for one in series],
         [[duration(candidate) for _, candidate in one] for one in series],
     )
 
 
-def _is_narrow(interval: RatioInterval, rule: StoppingRule) -> bool:
+def _is_narrow(interval: Interval, rule: StoppingRule) -> bool:
     return interval.relative_width <= rule.max_relative_width
 
 
-def _noise(interval: RatioInterval, rule: StoppingRule, *, num_fresh: int) -> str:
+def _noise(interval: Interval, rule: StoppingRule, *, num_fresh: int) -> str:
     series = f"{num_fresh} fresh series" if num_fresh else "the first series"
     return (
         f"the 95 % interval of {series} is {interval.relative_width:.1%} of the ratio wide "

@@ -50,5 +50,6 @@ def verify_timeline(timeline: Timeline, cell: Cell) -> Timeline:
                 where=f"cell {cell}",
                 expected=list(count),
                 found=list(found[what]),
+                hint="leave these lengths out: this model or runtime stops early",
             )
     return timeline

@@ -6,14 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from bench.report.results import Absent
+
 Sample = TypeVar("Sample")
-
-
-@dataclass(frozen=True)
-class Absent:
-    """Stands where a number would be, and says why there is none."""
-
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from bench.metrics.metric import Absent
+from bench.report.results import Absent
 
 # ONNX graphs keep large tensors in a file of their own beside the graph.
 _WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data")
@@ -29,4 +29,4 @@ def file_bytes(sizes: Mapping[str, int]) -> int:
 
 def _sum(sizes: Mapping[str, int], suffixes: Iterable[str], why_not: str) -> int | Absent:
     found = [size for name, size in sizes.items() if PurePosixPath(name).suffix in suffixes]
-    return sum(found) if found else Absent(why_not)
+    return sum(found) if found else Absent(absent=why_not)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.measure.timeline import Timeline
-from bench.metrics.metric import Absent, Metric
+from bench.metrics.metric import Metric
+from bench.report.results import Absent
 
 MEDIAN, TAIL = 0.5, 0.99
 
@@ -31,7 +32,7 @@ def tpot_s(timeline: Timeline) -> float | Absent:
     """Time per output token without the first, `(latency - ttft) / (osl - 1)`, as trtllm-bench defines it."""
     num_steps = len(timeline.token_times_s)
     if num_steps == 1:
-        return Absent("one output token has no time per further token (osl = 1)")
+        return Absent(absent="one output token has no time per further token (osl = 1)")
     return (latency_s(timeline) - ttft_s(timeline)) / (num_steps - 1)
 
 
@@ -64,7 +65,7 @@ def output_tokens_per_s_per_user(timeline: Timeline) -> float:
 def output_tokens_per_s_per_gpu(timeline: Timeline) -> float | Absent:
     """Generated tokens of all sequences over latency and number of GPUs; absent without a GPU."""
     if not timeline.num_gpus:
-        return Absent("no GPU did this work")
+        return Absent(absent="no GPU did this work")
     return output_tokens_per_s(timeline) / timeline.num_gpus
 
 
@@ -80,14 +81,14 @@ def percentile(samples: Sequence[float], share: float) -> float | Absent:
     """
     needed = 1 if share == MEDIAN else math.ceil(round(1 / (1 - share), 6))
     if len(samples) < needed:
-        return Absent(f"the {share:.0%} point needs {needed} samples, there are {len(samples)}")
+        return Absent(absent=f"the {share:.0%} point needs {needed} samples, there are {len(samples)}")
     return float(np.quantile(np.asarray(samples, dtype=np.float64), share))
 
 
 def _gap(timeline: Timeline, share: float) -> float | Absent:
     gaps = [after - before for before, after in itertools.pairwise(timeline.token_times_s)]
     if not gaps:
-        return Absent("one output token has no gap to a next one (osl = 1)")
+        return Absent(absent="one output token has no gap to a next one (osl = 1)")
     return percentile(gaps, share)
 
 

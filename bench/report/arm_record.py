@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bench.design.arms import Arm
 from bench.machine.environment import model_files
-from bench.metrics.metric import Absent
 from bench.metrics.model_bytes import engine_bytes, file_bytes, weight_bytes
-from bench.report.results import AbsentRecord, ArmRecord, PeakMemory
+from bench.report.results import Absent, ArmRecord, PeakMemory
 
 
-def record_of(arm: Arm, peak_memory: PeakMemory | AbsentRecord) -> ArmRecord:
+def record_of(arm: Arm, peak_memory: PeakMemory | Absent) -> ArmRecord:
     """Facts of the arm, with a digest of every file."""
     files = model_files(arm)
     sizes = {name: file.size_bytes for name, file in files.items()}
@@ -22,11 +21,7 @@ def record_of(arm: Arm, peak_memory: PeakMemory | AbsentRecord) -> ArmRecord:
         files=files,
         peak_memory=peak_memory,
         has_random_weights=arm.has_random_weights,
-        weight_bytes=_or_absent(weight_bytes(sizes)),
-        engine_bytes=_or_absent(engine_bytes(sizes)),
+        weight_bytes=weight_bytes(sizes),
+        engine_bytes=engine_bytes(sizes),
         file_bytes=file_bytes(sizes),
     )
-
-
-def _or_absent(value: int | Absent) -> int | AbsentRecord:
-    return AbsentRecord(absent=value.reason) if isinstance(value, Absent) else value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.report.numbers import show_interval, show_number
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Results
+from bench.report.results import Absent, ArmCell, CellResult, Results
 from bench.report.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
 from bench.report.waterfall import Step, Waterfall, waterfalls_of
 from bench.report.wording import Wording, wording_of
@@ -91,7 +91,7 @@ def measured_arms(results: Results) -> list[Measured]:
 def median_of(arm: ArmCell, metric: str) -> float:
     """The median of a metric that every measured cell has."""
     summary = arm.metrics[metric]
-    assert not isinstance(summary, AbsentRecord)
+    assert not isinstance(summary, Absent)
     return summary.median
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from bench.report.results import AbsentRecord, ArmCell, CellResult, ComparisonResult, Results
+from bench.report.results import Absent, ArmCell, CellResult, ComparisonResult, Results
 from compressor.core.escaping import spreadsheet_cell
 
 COLUMNS = (
@@ -60,7 +60,7 @@ def _lines(comparison: ComparisonResult, cell: CellResult) -> list[list[object]]
 def _numbers(cell: CellResult, metric: str) -> list[object]:
     ratio = cell.ratios[metric]
     numbers: list[object] = [*_spread(cell.baseline, metric), *_spread(cell.candidate, metric)]
-    if isinstance(ratio, AbsentRecord):
+    if isinstance(ratio, Absent):
         return [*numbers, *[NO_VALUE] * 5, ratio.absent]
     interval = [ratio.ratio, ratio.low, ratio.high, cell.num_series, ratio.num_pairs]
     return [*numbers, *interval, cell.reason or NO_VALUE]
@@ -68,6 +68,6 @@ def _numbers(cell: CellResult, metric: str) -> list[object]:
 
 def _spread(arm: ArmCell | None, metric: str) -> tuple[object, object]:
     summary = arm.metrics[metric] if arm else None
-    if summary is None or isinstance(summary, AbsentRecord):
+    if summary is None or isinstance(summary, Absent):
         return NO_VALUE, NO_VALUE
     return summary.median, summary.cv

@@ -5,55 +5,33 @@ Every number of a table carries the unrounded value of `results.json` in its `da
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.report.charts import charts_of
-from bench.report.numbers import (
-    NO_NUMBER,
-    or_unknown,
-    show_gib,
-    show_interval,
-    show_number,
-    show_peak,
-    show_size,
-)
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
-from bench.report.tables import TABLES, pairs_of, verdict_on
-from bench.report.wording import wording_of
+from bench.report.numbers import NO_NUMBER, show_interval, show_number
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Results, Roofline
+from bench.report.tables import pairs_of, verdict_on
+from bench.report.template import render
 
 TEMPLATE_FILE = "page.html.j2"
 
 
 def render_html(results: Results) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    environment.filters.update(
-        gib=show_gib, or_unknown=or_unknown, number=show_number, peak=show_peak, size=show_size
-    )
     charts = [
         {"title": chart.title, "caption": chart.caption, "svg": Markup(chart.svg)}  # noqa: S704 - ours
         for chart in charts_of(results)
     ]
-    return environment.get_template(TEMPLATE_FILE).render(
-        results=results,
+    return render(
+        TEMPLATE_FILE,
+        results,
+        escape=True,
         charts=charts,
-        tables=TABLES,
-        wording=wording_of(results),
         spread=_spread,
         ratio=_ratio,
         pairs=pairs_of,
         verdict=verdict_on,
         roofline=_roofline,
-        has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),
     )
 
 
@@ -70,7 +48,7 @@ def _spread(arm: ArmCell | None, metric: str, scale: float) -> Markup:
     summary = arm.metrics.get(metric) if arm else None
     if summary is None:
         return _nothing("not measured")
-    if isinstance(summary, AbsentRecord):
+    if isinstance(summary, Absent):
         return _nothing(summary.absent)
     return _number(summary.median, f"{show_number(summary.median * scale)} ± {summary.cv:.1%}")
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from bench.report.numbers import (
-    NO_NUMBER,
-    or_unknown,
-    show_gib,
-    show_interval,
-    show_number,
-    show_peak,
-    show_size,
-)
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Results, Roofline
-from bench.report.tables import TABLES, MetricTable, pairs_of, verdict_on
-from bench.report.waterfall import waterfalls_of
-from bench.report.wording import wording_of
+from bench.report.numbers import NO_NUMBER, show_interval, show_number
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Results, Roofline
+from bench.report.tables import MetricTable, pairs_of, verdict_on
+from bench.report.template import render
 from compressor.core.escaping import Markdown, markdown_row, markdown_text
 
 TEMPLATE_FILE = "report.md.j2"
@@ -26,33 +13,7 @@ TEMPLATE_FILE = "report.md.j2"
 
 def render_markdown(results: Results) -> str:
     """The whole report as Markdown, ending in a newline."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  Markdown, not HTML: see `_shown`
-        finalize=_shown,
-    )
-    environment.filters.update(
-        gib=show_gib,
-        or_unknown=or_unknown,
-        interval=show_interval,
-        number=show_number,
-        peak=show_peak,
-        size=show_size,
-    )
-    template = environment.get_template(TEMPLATE_FILE)
-    return template.render(
-        results=results,
-        tables=TABLES,
-        wording=wording_of(results),
-        row=_row,
-        roofline=_roofline,
-        has_roofline=any(cell.roofline for one in results.comparisons for cell in one.cells),
-        waterfalls=waterfalls_of(results),
-    )
+    return render(TEMPLATE_FILE, results, escape=False, finalize=_shown, row=_row, roofline=_roofline)
 
 
 def _shown(value: object) -> object:
@@ -78,7 +39,7 @@ def _spread(arm: ArmCell | None, table: MetricTable) -> str:
     if arm is None:
         return NO_NUMBER
     summary = arm.metrics.get(table.metric)
-    if summary is None or isinstance(summary, AbsentRecord):
+    if summary is None or isinstance(summary, Absent):
         return NO_NUMBER
     return f"{show_number(summary.median * table.scale)} ± {summary.cv:.1%}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bench.report.results import AbsentRecord, Interval, PeakMemory
+from bench.report.results import Absent, Interval, PeakMemory
 
 NO_NUMBER = "–"
 SIGNIFICANT_DIGITS = 3
@@ -29,17 +29,17 @@ def show_gib(num_bytes: float) -> str:
     return f"{num_bytes / _GIB:.2f} GiB"
 
 
-def show_size(num_bytes: int | AbsentRecord) -> str:
+def show_size(num_bytes: int | Absent) -> str:
     """`1.25 GiB`, `12.5 MiB` for a small one, or a dash where there is none."""
-    if isinstance(num_bytes, AbsentRecord):
+    if isinstance(num_bytes, Absent):
         return NO_NUMBER
     is_small = num_bytes < _GIB / 10
     return f"{show_number(num_bytes / _MIB)} MiB" if is_small else show_gib(num_bytes)
 
 
-def show_peak(memory: PeakMemory | AbsentRecord) -> str:
+def show_peak(memory: PeakMemory | Absent) -> str:
     """A peak with its cell and its baseline, or why there is none."""
-    if isinstance(memory, AbsentRecord):
+    if isinstance(memory, Absent):
         return f"not measured: {memory.absent}"
     cell = f"{memory.isl}/{memory.osl} x {memory.batch_size}"
     device = "" if memory.device_bytes is None else f"GPU {show_gib(memory.device_bytes)}, host "

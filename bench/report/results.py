@@ -63,7 +63,7 @@ class PeakMemory(Record):
     device_bytes: int | None = Field(None, description="largest reservation on the GPU, where one was used")
 
 
-class AbsentRecord(Record):
+class Absent(Record):
     """Stands where a measurement would be, and says why there is none."""
 
     absent: str
@@ -78,11 +78,11 @@ class ArmRecord(Record):
     runtime: str
     num_parameters: int
     files: dict[str, FileRecord]
-    peak_memory: PeakMemory | AbsentRecord
+    peak_memory: PeakMemory | Absent
     has_random_weights: bool = False
 
-    weight_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
-    engine_bytes: int | AbsentRecord = Field(AbsentRecord(absent="not recorded"), description="on disk")
+    weight_bytes: int | Absent = Field(Absent(absent="not recorded"), description="on disk")
+    engine_bytes: int | Absent = Field(Absent(absent="not recorded"), description="on disk")
     file_bytes: int = Field(0, description="all files of the model on disk")
 
 
@@ -104,6 +104,11 @@ class Interval(Record):
     high: float
     num_pairs: int
 
+    @property
+    def relative_width(self) -> float:
+        """Width of the interval as a fraction of the ratio."""
+        return (self.high - self.low) / self.ratio
+
 
 class ArmCell(Record):
     """What one arm did in one cell."""
@@ -113,7 +118,7 @@ class ArmCell(Record):
         description="whether the last two warm-up latencies agreed; null where the runtime does not tell"
     )
     exploration_latency_s: tuple[float, ...] = Field(description="the series that fixed the length")
-    metrics: dict[str, Summary | AbsentRecord]
+    metrics: dict[str, Summary | Absent]
 
 
 class Roofline(Record):
@@ -155,10 +160,10 @@ class CellResult(Record):
     )
     order: str = Field("", description="order of the runs of each series: A baseline, B candidate")
     speedup: Interval | None = Field(None, description="output throughput, candidate over baseline")
-    ratios: dict[str, Interval | AbsentRecord] = {}
+    ratios: dict[str, Interval | Absent] = {}
     baseline: ArmCell | None = None
     candidate: ArmCell | None = None
-    roofline: Roofline | AbsentRecord | None = None
+    roofline: Roofline | Absent | None = None
 
     @property
     def label(self) -> str:
@@ -186,7 +191,7 @@ class ComparisonResult(Record):
 
 
 class Gpu(Record):
-    """One GPU as `nvidia-smi` describes it."""
+    """One GPU as its driver describes it; `[N/A]` stands for what the driver does not tell."""
 
     name: str
     driver: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.report.numbers import NO_NUMBER
-from bench.report.results import AbsentRecord, CellResult
+from bench.report.results import Absent, CellResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ def verdict_on(cell: CellResult, metric: str, *, max_relative_width: float) -> s
     ratio = cell.ratios.get(metric)
     if cell.status != "ok" or ratio is None:
         return cell.status
-    if isinstance(ratio, AbsentRecord):
+    if isinstance(ratio, Absent):
         return NO_NUMBER
-    return "NOISY" if (ratio.high - ratio.low) / ratio.ratio > max_relative_width else "ok"
+    return "NOISY" if ratio.relative_width > max_relative_width else "ok"
 
 
 def pairs_of(cell: CellResult) -> str:

@@ -1,4 +1,4 @@
-"""The road from the teacher to the smallest student, one change at a time, every step measured.
+"""From the teacher to the smallest student one change at a time, with every step measured.
 
 Each step is a paired comparison of its own and so is the total: ratios are read, never multiplied.
 """
@@ -13,7 +13,7 @@ from bench.report.results import ArmRecord, CellResult, ComparisonResult, Result
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One measured comparison of the road."""
+    """One measured comparison on the way."""
 
     baseline: str
     candidate: str
@@ -41,10 +41,10 @@ def waterfalls_of(results: Results) -> list[Waterfall]:
     found = []
     for comparison in results.comparisons:
         changes = changes_between(results.arm(comparison.baseline), results.arm(comparison.candidate))
-        if len(changes) < 2:  # noqa: PLR2004 - one change is no road
+        if len(changes) < 2:  # noqa: PLR2004 - one change has no steps
             continue
-        road = _road(results, comparison.baseline, comparison.candidate)
-        found += [_waterfall(results, comparison, road, cell) for cell in comparison.cells if road]
+        chain = _steps_between(results, comparison.baseline, comparison.candidate)
+        found += [_waterfall(results, comparison, chain, cell) for cell in comparison.cells if chain]
     return [waterfall for waterfall in found if waterfall is not None]
 
 
@@ -63,32 +63,32 @@ def changes_between(baseline: ArmRecord, candidate: ArmRecord) -> list[str]:
     return changes
 
 
-def _road(results: Results, start: str, end: str) -> list[ComparisonResult]:
+def _steps_between(results: Results, start: str, end: str) -> list[ComparisonResult]:
     """Comparisons of one change each that lead from `start` to `end`, fewest first; empty if none do."""
-    roads: list[list[ComparisonResult]] = [[]]
-    while roads:
+    chains: list[list[ComparisonResult]] = [[]]
+    while chains:
         longer: list[list[ComparisonResult]] = []
-        for road in roads:
-            here = road[-1].candidate if road else start
+        for chain in chains:
+            here = chain[-1].candidate if chain else start
             if here == end:
-                return road
-            visited = {start, *(step.candidate for step in road)}
+                return chain
+            visited = {start, *(step.candidate for step in chain)}
             longer += [
-                [*road, comparison]
+                [*chain, comparison]
                 for comparison in results.comparisons
                 if comparison.baseline == here
                 and comparison.candidate not in visited
                 and len(changes_between(results.arm(here), results.arm(comparison.candidate))) == 1
             ]
-        roads = longer
+        chains = longer
     return []
 
 
 def _waterfall(
-    results: Results, total: ComparisonResult, road: list[ComparisonResult], cell: CellResult
+    results: Results, total: ComparisonResult, chain: list[ComparisonResult], cell: CellResult
 ) -> Waterfall | None:
-    """The road in one cell, or None where a step has no number."""
-    steps = [_step(results, comparison, cell.identity) for comparison in road]
+    """The chain in one cell, or None where a step has no number."""
+    steps = [_step(results, comparison, cell.identity) for comparison in chain]
     whole = _step(results, total, cell.identity)
     if whole is None or any(step is None for step in steps):
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -47,7 +47,7 @@ def read_results(path: Path) -> Results:
     return _checked(text, where=path, error=UsageError)
 
 
-def results_of_stage(details: dict[str, Any], where: Path) -> Results:
+def results_of_stage(details: Mapping[str, object], where: Path) -> Results:
     """The results that a bench stage left in its record.
 
     Raises:
@@ -63,17 +63,18 @@ def _checked(text: str, *, where: Path, error: type[CompressExportError]) -> Res
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise error(
-            "this is no results.json of bench",
+            "this file is not a results.json of bench",
             where=f"{where}: {field}" if field else str(where),
             expected=f"schema {SCHEMA}: {first['msg']}",
             found=ascii(first["input"])[:80],
+            hint="name the results.json that compress-export bench wrote, as it was written",
         ) from problem
     if complaint := complaint_about(results):
         raise error(
-            "these are not the numbers of a benchmark",
+            "the numbers of this results.json contradict each other",
             where=str(where),
             found=complaint,
-            hint="measure again; of this file only `gated` and its reason are for editing",
+            hint="measure again; only `gated` and `not_gated_reason` may be edited in this file",
         )
     return results
 

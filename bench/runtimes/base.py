@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.measure.timeline import Timeline
-from bench.metrics.metric import Absent
+from bench.report.results import Absent
 
 MIN_WARMUP_REQUESTS = 2
 

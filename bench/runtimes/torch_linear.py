@@ -1,7 +1,7 @@
 """Linear layers that a GPU may run faster: FP8 matrix products and 2:4 sparse ones.
 
-For speed only: weights are rounded or thinned here as they come, so what such a model writes is not a
-student's text; sparsity and quantisation of quality are the stages of those names.
+For speed only: weights are rounded or zeroed without calibration, so the text of such a model says nothing
+about quality; the stages `sparsify` and `quantize` make models for use.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bench.design.comparisons import split_precision
+from compressor.choices.runtimes import RUNTIMES
 from compressor.core.errors import UnsupportedError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -48,7 +49,7 @@ class Fp8Linear(nn.Module):
             self.input_scale.copy_((flat.abs().amax().float() / _E4M3_MAX).clamp_min(1e-12))
             self._is_calibrated = True
         quantised = (flat.float() / self.input_scale).clamp(-_E4M3_MAX, _E4M3_MAX).to(_E4M3)
-        product = torch._scaled_mm(  # noqa: SLF001 - the only door to these kernels
+        product = torch._scaled_mm(  # noqa: SLF001 - torch has no public function for these kernels
             quantised,
             self.weight.t(),
             scale_a=self.input_scale,
@@ -59,7 +60,7 @@ class Fp8Linear(nn.Module):
         return product.reshape(*states.shape[:-1], -1)
 
 
-def thin_to_2_of_4(weight: torch.Tensor) -> torch.Tensor:
+def sparsify_2_of_4(weight: torch.Tensor) -> torch.Tensor:
     """A copy of `[out, in]` with the two smallest of every four neighbours in a row set to zero."""
     groups = weight.reshape(weight.shape[0], -1, 4)
     smallest = groups.abs().topk(2, dim=-1, largest=False).indices
@@ -75,11 +76,18 @@ def require_support(precision: str, device: str) -> None:
     dense, sparsity = split_precision(precision)
     if dense not in DTYPES or sparsity not in ("", SPARSITY):
         raise UnsupportedError(
-            f"precision {precision!r} is unknown here",
-            expected=", ".join([*DTYPES, *(f"{name}+{SPARSITY}" for name in ("bf16", "fp16"))]),
+            f"torch-eager does not know the precision {precision!r}: it is unknown",
+            where="--precision",
+            expected=", ".join(RUNTIMES["torch-eager"].precisions),
+            hint="choose one of these",
         )
     if dense == "fp8" and sparsity:
-        raise UnsupportedError("torch has no 2:4 kernel that fits FP8 layers of a model", found=precision)
+        raise UnsupportedError(
+            "torch has no 2:4 kernel for FP8 linear layers",
+            where="--precision",
+            found=precision,
+            hint=f"measure fp8 or bf16+{SPARSITY}",
+        )
     needed = _FP8_CAPABILITY if dense == "fp8" else _SPARSE_CAPABILITY if sparsity else None
     if needed is None:
         return
@@ -87,7 +95,9 @@ def require_support(precision: str, device: str) -> None:
     if found is None or found < needed:
         raise UnsupportedError(
             f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]}",
+            where="--precision",
             found="no CUDA device" if found is None else f"{found[0]}.{found[1]}",
+            hint="leave this precision out, or run on such a GPU",
         )
 
 
@@ -97,7 +107,8 @@ def convert_linears_(model: Any, precision: str) -> int:
     Embedding and LM head stay as they are, as in an exported checkpoint.
 
     Raises:
-        UnsupportedError: for a layer whose shape has no kernel: the others alone are no such model.
+        UnsupportedError: for a layer whose shape has no kernel; converting only the others would measure
+            another model.
     """
     dense, sparsity = split_precision(precision)
     if dense != "fp8" and not sparsity:
@@ -110,13 +121,14 @@ def convert_linears_(model: Any, precision: str) -> int:
                     continue
                 if any(size % _MULTIPLE for size in child.weight.shape):
                     raise UnsupportedError(
-                        f"{precision} kernels need every linear layer's sides divisible by {_MULTIPLE}",
+                        f"{precision} kernels need both sides of every linear layer divisible by {_MULTIPLE}",
                         where=name,
                         found=" x ".join(map(str, child.weight.shape)),
+                        hint=f"prune to sizes divisible by {_MULTIPLE}, or leave this precision out",
                     )
                 if sparsity:
-                    thinned = torch.sparse.to_sparse_semi_structured(thin_to_2_of_4(child.weight.detach()))
-                    child.weight = nn.Parameter(thinned, requires_grad=False)
+                    zeroed = torch.sparse.to_sparse_semi_structured(sparsify_2_of_4(child.weight.detach()))
+                    child.weight = nn.Parameter(zeroed, requires_grad=False)
                 else:
                     setattr(parent, name, Fp8Linear(child))
                 num_converted += 1

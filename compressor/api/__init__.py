@@ -7,7 +7,15 @@ Functions take sections of the recipe and paths, return what was recorded, and r
 from compressor.api.arms import Selection, select
 from compressor.api.execution import Execution
 from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
-from compressor.api.stages import cache_logits, correct_teacher, distill, generate, prune, quantize, sparsify
+from compressor.api.stages import (
+    cache_logits,
+    correct_teacher,
+    distill,
+    generate,
+    prune,
+    quantize,
+    sparsify,
+)
 from compressor.api.whole import plan, run
 from compressor.planning.plan import Plan
 

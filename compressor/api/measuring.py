@@ -132,9 +132,8 @@ def bench(
     _refuse_other_device(execution.environment.device)
     arms = open_arms(selection, out_dir, export=export, execution=execution)
     config = BenchStageConfig(
-        bench=settings,
+        bench=settings.model_copy(update={"runtime": selection.runtime.name}),
         comparisons=fair_comparisons(tuple(arms.artifacts), which=settings.baselines),
-        runtime=selection.runtime.name,
         shapes=arms.shapes,
     )
     others = {**arms.artifacts, **arms.engines}

@@ -19,7 +19,9 @@ def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> b
     """
     if out_dir.name in ("", ".."):
         raise UsageError(
-            "the output directory needs a name of its own", where=str(out_dir), expected="such as ./pruned"
+            "the output directory needs a name of its own",
+            where=str(out_dir),
+            hint="name a directory such as ./pruned",
         )
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     is_finished = (out_dir / ARTIFACT_FILE).is_file()
@@ -28,7 +30,9 @@ def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> b
         raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
     if out_dir.is_symlink() and not is_finished:
         raise UsageError(
-            "the output path is a link", where=str(out_dir), expected="the directory itself, or a new one"
+            "the output path is a link",
+            where=str(out_dir),
+            hint="name the directory that it points to, or a new one",
         )
     for path in (out_dir, partial):
         if path.exists() and not path.is_dir():

@@ -30,6 +30,7 @@ def prune(
     out_dir: Path,
     *,
     target: str | None = None,
+    plan: Path | None = None,
     settings: Prune = Prune(),
     calibration: Calibration = Calibration(),
     execution: Execution | None = None,
@@ -40,29 +41,36 @@ def prune(
         model: Alias, Hugging Face id, directory or .gguf file.
         out_dir: Where the checkpoint and `prune_plan.json` are written.
         target: A size or a published shape; else the settings name a shape.
+        plan: A `prune_plan.json` of this model, which may have been edited: its units are kept, and none
+            are scored.
         settings: How importance is measured, or an explicit shape.
         calibration: The text that importance is measured on.
         execution: How the stage runs.
 
     Raises:
-        UsageError: a target that does not fit the model.
+        UsageError: a target or a plan that does not fit the model, or both.
     """
-    from compressor.models.dims import PRUNABLE_FIELDS
     from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
-    from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+    from compressor.pruning.plan import read_plan
+    from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, stage_config
 
     execution = execution or Execution()
     teacher = source_dims(resolve_source(model))
-    recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
-    resolved = make_plan(recipe, teacher)
     require_prunable(teacher)
-    execution.console.info(resolved.rule)
-    config = PruneStageConfig(
-        shape={name: getattr(resolved.student.dims, name) for name in PRUNABLE_FIELDS},
-        prune=settings.model_copy(update={"shape": None}),
-        calibration=calibration,
-    )
+    if plan is None:
+        recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
+        resolved = make_plan(recipe, teacher)
+        execution.console.info(resolved.rule)
+        config = stage_config(resolved.student.dims, settings, calibration)
+    else:
+        hint = "name the kept units by --plan alone, or leave --plan out"
+        chosen = target is not None or settings != Prune()
+        require(not chosen, "a plan leaves nothing to choose or to score", where="--plan", hint=hint)
+        kept = read_plan(plan)
+        hint = f"prune a model of these dimensions: {kept.source}"
+        require(kept.source == teacher, "this plan is for another model", where=str(plan), hint=hint)
+        config = PruneStageConfig(shape={}, prune=settings, calibration=calibration, plan=kept)
     execution.begin(out_dir, [model], texts=PRUNE.data(config))
     return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
 
@@ -250,10 +258,13 @@ def refuse_unused_losses(settings: Distill) -> None:
     Raises:
         UsageError: naming them.
     """
-    unused = settings.loss_choices()
+    from compressor.sparsity.sparse_finetune import FOLLOWED_LOSSES
+
+    followed = {f"distill.{name}" for name in FOLLOWED_LOSSES}
+    unused = [name for name in settings.loss_choices() if name not in followed]
     require(
         not unused,
-        "a sparse model is trained by forward KL and cross-entropy on all logits, and by nothing else",
+        "a sparse model is trained with the KL weight of sparsify, by an unchanging teacher in memory",
         where=", ".join(unused),
         hint="leave them out; --recovery-kl-weight and --recovery-temperature set its loss",
     )

@@ -27,7 +27,6 @@ class Format:
             underscores.
         needs_fp8: Whether it is made from the quantize stage's artifact instead of the 16-bit student.
         has_engine: Whether an engine is built from it where `trtllm-build` is installed.
-        bench_precision: What the static benchmark's `--precision` calls it; None if it is not benchmarked.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Format:
     requires: tuple[str, ...] = ()
     needs_fp8: bool = False
     has_engine: bool = False
-    bench_precision: str | None = None
 
     def load(self) -> Any:
         """Its exporter, imported now."""
@@ -75,7 +73,6 @@ _ONNX = Format(
     marker="genai_config.json",
     default="always",
     requires=("onnxruntime-genai", "onnxruntime", "onnx_ir"),
-    bench_precision="fp32",
 )
 FORMATS: dict[str, Format] = {
     row.name: row
@@ -113,14 +110,12 @@ FORMATS: dict[str, Format] = {
             help="float16 ONNX graph for ONNX Runtime GenAI",
             precisions=("fp16",),
             default="never",
-            bench_precision="fp16",
         ),
         replace(
             _ONNX,
             name="onnx-int4",
             help="4-bit ONNX graph for ONNX Runtime GenAI",
             precisions=("int4",),
-            bench_precision="int4",
         ),
     )
 }
@@ -138,8 +133,3 @@ def options() -> dict[str, dict[str, str]]:
     for name, row in FORMATS.items():
         found.setdefault(row.option, {}).update(dict.fromkeys(row.precisions, name))
     return found
-
-
-def benchmarked() -> dict[str, str]:
-    """The formats of the static benchmark, by `bench --precision`."""
-    return {row.bench_precision: name for name, row in FORMATS.items() if row.bench_precision is not None}

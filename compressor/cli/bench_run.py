@@ -21,12 +21,6 @@ _GRID = ("bench.isl_osl", "bench.batch_sizes")
 @click.command(cls=RecipeCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
-    "--runtime",
-    cls=ChoiceOption,
-    choices=lambda: {row.name: row.help for row in RUNTIMES.values()},
-    help="What executes the models; by default the first, for random weights the first that draws them.",
-)
-@click.option(
     "--precision",
     cls=ChoiceOption,
     choices=lambda: {
@@ -51,7 +45,6 @@ def run(
     call: Call,
     show: Show,
     models: tuple[str, ...],
-    runtime: str | None,
     precision: str | None,
     random_weights: bool,  # noqa: FBT001 - as click passes it
     engines: tuple[Path, ...],
@@ -72,7 +65,7 @@ def run(
 
     selection = api.select(
         models,
-        runtime=runtime,
+        runtime=call.recipe.bench.runtime,
         precisions=parse_names(precision) if precision else None,
         engines=engines,
         random_weights=random_weights,

@@ -26,10 +26,25 @@ FAILING: dict[str, frozenset[str]] = {
     type=click.Choice(list(FAILING)),
     default="regression",
     show_default=True,
-    help="regression: also on a mismatch; noisy: on anything but PASS.",
+    help=(
+        "Verdicts that end with exit code 7; regression: a slow-down, or benchmarks that cannot be compared; "
+        "noisy: every verdict but PASS; never: none."
+    ),
 )
-@click.option("--ratio-tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True)
-@click.option("--absolute-tolerance", type=click.FloatRange(0, 1), default=0.25, show_default=True)
+@click.option(
+    "--ratio-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Tolerated loss of a model's speed-up over the first model of the same run, as a fraction.",
+)
+@click.option(
+    "--absolute-tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Tolerated loss of a model's own throughput, as a fraction.",
+)
 @showing
 def compare(
     baseline: Path,
@@ -41,8 +56,8 @@ def compare(
 ) -> None:
     """Compare two results.json of `bench`; exit code 7 on a regression or a mismatch.
 
-    Tight on the ratio to the first model of the same run, loose on absolute throughput. In a GitHub
-    workflow the table goes into the step's summary too.
+    The ratio to the first model of the same run has a small tolerance, absolute throughput a large one.
+    In a GitHub workflow the table is also appended to the step's summary.
     """
     from bench.compare.gate import Thresholds, compare_results
     from bench.compare.gate_report import gate_document, render_gate
@@ -64,4 +79,5 @@ def compare(
             where=str(current),
             expected="PASS",
             found=(reasons or list(report.mismatches))[0],
+            hint="make the model as fast as before, or measure a new baseline if this speed is intended",
         )

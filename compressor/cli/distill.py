@@ -19,7 +19,7 @@ from compressor.cli.session import Show
 def distill(call: Call, show: Show, teacher: str | None) -> None:
     """Retrain STUDENT on the logits of a teacher; a sparse STUDENT keeps its mask.
 
-    A sparse STUDENT is trained by forward KL and cross-entropy, as the options under Sparsity say.
+    Of a sparse STUDENT's loss, the options under Sparsity set the weight of KL and the temperature.
     """
     from compressor import api
     from compressor.cli.stage_result import stage

@@ -30,9 +30,15 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
             "a name or a text is not UTF-8", found=ascii(error.object)[:80], hint="rename the file"
         )
     if isinstance(error, EOFError):  # nothing is ever typed here
-        return VerificationError("a file ends early", found=error)
+        return VerificationError(
+            "a file ends early", found=error, hint="the same with --debug names the file: make it again"
+        )
     if isinstance(error, RecursionError):
-        return VerificationError("an input is nested too deeply to be read", found=error)
+        return VerificationError(
+            "an input is nested too deeply to be read",
+            found=error,
+            hint="the same with --debug names the input: make it again, or simplify it",
+        )
     if is_panic(error):
         return VerificationError(
             "a library crashed on this input",
@@ -54,7 +60,7 @@ def _bad_path(error: OSError) -> CompressExportError | None:
     if error.errno == errno.ENOENT and "temporary directory" in str(error):
         return ResourceError("no temporary directory can be written", found=error.strerror, hint="set TMPDIR")
     if error.errno in _BAD_PATH:
-        return UsageError("this path cannot be used", where=where, found=error.strerror)
+        return UsageError("this path cannot be used", where=where, found=error.strerror, hint="another path")
     return None
 
 

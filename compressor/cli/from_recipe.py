@@ -203,12 +203,17 @@ def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption
         prefix = section.prefix if own != ".".join(above) else ""
         flag = f"--{'-'.join(part for part in (prefix, *leaf.split('_')) if part)}"
     if flag:
-        yield RecipeOption(name, field, flag=flag, heading=declared.heading or section.heading)
+        heading = OPTIONS if own and own == ".".join(above) else declared.heading or section.heading
+        yield RecipeOption(name, field, flag=flag, heading=heading)
 
 
 def _shared(output: str | None) -> list[click.Option]:
     """Options of every command that works on a recipe."""
-    where = [click.Option(["-o", "--output-dir"], required=True, help=output)] if output else []
+    where = (
+        [click.Option(["-o", "--output-dir"], type=click.Path(), required=True, help=output)]
+        if output
+        else []
+    )
     return [
         *where,
         click.Option(["--config"], type=click.Path(), help="Recipe in YAML; options override it."),

@@ -49,7 +49,7 @@ def cli() -> None:
     """Prune and distill a language model to a target size, export it, and prove the speed-up.
 
     \b
-    compress-export llama3.1-8b --target 4b --fp8      the whole road
+    compress-export llama3.1-8b --target 4b --fp8      all stages
     compress-export plan llama3.1-8b --target 4b       what it would do; no network, no weights
     compress-export MODEL ...                          the same as: compress-export run MODEL ...
 

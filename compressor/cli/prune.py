@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
@@ -10,8 +12,14 @@ from compressor.cli.session import Show
 
 @click.command(cls=RecipeCommand)
 @click.argument("model", required=False)
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A prune_plan.json of this model, which may be edited: keep the units that it names and score none.",
+)
 @from_recipe("target", "prune", "calibration")
-def prune(call: Call, show: Show) -> None:
+def prune(call: Call, show: Show, plan_file: Path | None) -> None:
     """Prune MODEL to a target size or shape; writes a Hugging Face checkpoint and the prune plan."""
     from compressor import api
     from compressor.cli.stage_result import stage
@@ -24,6 +32,7 @@ def prune(call: Call, show: Show) -> None:
             recipe.model,
             out_dir,
             target=recipe.target,
+            plan=plan_file,
             settings=recipe.prune,
             calibration=recipe.calibration,
             execution=execution,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.cli.render_training import training_text
 from compressor.cli.tables import duration, gib, table
 from compressor.pipeline.family import FamilyPlan, FamilyPlanRecord, FamilyRecord
-from compressor.pipeline.report import result_tables
+from compressor.pipeline.report import tables_of
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.plan import Hours, Plan
 
@@ -101,7 +101,7 @@ def _time_text(hours: Hours) -> str:
 def summary_text(summary: RunSummary) -> str:
     """The end of a run: what was reached, and where everything is."""
     parts = []
-    for title, header, rows in result_tables(summary):
+    for title, header, rows in tables_of(summary):
         parts += [title, table(header, rows), ""]
     parts += [f"warning: {warning}" for warning in summary.warnings]
     parts += [f"student  {summary.student}", f"report   {summary.out_dir}/README.md"]

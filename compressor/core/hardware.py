@@ -31,6 +31,9 @@ class Gpu:
     assumed_hour_price: float
 
 
+# Rates are of NVIDIA's datasheets, whose rates "with sparsity" are twice the dense ones: "A100 Tensor Core
+# GPU", "L40S", "H100 Tensor Core GPU" (SXM 1,979, NVL 1,671, in the edition of 2022 PCIe 1,513 TFLOPS),
+# "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671).
 GPUS: dict[str, Gpu] = {
     "a100": Gpu(
         name="NVIDIA A100 80GB",  # SXM and PCIe have the same rate

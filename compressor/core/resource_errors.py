@@ -10,6 +10,7 @@ import errno
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 from compressor.core.errors import CompressExportError, NetworkError, ResourceError, VerificationError
 
@@ -68,6 +69,16 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
                 hint="free disk space and permissions, then the same command",
             )
     return None
+
+
+def refused_directory(directory: Path, error: OSError, *, what: str) -> ResourceError:
+    """The error of an output directory that cannot be made, written or locked."""
+    return ResourceError(
+        f"the output directory cannot be {what}",
+        where=str(directory),
+        found=error.strerror,
+        hint="give this one write permission and free space, or choose another --output-dir",
+    )
 
 
 def killed_child(name: str, returncode: int) -> ResourceError | None:

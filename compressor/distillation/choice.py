@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compressor.choices.losses import LOSSES, STATE_LOSSES
 from compressor.core.errors import UsageError
-from compressor.distillation.criterion import LossConfig, StateLoss
+from compressor.distillation.criterion import OFF, LossConfig
 from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
 from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
 from compressor.recipe.recipe import Distill
@@ -42,18 +43,19 @@ def choose_losses(
     """
     may_compare = config.kl_weight > 0 and not has_stored_logits
     cuts_deep = is_large_depth_cut(num_teacher_layers, num_student_layers)
-    automatic: StateLoss = "cosine" if cuts_deep and may_compare else "off"
+    automatic = "cosine" if cuts_deep and may_compare else OFF
     intermediate = automatic if config.hidden_state_loss == "auto" else config.hidden_state_loss
     embedding = intermediate if config.embedding_loss == "auto" else config.embedding_loss
     pairs: tuple[tuple[int, int], ...] = ()
-    if intermediate != "off":
+    if intermediate != OFF:
         pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
         check_pairs(pairs, num_teacher_layers, num_student_layers)
     elif config.layer_pairs:
         raise UsageError(
             "layers are paired, but no loss compares hidden states",
             where="distill.layer_pairs",
-            expected="distill.hidden_state_loss cosine or mse",
+            expected=f"distill.hidden_state_loss {' or '.join(STATE_LOSSES)}",
+            hint="set distill.hidden_state_loss, or leave distill.layer_pairs out",
         )
     loss = LossConfig(
         loss=config.loss,
@@ -74,17 +76,16 @@ def describe(loss: LossConfig) -> str:
     """The losses in words, for the report."""
     parts: list[str] = []
     if loss.kl_weight > 0:
-        over = "logits" if loss.top_k is None else f"the teacher's {loss.top_k} likeliest tokens"
+        over = "logits" if loss.top_k is None else f"the teacher's top {loss.top_k} tokens"
         weight = "" if loss.kl_weight == 1 else f"{loss.kl_weight:g} "
-        name = "forward KL" if loss.loss == "forward-kl" else "reverse KL"
-        parts.append(f"{weight}{name} on {over}")
+        parts.append(f"{weight}{loss.divergence.title} on {over}")
     if loss.kl_weight < 1:
         weight = "" if loss.kl_weight == 0 else f"{1 - loss.kl_weight:g} "
         parts.append(f"{weight}cross-entropy")
-    if loss.intermediate != "off":
+    if loss.intermediate != OFF:
         pairs = ", ".join(f"{teacher}:{student}" for teacher, student in loss.layer_pairs)
         parts.append(f"{loss.intermediate} on hidden states (teacher:student {pairs})")
-    if loss.embedding != "off":
+    if loss.embedding != OFF:
         parts.append(f"{loss.embedding} on embeddings")
     return f"{' + '.join(parts)}, mean over tokens"
 
@@ -94,7 +95,7 @@ def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> 
         return "the recipe chooses the losses on states"
     if not may_compare:
         rule = "no losses on hidden states: they need KL and a teacher in memory"
-    elif loss.intermediate == "off":
+    elif loss.intermediate == OFF:
         rule = f"no losses on hidden states: {layers}, less than a third is cut"
     else:
         rule = f"losses on hidden states as well: {layers}, at least a third is cut"
@@ -108,16 +109,18 @@ def _warnings(loss: LossConfig) -> tuple[str, ...]:
 
 
 def _require_stored(loss: LossConfig) -> None:
-    """Refuse what cannot be computed from the likeliest tokens and their tail."""
+    """Refuse what cannot be computed from top-k tokens and one bucket for all others."""
     if loss.compares_states:
         raise UsageError(
             "losses on hidden states and embeddings need a teacher in memory",
             where="distill.teacher_logits",
             expected="distill.hidden_state_loss and distill.embedding_loss off",
+            hint="turn both off, or give --teacher instead of --teacher-logits",
         )
-    if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or loss.loss != "forward-kl"):
+    if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or not loss.divergence.stored):
+        possible = " or ".join(row.title for row in LOSSES.values() if row.stored)
         raise UsageError(
-            "stored logits with their tail give forward KL at temperature 1 only",
+            f"stored logits determine only {possible} at temperature 1 over the whole vocabulary",
             where="distill.teacher_logits",
             found=f"{loss.loss} at temperature {loss.temperature:g}",
             hint="set distill.top_k to renormalise over the stored tokens",

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.core.processes import is_main, world_size
+from compressor.core.processes import world_size
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -30,19 +30,18 @@ from compressor.distillation.training import (
     schedule,
     training_content,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.load import load_model
+from compressor.planning.schedule import correction_schedule
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.training.callbacks import TrainingExtension
-from compressor.training.sharding import full_state, is_sharded, load_full_state_, whole
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
+from compressor.training.sharding import is_sharded, whole
+from compressor.training.trainer import train
 
-TEACHER_FILE = "teacher.safetensors"
 LEARNING_RATE_SHARE = 1 / 5
-PUBLISHED_WARMUP_STEPS = 120
 MAX_GRAD_NORM = 1.0
 
 
@@ -61,22 +60,17 @@ def correction_budget(config: Distill) -> Distill:
     )
 
 
-def correction_schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
-    """Optimizer steps of a correction that comes first.
+def correction_settings(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
+    """The trainer's settings for a correction that comes first.
 
     Raises:
         UsageError: when the budget does not fill one window.
     """
-    distillation = schedule(config, seed=seed, device=device, dtype=dtype)
-    budget = correction_budget(config).model_copy(update={"batch_size": distillation.batch_size})
-    plan = schedule(budget, seed=seed, device=device, dtype=dtype)
-    warmup = config.correction.warmup_steps
+    budget = correction_budget(config)
+    steps = correction_schedule(config, world_size())
+    plan = schedule(budget, seed=seed, device=device, dtype=dtype, steps=steps)
     floor = config.min_learning_rate_ratio * config.learning_rate / budget.learning_rate
-    return replace(
-        plan,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, plan.max_steps // 10) if warmup is None else warmup,
-        min_learning_rate_ratio=min(1.0, floor),
-    )
+    return replace(plan, min_learning_rate_ratio=min(1.0, floor))
 
 
 def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
@@ -85,7 +79,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     Raises:
         UsageError: when the text or the budget does not fill one window.
     """
-    plan = correction_schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+    plan = correction_settings(config, seed=context.seed, device=context.device, dtype=context.dtype)
     settings = correction_budget(config)
     keep_only_progress(out_dir)
     require_training_memory([source], settings, context.device)
@@ -96,7 +90,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     teacher.requires_grad_(requires_grad=True).train()
     module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
     place_(module, settings, plan, context.device)
-    flops = training_flops_per_token(None, source.path, config.context_length)
+    flops = flops_of_training(None, source.path, config.context_length)
     log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
     save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
@@ -146,15 +140,9 @@ class CorrectAlongside(TrainingExtension):
         """Clear the teacher's gradients."""
         self._teacher.zero_grad(set_to_none=True)
 
-    def save(self, directory: Path) -> None:
-        """Write the teacher beside the student."""
-        state = full_state(self._teacher)
-        if is_main():
-            save_file(state, directory / TEACHER_FILE)
-
-    def load(self, directory: Path) -> None:
-        """Take it up again; tied weights are stored once."""
-        load_full_state_(self._teacher, load_file(directory / TEACHER_FILE))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The teacher's parameters."""
+        return {f"teacher.{name}": parameter for name, parameter in self._teacher.named_parameters()}
 
     def _clip(self, *_arguments: Any) -> None:
         norm = nn.utils.clip_grad_norm_(self._teacher.parameters(), MAX_GRAD_NORM)
@@ -178,22 +166,25 @@ def require_alongside(config: Distill) -> None:
             "a teacher corrected alongside follows distillation's budget and warm-up",
             where="distill.correction",
             expected="neither tokens nor warmup_steps",
+            hint="leave both out, or set distill.correction.mode to first",
         )
     if config.teacher_logits is not None:
         raise UsageError(
-            "stored logits are those of a teacher that does not change",
+            "stored logits belong to a teacher that is not trained meanwhile",
             where="distill.correction.mode",
             expected="off",
             found=correction.mode,
+            hint="correct the teacher first and store its logits then, or give --teacher",
         )
 
 
 def _require_one_teacher(teacher: nn.Module) -> None:
     if world_size() > 1 and not is_sharded(teacher):
         raise UnsupportedError(
-            "several processes would each correct a teacher of their own",
+            "a teacher corrected alongside must be sharded over the processes",
             where="distill.correction.mode alongside",
             expected="distill.sharding fsdp",
+            hint="--sharding fsdp, one process, or --teacher-correction first",
         )
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 
+from compressor.choices.losses import LOSSES, Loss
+from compressor.core.lazy import resolve
 from compressor.distillation.chunked import TeacherLogits, autograd_gradient
-from compressor.distillation.losses import (
-    bucketed_forward_kl,
-    cross_entropy_and_gradient,
-    forward_kl,
-    forward_kl_and_gradient,
-    reverse_kl,
-)
+from compressor.distillation.losses import cross_entropy_and_gradient
 
-StateLoss = Literal["off", "cosine", "mse"]
+OFF = "off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +20,33 @@ class LossConfig:
     """The loss of a distillation; the default is Minitron's, forward KL on logits alone.
 
     Attributes:
-        loss: Direction of the KL.
-        kl_weight: Of KL; cross-entropy has the rest. 0 needs no teacher.
-        temperature: Of the KL's softmax.
-        top_k: KL over the teacher's likeliest tokens alone, renormalised; None for all.
-        intermediate: Loss on the states behind the mapped decoder layers.
-        embedding: Loss on the embeddings' output.
+        loss: Divergence of student and teacher, by its name in `LOSSES`; called KL below.
+        kl_weight: Weight of KL; cross-entropy gets 1 - weight. 0 needs no teacher.
+        temperature: Temperature of the KL's softmax.
+        top_k: KL over the teacher's top-k tokens alone, renormalised; None for all.
+        intermediate: Loss on the states behind the mapped decoder layers, by its name in `STATE_LOSSES`, or
+            "off".
+        embedding: Loss on the embeddings' output, likewise.
         layer_pairs: (teacher, student) layers from 0, for `intermediate`.
     """
 
-    loss: Literal["forward-kl", "reverse-kl"] = "forward-kl"
+    loss: str = "forward-kl"
     kl_weight: float = 1.0
     temperature: float = 1.0
     top_k: int | None = None
-    intermediate: StateLoss = "off"
-    embedding: StateLoss = "off"
+    intermediate: str = OFF
+    embedding: str = OFF
     layer_pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def compares_states(self) -> bool:
         """Whether hidden states or embeddings are compared as well."""
-        return self.intermediate != "off" or self.embedding != "off"
+        return self.intermediate != OFF or self.embedding != OFF
+
+    @property
+    def divergence(self) -> Loss:
+        """The row of the loss on logits."""
+        return LOSSES[self.loss]
 
     @property
     def needs_teacher(self) -> bool:
@@ -55,7 +56,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTop:
-    """What is left of a teacher's logits: its likeliest tokens, most likely first, at temperature 1."""
+    """What is left of a teacher's logits: its top-k tokens, most likely first, at temperature 1."""
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -92,33 +93,34 @@ class LogitsCriterion:
     def _divergence(
         self, logits: torch.Tensor, positions: torch.Tensor, teacher: TeacherLogits | StoredTop
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.config
+        config, row = self.config, self.config.divergence
         if isinstance(teacher, StoredTop):
-            return self._from_stored(logits, teacher.ids[positions], teacher.logprobs[positions])
-        if config.loss == "forward-kl" and config.top_k is None:
-            return forward_kl_and_gradient(logits, teacher(positions), temperature=config.temperature)
-        divergence = forward_kl if config.loss == "forward-kl" else reverse_kl
-        criterion = partial(
-            divergence,
-            teacher_logits_TV=teacher(positions),
-            temperature=config.temperature,
-            top_k=config.top_k,
-        )
-        return autograd_gradient(criterion, logits)
-
-    def _from_stored(
-        self, logits: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Renormalised over top_k when there is one, else with the tail as one bucket."""
-        config = self.config
-        if config.top_k is None:
-            return autograd_gradient(
-                partial(bucketed_forward_kl, top_ids_TK=ids, top_logprobs_TK=logprobs), logits
+            ids, top = teacher.ids[positions].long(), teacher.logprobs[positions]
+            if config.top_k is None:
+                assert row.stored is not None
+                stored = partial(resolve(row.stored), top_ids_TK=ids, top_logprobs_TK=top)
+                return autograd_gradient(stored, logits)
+            return self._over(ids[:, : config.top_k], top[:, : config.top_k], logits)
+        whole = teacher(positions)
+        if config.top_k is not None and config.top_k < whole.shape[-1]:
+            top, ids = whole.topk(config.top_k, dim=-1)
+            return self._over(ids, top, logits)
+        if row.gradient is not None:
+            found: tuple[torch.Tensor, torch.Tensor] = resolve(row.gradient)(
+                logits, whole, temperature=config.temperature
             )
-        divergence = forward_kl if config.loss == "forward-kl" else reverse_kl
-        ids, logprobs = ids[:, : config.top_k].long(), logprobs[:, : config.top_k]
+            return found
+        plain = partial(row.load(), teacher_logits_TV=whole, temperature=config.temperature)
+        return autograd_gradient(plain, logits)
 
-        def over_stored(student_logits: torch.Tensor) -> torch.Tensor:
-            return divergence(student_logits.gather(-1, ids), logprobs, temperature=config.temperature)
+    def _over(
+        self, ids: torch.Tensor, top: torch.Tensor, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Over these tokens of the teacher alone, both distributions renormalised."""
+        divergence, temperature = self.config.divergence.load(), self.config.temperature
 
-        return autograd_gradient(over_stored, logits)
+        def over_top(student_logits: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = divergence(student_logits.gather(-1, ids), top, temperature=temperature)
+            return loss
+
+        return autograd_gradient(over_top, logits)

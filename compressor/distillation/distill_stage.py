@@ -22,10 +22,10 @@ from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.generate_stage import TEXT_FILE
 from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.projection import ProjectionState
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -34,7 +34,6 @@ from compressor.distillation.training import (
     save_trained,
     schedule,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
@@ -43,9 +42,10 @@ from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.training.callbacks import TrainingExtension
+from compressor.training.config import TrainingConfig
 from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.extension import TrainingExtension
+from compressor.training.trainer import train
 
 # Roles of what training may read beside student and teacher.
 GENERATED = "generated"
@@ -53,8 +53,8 @@ STORED_LOGITS = "teacher_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pupil:
-    """A student beside what teaches it.
+class Setup:
+    """A student beside what it is trained on.
 
     Attributes:
         module: Student, teacher and loss.
@@ -91,28 +91,33 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     domains = training_domains(config, context)
     # Before the models are loaded: a text that cannot be tokenised costs no more than that.
     stream = open_training_stream(config, plan, domains, source, out_dir, context)
-    pupil = _pupil(config, source, context, stored)
-    if pupil.stored is not None:
-        pupil.stored.require_windows(stream.distinct)
-    place_(pupil.module, config, plan, context.device)
-    dynamic = dynamic_batches(config, plan, domains, stream, pupil.module, source, context)
-    in_memory = context.teacher.path if context.teacher and pupil.module.teacher else None
+    setup = _set_up(config, source, context, stored)
+    if setup.stored is not None:
+        setup.stored.require_windows(stream.distinct)
+    place_(setup.module, config, plan, context.device)
+    dynamic = dynamic_batches(config, plan, domains, stream, setup.module, source, context)
+    in_memory = context.teacher.path if context.teacher and setup.module.teacher else None
     log = train(
-        pupil.module,
+        setup.module,
         stream,
         plan,
         out_dir,
         context.console,
-        extensions=[*_extensions(config, pupil.module), *([dynamic] if dynamic else [])],
-        complete=pupil.complete,
-        flops_per_token=training_flops_per_token(in_memory, source.path, config.context_length),
+        extensions=[*_extensions(config, setup.module), *([dynamic] if dynamic else [])],
+        complete=setup.complete,
+        flops_per_token=flops_of_training(
+            in_memory,
+            source.path,
+            config.context_length,
+            trains_teacher=config.correction.mode == "alongside",
+        ),
     )
-    save_trained(pupil.module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
+    save_trained(setup.module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
     clean_up(out_dir)
     details = {
-        "loss": describe(pupil.module.loss),
-        "loss_rule": pupil.choice.rule,
-        "teacher": _teacher_details(config, pupil),
+        "loss": describe(setup.module.loss),
+        "loss_rule": setup.choice.rule,
+        "teacher": _teacher_details(config, setup),
         **training_details(stream, plan, log, config.context_length),
     }
     if dynamic is not None:
@@ -154,6 +159,7 @@ def dynamic_batches(
             "dynamic batches compare with a teacher in memory, or with reference losses",
             where="distill.domains[].reference_loss",
             expected="one for every domain",
+            hint="give --teacher, set the reference losses, or turn --dynamic-batches off",
         )
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
     windows = held_out_windows(domains, tokenizer, size=dynamic.eval_size, seq_len=config.context_length)
@@ -173,7 +179,7 @@ def _require_dense(source: ModelArtifact) -> None:
         raise UsageError(
             "distillation would fill the zeros of a sparse student",
             where=str(source.path),
-            hint="`compress-export distill` on a sparsified directory holds its mask",
+            hint="give the sparsified directory to `compress-export distill`, which keeps its mask",
         )
 
 
@@ -185,9 +191,9 @@ def _require_teaching(source: ModelArtifact, stored: StoredLogits | None, contex
         raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
 
 
-def _pupil(
+def _set_up(
     config: Distill, source: ModelArtifact, context: StageContext, stored: StoredLogits | None
-) -> Pupil:
+) -> Setup:
     """Student, teacher and the losses between them."""
     teacher = context.teacher
     num_layers = read_config(source.path)["num_hidden_layers"]
@@ -206,7 +212,7 @@ def _pupil(
         loaded = _load_teacher(config, choice, teacher, context)
     alongside = config.correction.mode == "alongside"
     module = DistillationModule(student, loaded, choice.loss, corrects_teacher=alongside)
-    return Pupil(module=module, choice=choice, stored=stored)
+    return Setup(module=module, choice=choice, stored=stored)
 
 
 def _load_teacher(
@@ -244,20 +250,16 @@ def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | Non
 
 
 def _extensions(config: Distill, module: DistillationModule) -> list[TrainingExtension]:
-    """What the losses add to the training loop."""
-    extensions: list[TrainingExtension] = []
-    if config.correction.mode == "alongside" and module.teacher is not None:
-        rate = correction_learning_rate(config)
-        extensions.append(CorrectAlongside(module.teacher.model, learning_rate=rate))
-    if module.projection is not None:
-        extensions.append(ProjectionState(module.projection))
-    return extensions
+    """What training the teacher adds to the loop."""
+    if config.correction.mode != "alongside" or module.teacher is None:
+        return []
+    return [CorrectAlongside(module.teacher.model, learning_rate=correction_learning_rate(config))]
 
 
-def _teacher_details(config: Distill, pupil: Pupil) -> str:
-    if pupil.stored is not None:
-        return f"stored logits, {pupil.stored.header.top_k} tokens per position"
-    if pupil.module.teacher is None:
+def _teacher_details(config: Distill, setup: Setup) -> str:
+    if setup.stored is not None:
+        return f"stored logits, {setup.stored.header.top_k} tokens per position"
+    if setup.module.teacher is None:
         return "none: the loss needs no teacher"
     return "in memory, corrected alongside" if config.correction.mode == "alongside" else "in memory, frozen"
 

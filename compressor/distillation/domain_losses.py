@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from compressor.core.processes import on_main
 from compressor.data.tokenise import TokenArray
 from compressor.distillation.module import DistillationModule
-from compressor.training.trainer import TrainingConfig
+from compressor.training.config import TrainingConfig
+from compressor.training.sharding import reshard_
 
 
 class DomainLosses:
@@ -45,9 +45,7 @@ class DomainLosses:
                 loss, counted = self._module.cross_entropy(batch.to(device), of_teacher=of_teacher)
                 total += float(loss)
                 num_tokens += counted
-        # A sharded root gathers for a forward pass and lets go after the backward pass, which never comes: a
-        # checkpoint would be of the gathered weights, rounded to the dtype of the computation.
         for placed in (self._module, self._module.teacher):
-            if isinstance(placed, FSDPModule):
-                placed.reshard()
+            if placed is not None:
+                reshard_(placed)
         return on_main(lambda: total / num_tokens)

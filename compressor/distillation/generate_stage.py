@@ -85,7 +85,10 @@ class Sampler:
 
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         if start is None:
-            raise UsageError("the tokenizer has neither a BOS nor an end-of-text token to begin with")
+            raise UsageError(
+                "the tokenizer has neither a BOS nor an end-of-text token to begin with",
+                hint="sample from a model whose tokenizer names bos_token or eos_token",
+            )
         self._model, self._prompts, self._seed = model, prompts, seed
         self._start = int(start)
         self._ends = _end_tokens(model, tokenizer)
@@ -136,7 +139,13 @@ def run(config: Generate, source: ModelArtifact, out_dir: Path, context: StageCo
         VerificationError: for a model that ends every sample at once.
     """
     if config.tokens == 0:
-        raise UsageError("there is no text to generate", where="tokens", expected="at least 1", found=0)
+        raise UsageError(
+            "there is no text to generate",
+            where="tokens",
+            expected="at least 1",
+            found=0,
+            hint="set how many tokens to sample",
+        )
     _require_context(config, source)
     start_afresh(out_dir, but=(TEXT_FILE, PROGRESS_FILE))
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
@@ -182,7 +191,7 @@ def _write_text(
                     "the model ends every sample at once",
                     expected="some text",
                     found=f"{num_empty * SAMPLES_PER_BATCH} empty samples in a row",
-                    hint="prompts that lead it into a text",
+                    hint="give prompts that lead it into a text",
                 )
     return progress
 
@@ -268,6 +277,7 @@ def _require_context(config: Generate, source: ModelArtifact) -> None:
             where="prompt_tokens and max_new_tokens",
             expected=f"at most {context_length} tokens, the start token included",
             found=longest,
+            hint="lower max_new_tokens or prompt_tokens",
         )
 
 

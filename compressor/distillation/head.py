@@ -58,7 +58,10 @@ def head_of(model: Any) -> Head:
     embeddings, config = model.get_output_embeddings(), model.config
     if getattr(embeddings, "bias", None) is not None:
         raise UnsupportedError(
-            "an LM head with a bias cannot be distilled", where="lm_head.bias", expected="no bias"
+            "an LM head with a bias cannot be distilled",
+            where="lm_head.bias",
+            expected="no bias",
+            hint="use a model without this bias; --tokens 0 prunes without distillation",
         )
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     return Head(

@@ -31,7 +31,11 @@ def check_pairs(
         UsageError: for no pair at all, or a layer out of range.
     """
     if not pairs:
-        raise UsageError("a loss on hidden states needs layers to compare", where="distill.layer_pairs")
+        raise UsageError(
+            "a loss on hidden states needs layers to compare",
+            where="distill.layer_pairs",
+            hint="name at least one TEACHER:STUDENT pair, or leave it out for the default pair",
+        )
     for teacher_layer, student_layer in pairs:
         for owner, index, num_layers in (
             ("teacher", teacher_layer, num_teacher_layers),
@@ -43,6 +47,7 @@ def check_pairs(
                     where=f"distill.layer_pairs, pair {teacher_layer}:{student_layer}",
                     expected=f"0 to {num_layers - 1}",
                     found=index,
+                    hint="layers count from 0; a pair is TEACHER:STUDENT",
                 )
     return pairs
 

@@ -1,4 +1,4 @@
-"""The logits stage: run a teacher over the training windows and keep its likeliest tokens on disk."""
+"""The logits stage: run a teacher over the training windows and keep its top-k tokens on disk."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def write_logits(
 
 
 def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator[TopTokens]:
-    """The teacher's likeliest tokens at every position of some windows, logits a chunk at a time."""
+    """The teacher's top-k tokens at every position of some windows, logits a chunk at a time."""
     device = next(teacher.parameters()).device
 
     def stacked(name: Literal["input_ids", "position_ids"]) -> torch.Tensor:
@@ -150,7 +150,12 @@ def tokenizer_fingerprint(directory: Path) -> str:
     for name in ("tokenizer.json", "tokenizer.model"):
         if (directory / name).is_file():
             return sha256_of_file(directory / name)
-    raise UsageError("the checkpoint has no tokenizer", where=str(directory), expected="tokenizer.json")
+    raise UsageError(
+        "the checkpoint has no tokenizer",
+        where=str(directory),
+        expected="tokenizer.json",
+        hint="copy the tokenizer's files into the checkpoint's directory",
+    )
 
 
 LOGITS: Stage[Distill] = Stage(

@@ -6,7 +6,7 @@ squared, so that gradients keep their size (Hinton et al., 2015). States are com
 cuts only (same paper, table 17).
 
 All are computed in float32, float64 staying what it is. Legend: T tokens, V vocabulary, K the teacher's
-likeliest tokens, H hidden_size.
+top-k tokens, H hidden_size.
 """
 
 from __future__ import annotations
@@ -30,13 +30,9 @@ def forward_kl(
     teacher_logits_TV: torch.Tensor,
     *,
     temperature: float = 1.0,
-    top_k: int | None = None,
 ) -> torch.Tensor:
-    """KL(teacher || student) of every token `[T]`, times temperature squared.
-
-    With `top_k` over the teacher's likeliest tokens, both distributions renormalised over these.
-    """
-    log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature, top_k)
+    """KL(teacher || student) of every token `[T]`, times temperature squared."""
+    log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature)
     return functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1) * temperature**2
 
 
@@ -45,17 +41,16 @@ def reverse_kl(
     teacher_logits_TV: torch.Tensor,
     *,
     temperature: float = 1.0,
-    top_k: int | None = None,
 ) -> torch.Tensor:
-    """KL(student || teacher) of every token `[T]`, times temperature squared; `top_k` as in `forward_kl`."""
-    log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature, top_k)
+    """KL(student || teacher) of every token `[T]`, times temperature squared."""
+    log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature)
     return functional.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1) * temperature**2
 
 
 def bucketed_forward_kl(
     student_logits_TV: torch.Tensor, top_ids_TK: torch.Tensor, top_logprobs_TK: torch.Tensor
 ) -> torch.Tensor:
-    """Forward KL over the teacher's K likeliest tokens and one bucket for all others, `[T]`.
+    """Forward KL over the teacher's top-k tokens and one bucket for all others, `[T]`.
 
     A lower bound of the KL over the whole vocabulary, and equal to it when K is V.
 
@@ -128,11 +123,8 @@ def dynamic_weight(logits_loss: torch.Tensor, intermediate_loss: torch.Tensor) -
 
 
 def _log_probabilities(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, top_k: int | None
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if top_k is not None and top_k < teacher.shape[-1]:
-        teacher, ids = teacher.topk(top_k, dim=-1)
-        student = student.gather(-1, ids)
     log_q = functional.log_softmax(_cooled(student, temperature), dim=-1)
     return log_q, functional.log_softmax(_cooled(teacher, temperature), dim=-1).to(log_q.dtype)
 

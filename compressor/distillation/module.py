@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.choices.losses import STATE_LOSSES
 from compressor.data.packing import IGNORED
 from compressor.distillation.chunked import TeacherLogits, chunked_loss, compute_dtype
-from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
+from compressor.distillation.criterion import OFF, LogitsCriterion, LossConfig, StoredTop
 from compressor.distillation.head import Head, head_of
-from compressor.distillation.losses import cosine_distance, dynamic_weight, mean_squared_error
+from compressor.distillation.losses import dynamic_weight
 from compressor.distillation.projection import make_projection
 from compressor.distillation.states import EMBEDDING, Body, States, body_states
 from compressor.training.probes import probe_logits
-
-STATE_LOSSES = {"cosine": cosine_distance, "mse": mean_squared_error}
 
 
 class DistillationModule(nn.Module):
@@ -140,8 +139,8 @@ class DistillationModule(nn.Module):
 
     def _layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(teacher, student) layers whose outputs are compared, pair by pair, the embeddings last."""
-        pairs = self.loss.layer_pairs if self.loss.intermediate != "off" else ()
-        if self.loss.embedding != "off":
+        pairs = self.loss.layer_pairs if self.loss.intermediate != OFF else ()
+        if self.loss.embedding != OFF:
             pairs = (*pairs, (EMBEDDING, EMBEDDING))
         return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
 
@@ -177,7 +176,7 @@ class DistillationModule(nn.Module):
             theirs = teacher.inner[teacher_layer].detach().flatten(0, 1)[positions]
             if self.projection is not None:
                 ours = self.projection(ours)
-            total = total + STATE_LOSSES[kind](ours, theirs).sum()
+            total = total + STATE_LOSSES[kind].load()(ours, theirs).sum()
         return total / len(pairs)
 
 

@@ -1,4 +1,4 @@
-"""A teacher's logits on disk: the likeliest tokens of every position, for machines that hold one model.
+"""A teacher's logits on disk: the top-k tokens of every position, for machines that hold one model.
 
 A directory of shards `logits-00000.npz`, each a compressed zip of NumPy arrays, two per window: ids
 `[seq_len, K]` int32, most likely first, and log-probabilities float16 at temperature 1; what they leave
@@ -31,6 +31,7 @@ SCHEMA = "compress-export/teacher-logits/1"
 # What reading damaged bytes raises: one bit may say that a member is encrypted (RuntimeError), or
 # compressed in a way that is unknown (NotImplementedError, a RuntimeError) or another (OSError, LZMAError).
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
+_REDO = "store the logits again: compress-export logits ... --overwrite"
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 Ids = npt.NDArray[np.int64]
@@ -67,6 +68,15 @@ class LogitsHeader:
     teacher: str
     isolates_documents: bool
     dtype: str = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """A shard as the index names it: its size, and the digests of its windows."""
+
+    file: str
+    num_bytes: int
+    windows: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +151,18 @@ class StoredLogits:
         self._directory = directory
         self.header, shards = _read_index(directory / INDEX_FILE)
         self._shard_of: dict[str, str] = {}
-        for entry in shards:
-            path = directory / entry["file"]
+        for shard in shards:
+            path = directory / shard.file
             found = path.stat().st_size if path.is_file() else None
-            if found != entry["bytes"]:
+            if found != shard.num_bytes:
                 raise VerificationError(
                     "a shard of the stored teacher logits is missing or damaged",
                     where=str(path),
-                    expected=f"{entry['bytes']} bytes",
+                    expected=f"{shard.num_bytes} bytes",
                     found="no file" if found is None else f"{found} bytes",
+                    hint=_REDO,
                 )
-            self._shard_of |= dict.fromkeys(entry["windows"], entry["file"])
+            self._shard_of |= dict.fromkeys(shard.windows, shard.file)
         self._open: tuple[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -175,6 +186,7 @@ class StoredLogits:
                 where=where,
                 expected=f"{vocab_size} tokens, tokenizer {tokenizer[:12]}",
                 found=f"{header.vocab_size} tokens, tokenizer {header.tokenizer[:12]}",
+                hint="store the logits of a teacher with the student's tokenizer",
             )
         for name, expected, found in (
             ("distill.context_length", seq_len, header.seq_len),
@@ -186,6 +198,7 @@ class StoredLogits:
                     where=f"{where}, {name}",
                     expected=expected,
                     found=found,
+                    hint="distill with the settings that the logits were stored with, or store them again",
                 )
         if top_k is not None and top_k > header.top_k:
             raise UsageError(
@@ -193,6 +206,7 @@ class StoredLogits:
                 where=f"{where}, distill.top_k",
                 expected=f"at most {header.top_k}",
                 found=top_k,
+                hint="lower --top-k, or store the logits again with this --top-k",
             )
 
     def require_windows(self, windows: Windows) -> None:
@@ -231,6 +245,7 @@ class StoredLogits:
                 "a shard of the stored teacher logits is damaged",
                 where=str(self._directory / name),
                 found=error,
+                hint=_REDO,
             ) from error
         shape = (self.header.seq_len, self.header.top_k)
         if found.ids.shape != shape or found.logprobs.shape != shape:
@@ -239,6 +254,7 @@ class StoredLogits:
                 where=str(self._directory / name),
                 expected=shape,
                 found=found.ids.shape,
+                hint=_REDO,
             )
         return found
 
@@ -259,7 +275,7 @@ class StoredLogits:
         return self._open[1]
 
 
-def _read_index(file: Path) -> tuple[LogitsHeader, list[dict[str, Any]]]:
+def _read_index(file: Path) -> tuple[LogitsHeader, list[_Shard]]:
     if not file.is_file():
         raise UsageError(
             "this directory holds no stored teacher logits",
@@ -271,20 +287,24 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[dict[str, Any]]]:
         record = read_json_mapping(file, what="the index of the stored teacher logits")
         if record["schema"] != SCHEMA:
             raise UsageError(
-                "the stored teacher logits are of another version", expected=SCHEMA, found=record["schema"]
+                "the stored teacher logits are of another version",
+                where=str(file),
+                expected=SCHEMA,
+                found=record["schema"],
+                hint=_REDO,
             )
         values = {name: record[name] for name in LogitsHeader.__dataclass_fields__}
         header = as_record(LogitsHeader, values, what="the index of the stored teacher logits", where=file)
         shards = [
-            {
-                "file": Path(entry["file"]).name,
-                "bytes": entry["bytes"],
-                "windows": [str(digest) for digest in entry["windows"]],
-            }
+            _Shard(
+                file=Path(entry["file"]).name,
+                num_bytes=int(entry["bytes"]),
+                windows=tuple(str(digest) for digest in entry["windows"]),
+            )
             for entry in record["shards"]
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(
-            "the index of the stored teacher logits is corrupt", where=str(file), found=error
+            "the index of the stored teacher logits is corrupt", where=str(file), found=error, hint=_REDO
         ) from error
     return header, shards

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,26 @@ from compressor.core.hardware import cpu_has_bf16, require_memory
 from compressor.core.processes import is_main, on_main, world_size
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
 from compressor.models.adapter import ModelAdapter
-from compressor.models.checkpoint import CheckpointReader, read_config, whole, write_checkpoint
+from compressor.models.checkpoint import CheckpointReader, TensorSpec, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
-from compressor.models.digests import tensor_digest, write_digests
-from compressor.models.dims import dims_of_config, flops_per_token
+from compressor.models.digests import spec_digest, write_digests
+from compressor.models.dims import dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.planning.schedule import Schedule, training_flops_per_token, training_schedule
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
 from compressor.runs.stage import StageContext, start_afresh
+from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.probes import take_probes, write_probes
-from compressor.training.sharding import full_state, is_sharded, process_mesh, shard_
-from compressor.training.trainer import CHECKPOINTS, TrainingConfig, TrainingLog
+from compressor.training.sharding import is_sharded, process_mesh, reshard_, shard_, stream_rows
+from compressor.training.trainer import CHECKPOINTS
 
 TOKENS = "tokens"
 _BYTES_PER_TRAINED = 16
-PUBLISHED_BATCH_SIZE = 1152
-PUBLISHED_WARMUP_STEPS = 40
-SHORTEST_PUBLISHED_RUN_STEPS = 400
 
 _TEXT_FIELDS = (
     "data",
@@ -64,56 +63,28 @@ def training_content(config: Distill, *more: str, trains: bool = True) -> dict[s
     return fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
 
 
-def schedule(config: Distill, *, seed: int, device: str, dtype: str) -> TrainingConfig:
-    """Turn a token budget into optimizer steps.
-
-    The published batch is 1152 windows (arXiv 2408.11796) and the shortest published run 400 steps
-    (arXiv 2407.14679); a smaller budget keeps the 400 steps and takes smaller batches.
+def schedule(
+    config: Distill, *, seed: int, device: str, dtype: str, steps: Schedule | None = None
+) -> TrainingConfig:
+    """The trainer's settings, for the steps given or those that the token budget buys.
 
     Raises:
-        UsageError: when the budget does not fill one window per process, or the batch cannot be shared
-            equally among the processes.
+        UsageError: when the budget does not fill one window.
     """
-    num_windows, processes = config.tokens // config.context_length, world_size()
-    if num_windows < processes:
-        raise UsageError(
-            "the token budget does not fill one training window per process",
-            where="--tokens",
-            expected=f"at least {config.context_length * processes}",
-            found=config.tokens,
-        )
-    batch_size = _batch_size(config.batch_size, num_windows, processes)
-    micro_batch_size = math.gcd(batch_size // processes, config.micro_batch_size)
-    max_steps = num_windows // batch_size
-    warmup = config.warmup_steps
+    steps = steps or training_schedule(config, world_size())
     return TrainingConfig(
-        max_steps=max_steps,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=batch_size // processes // micro_batch_size,
+        max_steps=steps.steps,
+        batch_size=steps.batch_size,
+        micro_batch_size=steps.micro_batch_size,
         learning_rate=config.learning_rate,
         min_learning_rate_ratio=config.min_learning_rate_ratio,
-        warmup_steps=min(PUBLISHED_WARMUP_STEPS, max_steps // 10) if warmup is None else warmup,
+        warmup_steps=steps.warmup_steps,
         checkpoint_steps=config.save_steps,
         seed=seed,
         bf16=dtype == "bfloat16" and (device != "cpu" or cpu_has_bf16()),
         use_cpu=device == "cpu",
         report_to=config.report_to,
     )
-
-
-def _batch_size(asked: int | None, num_windows: int, processes: int) -> int:
-    """Windows per optimizer step, a multiple of the processes."""
-    if asked is None:
-        default = min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
-        return max(processes, default // processes * processes)
-    if asked % processes:
-        raise UsageError(
-            "the batch cannot be shared equally among the processes",
-            where="--train-batch-size",
-            expected=f"a multiple of {processes}",
-            found=asked,
-        )
-    return min(asked, num_windows // processes * processes)
 
 
 def require_training_memory(trained: Sequence[ModelArtifact], config: Distill, device: str) -> None:
@@ -152,6 +123,7 @@ def require_loss_on(config: Distill) -> None:
                 where=setting,
                 expected="--loss-on all",
                 found="--loss-on responses",
+                hint="turn this off, or train on all tokens",
             )
 
 
@@ -239,13 +211,13 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
         register_fsdp_forward_method(module, method)
 
 
-def training_flops_per_token(teacher: Path | None, student: Path, context_length: int) -> int:
-    """Teacher forward, student forward and backward (three forwards), at half the window's context."""
-    mean_context = context_length // 2
-    flops = 3 * flops_per_token(dims_of_config(read_config(student)), mean_context)
-    if teacher is not None:
-        flops += flops_per_token(dims_of_config(read_config(teacher)), mean_context)
-    return flops
+def flops_of_training(
+    teacher: Path | None, student: Path, context_length: int, *, trains_teacher: bool = False
+) -> int:
+    """FLOPs of one trained token of two checkpoints; recomputed activations do not count as useful work."""
+    asked = None if teacher is None else dims_of_config(read_config(teacher))
+    trained = dims_of_config(read_config(student))
+    return training_flops_per_token(trained, asked, context_length, trains_teacher=trains_teacher)
 
 
 def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trust_remote_code: bool) -> None:
@@ -256,9 +228,10 @@ def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trus
     """
     refuse_adapter(teacher.path, by="a teacher")
     what = "student and teacher have different vocabularies"
+    hint = "take the teacher that the student was pruned from, or one with the same tokenizer"
     sizes = [read_config(artifact.path)["vocab_size"] for artifact in (student, teacher)]
     if sizes[0] != sizes[1]:
-        raise UnsupportedError(what, expected=sizes[1], found=sizes[0])
+        raise UnsupportedError(what, expected=sizes[1], found=sizes[0], hint=hint)
     # Two tokenizers of one size may still give every id another token.
     ours, theirs = (
         load_tokenizer(artifact.path, trust_remote_code=trust_remote_code).get_vocab()
@@ -271,6 +244,7 @@ def refuse_unfit_teacher(student: ModelArtifact, teacher: ModelArtifact, *, trus
             where=f"token {token!r}",
             expected=f"id {theirs.get(token)}",
             found=f"id {ours.get(token)}",
+            hint=hint,
         )
 
 
@@ -286,7 +260,7 @@ def save_trained(
     """Write a trained model in the source checkpoint's order, so that names stay the plain ones.
 
     Before that, what a verifier compares the files with is taken from memory: the logits of fixed
-    probes, and the digest of every tensor.
+    probes, and the digest of every tensor. Sharded tensors reach the main process block by block.
 
     Args:
         module: The trained module; every process must take part.
@@ -304,16 +278,28 @@ def save_trained(
     # Sharded weights are gathered in bfloat16; elsewhere only autocast would narrow a forward pass.
     compute_dtype = "bfloat16" if is_sharded(student) and plan.bf16 else "float32"
     probes = take_probes(module, compute_dtype=compute_dtype)
-    state = full_state(student)
+    reshard_(module)
+    state = dict(student.named_parameters())
+    specs = [
+        TensorSpec(
+            name=name,
+            shape=tuple(state[name].shape),
+            dtype=dtype,
+            blocks=partial(stream_rows, state[name], dtype),
+        )
+        for name in names
+    ]
     if not is_main():
+        for spec in (*specs, *specs):  # once for the digests, once for the files
+            for _ in spec.blocks():
+                pass
         return
-    stored = {name: state[name].to(dtype) for name in names}
-    digests = {name: tensor_digest(tensor) for name, tensor in stored.items()}
+    digests = {spec.name: spec_digest(spec) for spec in specs}
     for name, branch in (branches or {}).items():
         digests |= branch_digests(name, branch)
     write_digests(out_dir, digests)
     write_probes(out_dir, probes)
-    write_checkpoint(out_dir, [whole(name, tensor) for name, tensor in stored.items()])
+    write_checkpoint(out_dir, specs)
     write_config(out_dir, {**read_config(source.path), "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(source.path, out_dir)
 
@@ -340,10 +326,10 @@ def clean_up(out_dir: Path) -> None:
 
 def training_details(
     stream: WindowStream, plan: TrainingConfig, log: TrainingLog, context_length: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What every training reports."""
     return {
-        "schedule": {**asdict(plan), "batch_size": plan.batch_size, "processes": world_size()},
+        "schedule": plan.record(),
         "tokens": sum(stream.drawn) * context_length,
         "epochs": round(max(stream.num_epochs), 4),
         "domains": dict(zip(stream.names, stream.drawn, strict=True)),

@@ -80,7 +80,11 @@ def perplexity(
     num_tokens = num_windows * (size - 1)
     mean_nll = total / num_tokens
     if not math.isfinite(mean_nll):
-        raise VerificationError("the perplexity is not finite", found=mean_nll)
+        raise VerificationError(
+            "the perplexity is not finite",
+            found=mean_nll,
+            hint="compress-export verify finds weights that are not finite; else try --dtype float32",
+        )
     return Perplexity(
         perplexity=math.exp(mean_nll),
         mean_nll=mean_nll,

@@ -7,14 +7,14 @@ right; what the stage held in memory is the second source that says otherwise.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
-from compressor.models.checkpoint import row_blocks
+from compressor.models.checkpoint import TensorSpec, row_blocks
 from compressor.runs.artifact import write_json
 
 DIGESTS_FILE = "tensors.json"
@@ -23,8 +23,17 @@ SCHEMA = "compress-export/tensors/1"
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """sha256 over dtype, shape and the bytes of a tensor."""
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    for block in row_blocks(tensor.detach()):
+    return _digest(tensor.dtype, tensor.shape, row_blocks(tensor.detach()))
+
+
+def spec_digest(spec: TensorSpec) -> str:
+    """`tensor_digest` of a tensor that is to be written."""
+    return _digest(spec.dtype, spec.shape, spec.blocks())
+
+
+def _digest(dtype: torch.dtype, shape: tuple[int, ...], blocks: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256(f"{dtype} {list(shape)}".encode())
+    for block in blocks:
         digest.update(block.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

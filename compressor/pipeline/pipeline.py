@@ -94,6 +94,8 @@ def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher.dims)
     require_consistent(recipe)
+    if recipe.bench.enabled:
+        recipe.bench.row.require_executable()
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
     require_sparsifiable(recipe)
     require_trainable(recipe)

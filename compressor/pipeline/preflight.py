@@ -59,7 +59,7 @@ def require_expressible_source(recipe: Recipe, source: ModelSource, student: Dim
         require_expressible(recipe, read_config(Path(source.location)), student)
 
 
-def require_expressible(recipe: Recipe, config: dict[str, Any], student: Dims) -> None:
+def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims) -> None:
     """Refuse, before any work, a student that a format cannot express.
 
     Args:
@@ -204,14 +204,17 @@ def require_sparsifiable(recipe: Recipe) -> None:
         return
     if SPARSITY_METHODS[sparsify.method].trains and recovery_tokens(recipe) == 0:
         raise UsageError(
-            f"{sparsify.method} trains", where="--recovery-tokens", expected="at least one window", found=0
+            f"the sparsity method {sparsify.method} trains, and has no tokens to train on",
+            where="--recovery-tokens",
+            found=0,
+            hint="give --recovery-tokens or --tokens at least one window of --context-length",
         )
     others = [name for name in recipe.export_formats() if name != "huggingface"]
     if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
         raise UnsupportedError(
             "these exports cannot carry the low-rank branch of a sparse model",
-            expected="--formats huggingface, without --fp8; merging the branch would fill the zeros",
             found=", ".join(others) or "--fp8",
+            hint="--formats huggingface without --fp8, or --slorb off (merging it would fill the zeros)",
         )
 
 
@@ -235,9 +238,10 @@ def require_trainable(recipe: Recipe) -> None:
     ):
         if is_given:
             raise UsageError(
-                "stored teacher logits are over the windows and of the teacher they were made with",
+                "stored teacher logits hold for the text and the teacher that they were made with, and this "
+                "setting changes one of them",
                 where=setting,
-                expected="nothing that changes the text or the teacher",
+                hint="leave it out, or distill.teacher_logits",
             )
 
 

@@ -18,27 +18,32 @@ from compressor.models.presets import PRESETS
 from compressor.pipeline.summary import (
     DistillRecord,
     DynamicBatchesRecord,
-    EngineRecord,
-    ExportRecord,
     RunSummary,
 )
 from compressor.planning.plan import Plan
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
+from exporters.verification.record import Engine, ExportRecord
 
 CARD_FILE = "README.md"
 MAX_COURSE_ROWS = 12
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
-def result_tables(summary: RunSummary) -> list[Table]:
+def tables_of(summary: RunSummary) -> list[Table]:
     """Title, header and rows of every result a run has."""
-    tables = [_quality(summary.evaluation), _exports(summary.exports)]
+    tables = result_tables(summary.evaluation, summary.exports, summary.bench)
     if summary.distill and summary.distill.dynamic_batches:
-        tables.append(_course(summary.distill.dynamic_batches))
-    if summary.bench:
-        tables.append(_speed(summary.bench))
+        tables.insert(2, _course(summary.distill.dynamic_batches))
     return tables
+
+
+def result_tables(
+    evaluation: EvaluationRecord, exports: Mapping[str, ExportRecord], bench: Results | None
+) -> list[Table]:
+    """Title, header and rows of quality, exports and speed."""
+    tables = [_quality(evaluation), _exports(exports)]
+    return [*tables, _speed(bench)] if bench else tables
 
 
 def closed_gap(evaluation: EvaluationRecord) -> float | None:
@@ -77,7 +82,7 @@ def model_card(out_dir: Path, summary: RunSummary) -> str:
         *_text_lines(plan),
         *_loss_lines(summary.distill),
     ]
-    for title, header, rows in result_tables(summary):
+    for title, header, rows in tables_of(summary):
         lines += ["", f"## {title}", "", *markdown_table(header, rows)]
     lines += ["", *_closing(summary)]
     return "\n".join(lines) + "\n"
@@ -221,7 +226,7 @@ def _closing(summary: RunSummary) -> list[str]:
     return lines
 
 
-def _engine_line(name: str, engine: EngineRecord) -> str:
+def _engine_line(name: str, engine: Engine) -> str:
     if engine.built:
         sparse = f"; with 2:4 weights it is {engine.sparsity.engine}" if engine.sparsity else ""
         return f"{name}: engine built with TensorRT-LLM {engine.tensorrt_llm}{sparse}."

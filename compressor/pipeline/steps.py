@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.bench_stage import BENCH, BenchStageConfig
 from bench.design.comparisons import arm_name, fair_comparisons
 from bench.report.results import NotMeasured, Quality
-from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
+from bench.runtimes.base import ServingRuntime
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT, options
 from compressor.distillation.correct_stage import CORRECT
 from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOGITS
 from compressor.distillation.generate_stage import GENERATE
@@ -18,7 +19,7 @@ from compressor.pipeline.preflight import evaluation_config, recovery_tokens
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
 from compressor.pipeline.summary import details_of
 from compressor.planning.disk import teacher_graphs
-from compressor.pruning.prune_stage import PRUNE, PruneStageConfig
+from compressor.pruning.prune_stage import PRUNE, stage_config
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact, read_artifact
@@ -31,13 +32,7 @@ SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 
 
 def _prune(run: Run) -> None:
-    student = run.plan.student.dims
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = PruneStageConfig(
-        shape={name: getattr(student, name) for name in fields},
-        prune=run.recipe.prune.model_copy(update={"shape": None}),
-        calibration=run.recipe.calibration,
-    )
+    config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
     run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
 
 
@@ -128,30 +123,45 @@ def _evaluate(run: Run) -> None:
 
 
 def _bench(run: Run) -> None:
-    """Teacher and student through the same runtime in the same precision, for every exported graph."""
+    """Teacher and student through the same runtime, in every precision that both are there in."""
     if not run.recipe.bench.enabled:
         return
-    graphs: dict[str, ModelArtifact] = {}
-    for precision, name in teacher_graphs(run.recipe).items():
-        student = run.made[f"export {name}"]
-        settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
-        graphs[arm_name("teacher", precision)] = run.execute(
-            export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
-        )
-        graphs[arm_name("student", precision)] = student
-    if not graphs:
-        message = f"no export to benchmark: add one of {', '.join(benchmarked().values())} to the formats"
+    bench, arms = run.recipe.bench, _arms(run)
+    if not arms:
+        message = f"nothing to benchmark: add one of {', '.join(bench.row.precisions)} to bench.precisions"
+        if not bench.reads_checkpoints():
+            formats = ", ".join(options()[bench.row.reads].values())
+            message = f"no export to benchmark: add one of {formats} to the formats"
         run.console.warn(message)
         run.manifest.update(warnings=[message])
         return
     config = BenchStageConfig(
-        bench=run.recipe.bench,
-        comparisons=fair_comparisons(tuple(graphs), which=run.recipe.bench.baselines),
+        bench=bench,
+        comparisons=fair_comparisons(tuple(arms), which=bench.baselines),
         not_measured=_not_measured(run),
         quality=_quality(run),
         shapes={"teacher": run.plan.teacher.dims.to_dict(), "student": run.plan.student.dims.to_dict()},
     )
-    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=graphs)
+    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=arms)
+
+
+def _arms(run: Run) -> dict[str, ModelArtifact]:
+    """What the runtime executes, by arm: checkpoints, or the exports that it reads."""
+    bench, models = run.recipe.bench, {"teacher": run.teacher, "student": _student(run)}
+    if bench.row.serves:
+        server: ServingRuntime = bench.row.load()
+        return {arm_name(name, server.stored_precision(model.path)): model for name, model in models.items()}
+    if bench.reads_checkpoints():
+        precisions = [name for name in bench.row.precisions if name in bench.precisions]
+        return {arm_name(name, own): model for own in precisions for name, model in models.items()}
+    arms: dict[str, ModelArtifact] = {}
+    for precision, name in teacher_graphs(run.recipe).items():
+        settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
+        arms[arm_name("teacher", precision)] = run.execute(
+            export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
+        )
+        arms[arm_name("student", precision)] = run.made[f"export {name}"]
+    return arms
 
 
 def _quality(run: Run) -> tuple[Quality, ...]:
@@ -167,7 +177,7 @@ def _quality(run: Run) -> tuple[Quality, ...]:
 def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
     if not run.recipe.quantize.fp8:
         return ()
-    reason = "this runtime has no FP8 kernels on a CPU; the FP8 export's speed is unknown"
+    reason = f"{run.recipe.bench.row.name} does not run the FP8 export, whose speed is unknown"
     return (NotMeasured(what="student FP8", reason=reason),)
 
 

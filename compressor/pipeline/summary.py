@@ -17,6 +17,7 @@ from compressor.evaluation.record import EvaluationRecord
 from compressor.planning.plan import Plan
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
 from compressor.runs.manifest import STUDENT, ManifestRecord, StageEntry
+from exporters.verification.record import ExportRecord
 
 SCHEMA: Literal["compress-export/run/2"] = "compress-export/run/2"
 # Role in the summary -> directory in the run; exports follow, by their format.
@@ -60,40 +61,6 @@ class DistillRecord(_Open):
     loss: str
     loss_rule: str
     dynamic_batches: DynamicBatchesRecord | None = None
-
-
-class LogitsFigures(_Open):
-    """How far an export's logits are from the student's."""
-
-    max_relative: float
-    kl: float
-    top1_agreement: float
-    num_positions: int
-
-
-class SparseTacticsRecord(_Open):
-    """Whether TensorRT chose kernels for sparse weights."""
-
-    engine: str = ""
-
-
-class EngineRecord(_Open):
-    """The engine of a TensorRT-LLM export, or why there is none."""
-
-    built: bool
-    container: str
-    reason: str | None = None
-    script: str | None = None
-    tensorrt_llm: str | None = None
-    sparsity: SparseTacticsRecord | None = None
-
-
-class ExportRecord(_Open):
-    """What an export stage reports."""
-
-    status: str
-    logits: dict[str, LogitsFigures] = Field({})
-    engine: EngineRecord | None = None
 
 
 class RunSummary(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from compressor.choices.formats import FORMATS, STUDENT_FORMAT, benchmarked
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.records import Record
 from compressor.models.dims import Dims, num_parameters, weight_bytes
 from compressor.recipe.recipe import Recipe
@@ -34,13 +34,8 @@ class DiskUse(Record):
 
 def teacher_graphs(recipe: Recipe) -> dict[str, str]:
     """The formats that the benchmark writes the teacher in, by precision, beside the student's export."""
-    if not recipe.bench.enabled:
-        return {}
-    return {
-        precision: name
-        for precision, name in benchmarked().items()
-        if precision in recipe.bench.precisions and name in recipe.export_formats()
-    }
+    formats = recipe.export_formats()
+    return {own: name for own, name in recipe.bench.read_formats().items() if name in formats}
 
 
 def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:

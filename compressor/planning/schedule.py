@@ -121,7 +121,10 @@ def training_schedule(config: Distill, processes: int) -> Schedule:
             found=config.tokens,
             hint="raise --tokens, or lower --context-length",
         )
-    batch_size, steps = batch_and_steps(config)
+    num_windows = config.tokens // config.context_length
+    wanted = config.batch_size or min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
+    batch_size = max(1, min(wanted, num_windows))
+    steps = num_windows // batch_size
     warmup = min(PUBLISHED_WARMUP_STEPS, steps // 10) if config.warmup_steps is None else config.warmup_steps
     return Schedule(
         steps=steps,
@@ -129,14 +132,6 @@ def training_schedule(config: Distill, processes: int) -> Schedule:
         micro_batch_size=math.gcd(ceil_divide(batch_size, processes), config.micro_batch_size),
         warmup_steps=warmup,
     )
-
-
-def batch_and_steps(config: Distill) -> tuple[int, int]:
-    """Windows per optimizer step and the number of steps that a budget buys."""
-    num_windows = config.tokens // config.context_length
-    wanted = config.batch_size or min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
-    batch_size = max(1, min(wanted, num_windows))
-    return batch_size, num_windows // batch_size
 
 
 def correction_schedule(config: Distill, processes: int) -> Schedule:

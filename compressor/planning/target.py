@@ -49,7 +49,13 @@ def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
     try:
         return forms.parse_count(text, whole=whole)
     except ValueError as error:
-        raise UsageError(f"{option} is not a size", where=option, expected=error, found=text[:40]) from error
+        raise UsageError(
+            f"{option} is not a size",
+            where=option,
+            expected=error,
+            found=text[:40],
+            hint=f"write {option} 4b or {option} 100m",
+        ) from error
 
 
 def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from compressor.calibration.text import read_calibration
-from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
 from compressor.core.errors import UnsupportedError
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import Dims, check_shape, dims_of_config
+from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
-from compressor.pruning.plan import make_plan
+from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact
@@ -26,15 +26,29 @@ from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
 class PruneStageConfig(Section):
-    """The prune stage's configuration: the student's resolved shape, and how units are scored."""
+    """The student's resolved shape and how units are scored; or a plan, by which nothing is scored."""
 
     shape: dict[str, int]
     prune: Prune
     calibration: Calibration
+    plan: PrunePlan | None = None
+
+    @property
+    def method(self) -> ImportanceMethod | None:
+        """What scores the units; None where a plan names the kept ones."""
+        return IMPORTANCE_METHODS[self.prune.importance] if self.plan is None else None
+
+
+def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
+    """The configuration that makes this student."""
+    shape = {name: getattr(student, name) for name in PRUNABLE_FIELDS}
+    return PruneStageConfig(
+        shape=shape, prune=settings.model_copy(update={"shape": None}), calibration=calibration
+    )
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Score all units, write the plan, and slice the checkpoint by it."""
+    """Score all units and plan, unless a plan is given; slice the checkpoint by it."""
     start_afresh(out_dir)
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
@@ -44,11 +58,13 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    student = dims.with_shape(**config.shape)
+    plan, text = config.plan, None
+    student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
-    scores, text = _scores(config, source, dims, context)
-    scores.save(out_dir)
-    plan = make_plan(dims, student, scores, importance=config.prune.importance)
+    if plan is None:
+        scores, text = _scores(config, source, dims, context)
+        scores.save(out_dir)
+        plan = make_plan(dims, student, scores, importance=config.prune.importance)
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -56,7 +72,9 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details = {"removed_layers": removed, **({"calibration": text} if text else {})}
+    details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
+    if text:
+        details["calibration"] = text
     return StageResult(num_parameters=num_parameters, details=details)
 
 
@@ -75,11 +93,11 @@ def _scores(
 
 
 def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
-    return (config.calibration.data,) if IMPORTANCE_METHODS[config.prune.importance].needs_text else ()
+    return (config.calibration.data,) if config.method and config.method.needs_text else ()
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if IMPORTANCE_METHODS[config.prune.importance].needs_text:
+    if config.method and config.method.needs_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 

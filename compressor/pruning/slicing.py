@@ -5,10 +5,9 @@ One block of rows of one tensor is in memory at a time, whatever the model's siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +84,9 @@ def num_tensors(source: Path) -> int:
         return sum(1 for _ in reader)
 
 
-def sliced_config(config: dict[str, Any], plan: PrunePlan, dtype: torch.dtype | None) -> dict[str, object]:
+def sliced_config(
+    config: Mapping[str, object], plan: PrunePlan, dtype: torch.dtype | None
+) -> dict[str, object]:
     """The student's config: new dimensions, `head_dim` always explicit."""
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     changed: dict[str, object]
@@ -96,7 +97,7 @@ def sliced_config(config: dict[str, Any], plan: PrunePlan, dtype: torch.dtype | 
     return {**config, **changed}
 
 
-def _sliced_layer_types(config: dict[str, Any], plan: PrunePlan) -> dict[str, object]:
+def _sliced_layer_types(config: Mapping[str, object], plan: PrunePlan) -> dict[str, object]:
     """Which kept layers have a window, said by layer: a layer keeps what its index in the source gave it.
 
     `max_window_layers` counts too where the layers without a window come first, for readers of that alone.

@@ -14,8 +14,9 @@ from typing import Annotated, ClassVar, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
-from compressor.choices.formats import FORMATS, default_formats
+from compressor.choices.formats import FORMATS, default_formats, options
 from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.forms import Integers, Lengths, Shape, parse_batches, parse_names, written
 from compressor.recipe.option import OneOf, Section, option
@@ -153,11 +154,25 @@ class Evaluate(Section):
     size: int = option(64, "Number of evaluated sequences.", ge=1)
 
 
+def _precision_of_a_runtime(name: str) -> str:
+    known = dict.fromkeys(own for row in RUNTIMES.values() for own in row.precisions)
+    if name not in known:
+        raise ValueError(f"{name!r} is none of {', '.join(known)}")
+    return name
+
+
+BenchPrecision = Annotated[str, AfterValidator(_precision_of_a_runtime)]
+
+
 class Bench(Section):
     """The paired benchmark of student against teacher."""
 
     heading: ClassVar[str] = EXPORT
 
+    runtime: Annotated[str, AfterValidator(OneOf(RUNTIMES))] | None = option(
+        None,
+        "Runtime that executes the models; by default the first, for random weights the one that draws them.",
+    )
     isl_osl: Lengths = option(
         ((128, 128), (1000, 1000)), "Input and output lengths in tokens.", metavar="ISL/OSL,..."
     )
@@ -188,15 +203,32 @@ class Bench(Section):
         "Comparisons; all: also each precision against the widest one, and the smallest candidate against "
         "the widest baseline.",
     )
-    precisions: Annotated[tuple[Literal["fp32", "fp16", "int4"], ...], written(parse_names)] = option(
+    precisions: Annotated[tuple[BenchPrecision, ...], written(parse_names)] = option(
         ("fp32", "int4"),
-        "Precisions of the ONNX exports that a run measures.",
+        "Precisions that a run measures; those that its exports or the runtime do not have are left out.",
         flag="--bench-precisions",
         metavar="NAME,...",
     )
     min_pairs: int = option(5, "Pairs of runs that are always measured.", ge=5)
     max_pairs: int = option(40, "Pairs of runs after which measuring stops in any case.", ge=5)
     enabled: bool = option(default=True, text="Measure the speed of the exports.", flag="--bench")
+
+    @property
+    def row(self) -> Runtime:
+        """The row of a run's runtime."""
+        return runtime_named(self.runtime or DEFAULT_RUNTIME)
+
+    def reads_checkpoints(self) -> bool:
+        """Whether a run measures its checkpoints themselves."""
+        return self.enabled and self.row.reads == CHECKPOINT
+
+    def read_formats(self) -> dict[str, str]:
+        """The export formats that a run measures, by precision; empty where it measures checkpoints."""
+        row = self.row
+        if not self.enabled or row.reads == CHECKPOINT:
+            return {}
+        formats = options()[row.reads]
+        return {name: formats[name] for name in row.precisions if name in self.precisions}
 
     @model_validator(mode="before")
     @classmethod
@@ -324,11 +356,13 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
             f"unknown recipe key {field!r}",
             where=where,
             expected=", ".join(known),
-            hint=nearest(str(first["loc"][-1]), known),
+            hint=nearest(str(first["loc"][-1]), known) or "use one of the expected names",
         )
     flag = next((flag for name, flag in flags.items() if f"{field}.".startswith(f"{name}.")), None)
-    # YAML takes 2:4 for a number, and 2026-01-01 for a date.
-    hint = "put quotes around it" if first["type"] == "string_type" else None
+    if first["type"] == "string_type":
+        hint = "put quotes around it"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
+    else:
+        hint = f"change it; --help says what {flag} means" if flag else "change it in the recipe"
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",
         where=flag or where,

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, model_validator
 
+from compressor.choices.losses import LOSSES
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.recipe.forms import LayerPairs, Tokens, parse_domain, parse_names, written
 from compressor.recipe.option import OneOf, Section, declaration_of, option
@@ -156,7 +157,7 @@ class Distill(Section):
     warmup_steps: int | None = option(
         None, "Linear warm-up steps; by default 40, or a tenth of the run if that is shorter.", ge=0
     )
-    loss: Literal["forward-kl", "reverse-kl"] = option(
+    loss: Annotated[str, AfterValidator(OneOf(LOSSES))] = option(
         "forward-kl", "Divergence between the teacher's and the student's distributions.", heading=LOSS
     )
     kl_weight: float = option(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,10 +20,11 @@ MAX_BYTES = 1 << 17
 MAX_VALUES = 20_000
 # Whole numbers up to here are exact everywhere, in JSON and in arithmetic with fractions too.
 MAX_INTEGER = 1 << 53
+_EXAMPLE = "write it like those in recipes/: `name: value` lines, sections indented by two spaces"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
-def read_recipe_tree(path: Path) -> dict[str, Any]:
+def read_recipe_tree(path: Path) -> dict[str, object]:
     """The mapping that a recipe file holds.
 
     Raises:
@@ -35,15 +35,19 @@ def read_recipe_tree(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 - a safe loader
     except RecursionError as error:
-        raise UsageError("the recipe is nested too deeply", where=str(path)) from error
+        raise UsageError("the recipe is nested too deeply", where=str(path), hint=_EXAMPLE) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, a date
-        raise UsageError("the recipe is not YAML that can be used", where=str(path), found=error) from error
+        raise UsageError(
+            "the recipe is not YAML that can be used", where=str(path), found=error, hint=_EXAMPLE
+        ) from error
     if not isinstance(tree, dict):
-        raise UsageError("the recipe is not a mapping", where=str(path), found=type(tree).__name__)
+        raise UsageError(
+            "the recipe is not a mapping", where=str(path), found=type(tree).__name__, hint=_EXAMPLE
+        )
     return tree
 
 
-def refuse_unusable_values(tree: Any, *, where: str) -> None:
+def refuse_unusable_values(tree: object, *, where: str) -> None:
     """Refuse values that no field of a recipe can take, whether from a file or from options.
 
     Raises:
@@ -63,10 +67,16 @@ def refuse_unusable_values(tree: Any, *, where: str) -> None:
         if problem:
             # A number of a million digits cannot even be printed.
             found = ascii(value)[:80] if isinstance(value, str | float) else None
-            raise UsageError(f"recipe value {name!r} {problem}", where=where, expected=expected, found=found)
+            raise UsageError(
+                f"recipe value {name!r} {problem}",
+                where=where,
+                expected=expected,
+                found=found,
+                hint="change this value",
+            )
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield name, key

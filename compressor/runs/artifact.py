@@ -102,7 +102,12 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
     """
     file = path / ARTIFACT_FILE
     if not file.is_file():
-        raise UsageError("this directory holds no artifact", where=str(path), expected=ARTIFACT_FILE)
+        raise UsageError(
+            "this directory was not written by a stage of this tool",
+            where=str(path),
+            expected=ARTIFACT_FILE,
+            hint="name the output directory of a stage",
+        )
     record = read_json_mapping(file, what="the artifact's record")
     if record.get("schema") != SCHEMA:
         raise VerificationError(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from compressor.core.console import Console
-from compressor.core.errors import ResourceError, UsageError
+from compressor.core.errors import UsageError
 from compressor.core.processes import on_main
+from compressor.core.resource_errors import refused_directory
 from compressor.runs.artifact import ARTIFACT_FILE
 
 LOCK_FILE = ".lock"
@@ -47,9 +48,7 @@ def flock(file: IO[str], operation: int, *, where: Path) -> None:
         raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise ResourceError(
-                "the output directory cannot be locked", where=str(where), found=error.strerror
-            ) from error
+            raise refused_directory(where, error, what="locked") from error
         Console().warn(f"{where}: its file system has no locks; nothing keeps a second process out")
 
 
@@ -86,9 +85,7 @@ def _hold_stage(held: ExitStack, out_dir: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be written", where=str(out_dir), found=error.strerror
-        ) from error
+        raise refused_directory(out_dir, error, what="written") from error
     _hold(held, path, out_dir)
     held.callback(path.unlink, missing_ok=True)  # before it is released: nobody else can hold it
     directory = out_dir.resolve()
@@ -111,9 +108,7 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES) and (directory / ARTIFACT_FILE).is_file():
                 return  # finished work on a disk that cannot be written: nobody else changes it
-            raise ResourceError(
-                "the output directory cannot be written", where=str(directory), found=error.strerror
-            ) from error
+            raise refused_directory(directory, error, what="written") from error
         try:
             flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, where=directory)
         except BlockingIOError as error:

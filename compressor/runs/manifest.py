@@ -16,11 +16,12 @@ from typing import Literal
 from pydantic import Field
 
 from compressor import __version__
-from compressor.core.errors import CompressExportError, ResourceError, UsageError, VerificationError
+from compressor.core.errors import CompressExportError, UsageError, VerificationError
 from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.processes import is_main
 from compressor.core.records import Record
+from compressor.core.resource_errors import refused_directory
 from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
 from compressor.runs.discarding import discard, remove_leftovers
 from compressor.runs.locking import LOCK_FILE, lock_run
@@ -128,7 +129,7 @@ class Manifest:
                 where=str(self._out_dir / where),
                 expected=recorded,
                 found=fingerprint,
-                hint="--restart-from its stage, or --overwrite",
+                hint="--restart-from the stage that is named, or --overwrite to start over",
             )
 
     def add_files(self, names: Iterable[str]) -> None:
@@ -158,8 +159,8 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
 
     Args:
         out_dir: The directory; created if absent.
-        resume: Assert that there is something to resume.
-        overwrite: Start anew in a directory of ours.
+        resume: Fail unless there is an interrupted run to resume.
+        overwrite: Delete this tool's earlier output in the directory and start over.
 
     Raises:
         UsageError: a non-empty directory that is not ours, another process in it, nothing to resume.
@@ -202,7 +203,7 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
         ResourceError: when it cannot be created.
     """
     if out_dir.exists() and not out_dir.is_dir():
-        raise UsageError("the output path is a file", where=str(out_dir))
+        raise UsageError("the output path is a file", where=str(out_dir), hint="choose another --output-dir")
     if resume and not is_ours:
         raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
     begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
@@ -211,13 +212,12 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
             "the output directory is in use and holds nothing of ours",
             where=str(out_dir),
             expected=f"an empty directory, or one with {marker}",
+            hint="choose another --output-dir",
         )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be made", where=str(out_dir), found=error.strerror
-        ) from error
+        raise refused_directory(out_dir, error, what="made") from error
 
 
 def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:

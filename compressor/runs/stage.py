@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from compressor.core.console import Console
 from compressor.core.errors import (
     DependencyError,
-    ResourceError,
     UnsupportedError,
     UsageError,
     VerificationError,
@@ -27,7 +26,7 @@ from compressor.core.errors import (
 from compressor.core.json_files import read_json_mapping
 from compressor.core.peak_memory import measured_memory
 from compressor.core.processes import is_main, on_main
-from compressor.core.resource_errors import as_resource_error
+from compressor.core.resource_errors import as_resource_error, refused_directory
 from compressor.recipe.option import content_of
 from compressor.runs.artifact import (
     ARTIFACT_FILE,
@@ -109,7 +108,7 @@ def _reads_no_text(spec: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[Config]):
-    """One step of the road.
+    """One step of a run.
 
     Attributes:
         name: Its name in commands, directories and lineages.
@@ -275,7 +274,12 @@ def _real(out_dir: Path) -> Path:
     if not out_dir.is_symlink():
         return out_dir
     if not out_dir.exists():
-        raise UsageError("the output path is a link to nothing", where=str(out_dir), found=out_dir.readlink())
+        raise UsageError(
+            "the output path is a link to nothing",
+            where=str(out_dir),
+            found=out_dir.readlink(),
+            hint="remove the link, or put back the directory that it names",
+        )
     return out_dir.resolve()
 
 
@@ -339,9 +343,7 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
         partial.mkdir(parents=True, exist_ok=True)
         write_json(record, inputs)
     except OSError as error:
-        raise ResourceError(
-            "the output directory cannot be written", where=str(partial), found=error.strerror
-        ) from error
+        raise refused_directory(partial, error, what="written") from error
     return partial
 
 

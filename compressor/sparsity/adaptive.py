@@ -1,4 +1,4 @@
-"""Training sparse weights: a mask held, or selected again and again (Adaptive Sparse Trainer).
+"""Training sparse weights: a fixed mask, or one that is selected again and again (Adaptive Sparse Trainer).
 
 AST (arXiv 2407.20584): the forward pass uses m ⊙ W, the gradient g reaches all of W, and every k steps m
 becomes the largest |W| of each group. Masked weights decay, ever more until step T0:
@@ -24,8 +24,8 @@ from compressor.core.processes import is_main
 from compressor.models.sparse.layers import SparseLinear, require_rowwise
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.models.sparse.record import MASKS_FILE, read_masks, write_masks
-from compressor.training.callbacks import TrainingExtension
-from compressor.training.trainer import TrainingConfig
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
 
 BETAS = (0.9, 0.95)
 EPSILON = 1e-8
@@ -123,11 +123,11 @@ def _like(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-class HeldMasks(TrainingExtension):
+class FixedMasks(TrainingExtension):
     """Fixed masks: what they drop is exactly zero after every step."""
 
     def __init__(self, layers: Mapping[str, SparseLinear]) -> None:
-        """Hold the masks of these layers, named by their weight."""
+        """Keep the masks of these layers, named by their weight."""
         self.layers = dict(layers)
 
     def masks(self) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ class HeldMasks(TrainingExtension):
             layer.keep_mask.copy_(mask)
 
 
-class MovingMasks(HeldMasks):
+class MovingMasks(FixedMasks):
     """The Adaptive Sparse Trainer's masks, selected again by |W| every k steps."""
 
     def __init__(

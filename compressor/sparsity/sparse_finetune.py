@@ -1,13 +1,13 @@
-"""The recover stage: train a sparse student on its teacher, its mask held or moving.
+"""The recover stage: train a sparse student on its teacher, its mask fixed or moving.
 
-The loss is kl_weight KL + (1 - kl_weight) CE as in the Adaptive Sparse Trainer (arXiv 2407.20584); the
-trainer, its data and its resume are distillation's.
+Weight of KL and temperature are the Adaptive Sparse Trainer's (arXiv 2407.20584); all else about the loss,
+the trainer, its data and its resume are distillation's. States are compared only where the recipe says so.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +16,13 @@ from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
 from compressor.data.sources import source_fingerprint
-from compressor.distillation.criterion import LossConfig
+from compressor.distillation.choice import choose_losses, describe
+from compressor.distillation.criterion import OFF
 from compressor.distillation.distill_stage import dynamic_batches, training_domains
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import (
     clean_up,
+    flops_of_training,
     keep_only_progress,
     open_training_stream,
     place_,
@@ -30,7 +32,6 @@ from compressor.distillation.training import (
     schedule,
     training_content,
     training_details,
-    training_flops_per_token,
 )
 from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
@@ -40,7 +41,7 @@ from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Distill, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
-from compressor.sparsity.adaptive import HeldMasks, MovingMasks
+from compressor.sparsity.adaptive import FixedMasks, MovingMasks
 from compressor.training.sharding import whole
 from compressor.training.trainer import train
 
@@ -48,6 +49,8 @@ PUBLISHED_MASK_INTERVAL = 10
 # A short run selects its mask this often, and its decay grows over this share of it (10k of 40k steps).
 MIN_SELECTIONS = 40
 RAMP_SHARE = 0.25
+# Distillation's choices about the loss that this training follows.
+FOLLOWED_LOSSES = ("loss", "top_k", "hidden_state_loss", "embedding_loss", "layer_pairs")
 
 
 class RecoverStageConfig(Section):
@@ -58,10 +61,12 @@ class RecoverStageConfig(Section):
 
     def training(self) -> Distill:
         """Distillation's settings with recovery's own laid over them."""
-        own = {"temperature": self.sparsify.temperature}
+        own: dict[str, object] = {name: getattr(self.sparsify, name) for name in ("temperature", "kl_weight")}
         for name in ("tokens", "learning_rate"):
             if getattr(self.sparsify, name) is not None:
                 own[name] = getattr(self.sparsify, name)
+        if self.distill.hidden_state_loss == "auto":
+            own |= {"hidden_state_loss": OFF, "layer_pairs": None}
         return self.distill.model_copy(update=own)
 
 
@@ -91,11 +96,18 @@ def run(
     plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
     domains = training_domains(settings, context)
     stream = open_training_stream(settings, plan, domains, source, out_dir, context)
-    student = load_model(source.path, dtype="float32", device=context.device)
+    load = partial(load_model, device=context.device, trust_remote_code=context.trust_remote_code)
+    student = load(source.path, dtype="float32")
     extension = _prepare_(student, source.path, sparsity, config.sparsify, plan.max_steps)
-    teacher = load_model(context.teacher.path, dtype=context.dtype, device=context.device)
-    loss = LossConfig(temperature=settings.temperature, kl_weight=config.sparsify.kl_weight)
-    module = DistillationModule(student, teacher, loss)
+    teacher = load(context.teacher.path, dtype=context.dtype)
+    choice = choose_losses(
+        settings,
+        num_teacher_layers=teacher.config.num_hidden_layers,
+        num_student_layers=student.config.num_hidden_layers,
+    )
+    for warning in choice.warnings:
+        context.console.warn(warning)
+    module = DistillationModule(student, teacher, choice.loss)
     place_(module, settings, plan, context.device)
     dynamic = dynamic_batches(settings, plan, domains, stream, module, source, context)
     log = train(
@@ -105,7 +117,7 @@ def run(
         out_dir,
         context.console,
         extensions=[extension, *([dynamic] if dynamic else [])],
-        flops_per_token=training_flops_per_token(context.teacher.path, source.path, settings.context_length),
+        flops_per_token=flops_of_training(context.teacher.path, source.path, settings.context_length),
     )
     extension.apply_()
     branches = _branches(extension.layers)
@@ -118,6 +130,7 @@ def run(
         if branches:
             write_adapter(out_dir, branches)
     details = {
+        "loss": describe(choice.loss),
         **_details(
             config.sparsify,
             plan.max_steps,
@@ -135,7 +148,7 @@ def run(
 
 def _prepare_(
     student: nn.Module, directory: Path, sparsity: SparsityRecord, sparsify: Sparsify, max_steps: int
-) -> HeldMasks:
+) -> FixedMasks:
     """Put masks and branches into a loaded student and make it trainable."""
     is_moving = SPARSITY_METHODS[sparsify.method].trains
     branches = read_adapter(directory) if has_adapter(directory) else {}
@@ -147,7 +160,7 @@ def _prepare_(
             if parameter is not None:
                 parameter.requires_grad = sparsify.slorb == "trained"
     if not is_moving:
-        return HeldMasks(layers)
+        return FixedMasks(layers)
     interval, ramp_steps = moving_schedule(sparsify, max_steps)
     return MovingMasks(
         layers,
@@ -174,12 +187,11 @@ def _details(
     before: dict[str, torch.Tensor],
     masks: dict[str, torch.Tensor],
     branches: dict[str, AdapterBranch],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     num_moved = sum(int((before[name] & ~mask.cpu()).sum()) for name, mask in masks.items())
     num_kept = sum(int(mask.sum()) for mask in before.values())
-    details: dict[str, Any] = {
-        "loss": f"{sparsify.kl_weight:g} KL + {1 - sparsify.kl_weight:g} cross-entropy, means over tokens",
-        "masks": "moving" if SPARSITY_METHODS[sparsify.method].trains else "held",
+    details: dict[str, object] = {
+        "masks": "moving" if SPARSITY_METHODS[sparsify.method].trains else "fixed",
         "moved_share": round(num_moved / num_kept, 6),
     }
     if SPARSITY_METHODS[sparsify.method].trains:
@@ -197,8 +209,8 @@ _SPARSIFY_FIELDS = (
 
 
 def _content(config: RecoverStageConfig) -> dict[str, object]:
-    """Distillation's text and steps; how sampled text was made is in the fingerprint of that text."""
-    distill = training_content(config.distill, "dynamic_batches")
+    """Distillation's text, steps and losses; how sampled text was made is in the fingerprint of that text."""
+    distill = training_content(config.distill, "dynamic_batches", *FOLLOWED_LOSSES)
     return {
         "distill": {**distill, "generate": fields_of(content_of(config.distill.generate), "weight")},
         "sparsify": fields_of(content_of(config.sparsify), *_SPARSIFY_FIELDS),

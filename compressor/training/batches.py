@@ -11,43 +11,48 @@ import torch
 
 from compressor.core.processes import rank, world_size
 from compressor.data.mixing import WindowStream
-from compressor.data.packing import Window
+from compressor.data.packing import IGNORED, Window
+from compressor.training.config import TrainingConfig
 
 
 class Batches:
-    """This process's micro-batches, drawn step by step: a step's windows only when it begins."""
+    """This process's micro-batches, drawn step by step: a step's windows only when it begins.
+
+    Every process makes equally many forward passes. What the batch does not fill is padded with windows
+    of which no token counts, so that the batch need not be a multiple of the processes.
+    """
 
     def __init__(
-        self,
-        stream: WindowStream,
-        *,
-        max_steps: int,
-        batch_size: int,
-        micro_batch_size: int,
-        complete: Callable[[Window], Window],
+        self, stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]
     ) -> None:
         """Set up; nothing is drawn yet.
 
         Args:
             stream: The windows of all processes.
-            max_steps: Optimizer steps.
-            batch_size: Windows per optimizer step over all processes.
-            micro_batch_size: Windows per forward pass of this one.
+            config: Batch, micro-batch and steps.
             complete: Adds to each of this process's windows what the stream does not hold.
         """
         self.stream = stream
-        self._max_steps, self._batch_size, self._micro_batch_size = max_steps, batch_size, micro_batch_size
-        self._complete = complete
+        self._config, self._complete = config, complete
 
     def __len__(self) -> int:
-        return self._max_steps * self._batch_size // (world_size() * self._micro_batch_size)
+        return self._config.max_steps * self._config.accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        size = self._micro_batch_size
+        size = self._config.micro_batch_size
+        num_own = size * self._config.accumulation_steps
         while True:
-            windows = self.stream.step_windows(self._batch_size)[rank() :: world_size()]
-            for start in range(0, len(windows), size):
-                yield collate([self._complete(window) for window in windows[start : start + size]])
+            drawn = self.stream.step_windows(self._config.batch_size)
+            own = [self._complete(window) for window in drawn[rank() :: world_size()]]
+            if len(own) < num_own:
+                own += [_uncounted(self._complete(drawn[0]))] * (num_own - len(own))
+            for start in range(0, num_own, size):
+                yield collate(own[start : start + size])
+
+
+def _uncounted(window: Window) -> Window:
+    """A window of which no token counts in the loss."""
+    return {**window, "labels": np.full_like(window["labels"], IGNORED)}
 
 
 def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:

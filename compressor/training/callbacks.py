@@ -5,44 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from compressor.core.console import Tick
 from compressor.core.errors import DependencyError
 from compressor.core.processes import barrier, is_main
 from compressor.training.checkpoints import mark_complete
-
-if TYPE_CHECKING:
-    from compressor.training.trainer import TrainingConfig
+from compressor.training.extension import TrainingExtension
 
 LOGGING_STEPS = 10
 DOMAIN_LOSS = "loss/"
 _MODULES = {"tensorboard": "tensorboardX"}
-
-
-class TrainingExtension:
-    """What a kind of training adds to the loop; as it stands, nothing.
-
-    Everything it changes outside the optimizer it saves with every checkpoint and loads again. Every
-    process calls every method; files are written by the main one.
-    """
-
-    def make_optimizer(self, module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer | None:
-        """The optimizer to use; None for AdamW with the config's settings."""
-        return None
-
-    def after_step(self, step: int) -> None:
-        """Called after every optimizer step, the first being 1."""
-
-    def save(self, directory: Path) -> None:
-        """Write what a resumed run needs into a checkpoint."""
-
-    def load(self, directory: Path) -> None:
-        """Take it up again, after the student's weights."""
 
 
 class Watch(TrainerCallback):

@@ -22,7 +22,7 @@ from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
 from compressor.recipe.recipe import Domain
 from compressor.runs.artifact import write_json
-from compressor.training.callbacks import TrainingExtension
+from compressor.training.extension import TrainingExtension
 
 STATE_FILE = "dynamic_batches.json"
 
@@ -130,13 +130,17 @@ class DynamicBatchLoading(TrainingExtension):
         """
         file = directory / STATE_FILE
         if not file.is_file():
-            raise VerificationError("the checkpoint holds no dynamic weights", where=str(file))
+            raise VerificationError(
+                "the training checkpoint holds no dynamic weights",
+                where=str(file),
+                hint="start the training again: --overwrite, or --restart-from its stage in a run",
+            )
         what = "the record of dynamic weights"
         state = as_record(_State, read_json(file, what=what), what=what, where=file)
         self._references = state.reference_losses or None
         self._updates = list(state.updates)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """The course of the weights for the report, as plain JSON values."""
         return {
             "variant": self._variant,
@@ -155,6 +159,7 @@ class DynamicBatchLoading(TrainingExtension):
                 f"the {role}'s loss on held-out text is not finite",
                 where=f"domain {self._stream.names[index]}",
                 found=loss,
+                hint="lower the learning rate, or look for damaged text in this domain",
             )
         return loss
 

@@ -8,16 +8,19 @@ they be read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from compressor.core.processes import world_size
+from compressor.core.processes import is_main, rank, world_size
 from compressor.models.adapter import ModelAdapter
+from compressor.models.checkpoint import row_blocks
 
 
 def process_mesh(device: str) -> DeviceMesh:
@@ -50,68 +53,57 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def full_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Whole parameters on the CPU under their plain names; of tied ones only the first name.
-
-    Every process must take part; each gathers one parameter at a time.
-    """
-    return {name: whole(parameter.detach()) for name, parameter in module.named_parameters()}
-
-
-@torch.no_grad()
-def load_full_state_(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Set parameters from whole tensors, sharded as each parameter is.
-
-    Raises:
-        KeyError: for a parameter that `state` does not hold.
-    """
-    for name, parameter in module.named_parameters():
-        value = state[name]
-        if isinstance(parameter, DTensor):
-            value = distribute_tensor(
-                value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
-        parameter.copy_(value)
-
-
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the CPU, gathered from all processes if it is sharded."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.cpu().contiguous()
 
 
-def local_optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """An optimizer's state with this process's rows of every sharded tensor."""
-    state = optimizer.state_dict()
-    local = {
-        number: {name: _local(value) for name, value in of.items()} for number, of in state["state"].items()
-    }
-    return {**state, "state": local}
+def reshard_(module: nn.Module) -> None:
+    """Let go of what a sharded root gathered for a forward pass that no backward pass follows.
+
+    Until then its parameters are the gathered ones, rounded to the dtype of the computation.
+    """
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
-def _local(value: Any) -> Any:
-    return value.to_local() if isinstance(value, DTensor) else value
+def stream_rows(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """A tensor's rows in blocks on the main process's CPU, in order; no process holds more than a block.
+
+    Args:
+        tensor: Whole, or sharded by rows over all processes, which must then all exhaust this.
+        dtype: What the blocks are converted to.
+
+    Yields:
+        The blocks, in the main process alone if the tensor is sharded.
+    """
+    if not isinstance(tensor, DTensor):
+        yield from (block.to(device="cpu", dtype=dtype) for block in row_blocks(tensor.detach()))
+        return
+    own, num_rows = tensor.to_local().detach(), tensor.shape[0]
+    most = -(-num_rows // world_size())  # the rows of every process but the last ones
+    for owner in range(min(world_size(), -(-num_rows // most))):
+        start, end = owner * most, min(num_rows, (owner + 1) * most)
+        for like in row_blocks(torch.empty((end - start, *tensor.shape[1:]), dtype=dtype, device="meta")):
+            first = start - owner * most
+            start += like.shape[0]
+            block = (
+                own[first : first + like.shape[0]]
+                if owner == rank()
+                else torch.empty_like(like, device="cpu")
+            )
+            block = block.to(device="cpu", dtype=dtype).contiguous()
+            if owner:
+                _to_main(block, owner)
+            if is_main():
+                yield block
 
 
-def load_local_optimizer_state_(optimizer: Any, state: dict[str, Any]) -> None:
-    """Take up what `local_optimizer_state` gave in the same process of an equal run."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole = {
-        number: {name: _like(value, parameters[number]) for name, value in of.items()}
-        for number, of in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": whole})
-
-
-def _like(value: Any, parameter: torch.Tensor) -> Any:
-    """A state tensor sharded as its parameter is; scalars such as step counts are no shards."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return value
-    return DTensor.from_local(
-        value,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+def _to_main(block: torch.Tensor, owner: int) -> None:
+    """Fill the main process's block with the owner's; by bytes, which every backend can send."""
+    block_bytes = block.view(-1).view(torch.uint8)
+    if is_main():
+        dist.recv(block_bytes, src=owner)
+    elif rank() == owner:
+        dist.send(block_bytes, dst=0)

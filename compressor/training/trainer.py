@@ -1,34 +1,31 @@
 """The one training core: transformers' Trainer around a module that computes its own loss.
 
-What is ours here: a stream of windows whose position belongs to the checkpoint, losses normalised by the
-tokens of the whole step over all processes, checkpoints that hold the student under its plain names and
-count only when complete, and a watchdog. A run that is killed and started again continues from the last
-complete checkpoint and ends in the same bytes.
+What is ours here: a stream of sequences whose position belongs to the checkpoint, losses normalised by
+the tokens of the whole step over all processes, checkpoints of which every process writes its own part
+and which count only when complete, and a watchdog. A run that is killed and started again continues from
+the last complete checkpoint and ends in the same bytes; on another number of processes it sees the same
+sequences in the same steps, and sums in another order.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from compressor.core.console import Console
-from compressor.core.errors import VerificationError
-from compressor.core.processes import barrier, is_main, rank, sum_over_processes, world_size
+from compressor.core.json_files import read_json_mapping
+from compressor.core.processes import is_main, sum_over_processes, world_size
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
-from compressor.runs.artifact import LOGS
+from compressor.runs.artifact import LOGS, write_json
 from compressor.training.batches import Batches
 from compressor.training.callbacks import (
     DOMAIN_LOSS,
@@ -36,71 +33,19 @@ from compressor.training.callbacks import (
     Extend,
     Guard,
     MarkComplete,
-    TrainingExtension,
     Watch,
     reporters,
 )
 from compressor.training.checkpoints import last_complete_checkpoint
-from compressor.training.sharding import (
-    full_state,
-    is_sharded,
-    load_full_state_,
-    load_local_optimizer_state_,
-    local_optimizer_state,
-)
+from compressor.training.config import TrainingConfig, TrainingLog
+from compressor.training.extension import TrainingExtension
+from compressor.training.sharded_state import load_state_, save_state
+from compressor.training.sharding import is_sharded
 from compressor.training.speed import Speed
 from compressor.training.watchdog import refuse_non_finite
 
 CHECKPOINTS = "checkpoints"
-STUDENT_FILE = "student.safetensors"
-STREAM_FILE = "stream.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Optimizer and schedule, in optimizer steps and windows.
-
-    Attributes:
-        max_steps: Optimizer steps.
-        micro_batch_size: Windows per forward pass and process.
-        accumulation_steps: Forward passes per optimizer step and process.
-        learning_rate: Peak.
-        min_learning_rate_ratio: Floor of the cosine over the peak.
-        warmup_steps: Linear warm-up.
-        checkpoint_steps: Steps between checkpoints.
-        seed: Seed of the Trainer's generators.
-        bf16: Autocast to bfloat16; weights and optimizer stay float32.
-        use_cpu: Stay on the CPU even if there is a GPU.
-        report_to: Where curves go: tensorboard, wandb, mlflow.
-    """
-
-    max_steps: int
-    micro_batch_size: int
-    accumulation_steps: int
-    learning_rate: float
-    min_learning_rate_ratio: float
-    warmup_steps: int
-    checkpoint_steps: int
-    seed: int
-    bf16: bool
-    use_cpu: bool
-    report_to: tuple[str, ...] = ()
-
-    @property
-    def batch_size(self) -> int:
-        """Windows per optimizer step over all processes."""
-        return self.micro_batch_size * self.accumulation_steps * world_size()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingLog:
-    """The course of a run: one entry per ten optimizer steps, free of timings."""
-
-    steps: tuple[int, ...]
-    loss: tuple[float, ...]
-    grad_norm: tuple[float, ...]
-    learning_rate: tuple[float, ...]
-    domain_loss: dict[str, tuple[float | None, ...]]
+PROGRESS_FILE = "progress.json"
 
 
 def train(
@@ -114,11 +59,11 @@ def train(
     complete: Callable[[Window], Window] = lambda window: window,
     flops_per_token: float | None = None,
 ) -> TrainingLog:
-    """Train `module.student` in place, continuing from `work_dir/checkpoints` if there is something.
+    """Train a module in place, continuing from `work_dir/checkpoints` if there is something.
 
     Args:
-        module: Has the trained model as `student`; its forward takes a batch and the step's token count
-            and returns `{"loss": scalar, "window_losses": [B], "window_tokens": [B]}`.
+        module: All its parameters are trained and checkpointed; its forward takes a batch and the step's
+            token count and returns `{"loss": scalar, "window_losses": [B], "window_tokens": [B]}`.
         stream: Windows in the order they are to be seen.
         config: Optimizer and schedule.
         work_dir: Where checkpoints live while the run lasts.
@@ -152,7 +97,7 @@ def train(
             ],
             optimizers=(_optimizer(extensions, module, config), None),
         )
-        trainer.set_up(_batches(stream, config, complete), config, extensions, Speed(flops_per_token))
+        trainer.set_up(Batches(stream, config, complete), config, extensions, Speed(flops_per_token))
         trainer.add_callback(Guard(trainer.check_step))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -194,18 +139,8 @@ def _arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
     )
 
 
-def _batches(stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]) -> Batches:
-    return Batches(
-        stream,
-        max_steps=config.max_steps,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        complete=complete,
-    )
-
-
 class _StudentTrainer(Trainer):
-    """Trainer over a `WindowStream` that saves and restores the student and what its extensions hold."""
+    """Trainer over a `WindowStream` that saves and restores its module and what its extensions hold."""
 
     def set_up(
         self,
@@ -232,7 +167,7 @@ class _StudentTrainer(Trainer):
         self._step_batches, self._step_losses = [next(epoch_iterator) for _ in range(num_batches)], []
         counted = sum(int((batch["labels"] != IGNORED).sum()) for batch in self._step_batches)
         total = sum_over_processes(torch.tensor(float(counted), device=device))
-        self._speed.count(sum(batch["input_ids"].numel() for batch in self._step_batches) * world_size())
+        self._speed.count(self._config.batch_size * self._step_batches[0]["input_ids"].shape[1])
         return self._step_batches, total
 
     def compute_loss(self, model: nn.Module, inputs: Any, *, num_items_in_batch: Any = None) -> Any:
@@ -277,54 +212,54 @@ class _StudentTrainer(Trainer):
         }
 
     def save_model(self, output_dir: str | None = None, **_flags: Any) -> None:
-        """Every process gathers the student, the main one writes it and the data position."""
+        """Every process writes its part of what is trained, the main one the data position and schedule."""
         directory = Path(output_dir or str(self.args.output_dir))
-        state = full_state(self._student())
-        if is_main():
-            directory.mkdir(parents=True, exist_ok=True)
-            save_file(state, directory / STUDENT_FILE)
-            (directory / STREAM_FILE).write_text(json.dumps(self._stream.state_dict()), encoding="utf-8")
-        barrier()
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        optimizer, schedule = local_optimizer_state(self.optimizer), self.lr_scheduler.state_dict()
-        torch.save({"optimizer": optimizer, "schedule": schedule}, _optimizer_file(output_dir))
+        save_state(directory, self._tensors(), self.optimizer)
+        if is_main():
+            progress = {
+                "stream": self._stream.state_dict(),
+                "schedule": self.lr_scheduler.state_dict(),
+                "groups": [_numbers(group) for group in self.optimizer.param_groups],
+            }
+            write_json(directory / PROGRESS_FILE, progress)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """They are part of `save_model`."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: the optimizer, restored in the same pass, is not made."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        file = _optimizer_file(checkpoint)
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            load_local_optimizer_state_(self.optimizer, state["optimizer"])
-            self.lr_scheduler.load_state_dict(state["schedule"])
-        except (EOFError, KeyError, ValueError, UnpicklingError) as error:
-            # Its sha256 is right: another version of torch may have written it.
-            raise VerificationError(
-                "the optimizer of a checkpoint cannot be loaded", where=str(file), found=error
-            ) from error
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        directory = Path(resume_from_checkpoint)
-        load_full_state_(self._student(), load_file(directory / STUDENT_FILE))
-        self._stream.load_state_dict(json.loads((directory / STREAM_FILE).read_text(encoding="utf-8")))
+        directory = Path(checkpoint)
+        load_state_(directory, self._tensors(), self.optimizer)
+        progress = read_json_mapping(directory / PROGRESS_FILE, what="the position of a training")
+        self._stream.load_state_dict(progress["stream"])
+        self.lr_scheduler.load_state_dict(progress["schedule"])
+        for group, numbers in zip(self.optimizer.param_groups, progress["groups"], strict=True):
+            group.update(numbers)
         for extension in self._extensions:
             extension.load(directory)
 
-    def _student(self) -> nn.Module:
-        student: nn.Module = self.accelerator.unwrap_model(self.model).student
-        return student
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds, by name."""
+        named: dict[str, torch.Tensor] = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        for extension in self._extensions:
+            named |= extension.tensors()
+        return named
 
 
-def _optimizer_file(checkpoint: str) -> Path:
-    return Path(checkpoint) / f"optimizer-{rank()}.pt"
+def _numbers(group: Mapping[str, object]) -> dict[str, int | float]:
+    """The settings of a parameter group that a schedule or an optimizer may move."""
+    return {name: value for name, value in group.items() if isinstance(value, int | float)}
 
 
-def _log_of(history: list[dict[str, Any]], domains: Sequence[str]) -> TrainingLog:
+def _log_of(history: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> TrainingLog:
     entries = [entry for entry in history if "loss" in entry]
     return TrainingLog(
         steps=tuple(entry["step"] for entry in entries),

@@ -80,7 +80,7 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
     graphs = teacher_graphs(recipe).values()
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
-    return places | ({BENCH: None} if graphs else {})
+    return places | ({BENCH: None} if graphs or recipe.bench.reads_checkpoints() else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,10 @@ def _command(
 
 
 def _run(command: list[str]) -> None:
-    # Equal checkpoints are to give equal graphs: no order may hang on the hashes of strings.
+    # Equal checkpoints are to give equal graphs: no order may hang on the hashes of strings, and the builder
+    # may not write the commit of a repository that happens to hold the virtual environment into them.
     fixed = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONHASHSEED": "0"}
-    environment = {**os.environ, **fixed}
+    environment = {**os.environ, **fixed, "GIT_DIR": os.devnull}
     done = subprocess.run(  # noqa: S603 - this interpreter, and paths as single arguments
         command,
         check=False,

@@ -24,7 +24,7 @@ from exporters.onnx.sparsity import check_graph_sparsity
 from exporters.onnx.structure import check_graph_files
 from exporters.onnx.weights import compare_weights
 from exporters.protocol import Exporter
-from exporters.verification.comparison import TOLERANCES, compare_logits, rounded
+from exporters.verification.comparison import compare_logits, rounded
 from exporters.verification.logits import (
     VerifyOptions,
     compare_models,
@@ -35,6 +35,7 @@ from exporters.verification.logits import (
 from exporters.verification.prompts import Prompt
 from exporters.verification.record import Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES
 
 _CACHE_CHECK_TOKENS = 48
 # What the graph's weights are stored in; int4 graphs have steps, and a check of their own.

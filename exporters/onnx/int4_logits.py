@@ -22,9 +22,10 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from exporters.onnx.int4 import Carrier, check_int4
 from exporters.onnx.runtime import OnnxModel
-from exporters.verification.comparison import TOLERANCES, LogitComparison, check_tolerance, rounded
+from exporters.verification.comparison import LogitComparison, rounded
 from exporters.verification.logits import VerifyOptions, compare_models, torch_logits
 from exporters.verification.prompts import Prompt
+from exporters.verification.tolerance import TOLERANCES, check_tolerance
 
 # Of the divergence that reversed layers cause; where those hardly change anything, their order says nothing.
 MAX_SHARE_OF_REVERSED, ALWAYS_ALLOWED_NATS = 0.5, 0.1

@@ -7,7 +7,6 @@ Written out always: `head_size` (the default, hidden size over heads, is wrong a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.axes import AXES
@@ -72,7 +71,7 @@ def format_of(family: Family) -> TensorRTLLM:
 
 def checkpoint_config(
     config: dict[str, object], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The checkpoint's `config.json`.
 
     Args:

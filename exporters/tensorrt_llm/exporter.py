@@ -11,7 +11,6 @@ from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.load import load_model
 from compressor.models.sparse.pattern import TWO_OF_FOUR, check_pattern
 from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.models.tokenizer_files import copy_tokenizer
@@ -34,11 +33,18 @@ from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
 from exporters.verification.class_defaults import value_of
-from exporters.verification.comparison import TOLERANCES, LogitComparison, Tolerance
-from exporters.verification.logits import VerifyOptions, compare_models, student_prompts, torch_logits
+from exporters.verification.comparison import LogitComparison
+from exporters.verification.logits import (
+    VerifyOptions,
+    compare_models,
+    student_model,
+    student_prompts,
+    torch_logits,
+)
 from exporters.verification.prompts import Prompt
 from exporters.verification.record import Engine, Verification
 from exporters.verification.tokenizer_check import check_tokenizer
+from exporters.verification.tolerance import TOLERANCES, Tolerance
 
 _SIXTEEN_BIT: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -187,9 +193,7 @@ class TensorRTLLMExporter(Exporter):
     ) -> tuple[dict[str, LogitComparison], int]:
         """Logits against the student's, then against those of the student rounded in place."""
         candidate = torch_logits(load_trtllm_model(out_dir / CHECKPOINT, device=options.device))
-        model = load_model(
-            student, dtype="float32", device=options.device, trust_remote_code=options.trust_remote_code
-        )
+        model = student_model(student, options)
         compared = compare_models(torch_logits(model), candidate, prompts, options.console)
         round_(model, reader)
         rounded = compare_models(torch_logits(model), candidate, prompts, options.console)["all"]

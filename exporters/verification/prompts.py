@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.core.errors import VerificationError
-from compressor.core.records import Record
+from exporters.verification.record import PromptCounts
 
 MIN_POSITIONS = 2048
 PROMPT_TOKENS = 256
@@ -163,15 +163,6 @@ def verification_prompts(tokenizer: Any, *, vocab_size: int, max_length: int) ->
         prompts.append(Prompt(kind="random", token_ids=tuple(token_ids)))
         num_positions += length
     return prompts
-
-
-class PromptCounts(Record):
-    """What was fed: counts, and a sha256 of the token ids."""
-
-    num_prompts: int
-    num_text_positions: int
-    num_random_positions: int
-    sha256: str
 
 
 def describe_prompts(prompts: list[Prompt]) -> PromptCounts:

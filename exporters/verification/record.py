@@ -15,13 +15,21 @@ from pydantic import Field, JsonValue
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.records import Record
 from compressor.runs.artifact import write_json
-from exporters.verification.comparison import LogitFigures, Tolerance, check_tolerance
-from exporters.verification.prompts import PromptCounts
+from exporters.verification.tolerance import LogitFigures, Tolerance, check_tolerance
 
 VERIFICATION_FILE = "verification.json"
 SCHEMA: Literal["compress-export/verification/3"] = "compress-export/verification/3"
 
 Status = Literal["bit-equal", "passed", "failed", "reported", "not executed"]
+
+
+class PromptCounts(Record):
+    """What was fed: counts, and a sha256 of the token ids."""
+
+    num_prompts: int
+    num_text_positions: int
+    num_random_positions: int
+    sha256: str
 
 
 class Verification(Record):

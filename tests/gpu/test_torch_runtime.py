@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.machine.machine_rates import measure_rates
 from bench.runtimes.static_decoder import StaticDecoder
-from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
+from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, sparsify_2_of_4
 from compressor.core.errors import UnsupportedError
 from tests.tiny_models import make_model
 
@@ -44,7 +44,7 @@ def test_fp8_products_are_close_to_float64() -> None:
 
 def test_2_of_4_products_are_those_of_the_thinned_matrix() -> None:
     need("bf16+2:4")
-    weight = thin_to_2_of_4(torch.randn(256, 256, device="cuda", dtype=torch.bfloat16))
+    weight = sparsify_2_of_4(torch.randn(256, 256, device="cuda", dtype=torch.bfloat16))
     states = torch.randn(64, 256, device="cuda", dtype=torch.bfloat16)
     found = nn.functional.linear(states, torch.sparse.to_sparse_semi_structured(weight))
     torch.testing.assert_close(found, states @ weight.t(), rtol=2e-2, atol=2e-2)

@@ -10,8 +10,8 @@ from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
 from compressor.recipe.recipe import Distill
-from compressor.training.sharding import full_state
 from tests.integration.train_in_processes import SEQ_LEN, VOCAB, make_plan
+from tests.short_training import full_state
 from tests.tiny_models import make_model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.report.results import (
-    AbsentRecord,
+    Absent,
     CellResult,
     Interval,
     NotMeasured,
@@ -142,7 +142,7 @@ def numbers(cell: CellResult, metric: str) -> list[float]:
     found = []
     for arm in (cell.baseline, cell.candidate):
         summary = arm.metrics[metric] if arm else None
-        if summary is not None and not isinstance(summary, AbsentRecord):
+        if summary is not None and not isinstance(summary, Absent):
             found.append(summary.median)
     ratio = cell.ratios.get(metric)
     return [*found, ratio.ratio] if isinstance(ratio, Interval) else found

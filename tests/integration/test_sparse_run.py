@@ -89,7 +89,7 @@ def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: 
     assert made["lineage"] == ["source", "sparsify"]
     trained = succeed_here("distill", sparse, "--teacher", tiny_checkpoint, *training, "-o", held)
     assert trained["lineage"] == ["source", "sparsify", "recover"]
-    assert trained["details"]["masks"] == "held"
+    assert trained["details"]["masks"] == "fixed"
     assert succeed_here("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
 
 
@@ -118,10 +118,11 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     assert evaluation["protocol"]["split"] == "held_out"
     again = command_here(
         *("distill", tmp_path / "ast", "--teacher", tiny_checkpoint, "--train-data", tiny_text),
-        *("--loss", "reverse-kl", "--top-k", 1000, "-o", tmp_path / "again"),
+        *("--kl-weight", 0.5, "--loss", "reverse-kl", "-o", tmp_path / "again"),
     )
     assert again.returncode == 2
-    assert "--loss, --top-k" in again.stderr
+    assert "--kl-weight" in again.stderr
+    assert "--loss" not in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from torch.distributed.tensor import DTensor
 from compressor.core.console import Console
 from compressor.core.processes import barrier, is_main, joined, rank, world_size
 from compressor.data.mixing import DomainWindows, WindowStream
-from compressor.data.packing import TokenWindows, starts_path
+from compressor.data.packing import TokenWindows, Window, starts_path
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
 from compressor.recipe.recipe import Distill
-from compressor.training.callbacks import TrainingExtension
+from compressor.training.config import TrainingConfig
+from compressor.training.extension import TrainingExtension
 from compressor.training.probes import take_probes, write_probes
-from compressor.training.sharding import full_state
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.trainer import train
+from tests.short_training import full_state, make_config
 from tests.tiny_models import make_model
 
 SEQ_LEN, BATCH_SIZE, VOCAB = 16, 8, 320
@@ -63,22 +65,27 @@ def open_domains(directory: Path) -> WindowStream:
         )
         for domain in range(2)
     ]
-    return WindowStream(domains, [1, 2], seed=0)
+    return RecordedStream(directory / "order.txt", domains)
+
+
+class RecordedStream(WindowStream):
+    """Writes down which windows every step sees."""
+
+    def __init__(self, file: Path, domains: list[DomainWindows]) -> None:
+        super().__init__(domains, [1, 2], seed=0)
+        self._file = file
+
+    def step_windows(self, num_windows: int) -> list[Window]:
+        step, windows = self.step, super().step_windows(num_windows)
+        if is_main():
+            with self._file.open("a", encoding="utf-8") as file:
+                print(step, *(zlib.crc32(window["input_ids"].tobytes()) for window in windows), file=file)
+        return windows
 
 
 def make_plan(*, micro_batch_size: int, bf16: bool = False) -> TrainingConfig:
-    return TrainingConfig(
-        max_steps=20,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=BATCH_SIZE // world_size() // micro_batch_size,
-        learning_rate=1e-3,
-        min_learning_rate_ratio=0.1,
-        warmup_steps=2,
-        checkpoint_steps=4,
-        seed=0,
-        bf16=bf16,
-        use_cpu=True,
-    )
+    sizes = {"batch_size": BATCH_SIZE, "micro_batch_size": micro_batch_size}
+    return make_config(max_steps=20, warmup_steps=2, checkpoint_steps=4, bf16=bf16, **sizes)
 
 
 def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:

@@ -38,6 +38,7 @@ from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from tests import assets
 from tests.performance import sparsity_bounds
+from tests.performance.checkpoint_memory import checkpoint_bounds
 from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
 
 GIB = 1 << 30
@@ -199,6 +200,7 @@ BOUNDS = (
     trtllm_checkpoint,
     sparsity_bounds.one_shot,
     sparsity_bounds.moving_masks,
+    checkpoint_bounds,
 )
 
 

@@ -18,8 +18,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from bench.report.results import Results
 from compressor.core.hardware import describe
+from compressor.evaluation.record import EvaluationRecord
 from compressor.pipeline.report import closed_gap, result_tables
+from compressor.pipeline.summary import ExportRecord
 from compressor.runs.artifact import write_json
 from compressor.runs.manifest import versions
 from tests.corruptions.report import corruption_rows, missed_lines
@@ -50,7 +53,7 @@ def run_demo() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         summary = _command(*DEMO, "-o", f"{scratch}/demo-out")
     return {
-        "closed_gap": closed_gap(summary["evaluation"]),
+        "closed_gap": closed_gap(EvaluationRecord.model_validate(summary["evaluation"])),
         "curve": summary["distill"]["curve"],
         "tokens": summary["distill"]["tokens"],
         "evaluation": summary["evaluation"],
@@ -142,7 +145,12 @@ def demo_table(result: dict[str, Any]) -> str:
         "student and teacher."
     )
     parts = [caption]
-    for title, header, rows in result_tables(data):
+    found = result_tables(
+        EvaluationRecord.model_validate(data["evaluation"]),
+        {name: ExportRecord.model_validate(export) for name, export in data["exports"].items()},
+        Results.model_validate(data["bench"]),
+    )
+    for title, header, rows in found:
         parts += ["", f"{title}:", "", *_rows(header, rows)]
     return "\n".join(parts)
 
@@ -300,8 +308,7 @@ def _command(*arguments: str, num_threads: int | None = None) -> dict[str, Any]:
 
 
 def _without_hashes(bench: dict[str, Any]) -> dict[str, Any]:
-    arms = [{key: value for key, value in arm.items() if key != "files"} for arm in bench["arms"]]
-    return {**bench, "arms": arms}
+    return {**bench, "arms": [{**arm, "files": {}} for arm in bench["arms"]]}
 
 
 def main() -> None:

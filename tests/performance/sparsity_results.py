@@ -100,7 +100,7 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
         made = {"dense": MODEL, "sparsegpt": f"{scratch}/sparsegpt"}
         command("sparsify", MODEL, *calibration, "-o", made["sparsegpt"])
         runs = {
-            "held masks": ("distill", made["sparsegpt"], "--teacher", MODEL),
+            "fixed masks": ("distill", made["sparsegpt"], "--teacher", MODEL),
             "ast": ("sparsify", MODEL, "--sparsity-method", "ast", *calibration),
             "ast + slorb": (
                 *("sparsify", MODEL, "--sparsity-method", "ast", "--slorb", "trained"),
@@ -110,7 +110,7 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
         made |= {name: f"{scratch}/{name.replace(' ', '-')}" for name in runs}
 
         def train(name: str) -> dict[str, Any]:
-            options = TRAINING if name != "held masks" else (*TRAINING, "--temperature", "2")
+            options = TRAINING if name != "fixed masks" else (*TRAINING, "--temperature", "2")
             result = command(*runs[name], *options, "-o", made[name])
             details = {key: value for key, value in result["details"].items() if key != "layers"}
             return {"num_parameters": result["num_parameters"], **details}
@@ -123,7 +123,7 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
         "perplexity": found,
         "training": details,
         "order_holds": {
-            "held masks < sparsegpt": found["held masks"] < found["sparsegpt"],
+            "fixed masks < sparsegpt": found["fixed masks"] < found["sparsegpt"],
             "ast < sparsegpt": found["ast"] < found["sparsegpt"],
             "ast + slorb < ast": found["ast + slorb"] < found["ast"],
         },

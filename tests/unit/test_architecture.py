@@ -38,7 +38,6 @@ HEAVY = (
     "onnxruntime",
     "modelopt",
     "datasets",
-    "matplotlib",
 )
 
 

@@ -10,7 +10,7 @@ from bench.measure.statistics import StoppingRule, conclude
 from bench.measure.timeline import Timeline
 from bench.metrics.static_batch import METRICS, latency_s
 from bench.report.results import (
-    AbsentRecord,
+    Absent,
     ArmRecord,
     CellResult,
     ComparisonResult,
@@ -107,5 +107,5 @@ def arm_record(model: str, digit: str, precision: str = "fp32") -> ArmRecord:
         runtime="onnxruntime-genai",
         num_parameters=1_234_567,
         files={"model.onnx": FileRecord(sha256=digit * 64, size_bytes=2**30)},
-        peak_memory=AbsentRecord(absent="no cell of the grid ran"),
+        peak_memory=Absent(absent="no cell of the grid ran"),
     )

@@ -12,6 +12,8 @@ import yaml
 from pydantic import AfterValidator
 
 from compressor import api
+from compressor.cli.bench_run import run as bench_run
+from compressor.cli.compare import compare
 from compressor.cli.correct_teacher import own_settings
 from compressor.cli.from_recipe import Call, RecipeCommand, RecipeOption, from_recipe
 from compressor.cli.main import cli, invoke
@@ -157,6 +159,9 @@ def test_every_field_of_the_recipe_has_one_option_of_run() -> None:
     assert len({found.flag for found in options}) == len(options)
 
 
+BENCH = {"bench run": bench_run, "bench compare": compare}
+
+
 def leaves(section: type[Section], prefix: str = "") -> list[str]:
     found = []
     for name, field in section.model_fields.items():
@@ -165,10 +170,10 @@ def leaves(section: type[Section], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in cli.commands if name != "bench"])
+@pytest.mark.parametrize("name", [*(name for name in cli.commands if name != "bench"), *BENCH])
 def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: Capture) -> None:
-    command = cli.commands[name]
-    assert invoke([name, "--help"]) == 0
+    command = cli.commands[name] if name in cli.commands else BENCH[name]
+    assert invoke([*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     words = [line.split() for line in shown.splitlines()]
     assert "\\b" not in shown

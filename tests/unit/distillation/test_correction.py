@@ -16,41 +16,23 @@ from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows
 from compressor.distillation.correct_stage import (
     CORRECT,
-    TEACHER_FILE,
     CorrectAlongside,
-    correction_schedule,
+    correction_settings,
     require_alongside,
 )
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.projection import ProjectionState
-from compressor.distillation.training import schedule
+from compressor.distillation.training import flops_of_training, schedule
 from compressor.models.load import load_model
 from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Correction, Distill
 from compressor.runs.stage import StageContext, execute
-from compressor.training.sharding import full_state
-from compressor.training.trainer import TrainingConfig, train
+from compressor.training.trainer import train
+from tests.short_training import full_state, make_config
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 
 SEQ_LEN, STEPS = 8, 4
 WHERE = {"seed": 0, "device": "cpu", "dtype": "float32"}
-
-
-def make_config(**changes: Any) -> TrainingConfig:
-    fields = {
-        "max_steps": STEPS,
-        "micro_batch_size": 1,
-        "accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "min_learning_rate_ratio": 0.1,
-        "warmup_steps": 0,
-        "checkpoint_steps": 2,
-        "seed": 0,
-        "bf16": False,
-        "use_cpu": True,
-    }
-    return TrainingConfig(**{**fields, **changes})
 
 
 def make_data(path: Path) -> WindowStream:
@@ -62,9 +44,9 @@ def make_data(path: Path) -> WindowStream:
 def run_training(module: DistillationModule, directory: Path, *extensions: Any, **changes: Any) -> Any:
     """Train into a directory, from the first window of a stream of its own."""
     directory.mkdir(exist_ok=True)
-    stream = make_data(directory / "tokens")
-    console = Console()
-    return train(module, stream, make_config(**changes), directory, console, extensions=extensions)
+    config = make_config(**{"max_steps": STEPS, "micro_batch_size": 1, "warmup_steps": 0, **changes})
+    stream, console = make_data(directory / "tokens"), Console()
+    return train(module, stream, config, directory, console, extensions=extensions)
 
 
 def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
@@ -81,7 +63,7 @@ def teacher_of(module: DistillationModule) -> dict[str, torch.Tensor]:
 
 def test_the_published_settings() -> None:
     config = Distill(tokens=1_888_000_000, correction=Correction(mode="first"))
-    distillation, correction = schedule(config, **WHERE), correction_schedule(config, **WHERE)
+    distillation, correction = schedule(config, **WHERE), correction_settings(config, **WHERE)
     assert correction.learning_rate == pytest.approx(distillation.learning_rate / 5)
     assert correction.warmup_steps == 40  # a tenth of 400 steps
     assert correction.batch_size == distillation.batch_size == 1152
@@ -90,7 +72,7 @@ def test_the_published_settings() -> None:
     long = Distill(
         tokens=1_888_000_000, correction=Correction(mode="first", tokens=100_000_000_000, learning_rate=1e-6)
     )
-    plan = correction_schedule(long, **WHERE)
+    plan = correction_settings(long, **WHERE)
     assert (plan.warmup_steps, plan.batch_size, plan.learning_rate) == (120, 1152, 1e-6)
     assert plan.min_learning_rate_ratio == 1
 
@@ -107,7 +89,6 @@ def test_alongside_resumes_to_the_same_student_and_teacher(tmp_path: Path) -> No
         assert torch.equal(tensor, teacher_of(resumed)[name]), name
     for name, tensor in full_state(whole.student).items():
         assert torch.equal(tensor, full_state(resumed.student)[name]), name
-    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}" / TEACHER_FILE).is_file()
 
 
 def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) -> None:
@@ -121,11 +102,19 @@ def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) 
         torch.testing.assert_close(teacher_of(module)[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+def test_a_trained_teacher_costs_as_many_passes_as_a_student(tmp_path: Path) -> None:
+    teacher = save_checkpoint(tmp_path / "teacher", make_model(seed=2))
+    student = save_checkpoint(tmp_path / "student", make_model(hidden_size=32))
+    alone = [flops_of_training(None, model, 64) for model in (teacher, student)]
+    assert flops_of_training(teacher, student, 64) == alone[0] / 3 + alone[1]
+    assert flops_of_training(teacher, student, 64, trains_teacher=True) == sum(alone)
+
+
 def test_alongside_has_no_budget_of_its_own() -> None:
     require_alongside(Distill(correction=Correction(mode="alongside")))
     with pytest.raises(UsageError, match="budget and warm-up"):
         require_alongside(Distill(correction=Correction(mode="alongside", tokens=1000)))
-    with pytest.raises(UsageError, match="does not change"):
+    with pytest.raises(UsageError, match="not trained meanwhile"):
         require_alongside(Distill(correction=Correction(mode="alongside"), teacher_logits="logits"))
 
 
@@ -139,7 +128,7 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
         tokens=16 * 12,
         context_length=16,
         batch_size=2,
-        checkpoint_steps=5,
+        save_steps=5,
         correction=Correction(mode="first", learning_rate=2e-3),
     )
     artifact = execute(CORRECT, config, source, tmp_path / "corrected", context).artifact
@@ -154,15 +143,16 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
     assert not (artifact.path / "checkpoints").exists()
 
 
-def test_a_projection_is_in_the_checkpoints(tmp_path: Path) -> None:
-    student, teacher = make_model(hidden_size=32, num_hidden_layers=2), make_model(num_hidden_layers=2)
-    loss = LossConfig(intermediate="cosine", layer_pairs=((0, 0),))
-    first, second = (DistillationModule(student, teacher, loss).projection for _ in range(2))
-    assert first is not None
-    assert second is not None
-    assert torch.equal(first.weight, second.weight)
-    with torch.no_grad():
-        first.weight.mul_(2)
-    ProjectionState(first).save(tmp_path)
-    ProjectionState(second).load(tmp_path)
-    assert torch.equal(first.weight, second.weight)
+def test_a_projection_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def make() -> DistillationModule:
+        student = make_model(seed=1, hidden_size=32, num_hidden_layers=2).requires_grad_(requires_grad=True)
+        loss = LossConfig(intermediate="cosine", layer_pairs=((0, 0),))
+        return DistillationModule(student.train(), make_model(seed=2, num_hidden_layers=2), loss)
+
+    uninterrupted, resumed = make(), make()
+    run_training(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}")
+    run_training(resumed, tmp_path / "run")
+    assert uninterrupted.projection is not None
+    assert resumed.projection is not None
+    assert torch.equal(uninterrupted.projection.weight, resumed.projection.weight)

@@ -7,6 +7,9 @@ import math
 import pytest
 import torch
 
+from compressor.distillation.chunked import TeacherLogits
+from compressor.distillation.criterion import LogitsCriterion, LossConfig
+from compressor.distillation.head import Head
 from compressor.distillation.losses import (
     IGNORED,
     bucketed_forward_kl,
@@ -48,9 +51,12 @@ def test_kl_in_both_directions_equals_the_definition(temperature: float, top_k: 
         q = softmax_by_hand([ours[index] for index in kept], temperature)
         forward.append(kl_by_hand(p, q) * temperature**2)
         backward.append(kl_by_hand(q, p) * temperature**2)
-    options = {"temperature": temperature, "top_k": top_k}
-    assert forward_kl(student, teacher, **options).tolist() == pytest.approx(forward, abs=1e-12)
-    assert reverse_kl(student, teacher, **options).tolist() == pytest.approx(backward, abs=1e-12)
+    for name, expected in (("forward-kl", forward), ("reverse-kl", backward)):
+        config = LossConfig(loss=name, temperature=temperature, top_k=top_k)
+        labels, positions = torch.zeros(TOKENS, dtype=torch.int64), torch.arange(TOKENS)
+        reference = TeacherLogits(hidden=teacher, head=Head(weight=torch.eye(VOCAB, dtype=torch.float64)))
+        found, _ = LogitsCriterion(config=config, labels=labels, teacher=reference)(student, positions)
+        assert found.tolist() == pytest.approx(expected, abs=1e-12), name
 
 
 def test_kl_of_equal_distributions_is_zero() -> None:

@@ -72,7 +72,7 @@ def fitting(**changes: Any) -> dict[str, Any]:
     return {**fields, "isolates_documents": False, "top_k": None, **changes}
 
 
-def test_what_is_stored_are_the_teachers_likeliest_tokens(tmp_path: Path) -> None:
+def test_what_is_stored_are_the_teachers_top_tokens(tmp_path: Path) -> None:
     store = write(tmp_path / "store")
     assert len(store) == NUM_WINDOWS
     teacher = make_model(seed=2)

@@ -401,6 +401,15 @@ def test_what_a_graph_can_express_is_not_refused(changes: dict[str, Any]) -> Non
     exporter_of("onnx").check({**config, "rope_theta": 10_000.0, **changes}, Export(), None)
 
 
+def test_a_graph_names_its_builder_and_no_commit_of_a_repository_around_it(exports: Exports) -> None:
+    import onnxruntime_genai
+
+    commit = getattr(onnxruntime_genai, "__commit__", None)  # of the library itself, where it is packaged
+    named = f"{onnxruntime_genai.__version__}+{commit[:7]}" if commit else onnxruntime_genai.__version__
+    made = onnx.load(exports.make("onnx") / "model.onnx", load_external_data=False)
+    assert made.producer_version in ("", named)  # older builders write none
+
+
 def test_a_window_of_the_whole_context_changes_nothing(tmp_path: Path) -> None:
     """The builder is not told of it; nor of a class that the config leaves out."""
     model = make_model("qwen2", use_sliding_window=True, sliding_window=2048, max_window_layers=1)

@@ -11,7 +11,7 @@ import torch
 
 from compressor.core.errors import UsageError
 from compressor.core.hardware import GPUS, gpu_called
-from compressor.distillation.correct_stage import correction_schedule
+from compressor.distillation.correct_stage import correction_settings
 from compressor.distillation.training import schedule
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.presets import PRESETS
@@ -177,13 +177,13 @@ def test_activations_are_what_autograd_saves(model_type: str) -> None:
 
 def test_plan_and_training_spend_a_budget_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every combination by brute force: windows are seen whole, and the plan says what the trainer does."""
-    budgets, processes = (4096, 61440, 999_999, 1_800_000_000), (1,)
+    budgets, processes = (4096, 61440, 999_999, 1_800_000_000), (1, 2, 3, 8)
     for tokens, count, batch, micro in itertools.product(budgets, processes, (None, 4, 24, 1150), (1, 2, 3)):
         given = {"tokens": tokens, "context_length": 256, "batch_size": batch, "micro_batch_size": micro}
         config = Distill(**given, correction=Correction(mode="first", tokens=3 * tokens))
         monkeypatch.setenv("WORLD_SIZE", str(count))
         planned = training_phases(recipe(distill=config.model_dump()), LARGE, SMALL, count)
-        made = (correction_schedule(config, **WHERE), schedule(config, **WHERE))
+        made = (correction_settings(config, **WHERE), schedule(config, **WHERE))
         for phase, trained in zip(planned, made, strict=True):
             found = phase.schedule
             assert (found.steps, found.batch_size) == (trained.max_steps, trained.batch_size)

@@ -133,7 +133,7 @@ def test_published_recipes_hold_the_published_settings(
     distill = recipe.distill
     plan = make_plan(recipe, plan_dims(recipe.model))
 
-    assert plan.target.published == shape
+    assert plan.published_shape == shape
     assert (distill.tokens, distill.batch_size, distill.context_length) == (tokens, batch_size, 8192)
     floor = distill.learning_rate * distill.min_learning_rate_ratio
     assert (distill.learning_rate, floor) == pytest.approx(learning_rates)

@@ -115,11 +115,11 @@ def test_a_lock_that_is_a_fifo_is_not_waited_for(run: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_warned_of(
-    run: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", fail_with(number))
     with lock_run(run):
-        assert "has no locks" in capsys.readouterr().err
+        assert "has no locks" in caplog.text
 
 
 def test_a_lock_that_fails_is_a_resource_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from compressor.core.console import Console
@@ -16,11 +15,12 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_, require_rowwise
 from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
-from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, HeldMasks, MovingMasks
-from compressor.training.sharding import full_state
-from compressor.training.trainer import STUDENT_FILE, TrainingConfig, TrainingLog, train
+from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, FixedMasks, MovingMasks
+from compressor.training.config import TrainingConfig, TrainingLog
+from compressor.training.trainer import train
+from tests.short_training import full_state, make_config
 from tests.tiny_models import make_model
-from tests.unit.training.test_trainer import make_config, make_data
+from tests.unit.training.test_trainer import make_data
 
 LR, DECAY, RAMP = 1e-2, 1e-1, 4
 
@@ -104,7 +104,7 @@ def test_gradients_pass_straight_through_or_are_masked(straight_through: bool) -
     torch.testing.assert_close(linear.weight.grad, dense.grad if straight_through else dense.grad * mask)
 
 
-def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
+def make_student(*, moving: bool) -> tuple[DistillationModule, FixedMasks]:
     student = make_model(seed=1, hidden_size=32)
     names = [name for name, p in student.named_parameters() if "proj" in name and p.dim() == 2]
     masks = {name: keep_mask(student.get_parameter(name).abs()) for name in names}
@@ -114,12 +114,12 @@ def make_student(*, moving: bool) -> tuple[DistillationModule, HeldMasks]:
     student.requires_grad_(requires_grad=True).train()
     module = DistillationModule(student, make_model(seed=2), LossConfig(temperature=2.0, kl_weight=0.67))
     if not moving:
-        return module, HeldMasks(layers)
+        return module, FixedMasks(layers)
     return module, MovingMasks(layers, pattern=Pattern(), interval=4, mask_decay=0.1, ramp_steps=3)
 
 
 def run_training(
-    module: DistillationModule, config: TrainingConfig, directory: Path, masks: HeldMasks
+    module: DistillationModule, config: TrainingConfig, directory: Path, masks: FixedMasks
 ) -> TrainingLog:
     data = make_data(directory.with_name(f"{directory.name}-tokens"))
     return train(module, data, config, directory, Console(), extensions=[masks])
@@ -130,66 +130,28 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bo
     """The checkpoint resumed from lies between two selections of the mask."""
     config = make_config(max_steps=12, learning_rate=5e-3)
     whole, masks = make_student(moving=moving)
-    log = train(
-        whole,
-        make_data(tmp_path / "tokens"),
-        config,
-        tmp_path / "whole",
-        Console(),
-        extensions=[masks],
-    )
-    first, unused = make_student(moving=moving)
-    train(
-        first,
-        make_data(tmp_path / "tokens"),
-        config,
-        tmp_path / "parts",
-        Console(),
-        extensions=[unused],
-    )
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-12")
+    log = run_training(whole, config, tmp_path / "run", masks)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-12")
     resumed, restored = make_student(moving=moving)
-    assert run_training(resumed, config, tmp_path / "parts", restored) == log
+    assert run_training(resumed, config, tmp_path / "run", restored) == log
     for name, tensor in full_state(whole.student).items():
         assert torch.equal(tensor, full_state(resumed.student)[name]), name
     for name, mask in masks.masks().items():
         assert torch.equal(mask, restored.masks()[name]), name
 
 
-def test_held_masks_never_move_and_moving_ones_do(tmp_path: Path) -> None:
-    config = make_config(max_steps=12, learning_rate=5e-3)
-    for moving in (True, False):
-        module, masks = make_student(moving=moving)
-        before = {name: mask.clone() for name, mask in masks.masks().items()}
-        train(
-            module,
-            make_data(tmp_path / "tokens"),
-            config,
-            tmp_path / str(moving),
-            Console(),
-            extensions=[masks],
-        )
-        changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
-        assert changed is moving
-        masks.apply_()
-        state = full_state(module.student)
-        for name, mask in masks.masks().items():
-            check_pattern(name, state[name], Pattern())
-            assert state[name][~mask].abs().max() == 0
-
-
-def test_checkpoints_carry_the_dense_models_names(tmp_path: Path) -> None:
-    module, masks = make_student(moving=True)
-    train(
-        module,
-        make_data(tmp_path / "tokens"),
-        make_config(),
-        tmp_path,
-        Console(),
-        extensions=[masks],
-    )
-    saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
-    assert set(saved) == {name for name, _ in make_model(hidden_size=32).named_parameters()}
+@pytest.mark.parametrize("moving", [True, False])
+def test_fixed_masks_never_move_and_moving_ones_do(tmp_path: Path, moving: bool) -> None:
+    module, masks = make_student(moving=moving)
+    before = {name: mask.clone() for name, mask in masks.masks().items()}
+    run_training(module, make_config(max_steps=12, learning_rate=5e-3), tmp_path / "run", masks)
+    changed = any(not torch.equal(before[name], mask) for name, mask in masks.masks().items())
+    assert changed is moving
+    masks.apply_()
+    state = full_state(module.student)
+    for name, mask in masks.masks().items():
+        check_pattern(name, state[name], Pattern())
+        assert state[name][~mask].abs().max() == 0
 
 
 def test_a_flattened_parameter_is_refused() -> None:
@@ -208,6 +170,6 @@ def test_a_weight_flattened_after_installation_is_refused() -> None:
         optimizer.step()
     layer.weight = flat
     moving = MovingMasks({"w": layer}, pattern=Pattern(), interval=1, mask_decay=0.0, ramp_steps=1)
-    for masks in (HeldMasks({"w": layer}), moving):
+    for masks in (FixedMasks({"w": layer}), moving):
         with pytest.raises(UnsupportedError, match="flattened"):
             masks.after_step(1)

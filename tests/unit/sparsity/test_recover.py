@@ -1,7 +1,8 @@
-"""Recovery of a sparse student: the pattern at the end, held masks, learned branches, and refusals."""
+"""Recovery of a sparse student: the pattern at the end, fixed masks, learned branches, and refusals."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from compressor.core.errors import UsageError
 from compressor.distillation.distill_stage import DISTILL
 from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.models.load import load_model
 from compressor.models.sparse.low_rank import read_adapter
 from compressor.models.sparse.record import MASKS_FILE, read_masks, read_sparsity
 from compressor.recipe.recipe import Distill, Sparsify
@@ -23,15 +25,28 @@ from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
 
 
 def recover(
-    made: Sparsified, out_dir: Path, *, start: dict[str, Any] | None = None, **settings: Any
+    made: Sparsified,
+    out_dir: Path,
+    *,
+    start: dict[str, Any] | None = None,
+    losses: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    **settings: Any,
 ) -> tuple[ModelArtifact, ModelArtifact]:
     source = made.make(method="sparsegpt", **(start or {}))
     distill = Distill(
-        data=str(made.text), tokens=1920, context_length=32, batch_size=2, learning_rate=3e-3, warmup_steps=1
+        data=str(made.text),
+        tokens=1920,
+        context_length=32,
+        batch_size=2,
+        learning_rate=3e-3,
+        warmup_steps=1,
+        **(losses or {}),
     )
     sparsify = Sparsify(**{"pattern": "2:4", **settings, **(start or {})})
     config = RecoverStageConfig(distill=distill, sparsify=sparsify)
-    artifact = execute(RECOVER, config, source, out_dir, context(teacher=artifact_of(made.dense))).artifact
+    where = replace(context(teacher=artifact_of(made.dense)), trust_remote_code=trust_remote_code)
+    artifact = execute(RECOVER, config, source, out_dir, where).artifact
     return source, artifact
 
 
@@ -66,6 +81,36 @@ def test_the_branch_trains_only_when_asked(sparsified: Sparsified, tmp_path: Pat
     ]
     assert all(same) if slorb == "fixed" else not any(same)
     assert made.details["adapter_parameters"] == sum(branch.num_parameters for branch in after.values())
+
+
+def test_the_losses_that_the_recipe_names_are_trained_on(sparsified: Sparsified, tmp_path: Path) -> None:
+    losses = {"loss": "reverse-kl", "top_k": 100, "hidden_state_loss": "mse", "layer_pairs": ((1, 1),)}
+    _, made = recover(sparsified, tmp_path / "out", losses=losses, kl_weight=0.5)
+    assert made.details["loss"] == (
+        "0.5 reverse KL on the teacher's top 100 tokens + 0.5 cross-entropy "
+        "+ mse on hidden states (teacher:student 1:1) + mse on embeddings, mean over tokens"
+    )
+
+
+def test_states_are_not_compared_unless_the_recipe_says_so() -> None:
+    distill = Distill(layer_pairs=((1, 1),))
+    found = RecoverStageConfig(distill=distill, sparsify=Sparsify()).training()
+    assert (found.hidden_state_loss, found.embedding_loss, found.layer_pairs) == ("off", "auto", None)
+    assert (found.kl_weight, found.temperature) == (0.67, 2.0)
+
+
+def test_both_models_are_loaded_as_far_as_they_are_trusted(
+    sparsified: Sparsified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = []
+
+    def load(*_arguments: Any, trust_remote_code: bool = False, **keywords: Any) -> Any:
+        trusted.append(trust_remote_code)
+        return load_model(*_arguments, trust_remote_code=trust_remote_code, **keywords)
+
+    monkeypatch.setattr("compressor.sparsity.sparse_finetune.load_model", load)
+    recover(sparsified, tmp_path / "out", trust_remote_code=True)
+    assert trusted == [True, True]
 
 
 def test_plain_distillation_of_a_sparse_student_is_refused(sparsified: Sparsified, tmp_path: Path) -> None:

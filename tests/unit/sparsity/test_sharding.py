@@ -17,7 +17,7 @@ from compressor.core.errors import UnsupportedError
 from compressor.models.sparse.layers import install_sparse_layers_, require_rowwise
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.sparsity.adaptive import MovingMasks
-from tests.unit.training.test_trainer import make_config
+from tests.short_training import make_config
 
 
 @pytest.fixture

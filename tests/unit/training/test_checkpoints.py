@@ -12,16 +12,17 @@ import torch
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
 from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
-from compressor.training.sharding import full_state
+from compressor.training.sharded_state import load_state_, save_state
 from compressor.training.trainer import train
-from tests.unit.training.test_trainer import make_config, make_data, make_module
+from tests.short_training import full_state, make_config
+from tests.unit.training.test_trainer import make_data, make_module
 
 Damage = Callable[[Path], object]
 FILES = (
-    "student.safetensors",
-    "optimizer-0.pt",
+    "__0_0.distcp",
+    ".metadata",
     "rng_state.pth",
-    "stream.json",
+    "progress.json",
     "trainer_state.json",
     COMPLETE_MARK,
 )
@@ -79,7 +80,7 @@ def test_a_damaged_file_is_named_and_the_older_checkpoint_taken(
     assert not (root / "checkpoints" / "checkpoint-6").exists()
 
 
-@pytest.mark.parametrize("file", ["optimizer-0.pt", "rng_state.pth"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", "rng_state.pth"])
 def test_training_goes_on_from_the_older_one_to_the_same_end(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, file: str
 ) -> None:
@@ -95,11 +96,11 @@ def test_all_damaged_is_one_error_with_the_command(
     trained: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, how: str
 ) -> None:
     names = ("checkpoint-4", "checkpoint-6")
-    root = damaged_copy(trained[0], tmp_path, names, "optimizer-0.pt", how)
+    root = damaged_copy(trained[0], tmp_path, names, "__0_0.distcp", how)
 
     with pytest.raises(VerificationError, match="every checkpoint") as caught:
         train(make_module(), make_data(root / "tokens"), make_config(), root, Console())
-    assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "optimizer-0.pt")
+    assert caught.value.where == str(root / "checkpoints" / "checkpoint-6" / "__0_0.distcp")
     assert "--restart-from" in str(caught.value.hint)
     assert "--overwrite" in str(caught.value.hint)
 
@@ -112,3 +113,20 @@ def test_checkpoints_are_found_by_their_number(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path, console) is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-best"]
     assert len(console.warnings) == 1
+
+
+def test_a_checkpoint_of_another_training_is_an_error_with_a_hint(
+    trained: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
+    checkpoint = trained[0] / "checkpoints" / "checkpoint-6"
+    for named in ({"other": torch.zeros(1)}, {"student.model.norm.weight": torch.zeros(1)}):
+        with pytest.raises(VerificationError, match="does not fit this training") as caught:
+            load_state_(checkpoint, named, torch.optim.SGD(named.values()))
+        assert "--overwrite" in str(caught.value.hint)
+
+
+def test_what_fails_inside_the_library_is_raised_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(FileExistsError):
+        save_state(tmp_path / "file", {"weight": weight}, torch.optim.SGD([weight]))

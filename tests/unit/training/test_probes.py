@@ -29,8 +29,8 @@ from compressor.training.probes import (
     probe_logits,
     read_probes,
 )
-from compressor.training.trainer import TrainingConfig
 from tests.rope_forms import FIRST_WITH_ROPE_PARAMETERS, GENERATION
+from tests.short_training import make_config
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -50,29 +50,13 @@ ROPE_FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def plan(**changes: Any) -> TrainingConfig:
-    fields: dict[str, Any] = {
-        "max_steps": 1,
-        "micro_batch_size": 1,
-        "accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "min_learning_rate_ratio": 0.1,
-        "warmup_steps": 0,
-        "checkpoint_steps": 1,
-        "seed": 0,
-        "bf16": False,
-        "use_cpu": True,
-    }
-    return TrainingConfig(**{**fields, **changes})
-
-
 def saved(model: Any, root: Path, *, dtype: torch.dtype = torch.bfloat16, **keywords: Any) -> Path:
     """A model written as training writes it."""
     source, out = save_checkpoint(root / "source", model), root / "out"
     out.mkdir()
     artifact = ModelArtifact(path=source, stage="source", fingerprint="f", lineage=(), num_parameters=1)
     module = DistillationModule(keywords.pop("student", model), None, LossConfig(kl_weight=0))
-    save_trained(module, artifact, out, dtype=dtype, plan=plan(), **keywords)
+    save_trained(module, artifact, out, dtype=dtype, plan=make_config(), **keywords)
     return out
 
 

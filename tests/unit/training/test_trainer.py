@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import TrainerState
 
 from compressor.core.console import Console
@@ -19,33 +18,14 @@ from compressor.data.packing import TokenWindows
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_, schedule
 from compressor.recipe.recipe import Distill
-from compressor.training.callbacks import TrainingExtension, Watch, reporters
+from compressor.training.callbacks import Watch, reporters
 from compressor.training.checkpoints import last_complete_checkpoint
-from compressor.training.sharding import full_state
-from compressor.training.trainer import (
-    STUDENT_FILE,
-    TrainingConfig,
-    train,
-)
+from compressor.training.extension import TrainingExtension
+from compressor.training.trainer import train
+from tests.short_training import full_state, make_config
 from tests.tiny_models import make_model
 
 SEQ_LEN = 16
-
-
-def make_config(**changes: Any) -> TrainingConfig:
-    fields = {
-        "max_steps": 6,
-        "micro_batch_size": 2,
-        "accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "min_learning_rate_ratio": 0.1,
-        "warmup_steps": 1,
-        "checkpoint_steps": 2,
-        "seed": 0,
-        "bf16": False,
-        "use_cpu": True,
-    }
-    return TrainingConfig(**{**fields, **changes})
 
 
 def make_data(path: Path, *, num_domains: int = 1) -> WindowStream:
@@ -85,12 +65,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, tied: bool
     assert resumed_log == log
 
 
-def test_checkpoints_hold_the_student_alone_under_its_own_names(tmp_path: Path) -> None:
+def test_checkpoints_hold_what_is_trained_and_the_optimizer(tmp_path: Path) -> None:
     module = make_module()
     train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet())
-    saved = load_file(tmp_path / "checkpoints" / "checkpoint-6" / STUDENT_FILE)
-    assert set(saved) == {name for name, _ in module.student.named_parameters()}
-    assert torch.equal(saved["model.norm.weight"], module.student.model.norm.weight)
+    saved = FileSystemReader(tmp_path / "checkpoints" / "checkpoint-6").read_metadata().state_dict_metadata
+    names = {name for name, _ in module.named_parameters()}
+    moments = {f"optimizer/{name}/{kept}" for name in names for kept in ("exp_avg", "exp_avg_sq", "step")}
+    assert set(saved) == names | moments
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -114,9 +95,9 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     """Gradients say it; Adam hides their scale, and magnifies the rounding of those near zero."""
     states, logs = [], []
-    for name, micro, accumulation in (("one", 4, 1), ("four", 1, 4)):
+    for name, micro in (("one", 4), ("four", 1)):
         module = make_module()
-        config = make_config(micro_batch_size=micro, accumulation_steps=accumulation)
+        config = make_config(batch_size=4, micro_batch_size=micro)
         logs.append(train(module, make_data(tmp_path / "tokens"), config, tmp_path / name, quiet()))
         states.append(full_state(module.student))
     assert logs[0].grad_norm == pytest.approx(logs[1].grad_norm, rel=1e-3)
@@ -161,7 +142,7 @@ def test_a_non_finite_gradient_alone_stops_too(tmp_path: Path) -> None:
 
 
 def test_the_loss_of_every_domain_is_logged_and_weighs_up_to_the_whole(tmp_path: Path) -> None:
-    config = make_config(max_steps=4, checkpoint_steps=2, micro_batch_size=4)
+    config = make_config(max_steps=4, checkpoint_steps=2, batch_size=4)
     stream = make_data(tmp_path / "tokens", num_domains=2)
     log = train(make_module(), stream, config, tmp_path, quiet())
     assert set(log.domain_loss) == {"d0", "d1"}
@@ -230,17 +211,25 @@ def test_schedule_keeps_the_published_batch_and_the_shortest_run() -> None:
     published = schedule(
         Distill(tokens=1_888_000_000, context_length=4096), seed=0, device="cpu", dtype="bfloat16"
     )
-    assert published.micro_batch_size * published.accumulation_steps == 1152
+    assert published.batch_size == 1152
     assert published.max_steps == 400
     short = schedule(Distill(tokens=100_000, context_length=256), seed=0, device="cpu", dtype="bfloat16")
-    assert (short.max_steps, short.micro_batch_size * short.accumulation_steps) == (390, 1)
+    assert (short.max_steps, short.batch_size) == (390, 1)
     assert short.warmup_steps == 39
 
 
-def test_schedule_shares_the_batch_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    config = Distill(tokens=100_000, context_length=256, batch_size=8, micro_batch_size=4)
+@pytest.mark.parametrize("processes", [1, 3, 8])
+def test_batch_and_steps_do_not_depend_on_the_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """1,098 sequences per step on eight GPUs: the last forward pass of some processes is padding."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    config = Distill(tokens=1_800_000_000, micro_batch_size=4)
     plan = schedule(config, seed=0, device="cpu", dtype="bfloat16")
-    assert (plan.micro_batch_size, plan.accumulation_steps, plan.batch_size) == (2, 1, 8)
-    with pytest.raises(UsageError, match="shared equally"):
-        schedule(config.model_copy(update={"batch_size": 6}), seed=0, device="cpu", dtype="bfloat16")
+    assert (plan.batch_size, plan.max_steps) == (1098, 400)
+    assert 0 <= plan.micro_batch_size * plan.accumulation_steps * processes - 1098 < processes * 4
+
+
+def test_a_budget_below_one_sequence_is_refused() -> None:
+    with pytest.raises(UsageError, match="does not fill one training"):
+        schedule(Distill(tokens=100, context_length=256), seed=0, device="cpu", dtype="bfloat16")

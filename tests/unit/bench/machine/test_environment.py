@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,44 +31,6 @@ def test_every_file_of_a_model_is_digested_under_its_own_name(tmp_path: Path) ->
     assert list(files) == ["inner/weights", "model.onnx"]
     assert files["model.onnx"].sha256 == hashlib.sha256(b"graph").hexdigest()
     assert files["inner/weights"].size_bytes == 4
-
-
-def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = "570.86.15, 81559, 1980, 2619, 700.00, 41, 0x0000000000000004, Enabled, Disabled"
-    rows = f"NVIDIA H100 80GB HBM3, {facts}, GPU-1\nNVIDIA H100 PCIe, {facts}, GPU-2\n"
-
-    def answer(command: tuple[str, ...], **options: object) -> subprocess.CompletedProcess[str]:
-        is_about_processes = "compute-apps" in command[1]
-        stdout = f"GPU-1, 1\nGPU-1, {os.getpid()}\n" if is_about_processes else rows
-        return subprocess.CompletedProcess(command, returncode=0, stdout=stdout, stderr="")
-
-    monkeypatch.setattr(subprocess, "run", answer)
-    gpus = take_snapshot().gpus
-    assert len(gpus) == 2
-    assert gpus[0].name == "NVIDIA H100 80GB HBM3"
-    assert gpus[0].power_limit_w == "700.00"
-    assert [gpu.form for gpu in gpus] == ["SXM", "PCIe"]
-    assert [gpu.num_other_processes for gpu in gpus] == [1, 0]
-    assert (gpus[0].temperature_c, gpus[0].throttle_reasons) == ("41", "0x0000000000000004")
-    assert (gpus[0].ecc, gpus[0].mig) == ("Enabled", "Disabled")
-
-
-def test_an_older_driver_is_asked_by_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "NVIDIA A100-PCIE-40GB, 470.1, 40960, 1410, 1215, 250.00, 40, 0x1, Enabled, Disabled, GPU-1\n"
-
-    def answer(command: tuple[str, ...], **options: object) -> subprocess.CompletedProcess[str]:
-        if "clocks_event_reasons" in command[1]:
-            raise subprocess.CalledProcessError(2, command)
-        return subprocess.CompletedProcess(command, 0, "" if "compute-apps" in command[1] else line, "")
-
-    monkeypatch.setattr(subprocess, "run", answer)
-    (gpu,) = take_snapshot().gpus
-    assert (gpu.name, gpu.form, gpu.throttle_reasons) == ("NVIDIA A100-PCIE-40GB", "PCIe", "0x1")
-
-
-def test_without_nvidia_smi_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert take_snapshot().gpus == ()
 
 
 def test_a_container_digest_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from bench.design.grid import Cell
 from bench.machine import machine_rates as machine_rates_module
 from bench.machine.machine_rates import RATES_FILE, machine_rates
 from bench.machine.roofline import floor_s, roofline_of_cell, work_of
-from bench.report.results import AbsentRecord, Rates, Roofline
+from bench.report.results import Absent, Rates, Roofline
 from compressor.models.dims import num_linear_parameters
 from compressor.models.presets import PRESETS
 from tests.unit.bench.results_by_hand import cell_of
@@ -89,7 +89,7 @@ def test_a_larger_batch_of_the_candidate_counts_per_token() -> None:
 def test_what_is_not_known_is_absent(fields: dict[str, object], reason: str) -> None:
     result = cell_of([2.0] * 5, [1.0] * 5, CELL)
     roofline = roofline_of_cell(arm("t"), arm("s", **fields), cell=CELL, result=result, rates=RATES)
-    assert isinstance(roofline, AbsentRecord)
+    assert isinstance(roofline, Absent)
     assert reason in roofline.absent
 
 

@@ -12,7 +12,7 @@ import pytest
 from bench.design.grid import Cell
 from bench.measure.cell import CellMeasurement, warm_up
 from bench.measure.statistics import NUM_SERIES, StoppingRule, ratio_interval
-from bench.report.results import AbsentRecord, ArmCell, CellResult, Interval, Summary
+from bench.report.results import Absent, ArmCell, CellResult, Interval, Summary
 from compressor.core.errors import VerificationError
 
 CELL = Cell(isl=8, osl=4, batch_size=2)
@@ -102,8 +102,8 @@ def test_a_metric_that_cannot_be_computed_is_absent_with_its_reason(scripted: Sc
     pair = scripted("A", itertools.repeat(3.0)), scripted("B", itertools.repeat(1.0))
     result = measure(*pair, Cell(isl=8, osl=1, batch_size=1))
     assert result.baseline is not None
-    assert isinstance(result.baseline.metrics["tpot_s"], AbsentRecord)
-    assert isinstance(result.ratios["tpot_s"], AbsentRecord)
+    assert isinstance(result.baseline.metrics["tpot_s"], Absent)
+    assert isinstance(result.ratios["tpot_s"], Absent)
 
 
 def test_an_unsteady_cell_is_noisy_and_keeps_its_numbers(scripted: Scripted) -> None:

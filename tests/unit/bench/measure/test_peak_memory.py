@@ -12,7 +12,7 @@ from bench.design.arms import Comparison
 from bench.design.grid import Cell
 from bench.measure import peak_memory
 from bench.measure.peak_memory import probe_memory
-from bench.report.results import AbsentRecord, PeakMemory
+from bench.report.results import Absent, PeakMemory
 
 TOO_LONG = Cell(60, 60, 1)
 REPOSITORY = Path(peak_memory.__file__).parents[2]
@@ -29,7 +29,7 @@ def test_the_largest_cell_that_runs_is_measured_and_larger_ones_say_why_not(comp
 
 def test_without_any_cell_that_runs_the_peak_is_absent(comparison: Comparison) -> None:
     probe = probe_memory(comparison.baseline, cells=(TOO_LONG,), seed=0)
-    assert isinstance(probe.peak, AbsentRecord)
+    assert isinstance(probe.peak, Absent)
 
 
 def test_a_folder_called_bench_in_the_working_directory_does_not_get_in_the_way(

@@ -10,7 +10,7 @@ import pytest
 from bench.design.arms import Arm, Comparison
 from bench.measure.peak_memory import MemoryProbe
 from bench.measure.placement import placement
-from bench.report.results import AbsentRecord, PeakMemory, Snapshot
+from bench.report.results import Absent, PeakMemory, Snapshot
 from compressor.recipe.recipe import Bench
 from tests.unit.bench.results_by_hand import gpu
 
@@ -27,7 +27,7 @@ def arm(name: str) -> Arm:
 PAIR = Comparison(baseline=arm("teacher"), candidate=arm("student"))
 
 
-def probes(teacher: PeakMemory | AbsentRecord, student: PeakMemory) -> dict[str, MemoryProbe]:
+def probes(teacher: PeakMemory | Absent, student: PeakMemory) -> dict[str, MemoryProbe]:
     return {"teacher": MemoryProbe(peak=teacher), "student": MemoryProbe(peak=student)}
 
 
@@ -53,11 +53,11 @@ def sixteen_gib(monkeypatch: pytest.MonkeyPatch) -> None:
         (peak(1, 60), peak(1, 30), MACHINE, "alternating"),
         (peak(1, 6), peak(1, 6), SHARED_MEMORY, "shared"),
         (peak(1, 12), peak(1, 6), SHARED_MEMORY, "alternating"),
-        (AbsentRecord(absent="no cell ran"), peak(7), CPU_ONLY, "shared"),
+        (Absent(absent="no cell ran"), peak(7), CPU_ONLY, "shared"),
     ],
 )
 def test_arms_share_a_process_only_where_both_fit(
-    teacher: PeakMemory | AbsentRecord, student: PeakMemory, machine: Snapshot, expected: str
+    teacher: PeakMemory | Absent, student: PeakMemory, machine: Snapshot, expected: str
 ) -> None:
     assert placement(Bench(), [PAIR], probes(teacher, student), machine)[0] == expected
 

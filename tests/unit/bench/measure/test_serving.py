@@ -13,10 +13,9 @@ import pytest
 
 from bench.design.arms import Arm, Comparison
 from bench.measure.serving import requests_of, run_serving
-from bench.metrics.metric import Absent
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.report.results import AbsentRecord, Summary
+from bench.report.results import Absent, Summary
 from bench.report.write import read_results
 from bench.runtimes.base import Requests
 from bench.runtimes.tensorrt_llm import TensorrtLlm, command_line, read_report, write_dataset
@@ -278,7 +277,7 @@ def test_the_whole_experiment_on_the_stand_in(tmp_path: Path, stand_in: Path) ->
     throughput = cell.candidate.metrics["output_tokens_per_s"]
     assert isinstance(throughput, Summary)
     assert throughput.median == 400.0
-    assert isinstance(cell.candidate.metrics["latency_p99_s"], AbsentRecord)
+    assert isinstance(cell.candidate.metrics["latency_p99_s"], Absent)
     for report in (render_markdown(results), render_html(results)):
         assert "requests in flight" in report
         assert "Static batch" not in report

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from bench.metrics.metric import Absent
 from bench.metrics.model_bytes import engine_bytes, file_bytes, weight_bytes
+from bench.report.results import Absent
 
 
 def test_weights_engines_and_all_files_are_counted_apart() -> None:

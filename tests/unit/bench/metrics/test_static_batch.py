@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from bench.measure.timeline import Timeline
-from bench.metrics.metric import Absent
 from bench.metrics.static_batch import METRICS, percentile
+from bench.report.results import Absent
 
 # Two sequences: 3 tokens in and 5 out each. Starts at 100 s; prefill 0.5 s, then 0.25 s a step.
 HAND_WRITTEN = Timeline(
@@ -45,7 +45,7 @@ def test_a_single_output_token_has_every_metric_but_time_per_further_token() -> 
     for name in ("tpot_s", "itl_p50_s", "itl_p99_s"):
         absent = values.pop(name)
         assert isinstance(absent, Absent)
-        assert "osl = 1" in absent.reason
+        assert "osl = 1" in absent.absent
     assert isinstance(values.pop("output_tokens_per_s_per_gpu"), Absent)
     assert values == {
         "latency_s": 0.25,
@@ -78,7 +78,7 @@ def test_percentiles_agree_with_scipy_and_need_enough_samples() -> None:
         assert percentile(samples, share) == pytest.approx(expected, rel=1e-12)
     absent = percentile(samples[:99], 0.99)
     assert isinstance(absent, Absent)
-    assert "needs 100 samples, there are 99" in absent.reason
+    assert "needs 100 samples, there are 99" in absent.absent
     assert isinstance(percentile(samples[:9], 0.9), Absent)
     assert percentile([3.0], 0.5) == 3.0
 

@@ -10,24 +10,19 @@ import pytest
 from bench.report.markdown import render_markdown
 from bench.report.numbers import show_peak, show_size
 from bench.report.results import (
-    AbsentRecord,
+    Absent,
     ArmCell,
-    ArmRecord,
     CellResult,
-    ComparisonResult,
-    Environment,
-    FileRecord,
     Interval,
     NotMeasured,
     PeakMemory,
-    Protocol,
     Results,
-    Snapshot,
     Summary,
 )
 from bench.report.tables import pairs_of, verdict_on
 from bench.report.write import SCHEMA_FILE, read_results, write_reports
 from compressor.core.errors import UsageError
+from tests.unit.bench.results_by_hand import results_of
 
 RATES = {"output_tokens_per_s": 16.0, "total_tokens_per_s": 1200.0}
 DURATIONS = {"latency_s": 0.0041, "ttft_s": 0.0011}
@@ -45,72 +40,31 @@ def arm_cell(factor: float) -> ArmCell:
         num_warmup_runs=2,
         is_settled=True,
         exploration_latency_s=(1.0,) * 5,
-        metrics={**metrics, "tpot_s": AbsentRecord(absent="osl = 1")},
-    )
-
-
-def arm_record(name: str, peak: PeakMemory | AbsentRecord) -> ArmRecord:
-    return ArmRecord(
-        id=f"{name}-fp32",
-        model=name,
-        precision="fp32",
-        runtime="onnxruntime-genai",
-        num_parameters=1_234_567,
-        files={"model.onnx": FileRecord(sha256="0" * 64, size_bytes=2**30)},
-        peak_memory=peak,
-        weight_bytes=2**30,
-        file_bytes=2**30,
+        metrics={**metrics, "tpot_s": Absent(absent="osl = 1")},
     )
 
 
 @pytest.fixture
 def results() -> Results:
     speedup = Interval(ratio=2.0, low=1.95, high=2.05, num_pairs=5)
-    ratios: dict[str, Interval | AbsentRecord] = dict.fromkeys((*RATES, *DURATIONS), speedup)
+    ratios: dict[str, Interval | Absent] = dict.fromkeys((*RATES, *DURATIONS), speedup)
     measured = {"baseline": arm_cell(1.0), "candidate": arm_cell(2.0), "speedup": speedup}
     good = CellResult(
         isl=8, osl=1, batch_size=1, status="ok", num_series=1, order="ABBAABBAAB", **measured,
-        ratios={**ratios, "tpot_s": AbsentRecord(absent="osl = 1")},
+        ratios={**ratios, "tpot_s": Absent(absent="osl = 1")},
     )  # fmt: skip
     noisy = good.model_copy(update={"batch_size": 2, "status": "NOISY", "reason": "30.0 % wide"})
     failed = CellResult(isl=9, osl=9, batch_size=64, status="FAIL", reason="out of | memory\nhere")
-    snapshot = Snapshot(load_average=(0.5, 0.5, 0.5), cpu_clock_mhz=None, gpus=())
-    return Results(
-        created="2026-01-01T00:00:00+00:00",
-        protocol=Protocol(
-            seed=0,
-            min_pairs=5,
-            max_pairs=40,
-            min_warmup_runs=2,
-            max_warmup_runs=6,
-            warmup_tolerance=0.1,
-            confidence=0.95,
-            max_relative_width=0.1,
-            metrics={"latency_s": "all of it"},
-        ),
-        environment=Environment(
-            cpu="Some CPU",
-            num_logical_cores=4,
-            num_usable_cores=2,
-            memory_bytes=8 * 2**30,
-            os="Linux",
-            cpu_governor=None,
-            container_digest=None,
-            git_commit="abc",
-            versions={"python": "3.12"},
-            before=snapshot,
-            after=snapshot,
-        ),
-        arms=(
-            arm_record(
-                "teacher", PeakMemory(isl=8, osl=1, batch_size=2, peak_bytes=2**31, baseline_bytes=2**27)
-            ),
-            arm_record("student", AbsentRecord(absent="no cell of the grid ran")),
-        ),
-        comparisons=(
-            ComparisonResult(baseline="teacher-fp32", candidate="student-fp32", cells=(good, noisy, failed)),
-        ),
-        not_measured=(NotMeasured(what="FP8 kernels", reason="no such GPU"),),
+    written = results_of([good, noisy, failed])
+    teacher, student = (
+        arm.model_copy(update={"weight_bytes": 2**30, "file_bytes": 2**30}) for arm in written.arms
+    )
+    peak = PeakMemory(isl=8, osl=1, batch_size=2, peak_bytes=2**31, baseline_bytes=2**27)
+    return written.model_copy(
+        update={
+            "arms": (teacher.model_copy(update={"peak_memory": peak}), student),
+            "not_measured": (NotMeasured(what="FP8 kernels", reason="no such GPU"),),
+        }
     )
 
 
@@ -165,7 +119,7 @@ def test_a_peak_on_a_gpu_comes_first() -> None:
 def test_small_files_are_shown_in_mebibytes() -> None:
     assert show_size(5 * 2**20) == "5.00 MiB"
     assert show_size(2**30) == "1.00 GiB"
-    assert show_size(AbsentRecord(absent="no engine")) == "–"
+    assert show_size(Absent(absent="no engine")) == "–"
 
 
 def test_tables_are_whole(results: Results) -> None:

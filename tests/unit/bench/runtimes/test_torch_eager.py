@@ -16,7 +16,7 @@ from bench.design.shape_only import MARK_FILE, is_shape_only, random_model, shap
 from bench.measure.timeline import verify_timeline
 from bench.runtimes.base import StaticRuntime
 from bench.runtimes.static_decoder import StaticDecoder
-from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, thin_to_2_of_4
+from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, sparsify_2_of_4
 from compressor.choices.runtimes import runtime_named
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.models.dims import num_parameters
@@ -93,7 +93,7 @@ def test_fp8_products_are_close_to_float64() -> None:
 def test_thinning_keeps_the_two_largest_of_every_four() -> None:
     weight = torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.5, 0.1, -0.2, 0.3]])
     expected = torch.tensor([[0.0, -4.0, 3.0, 0.0, 0.5, 0.0, 0.0, 0.3]])
-    assert torch.equal(thin_to_2_of_4(weight), expected)
+    assert torch.equal(sparsify_2_of_4(weight), expected)
 
 
 def test_fp8_replaces_the_decoders_linear_layers_and_leaves_the_head() -> None:

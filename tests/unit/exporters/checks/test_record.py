@@ -12,8 +12,9 @@ from compressor.core.errors import VerificationError
 from compressor.runs.artifact import ModelArtifact, fingerprint_of, write_json
 from exporters.checks.record import check_figures
 from exporters.registry import exporter_of
-from exporters.verification.comparison import TOLERANCES, LogitComparison
+from exporters.verification.comparison import LogitComparison
 from exporters.verification.record import VERIFICATION_FILE, Verification, details_of, write_verification
+from exporters.verification.tolerance import TOLERANCES
 
 NOISE = LogitComparison(
     num_positions=2048, max_abs=3e-5, mean_abs=2e-6, max_reference=10.0, kl=1e-9, num_agreeing=2048

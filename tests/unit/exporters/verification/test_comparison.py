@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.core.errors import VerificationError
-from exporters.verification.comparison import TOLERANCES, Tolerance, check_tolerance, combine, compare_logits
+from exporters.verification.comparison import combine, compare_logits
+from exporters.verification.tolerance import TOLERANCES, Tolerance, check_tolerance
 
 
 def test_equal_logits_differ_in_nothing() -> None:

@@ -1,0 +1,121 @@
+"""The prune stage: by a method that a test adds to the table, and by a plan that was edited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compressor import api
+from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
+from compressor.cli.main import invoke
+from compressor.core.console import Console
+from compressor.core.errors import UsageError
+from compressor.models.checkpoint import WEIGHTS_FILE
+from compressor.pipeline.preflight import require_texts
+from compressor.pruning.importance import ImportanceScores, ScoringInputs, random_importance
+from compressor.pruning.plan import PLAN_FILE, read_plan
+from compressor.recipe.recipe import Calibration, Prune, load_recipe
+
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+
+
+def from_the_end(inputs: ScoringInputs) -> ImportanceScores:
+    """A toy: the last channels and neurons are the most important."""
+    assert (inputs.windows is not None) == IMPORTANCE_METHODS["toy"].needs_text
+    scores = random_importance(inputs.dims, seed=0)
+    units = {axis: torch.arange(found.shape[-1]).expand_as(found) for axis, found in scores.units.items()}
+    return ImportanceScores(units=units, blocks=scores.blocks)
+
+
+@pytest.fixture(params=[True, False], ids=["of text", "without text"])
+def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ImportanceMethod:
+    """One more method, registered in one place."""
+    row = ImportanceMethod(
+        name="toy",
+        help="A method that a test brings along.",
+        place=f"{__name__}:from_the_end",
+        needs_text=request.param,
+    )
+    monkeypatch.setitem(IMPORTANCE_METHODS, "toy", row)
+    return row
+
+
+def test_a_new_row_is_a_new_method(
+    toy: ImportanceMethod, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["prune", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "toy" in shown
+    assert toy.help in shown
+
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"text": f"a river {number}"}) for number in range(400)))
+    settings = Prune(importance="toy", shape=SHAPE)
+    calibration = Calibration(data=str(text), size=2, seq_len=16)
+    made = api.prune(str(tiny_checkpoint), tmp_path / "made", settings=settings, calibration=calibration)
+    plan = read_plan(made.path / PLAN_FILE)
+    assert plan.kept["hidden"] == (tuple(range(16, 64)),)
+    assert plan.kept["heads"] == (tuple(range(4)),) * 2
+    assert made.details["importance"] == plan.importance == "toy"
+    assert ("calibration" in made.details) == toy.needs_text
+
+    text.write_text('{"body": "no text"}')
+    recipe = load_recipe(
+        None,
+        {
+            "model": str(tiny_checkpoint),
+            "prune.importance": "toy",
+            "calibration.data": str(text),
+            "distill.tokens": 0,
+            "evaluate.data": str(tiny_text_of(tmp_path)),
+        },
+    )
+    if toy.needs_text:
+        with pytest.raises(UsageError, match=r"text\.jsonl"):
+            require_texts(recipe, Console())
+    else:
+        require_texts(recipe, Console())
+
+
+def tiny_text_of(directory: Path) -> Path:
+    path = directory / "evaluate.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"a stone {number}"}) for number in range(400)))
+    return path
+
+
+@pytest.fixture
+def made(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    settings = Prune(importance="random", shape=SHAPE)
+    return api.prune(str(tiny_checkpoint), tmp_path / "made", settings=settings).path
+
+
+def test_an_edited_plan_is_cut(made: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    document = json.loads((made / PLAN_FILE).read_text())
+    document["layers"] = "0 2"
+    document["kept"] = {"hidden": ["1-8"], "intermediate": ["0-31", "160-191"], "heads": ["0 2", "1 3"]}
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(document))
+    words = ["prune", str(tiny_checkpoint), "--plan", str(edited), "-o", str(tmp_path / "cut"), "--quiet"]
+    assert invoke(words) == 0
+
+    source, cut = (load_file(path / WEIGHTS_FILE) for path in (tiny_checkpoint, tmp_path / "cut"))
+    for position, (layer, rows) in enumerate(((0, range(32)), (2, range(160, 192)))):
+        expected = source[f"model.layers.{layer}.mlp.gate_proj.weight"][list(rows)][:, 1:9]
+        found = cut[f"model.layers.{position}.mlp.gate_proj.weight"]
+        assert torch.equal(found, expected.to(found.dtype))
+    assert read_plan(tmp_path / "cut" / PLAN_FILE) == read_plan(edited)
+
+
+def test_a_plan_of_another_model_and_a_target_beside_it_are_refused(
+    made: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    plan, out_dir = made / PLAN_FILE, tmp_path / "cut"
+    with pytest.raises(UsageError, match="another model"):
+        api.prune(str(made), out_dir, plan=plan)
+    with pytest.raises(UsageError, match="nothing to choose"):
+        api.prune(str(tiny_checkpoint), out_dir, plan=plan, target="50%")
+    assert not out_dir.exists()
