@@ -7,16 +7,15 @@ from pathlib import Path
 
 import torch
 
+from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
 from compressor.core.errors import UnsupportedError
-from compressor.data.calibration import calibration_windows
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
-from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
@@ -85,10 +84,7 @@ def _scores(
     """The scores, and the record of the text that set them."""
     method, ids, record = IMPORTANCE_METHODS[config.prune.importance], None, None
     if method.needs_text:
-        tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-        windows = calibration_windows(config.calibration, tokenizer, seed=context.seed)
-        if shortage := windows.shortage(config.calibration):
-            context.console.warn(shortage)
+        windows = read_calibration(config.calibration, source.path, context)
         ids, record = windows.ids, windows.record
     inputs = ScoringInputs(
         checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids

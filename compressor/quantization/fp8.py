@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from compressor.calibration.text import read_calibration
 from compressor.core.console import Console
 from compressor.core.errors import DependencyError, UsageError, VerificationError
-from compressor.data.calibration import CalibrationWindows, calibration_windows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
@@ -35,7 +35,6 @@ from compressor.models.memory import require_model_memory
 from compressor.models.source import refuse_quantised
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import carry_sparsity
-from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY, check_positive, write_amax
 from compressor.quantization.coverage import attention_modules, quantised_linears
@@ -68,7 +67,7 @@ def run(
     refuse_quantised(stored, source.path)
     refuse_adapter(source.path, by="an FP8 checkpoint")
     start_afresh(out_dir)
-    windows = _windows(config.calibration, source.path, context)
+    windows = read_calibration(config.calibration, source.path, context)
     model = load_model(
         source.path,
         dtype=_lossless_dtype(stored, context.dtype),
@@ -101,14 +100,6 @@ QUANTIZE: Stage[QuantizeStageConfig] = Stage(
         (source.path, _lossless_dtype(read_config(source.path), context.dtype)), device=context.device
     ),
 )
-
-
-def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
-    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
-    if shortage := windows.shortage(calibration):
-        context.console.warn(shortage)
-    return windows
 
 
 def _stored_dtype(config: Mapping[str, object]) -> torch.dtype:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from compressor.calibration.sequential import LayerVisit, run_sequentially
+from compressor.calibration.text import read_calibration
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.data.calibration import CalibrationWindows, calibration_windows
+from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import (
     CheckpointReader,
@@ -32,7 +33,6 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, initial_branch, write_adapter
 from compressor.models.sparse.pattern import Pattern, parse_pattern, require_whole_groups
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, SparsityRecord, write_masks
-from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
@@ -82,7 +82,7 @@ def run(
     sparsity = _sparsity(source.path, dims, names, pattern)
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    windows = _windows(config.calibration, source.path, context)
+    windows = read_calibration(config.calibration, source.path, context)
     visitor = _Visitor(sparsify, pattern, names, scratch)
     dtype = getattr(torch, context.dtype)
     with context.console.progress("sparsifying", dims.num_hidden_layers * len(windows.ids)) as tick:
@@ -195,14 +195,6 @@ def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) 
         require_whole_groups(name, shape, pattern)
     pairs = {name: (rows, columns) for name, (rows, columns) in shapes.items()}
     return SparsityRecord(pattern=pattern, model_type=dims.model_type, shapes=pairs)
-
-
-def _windows(calibration: Calibration, checkpoint: Path, context: StageContext) -> CalibrationWindows:
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
-    windows = calibration_windows(calibration, tokenizer, seed=context.seed)
-    if shortage := windows.shortage(calibration):
-        context.console.warn(shortage)
-    return windows
 
 
 def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from compressor.core.errors import UnsupportedError, UsageError, VerificationErr
 from compressor.data import template
 from compressor.data.template import Job, render_jobs
 from tests.tiny_models import make_tokenizer
+from tests.unit.data.texts import with_template
 
 CHAT = [
     {"role": "system", "content": 'Be <brief> & "kind" — 三つ 🙂'},
@@ -45,12 +46,6 @@ TEMPLATES = {
     "{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
     "{% else %}{{ m.content }}{% endif %}{% endfor %}",
 }
-
-
-def with_template(text: Any) -> Any:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = text
-    return tokenizer
 
 
 @pytest.mark.parametrize("prompts", [False, True])

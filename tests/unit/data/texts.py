@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compressor.data.sources import documents
+from tests.tiny_models import make_tokenizer
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
 
@@ -23,6 +24,13 @@ def chat(**contents: Any) -> list[dict[str, Any]]:
 def share_gpt(**values: Any) -> dict[str, Any]:
     """A row as ShareGPT writes it, from values by speaker."""
     return {"conversations": [{"from": speaker, "value": value} for speaker, value in values.items()]}
+
+
+def with_template(template: Any) -> Any:
+    """The tiny tokenizer with a chat template of its own."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def write_rows(path: Path, *rows: Any) -> Path:
