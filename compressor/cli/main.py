@@ -16,24 +16,10 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-from click_default_group import DefaultGroup
 
 from compressor import __version__
-from compressor.cli.bench import bench
-from compressor.cli.cache_logits import cache_logits
-from compressor.cli.correct_teacher import correct_teacher
-from compressor.cli.distill import distill
-from compressor.cli.doctor import doctor
-from compressor.cli.evaluate import evaluate
-from compressor.cli.export import export
 from compressor.cli.foreign_errors import as_error_of_ours, is_panic
-from compressor.cli.generate import generate
-from compressor.cli.plan import plan
-from compressor.cli.prune import prune
-from compressor.cli.quantize import quantize
-from compressor.cli.run import run
-from compressor.cli.sparsify import sparsify
-from compressor.cli.verify import verify
+from compressor.cli.lazy_group import LazyGroup
 from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from compressor.core.escaping import printable
 
@@ -41,9 +27,32 @@ _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
 PROGRAM = "compress-export"
 COMPLETION_VARIABLE = "_COMPRESS_EXPORT_COMPLETE"  # a shell asks what could follow
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_ROOM = "compressor.cli"
+COMMANDS = {
+    "run": (f"{_ROOM}.run:run", "Run all stages; the default."),
+    "plan": (f"{_ROOM}.plan:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
+    "prune": (f"{_ROOM}.prune:prune", "Prune a model to a target size or shape."),
+    "generate": (f"{_ROOM}.generate:generate", "Sample text from a model, to distill on."),
+    "correct-teacher": (
+        f"{_ROOM}.correct_teacher:correct_teacher",
+        "Fine-tune a teacher on the text that its student will be distilled on.",
+    ),
+    "cache-logits": (f"{_ROOM}.cache_logits:cache_logits", "Store a teacher's top-k logits on disk."),
+    "distill": (f"{_ROOM}.distill:distill", "Retrain a student on the logits of its teacher."),
+    "sparsify": (f"{_ROOM}.sparsify:sparsify", "Make the linear layers of a model 2:4 sparse."),
+    "quantize": (f"{_ROOM}.quantize:quantize", "Quantize a model to FP8 by calibration."),
+    "export": (f"{_ROOM}.export:export", "Write a model for a runtime, and verify what was written."),
+    "bench": (f"{_ROOM}.bench:bench", "Measure the speed of models in pairs, and compare benchmarks."),
+    "evaluate": (f"{_ROOM}.evaluate:evaluate", "Measure the perplexity of models, or tasks of lm-eval."),
+    "verify": (
+        f"{_ROOM}.verify:verify",
+        "Check a directory that this tool wrote: every file and number.",
+    ),
+    "doctor": (f"{_ROOM}.doctor:doctor", "Check versions, GPU, engine builder, disk and hub access."),
+}
 
 
-@click.group(cls=DefaultGroup, default="run", default_if_no_args=False, context_settings=CONTEXT)
+@click.group(cls=LazyGroup, table=COMMANDS, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Prune and distill a language model to a target size, export it, and prove the speed-up.
@@ -61,13 +70,6 @@ def cli() -> None:
     authorisation, 130 interrupted (run the same command again to resume), 141 the reader of the output
     closed it.
     """
-
-
-for _command in (
-    *(run, plan, prune, generate, correct_teacher, cache_logits, distill, sparsify, quantize),
-    *(export, bench, evaluate, verify, doctor),
-):
-    cli.add_command(_command)
 
 
 def main() -> NoReturn:

@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from compressor.core.escaping import printable
 from compressor.core.processes import is_main
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress
 
 LINE_INTERVAL_S = 15.0
 LOGGER = logging.getLogger("compressor")
@@ -72,6 +75,8 @@ class Console:
         if terminal is None:
             yield Tick(self, description, total, None)
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         # Notes may be another program's lines, which hold brackets.
         description_column = TextColumn("{task.description}", markup=False)
         columns = (description_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -82,10 +87,12 @@ class Console:
 class StderrHandler(logging.Handler):
     """Shows messages on stderr; warnings are marked as such."""
 
-    def __init__(self, level: int) -> None:
-        """Show messages of `level` and above."""
-        super().__init__(level)
-        self.rich = RichConsole(stderr=True, highlight=False)
+    @cached_property
+    def rich(self) -> RichConsole:
+        """Writes on stderr, with colours on a terminal."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=True, highlight=False)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message, control characters escaped."""

@@ -122,6 +122,7 @@ def raised(
 ) -> subprocess.CompletedProcess[str]:
     """What the program makes of what a library raises inside a command."""
     failing = click.Command("failing", callback=function)
+    monkeypatch.setitem(program.COMMANDS, "failing", ("", "fails"))
     monkeypatch.setitem(program.cli.commands, "failing", failing)
     return command_here("failing")
 

@@ -13,7 +13,8 @@ import click
 import pytest
 import yaml
 
-from compressor.cli.main import cli
+from compressor.cli.main import COMMANDS
+from compressor.core.lazy import resolve
 from exporters.tensorrt_llm.versions import CONTAINER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,8 +130,8 @@ def test_commands_and_options_in_workflows_exist(workflow: Path) -> None:
     lines = re.findall(r"compress-export (\w+)((?: [^|>\n]+)?)", joined)
     assert lines
     for name, rest in lines:
-        if name == "plan" or name in cli.commands:
-            command = cli.commands[name]
+        if name == "plan" or name in COMMANDS:
+            command = resolve(COMMANDS[name][0])
             if isinstance(command, click.Group):
                 command = command.commands["run"]
             known = {option for parameter in command.params for option in parameter.opts}

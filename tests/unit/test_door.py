@@ -12,6 +12,7 @@ import torch
 from compressor.cli import main as command_line
 from compressor.core.errors import ResourceError, VerificationError
 from compressor.core.hardware import usable_memory_bytes
+from compressor.core.lazy import resolve
 from compressor.distillation.training import require_training_memory
 from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill
@@ -80,6 +81,6 @@ def test_a_file_that_ends_early_is_no_interruption(
     def read(**_flags: object) -> None:
         torch.load(tmp_path / "optimizer.pt", weights_only=True)
 
-    monkeypatch.setattr(command_line.cli.commands["doctor"], "callback", read)
+    monkeypatch.setattr(resolve(command_line.COMMANDS["doctor"][0]), "callback", read)
     assert command_line.invoke(["doctor"]) != command_line.INTERRUPTED_EXIT_CODE
     assert "interrupted" not in capsys.readouterr().err

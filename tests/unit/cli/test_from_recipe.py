@@ -16,8 +16,10 @@ from compressor.cli.bench_run import run as bench_run
 from compressor.cli.compare import compare
 from compressor.cli.correct_teacher import own_settings
 from compressor.cli.from_recipe import Call, RecipeCommand, RecipeOption, from_recipe
-from compressor.cli.main import cli, invoke
+from compressor.cli.main import COMMANDS, invoke
+from compressor.cli.run import run
 from compressor.cli.session import Show
+from compressor.core.lazy import resolve
 from compressor.recipe.option import OneOf, Section, option, section_of
 from compressor.recipe.recipe import Distill, Recipe, load_recipe
 
@@ -153,7 +155,7 @@ def test_bad_values_are_usage_errors(arguments: list[str], message: str, capsys:
 
 def test_every_field_of_the_recipe_has_one_option_of_run() -> None:
     """But for the model, which is an argument, and what another option sets."""
-    options = [found for found in cli.commands["run"].params if isinstance(found, RecipeOption)]
+    options = [found for found in run.params if isinstance(found, RecipeOption)]
     without = {"model", "bench.batch_pairs", "bench.largest_batch"}
     assert sorted(found.dotted for found in options) == sorted(set(leaves(Recipe)) - without)
     assert len({found.flag for found in options}) == len(options)
@@ -170,9 +172,9 @@ def leaves(section: type[Section], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*(name for name in cli.commands if name != "bench"), *BENCH])
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), *BENCH])
 def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: Capture) -> None:
-    command = cli.commands[name] if name in cli.commands else BENCH[name]
+    command = resolve(COMMANDS[name][0]) if name in COMMANDS else BENCH[name]
     assert invoke([*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     words = [line.split() for line in shown.splitlines()]
