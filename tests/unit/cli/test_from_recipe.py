@@ -16,7 +16,8 @@ from compressor.cli.bench_run import run as bench_run
 from compressor.cli.compare import compare
 from compressor.cli.correct_teacher import own_settings
 from compressor.cli.from_recipe import Call, RecipeCommand, RecipeOption, from_recipe
-from compressor.cli.main import COMMANDS, invoke
+from compressor.cli.main import COMMANDS as PLACES
+from compressor.cli.main import invoke
 from compressor.cli.run import run
 from compressor.cli.session import Show
 from compressor.core.lazy import resolve
@@ -172,9 +173,9 @@ def leaves(section: type[Section], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), *BENCH])
+@pytest.mark.parametrize("name", [*(name for name in PLACES if name != "bench"), *BENCH])
 def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: Capture) -> None:
-    command = resolve(COMMANDS[name][0]) if name in COMMANDS else BENCH[name]
+    command = resolve(PLACES[name][0]) if name in PLACES else BENCH[name]
     assert invoke([*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     words = [line.split() for line in shown.splitlines()]
