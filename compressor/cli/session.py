@@ -54,20 +54,29 @@ def work(show: Show, device: str = "auto") -> Iterator[Console]:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    libraries = logging.getLogger()
-    before = libraries.level
-    if not show.verbose:
-        warnings.simplefilter("ignore")
-        libraries.setLevel(logging.ERROR)
     level = logging.DEBUG if show.verbose else logging.INFO
     if show.quiet or not is_main():
         level = logging.WARNING
-    with joined(resolve_device(device)), contextlib.redirect_stdout(sys.stderr), shown_on_stderr(level):
+    with (
+        contextlib.nullcontext() if show.verbose else _libraries_silenced(),
+        joined(resolve_device(device)),
+        contextlib.redirect_stdout(sys.stderr),
+        shown_on_stderr(level),
+    ):
         _silence_progress_bars()
-        try:
-            yield Console()
-        finally:
-            libraries.setLevel(before)
+        yield Console()
+
+
+@contextlib.contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    libraries = logging.getLogger()
+    before = libraries.level
+    warnings.simplefilter("ignore")
+    libraries.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        libraries.setLevel(before)
 
 
 def emit(result: object, show: Show, text: str) -> None:

@@ -119,7 +119,6 @@ def test_a_file_system_without_locks_is_warned_of(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", fail_with(number))
     with lock_run(run):
-        import logging; L=logging.getLogger("compressor"); print("STATE", L.disabled, L.level, logging.root.level, logging.root.manager.disable, L.handlers, L.propagate)
         assert "has no locks" in caplog.text
 
 
