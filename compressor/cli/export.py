@@ -18,16 +18,20 @@ from compressor.core.errors import UnsupportedError, UsageError
     cls=ChoiceOption,
     choices=lambda: {name: f"{', '.join(precisions)}." for name, precisions in options().items()},
     required=True,
-    help="Format to write, in one of its precisions.",
+    help="Format to write; the precisions of each are listed below.",
 )
 @click.option(
     "--precision",
     metavar="NAME",
-    help="Precision of the weights; by default the format's first.",
+    help="Precision of the weights; by default the first one that is listed for the format.",
 )
 @from_recipe("export", but=("export.formats",))
 def export(call: Call, show: Show, family: str, precision: str | None) -> None:
-    """Export MODEL and compare every position's logits with it; beyond the tolerance, exit code 8."""
+    """Export MODEL to --format, and compare the export with it.
+
+    The logits are compared at every position of fixed prompts; if they differ by more than the tolerance, the
+    exit code is 8.
+    """
     from compressor import api
     from compressor.cli.stage_result import stage
 
