@@ -103,6 +103,6 @@ def runtime_named(name: str) -> Runtime:
             f"unknown runtime {name!r}",
             where="--runtime",
             expected=", ".join(RUNTIMES),
-            hint=nearest(name, RUNTIMES) or "choose one of these",
+            hint=nearest(name, RUNTIMES) or "choose one of the expected runtimes",
         )
     return RUNTIMES[name]

@@ -31,7 +31,8 @@ def evaluate(call: Call, show: Show, models: tuple[str, ...], tasks: str | None)
     settings = call.recipe.evaluate
     if (settings.data is None) == (tasks is None):
         raise UsageError(
-            "evaluate measures perplexity or tasks", hint="either --data SOURCE or --tasks NAME,..."
+            "evaluate measures either perplexity or tasks",
+            hint="give either --data SOURCE or --tasks NAME,...",
         )
     stage(
         call,

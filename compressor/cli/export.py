@@ -41,16 +41,16 @@ def export(call: Call, show: Show, family: str, precision: str | None) -> None:
             f"unknown format {family!r}",
             where="--format",
             expected=", ".join(options()),
-            hint="use one of these",
+            hint="use one of the expected formats",
         )
     precision = precision or next(iter(precisions))
     form = precisions.get(precision)
     if form is None:
         raise UnsupportedError(
-            f"{family} is not written in {precision}",
+            f"format {family} cannot be written in precision {precision}",
             where="--precision",
             expected=", ".join(precisions),
-            hint="use one of these precisions",
+            hint="use one of the expected precisions, or another --format",
         )
     stage(
         call,

@@ -123,7 +123,7 @@ def _fail(error: BaseException, *, debug: bool) -> int:
     if ours is not None:
         _say(f"error: {ours}")
         return ours.exit_code
-    _say(f"unexpected error: {type(error).__name__}: {error}\n  try: the same with --debug")
+    _say(f"unexpected error: {type(error).__name__}: {error}\n  try: run the same command with --debug")
     return 1
 
 

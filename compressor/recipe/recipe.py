@@ -397,9 +397,9 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
         )
     flag = next((flag for name, flag in flags.items() if f"{field}.".startswith(f"{name}.")), None)
     if first["type"] == "string_type":
-        hint = "put quotes around it"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
+        hint = "put quotes around the value"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
     else:
-        hint = f"change it; --help says what {flag} means" if flag else "change it in the recipe"
+        hint = f"change the value; --help describes {flag}" if flag else "change this value in the recipe"
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",
         where=flag or where,
