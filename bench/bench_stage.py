@@ -112,7 +112,7 @@ def _device(arms: dict[str, Arm]) -> str:
             "these models run on different devices",
             where="bench",
             found=", ".join(f"{name} on {device}" for name, device in found.items()),
-            hint="export the models for one device, or hide the GPUs with CUDA_VISIBLE_DEVICES= in front",
+            hint="export the models for one device, or hide GPUs: CUDA_VISIBLE_DEVICES= before the command",
         )
     return next(iter(found.values()))
 

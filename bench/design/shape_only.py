@@ -49,7 +49,7 @@ def shape_of(model: str) -> Dims:
         raise UsageError(
             f"{alias} has no published shape {shape!r}",
             expected=", ".join([*targets, "FIELD=NUMBER+FIELD=NUMBER"]),
-            hint=nearest(shape, targets) or f"{alias}:num_hidden_layers=16",
+            hint=nearest(shape, targets) or f"write a shape, such as {alias}:num_hidden_layers=16",
         )
     return preset.dims
 
@@ -106,7 +106,7 @@ def _fields(shape: str) -> dict[str, int]:
             raise UsageError(
                 f"{part!r} does not set a field of a shape",
                 expected=f"FIELD=NUMBER with a FIELD of {', '.join(SHAPE_FIELDS)}",
-                hint=nearest(name, SHAPE_FIELDS) or "such as num_hidden_layers=16",
+                hint=nearest(name, SHAPE_FIELDS) or "write it like num_hidden_layers=16",
             )
         fields[name] = int(number)
     return fields

@@ -64,10 +64,10 @@ def run_alone(arm: Arm, *, cell: Cell, seed: int, memory_limit: int | None = Non
     if done.returncode != 0:
         reason = reason_of_end(done.returncode, done.stderr)
         raise ResourceError(
-            "the cell does not run in a process of its own",
+            "this benchmark cell (lengths and batch size) does not run, not even alone in a process",
             where=f"{arm.id}, cell {cell}",
             found=arm.without_path(f"{arm.id} alone in a process: {reason}"),
-            hint="smaller batches or lengths, or a machine with more memory",
+            hint="use a smaller --batch-size or --isl-osl, or a machine with more memory",
         )
     return PeakMemory.model_validate_json(done.stdout.splitlines()[-1])
 

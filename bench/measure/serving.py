@@ -95,7 +95,7 @@ def _vocab_size(arms: Sequence[Arm]) -> int:
             raise UsageError(
                 "the vocabulary size of this model is not known",
                 where=arm.id,
-                hint="its config.json must name a supported architecture and vocab_size",
+                hint="set model_type (a supported one) and vocab_size in its config.json",
             )
     return min(arm.dims.vocab_size for arm in arms if arm.dims)
 

@@ -88,10 +88,10 @@ def stopping_rule(config: Bench) -> StoppingRule:
         return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
     except ValueError as error:
         raise UsageError(
-            "the numbers of measured pairs contradict each other",
+            "the smallest number of measured pairs is above the largest",
             where="bench.min_pairs, bench.max_pairs",
             found=error,
-            hint="set bench.min_pairs in the recipe to at most bench.max_pairs",
+            hint="set --min-pairs (bench.min_pairs) to at most --max-pairs (bench.max_pairs)",
         ) from error
 
 

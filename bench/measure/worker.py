@@ -133,10 +133,10 @@ class WorkerSession:
             reason = self._reason_of_end()
             self._slot.take(None)  # the next cell begins with a process of its own
             raise ResourceError(
-                "the process that holds the model ended",
+                "the process that runs the model ended before it answered",
                 where=self._arm.id,
                 found=reason,
-                hint="smaller batches or lengths, or a machine with more memory",
+                hint="use a smaller --batch-size or --isl-osl, or a machine with more memory",
             )
         if line.startswith(_FAILURE):
             raise RuntimeError(TypeAdapter(Failure).validate_json(line).error)

@@ -54,11 +54,11 @@ class TensorrtLlm:
         found = found or built.get("dtype") or config.get("dtype") or config.get("torch_dtype")
         if not isinstance(found, str) or found not in _PRECISIONS:
             raise UnsupportedError(
-                "the benchmark has no name for the precision that this model is stored in",
+                "this runtime does not support the precision that the model is stored in",
                 where=str(path),
                 expected=", ".join(_PRECISIONS),
                 found=found,
-                hint="serve a checkpoint or an engine in one of these",
+                hint="name a checkpoint or an engine in one of the expected precisions",
             )
         return _PRECISIONS[found]
 
@@ -81,7 +81,7 @@ class TensorrtLlm:
                 raise ResourceError(
                     f"{EXECUTABLE} failed",
                     found=f"exit code {done.returncode}: {last}",
-                    hint="lower --concurrency if the GPU's memory is too small",
+                    hint="see the message above; if the GPU's memory is too small, lower --concurrency",
                 )
             return read_report(read_json_mapping(report, what=_REPORT), requests)
 

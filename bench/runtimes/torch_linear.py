@@ -79,7 +79,7 @@ def require_support(precision: str, device: str) -> None:
             f"torch-eager does not know the precision {precision!r}: it is unknown",
             where="--precision",
             expected=", ".join(RUNTIMES["torch-eager"].precisions),
-            hint="choose one of these",
+            hint="choose one of the expected precisions",
         )
     if dense == "fp8" and sparsity:
         raise UnsupportedError(
@@ -97,7 +97,7 @@ def require_support(precision: str, device: str) -> None:
             f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]}",
             where="--precision",
             found="no CUDA device" if found is None else f"{found[0]}.{found[1]}",
-            hint="leave this precision out, or run on such a GPU",
+            hint="leave this precision out of --precision, or run on such a GPU",
         )
 
 

@@ -73,7 +73,7 @@ def select(
         raise UsageError(
             f"{row.name} reads weights from disk and cannot draw them at random",
             where="--random-weights",
-            hint=f"--runtime {' or '.join(drawing)}",
+            hint=f"use --runtime {' or '.join(drawing)}",
         )
     default = row.random_weights if random_weights else next(iter(row.precisions), None)
     chosen = precisions or ((default,) if default else ())
@@ -166,7 +166,7 @@ def _format_of(runtime: Runtime, precision: str) -> str:
             f"{runtime.name} does not run models in precision {precision!r}",
             where="--precision",
             expected=", ".join(runtime.precisions),
-            hint="choose one of these, or another --runtime",
+            hint="choose one of the expected precisions, or another --runtime",
         )
     return options()[runtime.reads][precision]
 

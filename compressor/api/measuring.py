@@ -75,7 +75,9 @@ def evaluate(
     execution = execution or Execution()
     text = settings.data
     if text is None:
-        raise UsageError("there is no text to measure perplexity on", where="--data", hint="--data SOURCE")
+        raise UsageError(
+            "there is no text to measure perplexity on", where="--data", hint="name one with --data SOURCE"
+        )
     names = distinct_names(models)
     execution.begin(out_dir, models, texts=[text])
     opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
@@ -172,11 +174,11 @@ def _refuse_other_device(asked: str) -> None:
     own = hardware.resolve_device("auto")
     if asked not in ("auto", own):
         raise UsageError(
-            "a benchmark runs on this machine's own device",
+            "a benchmark always runs on a GPU if there is one, otherwise on the CPU",
             where="--device",
             expected=own,
             found=asked,
-            hint="CUDA_VISIBLE_DEVICES= in front of the command hides the GPUs",
+            hint="leave --device out; to run on the CPU, put CUDA_VISIBLE_DEVICES= before the command",
         )
 
 
@@ -191,7 +193,7 @@ def _quantized(model: str) -> ModelArtifact:
             where=model,
             expected="quantize",
             found=artifact.stage,
-            hint=f"compress-export quantize {model} --fp8 -o DIR",
+            hint=f"run `compress-export quantize {model} --fp8 -o DIR` and export DIR",
         )
     return artifact
 
@@ -215,5 +217,5 @@ def refuse_other_dtype(source: Path, precision: str) -> None:
             where="--precision",
             expected=names[precision],
             found=stored,
-            hint=f"--precision {others[0]}" if others else "--dtype bfloat16 when the student is made",
+            hint=f"use --precision {others[0]}" if others else "make the student with --dtype bfloat16",
         )

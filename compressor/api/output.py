@@ -36,13 +36,13 @@ def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> b
         )
     for path in (out_dir, partial):
         if path.exists() and not path.is_dir():
-            raise UsageError("the output path is a file", where=str(path), hint="another directory")
+            raise UsageError("the output path is a file", where=str(path), hint="choose another --output-dir")
         # What a kill in the first moment leaves is a temporary file of ours.
         if not is_ours and path.is_dir() and any(inner.suffix != ".tmp" for inner in path.iterdir()):
             raise UsageError(
                 "the output directory is in use: it holds files that this tool did not write",
                 where=str(path),
-                hint="another directory",
+                hint="choose another --output-dir",
             )
     if overwrite or not is_finished:
         _require_writable_parent(out_dir)
@@ -55,12 +55,14 @@ def _require_writable_parent(out_dir: Path) -> None:
         parent = parent.parent
     if not parent.is_dir():
         raise UsageError(
-            "a file stands in the path of the output directory", where=str(parent), hint="another directory"
+            "a part of the output directory's path is a file",
+            where=str(parent),
+            hint="choose another --output-dir",
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ResourceError(
             "the output directory cannot be made",
             where=str(parent),
             found="not writable",
-            hint="another directory, or write permission for this one",
+            hint="choose another --output-dir, or give this directory write permission",
         )

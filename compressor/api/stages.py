@@ -64,9 +64,9 @@ def prune(
         execution.console.info(resolved.rule)
         config = stage_config(resolved.student.dims, settings, calibration)
     else:
-        hint = "name the kept units by --plan alone, or leave --plan out"
+        hint = "leave out --plan, or --target and the options of importance and shape"
         chosen = target is not None or settings != Prune()
-        require(not chosen, "a plan leaves nothing to choose or to score", where="--plan", hint=hint)
+        require(not chosen, "--plan already says what is kept", where="--plan", hint=hint)
         kept = read_plan(plan)
         hint = f"prune a model of these dimensions: {kept.source}"
         require(kept.source == teacher, "this plan is for another model", where=str(plan), hint=hint)
@@ -86,7 +86,7 @@ def generate(
     from compressor.distillation.generate_stage import GENERATE
 
     execution = execution or Execution()
-    require(settings.tokens, "no text is to be sampled", where="--tokens", hint="--tokens 100m")
+    require(settings.tokens, "no text is to be sampled", where="--tokens", hint="add --tokens 100m")
     execution.begin(out_dir, [model], texts=GENERATE.data(settings))
     return execution.run(GENERATE, settings, execution.open(model, out_dir), out_dir)
 
@@ -142,12 +142,12 @@ def distill(
 
     execution = execution or Execution()
     stored = settings.teacher_logits
-    require(settings.tokens, "distillation needs training tokens", where="--tokens", hint="--tokens 100m")
+    require(settings.tokens, "distillation needs training tokens", where="--tokens", hint="add --tokens 100m")
     require(
         teacher is not None or stored is not None,
         "distillation needs a teacher",
         where="--teacher",
-        hint="--teacher MODEL, or --teacher-logits DIR",
+        hint="add --teacher MODEL, or --teacher-logits DIR",
     )
     refuse_other_stages(settings)
     models = [student, *([teacher] if teacher else [])]
@@ -199,7 +199,7 @@ def sparsify(
         return execution.run(SPARSIFY, config, execution.open(model, out_dir), out_dir)
     trained = RecoverStageConfig(distill=training, sparsify=settings)
     tokens = training.tokens if settings.tokens is None else settings.tokens
-    require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="--tokens 100m")
+    require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="add --tokens 100m")
     refuse_unused_losses(training)
     texts = (*SPARSIFY.data(config), *RECOVER.data(trained))
     execution.begin(out_dir, [model, *([teacher] if teacher else [])], texts=texts, training=training)
@@ -226,7 +226,7 @@ def quantize(
     from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 
     execution = execution or Execution()
-    require(settings.fp8, "nothing is to be quantized", where="--fp8", hint="add --fp8")
+    require(settings.fp8, "no quantization is chosen", where="--fp8", hint="add --fp8")
     config = QuantizeStageConfig(quantize=settings, calibration=calibration)
     execution.begin(out_dir, [model], texts=QUANTIZE.data(config))
     return execution.run(QUANTIZE, config, execution.open(model, out_dir), out_dir)
@@ -240,15 +240,15 @@ def refuse_other_stages(settings: Distill) -> None:
     """
     require(
         settings.correction.mode != "first",
-        "a teacher is corrected before distillation, by a stage of its own",
+        "distill does not correct the teacher first; correct-teacher does",
         where="--teacher-correction first",
-        hint="compress-export correct-teacher MODEL -o DIR, then --teacher DIR",
+        hint="run `compress-export correct-teacher MODEL -o DIR`, then distill with --teacher DIR",
     )
     require(
         not settings.generate.tokens,
-        "text is sampled before distillation, by a stage of its own",
+        "distill does not sample text; generate does",
         where="--generate-tokens",
-        hint="compress-export generate MODEL -o DIR, then --domain generated=DIR/text.jsonl",
+        hint="run `compress-export generate MODEL -o DIR`, then add --domain generated=DIR/text.jsonl",
     )
 
 
@@ -264,7 +264,7 @@ def refuse_unused_losses(settings: Distill) -> None:
     unused = [name for name in settings.loss_choices() if name not in followed]
     require(
         not unused,
-        "a sparse model is trained with the KL weight of sparsify, by an unchanging teacher in memory",
+        "these options have no effect on the training of a sparse model",
         where=", ".join(unused),
-        hint="leave them out; --recovery-kl-weight and --recovery-temperature set its loss",
+        hint="leave them out; --recovery-kl-weight and --recovery-temperature set the loss",
     )

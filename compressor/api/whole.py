@@ -75,7 +75,7 @@ def run(
             f"unknown stage {restart_from!r}",
             where="--restart-from",
             expected=", ".join(STAGES),
-            hint="name one of these",
+            hint="name one of the expected stages",
         )
     where = out_dir or default_output(recipe)
     made = plan(recipe, where)

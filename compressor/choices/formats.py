@@ -47,7 +47,7 @@ class Format:
 
 _HUGGINGFACE = Format(
     name=STUDENT_FORMAT,
-    help="16-bit Hugging Face checkpoint",
+    help="16-bit Hugging Face checkpoint.",
     option="huggingface",
     precisions=("bf16", "fp16"),
     code="exporters.huggingface:HuggingFaceExporter",
@@ -56,7 +56,7 @@ _HUGGINGFACE = Format(
 )
 _TENSORRT_LLM = Format(
     name="tensorrt-llm",
-    help="bfloat16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed",
+    help="bfloat16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
     option="tensorrt-llm",
     precisions=("bf16",),
     code="exporters.tensorrt_llm.exporter:TensorRTLLMExporter",
@@ -66,7 +66,7 @@ _TENSORRT_LLM = Format(
 )
 _ONNX = Format(
     name="onnx",
-    help="float32 ONNX graph for ONNX Runtime GenAI",
+    help="float32 ONNX graph for ONNX Runtime GenAI.",
     option="onnx",
     precisions=("fp32",),
     code="exporters.onnx.exporter:OnnxExporter",
@@ -81,7 +81,7 @@ FORMATS: dict[str, Format] = {
         replace(
             _HUGGINGFACE,
             name="huggingface-fp8",
-            help="FP8 Hugging Face checkpoint for vLLM, SGLang and TensorRT-LLM",
+            help="FP8 Hugging Face checkpoint for vLLM, SGLang and TensorRT-LLM.",
             precisions=("fp8",),
             code="exporters.huggingface:HuggingFaceFp8Exporter",
             default="with fp8",
@@ -91,14 +91,14 @@ FORMATS: dict[str, Format] = {
         replace(
             _TENSORRT_LLM,
             name="tensorrt-llm-fp16",
-            help="float16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed",
+            help="float16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
             precisions=("fp16",),
             default="never",
         ),
         replace(
             _TENSORRT_LLM,
             name="tensorrt-llm-fp8",
-            help="FP8 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed",
+            help="FP8 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
             precisions=("fp8",),
             default="with fp8",
             needs_fp8=True,
@@ -107,14 +107,14 @@ FORMATS: dict[str, Format] = {
         replace(
             _ONNX,
             name="onnx-fp16",
-            help="float16 ONNX graph for ONNX Runtime GenAI",
+            help="float16 ONNX graph for ONNX Runtime GenAI.",
             precisions=("fp16",),
             default="never",
         ),
         replace(
             _ONNX,
             name="onnx-int4",
-            help="4-bit ONNX graph for ONNX Runtime GenAI",
+            help="4-bit ONNX graph for ONNX Runtime GenAI.",
             precisions=("int4",),
         ),
     )

@@ -33,18 +33,18 @@ class ImportanceMethod:
 _ROWS = (
     ImportanceMethod(
         name="activation",
-        help="Size of each unit's activations on the calibration text (Minitron).",
+        help="Size of the activations of each channel, head or layer on the calibration text (Minitron).",
         place="compressor.pruning.importance:activation_method",
         needs_text=True,
     ),
     ImportanceMethod(
         name="weight-magnitude",
-        help="Norm of the weights that are removed with a unit; needs no text.",
+        help="Norm of the weights of each channel, head or layer; needs no text.",
         place="compressor.pruning.importance:weight_magnitude_method",
     ),
     ImportanceMethod(
         name="random",
-        help="Random scores from the run's seed: a baseline for comparisons.",
+        help="Random scores from --seed, as a baseline for comparisons.",
         place="compressor.pruning.importance:random_method",
     ),
 )

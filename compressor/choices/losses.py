@@ -58,7 +58,7 @@ _LOSSES = (
     Loss(
         name="forward-kl",
         title="forward KL",
-        help="KL(teacher || student): the student covers all that the teacher finds likely (Minitron).",
+        help="KL(teacher || student): the student covers every token that is likely for the teacher.",
         place="compressor.distillation.losses:forward_kl",
         gradient="compressor.distillation.losses:forward_kl_and_gradient",
         stored="compressor.distillation.losses:bucketed_forward_kl",
@@ -66,7 +66,7 @@ _LOSSES = (
     Loss(
         name="reverse-kl",
         title="reverse KL",
-        help="KL(student || teacher): the student avoids what the teacher finds unlikely.",
+        help="KL(student || teacher): the student avoids tokens that are unlikely for the teacher.",
         place="compressor.distillation.losses:reverse_kl",
     ),
 )

@@ -64,7 +64,7 @@ class Runtime:
 _ALL = (
     Runtime(
         name="onnxruntime-genai",
-        help="ONNX graphs in ONNX Runtime GenAI; they are built and verified once, beside the output.",
+        help="ONNX graphs in ONNX Runtime GenAI; graphs are built and verified once and used again.",
         code="bench.runtimes.onnxruntime_genai:OnnxRuntimeGenai",
         reads="onnx",
         precisions=("fp32", "fp16", "int4"),
@@ -72,7 +72,7 @@ _ALL = (
     ),
     Runtime(
         name="torch-eager",
-        help="checkpoints, or shapes with random weights, in PyTorch with a static key/value cache.",
+        help="Checkpoints, or shapes with random weights, in PyTorch with a static key/value cache.",
         code="bench.runtimes.torch_eager:TorchEager",
         precisions=("fp32", "bf16", "fp16", "fp8", "bf16+2:4", "fp16+2:4"),
         random_weights="bf16",
@@ -80,7 +80,7 @@ _ALL = (
     ),
     Runtime(
         name="tensorrt-llm",
-        help="checkpoints or TensorRT engines, served by trtllm-bench with requests in flight.",
+        help="Checkpoints or TensorRT engines, served by trtllm-bench under concurrent requests.",
         code="bench.runtimes.tensorrt_llm:TensorrtLlm",
         serves=True,
         runs_engines=True,
@@ -103,6 +103,6 @@ def runtime_named(name: str) -> Runtime:
             f"unknown runtime {name!r}",
             where="--runtime",
             expected=", ".join(RUNTIMES),
-            hint=nearest(name, RUNTIMES) or "choose one of these",
+            hint=nearest(name, RUNTIMES) or "choose one of the expected runtimes",
         )
     return RUNTIMES[name]

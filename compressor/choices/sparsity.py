@@ -41,23 +41,23 @@ _ROWS = (
     ),
     SparsityMethod(
         name="wanda",
-        help="Keeps the largest products of absolute weight and input norm (arXiv 2306.11695).",
+        help="Keeps weights with the largest products of absolute value and input norm (arXiv 2306.11695).",
         code="compressor.sparsity.wanda:wanda",
     ),
     SparsityMethod(
         name="ria",
-        help="Like wanda, with each weight relative to the sums of its row and its column.",
+        help="Like wanda, with each weight taken relative to the sums of its row and its column.",
         code="compressor.sparsity.wanda:ria",
     ),
     SparsityMethod(
         name="sparsegpt",
-        help="Chooses the mask by second-order error and updates the kept weights (arXiv 2301.00774).",
+        help="Keeps the weights with the largest second-order error and updates them (arXiv 2301.00774).",
         code="compressor.sparsity.sparsegpt:sparsegpt",
         changes_kept_weights=True,
     ),
     SparsityMethod(
         name="ast",
-        help="Starts from sparsegpt, then trains and selects the mask again meanwhile (arXiv 2407.20584).",
+        help="Starts with sparsegpt, then trains and updates the mask during training (arXiv 2407.20584).",
         code="compressor.sparsity.sparsegpt:sparsegpt",
         changes_kept_weights=True,
         trains=True,

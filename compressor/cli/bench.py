@@ -11,11 +11,15 @@ from compressor.cli.compare import compare
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
 def bench() -> None:
-    """Measure models in pairs, and compare benchmarks.
+    """Measure the speed of models in pairs (`run`), and compare two results (`compare`).
+
+    The word `run` may be left out.
+
+    For example:
 
     \b
-    compress-export bench MODEL STUDENT -o DIR     the same as: compress-export bench run ...
-    compress-export bench compare BEFORE.json NOW.json
+      compress-export bench MODEL STUDENT -o DIR
+      compress-export bench compare BEFORE.json NOW.json
     """
 
 

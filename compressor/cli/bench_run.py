@@ -27,17 +27,22 @@ _GRID = ("bench.isl_osl", "bench.batch_sizes")
         row.name: f"{', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions
     },
     metavar="NAME,...",
-    help="Precisions to measure; by default the runtime's first, and a server runs a model as it is stored.",
+    help="Precisions to measure; by default the first one that is listed for the runtime. tensorrt-llm runs "
+    "a model in the precision that it is stored in.",
 )
 @click.option(
-    "--random-weights", is_flag=True, help="Take MODEL as ALIAS[:SHAPE] and measure its shape only."
+    "--random-weights",
+    is_flag=True,
+    help="Measure published shapes with random weights: each MODEL is ALIAS[:SHAPE], such as "
+    "llama3.1-8b:4b-width.",
 )
 @click.option(
     "--engine",
     "engines",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="TensorRT engine of each MODEL, in order; without it PyTorch serves MODEL (tensorrt-llm).",
+    help="TensorRT engine of a MODEL, given once per MODEL in the same order (runtime tensorrt-llm); without "
+    "it PyTorch serves MODEL.",
 )
 @click.option("-o", "--output-dir", type=click.Path(), help="Directory to write; by default ./bench-MODEL.")
 @from_recipe("bench", own="bench", but=("bench.precisions", "bench.enabled"), output=None)
@@ -49,15 +54,17 @@ def run(
     random_weights: bool,  # noqa: FBT001 - as click passes it
     engines: tuple[Path, ...],
 ) -> None:
-    """Measure throughput of MODELs in pairs; the first MODEL is the baseline.
+    """Measure the throughput of MODELs in pairs; the first MODEL is the baseline.
 
-    Every model is measured against the first in each precision, each precision against the first
-    precision given, and the last of both against the first of both. ONNX graphs are built and verified
-    once, beside the output directory, and used again.
+    In each precision every MODEL is compared with the first. Each precision is compared with the first one,
+    and every further MODEL in every further precision with the first MODEL in the first precision. ONNX
+    graphs are built and verified once, beside the output directory, and used again.
+
+    For example:
 
     \b
-    compress-export bench teacher student --batch-size 1,8 -o speed
-    compress-export bench --random-weights llama3.1-8b 4b-width 4b-depth
+      compress-export bench teacher student --batch-size 1,8 -o speed
+      compress-export bench --random-weights llama3.1-8b 4b-width 4b-depth
     """
     from compressor import api
     from compressor.cli.stage_result import stage

@@ -19,9 +19,9 @@ _OTHERS = ("distill.dynamic_batches", "distill.generate")
     "distill.top_k",
 )
 def cache_logits(call: Call, show: Show) -> None:
-    """Store TEACHER's top-k logits of every training sequence, for distill --teacher-logits DIR.
+    """Store TEACHER's top-k logits for every training sequence.
 
-    Without --top-k, 1024 tokens are stored per position.
+    `compress-export distill --teacher-logits DIR` reads them instead of running a teacher.
     """
     from compressor import api
     from compressor.cli.stage_result import stage

@@ -27,12 +27,13 @@ FAILING: dict[str, frozenset[str]] = {
     default="regression",
     show_default=True,
     help=(
-        "Verdicts that end with exit code 7; regression: a slow-down, or benchmarks that cannot be compared; "
+        "Verdicts that end with exit code 7. regression: a slow-down, or benchmarks that cannot be compared; "
         "noisy: every verdict but PASS; never: none."
     ),
 )
 @click.option(
     "--ratio-tolerance",
+    metavar="NUMBER",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
@@ -40,6 +41,7 @@ FAILING: dict[str, frozenset[str]] = {
 )
 @click.option(
     "--absolute-tolerance",
+    metavar="NUMBER",
     type=click.FloatRange(0, 1),
     default=0.25,
     show_default=True,
@@ -56,8 +58,8 @@ def compare(
 ) -> None:
     """Compare two results.json of `bench`; exit code 7 on a regression or a mismatch.
 
-    The ratio to the first model of the same run has a small tolerance, absolute throughput a large one.
-    In a GitHub workflow the table is also appended to the step's summary.
+    Both the speed-up over the first model of the same run and the absolute throughput are compared. In a
+    GitHub workflow the table is also appended to the summary of the step.
     """
     from bench.compare.gate import Thresholds, compare_results
     from bench.compare.gate_report import gate_document, render_gate

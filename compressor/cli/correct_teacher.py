@@ -18,7 +18,7 @@ _OTHERS = ("distill.dynamic_batches", "distill.generate")
 def correct_teacher(call: Call, show: Show) -> None:
     """Fine-tune TEACHER by cross-entropy on the text that its student will be distilled on.
 
-    Its peak learning rate is a fifth of --learning-rate.
+    The peak learning rate is a fifth of --learning-rate, and --warmup-steps is by default 120.
     """
     from compressor import api
     from compressor.cli.stage_result import stage

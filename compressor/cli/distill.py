@@ -19,7 +19,8 @@ from compressor.cli.session import Show
 def distill(call: Call, show: Show, teacher: str | None) -> None:
     """Retrain STUDENT on the logits of a teacher; a sparse STUDENT keeps its mask.
 
-    Of a sparse STUDENT's loss, the options under Sparsity set the weight of KL and the temperature.
+    For a sparse STUDENT, --recovery-learning-rate, --recovery-kl-weight and --recovery-temperature replace
+    --learning-rate, --kl-weight and --temperature.
     """
     from compressor import api
     from compressor.cli.stage_result import stage

@@ -10,7 +10,7 @@ from compressor.cli.session import Show, showing
 @click.command()
 @showing
 def doctor(show: Show) -> None:
-    """Check versions, GPU, engine builder, disk and hub access."""
+    """Show library versions, GPUs, TensorRT-LLM's engine builder, disk space and access to the hub."""
     from compressor.cli.render import doctor_text
     from compressor.cli.session import emit, work
 

@@ -12,12 +12,17 @@ from compressor.recipe.forms import parse_names
 
 @click.command(cls=RecipeCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--tasks", metavar="NAME,...", help="Tasks of lm-eval to measure (needs the lm-eval extra).")
+@click.option(
+    "--tasks",
+    metavar="NAME,...",
+    help="Tasks of lm-eval to measure instead of perplexity; needs pip install 'compress-export[lm-eval]'.",
+)
 @from_recipe("evaluate", own="evaluate")
 def evaluate(call: Call, show: Show, models: tuple[str, ...], tasks: str | None) -> None:
-    """Measure the perplexity of MODELs on --data, or tasks of lm-eval; the first MODEL is the baseline.
+    """Measure the perplexity of MODELs on --data, or their scores in --tasks.
 
-    If any MODEL was trained or calibrated on this text, all are evaluated on its held-out part.
+    The first MODEL is the baseline. If any MODEL was trained or calibrated on the text, all are evaluated on
+    its held-out part.
     """
     from compressor import api
     from compressor.cli.render import evaluation_text
@@ -26,7 +31,8 @@ def evaluate(call: Call, show: Show, models: tuple[str, ...], tasks: str | None)
     settings = call.recipe.evaluate
     if (settings.data is None) == (tasks is None):
         raise UsageError(
-            "evaluate measures perplexity or tasks", hint="either --data SOURCE or --tasks NAME,..."
+            "evaluate measures either perplexity or tasks",
+            hint="give either --data SOURCE or --tasks NAME,...",
         )
     stage(
         call,

@@ -18,16 +18,20 @@ from compressor.core.errors import UnsupportedError, UsageError
     cls=ChoiceOption,
     choices=lambda: {name: f"{', '.join(precisions)}." for name, precisions in options().items()},
     required=True,
-    help="Format to write, in one of its precisions.",
+    help="Format to write; the precisions of each are listed below.",
 )
 @click.option(
     "--precision",
     metavar="NAME",
-    help="Precision of the weights; by default the format's first.",
+    help="Precision of the weights; by default the first one that is listed for the format.",
 )
 @from_recipe("export", but=("export.formats",))
 def export(call: Call, show: Show, family: str, precision: str | None) -> None:
-    """Export MODEL and compare every position's logits with it; beyond the tolerance, exit code 8."""
+    """Export MODEL to --format, and compare the export with it.
+
+    The logits are compared at every position of fixed prompts; if they differ by more than the tolerance, the
+    exit code is 8.
+    """
     from compressor import api
     from compressor.cli.stage_result import stage
 
@@ -37,16 +41,16 @@ def export(call: Call, show: Show, family: str, precision: str | None) -> None:
             f"unknown format {family!r}",
             where="--format",
             expected=", ".join(options()),
-            hint="use one of these",
+            hint="use one of the expected formats",
         )
     precision = precision or next(iter(precisions))
     form = precisions.get(precision)
     if form is None:
         raise UnsupportedError(
-            f"{family} is not written in {precision}",
+            f"format {family} cannot be written in precision {precision}",
             where="--precision",
             expected=", ".join(precisions),
-            hint="use one of these precisions",
+            hint="use one of the expected precisions, or another --format",
         )
     stage(
         call,

@@ -27,23 +27,27 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
         return _bad_path(error)
     if isinstance(error, UnicodeEncodeError):
         return UsageError(
-            "a name or a text is not UTF-8", found=ascii(error.object)[:80], hint="rename the file"
+            "a name or a text is not UTF-8",
+            found=ascii(error.object)[:80],
+            hint="rename the file, or correct the text",
         )
     if isinstance(error, EOFError):  # nothing is ever typed here
         return VerificationError(
-            "a file ends early", found=error, hint="the same with --debug names the file: make it again"
+            "a file ends early",
+            found=error,
+            hint="run the same command with --debug to see which file, and make that file again",
         )
     if isinstance(error, RecursionError):
         return VerificationError(
             "an input is nested too deeply to be read",
             found=error,
-            hint="the same with --debug names the input: make it again, or simplify it",
+            hint="run the same command with --debug to see which input, and make it again or simplify it",
         )
     if is_panic(error):
         return VerificationError(
             "a library crashed on this input",
             found=error,
-            hint="the same with --debug says where; the file is damaged, or the library has a fault",
+            hint="run the same command with --debug to see where: a file is damaged or the library has a bug",
         )
     return None
 
@@ -56,11 +60,19 @@ def is_panic(error: BaseException) -> bool:
 def _bad_path(error: OSError) -> CompressExportError | None:
     where = ascii(error.filename)[:200] if error.filename is not None else None
     if isinstance(error, FileNotFoundError) and not _has_current_directory():
-        return UsageError("the current directory does not exist any more", hint="cd to one that does")
+        return UsageError(
+            "the current directory does not exist any more", hint="cd to a directory that exists"
+        )
     if error.errno == errno.ENOENT and "temporary directory" in str(error):
-        return ResourceError("no temporary directory can be written", found=error.strerror, hint="set TMPDIR")
+        return ResourceError(
+            "no temporary directory can be written",
+            found=error.strerror,
+            hint="set TMPDIR to a directory with free space and write permission",
+        )
     if error.errno in _BAD_PATH:
-        return UsageError("this path cannot be used", where=where, found=error.strerror, hint="another path")
+        return UsageError(
+            "this path cannot be used", where=where, found=error.strerror, hint="give another path"
+        )
     return None
 
 

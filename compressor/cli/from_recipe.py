@@ -64,23 +64,26 @@ class Call:
 
 
 class ChoiceOption(click.Option):
-    """An option whose help lists a table's names, read when it is shown; who reads the value checks it."""
+    """An option whose help lists a table's names, read when it is shown; who reads the value checks it.
+
+    Attributes:
+        choices: The names, each with a line of help or an empty one.
+    """
 
     def __init__(self, *arguments: Any, choices: Callable[[], Mapping[str, str]], **named: Any) -> None:
-        """An option of click whose `choices` are names, each with a line of help or an empty one."""
+        """An option of click with these choices."""
         super().__init__(*arguments, **named)
-        self._choices = choices
+        self.choices = choices
 
     def make_metavar(self, *_context: Any, **_named: Any) -> str:
         """The names to choose from, or what click would show."""
-        names = self._choices()
+        names = self.choices()
         return f"[{'|'.join(names)}]" if names and self.metavar is None else self.metavar or "TEXT"
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """The option as it is written; its help, and what its choices are."""
-        names, _ = super().get_help_record(ctx) or ("", "")
-        lines = [f"{name}: {text}" for name, text in self._choices().items() if text]
-        return names, " ".join([self.help or "", *lines])
+    def rows(self, ctx: click.Context) -> list[tuple[str, str]]:
+        """The option as it is written and its help; then its choices, indented, one row each."""
+        choices = [(f"  {name}", text) for name, text in self.choices().items() if text]
+        return [self.get_help_record(ctx) or ("", ""), *choices]
 
 
 class RecipeOption(ChoiceOption):
@@ -103,11 +106,11 @@ class RecipeOption(ChoiceOption):
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """The option as it is written; its help, what its choices are, and its default."""
-        names, text = super().get_help_record(ctx)
+        """The option as it is written; its help and its default."""
+        names, text = super().get_help_record(ctx) or ("", "")
         if self._field.default in (None, (), ...):
             return names, text
-        return names, f"{text} [default: {_shown(self._field.default)}]"
+        return names, f"{text}  [default: {_shown(self._field.default)}]"
 
 
 class RecipeCommand(click.Command):
@@ -117,10 +120,15 @@ class RecipeCommand(click.Command):
         """Write the options under their headings, in the order in which these come up."""
         rows: dict[str, list[tuple[str, str]]] = {OPTIONS: []}
         for option in self.get_params(ctx):
-            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
-            if record is not None:
-                heading = option.heading if isinstance(option, RecipeOption) else _HEADINGS.get(option.name)
-                rows.setdefault(heading or OPTIONS, []).append(record)
+            if not isinstance(option, click.Option):
+                continue
+            if isinstance(option, ChoiceOption):
+                records = option.rows(ctx)
+            else:
+                record = option.get_help_record(ctx)
+                records = [record] if record else []
+            heading = option.heading if isinstance(option, RecipeOption) else _HEADINGS.get(option.name)
+            rows.setdefault(heading or OPTIONS, []).extend(records)
         rows[EVERY] = rows.pop(EVERY, [])
         for heading, records in rows.items():
             if records:
@@ -157,7 +165,7 @@ def from_recipe(
             config = flags.pop("config")
             if models[0] is None and config is None:
                 raise UsageError(
-                    "there is no MODEL", hint="name one, or a recipe with one: --config recipe.yaml"
+                    "MODEL is missing", hint="name a model, or a recipe that names one: --config recipe.yaml"
                 )
             call = Call(
                 recipe=load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken),
@@ -216,7 +224,11 @@ def _shared(output: str | None) -> list[click.Option]:
     )
     return [
         *where,
-        click.Option(["--config"], type=click.Path(), help="Recipe in YAML; options override it."),
+        click.Option(
+            ["--config"],
+            type=click.Path(),
+            help="Recipe in YAML that sets any of these options; those on the command line override it.",
+        ),
         click.Option(["--resume"], is_flag=True, help="Fail unless there is an interrupted run to resume."),
         click.Option(
             ["--overwrite"],
@@ -226,7 +238,7 @@ def _shared(output: str | None) -> list[click.Option]:
         click.Option(
             ["--check/--no-check"],
             default=True,
-            help="Compare the files of a finished run with their recorded sha256. [default: on]",
+            help="Compare files that finished stages wrote with their recorded sha256.  [default: on]",
         ),
     ]
 

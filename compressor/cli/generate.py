@@ -12,7 +12,10 @@ from compressor.cli.session import Show
 @click.argument("model", required=False)
 @from_recipe("distill.generate", own="distill.generate", but=("distill.generate.weight",))
 def generate(call: Call, show: Show) -> None:
-    """Sample text from MODEL, usually the teacher, into text.jsonl: a SOURCE for distillation."""
+    """Sample text from MODEL, usually the teacher, and write it to DIR/text.jsonl; needs --tokens.
+
+    The file can be given to `compress-export distill --train-data`.
+    """
     from compressor import api
     from compressor.cli.stage_result import stage
 

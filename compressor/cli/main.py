@@ -55,7 +55,7 @@ COMMANDS = {
 @click.group(cls=LazyGroup, table=COMMANDS, default="run", default_if_no_args=False, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
-    """Prune and distill a language model to a target size, export it, and prove the speed-up.
+    """Prune and distill a language model to a target size, export it, and measure the speed-up.
 
     \b
     compress-export llama3.1-8b --target 4b --fp8      all stages
@@ -67,8 +67,8 @@ def cli() -> None:
     \b
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 unsupported, 4 missing dependency, 5 memory or disk,
     6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
-    authorisation, 130 interrupted (run the same command again to resume), 141 the reader of the output
-    closed it.
+    authorisation, 130 interrupted (run the same command again to resume), 141 the program that
+    read the output closed it.
     """
 
 
@@ -125,7 +125,7 @@ def _fail(error: BaseException, *, debug: bool) -> int:
     if ours is not None:
         _say(f"error: {ours}")
         return ours.exit_code
-    _say(f"unexpected error: {type(error).__name__}: {error}\n  try: the same with --debug")
+    _say(f"unexpected error: {type(error).__name__}: {error}\n  try: run the same command with --debug")
     return 1
 
 

@@ -16,11 +16,15 @@ from compressor.cli.session import Show
     "--plan",
     "plan_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A prune_plan.json of this model, which may be edited: keep the units that it names and score none.",
+    help="Keep the units listed in this prune_plan.json of the same model, which may be edited, instead of "
+    "scoring them.",
 )
 @from_recipe("target", "prune", "calibration")
 def prune(call: Call, show: Show, plan_file: Path | None) -> None:
-    """Prune MODEL to a target size or shape; writes a Hugging Face checkpoint and the prune plan."""
+    """Prune MODEL to a target size or shape.
+
+    Writes a Hugging Face checkpoint and prune_plan.json, the list of what was kept.
+    """
     from compressor import api
     from compressor.cli.stage_result import stage
 

@@ -12,7 +12,10 @@ from compressor.cli.session import Show
 @click.argument("model", required=False)
 @from_recipe("quantize", "calibration")
 def quantize(call: Call, show: Show) -> None:
-    """Quantize MODEL; writes the 16-bit checkpoint, all amax values and the unified FP8 checkpoint."""
+    """Quantize MODEL to FP8; needs --fp8.
+
+    Writes the 16-bit checkpoint, the calibrated maxima (amax) of all tensors, and the FP8 checkpoint.
+    """
     from compressor import api
     from compressor.cli.stage_result import stage
 

@@ -63,7 +63,7 @@ def _cost(row: GpuRow) -> tuple[str, str, str]:
 def _phase_text(phase: PlannedPhase) -> str:
     return (
         f"  {phase.name}: {phase.tokens:,} tokens, {phase.steps:,} steps of {phase.batch_size:,} "
-        f"windows of {phase.context_length:,}, {phase.flops_per_token:.2e} FLOPs per token"
+        f"sequences of {phase.context_length:,}, {phase.flops_per_token:.2e} FLOPs per token"
     )
 
 

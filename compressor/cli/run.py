@@ -14,19 +14,30 @@ SECTIONS = (
 
 @click.command(cls=RecipeCommand)
 @click.argument("model", required=False)
-@click.option("-o", "--output-dir", type=click.Path(), help="Run directory; by default ./MODEL-TARGET[-fp8].")
 @click.option(
-    "--restart-from", metavar="STAGE", help="Discard the output of this stage and of all later ones first."
+    "-o",
+    "--output-dir",
+    type=click.Path(),
+    help="Directory of the run; by default ./MODEL-TARGET, or ./MODEL-TARGET-fp8 with --fp8.",
 )
-@click.option("--dry-run", is_flag=True, help="Only show what the run would do.")
+@click.option(
+    "--restart-from",
+    metavar="STAGE",
+    help="Delete the output of this stage, such as distill, and of all later stages, and run them again.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what the run would do, without doing it.")
 @from_recipe(*SECTIONS, output=None)
 def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None:  # noqa: FBT001
-    """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL; MODEL alone means this.
+    """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL.
+
+    MODEL is an alias such as llama3.1-8b, a Hugging Face id, a directory or a .gguf file. The word `run` may
+    be left out.
+
+    For example:
 
     \b
-    MODEL   alias, Hugging Face id, directory or .gguf file
-    compress-export llama3.1-8b --target 4b --fp8
-    compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
+      compress-export llama3.1-8b --target 4b --fp8
+      compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
     """
     from compressor import api
     from compressor.cli.render import finished_text, planned_text

@@ -35,7 +35,7 @@ def showing(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors on stderr.")
     @click.option("-v", "--verbose", is_flag=True, help="Print more details on stderr.")
-    @click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+    @click.option("--debug", is_flag=True, help="Also print the traceback of an error.")
     @functools.wraps(function)
     def command(*, as_json: bool, quiet: bool, verbose: bool, debug: bool, **flags: object) -> None:
         del debug  # main reads it from the command line: an error may come before a command is found

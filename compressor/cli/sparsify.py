@@ -22,10 +22,10 @@ _OF_TRAINING = (
 @click.option("--teacher", metavar="MODEL", help="Model that ast distills from; by default MODEL itself.")
 @from_recipe("sparsify", "calibration", *(name for name in _OF_TRAINING if name.startswith("distill.")))
 def sparsify(call: Call, show: Show, teacher: str | None) -> None:
-    """Make the decoder's linear layers of MODEL sparse, 2:4 without --sparsity.
+    """Make the linear layers of MODEL's decoder sparse, 2:4 unless --sparsity says otherwise.
 
-    Writes a checkpoint and its masks. --sparsity-method ast trains, and chooses the mask again meanwhile; the
-    other methods only calibrate. To train with the mask fixed, give the output to `compress-export distill`.
+    Writes a checkpoint and its masks. --sparsity-method ast trains, and updates the mask during training; the
+    other methods only calibrate. To train with a fixed mask, give the output to `compress-export distill`.
     """
     from compressor import api
     from compressor.cli.stage_result import stage

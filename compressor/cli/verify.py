@@ -14,15 +14,15 @@ from compressor.cli.session import Show, showing
 @click.option(
     "--source",
     type=click.Path(path_type=Path),
-    help="What DIRECTORY was made from: a checkpoint; of a run its teacher.",
+    help="Checkpoint that DIRECTORY was made from; for a run, its teacher.",
 )
 @click.option("--sparsity", metavar="N:M", help="Fail unless a checkpoint follows this pattern, such as 2:4.")
 @showing
 def verify(directory: Path, source: Path | None, sparsity: str | None, show: Show) -> None:
-    """Check a run, a stage's or an export's directory, or a checkpoint: every file, shape and number.
+    """Check every file, shape and number in the DIRECTORY of a run, a stage, an export or a checkpoint.
 
-    What a directory was made from is compared with it: inside a run by itself, elsewhere with --source.
-    Sparsity is checked tensor by tensor wherever it was recorded, or is demanded.
+    The directory is also compared with what it was made from: a run holds that itself, for others name it
+    with --source. Sparsity is checked in every tensor if it was recorded or --sparsity is given.
     """
     from compressor import api
     from compressor.cli.render import verification_text

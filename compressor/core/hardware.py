@@ -102,7 +102,7 @@ def resolve_device(device: str) -> str:
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise UsageError(
-            "torch sees no GPU on this machine", where="--device", found="cuda", hint="--device cpu"
+            "torch sees no GPU on this machine", where="--device", found="cuda", hint="use --device cpu"
         )
     return "cuda" if has_gpu else "cpu"
 

@@ -58,7 +58,9 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
             return link
         if _is_out_of_memory(link):
             return ResourceError(
-                "out of memory", found=_sentence(link), hint="smaller batches or windows, or more memory"
+                "out of memory",
+                found=_sentence(link),
+                hint="use smaller batches or shorter sequences, or a machine with more memory",
             )
         if _number(link) in _REFUSALS or _is_disk(link):
             name = getattr(link, "filename", None)
@@ -66,7 +68,7 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
                 "the system refuses to read or write a file",
                 where=str(name) if name else None,
                 found=getattr(link, "strerror", None) or _sentence(link),
-                hint="free disk space and permissions, then the same command",
+                hint="check free disk space and permissions, then run the same command again",
             )
     return None
 
@@ -88,7 +90,7 @@ def killed_child(name: str, returncode: int) -> ResourceError | None:
     return ResourceError(
         f"{name} was killed, probably because the machine ran out of memory",
         found=f"exit code {returncode}",
-        hint="more memory, or a smaller model, batch or window",
+        hint="use a machine with more memory, a smaller model or batch, or shorter sequences",
     )
 
 

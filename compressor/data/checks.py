@@ -59,10 +59,10 @@ def check_responses(specs: Iterable[str]) -> None:
         found = survey(spec, answers=True)
         if found.plain_rows is not None:
             raise UsageError(
-                "a plain text has no responses to train on alone",
+                "plain text holds no responses, which --loss-on responses needs",
                 where=found.plain_rows,
                 expected="conversations, prompt and completion, or instruction and output",
-                hint="--loss-on all",
+                hint="give such rows, or use --loss-on all",
             )
         if found.first_response is None or found.first_response >= found.cut:
             raise _without_responses(spec, f"none in the {found.cut} rows of the training part")
@@ -74,7 +74,7 @@ def _without_responses(spec: str, found: str) -> UsageError:
         where=spec,
         expected="an answer of the assistant, or a completion",
         found=found,
-        hint="--loss-on all",
+        hint="give conversations with answers, or use --loss-on all",
     )
 
 

@@ -42,7 +42,10 @@ def refuse_binary(path: Path, head: bytes) -> None:
     found = next((name for magic, name in _BINARY_KINDS if head.startswith(magic)), None)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(
-            "this text is not UTF-8", where=str(path), found="UTF-16", hint="iconv -f utf-16 -t utf-8"
+            "this text is not UTF-8",
+            where=str(path),
+            found="UTF-16",
+            hint="convert it with iconv -f utf-16 -t utf-8",
         )
     if found is None and b"\0" in head:
         # Text may hold a NUL. A file that is full of them, or not UTF-8 either, is binary.
@@ -108,7 +111,7 @@ def refuse_csv(path: Path, head: bytes) -> None:
                 where=str(path),
                 expected=f"a name that ends with {suffix}",
                 found=f"the first line {first.strip()[:80]!r}",
-                hint="rename it; of running text, put another line first",
+                hint="rename the file if it is a table; if it is plain text, put another line first",
             )
 
 

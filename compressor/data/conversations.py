@@ -94,10 +94,10 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
         return [(len(document.prompt), len(rendered.text))]
     if not isinstance(document, Conversation):
         raise UsageError(
-            "a plain text has no responses to train on alone",
+            "plain text holds no responses, which --loss-on responses needs",
             where=where,
             expected="conversations, prompt and completion, or instruction and output",
-            hint="--loss-on all",
+            hint="give such rows, or use --loss-on all",
         )
     if _GENERATION_BLOCK.search(template_of(tokenizer, tools=document.tools)):
         return _spans_of_blocks(document, tokenizer, rendered)
@@ -172,7 +172,7 @@ class _Marked:
                 where=self.job.where or None,
                 expected="a template that renders all of it",
                 found=f"nothing of {', '.join(missing[:5])}",
-                hint="another chat template, or rows without it",
+                hint="use another chat template, or remove this part from the rows",
             )
 
 
@@ -314,8 +314,8 @@ def _end_of_turn(text: str, start: int, tokenizer: Any) -> int:
 def _require_prefix(prefix: str, full: str, chat: Conversation, tokenizer: Any) -> None:
     if not full.startswith(prefix):
         raise UnsupportedError(
-            "the chat template renders the beginning of this conversation otherwise alone, so its responses "
-            "cannot be told from the rest",
+            "the chat template renders the first turns of this conversation differently when they are alone, "
+            "so its responses cannot be found",
             where=chat.where or None,
             expected="a template with {% generation %} blocks, or whose renderings begin with each other",
             found=str(getattr(tokenizer, "name_or_path", "")) or None,

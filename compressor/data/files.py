@@ -122,7 +122,11 @@ def find_files(spec: str) -> LocalText:
             return LocalText(spec=spec, files=files, folder=path)
         found = {file.relative_to(path).as_posix(): file for file in _files_below(path)}
         if not found:
-            raise UsageError("this directory holds no text", where=spec, hint="put text files into it")
+            raise UsageError(
+                "this directory holds no text",
+                where=spec,
+                hint="put text files into it, or name another directory",
+            )
     elif path.exists() or _GLOB_CHARACTERS.isdisjoint(spec):
         return LocalText(spec=spec, files=(_text_file(path, path.name, is_alone=True),))
     else:
@@ -176,7 +180,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     where=f"{path}:{number}",
                     expected=f"at most {MAX_LINE_BYTES:,} bytes",
                     found="more",
-                    hint="one row per line",
+                    hint="write one row per line",
                 )
             if number == 1:
                 line = line.removeprefix(BOM)
@@ -201,7 +205,7 @@ def not_utf8(byte: int, *, where: str) -> UsageError:
         "this text is not UTF-8",
         where=where,
         found=f"byte 0x{byte:02x}",
-        hint="iconv -f latin1 -t utf-8, with the encoding it really has",
+        hint="convert it with iconv -f ENCODING -t utf-8, such as -f latin1",
     )
 
 
@@ -351,5 +355,5 @@ def _refuse_mixture(spec: str, files: tuple[TextFile, ...]) -> None:
             where=spec,
             expected="one or the other",
             found=f"{table.name} and {plain[0].name}",
-            hint=f"a pattern in quotes that ends with *{table.path.suffix}",
+            hint=f"give a pattern in quotes that ends with *{table.path.suffix}",
         )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from compressor.core.errors import NetworkError, UsageError
 
 _DEFAULT_SPLIT = "train"
+ONLINE = "connect to the hub (HF_TOKEN for gated data), or give a local file or directory"
 
 
 class HubName(NamedTuple):
@@ -88,7 +89,7 @@ def _open(spec: str) -> Any:
     try:
         splits = load_dataset(name.data_set, name.config or None, streaming=True, revision=revision)
     except OSError as error:
-        raise NetworkError("the data set cannot be streamed", where=spec, found=error) from error
+        raise NetworkError("the data set cannot be streamed", where=spec, found=error, hint=ONLINE) from error
     except ValueError as error:
         raise UsageError(
             "the data set cannot be read under this name",
@@ -102,7 +103,7 @@ def _open(spec: str) -> Any:
             where=spec,
             expected=", ".join(map(str, splits)),
             found=name.split,
-            hint=":".join([name.data_set, name.config, next(map(str, splits), "")]),
+            hint="use " + ":".join([name.data_set, name.config, next(map(str, splits), "")]),
         )
     return splits[name.split]
 
@@ -132,5 +133,5 @@ def hub_revision(spec: str) -> str:
             "the data set's revision cannot be asked for",
             where=spec,
             found=type(error).__name__,
-            hint="give a local file or directory, or go online (HF_TOKEN for gated data)",
+            hint=ONLINE,
         ) from error

@@ -161,7 +161,7 @@ def _with_calls(message: dict[str, object], where: str, number: int) -> dict[str
         isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls
     ):
         raise UsageError(
-            "a function_call is not a call",
+            "a function_call turn does not hold a function call as JSON",
             where=where,
             expected='{"name": ..., "arguments": {...}}',
             found=f"message {number}: {str(message.get('content'))[:80]}",

@@ -29,7 +29,7 @@ from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_jso
 IGNORED = -100
 STARTS_SUFFIX = ".starts"
 MASK_SUFFIX = ".mask"
-_LONGER = "give a longer text, or a shorter sequence length"
+_LONGER = "give a longer text, or lower the sequence length"
 PROGRESS_SUFFIX = ".json"
 SAVE_EVERY_TOKENS = 1 << 24
 

@@ -66,7 +66,7 @@ def _json(file: TextFile) -> Iterator[Row]:
             "this JSON document is too large to be read in one piece",
             where=str(file.path),
             expected=f"at most {MAX_JSON_BYTES:,} bytes",
-            hint="one object per line, in a .jsonl file",
+            hint="write one object per line, in a .jsonl file",
         )
     yield from _document_rows(decoded(content, where=str(file.path)).removeprefix("\ufeff"), file.path)
 
@@ -223,7 +223,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
                 "this saved data set has several splits and none is called train",
                 where=str(folder),
                 found=", ".join(map(str, data)),
-                hint="the directory of one of them",
+                hint="give the directory of one of them",
             )
         data = data["train"] if "train" in data else next(iter(data.values()))
     _require_column(data.column_names, folder)

@@ -255,11 +255,11 @@ def _refuse_beside_strings(row: Row, where: str) -> None:
     found = [name for name in (*_SYSTEM, *_TOOLS) if decoded(row.get(name)) not in (None, "", [])]
     if found:
         raise UsageError(
-            "a prompt and a completion that are strings have no place for what stands beside them",
+            "a row whose prompt and completion are strings cannot hold these fields as well",
             where=where,
             expected="two strings alone, or two lists of messages",
             found=", ".join(map(repr, found)),
-            hint="a row with 'messages', or rows without it",
+            hint="give the row as 'messages', or remove these fields",
         )
 
 

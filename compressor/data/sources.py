@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from compressor.core.errors import NetworkError, UsageError
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
-from compressor.data.hub import hub_name, hub_revision, open_hub_data_set
+from compressor.data.hub import ONLINE, hub_name, hub_revision, open_hub_data_set
 from compressor.data.plain import find_cut, num_characters, pieces
 from compressor.data.readers import read_rows
 from compressor.data.rows import (
@@ -201,7 +201,9 @@ class Documents:
                 else:
                     yield document
         except (OSError, ValueError) as error:
-            raise NetworkError("the data set cannot be streamed", where=self._spec, found=error) from error
+            raise NetworkError(
+                "the data set cannot be streamed", where=self._spec, found=error, hint=ONLINE
+            ) from error
 
 
 def describe_source(spec: str) -> dict[str, object]:

@@ -237,7 +237,7 @@ class _Process:
             content = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise UsageError(
-                "a conversation holds a value that JSON does not have",
+                "a conversation holds a value that JSON cannot express",
                 found=error,
                 hint="store its rows as JSON lines",
             ) from error

@@ -150,7 +150,7 @@ class CorrectAlongside(TrainingExtension):
             raise VerificationError(
                 "the gradient of the teacher corrected alongside is not finite",
                 found=f"norm {float(whole(norm))}",
-                hint="a lower distill.correction.learning_rate, in another directory",
+                hint="lower --correction-learning-rate, and start in another directory",
             )
 
 
@@ -184,7 +184,7 @@ def _require_one_teacher(teacher: nn.Module) -> None:
             "a teacher corrected alongside must be sharded over the processes",
             where="distill.correction.mode alongside",
             expected="distill.sharding fsdp",
-            hint="--sharding fsdp, one process, or --teacher-correction first",
+            hint="use --sharding fsdp, one process, or --teacher-correction first",
         )
 
 

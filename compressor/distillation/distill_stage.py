@@ -177,7 +177,7 @@ def dynamic_batches(
 def _require_dense(source: ModelArtifact) -> None:
     if read_sparsity(source.path) is not None:
         raise UsageError(
-            "distillation would fill the zeros of a sparse student",
+            "plain distillation would overwrite the zeros of a sparse student",
             where=str(source.path),
             hint="give the sparsified directory to `compress-export distill`, which keeps its mask",
         )
@@ -188,7 +188,7 @@ def _require_teaching(source: ModelArtifact, stored: StoredLogits | None, contex
     if context.teacher is not None:
         refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     elif stored is None:
-        raise UsageError("distillation needs a teacher", hint="--teacher MODEL, or --teacher-logits DIR")
+        raise UsageError("distillation needs a teacher", hint="add --teacher MODEL, or --teacher-logits DIR")
 
 
 def _set_up(

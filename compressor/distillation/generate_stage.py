@@ -144,7 +144,7 @@ def run(config: Generate, source: ModelArtifact, out_dir: Path, context: StageCo
             where="tokens",
             expected="at least 1",
             found=0,
-            hint="set how many tokens to sample",
+            hint="set the number of tokens to sample, such as --tokens 100m",
         )
     _require_context(config, source)
     start_afresh(out_dir, but=(TEXT_FILE, PROGRESS_FILE))
@@ -191,7 +191,7 @@ def _write_text(
                     "the model ends every sample at once",
                     expected="some text",
                     found=f"{num_empty * SAMPLES_PER_BATCH} empty samples in a row",
-                    hint="give prompts that lead it into a text",
+                    hint="give prompts with --prompts SOURCE (--generate-prompts in a run)",
                 )
     return progress
 

@@ -31,7 +31,7 @@ SCHEMA = "compress-export/teacher-logits/1"
 # What reading damaged bytes raises: one bit may say that a member is encrypted (RuntimeError), or
 # compressed in a way that is unknown (NotImplementedError, a RuntimeError) or another (OSError, LZMAError).
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
-_REDO = "store the logits again: compress-export logits ... --overwrite"
+_REDO = "store the logits again: compress-export cache-logits ... --overwrite"
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 Ids = npt.NDArray[np.int64]
@@ -194,7 +194,7 @@ class StoredLogits:
         ):
             if expected != found:
                 raise UsageError(
-                    "the stored teacher logits are of other windows",
+                    "the teacher logits were stored for other sequences",
                     where=f"{where}, {name}",
                     expected=expected,
                     found=found,
@@ -222,7 +222,7 @@ class StoredLogits:
         digest = digest_of(input_ids)
         if digest not in self._shard_of:
             raise UsageError(
-                "a training window is not among the stored teacher logits",
+                "a training sequence is not among the stored teacher logits",
                 where=str(self._directory),
                 hint="store them for the same text, token budget, batch size and seed",
             )
@@ -281,13 +281,13 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[_Shard]]:
             "this directory holds no stored teacher logits",
             where=str(file.parent),
             expected=INDEX_FILE,
-            hint="an interrupted run is continued by the same command",
+            hint="run `compress-export cache-logits`; if it was interrupted, the same command continues it",
         )
     try:
         record = read_json_mapping(file, what="the index of the stored teacher logits")
         if record["schema"] != SCHEMA:
             raise UsageError(
-                "the stored teacher logits are of another version",
+                "the teacher logits were stored by another version of this tool",
                 where=str(file),
                 expected=SCHEMA,
                 found=record["schema"],

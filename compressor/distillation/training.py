@@ -119,11 +119,11 @@ def require_loss_on(config: Distill) -> None:
     ):
         if is_given:
             raise UsageError(
-                "this needs a loss on all tokens",
+                "this setting needs a loss on all tokens",
                 where=setting,
                 expected="--loss-on all",
                 found="--loss-on responses",
-                hint="turn this off, or train on all tokens",
+                hint="turn this setting off, or use --loss-on all",
             )
 
 

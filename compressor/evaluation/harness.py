@@ -48,7 +48,11 @@ def run(config: TaskStageConfig, source: ModelArtifact, out_dir: Path, context: 
     manager = TaskManager()
     unknown = [task for task in config.tasks if task not in manager.all_tasks]
     if unknown:
-        raise UsageError(f"unknown task {unknown[0]!r}", hint=nearest(unknown[0], manager.all_tasks))
+        raise UsageError(
+            f"unknown task {unknown[0]!r}",
+            where="--tasks",
+            hint=nearest(unknown[0], manager.all_tasks) or "choose one that `lm-eval ls tasks` lists",
+        )
     models: dict[str, object] = {}
     for name, artifact in context.others.items():
         model = load_model(artifact.path, dtype=context.dtype, device=context.device)

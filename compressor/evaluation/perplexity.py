@@ -83,7 +83,7 @@ def perplexity(
         raise VerificationError(
             "the perplexity is not finite",
             found=mean_nll,
-            hint="compress-export verify finds weights that are not finite; else try --dtype float32",
+            hint="find weights that are not finite with `compress-export verify`; else use --dtype float32",
         )
     return Perplexity(
         perplexity=math.exp(mean_nll),

@@ -29,6 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _CHUNK_BYTES = 1 << 25
+_AGAIN = "download the checkpoint again, or repeat the command that wrote it"
 
 # What safetensors calls a dtype.
 DTYPE_NAMES = {
@@ -94,7 +95,7 @@ class CheckpointReader:
             file = self._stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise VerificationError(
-                "a weight file is truncated or corrupt", where=str(path), found=error
+                "a weight file is truncated or corrupt", where=str(path), found=error, hint=_AGAIN
             ) from error
         names = list(file.keys())
         if mapped is not None:
@@ -149,7 +150,9 @@ def weight_files(directory: Path) -> list[Path]:
         files = [directory / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise VerificationError("the checkpoint lacks a file", where=str(index), found=", ".join(missing))
+            raise VerificationError(
+                "the checkpoint lacks a file", where=str(index), found=", ".join(missing), hint=_AGAIN
+            )
         if single.is_file() and WEIGHTS_FILE not in names:
             raise VerificationError(
                 "the checkpoint holds its weights twice: transformers reads the one, others the other",
@@ -212,6 +215,7 @@ def _refuse_absent(mapped: dict[str, str], files: Collection[str], index: Path) 
                 "the index names a tensor that its file does not hold",
                 where=str(index),
                 expected=f"{name} in {file}",
+                hint=_AGAIN,
             )
 
 

@@ -360,6 +360,6 @@ def family_of(model_type: str) -> Family:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported",
             expected=" or ".join(sorted(FAMILIES)),
-            hint="another architecture needs rules of its own, even where its name is similar",
+            hint="use a model of one of the expected types; similar names do not mean the same architecture",
         )
     return FAMILIES[model_type]

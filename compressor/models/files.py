@@ -62,7 +62,10 @@ def _check_file(path: Path, root: Path) -> None:
         mode = target.stat().st_mode
     except (OSError, RuntimeError) as error:
         raise VerificationError(
-            "a link in the model directory leads nowhere", where=str(path), found=error
+            "a link in the model directory points to a file that does not exist",
+            where=str(path),
+            found=error,
+            hint="remove the link, or put back the file that it names",
         ) from error
     if not stat.S_ISREG(mode):
         raise VerificationError(
@@ -70,6 +73,7 @@ def _check_file(path: Path, root: Path) -> None:
             where=str(path),
             expected="a regular file",
             found="a directory" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device",
+            hint="move it out of the model directory",
         )
     if not is_own(target, root):
         raise VerificationError(

@@ -82,7 +82,11 @@ def _snapshot(hub_id: str, revision: str, names: Iterable[str]) -> Path:
     directory = Path(_reached(hub_id, snapshot_download, allow_patterns=exact))
     if directory.name != revision:
         raise NetworkError(
-            "the model changed while it was downloaded", where=hub_id, expected=revision, found=directory.name
+            "the model changed while it was downloaded",
+            where=hub_id,
+            expected=revision,
+            found=directory.name,
+            hint="run the same command again",
         )
     return directory
 
@@ -146,5 +150,7 @@ def _explained(hub_id: str, work: Callable[[], Any]) -> Any:
         ) from error
     except RepositoryNotFoundError as error:
         raise NetworkError(
-            "the hub has no such model, or it is private", where=hub_id, hint="check the id; set HF_TOKEN"
+            "the hub has no such model, or it is private",
+            where=hub_id,
+            hint="check the id; for a private model set HF_TOKEN",
         ) from error

@@ -43,6 +43,7 @@ def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
             "the config ties the embeddings, but the checkpoint holds a head of its own",
             where=head,
             expected=f"{embedding} again, or tie_word_embeddings: false",
+            hint="set tie_word_embeddings in config.json to what the model was trained with",
         )
 
 

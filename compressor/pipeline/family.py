@@ -151,7 +151,7 @@ def split_targets(target: str | None) -> tuple[str, ...]:
             "a target is empty: every comma needs a size on both sides",
             where="--target",
             found=target,
-            hint="sizes separated by single commas, such as 8b,4b",
+            hint="separate sizes by single commas, such as 8b,4b",
         )
     return parts
 

@@ -34,7 +34,7 @@ def check_card(out_dir: Path) -> None:
         raise VerificationError(
             "the model card is missing",
             where=str(file),
-            hint="the command that made the run, again, writes it",
+            hint="repeat the command that made this run: it writes it",
         )
     expected = _comparable(model_card(out_dir, _read_summary(out_dir)))
     found = _comparable(file.read_text(encoding="utf-8", errors="replace"))
@@ -46,7 +46,7 @@ def check_card(out_dir: Path) -> None:
                 where=f"{file}, line {number + 1}",
                 expected=wanted,
                 found=line,
-                hint="the command that made the run, again, writes the card again",
+                hint="repeat the command that made this run: it writes the card again",
             )
 
 

@@ -207,14 +207,14 @@ def require_sparsifiable(recipe: Recipe) -> None:
             f"the sparsity method {sparsify.method} trains, and has no tokens to train on",
             where="--recovery-tokens",
             found=0,
-            hint="give --recovery-tokens or --tokens at least one window of --context-length",
+            hint="set --recovery-tokens or --tokens to at least one sequence of --context-length tokens",
         )
     others = [name for name in recipe.export_formats() if name != "huggingface"]
     if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
         raise UnsupportedError(
             "these exports cannot carry the low-rank branch of a sparse model",
             found=", ".join(others) or "--fp8",
-            hint="--formats huggingface without --fp8, or --slorb off (merging it would fill the zeros)",
+            hint="use --formats huggingface without --fp8, or --slorb off (merging it would fill the zeros)",
         )
 
 
@@ -238,10 +238,10 @@ def require_trainable(recipe: Recipe) -> None:
     ):
         if is_given:
             raise UsageError(
-                "stored teacher logits hold for the text and the teacher that they were made with, and this "
-                "setting changes one of them",
+                "stored teacher logits are valid only for the text and the teacher that they were made with, "
+                "and this setting changes one of them",
                 where=setting,
-                hint="leave it out, or distill.teacher_logits",
+                hint="leave this setting out, or --teacher-logits (distill.teacher_logits)",
             )
 
 

@@ -109,7 +109,7 @@ def summary_of(
             "the run's records do not give a summary",
             where=str(out_dir),
             expected="an evaluation, and the machine in the manifest",
-            hint="the command that made the run, again, finishes it",
+            hint="repeat the command that made this run: it finishes it",
         )
     kinds: dict[str, type[BaseModel]] = {
         "distill": DistillRecord,

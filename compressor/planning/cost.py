@@ -62,7 +62,7 @@ class Hardware:
                 "--mfu must be above 0 and at most 1",
                 where="--mfu",
                 found=self.utilisation,
-                hint="0.4 is usual",
+                hint="use a value such as 0.4",
             )
         if self.gpu_hour_price is not None and not 0 <= self.gpu_hour_price < math.inf:
             raise UsageError(
@@ -84,7 +84,7 @@ class Hardware:
                 f"unknown GPU {self.gpu!r}",
                 where="--gpu",
                 expected=", ".join(GPUS),
-                hint=nearest(self.gpu, GPUS) or "take the one closest to yours",
+                hint=nearest(self.gpu, GPUS) or "use the expected one that is closest to yours",
             )
         return GPUS[self.gpu]
 

@@ -121,7 +121,7 @@ def make_plan(
     elif recipe.target is not None:
         target = resolve_target(teacher, recipe.target)
     else:
-        choices = "--target 4b, --target 60%, or prune.shape in a recipe"
+        choices = "add --target 4b, --target 60%, or --shape (prune.shape in a recipe)"
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
@@ -160,7 +160,7 @@ def read_plan(file: Path) -> Plan:
         VerificationError: when it cannot be read.
     """
     what = "the plan"
-    hint = "the command that made the run, again, writes it"
+    hint = "repeat the command that made this run: it writes it"
     return as_record(Plan, read_json_mapping(file, what=what), what=what, where=file, hint=hint)
 
 
@@ -173,7 +173,7 @@ def require_prunable(teacher: Dims) -> None:
     if not teacher.family.prunable:
         raise UnsupportedError(
             f"{teacher.model_type} models can be planned but not pruned yet",
-            hint="`compress-export plan` shows the student's shape",
+            hint="use `compress-export plan`, which shows the student's shape",
         )
 
 

@@ -115,7 +115,7 @@ def training_schedule(config: Distill, processes: int) -> Schedule:
     """
     if config.tokens < config.context_length:
         raise UsageError(
-            "the token budget does not fill one training window",
+            "the token budget does not fill one training sequence",
             where="--tokens",
             expected=f"at least {config.context_length}",
             found=config.tokens,

@@ -78,7 +78,7 @@ def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
             f"target {target!r} is neither a size nor a published shape of this teacher",
             where="--target",
             expected="a size such as 4b or 60%" + (f", or {', '.join(known)}" if known else ""),
-            hint=nearest(target, {*known, *PRESETS}),
+            hint=nearest(target, {*known, *PRESETS}) or "write a size such as 4b or 60%",
         )
     total = num_parameters(teacher)
     wanted = parse_count(target, option="--target", whole=total)
@@ -106,7 +106,7 @@ def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
                 f"unknown dimension {name!r}",
                 where="--shape",
                 expected=", ".join(PRUNABLE_FIELDS),
-                hint=nearest(name, PRUNABLE_FIELDS),
+                hint=nearest(name, PRUNABLE_FIELDS) or "use one of the expected names",
             )
         if not 0 < size <= getattr(teacher, name):
             raise UsageError(
@@ -114,7 +114,7 @@ def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
                 where="--shape",
                 expected=f"1 to {getattr(teacher, name)}",
                 found=size,
-                hint="a student has no dimension above its teacher's",
+                hint="set it to at most the teacher's",
             )
     student = teacher.with_shape(**shape)
     check_shape(student, where="--shape")
@@ -169,14 +169,14 @@ def _unreachable(seen: list[Dims], wanted: int) -> UsageError:
             where="--target",
             expected=f"at least {min(counts):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
             found=f"{wanted:,} parameters",
-            hint="compress in two steps, the first student being the second step's teacher",
+            hint="compress in two steps, such as --target 4b,1b: each student is made from the one before",
         )
     return UsageError(
         f"no shape on the grid is within {TOLERANCE:.0%} of the target",
         where="--target",
         expected=f"near {nearest_count:,}",
         found=f"{wanted:,} parameters",
-        hint=f"--target {nearest_count}, or --shape",
+        hint=f"use --target {nearest_count}, or set the dimensions with --shape",
     )
 
 

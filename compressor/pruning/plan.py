@@ -130,7 +130,7 @@ def read_plan(file: Path) -> PrunePlan:
             "the prune plan cannot be read",
             where=str(file),
             found=error,
-            hint=f"correct the file, or take the {PLAN_FILE} that the prune command wrote",
+            hint=f"correct the file, or use the {PLAN_FILE} that the prune command wrote",
         ) from error
 
 

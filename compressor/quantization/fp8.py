@@ -62,7 +62,7 @@ def run(
         VerificationError: when a statistic is zero or not finite, naming the module.
     """
     if not config.quantize.fp8:
-        raise UsageError("there is nothing to quantise to", where="quantize", hint="--fp8")
+        raise UsageError("no quantization is chosen", where="quantize.fp8", hint="add --fp8")
     stored = read_config(source.path)
     refuse_quantised(stored, source.path)
     refuse_adapter(source.path, by="an FP8 checkpoint")

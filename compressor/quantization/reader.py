@@ -104,7 +104,7 @@ def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
                 "this checkpoint is not quantised",
                 where=str(directory),
                 expected="quantization_config in config.json",
-                hint="compress-export quantize --fp8 makes such a checkpoint",
+                hint="make such a checkpoint with `compress-export quantize --fp8`",
             )
         check_record(directory, reader)
     config = AutoConfig.from_pretrained(directory, local_files_only=True)

@@ -71,10 +71,15 @@ class Calibration(Section):
     prefix: ClassVar[str] = "calib"
 
     data: str = option(DEFAULT_TEXT, f"Calibration text: {TEXT_FORMS}.", metavar="SOURCE")
-    size: int = option(1024, "Number of calibration sequences, spread over the training part.", ge=1)
+    size: int = option(
+        1024, "Number of calibration sequences, taken from all of the text that is not held out.", ge=1
+    )
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=8)
     documents: int = option(
-        10_000, "Documents at the start of a hub data set that calibration sequences are taken from.", ge=1
+        10_000,
+        "Take calibration sequences from the first N documents of a hub data set.",
+        ge=1,
+        metavar="N",
     )
 
 
@@ -82,11 +87,15 @@ class Prune(Section):
     """What makes a unit important, and an explicit shape instead of a target."""
 
     importance: Importance = option("activation", "How the importance of channels and layers is measured.")
-    batch_aggregation: Aggregation = option("l2", "How importance is aggregated over sequences.")
-    sequence_aggregation: Aggregation = option("mean", "How importance is aggregated within a sequence.")
+    batch_aggregation: Aggregation = option(
+        "l2", "How activations are aggregated over the calibration sequences: mean, L2 norm or variance."
+    )
+    sequence_aggregation: Aggregation = option(
+        "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
+    )
     shape: Shape | None = option(
         None,
-        "Dimensions of the student, instead of --target.",
+        "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",
         metavar="NAME=NUMBER,...",
     )
 
@@ -95,7 +104,7 @@ class Quantize(Section):
     """Post-training quantisation of the decoder's linear layers."""
 
     fp8: bool = option(default=False, text="Quantize weights and activations to FP8 (E4M3).")
-    fp8_kv_cache: bool = option(default=False, text="Quantize keys and values to FP8 as well.")
+    fp8_kv_cache: bool = option(default=False, text="Quantize the key/value cache to FP8 too; needs --fp8.")
 
 
 class TensorRTLLM(Section):
@@ -103,22 +112,31 @@ class TensorRTLLM(Section):
 
     heading: ClassVar[str] = "TensorRT-LLM"
 
-    tp_size: int = option(1, "Tensor parallelism: GPUs that share every layer.", ge=1)
-    pp_size: int = option(1, "Pipeline parallelism: GPUs that share the layers among them.", ge=1)
+    tp_size: int = option(1, "Tensor parallelism: number of GPUs that every layer is split over.", ge=1)
+    pp_size: int = option(1, "Pipeline parallelism: number of GPUs that the layers are divided among.", ge=1)
     require_engine: bool = option(
-        default=False, text="Fail with exit code 4 if trtllm-build is missing, instead of leaving a script."
+        default=False,
+        text="Fail with exit code 4 if trtllm-build is missing; otherwise a build script takes the engine's "
+        "place.",
     )
-    max_batch_size: int = option(64, "Most requests that an engine serves at once.", ge=1)
-    max_input_len: int = option(1024, "Most tokens of one prompt that an engine takes.", ge=1)
+    max_batch_size: int = option(64, "Largest number of requests that an engine serves at once.", ge=1)
+    max_input_len: int = option(1024, "Largest number of prompt tokens that an engine accepts.", ge=1)
     max_seq_len: int | None = option(
-        None, "Most tokens of prompt and output of an engine; by default as many as the model takes.", ge=1
+        None,
+        "Largest number of prompt and output tokens together that an engine accepts; by default the model's "
+        "context length.",
+        ge=1,
     )
-    max_num_tokens: int = option(8192, "Most tokens that an engine computes in one step.", ge=1)
+    max_num_tokens: int = option(8192, "Largest number of tokens that an engine computes in one step.", ge=1)
     opt_num_tokens: int | None = option(
-        None, "Tokens per step that an engine is tuned for; by default TensorRT-LLM's own choice.", ge=1
+        None,
+        "Number of tokens per step that an engine is tuned for; by default TensorRT-LLM chooses it.",
+        ge=1,
     )
     multiple_profiles: bool = option(default=True, text="Build engines with several optimization profiles.")
-    workers: int = option(1, "Ranks of an engine that are built at once.", flag="--build-workers", ge=1)
+    workers: int = option(
+        1, "Number of ranks of an engine that are built at the same time.", flag="--build-workers", ge=1
+    )
 
 
 class Export(Section):
@@ -128,14 +146,15 @@ class Export(Section):
 
     formats: Annotated[tuple[ExportFormat, ...], written(parse_names)] | None = option(
         None,
-        "Formats to export, comma separated; by default huggingface, tensorrt-llm, onnx and onnx-int4; with "
-        "--fp8 huggingface-fp8 as well, and tensorrt-llm-fp8 instead of tensorrt-llm.",
+        "Formats to export, separated by commas; by default huggingface, tensorrt-llm, onnx and onnx-int4. "
+        "With --fp8, huggingface-fp8 is added and tensorrt-llm-fp8 replaces tensorrt-llm.",
         metavar="NAME,...",
     )
     tensorrt_llm: TensorRTLLM = TensorRTLLM()
     int4_min_top1: float | None = option(
         None,
-        "Fail with exit code 6 if the top-1 agreement of an int4 export is lower; by default only reported.",
+        "Fail with exit code 6 if an int4 export predicts the same next token as the student at a smaller "
+        "share of positions (0 to 1); by default the share is only reported.",
         ge=0,
         le=1,
     )
@@ -148,7 +167,9 @@ class Evaluate(Section):
     prefix: ClassVar[str] = "eval"
 
     data: str | None = option(
-        None, "Text to measure perplexity on; in a run by default held-out training text.", metavar="SOURCE"
+        None,
+        "Text to measure perplexity on; in a run by default the held-out part of the training text.",
+        metavar="SOURCE",
     )
     seq_len: int = option(1024, "Tokens per evaluated sequence.", ge=8)
     size: int = option(64, "Number of evaluated sequences.", ge=1)
@@ -171,15 +192,15 @@ class Bench(Section):
 
     runtime: Annotated[str, AfterValidator(OneOf(RUNTIMES))] | None = option(
         None,
-        "Runtime that executes the models; by default the first, for random weights the one that draws them.",
+        f"Runtime that executes the models; by default {DEFAULT_RUNTIME}, for random weights torch-eager.",
     )
     isl_osl: Lengths = option(
-        ((128, 128), (1000, 1000)), "Input and output lengths in tokens.", metavar="ISL/OSL,..."
+        ((128, 128), (1000, 1000)), "Pairs of input and output length in tokens.", metavar="ISL/OSL,..."
     )
     batch_sizes: tuple[int, ...] = option(
         (1, 8),
-        "Batch sizes; 32:64 is one for the baseline and one for the candidate, max the largest that each "
-        "model can run.",
+        "Batch sizes. 32:64 means 32 for the baseline and 64 for the candidate; max means the largest that "
+        "each model can run.",
         flag="--batch-size",
         metavar="N,N:M,max",
     )
@@ -187,30 +208,45 @@ class Bench(Section):
         (), "Batch sizes of the baseline and of the candidate where they differ.", flag=""
     )
     largest_batch: bool = option(
-        default=False, text="Measure each model at the largest batch that it can run as well.", flag=""
+        default=False, text="Also measure each model at the largest batch size that it can run.", flag=""
     )
     batch_limit: int = option(1024, "Upper bound of the search for the largest batch size.", ge=1)
-    preset: BenchPreset | None = option(None, "Named grid of lengths and batch sizes, instead of both.")
-    concurrency: Integers = option(
-        (1, 8, 64), "Requests in flight in a serving benchmark (tensorrt-llm).", metavar="N,..."
+    preset: BenchPreset | None = option(
+        None,
+        "Named set of lengths and batch sizes, instead of --isl-osl and --batch-size. quick: 128/128 at "
+        "batch 1 and 8; published: the lengths of TensorRT-LLM's published tables; minitron-blog: the same "
+        "lengths at batch 32 and 64.",
     )
-    num_requests: int = option(200, "Requests of each run of a serving benchmark (tensorrt-llm).", ge=2)
+    concurrency: Integers = option(
+        (1, 8, 64),
+        "Numbers of concurrent requests that a serving benchmark (tensorrt-llm) measures.",
+        metavar="N,...",
+    )
+    num_requests: int = option(
+        200, "Number of requests in each run of a serving benchmark (tensorrt-llm).", ge=2
+    )
     processes: Literal["shared", "alternating"] = option(
-        "shared", "Processes of the models; alternating: only one model is in memory at a time."
+        "shared",
+        "shared: all models are loaded in one process; alternating: each has a process of its own, and only "
+        "one model is in memory at a time.",
     )
     baselines: Literal["same-precision", "all"] = option(
         "all",
-        "Comparisons; all: also each precision against the widest one, and the smallest candidate against "
-        "the widest baseline.",
+        "What is compared. same-precision: models in the same precision; all: also each precision with the "
+        "first one, and each model in each precision with the baseline in the first one.",
     )
     precisions: Annotated[tuple[BenchPrecision, ...], written(parse_names)] = option(
         ("fp32", "int4"),
-        "Precisions that a run measures; those that its exports or the runtime do not have are left out.",
+        "Precisions that a run measures; those without an export or that the runtime lacks are left out.",
         flag="--bench-precisions",
         metavar="NAME,...",
     )
-    min_pairs: int = option(5, "Pairs of runs that are always measured.", ge=5)
-    max_pairs: int = option(40, "Pairs of runs after which measuring stops in any case.", ge=5)
+    min_pairs: int = option(5, "Smallest number of pairs of measurements per comparison.", ge=5)
+    max_pairs: int = option(
+        40,
+        "Largest number of pairs of measurements per comparison, even if the result is still noisy.",
+        ge=5,
+    )
     enabled: bool = option(default=True, text="Measure the speed of the exports.", flag="--bench")
 
     @property
@@ -243,7 +279,7 @@ class Environment(Section):
 
     heading: ClassVar[str] = EVERY
 
-    seed: int = option(0, "Seed of everything random.", ge=0, lt=MAX_SEED)
+    seed: int = option(0, "Seed of all random numbers.", ge=0, lt=MAX_SEED)
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Device to compute on; auto: a GPU if there is one."
     )
@@ -252,11 +288,11 @@ class Environment(Section):
     )
     tokenizer: str | None = option(
         None,
-        "Directory of the original tokenizer of a GGUF file; by default the one inside the file.",
+        "Directory with the original tokenizer of a GGUF model; by default the GGUF file's own is used.",
         metavar="DIR",
     )
     trust_remote_code: bool = option(
-        default=False, text="Run model code that a Hugging Face repository brings along."
+        default=False, text="Allow running Python code that a Hugging Face repository contains."
     )
 
 
@@ -266,7 +302,8 @@ class Recipe(Environment):
     model: str = option(..., "Model to compress: alias, Hugging Face id, directory or .gguf file.", flag="")
     target: str | None = option(
         None,
-        "Size of the student (4b, 4.5B, 60%) or a published shape (4b-width); 8b,4b makes a family.",
+        "Size of the student (4b, 4.5B, 60%) or a published shape (4b-width). A run also takes several, such "
+        "as 8b,4b: each model is made from the one before it.",
         heading="Options",
         metavar="SIZE",
     )
@@ -360,9 +397,9 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
         )
     flag = next((flag for name, flag in flags.items() if f"{field}.".startswith(f"{name}.")), None)
     if first["type"] == "string_type":
-        hint = "put quotes around it"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
+        hint = "put quotes around the value"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
     else:
-        hint = f"change it; --help says what {flag} means" if flag else "change it in the recipe"
+        hint = f"change the value; --help describes {flag}" if flag else "change this value in the recipe"
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",
         where=flag or where,

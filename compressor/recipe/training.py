@@ -49,12 +49,19 @@ class DynamicBatches(Section):
 
     variant: Literal["off", "clipped", "unclipped"] = option(
         "off",
-        "Sample domains with a high excess loss more often; clipped: negative excess loss counts as 0 (the "
-        "paper's rule), unclipped: it counts, and weights are smoothed (its code's rule).",
+        "Sample a --domain more often if its loss is far above a reference loss. clipped: a loss below the "
+        "reference counts as equal to it (rule of the Sheared LLaMA paper); unclipped: it counts as it is, "
+        "and sampling weights are smoothed (rule of the paper's code).",
         flag="--dynamic-batches",
     )
-    interval_steps: int = option(400, "Optimizer steps between two updates of the domains' weights.", ge=1)
-    eval_size: int = option(16, "Held-out sequences per domain that its loss is measured on.", ge=1)
+    interval_steps: int = option(
+        400,
+        "With --dynamic-batches: optimizer steps between two updates of the domains' sampling weights.",
+        ge=1,
+    )
+    eval_size: int = option(
+        16, "With --dynamic-batches: number of held-out sequences that a domain's loss is measured on.", ge=1
+    )
 
 
 class Correction(Section):
@@ -65,17 +72,18 @@ class Correction(Section):
 
     mode: Literal["off", "first", "alongside"] = option(
         "off",
-        "Fine-tune the teacher on the training text: before distillation, or in the same steps.",
+        "Fine-tune the teacher on the training text. first: before distillation; alongside: in the same "
+        "steps.",
         flag="--teacher-correction",
     )
     tokens: Tokens | None = option(
         None,
-        "Token budget of a correction that comes first; by default distillation's.",
+        "Token budget of --teacher-correction first; by default that of --tokens.",
         ge=1,
         metavar="COUNT",
     )
     learning_rate: float | None = option(
-        None, "Peak learning rate of teacher correction; by default a fifth of distillation's.", gt=0
+        None, "Peak learning rate of teacher correction; by default a fifth of --learning-rate.", gt=0
     )
     warmup_steps: int | None = option(
         None,
@@ -91,20 +99,30 @@ class Generate(Section):
     prefix: ClassVar[str] = "generate"
 
     tokens: Tokens = option(
-        0, "Tokens of text to sample from the teacher; 0 for none.", ge=0, metavar="COUNT"
+        0,
+        "Number of tokens to sample from the teacher as training text, such as 10m; 0 for none.",
+        ge=0,
+        metavar="COUNT",
     )
     prompts: str | None = option(
         None,
-        "Text whose first tokens are used as prompts; by default sampling starts from nothing.",
+        "Text whose first tokens are used as prompts; by default samples start without a prompt.",
         metavar="SOURCE",
     )
-    prompt_tokens: int = option(16, "Tokens taken from each prompt.", ge=1)
-    max_new_tokens: int = option(512, "Most tokens sampled after each prompt.", ge=1)
-    temperature: float = option(1.0, "Softmax temperature of the sampling.", gt=0)
-    top_p: float = option(
-        1.0, "Sample only from the smallest set of tokens with this probability.", gt=0, le=1
+    prompt_tokens: int = option(
+        16, "Number of tokens taken as a prompt from the start of each document of the prompts' text.", ge=1
     )
-    weight: float = option(1.0, "Share of the sampled text, relative to the other domains'.", gt=0)
+    max_new_tokens: int = option(512, "Largest number of tokens sampled after each prompt.", ge=1)
+    temperature: float = option(1.0, "Softmax temperature when sampling text.", gt=0)
+    top_p: float = option(
+        1.0,
+        "Sample only from the smallest set of tokens whose probabilities sum to at least this.",
+        gt=0,
+        le=1,
+    )
+    weight: float = option(
+        1.0, "Sampling weight of the sampled text, relative to those of the other training texts.", gt=0
+    )
 
 
 class Distill(Section):
@@ -117,7 +135,8 @@ class Distill(Section):
     )
     domains: tuple[Domain, ...] = option(
         (),
-        "One of several weighted training texts, instead of --train-data; repeatable.",
+        "One of several training texts, with its sampling weight (by default 1), instead of --train-data; "
+        "repeatable.",
         flag="--domain",
         heading=TEXT,
         metavar="NAME=SOURCE[@WEIGHT]",
@@ -128,28 +147,28 @@ class Distill(Section):
     generate: Generate = Generate()
     loss_on: Literal["all", "responses"] = option(
         "all",
-        "Tokens that the loss counts; responses: assistant turns and completions only.",
+        "Tokens that the loss is computed on. responses: assistant turns and completions only.",
         heading=TEXT,
     )
     tokens: Tokens = option(
         SHORT_RETRAINING_TOKENS,
-        "Token budget of training, such as 100m; 0 only prunes.",
+        "Token budget of training, such as 100m; in a run, 0 leaves training out.",
         ge=0,
         metavar="COUNT",
     )
     context_length: int = option(4096, "Tokens per training sequence.", ge=8)
     intra_document_masking: bool = option(
         default=False,
-        text="Keep attention and loss inside each of the documents packed into a sequence.",
+        text="Restrict attention and loss to one document each where a sequence packs several.",
         heading=TEXT,
     )
     batch_size: int | None = option(
         None,
-        "Sequences per optimizer step, over all GPUs; by default 1152, fewer for short budgets.",
+        "Sequences per optimizer step, over all GPUs; by default 1152, fewer with a small token budget.",
         flag="--train-batch-size",
         ge=1,
     )
-    micro_batch_size: int = option(1, "Sequences per forward pass and GPU.", heading=SCALE, ge=1)
+    micro_batch_size: int = option(1, "Sequences per forward pass on each GPU.", heading=SCALE, ge=1)
     learning_rate: float = option(1e-4, "Peak learning rate of the cosine schedule.", gt=0)
     min_learning_rate_ratio: float = option(
         0.1, "Final learning rate of the cosine schedule, as a fraction of the peak.", ge=0, le=1
@@ -168,31 +187,37 @@ class Distill(Section):
     )
     top_k: int | None = option(
         None,
-        "KL over the teacher's top-k tokens only, renormalised; by default over all.",
+        "Use only the teacher's top-k tokens per position, renormalised for the KL loss; by default all "
+        "tokens, in cache-logits 1024.",
         heading=LOSS,
         ge=1,
     )
     hidden_state_loss: StateLoss = option(
-        "auto", "Loss on hidden states; auto: cosine if many layers are removed.", heading=LOSS
+        "auto",
+        "Loss on hidden states. auto: cosine if at least a third of the layers is removed, otherwise off.",
+        heading=LOSS,
     )
     embedding_loss: StateLoss = option(
-        "auto", "Loss on embeddings; auto: the same as --hidden-state-loss.", heading=LOSS
+        "auto", "Loss on embeddings. auto: the same as --hidden-state-loss.", heading=LOSS
     )
     layer_pairs: LayerPairs | None = option(
         None,
-        "Layers that the loss on hidden states compares, counted from 0, such as 29:13; by default the one "
-        "two before the last of each model.",
+        "Layers that --hidden-state-loss compares, counted from 0, such as 29:13; by default the third to "
+        "last layer of each model.",
         heading=LOSS,
         metavar="TEACHER:STUDENT,...",
     )
     teacher_logits: str | None = option(
         None,
-        "Directory that cache-logits wrote, used instead of a teacher in memory.",
+        "Directory written by cache-logits, used instead of a teacher in memory.",
         heading=LOSS,
         metavar="DIR",
     )
     sharding: Literal["auto", "ddp", "fsdp"] = option(
-        "auto", "How models are spread over GPUs: copies (DDP) or shards (FSDP2).", heading=SCALE
+        "auto",
+        "How models are spread over GPUs. ddp: a copy on each; fsdp: sharded (FSDP2); auto: fsdp on several "
+        "GPUs.",
+        heading=SCALE,
     )
     activation_checkpointing: bool = option(
         default=False,
@@ -201,11 +226,11 @@ class Distill(Section):
         course=True,
     )
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "Use torch.compile; auto: on a GPU.", heading=SCALE, course=True
+        "auto", "Whether to use torch.compile. auto: on a GPU only.", heading=SCALE, course=True
     )
     report_to: Annotated[tuple[Tracker, ...], written(parse_names)] = option(
         ("tensorboard",),
-        "Where training curves are logged; none for nowhere.",
+        "Where training curves are logged: tensorboard, wandb, mlflow, or none.",
         course=True,
         metavar="NAME,...",
     )
@@ -252,11 +277,16 @@ class Sparsify(Section):
         flag="--sparsity-method",
     )
     skip: tuple[str, ...] = option(
-        (), "Shell pattern of further tensors to leave dense; repeatable.", multiple=True, metavar="PATTERN"
+        (),
+        "Shell pattern of names of linear layers' tensors to leave dense, such as '*down_proj*'; repeatable.",
+        multiple=True,
+        metavar="PATTERN",
     )
-    block_size: int = option(128, "Columns per block of SparseGPT.", flag="--sparsegpt-block-size", ge=4)
+    block_size: int = option(
+        128, "Number of columns that SparseGPT handles per block.", flag="--sparsegpt-block-size", ge=4
+    )
     dampening_fraction: float = option(
-        0.01, "Dampening of SparseGPT, as a fraction of the Hessian's mean diagonal.", ge=0
+        0.01, "SparseGPT's dampening, as a fraction of the mean diagonal of the Hessian.", ge=0
     )
     raise_dampening: bool = option(
         default=False, text="Raise SparseGPT's dampening when a Hessian is singular."
@@ -266,42 +296,53 @@ class Sparsify(Section):
     )
     tokens: Tokens | None = option(
         None,
-        "Token budget of training after sparsifying; by default --tokens.",
+        "Token budget of training after sparsifying; by default that of --tokens.",
         flag="--recovery-tokens",
         ge=0,
         metavar="COUNT",
     )
     learning_rate: float | None = option(
         None,
-        "Peak learning rate of training after sparsifying; by default --learning-rate.",
+        "Peak learning rate of training after sparsifying; by default that of --learning-rate.",
         flag="--recovery-learning-rate",
         gt=0,
     )
     kl_weight: float = option(
         0.67,
-        "Weight of the KL loss in training a sparse model; cross-entropy gets 1 - weight.",
+        "Weight of the KL loss when training a sparse model; cross-entropy gets 1 - weight.",
         flag="--recovery-kl-weight",
         ge=0,
         le=1,
     )
     temperature: float = option(
         2.0,
-        "Softmax temperature of the KL loss in training a sparse model.",
+        "Softmax temperature of the KL loss when training a sparse model.",
         flag="--recovery-temperature",
         gt=0,
     )
     mask_interval: int | None = option(
-        None, "Steps between two selections of the mask by ast; by default 10, fewer in short runs.", ge=1
+        None,
+        "Optimizer steps after which ast selects the mask again; by default 10, fewer in short runs.",
+        ge=1,
     )
-    mask_decay: float = option(1e-4, "Decay that ast applies to masked weights at the end of its ramp.", ge=0)
+    mask_decay: float = option(
+        1e-4, "Weight decay that ast applies to masked weights once its ramp is complete.", ge=0
+    )
     decay_ramp_steps: int | None = option(
-        None, "Steps until ast's decay of masked weights is full; by default a quarter of the run.", ge=1
+        None,
+        "Optimizer steps in which ast raises its decay from 0 to --mask-decay; by default a quarter of all.",
+        ge=1,
     )
     slorb: Literal["off", "fixed", "trained"] = option(
-        "off", "Low-rank branch beside the sparse weights, written as a PEFT adapter."
+        "off",
+        "Add a low-rank branch to the sparse layers, written as a PEFT adapter. fixed: computed once; "
+        "trained: trained with the sparse weights.",
     )
     slorb_group: int = option(
-        16, "Input channels per rank of the low-rank branch.", flag="--slorb-group-size", ge=2
+        16,
+        "Number of input channels per rank of the low-rank branch (--slorb).",
+        flag="--slorb-group-size",
+        ge=2,
     )
 
     @property

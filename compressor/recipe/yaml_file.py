@@ -38,7 +38,7 @@ def read_recipe_tree(path: Path) -> dict[str, object]:
         raise UsageError("the recipe is nested too deeply", where=str(path), hint=_EXAMPLE) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits, a date
         raise UsageError(
-            "the recipe is not YAML that can be used", where=str(path), found=error, hint=_EXAMPLE
+            "the recipe is not valid YAML", where=str(path), found=error, hint=_EXAMPLE
         ) from error
     if not isinstance(tree, dict):
         raise UsageError(
@@ -72,7 +72,7 @@ def refuse_unusable_values(tree: object, *, where: str) -> None:
                 where=where,
                 expected=expected,
                 found=found,
-                hint="change this value",
+                hint="change this value to what is expected",
             )
 
 

@@ -86,7 +86,8 @@ def refuse_difference(
             f"{where} holds the {stage} stage of a different run",
             where=str(record),
             found="; ".join(changed),
-            hint=f"--restart-from {stage} in a run, --overwrite for a stage of its own, or another directory",
+            hint=f"add --restart-from {stage} in a run, or --overwrite for a single stage; or choose another "
+            "--output-dir",
         )
 
 

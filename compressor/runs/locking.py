@@ -115,7 +115,7 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
             raise UsageError(
                 "another process works in this output directory",
                 where=str(directory),
-                hint="wait for it to end, or give another directory",
+                hint="wait for it to end, or choose another --output-dir",
             ) from error
         if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
             return

@@ -209,7 +209,7 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
     begun = {LOCK_FILE, f"{marker}.tmp"}  # all that a kill in the first moment leaves
     if not is_ours and out_dir.exists() and any(path.name not in begun for path in out_dir.iterdir()):
         raise UsageError(
-            "the output directory is in use and holds nothing of ours",
+            "the output directory is in use: it holds files that this tool did not write",
             where=str(out_dir),
             expected=f"an empty directory, or one with {marker}",
             hint="choose another --output-dir",
@@ -249,7 +249,7 @@ def read_manifest(directory: Path) -> ManifestRecord:
             where=str(file),
             expected=SCHEMA,
             found=record.get("schema"),
-            hint="--overwrite starts anew, or give another directory",
+            hint="start over with --overwrite, or choose another --output-dir",
         )
     hint = "put it back as it was, or --overwrite to start anew"
     return as_record(ManifestRecord, unsealed(record, file, what=what, hint=hint), what=what, where=file)

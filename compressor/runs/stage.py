@@ -280,7 +280,7 @@ def _real(out_dir: Path) -> Path:
         return out_dir
     if not out_dir.exists():
         raise UsageError(
-            "the output path is a link to nothing",
+            "the output path is a link to a directory that does not exist",
             where=str(out_dir),
             found=out_dir.readlink(),
             hint="remove the link, or put back the directory that it names",
@@ -325,10 +325,10 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
     """The directory to fill: continued if it was begun with the same inputs, else new."""
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UsageError(
-            "the output directory is in use, and no finished stage of ours",
+            "the output directory is in use, and this tool finished no stage in it",
             where=str(out_dir),
             expected=f"an empty directory, or one with {ARTIFACT_FILE}",
-            hint=f"another directory; or, if it was ours: {redo}",
+            hint=f"choose another --output-dir; or, if this tool wrote it: {redo}",
         )
     partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     record = partial / STAGE_FILE
@@ -339,10 +339,10 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
         return partial
     if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
         raise UsageError(
-            "the output directory is in use, and holds no beginning of ours",
+            "the output directory is in use, and this tool began no stage in it",
             where=str(partial),
             expected=f"an empty directory, or one with {STAGE_FILE}",
-            hint=f"another directory; or, if it was ours: {redo}",
+            hint=f"choose another --output-dir; or, if this tool wrote it: {redo}",
         )
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,8 @@ def run(
     sparsity = read_sparsity(source.path)
     if sparsity is None or context.teacher is None:
         what = "a sparsified checkpoint" if sparsity is None else "a teacher"
-        raise UsageError(f"recovery needs {what}", where=str(source.path), hint="compress-export sparsify")
+        hint = "make one with `compress-export sparsify`" if sparsity is None else "add --teacher MODEL"
+        raise UsageError(f"training a sparse model needs {what}", where=str(source.path), hint=hint)
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
     keep_only_progress(out_dir)

@@ -147,7 +147,7 @@ class _Visitor:
                 )
             except NotPositiveDefiniteError as error:
                 raise VerificationError(
-                    str(error), where=full, hint="more calibration text, or --raise-dampening"
+                    str(error), where=full, hint="use more calibration text, or --raise-dampening"
                 ) from error
             self._record(full, linear.weight, sparse)
             replaced[name], masks[full] = sparse.weight, sparse.keep_mask
@@ -183,7 +183,7 @@ def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) 
     """What the stage will record, its shapes checked."""
     if not names:
         raise UsageError(
-            "the skip list leaves nothing to sparsify", where="--skip", hint="leave out some of its patterns"
+            "the skip list leaves nothing to sparsify", where="--skip", hint="remove some --skip patterns"
         )
     if (checkpoint / SPARSITY_FILE).is_file():
         raise UnsupportedError(

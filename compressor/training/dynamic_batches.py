@@ -182,6 +182,6 @@ def held_out_windows(
                 where=f"domain {domain.name}: {error.where}",
                 expected=error.expected,
                 found=error.found,
-                hint="a longer text for this domain, shorter windows, or dynamic_batches off",
+                hint="give the domain a longer text, lower --context-length, or turn --dynamic-batches off",
             ) from error
     return tuple(found)

@@ -48,7 +48,7 @@ def refuse_non_finite(
         "the training loss or its gradient is not finite",
         where=f"optimizer step {step}, after window {position}, {where}",
         found=f"loss {loss}",
-        hint="a lower learning rate or a longer warm-up, in another directory; the last checkpoint is kept",
+        hint="lower --learning-rate or raise --warmup-steps, in a new directory; the last checkpoint is kept",
     )
 
 

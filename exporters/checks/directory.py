@@ -95,7 +95,7 @@ def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
                 where=str(directory),
                 expected="a run, a stage's or an export's directory, or a checkpoint: one of "
                 + ", ".join(sorted({row.marker for row in FORMATS.values()})),
-                hint="name the directory that such a file lies in",
+                hint="name the directory that holds such a file",
             )
         found = check_structure(directory, row.load(), subject.pattern)
         return Checked(path=directory, kind="checkpoint", status=NO_RECORD, found=found)

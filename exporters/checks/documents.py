@@ -38,7 +38,7 @@ def check_manifest_entry(where: Path, entry: StageEntry | None, artifact: ModelA
         raise VerificationError(
             "the manifest does not list this part of the run",
             where=str(where),
-            hint="delete it, and the command that made the run, again, makes it",
+            hint="delete it, then repeat the command that made this run",
         )
     for field, listed, found in (
         ("stage", entry.stage, artifact.stage),
@@ -167,5 +167,5 @@ def check_plan(directory: Path, plan_file: str, *, teacher: Path | None, student
                 f"the plan says another {role} than there is",
                 where=f"{file}: {role}",
                 found="; ".join(changed),
-                hint="the command that made the run, again, writes the plan again",
+                hint="repeat the command that made this run: it writes the plan again",
             )

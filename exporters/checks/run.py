@@ -117,7 +117,7 @@ def read_run(directory: Path, teacher: Path | None) -> RunRecords:
                 where=str(directory / name),
                 hint=_NO_MANIFEST
                 if name == MANIFEST_FILE
-                else "the command that made the run, again, writes it",
+                else "repeat the command that made this run: it writes it",
             )
     try:
         manifest = read_manifest(directory)
@@ -148,7 +148,7 @@ def _require_unchanged(directory: Path, manifest: ManifestRecord) -> None:
         raise VerificationError(
             "a file of this run is missing, or not as it was written",
             where=str(directory / changed[0]),
-            hint="the command that made the run, again, writes it",
+            hint="repeat the command that made this run: it writes it",
         )
 
 
@@ -176,10 +176,10 @@ def check_run(
     _check_documents(run, present)
     if missing:
         raise UsageError(
-            "this run is not finished; what is there was checked",
+            "this run is not finished; the stages that are there were checked",
             where=str(directory),
             expected=f"{missing[0]}, which its recipe demands",
-            hint="the command that made the run, again, finishes it",
+            hint="repeat the command that made this run: it finishes it",
         )
     reason = run.parts.teacher.reason
     notes = [f"the model that this run was made from is not compared: {reason}"] if reason else []
@@ -197,7 +197,7 @@ def _refuse_gone(run: RunRecords, missing: list[str]) -> None:
                 "a finished part of this run is missing",
                 where=str(run.directory / name),
                 expected="there: the manifest records it",
-                hint="the command that made the run, again, makes it",
+                hint="repeat the command that made this run: it makes it",
             )
 
 

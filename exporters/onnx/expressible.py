@@ -17,7 +17,7 @@ from compressor.models.families import family_of
 from exporters.verification.class_defaults import declared_window, reads_window, value_of
 
 FIXED = ("default", "linear", "llama3", "yarn")
-_HINT = "leave onnx out of the formats; --format huggingface serves vLLM, SGLang and newer TensorRT-LLM"
+_HINT = "leave onnx out of the formats; vLLM, SGLang and newer TensorRT-LLM load --format huggingface"
 
 
 def check_expressible(config: dict[str, object]) -> None:
@@ -29,7 +29,7 @@ def check_expressible(config: dict[str, object]) -> None:
     family = family_of(str(config.get("model_type")))
     if family.genai is None:
         raise UnsupportedError(
-            f"the graph builder is not known to compute {family.model_type} models right",
+            f"{family.model_type} models cannot be exported to ONNX",
             where=f"{CONFIG_FILE}: model_type",
             hint=_HINT,
         )

@@ -224,7 +224,7 @@ class _RankWriter:
                 where=name,
                 expected=self._dtype,
                 found=f"{values.float().abs().max().item():g}",
-                hint="--precision bf16",
+                hint="use --precision bf16",
             )
         return cast
 

@@ -62,9 +62,9 @@ def format_of(family: Family) -> TensorRTLLM:
     """
     if family.tensorrt_llm is None:
         raise UnsupportedError(
-            f"no TensorRT-LLM checkpoint is known for {family.model_type} models",
+            f"{family.model_type} models cannot be exported to TensorRT-LLM checkpoints",
             where=f"{CONFIG_FILE}: model_type",
-            hint="--format huggingface serves newer TensorRT-LLM, vLLM and SGLang",
+            hint="use --format huggingface, which newer TensorRT-LLM, vLLM and SGLang load",
         )
     return family.tensorrt_llm
 
@@ -183,7 +183,7 @@ def check_sparse_cuts(sparsity: SparsityRecord, dims: Dims, tp_size: int) -> Non
                 where=name,
                 expected=f"columns of every rank that are a multiple of {size}",
                 found=f"{columns} / {tp_size} = {columns // tp_size}",
-                hint="a smaller --tp-size, or another shape",
+                hint="use a smaller --tp-size, or another shape",
             )
 
 
@@ -194,6 +194,6 @@ def _expect(field: str, holds: bool, expected: str, found: object) -> None:  # n
             where=f"{CONFIG_FILE}: {field}",
             expected=expected,
             found=found,
-            hint="leave tensorrt-llm out of the formats; --format huggingface serves vLLM, SGLang and newer "
-            "TensorRT-LLM",
+            hint="leave tensorrt-llm out of the formats; vLLM, SGLang and newer TensorRT-LLM load --format "
+            "huggingface",
         )

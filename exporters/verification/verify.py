@@ -77,8 +77,8 @@ def verify_directory(
         raise UsageError(
             "this source does not exist",
             where=str(source),
-            hint="--source takes the directory of the checkpoint that DIR was made from; without it, DIR is "
-            "checked by itself",
+            hint="give --source the directory of the checkpoint that DIR was made from, or leave it out to "
+            "check DIR by itself",
         )
     notes: list[str] = []
     if is_run(directory):

@@ -79,8 +79,8 @@ def test_a_recipe_knows_what_the_table_knows(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_help_shows_it_and_export_writes_it(toy: None, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert f"toy: {TOY.help}" in " ".join(command_here("run", "--help").stdout.split())
-    assert "toy: bf16" in " ".join(command_here("export", "--help").stdout.split())
+    assert f"toy {TOY.help}" in " ".join(command_here("run", "--help").stdout.split())
+    assert "toy bf16" in " ".join(command_here("export", "--help").stdout.split())
     made = succeed_here("export", tiny_checkpoint, "--format", "toy", "-o", tmp_path / "made")
     assert made["details"]["checks"] == {"num_equal_tensors": 29}
 

@@ -78,7 +78,7 @@ def test_distillations_of_a_recipe_ask_for_no_stage_but_their_own() -> None:
 
 def test_the_recipes_correction_is_refused_where_it_is_not_switched_off() -> None:
     settings = load_recipe(ROOT / "recipes" / "llama3.1-minitron-4b-width.yaml", {}).distill
-    with pytest.raises(UsageError, match="stage of its own"):
+    with pytest.raises(UsageError, match="correct-teacher does"):
         refuse_other_stages(settings)
 
 

@@ -153,10 +153,10 @@ def refuse_misread_rope(config: Mapping[str, object], *, where: str) -> None:
     if int(__version__.split(".")[0]) >= FIRST_WITH_PARAMETERS or _read_alike_before_5(config):
         return
     raise UnsupportedError(
-        f"transformers {__version__} reads another rope than this config says",
+        f"transformers {__version__} would misread the rope settings of this config",
         where=where,
         expected=f"{rope_of(config).method} in {SCALING}, read by this family's class",
-        hint="export --format huggingface under transformers 5 writes both spellings",
+        hint="install transformers 5, or write the config again under it with export --format huggingface",
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 
 # What to do about a file that says more than can be read here.
-ORIGINAL_CHECKPOINT = "give the checkpoint that the file was made from, as safetensors"
+ORIGINAL_CHECKPOINT = "use the safetensors checkpoint that the file was made from"
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_FIELDS = 1 << 14
@@ -75,7 +75,7 @@ class GgufHeader:
                 "the GGUF file lacks a field",
                 where=str(self.path),
                 expected=key,
-                hint="is it a language model?",
+                hint="check that it is a language model; otherwise convert it again",
             )
         return self.fields[key]
 
@@ -115,7 +115,12 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def _corrupt(path: Path, reason: object) -> VerificationError:
-    return VerificationError("the GGUF file is truncated or corrupt", where=str(path), found=reason)
+    return VerificationError(
+        "the GGUF file is truncated or corrupt",
+        where=str(path),
+        found=reason,
+        hint="download or convert it again",
+    )
 
 
 class _Cursor:
@@ -238,5 +243,5 @@ def _refuse_part(path: Path, fields: dict[str, object]) -> None:
             where=str(path),
             expected="one file",
             found=f"part {part + 1 if isinstance(part, int) else part} of {count}",
-            hint="llama-gguf-split --merge FIRST_PART MODEL.gguf",
+            hint="merge the parts: llama-gguf-split --merge FIRST_PART MODEL.gguf",
         )

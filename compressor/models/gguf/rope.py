@@ -134,7 +134,7 @@ def _by_factors(fields: Fields) -> RopeScaling:
         if np.allclose(llama3_factors(scaling, wavelengths), factors, rtol=_RELATIVE_TOLERANCE, atol=0.0):
             return scaling
     raise UnsupportedError(
-        "these rope factors follow from no rope scaling of a Hugging Face config",
+        "these rope factors do not match any rope scaling of a Hugging Face config",
         where=where,
         expected="factors as Llama 3.1's",
         found=", ".join(f"{value:.6g}" for value in factors[:_NUM_SHOWN]),

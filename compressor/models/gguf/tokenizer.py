@@ -30,7 +30,7 @@ _KNOWN = re.compile(
 # Fields that converters write, and that change nothing where they say no.
 _NEUTRAL_IF_FALSE = ("add_sep_token", "remove_extra_whitespaces")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
-_HINT = "--tokenizer DIR, a directory with the model's own tokenizer.json"
+_HINT = "add --tokenizer DIR, a directory with the model's own tokenizer.json"
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 _SPACE = "\u2581"
 

@@ -74,7 +74,7 @@ def initial_branch(
             "the low-rank branch does not fit this layer",
             expected=f"a multiple of {group_size} columns",
             found=columns,
-            hint="another --slorb-group-size",
+            hint="choose a --slorb-group-size that divides the columns",
         )
     rank = columns // group_size
     down = torch.eye(rank).repeat_interleave(group_size, dim=1)
@@ -150,7 +150,7 @@ def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
         raise UsageError(
             "this checkpoint has no adapter",
             where=str(directory),
-            hint="sparsify with --slorb fixed or trained",
+            hint="make one: compress-export sparsify with --slorb fixed or trained",
         )
     config = read_json_mapping(folder / ADAPTER_CONFIG, what="the adapter's config")
     try:
@@ -220,5 +220,5 @@ def refuse_adapter(directory: Path, *, by: str) -> None:
             f"{by} cannot carry the low-rank branch of this sparse model",
             where=str(directory / ADAPTER_DIRECTORY),
             expected="a checkpoint without adapter/; merging it would fill the zeros of the sparse weights",
-            hint="export --format huggingface carries it, or sparsify without --slorb",
+            hint="use export --format huggingface, which carries it, or sparsify without --slorb",
         )

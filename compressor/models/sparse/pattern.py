@@ -49,7 +49,7 @@ def parse_pattern(text: str) -> Pattern:
             where="--sparsity",
             expected="N:M with 0 < N < M",
             found=text,
-            hint="--sparsity 2:4",
+            hint="write it like --sparsity 2:4",
         )
     return pattern
 

@@ -103,7 +103,7 @@ def read_masks(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, t
     """
     if not path.is_file():
         raise UsageError(
-            "this checkpoint has no masks", where=str(path), hint="compress-export sparsify leaves them"
+            "this checkpoint has no masks", where=str(path), hint="make them with `compress-export sparsify`"
         )
     try:
         packed = load_file(path)

@@ -371,7 +371,7 @@ def test_a_template_whose_prefix_is_no_prefix() -> None:
         "{% endfor %}"
     )
     document = Conversation(messages=CHAT, where="x.jsonl:4")
-    with pytest.raises(UnsupportedError, match="otherwise alone") as caught:
+    with pytest.raises(UnsupportedError, match="differently when they are alone") as caught:
         tokenise_all("x", [document], tokenizer, loss_on="responses")
     assert caught.value.where == "x.jsonl:4"
 

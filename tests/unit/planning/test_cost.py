@@ -198,7 +198,7 @@ def test_plan_and_training_spend_a_budget_alike(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_budget_below_one_window_is_refused_by_the_plan() -> None:
-    with pytest.raises(UsageError, match="does not fill one training window"):
+    with pytest.raises(UsageError, match="does not fill one training sequence"):
         estimate(recipe(**{"distill.tokens": 4095}))
 
 

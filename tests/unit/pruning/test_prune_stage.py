@@ -116,6 +116,6 @@ def test_a_plan_of_another_model_and_a_target_beside_it_are_refused(
     plan, out_dir = made / PLAN_FILE, tmp_path / "cut"
     with pytest.raises(UsageError, match="another model"):
         api.prune(str(made), out_dir, plan=plan)
-    with pytest.raises(UsageError, match="nothing to choose"):
+    with pytest.raises(UsageError, match="already says what is kept"):
         api.prune(str(tiny_checkpoint), out_dir, plan=plan, target="50%")
     assert not out_dir.exists()

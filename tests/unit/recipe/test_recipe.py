@@ -97,7 +97,7 @@ def test_override_in_a_section_that_is_none(tmp_path: Path, section: str) -> Non
 
 @pytest.mark.parametrize("text", ["", "- model\n", "model: [unclosed\n", "4b"])
 def test_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match=r"not a mapping|not YAML"):
+    with pytest.raises(UsageError, match=r"not a mapping|not valid YAML"):
         load_recipe(written(tmp_path, text), {})
 
 

@@ -386,7 +386,7 @@ def test_a_directory_that_was_moved_and_linked_is_the_same(bed: Bed, tmp_path: P
     assert bed.out_dir.is_symlink()
     assert (tmp_path / "moved" / "weights").read_text() == "2"
     shutil.rmtree(tmp_path / "moved")
-    with pytest.raises(UsageError, match="link to nothing"):
+    with pytest.raises(UsageError, match="link to a directory that does not exist"):
         bed.execute()
 
 

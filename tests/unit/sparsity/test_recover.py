@@ -115,7 +115,7 @@ def test_both_models_are_loaded_as_far_as_they_are_trusted(
 
 def test_plain_distillation_of_a_sparse_student_is_refused(sparsified: Sparsified, tmp_path: Path) -> None:
     config = Distill(data=str(sparsified.text), tokens=64, context_length=32)
-    with pytest.raises(UsageError, match="fill the zeros"):
+    with pytest.raises(UsageError, match="overwrite the zeros"):
         execute(
             DISTILL,
             config,

@@ -270,8 +270,8 @@ def test_an_exported_tokenizer_config_is_the_sources(
     ("there", "missing", "helps"),
     [
         (("recipe.yaml", "plan.json"), "manifest.json", "in another directory"),
-        (("manifest.json", "plan.json"), "recipe.yaml", "the command that made the run, again"),
-        (("manifest.json", "recipe.yaml"), "plan.json", "the command that made the run, again"),
+        (("manifest.json", "plan.json"), "recipe.yaml", "repeat the command that made this run"),
+        (("manifest.json", "recipe.yaml"), "plan.json", "repeat the command that made this run"),
     ],
 )
 def test_a_run_without_one_of_its_records_says_what_helps(

@@ -200,7 +200,7 @@ def test_older_transformers_does_not_read_newer_forms_as_another_rope(
     source.mkdir()
     write_source(source, variant.family, variant.fields)
 
-    with pytest.raises(UnsupportedError, match="reads another rope"):
+    with pytest.raises(UnsupportedError, match="would misread the rope"):
         load_model(source, dtype="float32", device="cpu")
     plain_logits(rewritten(source, tmp_path / "again"), prompt())
     load_model(tmp_path / "again", dtype="float32", device="cpu")
