@@ -111,6 +111,8 @@ def _check_indices(where: str, indices: tuple[int, ...], size: int) -> None:
 
 
 def _check_groups(where: str, units: tuple[int, ...], num_units: int, num_groups: int) -> None:
+    if num_groups < 1 or num_units % num_groups:
+        raise ValueError(f"{where}: expected a number of units that fills the groups evenly")
     group_size = num_units // num_groups
     counts = Counter(unit // group_size for unit in units)
     if len(counts) != num_groups or len(set(counts.values())) > 1:

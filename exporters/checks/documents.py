@@ -65,7 +65,7 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     inputs = artifact.inputs
     plain = recipe.model_dump(mode="json")
     recorded = _sections(artifact, plain)
-    said = {name: _section(plain, name) for name in recorded}
+    said = {name: _within(_section(plain, name), section) for name, section in recorded.items()}
     moved = _moved(file, said, recorded, inputs)
     before = _config(comparable({**inputs, "config": recorded}))
     now = _config(comparable({**inputs, **moved, "config": said}))
@@ -104,6 +104,13 @@ def _section(plain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     for part in name.split("."):
         plain = plain[part]
     return plain
+
+
+def _within(said: Any, recorded: Any) -> Any:
+    """Of what the recipe says, the fields that are recorded; others decide nothing in that stage."""
+    if isinstance(said, Mapping) and isinstance(recorded, Mapping):
+        return {key: _within(said.get(key), value) for key, value in recorded.items()}
+    return said
 
 
 def _moved(

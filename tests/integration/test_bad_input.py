@@ -151,8 +151,8 @@ def test_calibration_texts(
         (("--train-data", "nowhere.txt"), "does not exist"),
         (("--eval-data", "nowhere.txt"), "does not exist"),
         (("--calib-seq-len", 100_000), "shorter than one sequence"),
-        (("--formats", "huggingface,huggingface-fp8"), "does not quantise"),
-        (("--fp8-kv-cache",), "does not quantise"),
+        (("--formats", "huggingface,huggingface-fp8"), "needs FP8 quantization"),
+        (("--fp8-kv-cache",), "needs FP8 quantization"),
         (("--target", "50%"), "not both"),
     ],
 )
@@ -165,8 +165,18 @@ def test_a_run_that_cannot_end_writes_nothing(
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    texts = ("--calib-data", tiny_text, "--train-data", tiny_text, "--tokens", 640, "--quiet")
-    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *options, "-o", out)
+    texts = (
+        "--calib-data",
+        tiny_text,
+        "--train-data",
+        tiny_text,
+        "--tokens",
+        640,
+        "--context-length",
+        32,
+        "--quiet",
+    )
+    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *budget, *options, "-o", out)
     assert not out.exists()
 
 
@@ -201,8 +211,8 @@ def test_nothing_to_resume(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pat
     [
         (("run", *SHAPE, "--tokens", 0), 4, "no trtllm-build on PATH"),
         (("export", "--format", "tensorrt-llm", "--precision", "fp16"), 4, "release:1.2.1"),
-        (("run", *SHAPE, "--formats", "huggingface,onnx"), 2, "no format that becomes one"),
-        (("export", "--format", "onnx"), 2, "no format that becomes one"),
+        (("run", *SHAPE, "--formats", "huggingface,onnx"), 2, "no engine is built from"),
+        (("export", "--format", "onnx"), 2, "no engine is built from"),
     ],
 )
 def test_an_engine_that_is_required_and_cannot_be_built_is_refused_at_once(

@@ -175,7 +175,7 @@ def test_losses_on_states_and_a_teacher_corrected_alongside_follow_one_process(
             "compressor.cli.main",
             *("distill", str(student), "--teacher", str(tiny_checkpoint), "--train-data", str(tiny_text)),
             *("--tokens", "2560", "--context-length", "32", "--train-batch-size", "4"),
-            *("--intermediate", "cosine", "--embedding-loss", "cosine", "--layer-pairs", "1:0"),
+            *("--hidden-state-loss", "cosine", "--embedding-loss", "cosine", "--layer-pairs", "1:0"),
             *("--teacher-correction", "alongside", "--sharding", "fsdp" if processes > 1 else "auto"),
             *("-o", str(tmp_path / str(processes)), "--json"),
             processes=processes,

@@ -24,7 +24,8 @@ MOUNT, UMOUNT = shutil.which("mount"), str(shutil.which("umount"))
 SIZE = 24 << 20
 SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
 CALIBRATION = ("--calib-seq-len", 64, "--calib-size", 4)
-TRAINING = ("--tokens", 1280, "--context-length", 64, "--train-batch-size", 4, "--save-steps", 2)
+SEQUENCES = ("--tokens", 1280, "--context-length", 64)
+TRAINING = (*SEQUENCES, "--train-batch-size", 4, "--save-steps", 2)
 BENCH = ("--runtime", "torch-eager", "--precision", "fp32", "--isl-osl", "8/2", "--batch-size", 1)
 Words = tuple[object, ...]
 
@@ -66,11 +67,22 @@ def commands(model: Path, text: Path) -> dict[str, Words]:
     return {
         "prune": ("prune", model, *SHAPE, "--calib-data", text, *CALIBRATION),
         "generate": ("generate", model, "--tokens", 20_000, "--max-new-tokens", 64),
-        "logits": ("cache-logits", model, "--train-data", text, *TRAINING),
+        "logits": ("cache-logits", model, "--train-data", text, *SEQUENCES),
         "correct": ("correct-teacher", model, "--train-data", text, *TRAINING),
         "distill": ("distill", model, "--teacher", model, "--train-data", text, *TRAINING),
         "sparsify": ("sparsify", model, "--calib-data", text, *CALIBRATION),
-        "recover": ("sparsify", model, "--calib-data", text, *CALIBRATION, "--train-data", text, *TRAINING),
+        "recover": (
+            "sparsify",
+            model,
+            "--sparsity-method",
+            "ast",
+            "--calib-data",
+            text,
+            *CALIBRATION,
+            "--train-data",
+            text,
+            *TRAINING,
+        ),
         "quantize": ("quantize", model, "--fp8", "--calib-data", text, *CALIBRATION),
         "export tensorrt-llm": ("export", model, "--format", "tensorrt-llm"),
         "bench": ("bench", model, model, *BENCH),

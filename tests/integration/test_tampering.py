@@ -252,18 +252,19 @@ CASES: dict[str, Case] = {
     "tokens: cut": refused(TOKENS, truncate, "the same command", of=UNFINISHED),
     "tokens: starts deleted": refused(f"{TOKENS}.starts", remove, "the same command", of=UNFINISHED),
     "tokens: their record edited": refused(f"{TOKENS}.json", set_to(files={}), "delete", of=UNFINISHED),
-    "checkpoint: empty optimizer": redone(f"{CHECKPOINT}/optimizer-0.pt", empty, DAMAGED, of=UNFINISHED),
-    "checkpoint: a weight's bit": redone(f"{CHECKPOINT}/student.safetensors", flip, DAMAGED, of=UNFINISHED),
+    "checkpoint: empty part": redone(f"{CHECKPOINT}/__0_0.distcp", empty, DAMAGED, of=UNFINISHED),
+    "checkpoint: a weight's bit": redone(f"{CHECKPOINT}/__0_0.distcp", flip, DAMAGED, of=UNFINISHED),
     "checkpoint: random state": redone(f"{CHECKPOINT}/rng_state.pth", truncate, DAMAGED, of=UNFINISHED),
-    "checkpoint: data position": redone(f"{CHECKPOINT}/stream.json", append_line, DAMAGED, of=UNFINISHED),
+    "checkpoint: its own record": redone(f"{CHECKPOINT}/.metadata", flip, DAMAGED, of=UNFINISHED),
+    "checkpoint: data position": redone(f"{CHECKPOINT}/progress.json", append_line, DAMAGED, of=UNFINISHED),
     "checkpoint: deleted state": redone(f"{CHECKPOINT}/trainer_state.json", remove, DAMAGED, of=UNFINISHED),
     "checkpoint: mark edited": redone(f"{CHECKPOINT}/complete", set_to(files={}), DAMAGED, of=UNFINISHED),
     "checkpoint: mark deleted": redone(
         f"{CHECKPOINT}/complete", remove, "was not finished and is removed", of=UNFINISHED
     ),
-    "checkpoints: all without optimizer": refused(
+    "checkpoints: all with an empty part": refused(
         "stages/distill.partial/checkpoints",
-        lambda path: [empty(file) for file in path.glob("*/optimizer-0.pt")],
+        lambda path: [empty(file) for file in path.glob("*/__0_0.distcp")],
         redo("its stage"),
         of=UNFINISHED,
     ),
