@@ -176,7 +176,7 @@ def test_a_run_that_cannot_end_writes_nothing(
         32,
         "--quiet",
     )
-    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *budget, *options, "-o", out)
+    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *options, "-o", out)
     assert not out.exists()
 
 
