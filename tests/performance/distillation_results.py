@@ -30,7 +30,7 @@ TRAINING = ("--train-data", TEXT, "--tokens", TOKENS, "--context-length", "256",
 # Of the text that was trained on, `evaluate` reads the held-out part.
 QUALITY = {"held-out": TEXT, "other": ".assets/wiki.txt"}
 WINDOWS = ("--seq-len", "512", "--size", "15")
-LOGITS_ONLY = ("--intermediate", "off", "--embedding-loss", "off")
+LOGITS_ONLY = ("--hidden-state-loss", "off", "--embedding-loss", "off")
 
 Command = Callable[..., dict[str, Any]]
 Perplexity = dict[str, float]  # by text of `QUALITY`
@@ -53,7 +53,7 @@ VARIANTS = {
     "random initialisation, CE": Variant(student="random", options=(*LOGITS_ONLY, "--kl-weight", "0")),
     "half depth, logits": Variant(student="depth", options=LOGITS_ONLY),
     "half depth, logits + intermediate + embedding": Variant(
-        student="depth", options=("--intermediate", "cosine", "--embedding-loss", "cosine")
+        student="depth", options=("--hidden-state-loss", "cosine", "--embedding-loss", "cosine")
     ),
 }
 

@@ -94,7 +94,7 @@ def order_holds(figures: dict[str, float]) -> dict[str, bool]:
 
 
 def run_sparse_training(command: Command) -> dict[str, Any]:
-    """Held masks, moving masks, and moving masks with a low-rank branch, from the same SparseGPT."""
+    """Fixed masks, moving masks, and moving masks with a low-rank branch, from the same SparseGPT."""
     calibration = ("--calib-data", ".assets/wiki.txt", *CALIBRATION)
     with tempfile.TemporaryDirectory() as scratch:
         made = {"dense": MODEL, "sparsegpt": f"{scratch}/sparsegpt"}
@@ -110,8 +110,7 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
         made |= {name: f"{scratch}/{name.replace(' ', '-')}" for name in runs}
 
         def train(name: str) -> dict[str, Any]:
-            options = TRAINING if name != "fixed masks" else (*TRAINING, "--temperature", "2")
-            result = command(*runs[name], *options, "-o", made[name])
+            result = command(*runs[name], *TRAINING, "-o", made[name])
             details = {key: value for key, value in result["details"].items() if key != "layers"}
             return {"num_parameters": result["num_parameters"], **details}
 

@@ -14,14 +14,17 @@ from click_default_group import DefaultGroup
 from compressor.api.stages import refuse_other_stages
 from compressor.cli.distill import distill
 from compressor.cli.from_recipe import RecipeOption
-from compressor.cli.main import cli, invoke
+from compressor.cli.main import COMMANDS, invoke
 from compressor.core.errors import UsageError
+from compressor.core.lazy import resolve
 from compressor.recipe.recipe import load_recipe
 from tests.performance.results import ROOT, documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 LAUNCH = sorted((ROOT / "docs" / "launch").iterdir())
+
+MEASUREMENTS = sorted((ROOT / "tests" / "performance").glob("*results.py"))
 
 
 def test_tables_agree_with_their_json() -> None:
@@ -51,6 +54,20 @@ def test_launch_scripts_name_known_options(script: Path) -> None:
     commands = r"^(?:compress-export|.* -m compressor\.cli\.main) ([\w-]+) (.+)$"
     assert sum(names_known_options(*found) for found in re.findall(commands, text, re.MULTILINE)) >= 1
     assert [path for path in re.findall(r"recipes/[\w.-]+\.yaml", text) if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("script", MEASUREMENTS, ids=lambda path: path.name)
+def test_long_measurements_name_known_options(script: Path) -> None:
+    """They take hours, so that a name that no longer exists would be noticed late."""
+    commands = [resolve(place) for place, _ in COMMANDS.values()]
+    commands += [
+        inner for group in commands if isinstance(group, DefaultGroup) for inner in group.commands.values()
+    ]
+    known = {name for command in commands for option in command.params for name in option.opts}
+    known |= {name for command in commands for option in command.params for name in option.secondary_opts}
+    used = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', script.read_text(encoding="utf-8")))
+    assert used
+    assert used - known - {"--tables"} == set()
 
 
 def test_distillations_of_a_recipe_ask_for_no_stage_but_their_own() -> None:
@@ -98,9 +115,9 @@ def test_the_file_that_torchrun_starts_is_the_command_line() -> None:
 
 def names_known_options(name: str, rest: str) -> bool:
     """Whether `name` is a command; its options must be known."""
-    command = cli.commands.get(name)
-    if command is None:
+    if name not in COMMANDS:
         return False
+    command = resolve(COMMANDS[name][0])
     if isinstance(command, DefaultGroup):
         command = command.commands.get(rest.split(maxsplit=1)[0], command.commands[command.default_cmd_name])
     known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
