@@ -10,18 +10,50 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import Unpickler, UnpicklingError
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from compressor.core.errors import VerificationError
 
 _OPTIMIZER = "optimizer"
+# All that the record of a checkpoint is made of; the library unpickles it, which could name any code.
+_RECORD = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata"),
+        *("TensorProperties", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath"},
+}
+
+
+class _RecordUnpickler(Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """What a checkpoint's record names.
+
+        Raises:
+            UnpicklingError: for anything else.
+        """
+        is_kind = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_kind or (module, name) == ("torch", "Size") or name in _RECORD.get(module, ()):
+            return super().find_class(module, name)
+        raise UnpicklingError(f"{module}.{name} does not belong into the record of a checkpoint")
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *arguments: Any, **named: Any) -> Metadata:
+        """The checkpoint's record, once it is known to be nothing else."""
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            _RecordUnpickler(file).load()
+        return super().read_metadata(*arguments, **named)
 
 
 def save_state(directory: Path, named: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -50,7 +82,7 @@ def load_state_(directory: Path, named: Mapping[str, torch.Tensor], optimizer: t
         optimizer_state = _empty_optimizer_state(directory, named)
         for name, kept in optimizer_state.items():
             state |= {_key(name, entry): value for entry, value in kept.items()}
-        with_own_errors(lambda: load(state, checkpoint_id=directory))
+        with_own_errors(lambda: load(state, storage_reader=_Reader(directory)))
     except (RuntimeError, ValueError, KeyError, AttributeError, EOFError, UnpicklingError) as error:
         # Its sha256 is right: the settings, or the version of torch, are not those that wrote it.
         raise VerificationError(
@@ -78,7 +110,7 @@ def _empty_optimizer_state(
     directory: Path, named: Mapping[str, torch.Tensor]
 ) -> dict[str, dict[str, torch.Tensor]]:
     """What the checkpoint holds of the optimizer: moments sharded as their parameters are, and counts."""
-    saved = FileSystemReader(directory).read_metadata().state_dict_metadata
+    saved = _Reader(directory).read_metadata().state_dict_metadata
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, entry in saved.items():
         root, _, rest = key.partition("/")

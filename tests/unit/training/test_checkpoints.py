@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,25 @@ def test_what_fails_inside_the_library_is_raised_as_itself(tmp_path: Path) -> No
     weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(FileExistsError):
         save_state(tmp_path / "file", {"weight": weight}, torch.optim.SGD([weight]))
+
+
+class Called:
+    """Pickled, it is a call of `Path.touch`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_record_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    """The library unpickles the record of a checkpoint; an altered one may have sums that fit."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([weight])
+    save_state(tmp_path, {"weight": weight}, optimizer)
+    load_state_(tmp_path, {"weight": weight}, optimizer)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Called(tmp_path / "ran")))
+    with pytest.raises(VerificationError, match="does not fit"):
+        load_state_(tmp_path, {"weight": weight}, optimizer)
+    assert not (tmp_path / "ran").exists()
