@@ -14,6 +14,7 @@ from compressor.api.stages import (
     generate,
     prune,
     quantize,
+    reconstruct,
     sparsify,
 )
 from compressor.api.whole import plan, run
@@ -34,6 +35,7 @@ __all__ = [
     "plan",
     "prune",
     "quantize",
+    "reconstruct",
     "run",
     "select",
     "sparsify",

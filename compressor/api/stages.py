@@ -75,6 +75,36 @@ def prune(
     return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
 
 
+def reconstruct(
+    student: str,
+    out_dir: Path,
+    *,
+    teacher: str,
+    calibration: Calibration = Calibration(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Solve the linear layers of a pruned or sparse model again by least squares, towards its teacher's.
+
+    Args:
+        student: What `prune` or `sparsify` wrote.
+        out_dir: Where the repaired checkpoint is written.
+        teacher: The model that the student was made from.
+        calibration: The text that the layers are fitted and accepted on.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: for a student of another teacher, or too little text.
+    """
+    from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
+
+    execution = execution or Execution()
+    config = ReconstructStageConfig(calibration=calibration)
+    execution.begin(out_dir, [student, teacher], texts=RECONSTRUCT.data(config))
+    source = execution.open(student, out_dir)
+    taught_by = execution.open(teacher, out_dir, tokenizer=False)
+    return execution.run(RECONSTRUCT, config, source, out_dir, teacher=taught_by)
+
+
 def generate(
     model: str, out_dir: Path, *, settings: Generate, execution: Execution | None = None
 ) -> ModelArtifact:

@@ -39,6 +39,7 @@ COMMANDS = {
     ),
     "cache-logits": (f"{_ROOM}.cache_logits:cache_logits", "Store a teacher's top-k logits on disk."),
     "distill": (f"{_ROOM}.distill:distill", "Retrain a student on the logits of its teacher."),
+    "reconstruct": (f"{_ROOM}.reconstruct:reconstruct", "Repair a pruned or sparse model by least squares."),
     "sparsify": (f"{_ROOM}.sparsify:sparsify", "Make the linear layers of a model 2:4 sparse."),
     "quantize": (f"{_ROOM}.quantize:quantize", "Quantize a model to FP8 by calibration."),
     "export": (f"{_ROOM}.export:export", "Write a model for a runtime, and verify what was written."),

@@ -136,6 +136,16 @@ def read_plan(file: Path) -> PrunePlan:
         ) from error
 
 
+def identity_plan(dims: Dims) -> PrunePlan:
+    """Everything stays."""
+    layers = tuple(range(dims.num_hidden_layers))
+    kept = {
+        name: (tuple(range(dims.units(name))),) * (len(layers) if axis.is_per_layer else 1)
+        for name, axis in PRUNABLE_AXES.items()
+    }
+    return PrunePlan(importance="none", source=dims, layers=layers, kept=kept)
+
+
 def make_plan(source: Dims, student: Dims, scores: ImportanceScores, *, importance: str) -> PrunePlan:
     """Choose the units to keep: the best-scored ones of every axis, ties to the lower index.
 

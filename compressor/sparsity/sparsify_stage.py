@@ -10,10 +10,10 @@ import math
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.sequential import LayerVisit, run_sequentially
 from compressor.calibration.text import read_calibration
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
@@ -23,17 +23,13 @@ from compressor.models.checkpoint import (
     CheckpointReader,
     TensorSpec,
     read_config,
-    row_blocks,
-    write_checkpoint,
     write_safetensors,
 )
-from compressor.models.config.portable import write_config
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, initial_branch, write_adapter
 from compressor.models.sparse.pattern import Pattern, parse_pattern, require_whole_groups
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, SparsityRecord, write_masks
-from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
@@ -97,7 +93,7 @@ def run(
             on_window=tick,
         )
     write_digests(out_dir, visitor.digests)
-    _write(source.path, out_dir, changed, dtype)
+    write_rewritten(source.path, out_dir, changed, dtype)
     sparsity.write(out_dir)
     _write_masks(out_dir / MASKS_FILE, visitor.masks)
     if visitor.branches:
@@ -197,40 +193,16 @@ def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) 
     return SparsityRecord(pattern=pattern, model_type=dims.model_type, shapes=pairs)
 
 
-def _write(source: Path, out_dir: Path, changed: dict[str, Path], dtype: torch.dtype) -> None:
-    """Write the checkpoint in its source's order, changed weights from the files that hold them."""
-    with CheckpointReader(source) as reader:
-
-        def spec(name: str) -> TensorSpec:
-            def blocks() -> Any:
-                tensor = _read(changed[name], name) if name in changed else reader.tensor(name)
-                return (block.to(dtype) for block in row_blocks(tensor))
-
-            return TensorSpec(name=name, shape=reader.shape(name), dtype=dtype, blocks=blocks)
-
-        write_checkpoint(out_dir, [spec(name) for name in reader])
-    write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
-    copy_tokenizer(source, out_dir)
-
-
 def _write_masks(path: Path, files: dict[str, Path]) -> None:
     """Gather every layer's packed masks in one file, one tensor at a time."""
 
     def spec(name: str, file: Path) -> TensorSpec:
-        packed = _read(file, name)
+        packed = read_kept(file, name)
         return TensorSpec(
-            name=name, shape=tuple(packed.shape), dtype=packed.dtype, blocks=lambda: [_read(file, name)]
+            name=name, shape=tuple(packed.shape), dtype=packed.dtype, blocks=lambda: [read_kept(file, name)]
         )
 
     write_safetensors(path, [spec(name, file) for name, file in files.items()])
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
 
 
 def _details(

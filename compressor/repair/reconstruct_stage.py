@@ -1,0 +1,160 @@
+"""The reconstruct stage: linear layers solved again by least squares, before any training.
+
+It leaves a checkpoint of the same shape, its masks and the plan of its pruning carried along.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.calibration.rewrite import read_kept, write_rewritten
+from compressor.calibration.stream import Stream, mapped_states
+from compressor.calibration.text import read_calibration
+from compressor.core.errors import UsageError
+from compressor.data.sources import source_fingerprint
+from compressor.models.checkpoint import read_config
+from compressor.models.digests import tensor_digest, write_digests
+from compressor.models.dims import Dims, dims_of_config
+from compressor.models.sparse.low_rank import refuse_adapter
+from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
+from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
+from compressor.recipe.recipe import Calibration, Section
+from compressor.repair.walk import USES, Walk
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
+
+_SCRATCH = "scratch"
+
+
+class ReconstructStageConfig(Section):
+    """The sections of a recipe that decide this stage."""
+
+    calibration: Calibration
+
+
+def run(
+    config: ReconstructStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    """Repair `source`, which was made from the context's teacher.
+
+    Raises:
+        UsageError: for a model that was not made from this teacher, or too little text.
+        VerificationError: when a solution is not finite, naming the weight.
+    """
+    start_afresh(out_dir)
+    assert context.teacher is not None
+    original = context.teacher.path
+    refuse_adapter(source.path, by="reconstruction")
+    plan = plan_between(original, source.path)
+    windows = read_calibration(config.calibration, source.path, context)
+    if len(windows.ids) < len(USES):
+        raise UsageError(
+            "too little calibration text to reconstruct from",
+            where="--calib-size",
+            expected=f"at least {len(USES)} sequences, of which one accepts what the others give",
+            found=len(windows.ids),
+            hint="raise --calib-size, lower --calib-seq-len, or give more text with --calib-data",
+        )
+    scratch = out_dir / _SCRATCH
+    scratch.mkdir()
+    dtype = getattr(torch, context.dtype)
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "device": context.device,
+        "trust_remote_code": context.trust_remote_code,
+    }
+    with (
+        context.console.progress("reconstructing", len(plan.layers)) as tick,
+        Stream(original, windows.ids, scratch / "original.bin", **how) as teacher,
+        Stream(source.path, windows.ids, scratch / "compressed.bin", **how) as student,
+    ):
+        walk = Walk(
+            original=teacher,
+            compressed=student,
+            after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), dtype),
+            plan=plan,
+            keep_mask=_masks(source.path),
+            scratch=scratch,
+            on_layer=tick,
+        )
+        walk.run()
+    digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
+    write_digests(out_dir, digests)
+    write_rewritten(source.path, out_dir, walk.changed, dtype)
+    _carry(source.path, out_dir)
+    shutil.rmtree(scratch)
+    details: dict[str, object] = {
+        "num_accepted": len(walk.changed),
+        "num_left": len(walk.layers) - len(walk.changed),
+        "outlier_tokens": walk.outlier_tokens,
+        "num_windows": len(windows.ids),
+        "window_tokens": windows.ids.shape[1],
+        "solve_seconds": round(walk.solve_seconds, 3),
+        "calibration": windows.record,
+        "layers": {
+            name: {
+                "accepted": layer.accepted,
+                "ridge": layer.ridge,
+                "error_ratio": None if layer.error_ratio is None else float(f"{layer.error_ratio:.6g}"),
+            }
+            for name, layer in walk.layers.items()
+        },
+    }
+    return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def plan_between(original: Path, compressed: Path) -> PrunePlan:
+    """Which layers and units of a model stayed: the compressed one's prune plan, or all of them.
+
+    Raises:
+        UsageError: when the compressed model was not made from this one.
+    """
+    teacher, student = (dims_of_config(read_config(path)) for path in (original, compressed))
+    file = compressed / PLAN_FILE
+    plan = read_plan(file) if file.is_file() else identity_plan(teacher)
+    if (plan.source, plan.student) != (teacher, student):
+        raise UsageError(
+            "this student was not cut from this teacher",
+            where=str(compressed),
+            expected=f"a directory with the {PLAN_FILE} that says which units of the teacher it keeps, or a "
+            "student of the teacher's shape",
+            found=_difference(plan, teacher, student),
+            hint="give what `compress-export prune` or `sparsify` wrote, and as --teacher what they read",
+        )
+    return plan
+
+
+def _difference(plan: PrunePlan, teacher: Dims, student: Dims) -> str:
+    if plan.source != teacher:
+        return f"a plan for {plan.source}"
+    return f"a student of {student}"
+
+
+def _masks(directory: Path) -> Callable[[str], torch.Tensor | None]:
+    """The mask of every sparse weight, by full name."""
+    sparsity = read_sparsity(directory)
+    if sparsity is None:
+        return lambda _name: None
+    return read_masks(directory / MASKS_FILE, sparsity.shapes).get
+
+
+def _carry(source: Path, out_dir: Path) -> None:
+    """What says how the model was compressed stays with it."""
+    carry_sparsity(source, out_dir)
+    for name in (MASKS_FILE, PLAN_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out_dir / name)
+
+
+RECONSTRUCT: Stage[ReconstructStageConfig] = Stage(
+    name="reconstruct",
+    run=run,
+    libraries=("torch", "transformers", "accelerate"),
+    data=lambda config: (config.calibration.data,),
+    fingerprint=source_fingerprint,
+)

@@ -1,0 +1,280 @@
+"""Block-by-block repair of a compressed model, the original's hidden states beside its own.
+
+After units, layers or weights are gone, the weights that stay are no longer the best ones. Layer by layer,
+in the order of the forward pass, every linear layer is solved again by least squares on what the compressed
+model really computes up to it:
+
+* a layer that reads a norm gives what the original's layer gives, of the kept units;
+* a layer that writes to the residual stream makes up what the stream lacks: the original's stream after the
+  sublayer, kept channels, minus the compressed model's before it. Errors so do not add up over layers, and
+  the last kept layer before removed ones stands in for them.
+
+Tokens are weighted by one over the root mean square of the original's stream, so that a few tokens of huge
+norm do not decide. Windows have three uses: to fit, to choose the ridge, and to accept; a weight stays as it
+was unless its error falls on the windows to accept, of the values that are stored.
+
+Legend: T tokens, I inputs, O outputs, H hidden_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+import torch
+from torch import nn
+
+from compressor.calibration.hooks import observed
+from compressor.calibration.rewrite import keep_weights
+from compressor.calibration.stream import Stream
+from compressor.core.errors import VerificationError
+from compressor.models.adapter import DecoderLayer
+from compressor.models.axes import Weight
+from compressor.pruning.plan import PrunePlan
+from compressor.pruning.slicing import kept_channels
+from compressor.repair.least_squares import Sums, solve
+
+Use = Literal["fit", "choose", "accept"]
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+# What every eight windows are for.
+USES: tuple[Use, ...] = ("fit", "fit", "fit", "choose", "fit", "fit", "fit", "accept")
+_OUTLIER = 10.0
+# Layers whose outputs are hidden channels write to the residual stream.
+_STREAM = "hidden"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What became of one linear layer.
+
+    Attributes:
+        accepted: Whether its weight changed.
+        ridge: That did best on the windows to choose.
+        error_ratio: Weighted squared error of the repaired weight on the windows to accept, over that of the
+            weight as it was; None where that was 0.
+    """
+
+    accepted: bool
+    ridge: float
+    error_ratio: float | None
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """Two models side by side, and what was found so far.
+
+    Attributes:
+        original: Hidden states of the model that shows what is wanted.
+        compressed: Those of the model that is repaired.
+        after: The original's states before the next layer that is kept.
+        plan: Which layers and units of the original stayed.
+        keep_mask: Which weights exist, by full name; None: all.
+        scratch: Where changed weights go.
+        on_layer: Called after every layer of the compressed model.
+        changed: Full names of the changed weights, and the file that holds each.
+        layers: What became of every linear layer, by full name.
+        outlier_tokens: Largest number of tokens, over layers, whose stream is ten times the median.
+        solve_seconds: Spent in solving.
+    """
+
+    original: Stream
+    compressed: Stream
+    after: torch.Tensor
+    plan: PrunePlan
+    keep_mask: Callable[[str], torch.Tensor | None]
+    scratch: Path
+    on_layer: Callable[[], None]
+    changed: dict[str, Path] = field(default_factory=dict)
+    layers: dict[str, Repaired] = field(default_factory=dict)
+    outlier_tokens: int = 0
+    solve_seconds: float = 0.0
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Repair every layer in order."""
+        kept = (*self.plan.layers, self.plan.source.num_hidden_layers)
+        self._look_ahead(0, kept[0])
+        for index, (own, end) in enumerate(pairwise(kept)):
+            self.original.states.copy_(self.after)
+            self._look_ahead(own, end)
+            prefix = self.compressed.prefix(index)
+            with self.original.layer(own), self.compressed.layer(index) as layer:
+                replaced: dict[str, torch.Tensor] = {}
+                for group in _groups(layer):
+                    replaced |= self._repair(group, layer, index, own)
+                self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
+                self.compressed.advance(index)
+            self.on_layer()
+
+    def _look_ahead(self, first: int, end: int) -> None:
+        """Send the original's states through layers first to end - 1, into `after`."""
+        self.after.copy_(self.original.states)
+        for index in range(first, end):
+            with self.original.layer(index):
+                for states in self.after:
+                    states.copy_(self.original.run(index, states))
+
+    def _repair(
+        self, group: list[Weight], layer: DecoderLayer, index: int, own: int
+    ) -> dict[str, torch.Tensor]:
+        """Solve the linear layers that share an input, and give those that improve their new weights."""
+        sums = self._gather(group, layer, index, own)
+        started = monotonic()
+        replaced: dict[str, torch.Tensor] = {}
+        for weight, of_use in zip(group, sums, strict=True):
+            name = f"{self.compressed.prefix(index)}{weight.name}"
+            linear = layer.linear_layers()[weight.module]
+            repaired, self.layers[name] = solved(linear.weight, of_use, self.keep_mask(name))
+            if not torch.isfinite(repaired).all():
+                raise VerificationError("this weight cannot be repaired", where=name, found="NaN or inf")
+            if self.layers[name].accepted:
+                linear.weight.data = repaired
+                replaced[weight.module] = repaired
+        self.solve_seconds += monotonic() - started
+        return replaced
+
+    def _gather(
+        self, group: list[Weight], layer: DecoderLayer, index: int, own: int
+    ) -> list[dict[Use, Sums]]:
+        """The sums of every weight of a group, over the windows of each use."""
+        linears = [layer.linear_layers()[weight.module] for weight in group]
+        device, num_inputs = linears[0].weight.device, linears[0].in_features
+        sums: list[dict[Use, Sums]] = [{} for _ in group]
+        for use in dict.fromkeys(USES):
+            gram = torch.zeros(num_inputs, num_inputs, device=device)
+            for linear, of_use in zip(linears, sums, strict=True):
+                of_use[use] = Sums(gram=gram, cross=torch.zeros_like(linear.weight, dtype=torch.float32))
+        scales = []
+        for window in range(len(self.after)):
+            use = USES[window % len(USES)]
+            inputs, before = self._seen(group, layer, index, window)
+            wanted, stream = self._wanted(group, own, window)
+            scale = stream.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+            scales.append(scale)
+            weighted = inputs / scale
+            sums[0][use].gram.addmm_(weighted.T, weighted)
+            for linear, target, of_use in zip(linears, wanted, sums, strict=True):
+                given = linear(inputs.to(linear.weight.dtype)).float()
+                missing = target - before - given
+                of_use[use].add(weighted, missing / scale)
+        found = torch.cat(scales)
+        self.outlier_tokens = max(self.outlier_tokens, int((found > _OUTLIER * found.median()).sum()))
+        return sums
+
+    def _seen(
+        self, group: list[Weight], layer: DecoderLayer, index: int, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a group reads `[T, I]`, and the compressed model's stream that its output is added to.
+
+        The latter is 0 where the output goes elsewhere.
+        """
+        family, reader = layer.family, group[0].module
+        states = self.compressed.states[window]
+        norm = family.module("mlp_norm")
+        places = {"reads": (reader, "input")}
+        if "down" in group[0].rows:
+            places["stream"] = (norm, "input")
+        seen = seen_in(self.compressed, index, states, places)
+        inputs = seen["reads"]
+        if not _writes(group):
+            return inputs, torch.zeros(1, 1, device=inputs.device)
+        return inputs, seen.get("stream", _rows(states.to(inputs.device)))
+
+    def _wanted(self, group: list[Weight], own: int, window: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What each weight of a group should give `[T, O]`, and the original's stream `[T, H]` there."""
+        device = self.compressed.device
+        states = self.original.states[window]
+        family = self.plan.source.family
+        if not _writes(group):
+            places = {weight.module: (weight.module, "output") for weight in group}
+            seen = seen_in(self.original, own, states, places)
+            rows = [kept_channels(self.plan, tuple(weight.rows.values()), own) for weight in group]
+            targets = [_taken(seen[weight.module], kept) for weight, kept in zip(group, rows, strict=True)]
+            return targets, _rows(states.to(device))
+        if "down" in group[0].rows:
+            stream = _rows(self.after[window].to(device))
+        else:
+            norm = family.module("mlp_norm")
+            stream = seen_in(self.original, own, states, {"stream": (norm, "input")})["stream"]
+        return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
+
+
+def _groups(layer: DecoderLayer) -> list[list[Weight]]:
+    """A layer's matrices in forward order, those with one input together."""
+    by_module = {weight.module: weight for weight in layer.family.linears}
+    return [[by_module[name] for name in names] for names in layer.family.sharing_input]
+
+
+def _writes(group: list[Weight]) -> bool:
+    return set(group[0].rows.values()) == {_STREAM}
+
+
+def _taken(rows_TO: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return rows_TO if kept is None else rows_TO[:, kept.to(rows_TO.device)]
+
+
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    return states.flatten(0, -2).float()
+
+
+class _SeenError(Exception):
+    """Everything that was asked for has been seen; the rest of the layer need not run."""
+
+
+def seen_in(
+    stream: Stream, index: int, states: torch.Tensor, places: dict[str, tuple[str, str]]
+) -> dict[str, torch.Tensor]:
+    """What passes places of the layer in use, as float32 rows `[T, channels]`; the rest of it is not run.
+
+    Args:
+        stream: Whose layer.
+        index: Of the layer.
+        states: Its input.
+        places: By the name to return: a module's name relative to the layer, and "input" or "output".
+    """
+    layer = stream.adapter.layers[index]
+    seen: dict[str, torch.Tensor] = {}
+
+    def observer(name: str) -> Callable[[torch.Tensor], None]:
+        def observe(values: torch.Tensor) -> None:
+            seen[name] = _rows(values)
+            if len(seen) == len(places):
+                raise _SeenError
+
+        return observe
+
+    hooks: dict[str, list[tuple[nn.Module, Callable[[torch.Tensor], None]]]] = {"input": [], "output": []}
+    for name, (module, side) in places.items():
+        hooks[side].append((layer.part(module), observer(name)))
+    with observed(inputs=hooks["input"], outputs=hooks["output"]), suppress(_SeenError):
+        stream.run(index, states)
+    return seen
+
+
+def solved(
+    weight: torch.Tensor, sums: dict[Use, Sums], keep_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, Repaired]:
+    """The repaired weight in its own dtype, and whether it is better than what is there.
+
+    Args:
+        weight: `[O, I]`; not changed.
+        sums: Of the windows of each use.
+        keep_mask: bool `[O, I]`: weights outside it stay 0.
+    """
+
+    def error(ridge: float) -> float:
+        return sums["choose"].error_after(solve(sums["fit"], ridge, keep_mask))
+
+    ridge = min(RIDGES, key=error)
+    before = weight.double()
+    change = solve(sums["fit"] + sums["choose"], ridge, keep_mask)
+    repaired = (before + change).to(weight.dtype)
+    error_before = sums["accept"].error
+    ratio = sums["accept"].error_after(repaired.double() - before) / error_before if error_before else None
+    return repaired, Repaired(accepted=ratio is not None and ratio < 1, ridge=ridge, error_ratio=ratio)

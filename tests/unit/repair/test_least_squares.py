@@ -1,0 +1,90 @@
+"""The solver against a float64 reference that sees every token: ridge regression row by row, by lstsq."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compressor.repair import least_squares
+from compressor.repair.least_squares import Sums, solve
+
+NUM_TOKENS, NUM_INPUTS, NUM_OUTPUTS = 200, 24, 9
+
+
+def tokens(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs whose channels differ in size and depend on each other, and what is missing of the outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(NUM_INPUTS, NUM_INPUTS, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(NUM_TOKENS, NUM_INPUTS, generator=generator, dtype=torch.float64) @ mixing
+    return inputs, torch.randn(NUM_TOKENS, NUM_OUTPUTS, generator=generator, dtype=torch.float64)
+
+
+def sums_of(inputs: torch.Tensor, missing: torch.Tensor, *, parts: int = 1) -> Sums:
+    """As a walk gathers them, window by window."""
+    sums = Sums(gram=torch.zeros(NUM_INPUTS, NUM_INPUTS), cross=torch.zeros(NUM_OUTPUTS, NUM_INPUTS))
+    for x, y in zip(inputs.float().chunk(parts), missing.float().chunk(parts), strict=True):
+        sums.gram.addmm_(x.T, x)
+        sums.add(x, y)
+    return sums
+
+
+def reference(inputs: torch.Tensor, missing: torch.Tensor, ridge: float, kept: torch.Tensor) -> torch.Tensor:
+    """Every row by itself: kept inputs, and rows of sqrt(ridge) below them, in float64."""
+    strength = ridge * inputs.square().sum(0).mean()
+    change = torch.zeros(NUM_OUTPUTS, NUM_INPUTS, dtype=torch.float64)
+    for row in range(NUM_OUTPUTS):
+        own = kept[row].nonzero()[:, 0]
+        ridge_rows = strength.sqrt() * torch.eye(len(own), dtype=torch.float64)
+        system = torch.cat([inputs[:, own], ridge_rows])
+        wanted = torch.cat([missing[:, row], torch.zeros(len(own), dtype=torch.float64)])
+        change[row, own] = torch.linalg.lstsq(system, wanted[:, None], driver="gelsd").solution[:, 0]
+    return change
+
+
+def two_of_four() -> torch.Tensor:
+    scores = torch.rand(NUM_OUTPUTS, NUM_INPUTS // 4, 4, generator=torch.Generator().manual_seed(1))
+    kept = scores.argsort(-1) < 2
+    return kept.flatten(1)
+
+
+def uneven() -> torch.Tensor:
+    kept = torch.rand(NUM_OUTPUTS, NUM_INPUTS, generator=torch.Generator().manual_seed(2)) < 0.6
+    kept[3] = False
+    return kept
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("mask", [None, two_of_four(), uneven()], ids=["dense", "2:4", "uneven"])
+def test_the_solution_is_the_references(
+    mask: torch.Tensor | None, ridge: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_BATCH_BYTES", 3 * 8 * NUM_INPUTS**2 * 4)  # several batches of rows
+    inputs, missing = tokens()
+    kept = torch.ones(NUM_OUTPUTS, NUM_INPUTS, dtype=torch.bool) if mask is None else mask
+    change = solve(sums_of(inputs, missing, parts=4), ridge, mask)
+    expected = reference(inputs, missing, ridge, kept)
+    assert (change - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert not change[~kept].any()
+
+
+def test_the_error_after_a_change_is_that_of_the_tokens() -> None:
+    fitted, held_out = tokens(), tokens(seed=5)
+    change = solve(sums_of(*fitted), 0.1)
+    inputs, missing = held_out
+    expected = (missing - inputs @ change.T).square().sum().item()
+    assert sums_of(*held_out).error_after(change) == pytest.approx(expected, rel=1e-4)
+    assert sums_of(*held_out).error == pytest.approx(missing.square().sum().item(), rel=1e-5)
+
+
+def test_sums_of_two_parts_are_those_of_all_tokens() -> None:
+    inputs, missing = tokens()
+    halves = [sums_of(x, y) for x, y in zip(inputs.chunk(2), missing.chunk(2), strict=True)]
+    both, whole = halves[0] + halves[1], sums_of(inputs, missing)
+    assert torch.allclose(both.gram, whole.gram, rtol=1e-5)
+    assert torch.allclose(both.cross, whole.cross, rtol=1e-4, atol=1e-4)
+    assert both.error == pytest.approx(whole.error)
+
+
+def test_inputs_that_are_all_zero_change_nothing() -> None:
+    inputs, missing = tokens()
+    assert not solve(sums_of(torch.zeros_like(inputs), missing), 0.1).any()
