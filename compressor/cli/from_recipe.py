@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from pydantic.fields import FieldInfo
 
-from compressor.cli.session import showing
+from compressor.cli.session import Show, emit, showing, work
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import format_count
@@ -24,9 +24,12 @@ from compressor.recipe.recipe import EVERY, Environment, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from compressor.api import Execution
+    from compressor.runs.artifact import ModelArtifact
 
 ENVIRONMENT = tuple(Environment.model_fields)
 _READABLE_COUNT = 100_000
+# A stage of `compressor.api` with its arguments, but for `out_dir` and `execution`.
+Work = Callable[..., "ModelArtifact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,8 @@ class Call:
         """How the library runs this call's stages."""
         from compressor.api import Execution
 
-        names = dict.fromkeys(ENVIRONMENT)
         return Execution(
-            environment=Environment(**{name: getattr(self.recipe, name) for name in names}),
+            environment=Environment(**{name: getattr(self.recipe, name) for name in ENVIRONMENT}),
             resume=self.resume,
             overwrite=self.overwrite,
             check=self.check,
@@ -182,6 +184,48 @@ def from_recipe(
     return decorate
 
 
+def stage_command(
+    *,
+    text: Callable[[ModelArtifact], str] | None = None,
+    result: Callable[[ModelArtifact], Mapping[str, object]] | None = None,
+) -> Callable[[Callable[..., Work]], Callable[..., None]]:
+    """Make a command of a function that names a stage: run it as the call says, and print what it made.
+
+    Args:
+        text: Its result for people; by default where it is and what it was made by.
+        result: Its result for programs; by default the stage's record.
+    """
+
+    def decorate(function: Callable[..., Work]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(call: Call, *, show: Show, **flags: Any) -> None:
+            stage = function(call, **flags)
+            with work(show, call.recipe.device) as console:
+                made = stage(out_dir=call.out_dir or Path(), execution=call.execution(console))
+            emit((result or _record)(made), show, (text or _sentence)(made))
+
+        return command
+
+    return decorate
+
+
+def _sentence(made: ModelArtifact) -> str:
+    return f"{made.path}: {made.num_parameters:,} parameters, {' > '.join(made.lineage)}"
+
+
+def _record(made: ModelArtifact) -> dict[str, object]:
+    """A stage command's JSON document."""
+    return {
+        "schema": "compress-export/stage/1",
+        "stage": made.stage,
+        "path": str(made.path),
+        "fingerprint": made.fingerprint,
+        "lineage": list(made.lineage),
+        "num_parameters": made.num_parameters,
+        "details": made.details,
+    }
+
+
 def fields_under(section: str, *headings: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Dotted names of a section's fields that stand under these headings, apart from those in `but`."""
     return tuple(option.dotted for option in _options(section, "", but) if option.heading in headings)
@@ -217,13 +261,9 @@ def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption
 
 def _shared(output: str | None) -> list[click.Option]:
     """Options of every command that works on a recipe."""
-    where = (
-        [click.Option(["-o", "--output-dir"], type=click.Path(), required=True, help=output)]
-        if output
-        else []
-    )
+    where = click.Option(["-o", "--output-dir"], type=click.Path(), required=True, help=output)
     return [
-        *where,
+        *([where] if output else []),
         click.Option(
             ["--config"],
             type=click.Path(),

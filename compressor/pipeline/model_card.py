@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import VerificationError
 from compressor.pipeline.report import CARD_FILE, model_card
-from compressor.pipeline.summary import PLACES, RunSummary, summary_of
+from compressor.pipeline.summary import RunSummary, summary_of
 from compressor.planning.plan import read_plan
 from compressor.recipe.recipe import load_recipe
 from compressor.runs.artifact import read_artifact
 from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, read_manifest
 from exporters.checks.run import demanded
-from exporters.registry import place_of
 
 _NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
 
@@ -53,11 +51,8 @@ def check_card(out_dir: Path) -> None:
 def _read_summary(out_dir: Path) -> RunSummary:
     manifest, plan = read_manifest(out_dir), read_plan(out_dir / PLAN_FILE)
     recipe = load_recipe(out_dir / RECIPE_FILE, {})
-    wanted = demanded(recipe)
-    made = {role: read_artifact(out_dir / place) for role, place in PLACES.items() if place in wanted}
-    names = dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats()))
-    exports = {name: read_artifact(out_dir / place_of(name)) for name in names}
-    return summary_of(out_dir, plan=plan, manifest=manifest, made=made, exports=exports)
+    made = {place: read_artifact(out_dir / place) for place in demanded(recipe)}
+    return summary_of(out_dir, recipe=recipe, plan=plan, manifest=manifest, made=made)
 
 
 def _comparable(card: str) -> list[str]:

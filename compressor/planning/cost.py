@@ -198,9 +198,8 @@ def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int
         phases.append(
             _phase("distill", distill, processes, student=student, teacher=asked, trains_teacher=alongside)
         )
-    own = recipe.sparsify.tokens
-    recovery = distill.model_copy(update={"tokens": distill.tokens if own is None else own})
-    if recipe.sparsify.pattern and recovery.tokens:
+    if tokens := recipe.recovery_tokens():
+        recovery = distill.model_copy(update={"tokens": tokens})
         phases.append(_phase("recover", recovery, processes, student=student, teacher=teacher))
     return tuple(phases)
 

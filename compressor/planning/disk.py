@@ -104,7 +104,6 @@ def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse
         return
     sparse = sixteen + sixteen // 16  # and one bit per weight for the mask
     yield DiskUse(stage="sparsify", where="stages/sparsify", num_bytes=sparse)
-    recovery = distill.tokens if recipe.sparsify.tokens is None else recipe.sparsify.tokens
-    if recovery:
+    if recovery := recipe.recovery_tokens():
         training = _CHECKPOINT_BYTES * own + _TOKEN_BYTES * copies * recovery
         yield DiskUse(stage="recover", where="stages/recover", num_bytes=sparse, temporary_bytes=training)

@@ -322,6 +322,11 @@ class Recipe(Environment):
             return self.export.formats
         return default_formats(fp8=self.quantize.fp8)
 
+    def recovery_tokens(self) -> int:
+        """Tokens of the training that follows sparsification; 0 without one."""
+        own = self.distill.tokens if self.sparsify.tokens is None else self.sparsify.tokens
+        return own if self.sparsify.pattern else 0
+
 
 # Of two ways to say the same, the one on the command line replaces the one in the recipe.
 _REPLACES: dict[str, tuple[str, object]] = {

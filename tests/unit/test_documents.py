@@ -12,9 +12,9 @@ import pytest
 from click_default_group import DefaultGroup
 
 from compressor.api.stages import refuse_other_stages
-from compressor.cli.distill import distill
 from compressor.cli.from_recipe import RecipeOption
 from compressor.cli.main import COMMANDS, invoke
+from compressor.cli.stages import distill
 from compressor.core.errors import UsageError
 from compressor.core.lazy import resolve
 from compressor.recipe.recipe import load_recipe

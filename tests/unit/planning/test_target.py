@@ -11,7 +11,6 @@ from compressor.planning.target import (
     INTERMEDIATE_MULTIPLE,
     LARGE_HIDDEN_SIZE,
     TOLERANCE,
-    parse_count,
     resolve_shape,
     resolve_target,
 )
@@ -124,20 +123,6 @@ def test_target_too_small_to_reach(target: str) -> None:
     with pytest.raises(UsageError, match="too small to reach") as caught:
         resolve_target(LLAMA, target)
     assert "two steps" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("4b", 4e9), ("4.5B", 4.5e9), ("100k", 1e5), ("7M", 7e6), ("4_500_000_000", 4.5e9), (" 12 ", 12)],
-)
-def test_counts(text: str, count: float) -> None:
-    assert parse_count(text, option="--tokens") == count
-
-
-@pytest.mark.parametrize("text", ["60%", "x", "", "1.2.3", "_1"])
-def test_bad_counts(text: str) -> None:
-    with pytest.raises(UsageError, match="--tokens is not a size"):
-        parse_count(text, option="--tokens")
 
 
 def test_explicit_shape() -> None:

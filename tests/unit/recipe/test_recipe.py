@@ -140,3 +140,18 @@ def test_published_recipes_hold_the_published_settings(
     assert (distill.warmup_steps, distill.loss, distill.hidden_state_loss) == (warmup, "forward-kl", "off")
     assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
     assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4b", 4e9), ("4.5B", 4.5e9), ("100k", 1e5), ("7M", 7e6), ("4_500_000_000", 4.5e9), (" 12 ", 12)],
+)
+def test_counts(text: str, count: float) -> None:
+    assert load_recipe(None, {"model": "m", "distill.tokens": text}).distill.tokens == count
+
+
+@pytest.mark.parametrize("text", ["60%", "x", "", "1.2.3", "_1"])
+def test_bad_counts(text: str) -> None:
+    with pytest.raises(UsageError, match=r"distill\.tokens") as caught:
+        load_recipe(None, {"model": "m", "distill.tokens": text})
+    assert "is not a count such as 4b" in str(caught.value.expected)
