@@ -266,7 +266,8 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     run_dir = out_dir / member.name
     if member.recipe.sparsify.pattern is None:
         return run_dir / STUDENT
-    return run_dir / "stages" / ("distill" if member.recipe.distill.tokens else "prune")
+    trained, repaired = member.recipe.distill.tokens, member.recipe.repair.enabled
+    return run_dir / "stages" / ("distill" if trained else "reconstruct" if repaired else "prune")
 
 
 def _entry(member: Member, summary: RunSummary) -> MemberRecord:

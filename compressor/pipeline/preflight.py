@@ -25,6 +25,8 @@ from compressor.models.sparse.pattern import parse_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.recipe import Recipe
+from compressor.repair.reconstruct_stage import require_sequences
+from compressor.repair.walk import FEWEST_WINDOWS
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.registry import check_exports
@@ -37,6 +39,8 @@ def require_consistent(recipe: Recipe) -> None:
     Raises:
         UsageError: naming them.
     """
+    if recipe.repair.enabled:
+        require_sequences(recipe.calibration.size)
     if recipe.quantize.fp8:
         return
     quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
@@ -94,7 +98,7 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
     scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
-    calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern
+    calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts
     read = [*_trained_on(recipe), *([recipe.calibration.data] if calibrates else [])]
@@ -143,6 +147,12 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
         parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
     for spec, split, seq_len in parts:
         read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
+    if recipe.repair.enabled:
+        calibration = recipe.calibration
+        found = read_windows(
+            calibration.data, "train", tokenizer, size=FEWEST_WINDOWS, seq_len=calibration.seq_len
+        )
+        require_sequences(len(found))
     measured = evaluation.size * evaluation.window
     check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
     if recipe.calibration.data in _seen(recipe):

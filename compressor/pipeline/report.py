@@ -47,15 +47,16 @@ def result_tables(
 
 
 def closed_gap(evaluation: EvaluationRecord) -> float | None:
-    """The share of the log-perplexity gap between pruned student and teacher that distillation closed.
+    """The share of the log-perplexity gap between its student and the teacher that distillation closed.
 
     None without distillation, or without a gap.
     """
     models = evaluation.models
     if "distilled" not in models:
         return None
-    teacher, pruned, distilled = (models[name].mean_nll for name in ("teacher", "pruned", "distilled"))
-    return (pruned - distilled) / (pruned - teacher) if pruned > teacher else None
+    start = "reconstructed" if "reconstructed" in models else "pruned"
+    teacher, before, distilled = (models[name].mean_nll for name in ("teacher", start, "distilled"))
+    return (before - distilled) / (before - teacher) if before > teacher else None
 
 
 def write_model_card(out_dir: Path, summary: RunSummary) -> None:
@@ -95,11 +96,15 @@ def _front_matter(name: str, value: str) -> str:
 
 def _origin(summary: RunSummary) -> str:
     plan, distill = summary.plan, summary.distill
-    training = f" and distillation on {distill.tokens:,} tokens" if distill else ""
+    parts = ["structured pruning"]
+    parts += ["least squares"] if summary.reconstruct else []
+    parts += [f"distillation on {distill.tokens:,} tokens"] if distill else []
+    *first, last = parts
+    made_by = f"{', '.join(first)} and {last}" if first else last
     return (
         f"A {plan.student.num_parameters:,}-parameter {plan.student.dims.model_type} model, made from "
         f"{markdown_code(_public_name(plan.model))} ({plan.teacher.num_parameters:,} parameters) "
-        f"by structured pruning{training}."
+        f"by {made_by}."
     )
 
 
@@ -216,7 +221,7 @@ def _closing(summary: RunSummary) -> list[str]:
     lines = []
     if closed is not None:
         lines.append(
-            f"Distillation closed {closed:.0%} of the log-perplexity gap between pruned student and teacher."
+            f"Distillation closed {closed:.0%} of the log-perplexity gap between its student and the teacher."
         )
     lines += [_engine_line(name, found.engine) for name, found in summary.exports.items() if found.engine]
     lines += [f"Warning: {markdown_text(warning)}" for warning in summary.warnings]

@@ -84,9 +84,13 @@ class Run:
         *,
         makes: str,
         where: str | None = None,
+        teacher: ModelArtifact | None = None,
         others: dict[str, ModelArtifact] | None = None,
     ) -> ModelArtifact:
-        """Run one stage into `where`, by default `stages/PART_OF`, and record what it `makes`."""
+        """Run one stage into `where`, by default `stages/PART_OF`, and record what it `makes`.
+
+        A training is taught by the run's teacher; another stage by the one that is given.
+        """
         where = where or f"stages/{part_of}"
         self.console.info(f"{stage.name}: {where}")
         context = StageContext(
@@ -94,7 +98,7 @@ class Run:
             seed=self.recipe.seed,
             device=resolve_device(self.recipe.device),
             dtype=resolve_dtype(self.recipe.dtype),
-            teacher=self.made.get(CORRECTED, self.teacher) if stage.name in _TAUGHT else None,
+            teacher=self.made.get(CORRECTED, self.teacher) if stage.name in _TAUGHT else teacher,
             others=others or {},
             trust_remote_code=self.recipe.trust_remote_code,
             redo=redo_in_run,

@@ -22,18 +22,35 @@ from compressor.planning.disk import teacher_graphs
 from compressor.pruning.prune_stage import PRUNE, stage_config
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
+from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
 from compressor.runs.artifact import ModelArtifact, read_artifact
 from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 from exporters.export_stage import export_stage
 from exporters.registry import exporter_of, place_of
 
-SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
+SIXTEEN_BIT = ("pruned", "reconstructed", "distilled", "sparsified", "repaired", "recovered")
 
 
 def _prune(run: Run) -> None:
     config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
     run.execute(PRUNE, config, run.teacher, "prune", makes="pruned")
+
+
+def _reconstruct(run: Run) -> None:
+    if run.recipe.repair.enabled:
+        _repair(run, "reconstruct", of=run.teacher, makes="reconstructed")
+
+
+def _reconstruct_sparse(run: Run) -> None:
+    if run.recipe.repairs_sparse():
+        dense = [run.made[name] for name in SIXTEEN_BIT[:3] if name in run.made][-1]
+        _repair(run, "reconstruct-sparse", of=dense, makes="repaired")
+
+
+def _repair(run: Run, part_of: str, *, of: ModelArtifact, makes: str) -> None:
+    config = ReconstructStageConfig(calibration=run.recipe.calibration)
+    run.execute(RECONSTRUCT, config, _student(run), part_of, makes=makes, teacher=of)
 
 
 def _generate(run: Run) -> None:
@@ -50,7 +67,7 @@ def _correct(run: Run) -> None:
 
 def _distill(run: Run) -> None:
     if (distill := run.recipe.distill).tokens:
-        run.execute(DISTILL, distill, run.made["pruned"], "distill", makes="distilled", others=_teaching(run))
+        run.execute(DISTILL, distill, _student(run), "distill", makes="distilled", others=_teaching(run))
 
 
 def _teaching(run: Run) -> dict[str, ModelArtifact]:
@@ -74,7 +91,7 @@ def _recover(run: Run) -> None:
 
 
 def _student(run: Run) -> ModelArtifact:
-    """The 16-bit model that is exported: the last that training, sparsifying or pruning made."""
+    """The 16-bit model that is exported: the last that was made."""
     return [run.made[name] for name in SIXTEEN_BIT if name in run.made][-1]
 
 
@@ -165,10 +182,12 @@ def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
 # What `--restart-from` takes; `report` writes the model card, which follows every stage.
 STEPS: dict[str, Callable[[Run], None]] = {
     "prune": _prune,
+    "reconstruct": _reconstruct,
     "generate": _generate,
     "correct": _correct,
     "distill": _distill,
     "sparsify": _sparsify,
+    "reconstruct-sparse": _reconstruct_sparse,
     "recover": _recover,
     "quantize": _quantize,
     "export": _export,

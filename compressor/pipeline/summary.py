@@ -23,10 +23,12 @@ from exporters.verification.record import ExportRecord
 
 # Role in the summary -> directory in the run; exports follow, by their format.
 PLACES = {
+    "reconstruct": "stages/reconstruct",
     "generate": "stages/generate",
     "correct": "stages/correct",
     "distill": "stages/distill",
     "sparsify": "stages/sparsify",
+    "reconstruct_sparse": "stages/reconstruct-sparse",
     "recover": "stages/recover",
     "evaluation": "stages/evaluate",
     "bench": "bench",
@@ -72,10 +74,12 @@ class RunSummary(Record):
     student: str
     plan: Plan
     stages: dict[str, StageEntry]
+    reconstruct: Details | None = None
     generate: Details | None = None
     correct: Details | None = None
     distill: DistillRecord | None = None
     sparsify: Details | None = None
+    reconstruct_sparse: Details | None = None
     recover: Details | None = None
     evaluation: EvaluationRecord
     exports: dict[str, ExportRecord]

@@ -14,6 +14,7 @@ CONVERTED = "stages/*-v[0-9]*"
 # Float32 weights and AdamW's two moments, of two checkpoints: the older goes when the newer is complete.
 _CHECKPOINT_BYTES = 2 * 12
 _TOKEN_BYTES = 4
+_STATE_BYTES = 2
 
 
 class DiskUse(Record):
@@ -59,6 +60,8 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
     sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
     uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
     uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen))
+    if recipe.repair.enabled:
+        uses.append(_repair(recipe, teacher, student, "reconstruct"))
     uses += _trainings(recipe, teacher, student)
     if recipe.quantize.fp8:
         both = sixteen + weight_bytes(student, "fp8")
@@ -72,6 +75,13 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
         size = weight_bytes(teacher, precision)
         uses.append(DiskUse(stage="bench", where=f"stages/teacher-{name}", num_bytes=size))
     return tuple(uses)
+
+
+def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:
+    """Beside the weights, hidden states of every calibration sequence, the original's twice."""
+    sixteen, tokens = weight_bytes(student, "bf16"), recipe.calibration.size * recipe.calibration.seq_len
+    states = _STATE_BYTES * tokens * (2 * original.hidden_size + student.hidden_size)
+    return DiskUse(stage=stage, where=f"stages/{stage}", num_bytes=sixteen, temporary_bytes=states + sixteen)
 
 
 def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse]:
@@ -104,6 +114,8 @@ def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse
         return
     sparse = sixteen + sixteen // 16  # and one bit per weight for the mask
     yield DiskUse(stage="sparsify", where="stages/sparsify", num_bytes=sparse)
+    if recipe.repairs_sparse():
+        yield _repair(recipe, student, student, "reconstruct-sparse")
     if recovery := recipe.recovery_tokens():
         training = _CHECKPOINT_BYTES * own + _TOKEN_BYTES * copies * recovery
         yield DiskUse(stage="recover", where="stages/recover", num_bytes=sparse, temporary_bytes=training)

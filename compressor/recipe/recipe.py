@@ -47,6 +47,7 @@ __all__ = [
     "Prune",
     "Quantize",
     "Recipe",
+    "Repair",
     "Section",
     "Sparsify",
     "TensorRTLLM",
@@ -98,6 +99,24 @@ class Prune(Section):
         "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",
         metavar="NAME=NUMBER,...",
     )
+
+
+class Repair(Section):
+    """What happens to weights after units or weights were removed, before any training."""
+
+    heading: ClassVar[str] = "Repair"
+
+    method: Literal["least-squares", "off"] = option(
+        "least-squares",
+        "How the weights that stay make up for what was removed, after pruning and after sparsifying. "
+        "least-squares: every linear layer is solved again on the calibration text.",
+        flag="--repair",
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is repaired."""
+        return self.method != "off"
 
 
 class Quantize(Section):
@@ -309,6 +328,7 @@ class Recipe(Environment):
     )
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
+    repair: Repair = Repair()
     distill: Distill = Distill()
     sparsify: Sparsify = Sparsify()
     quantize: Quantize = Quantize()
@@ -321,6 +341,10 @@ class Recipe(Environment):
         if self.export.formats is not None:
             return self.export.formats
         return default_formats(fp8=self.quantize.fp8)
+
+    def repairs_sparse(self) -> bool:
+        """Whether a sparse model is repaired; one with a low-rank branch has that for what it lost."""
+        return self.repair.enabled and self.sparsify.pattern is not None and self.sparsify.slorb == "off"
 
     def recovery_tokens(self) -> int:
         """Tokens of the training that follows sparsification; 0 without one."""

@@ -24,7 +24,7 @@ from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
 from compressor.recipe.recipe import Calibration, Section
-from compressor.repair.walk import USES, Walk
+from compressor.repair.walk import FEWEST_WINDOWS, Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
@@ -52,14 +52,7 @@ def run(
     refuse_adapter(source.path, by="reconstruction")
     plan = plan_between(original, source.path)
     windows = read_calibration(config.calibration, source.path, context)
-    if len(windows.ids) < len(USES):
-        raise UsageError(
-            "too little calibration text to reconstruct from",
-            where="--calib-size",
-            expected=f"at least {len(USES)} sequences, of which one accepts what the others give",
-            found=len(windows.ids),
-            hint="raise --calib-size, lower --calib-seq-len, or give more text with --calib-data",
-        )
+    require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
     dtype = getattr(torch, context.dtype)
@@ -106,6 +99,23 @@ def run(
         },
     }
     return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def require_sequences(found: int) -> None:
+    """Refuse fewer calibration sequences than a repair divides.
+
+    Raises:
+        UsageError: with the number that is needed.
+    """
+    if found < FEWEST_WINDOWS:
+        raise UsageError(
+            "too few calibration sequences to repair a model with",
+            where="--calib-size",
+            expected=f"at least {FEWEST_WINDOWS}: to fit, to choose the ridge, and to accept",
+            found=found,
+            hint="raise --calib-size, lower --calib-seq-len or give more text with --calib-data; a run also "
+            "takes --repair off",
+        )
 
 
 def plan_between(original: Path, compressed: Path) -> PrunePlan:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -42,8 +42,9 @@ from compressor.repair.least_squares import Sums, solve
 Use = Literal["fit", "choose", "accept"]
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-# What every eight windows are for.
-USES: tuple[Use, ...] = ("fit", "fit", "fit", "choose", "fit", "fit", "fit", "accept")
+# Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
+_PERIOD = 8
+FEWEST_WINDOWS = 3
 _OUTLIER = 10.0
 # Layers whose outputs are hidden channels write to the residual stream.
 _STREAM = "hidden"
@@ -146,13 +147,13 @@ class Walk:
         linears = [layer.linear_layers()[weight.module] for weight in group]
         device, num_inputs = linears[0].weight.device, linears[0].in_features
         sums: list[dict[Use, Sums]] = [{} for _ in group]
-        for use in dict.fromkeys(USES):
+        for use in get_args(Use):
             gram = torch.zeros(num_inputs, num_inputs, device=device)
             for linear, of_use in zip(linears, sums, strict=True):
                 of_use[use] = Sums(gram=gram, cross=torch.zeros_like(linear.weight, dtype=torch.float32))
         scales = []
         for window in range(len(self.after)):
-            use = USES[window % len(USES)]
+            use = use_of(window, len(self.after))
             inputs, before = self._seen(group, layer, index, window)
             wanted, stream = self._wanted(group, own, window)
             scale = stream.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
@@ -203,6 +204,13 @@ class Walk:
             norm = family.module("mlp_norm")
             stream = seen_in(self.original, own, states, {"stream": (norm, "input")})["stream"]
         return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
+
+
+def use_of(window: int, num_windows: int) -> Use:
+    """What a window is for; at least three are needed."""
+    period = min(_PERIOD, num_windows)
+    uses: dict[int, Use] = {period // 2: "choose", period - 1: "accept"}
+    return uses.get(window % period, "fit")
 
 
 def _groups(layer: DecoderLayer) -> list[list[Weight]]:

@@ -55,6 +55,9 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
     distill, sparsify = recipe.distill, recipe.sparsify
     places: dict[str, str | None] = {f"{STAGES}/prune": TEACHER}
     student = f"{STAGES}/prune"
+    if recipe.repair.enabled:
+        places[f"{STAGES}/reconstruct"] = student
+        student = f"{STAGES}/reconstruct"
     if distill.tokens:
         if distill.generate.tokens:
             places[f"{STAGES}/generate"] = None
@@ -65,6 +68,9 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
     if sparsify.pattern is not None:
         places[f"{STAGES}/sparsify"] = student
         student = f"{STAGES}/sparsify"
+        if recipe.repairs_sparse():
+            places[f"{STAGES}/reconstruct-sparse"] = student
+            student = f"{STAGES}/reconstruct-sparse"
         if distill.tokens if sparsify.tokens is None else sparsify.tokens:
             places[f"{STAGES}/recover"] = student
             student = f"{STAGES}/recover"

@@ -4,6 +4,7 @@
 |---|---|---|
 | prune | the source cut by the plan, by a second slicer | the source's, but for the planned axes |
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
+| reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
 | quantize | the source's, and rounded once with scales of its own maxima | the source's |
 """
@@ -21,7 +22,8 @@ from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.digests import read_digests, tensor_digest
 from compressor.models.load import load_model
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, has_adapter, read_adapter
-from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE
+from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_sparsity
+from compressor.pruning.plan import PLAN_FILE
 from compressor.quantization.amax import FP8_DIRECTORY, read_amax
 from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import check_probes, read_probes
@@ -71,6 +73,33 @@ def _sparsified(
     return found
 
 
+def _reconstructed(
+    directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions
+) -> Found:
+    """Only what least squares was accepted for differs from the source, and zeros are where the masks say."""
+    found: Found = _check_digests(directory)
+    layers = artifact.details.get("layers", {})
+    accepted = {name for name, layer in layers.items() if layer.get("accepted")}
+    counted = {"num_accepted": len(accepted), "num_left": len(layers) - len(accepted)}
+    expect_figures(directory, counted, artifact.details)
+    if set(read_digests(directory)) != accepted:
+        odd = min(set(read_digests(directory)) ^ accepted)
+        raise VerificationError("the record names other repaired weights than the stage wrote", where=odd)
+    if read_sparsity(directory) is not None:
+        found |= check_masks(directory, artifact)
+    if source is None:
+        return found
+    _same_model(directory, source)
+    for name in (SPARSITY_FILE, MASKS_FILE, PLAN_FILE):
+        expect_same_file(name, source, directory)
+    with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
+        names = [name for name in _same_names(original, reader) if name not in accepted]
+        for name in names:
+            own = reader.tensor(name)
+            expect_bits(name, original.tensor(name).to(own.dtype), own, against="the source's")
+    return {**found, "num_tensors_equal_to_source": len(names)}
+
+
 def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:
     found: Found = {**_check_digests(directory, whole_model=True), **_check_probes(directory, options)}
     _check_course(directory, artifact)
@@ -110,6 +139,7 @@ def _quantised(
 _CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], Found]] = {
     "prune": _pruned,
     "sparsify": _sparsified,
+    "reconstruct": _reconstructed,
     "distill": _trained,
     "correct": _trained,
     "recover": _trained,

@@ -21,7 +21,7 @@ def arguments(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.T
     tree = {
         "model": str(tiny_checkpoint),
         "target": "59%,71k",
-        "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
+        "calibration": {"data": str(tiny_text), "size": 4, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 512, "context_length": 32, "batch_size": 4},
         "export": {"formats": ["huggingface"]},
         "evaluate": {"seq_len": 64, "size": 2},

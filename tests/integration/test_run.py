@@ -19,6 +19,7 @@ COMPARED = (
     "student",
     "exports",
     "stages/prune/prune_plan.json",
+    "stages/reconstruct/model.safetensors",
     "stages/evaluate/evaluation.json",
 )
 
@@ -64,8 +65,9 @@ def test_every_part_of_the_run_directory_is_there(finished: tuple[Path, dict[str
     files += tuple(f"exports/{name}/verification.json" for name in EXPORTS)
     assert [name for name in files if not (out / name).is_file()] == []
     models = summary["evaluation"]["models"]
-    assert list(models) == ["teacher", "pruned", "distilled", "quantized"]
-    assert models["distilled"]["perplexity"] < models["pruned"]["perplexity"]
+    assert list(models) == ["teacher", "pruned", "reconstructed", "distilled", "quantized"]
+    assert models["distilled"]["perplexity"] < models["reconstructed"]["perplexity"]
+    assert models["reconstructed"]["perplexity"] < models["pruned"]["perplexity"]
     assert summary["exports"]["onnx"]["logits"]["all"]["top1_agreement"] >= 0.999
     assert not list(out.rglob("*.partial"))
 
@@ -91,7 +93,8 @@ def test_the_checkpoint_of_a_run_verifies_again_and_a_changed_scale_does_not(
 def test_manifest_records_every_stage(finished: tuple[Path, dict[str, Any]]) -> None:
     manifest = json.loads((finished[0] / "manifest.json").read_text())
     stages = manifest["stages"]
-    expected = {"stages/prune", "stages/distill", "stages/quantize", "student", "exports/onnx", "bench"}
+    expected = {f"stages/{name}" for name in ("prune", "reconstruct", "distill", "quantize")}
+    expected |= {"student", "exports/onnx", "bench"}
     assert expected <= set(stages)
     assert all(stage["seconds"] > 0 and stage["peak_memory_bytes"] > 0 for stage in stages.values())
     assert manifest["versions"]["torch"] != "absent"
@@ -132,7 +135,7 @@ def test_the_student_is_written_whatever_else_is(
 ) -> None:
     out = tmp_path / "out"
     words = ("run", tiny_checkpoint, "--shape", "hidden_size=48", "--importance", "random", "--tokens", 0)
-    words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet")
+    words += ("--repair", "off", "--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet")
     summary = succeed_here(*words)
     assert (out / "student" / "verification.json").is_file()
     assert list(summary["exports"]) == ["huggingface", "tensorrt-llm"]

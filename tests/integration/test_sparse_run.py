@@ -53,7 +53,18 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) -> None:
     out, summary = finished
     models = list(summary["evaluation"]["models"])
-    assert models == ["teacher", "pruned", "distilled", "sparsified", "recovered", "quantized"]
+    assert models == [
+        *(
+            "teacher",
+            "pruned",
+            "reconstructed",
+            "distilled",
+            "sparsified",
+            "repaired",
+            "recovered",
+            "quantized",
+        )
+    ]
     for details in summary["exports"].values():
         assert details["checks"]["sparsity"]["pattern"] == "2:4"
     assert list(summary["exports"]) == FORMATS
@@ -64,7 +75,7 @@ def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) 
     checked = succeed_here("verify", out)["checked"]
     sparse = {entry["path"].removeprefix(f"{out}/") for entry in checked if "sparsity" in entry}
     assert sparse == {
-        *("stages/sparsify", "stages/recover", "stages/quantize", "student"),
+        *("stages/sparsify", "stages/reconstruct-sparse", "stages/recover", "stages/quantize", "student"),
         *(f"exports/{name}" for name in FORMATS if name != "huggingface"),
     }
 

@@ -183,11 +183,12 @@ CASES: dict[str, Case] = {
     "pruned weights: a bit": refused(f"stages/prune/{WEIGHTS}", flip, redo("prune")),
     "pruned weights: cut": refused(f"stages/prune/{WEIGHTS}", truncate, redo("prune")),
     "pruned weights: header of zeros": refused(f"stages/prune/{WEIGHTS}", zero, redo("prune")),
+    "repaired weights: a bit": refused(f"stages/reconstruct/{WEIGHTS}", flip, redo("reconstruct")),
     "distilled weights: a bit": refused(f"stages/distill/{WEIGHTS}", flip, redo("distill")),
     "distilled weights: longer": refused(f"stages/distill/{WEIGHTS}", append, redo("distill")),
     "distilled weights: all zero": refused(f"stages/distill/{WEIGHTS}", zero_weights, redo("distill")),
     "distilled weights: the student before": refused(
-        f"stages/distill/{WEIGHTS}", replace_by(f"stages/prune/{WEIGHTS}"), redo("distill")
+        f"stages/distill/{WEIGHTS}", replace_by(f"stages/reconstruct/{WEIGHTS}"), redo("distill")
     ),
     "student's weights: a bit": refused(f"student/{WEIGHTS}", flip, redo("export")),
     "student's weights: deleted": refused(f"student/{WEIGHTS}", remove, redo("export")),
@@ -235,11 +236,11 @@ CASES: dict[str, Case] = {
     "student: deleted": redone("student", remove, GONE),
     "pruned: deleted": redone("stages/prune", remove, GONE),
     "export: deleted": redone("exports/onnx", remove, GONE),
-    "pruned weights, read next: a bit": refused(
-        f"stages/prune/{WEIGHTS}", flip, redo("prune"), of=UNFINISHED
+    "repaired weights, read next: a bit": refused(
+        f"stages/reconstruct/{WEIGHTS}", flip, redo("reconstruct"), of=UNFINISHED
     ),
-    "pruned config, read next": refused(
-        "stages/prune/config.json", set_to(rms_norm_eps=1e-3), redo("prune"), of=UNFINISHED
+    "repaired config, read next": refused(
+        "stages/reconstruct/config.json", set_to(rms_norm_eps=1e-3), redo("reconstruct"), of=UNFINISHED
     ),
     "inputs: edited": refused(
         "stages/distill.partial/stage.json", set_to(seed=5), redo("distill"), of=UNFINISHED, code=2

@@ -108,7 +108,7 @@ def test_a_run_writes_verifies_and_reports_it(
     tree = {
         "model": str(tiny_checkpoint),
         "prune": {"shape": {"num_hidden_layers": 2}},
-        "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
+        "calibration": {"data": str(tiny_text), "size": 4, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "toy"]},
         "evaluate": {"seq_len": 64, "size": 2},

@@ -19,6 +19,7 @@ from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here, succeed_here
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+STAGES = ("stages/prune", "stages/reconstruct", "stages/evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Te
     tree = {
         "model": str(tiny_checkpoint),
         "prune": {"shape": SHAPE},
-        "calibration": {"data": str(tiny_text), "size": 2, "seq_len": 32},
+        "calibration": {"data": str(tiny_text), "size": 4, "seq_len": 32},
         "distill": {"data": str(tiny_text), "tokens": 0},
         "export": {"formats": ["huggingface", "tensorrt-llm"]},
         "evaluate": {"seq_len": 64, "size": 2},
@@ -46,7 +47,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_moved_run_is_compared_part_by_part(run: Path) -> None:
     checked = {Path(entry["path"]).name: entry for entry in succeed_here("verify", run)["checked"]}
-    assert set(checked) == {"prune", "student", "tensorrt-llm", "evaluate"}
+    assert set(checked) == {"prune", "reconstruct", "student", "tensorrt-llm", "evaluate"}
     assert checked["prune"]["num_recomputed_tensors"] == 20
     assert (checked["student"]["status"], checked["tensorrt-llm"]["status"]) == ("bit-equal", "passed")
 
@@ -100,7 +101,7 @@ def test_formats_may_be_changed_and_what_is_there_is_still_checked(run: Path, tm
     before, now = "exports/tensorrt-llm", "exports/tensorrt-llm-fp16"
     again(run, tmp_path / "again.yaml", export={"formats": ["tensorrt-llm-fp16", "huggingface"]})
     checked = verified(run)
-    assert set(checked) == {"stages/prune", "student", before, now, "stages/evaluate"}
+    assert set(checked) == {*STAGES, "student", before, now}
     assert checked[before]["status"] == "passed"
 
     weights = next((run / before / "checkpoint").glob("*.safetensors"))
@@ -109,12 +110,12 @@ def test_formats_may_be_changed_and_what_is_there_is_still_checked(run: Path, tm
     assert done.returncode == 8
     assert str(weights) in done.stderr
     shutil.rmtree(run / before)
-    assert set(verified(run)) == {"stages/prune", "student", now, "stages/evaluate"}
+    assert set(verified(run)) == {*STAGES, "student", now}
     shutil.rmtree(run / now)
     assert command_here("verify", run).returncode == 8
 
     again(run, tmp_path / "again.yaml", export={"formats": ["huggingface"]})
-    assert set(verified(run)) == {"stages/prune", "student", "stages/evaluate"}
+    assert set(verified(run)) == {*STAGES, "student"}
 
 
 def flip(file: Path) -> None:
@@ -242,7 +243,7 @@ def test_an_unfinished_run_is_checked_as_far_as_it_is(run: Path) -> None:
 RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "prune only": (
         {"distill": {"tokens": 0}, "bench": {"enabled": False}, "export": {"formats": ["huggingface"]}},
-        {"stages/prune", "student", "stages/evaluate"},
+        {*STAGES, "student"},
     ),
     "everything": (
         {
@@ -251,8 +252,15 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
             "quantize": {"fp8": True},
         },
         {
-            *(f"stages/{name}" for name in ("prune", "generate", "correct", "distill", "sparsify")),
-            *("stages/recover", "stages/quantize", "student", "exports/huggingface-fp8"),
+            *(f"stages/{name}" for name in ("prune", "reconstruct", "generate", "correct", "distill")),
+            *(
+                "stages/sparsify",
+                "stages/reconstruct-sparse",
+                "stages/recover",
+                "stages/quantize",
+                "student",
+                "exports/huggingface-fp8",
+            ),
             *("exports/tensorrt-llm-fp8", "exports/onnx", "exports/onnx-int4", "stages/evaluate"),
             *("stages/teacher-onnx", "stages/teacher-onnx-int4", "bench"),
         },
@@ -261,6 +269,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {
             "distill": {"tokens": 9},
             "sparsify": {"pattern": "2:4", "tokens": 0},
+            "repair": {"method": "off"},
             "export": {"formats": ["huggingface", "tensorrt-llm"]},
         },
         {"stages/prune", "stages/distill", "stages/sparsify", "student", "exports/tensorrt-llm"}
@@ -284,8 +293,8 @@ def test_a_run_from_a_gguf_file_is_compared_with_what_it_was_made_from(
     tiny_text: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     model, out = TinyGguf().write(tmp_path / "tiny.gguf"), tmp_path / "out"
-    words = ("--shape", "hidden_size=48,intermediate_size=64", "--importance", "random", "--tokens", 0)
-    words += ("--eval-data", tiny_text, "--formats", "huggingface", "-o", out)
+    words = ("--shape", "hidden_size=48,intermediate_size=64", "--importance", "random", "--repair", "off")
+    words += ("--tokens", 0, "--eval-data", tiny_text, "--formats", "huggingface", "-o", out)
     succeed_here("run", model, *words)
     model.unlink()  # the conversion is what the run was made from
 

@@ -70,7 +70,7 @@ def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     directory = tmp_path_factory.mktemp("runs")
     recipe = directory / "recipe.yaml"
     recipe.write_text(
-        "calibration: {size: 4, seq_len: 256}\n"
+        "calibration: {size: 16, seq_len: 256}\n"
         "distill: {tokens: 6144, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
         "evaluate: {seq_len: 512, size: 2}\n"
         "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
@@ -87,7 +87,8 @@ def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
     assert run["plan"]["student"]["num_parameters"] == 80_979_696
     models = run["evaluation"]["models"]
     assert models["teacher"]["perplexity"] < models["distilled"]["perplexity"]
-    assert models["distilled"]["perplexity"] < models["pruned"]["perplexity"]
+    assert models["distilled"]["perplexity"] < models["reconstructed"]["perplexity"]
+    assert models["reconstructed"]["perplexity"] < models["pruned"]["perplexity"] / 3
     assert models["quantized"]["perplexity"] == pytest.approx(models["distilled"]["perplexity"], rel=0.1)
     logits = run["exports"]["onnx"]["logits"]["all"]
     assert logits["num_positions"] >= 2000
@@ -100,7 +101,7 @@ def test_verify_accepts_the_run_directory(run: dict[str, Any]) -> None:
     assert {check["status"] for check in report["checked"]} <= {"ok", "bit-equal", "passed", "reported"}
     out = Path(run["out_dir"])
     checked = {str(Path(check["path"]).relative_to(out)) for check in report["checked"]}
-    stages = {f"stages/{name}" for name in ("prune", "distill", "quantize", "evaluate")}
+    stages = {f"stages/{name}" for name in ("prune", "reconstruct", "distill", "quantize", "evaluate")}
     assert checked == {*stages, "student", "exports/huggingface-fp8", "exports/onnx"}
 
 
@@ -123,7 +124,7 @@ def test_a_family_of_two_is_one_command(real_assets: Assets, tmp_path: Path) -> 
     text = str(real_assets.texts["wiki"])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "calibration: {size: 2, seq_len: 256}\n"
+        "calibration: {size: 4, seq_len: 256}\n"
         "distill: {tokens: 1024, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
         "evaluate: {seq_len: 256, size: 2}\n"
         "export: {formats: [huggingface]}\n"

@@ -17,10 +17,10 @@ from compressor.models.load import load_model
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint
-from compressor.repair.walk import RIDGES, USES, Walk
+from compressor.repair.walk import RIDGES, Walk, use_of
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
-NUM_WINDOWS = 2 * len(USES)
+NUM_WINDOWS = 16
 WINDOWS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (NUM_WINDOWS, 24)).astype(np.uint32)
 SHAPES = {
     "width": {"hidden_size": 48, "intermediate_size": 96},
@@ -107,7 +107,7 @@ def repair_(module: Any, inputs: torch.Tensor, missing: torch.Tensor) -> bool:
     """Choose the ridge and accept, with every token at hand."""
 
     def part(*uses: str) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = [number for number in range(NUM_WINDOWS) if USES[number % len(USES)] in uses]
+        chosen = [number for number in range(NUM_WINDOWS) if use_of(number, NUM_WINDOWS) in uses]
         return inputs[chosen].flatten(0, 1), missing[chosen].flatten(0, 1)
 
     def fitted(ridge: float, *uses: str) -> torch.Tensor:
