@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from compressor.api.arms import Selection, open_arms
 from compressor.api.execution import Execution
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
+from compressor.core import hardware
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.models.source import distinct_names
 from compressor.recipe.recipe import Bench, Evaluate, Export
+from compressor.runs.artifact import ModelArtifact, read_artifact
 
 if TYPE_CHECKING:
-    from compressor.runs.artifact import ModelArtifact
     from exporters.verification.verify import VerifyReport
 
 
@@ -70,7 +72,6 @@ def evaluate(
         UsageError: for settings without a text.
     """
     from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
-    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     text = settings.data
@@ -96,7 +97,6 @@ def evaluate_tasks(
         DependencyError: without lm-eval.
     """
     from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
-    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     require_lm_eval()
@@ -169,8 +169,6 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
 
 def _refuse_other_device(asked: str) -> None:
     """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
-    from compressor.core import hardware
-
     own = hardware.resolve_device("auto")
     if asked not in ("auto", own):
         raise UsageError(
@@ -184,8 +182,6 @@ def _refuse_other_device(asked: str) -> None:
 
 def _quantized(model: str) -> ModelArtifact:
     """The artifact of the quantize stage in a directory."""
-    from compressor.runs.artifact import read_artifact
-
     artifact = read_artifact(Path(model))
     if artifact.stage != "quantize":
         raise UsageError(

@@ -7,22 +7,11 @@ already. What is heavy is imported when a function is called.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution, require
 from compressor.choices.sparsity import SPARSITY_METHODS
-from compressor.recipe.recipe import (
-    Calibration,
-    Distill,
-    Generate,
-    Prune,
-    Quantize,
-    Recipe,
-    Sparsify,
-)
-
-if TYPE_CHECKING:
-    from compressor.runs.artifact import ModelArtifact
+from compressor.recipe.recipe import Calibration, Distill, Generate, Prune, Quantize, Recipe, Sparsify
+from compressor.runs.artifact import ModelArtifact, read_artifact
 
 
 def prune(
@@ -71,8 +60,7 @@ def prune(
         hint = f"prune a model of these dimensions: {kept.source}"
         require(kept.source == teacher, "this plan is for another model", where=str(plan), hint=hint)
         config = PruneStageConfig(shape={}, prune=settings, calibration=calibration, plan=kept)
-    execution.begin(out_dir, [model], texts=PRUNE.data(config))
-    return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
+    return execution.run_on(model, out_dir, PRUNE, config)
 
 
 def generate(
@@ -85,10 +73,8 @@ def generate(
     """
     from compressor.distillation.generate_stage import GENERATE
 
-    execution = execution or Execution()
     require(settings.tokens, "no text is to be sampled", where="--tokens", hint="add --tokens 100m")
-    execution.begin(out_dir, [model], texts=GENERATE.data(settings))
-    return execution.run(GENERATE, settings, execution.open(model, out_dir), out_dir)
+    return (execution or Execution()).run_on(model, out_dir, GENERATE, settings)
 
 
 def correct_teacher(
@@ -97,9 +83,7 @@ def correct_teacher(
     """Fine-tune a teacher by cross-entropy on the text that its student will be distilled on."""
     from compressor.distillation.correct_stage import CORRECT
 
-    execution = execution or Execution()
-    execution.begin(out_dir, [teacher], texts=CORRECT.data(settings), training=settings)
-    return execution.run(CORRECT, settings, execution.open(teacher, out_dir), out_dir)
+    return (execution or Execution()).run_on(teacher, out_dir, CORRECT, settings, training=settings)
 
 
 def cache_logits(
@@ -108,9 +92,7 @@ def cache_logits(
     """Store the top-k logits of a teacher for every training sequence."""
     from compressor.distillation.logits_stage import LOGITS
 
-    execution = execution or Execution()
-    execution.begin(out_dir, [teacher], texts=LOGITS.data(settings), training=settings)
-    return execution.run(LOGITS, settings, execution.open(teacher, out_dir), out_dir)
+    return (execution or Execution()).run_on(teacher, out_dir, LOGITS, settings, training=settings)
 
 
 def distill(
@@ -137,7 +119,6 @@ def distill(
     """
     from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
     from compressor.models.sparse.record import read_sparsity
-    from compressor.runs.artifact import read_artifact
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 
     execution = execution or Execution()
@@ -195,8 +176,7 @@ def sparsify(
     settings = settings.model_copy(update={"pattern": settings.pattern or "2:4"})
     config = SparsifyStageConfig(sparsify=settings, calibration=calibration)
     if not SPARSITY_METHODS[settings.method].trains:
-        execution.begin(out_dir, [model], texts=SPARSIFY.data(config))
-        return execution.run(SPARSIFY, config, execution.open(model, out_dir), out_dir)
+        return execution.run_on(model, out_dir, SPARSIFY, config)
     trained = RecoverStageConfig(distill=training, sparsify=settings)
     tokens = training.tokens if settings.tokens is None else settings.tokens
     require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="add --tokens 100m")
@@ -225,11 +205,9 @@ def quantize(
     """
     from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 
-    execution = execution or Execution()
     require(settings.fp8, "no quantization is chosen", where="--fp8", hint="add --fp8")
     config = QuantizeStageConfig(quantize=settings, calibration=calibration)
-    execution.begin(out_dir, [model], texts=QUANTIZE.data(config))
-    return execution.run(QUANTIZE, config, execution.open(model, out_dir), out_dir)
+    return (execution or Execution()).run_on(model, out_dir, QUANTIZE, config)
 
 
 def refuse_other_stages(settings: Distill) -> None:

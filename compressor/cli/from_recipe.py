@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,7 +16,6 @@ import click
 from pydantic.fields import FieldInfo
 
 from compressor.cli.session import Show, emit, showing, work
-from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import format_count
 from compressor.recipe.option import OPTIONS, Section, choices_of, declaration_of, section_of
@@ -40,29 +39,13 @@ class Call:
         recipe: The recipe, its file and the options together.
         flags: Dotted names of the fields that options set, and the options' flags.
         out_dir: The output directory, if it was named.
-        resume: Fail unless there is an interrupted run to resume.
-        overwrite: Delete earlier output and start over.
-        check: Compare the files of finished work with their sha256.
+        execution: How the library runs it.
     """
 
     recipe: Recipe
     flags: Mapping[str, str]
     out_dir: Path | None
-    resume: bool
-    overwrite: bool
-    check: bool
-
-    def execution(self, console: Console) -> Execution:
-        """How the library runs this call's stages."""
-        from compressor.api import Execution
-
-        return Execution(
-            environment=Environment(**{name: getattr(self.recipe, name) for name in ENVIRONMENT}),
-            resume=self.resume,
-            overwrite=self.overwrite,
-            check=self.check,
-            console=console,
-        )
+    execution: Execution
 
 
 class ChoiceOption(click.Option):
@@ -156,6 +139,8 @@ def from_recipe(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**flags: Any) -> None:
+            from compressor.api import Execution
+
             given = {
                 option.dotted: value
                 for option in fields
@@ -169,13 +154,14 @@ def from_recipe(
                 raise UsageError(
                     "MODEL is missing", hint="name a model, or a recipe that names one: --config recipe.yaml"
                 )
-            call = Call(
-                recipe=load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken),
-                flags=spoken,
-                out_dir=Path(where) if (where := flags.pop("output_dir", None)) else None,
+            recipe = load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken)
+            execution = Execution(
+                environment=Environment(**{name: getattr(recipe, name) for name in ENVIRONMENT}),
                 **{name: flags.pop(name) for name in ("resume", "overwrite", "check")},
             )
-            function(call, **flags)
+            where = flags.pop("output_dir", None)
+            out_dir = Path(where) if where else None
+            function(Call(recipe=recipe, flags=spoken, out_dir=out_dir, execution=execution), **flags)
 
         for option in reversed([*_shared(output), *fields]):
             _add(command, option)
@@ -201,7 +187,8 @@ def stage_command(
         def command(call: Call, *, show: Show, **flags: Any) -> None:
             stage = function(call, **flags)
             with work(show, call.recipe.device) as console:
-                made = stage(out_dir=call.out_dir or Path(), execution=call.execution(console))
+                execution = replace(call.execution, console=console)
+                made = stage(out_dir=call.out_dir or Path(), execution=execution)
             emit((result or _record)(made), show, (text or _sentence)(made))
 
         return command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
@@ -50,6 +52,9 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     with work(show, call.recipe.device) as console:
         console.info(planned_text(made))
         summary = api.run(
-            call.recipe, call.out_dir, restart_from=restart_from, execution=call.execution(console)
+            call.recipe,
+            call.out_dir,
+            restart_from=restart_from,
+            execution=replace(call.execution, console=console),
         )
     emit(summary.to_json(), show, finished_text(summary))

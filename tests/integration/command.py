@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from compressor.cli.main import invoke
 
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 PROGRAM = (sys.executable, "-c", "from compressor.cli.main import main; main()")
 TIMEOUT_S = 600  # for a hung process; a slow machine is no failure
 POLL_S = 0.002
@@ -56,6 +59,23 @@ def succeed_here(*arguments: object) -> Any:
     done = command_here(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
+    """A recipe that takes the tiny model through a short run; `sections` replace or extend its own."""
+    tree: dict[str, Any] = {
+        "model": str(model),
+        "prune": {"shape": SHAPE},
+        "calibration": {"data": str(text), "size": 4, "seq_len": 32},
+        "distill": {"data": str(text), "tokens": 2560, "context_length": 32, "batch_size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
+        "bench": {"enabled": False},
+    }
+    for name, section in sections.items():
+        own = tree.get(name)
+        tree[name] = {**own, **section} if isinstance(own, dict) else section
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
 
 
 def kill_when(condition: Callable[[], bool], *arguments: object) -> None:

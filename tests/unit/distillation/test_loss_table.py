@@ -37,9 +37,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Loss:
         help="Half the summed differences of the probabilities.",
         code=f"{__name__}:total_variation",
     )
-    monkeypatch.setattr(
-        "compressor.choices.row.resolve", lambda place: globals()[place.rpartition(":")[2]]
-    )
+    monkeypatch.setattr("compressor.choices.row.resolve", lambda place: globals()[place.rpartition(":")[2]])
     monkeypatch.setitem(LOSSES, row.name, row)
     return row
 

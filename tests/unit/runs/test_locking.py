@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from compressor.api.output import require_output
+from compressor.api.execution import require_output
 from compressor.core.errors import ResourceError, UsageError
 from compressor.runs import locking
 from compressor.runs.artifact import ARTIFACT_FILE
