@@ -53,11 +53,7 @@ class Execution:
     ) -> None:
         """Refuse an output directory, a MODEL or a text that cannot be used, before anything is read.
 
-        Args:
-            out_dir: Where a stage is to write.
-            models: Every MODEL that it reads.
-            texts: Every SOURCE that it reads; local ones are read whole.
-            training: What is trained with, whose texts must hold responses where the loss is on them.
+        Local texts are read whole; those to train with must hold responses where the loss is on them.
 
         Raises:
             UsageError, UnsupportedError, ResourceError, NetworkError: for what would end the work later.
@@ -74,10 +70,7 @@ class Execution:
     def open(self, model: str, out_dir: Path, *, tokenizer: bool = True) -> ModelArtifact:
         """A MODEL as an artifact; a GGUF file is converted beside the output directory.
 
-        Args:
-            model: Alias, Hugging Face id, directory or .gguf file.
-            out_dir: The stage's output directory.
-            tokenizer: Whether the environment's tokenizer belongs to this one of several models.
+        With `tokenizer`, the environment's belongs to this one of several models.
         """
         source = resolve_source(model)
         own = self.environment.tokenizer if tokenizer or source.kind == "gguf" else None

@@ -29,13 +29,8 @@ def export(
 ) -> ModelArtifact:
     """Write a model for a runtime and compare its logits with the model's.
 
-    Args:
-        model: The model; for an FP8 format the directory of the quantize stage.
-        out_dir: Where the export is written.
-        form: The format.
-        precision: bf16 or fp16, to refuse a Hugging Face export of a checkpoint in the other one.
-        settings: Limits and accuracy gate.
-        execution: How the stage runs.
+    For an FP8 format the model is the directory of the quantize stage. `precision`, bf16 or fp16, refuses a
+    Hugging Face export of a checkpoint in the other one; `settings` are limits and the accuracy gate.
 
     Raises:
         UnsupportedError: for a model that the format cannot express.
@@ -117,12 +112,7 @@ def bench(
 ) -> ModelArtifact:
     """Measure the speed of models in pairs; the first is the baseline.
 
-    Args:
-        selection: The models and how they run; see `select`.
-        out_dir: Where the reports are written; what runtimes read is exported beside it, and used again.
-        settings: Grid and number of pairs.
-        export: How that is exported.
-        execution: How the stage runs.
+    Reports are written to `out_dir`; what runtimes read is exported beside it, and used again.
 
     Raises:
         UsageError: for a device that is not this machine's own, or what the runtime does not take.
@@ -145,17 +135,15 @@ def bench(
 def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
     """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
 
-    Args:
-        directory: A run, a stage's or an export's directory, or a checkpoint.
-        source: What it was made from, where it does not say; of a run its teacher.
-        sparsity: A pattern, such as 2:4, that a checkpoint must follow.
+    `source` is what it was made from, where it does not say, of a run its teacher; `sparsity` a pattern, such
+    as 2:4, that a checkpoint must follow.
 
     Raises:
         UsageError: when there is no such directory.
         VerificationError: for what is not as it was recorded.
     """
     from compressor.models.sparse.pattern import parse_pattern
-    from compressor.pipeline.model_card import check_card
+    from compressor.pipeline.report import check_card
     from exporters.verification.verify import verify_directory
 
     if not directory.is_dir():

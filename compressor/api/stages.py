@@ -1,7 +1,7 @@
 """One function per stage: it reads models, writes one directory, and returns the record of it.
 
-Every function takes the section of the recipe that it is about, and runs nothing that is in `out_dir`
-already. What is heavy is imported when a function is called.
+Every function takes a model (alias, Hugging Face id, directory or .gguf file) and the section of the recipe
+that it is about, and runs nothing that is in `out_dir` already. What is heavy is imported when it is called.
 """
 
 from __future__ import annotations
@@ -26,15 +26,8 @@ def prune(
 ) -> ModelArtifact:
     """Cut a smaller checkpoint out of a model.
 
-    Args:
-        model: Alias, Hugging Face id, directory or .gguf file.
-        out_dir: Where the checkpoint and `prune_plan.json` are written.
-        target: A size or a published shape; else the settings name a shape.
-        plan: A `prune_plan.json` of this model, which may have been edited: its units are kept, and none
-            are scored.
-        settings: How importance is measured, or an explicit shape.
-        calibration: The text that importance is measured on.
-        execution: How the stage runs.
+    The `target` is a size or a published shape, else `settings` name a shape. A `plan` is a prune_plan.json
+    of this model that may have been edited: its units are kept and none are scored.
 
     Raises:
         UsageError: a target or a plan that does not fit the model, or both.
@@ -106,13 +99,8 @@ def distill(
 ) -> ModelArtifact:
     """Retrain a student on the logits of its teacher; a sparse student keeps its mask.
 
-    Args:
-        student: The model to train.
-        out_dir: Where the trained student is written.
-        settings: Text, schedule and loss.
-        teacher: The model to distill from; not needed where the settings name stored logits.
-        sparse: Loss and peak of a sparse student's training.
-        execution: How the stage runs.
+    The teacher is not needed where the settings name stored logits. `sparse` is the loss and the peak of a
+    sparse student's training.
 
     Raises:
         UsageError: without a teacher or tokens, or for settings of another stage.
@@ -157,14 +145,8 @@ def sparsify(
 ) -> ModelArtifact:
     """Make a model N:M sparse, with or without training.
 
-    Args:
-        model: The dense model.
-        out_dir: Where the sparse checkpoint and its masks are written.
-        settings: Pattern and method; without a pattern 2:4.
-        calibration: The text that the mask is chosen on.
-        training: Text and schedule, for a method that trains.
-        teacher: What such a method distills from; by default the model itself.
-        execution: How the stage runs.
+    The pattern is by default 2:4. `training` is text and schedule of a method that trains; it distills from
+    `teacher`, by default the model itself.
 
     Raises:
         UsageError: for a method that trains and no tokens.

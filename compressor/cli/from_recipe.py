@@ -122,21 +122,29 @@ class RecipeCommand(click.Command):
 
 
 def from_recipe(
-    *names: str, own: str = "", but: tuple[str, ...] = (), output: str | None = "Directory to write."
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of sections, and call it with a `Call` that holds the recipe they make.
+    *names: str,
+    own: str = "",
+    but: tuple[str, ...] = (),
+    output: str | None = "Directory to write.",
+    model: str = "[MODEL]",
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command with the options of sections, called with a `Call` that holds the recipe they make.
 
-    An argument `model`, or the first of `models`, is the recipe's model.
+    Its argument `model`, or the first of `models`, is the recipe's model; options of its own stand below.
 
     Args:
         names: Dotted names of sections and fields; the fields that all commands share are added.
         own: The section that the command is about: its flags go without the section's prefix.
         but: Dotted names of what is left out.
         output: Help of a required `--output-dir`; None where the command says it itself.
+        model: What the argument is called in the usage; with dots, there may be several.
     """
+    argument = click.Argument(["model"], metavar=model, required=False)
+    if model.endswith("..."):
+        argument = click.Argument(["models"], metavar=model, nargs=-1, required=True)
     fields = [found for name in (*names, *ENVIRONMENT) for found in _options(name, own, but)]
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def command(**flags: Any) -> None:
             from compressor.api import Execution
@@ -163,9 +171,12 @@ def from_recipe(
             out_dir = Path(where) if where else None
             function(Call(recipe=recipe, flags=spoken, out_dir=out_dir, execution=execution), **flags)
 
-        for option in reversed([*_shared(output), *fields]):
-            _add(command, option)
-        return showing(command)
+        # Click takes the parameters of the innermost decorator last.
+        own_options = command.__dict__.pop("__click_params__", [])
+        shown = showing(command)
+        recipe_options = [*reversed([*_shared(output), *fields]), *shown.__dict__.pop("__click_params__")]
+        shown.__dict__["__click_params__"] = [*recipe_options, *own_options, argument]
+        return click.command(cls=RecipeCommand)(shown)
 
     return decorate
 
@@ -216,11 +227,6 @@ def _record(made: ModelArtifact) -> dict[str, object]:
 def fields_under(section: str, *headings: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Dotted names of a section's fields that stand under these headings, apart from those in `but`."""
     return tuple(option.dotted for option in _options(section, "", but) if option.heading in headings)
-
-
-def _add(command: Any, option: click.Option) -> None:
-    """Put an option on a command, before those that it has: what `click.option` does with a ready one."""
-    command.__click_params__ = [*getattr(command, "__click_params__", []), option]
 
 
 def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption]:

@@ -32,18 +32,8 @@ MANIFEST_FILE = "manifest.json"
 RECIPE_FILE, PLAN_FILE, STUDENT = "recipe.yaml", "plan.json", "student"
 SCHEMA: Literal["compress-export/manifest/3"] = "compress-export/manifest/3"
 _RECORDED_LIBRARIES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "nvidia-modelopt",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "tensorrt-llm",
-    "tensorrt",
-    "safetensors",
-    "numpy",
+    *("torch", "transformers", "accelerate", "datasets", "nvidia-modelopt", "onnx", "onnxruntime"),
+    *("onnxruntime-genai", "tensorrt-llm", "tensorrt", "safetensors", "numpy"),
 )
 
 

@@ -17,12 +17,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from compressor.core.console import Console
-from compressor.core.errors import (
-    DependencyError,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
+from compressor.core.errors import DependencyError, UnsupportedError, UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.core.peak_memory import measured_memory
 from compressor.core.processes import is_main, on_main
@@ -65,13 +60,10 @@ class StageContext:
     """What every stage may use besides its configuration and its source.
 
     Attributes:
-        console: Messages and progress.
-        seed: Seed of everything random.
         device: Torch device name.
         dtype: Torch dtype name of stored 16-bit weights and of forward passes.
         teacher: The original model, for stages that compare with it.
         others: Further artifacts a stage reads, by role.
-        trust_remote_code: Whether model code from a hub repository may run.
         redo: How a stage's directory is made again, for errors about it.
         checked: Directories whose contents this process wrote, or compared with their records.
         before: Called before the stage does its work; not when that is there already.

@@ -78,16 +78,29 @@ def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
     return path
 
 
-def kill_when(condition: Callable[[], bool], *arguments: object) -> None:
-    """Start `compress-export` and kill it with SIGKILL as soon as `condition` holds."""
-    process = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+def start(*arguments: object, ignore: signal.Signals | None = None) -> subprocess.Popen[str]:
+    """`compress-export` in a process of its own, started with a signal ignored as `nohup` does."""
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: signal.signal(ignore, signal.SIG_IGN)) if ignore else None,  # noqa: PLW1509
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1]!r}"
-        assert time.monotonic() < deadline, "the moment to kill never came"
+        assert process.poll() is None, f"ended before its moment: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, "the moment never came"
         time.sleep(POLL_S)
+
+
+def kill_when(condition: Callable[[], bool], *arguments: object) -> None:
+    """Start `compress-export` and kill it with SIGKILL as soon as `condition` holds."""
+    process = start(*arguments)
+    wait_for(condition, process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
 

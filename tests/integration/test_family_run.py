@@ -80,13 +80,6 @@ def test_the_same_command_skips_what_is_there_and_makes_what_is_not(
     assert captured.err.count("distill: stages/distill: already there") == 2
 
 
-def test_a_changed_option_is_refused_by_the_first_member(
-    finished: tuple[Path, dict[str, Any]], arguments: list[str], capsys: Capture
-) -> None:
-    assert invoke([*arguments, "-o", str(finished[0]), "--learning-rate", "0.5"]) == 2
-    assert "learning_rate: 0.0001 -> 0.5" in capsys.readouterr().err
-
-
 def test_a_family_keeps_out_of_other_directories(
     arguments: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
