@@ -6,8 +6,9 @@ from pathlib import Path
 
 from compressor.api.execution import Execution
 from compressor.core.errors import UsageError
-from compressor.models.source import plan_dims, short_name
-from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, split_targets
+from compressor.models.source import plan_dims, resolve_source, short_name
+from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
+from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
@@ -39,10 +40,10 @@ def plan(
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
-        from compressor.models.source import resolve_source
-        from compressor.pipeline.preflight import require_expressible_source
+        from compressor.models.checkpoint import read_config
+        from compressor.pipeline.preflight import require_expressible
 
-        require_expressible_source(recipe, resolve_source(recipe.model), made.student.dims)
+        require_expressible(recipe, read_config(Path(recipe.model)), made.student.dims)
     return made
 
 
@@ -55,17 +56,12 @@ def run(
 ) -> RunSummary | FamilyRecord:
     """Prune, distill, sparsify, quantize, export, verify and benchmark a model, or a family of models.
 
-    Args:
-        recipe: Every choice; its environment goes before the execution's.
-        out_dir: The run's directory; by default one named after model and target.
-        restart_from: Discard the output of this stage and of all later ones first.
-        execution: How the stages run.
+    The recipe's environment goes before the execution's; the run's directory is by default named after model
+    and target. `restart_from` discards the output of this stage and of all later ones first.
 
     Raises:
         UsageError: for a stage that does not exist.
     """
-    from compressor.models.source import resolve_source
-    from compressor.pipeline.family import run_family
     from compressor.pipeline.pipeline import run_pipeline
     from compressor.pipeline.steps import STAGES
 
@@ -80,10 +76,15 @@ def run(
     where = out_dir or default_output(recipe)
     made = plan(recipe, where)
     source = resolve_source(recipe.model)
-    begin = {"resume": execution.resume, "overwrite": execution.overwrite, "check": execution.check}
+    start = Start(
+        resume=execution.resume,
+        overwrite=execution.overwrite,
+        restart_from=restart_from,
+        check=execution.check,
+    )
     if isinstance(made, FamilyPlan):
-        return run_family(source, made, where, execution.console, restart_from=restart_from, **begin)
-    return run_pipeline(recipe, source, made, where, execution.console, restart_from=restart_from, **begin)
+        return run_family(source, made, where, execution.console, start)
+    return run_pipeline(recipe, source, made, where, execution.console, start)
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from compressor.core.lazy import resolve
+from compressor.choices.row import Row, table
 
 STUDENT_FORMAT = "huggingface"  # what every run writes as its student, and compares other formats with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """One export format.
+class Format(Row):
+    """A subclass of `exporters.protocol.Exporter`, made of its row.
 
     Attributes:
-        name: What recipes, directories and records call it.
-        help: One line for the command line.
         option: What `export --format` calls it; formats of one option differ in `precisions`.
         precisions: What `export --precision` calls it. The first is the one that its size is planned with,
             and of an option's first format the default.
-        code: The subclass of `exporters.protocol.Exporter` that writes it, as "module:class".
         marker: The file, relative to a directory, that shows that the directory has this format.
         default: Which runs write it where the recipe names no formats.
         requires: Distributions without which it cannot be written; a module has the same name with
@@ -29,11 +26,8 @@ class Format:
         has_engine: Whether an engine is built from it where `trtllm-build` is installed.
     """
 
-    name: str
-    help: str
     option: str
     precisions: tuple[str, ...]
-    code: str
     marker: str
     default: Literal["never", "always", "with fp8", "without fp8"] = "never"
     requires: tuple[str, ...] = ()
@@ -42,7 +36,7 @@ class Format:
 
     def load(self) -> Any:
         """Its exporter, imported now."""
-        return resolve(self.code)(self)
+        return super().load()(self)
 
 
 _HUGGINGFACE = Format(
@@ -74,51 +68,48 @@ _ONNX = Format(
     default="always",
     requires=("onnxruntime-genai", "onnxruntime", "onnx_ir"),
 )
-FORMATS: dict[str, Format] = {
-    row.name: row
-    for row in (
+FORMATS = table(
+    _HUGGINGFACE,
+    replace(
         _HUGGINGFACE,
-        replace(
-            _HUGGINGFACE,
-            name="huggingface-fp8",
-            help="FP8 Hugging Face checkpoint for vLLM, SGLang and TensorRT-LLM.",
-            precisions=("fp8",),
-            code="exporters.huggingface:HuggingFaceFp8Exporter",
-            default="with fp8",
-            needs_fp8=True,
-        ),
+        name="huggingface-fp8",
+        help="FP8 Hugging Face checkpoint for vLLM, SGLang and TensorRT-LLM.",
+        precisions=("fp8",),
+        code="exporters.huggingface:HuggingFaceFp8Exporter",
+        default="with fp8",
+        needs_fp8=True,
+    ),
+    _TENSORRT_LLM,
+    replace(
         _TENSORRT_LLM,
-        replace(
-            _TENSORRT_LLM,
-            name="tensorrt-llm-fp16",
-            help="float16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
-            precisions=("fp16",),
-            default="never",
-        ),
-        replace(
-            _TENSORRT_LLM,
-            name="tensorrt-llm-fp8",
-            help="FP8 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
-            precisions=("fp8",),
-            default="with fp8",
-            needs_fp8=True,
-        ),
+        name="tensorrt-llm-fp16",
+        help="float16 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
+        precisions=("fp16",),
+        default="never",
+    ),
+    replace(
+        _TENSORRT_LLM,
+        name="tensorrt-llm-fp8",
+        help="FP8 TensorRT-LLM checkpoint, and its engine where trtllm-build is installed.",
+        precisions=("fp8",),
+        default="with fp8",
+        needs_fp8=True,
+    ),
+    _ONNX,
+    replace(
         _ONNX,
-        replace(
-            _ONNX,
-            name="onnx-fp16",
-            help="float16 ONNX graph for ONNX Runtime GenAI.",
-            precisions=("fp16",),
-            default="never",
-        ),
-        replace(
-            _ONNX,
-            name="onnx-int4",
-            help="4-bit ONNX graph for ONNX Runtime GenAI.",
-            precisions=("int4",),
-        ),
-    )
-}
+        name="onnx-fp16",
+        help="float16 ONNX graph for ONNX Runtime GenAI.",
+        precisions=("fp16",),
+        default="never",
+    ),
+    replace(
+        _ONNX,
+        name="onnx-int4",
+        help="4-bit ONNX graph for ONNX Runtime GenAI.",
+        precisions=("int4",),
+    ),
+)
 
 
 def default_formats(*, fp8: bool) -> tuple[str, ...]:

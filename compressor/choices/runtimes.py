@@ -6,20 +6,17 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.choices.row import Row, table
 from compressor.core.errors import DependencyError, UsageError, nearest
-from compressor.core.lazy import resolve
 
 CHECKPOINT = "huggingface"  # what a runtime reads that needs no export
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """One runtime.
+class Runtime(Row):
+    """A class of `bench.runtimes.base`'s protocols, made without arguments.
 
     Attributes:
-        name: What `bench --runtime`, recipes and results call it.
-        help: One line for the command line.
-        code: A class of `bench.runtimes.base`'s protocols, as "module:attribute"; made without arguments.
         reads: The `export --format` whose directories it loads; a checkpoint is loaded as it is.
         precisions: What `bench --precision` may ask of it, its default first; empty where a model runs in
             the precision it is stored in.
@@ -33,9 +30,6 @@ class Runtime:
         install: What to do where that program is missing.
     """
 
-    name: str
-    help: str
-    code: str
     reads: str = CHECKPOINT
     precisions: tuple[str, ...] = ()
     random_weights: str | None = None
@@ -47,7 +41,7 @@ class Runtime:
 
     def load(self) -> Any:
         """Import its class and make one."""
-        return resolve(self.code)()
+        return super().load()()
 
     def require_executable(self) -> None:
         """Refuse a runtime whose program is missing.
@@ -61,7 +55,7 @@ class Runtime:
             )
 
 
-_ALL = (
+RUNTIMES = table(
     Runtime(
         name="onnxruntime-genai",
         help="ONNX graphs in ONNX Runtime GenAI; graphs are built and verified once and used again.",
@@ -88,8 +82,7 @@ _ALL = (
         install="run the command inside the TensorRT-LLM 1.2.1 container",
     ),
 )
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
-DEFAULT_RUNTIME = _ALL[0].name
+DEFAULT_RUNTIME = next(iter(RUNTIMES))
 
 
 def runtime_named(name: str) -> Runtime:

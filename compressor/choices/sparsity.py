@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from compressor.core.lazy import resolve
+from compressor.choices.row import Row, table
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsityMethod:
-    """A row of `SPARSITY_METHODS`.
-
-    All methods are measured on the calibration text, so there is no method that runs without one.
+class SparsityMethod(Row):
+    """A `compressor.sparsity.method.OneShotMethod`, measured on the calibration text.
 
     Attributes:
-        name: In recipes and on the command line.
-        help: One sentence for those who choose.
-        code: "module:function", a `compressor.sparsity.method.OneShotMethod`.
         changes_kept_weights: Whether kept weights get new values; otherwise only a mask is chosen.
         trains: Whether training follows, in which the mask is selected again; `code` makes its start.
     """
 
-    name: str
-    help: str
-    code: str
     changes_kept_weights: bool = False
     trains: bool = False
 
-    def load(self) -> Any:
-        """The function."""
-        return resolve(self.code)
 
-
-_ROWS = (
+SPARSITY_METHODS = table(
     SparsityMethod(
         name="magnitude",
         help="Keeps the weights with the largest absolute values.",
@@ -63,4 +50,3 @@ _ROWS = (
         trains=True,
     ),
 )
-SPARSITY_METHODS: dict[str, SparsityMethod] = {row.name: row for row in _ROWS}

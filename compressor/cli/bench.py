@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 from click_default_group import DefaultGroup
 
-from compressor.cli.bench_run import run
+from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.compare import compare
+from compressor.cli.from_recipe import Call, ChoiceOption, Work, from_recipe, stage_command
+from compressor.core.errors import UsageError
+from compressor.recipe.forms import parse_names
+
+if TYPE_CHECKING:
+    from compressor.runs.artifact import ModelArtifact
+
+# Options of the two kinds of benchmark.
+_SERVING = ("bench.concurrency", "bench.num_requests")
+_STATIC = ("bench.batch_sizes", "bench.batch_limit", "bench.processes")
+_GRID = ("bench.isl_osl", "bench.batch_sizes")
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
@@ -23,5 +37,98 @@ def bench() -> None:
     """
 
 
+def _report(made: ModelArtifact) -> str:
+    from bench.report.markdown import render_markdown
+    from bench.report.write import results_of_stage
+
+    return render_markdown(results_of_stage(made.details, made.path))
+
+
+@from_recipe("bench", own="bench", but=("bench.precisions", "bench.enabled"), output=None, model="MODEL...")
+@click.option(
+    "--precision",
+    cls=ChoiceOption,
+    choices=lambda: {
+        row.name: f"{', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions
+    },
+    metavar="NAME,...",
+    help="Precisions to measure; by default the first one that is listed for the runtime. tensorrt-llm runs "
+    "a model in the precision that it is stored in.",
+)
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Measure published shapes with random weights: each MODEL is ALIAS[:SHAPE], such as "
+    "llama3.1-8b:4b-width.",
+)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="TensorRT engine of a MODEL, given once per MODEL in the same order (runtime tensorrt-llm); without "
+    "it PyTorch serves MODEL.",
+)
+@click.option("-o", "--output-dir", type=click.Path(), help="Directory to write; by default ./bench-MODEL.")
+@stage_command(text=_report, result=lambda made: made.details)
+def run(
+    call: Call,
+    models: tuple[str, ...],
+    precision: str | None,
+    random_weights: bool,  # noqa: FBT001 - as click passes it
+    engines: tuple[Path, ...],
+) -> Work:
+    """Measure the throughput of MODELs in pairs; the first MODEL is the baseline.
+
+    In each precision every MODEL is compared with the first. Each precision is compared with the first one,
+    and every further MODEL in every further precision with the first MODEL in the first precision. ONNX
+    graphs are built and verified once, beside the output directory, and used again.
+
+    For example:
+
+    \b
+      compress-export bench teacher student --batch-size 1,8 -o speed
+      compress-export bench --random-weights llama3.1-8b 4b-width 4b-depth
+    """
+    from compressor import api
+    from compressor.models.source import short_name
+
+    selection = api.select(
+        models,
+        runtime=call.recipe.bench.runtime,
+        precisions=parse_names(precision) if precision else None,
+        engines=engines,
+        random_weights=random_weights,
+    )
+    _refuse_without_effect(call, selection.runtime)
+    default = Path(f"bench-{short_name(models[0]).replace(':', '-')}")
+    return lambda out_dir, execution: api.bench(  # noqa: ARG005 - it has a name of its own by default
+        selection,
+        call.out_dir or default,
+        settings=call.recipe.bench,
+        export=call.recipe.export,
+        execution=execution,
+    )
+
+
 bench.add_command(run)
 bench.add_command(compare)
+
+
+def _refuse_without_effect(call: Call, runtime: Runtime) -> None:
+    """Refuse options that this benchmark would not read."""
+    grid = [call.flags[name] for name in _GRID if name in call.flags]
+    if "bench.preset" in call.flags and grid:
+        raise UsageError(
+            "a preset names all lengths and batch sizes",
+            where=", ".join(["--preset", *grid]),
+            hint="leave out --preset, or the others",
+        )
+    foreign = _STATIC if runtime.serves else _SERVING
+    if given := [call.flags[name] for name in foreign if name in call.flags]:
+        kind = "requests in flight" if runtime.serves else "static batches"
+        raise UsageError(
+            f"{runtime.name} measures {kind}, where these options have no effect",
+            where=", ".join(given),
+            hint="leave them out, or choose another --runtime",
+        )

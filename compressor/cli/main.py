@@ -1,6 +1,6 @@
 """The command line: `compress-export MODEL ...` is `compress-export run MODEL ...`.
 
-Commands live in one file each and import what is heavy only when they run, so `--help` is instant.
+Commands import what is heavy only when they run, so `--help` is instant.
 This is the one place where errors become messages and exit codes.
 """
 
@@ -12,16 +12,18 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+from click_default_group import DefaultGroup
 
 from compressor import __version__
 from compressor.cli.foreign_errors import as_error_of_ours, is_panic
-from compressor.cli.lazy_group import LazyGroup
 from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from compressor.core.escaping import printable
+from compressor.core.lazy import resolve
 
 _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
 PROGRAM = "compress-export"
@@ -30,26 +32,49 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ROOM = "compressor.cli"
 COMMANDS = {
     "run": (f"{_ROOM}.run:run", "Run all stages; the default."),
-    "plan": (f"{_ROOM}.plan:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
-    "prune": (f"{_ROOM}.prune:prune", "Prune a model to a target size or shape."),
-    "generate": (f"{_ROOM}.generate:generate", "Sample text from a model, to distill on."),
+    "plan": (f"{_ROOM}.run:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
+    "prune": (f"{_ROOM}.stages:prune", "Prune a model to a target size or shape."),
+    "generate": (f"{_ROOM}.stages:generate", "Sample text from a model, to distill on."),
     "correct-teacher": (
-        f"{_ROOM}.correct_teacher:correct_teacher",
+        f"{_ROOM}.stages:correct_teacher",
         "Fine-tune a teacher on the text that its student will be distilled on.",
     ),
-    "cache-logits": (f"{_ROOM}.cache_logits:cache_logits", "Store a teacher's top-k logits on disk."),
-    "distill": (f"{_ROOM}.distill:distill", "Retrain a student on the logits of its teacher."),
-    "sparsify": (f"{_ROOM}.sparsify:sparsify", "Make the linear layers of a model 2:4 sparse."),
-    "quantize": (f"{_ROOM}.quantize:quantize", "Quantize a model to FP8 by calibration."),
-    "export": (f"{_ROOM}.export:export", "Write a model for a runtime, and verify what was written."),
+    "cache-logits": (f"{_ROOM}.stages:cache_logits", "Store a teacher's top-k logits on disk."),
+    "distill": (f"{_ROOM}.stages:distill", "Retrain a student on the logits of its teacher."),
+    "sparsify": (f"{_ROOM}.stages:sparsify", "Make the linear layers of a model 2:4 sparse."),
+    "quantize": (f"{_ROOM}.stages:quantize", "Quantize a model to FP8 by calibration."),
+    "export": (f"{_ROOM}.stages:export", "Write a model for a runtime, and verify what was written."),
     "bench": (f"{_ROOM}.bench:bench", "Measure the speed of models in pairs, and compare benchmarks."),
-    "evaluate": (f"{_ROOM}.evaluate:evaluate", "Measure the perplexity of models, or tasks of lm-eval."),
-    "verify": (
-        f"{_ROOM}.verify:verify",
-        "Check a directory that this tool wrote: every file and number.",
-    ),
-    "doctor": (f"{_ROOM}.doctor:doctor", "Check versions, GPU, engine builder, disk and hub access."),
+    "evaluate": (f"{_ROOM}.stages:evaluate", "Measure the perplexity of models, or tasks of lm-eval."),
+    "verify": (f"{_ROOM}.checks:verify", "Check a directory that this tool wrote: every file and number."),
+    "doctor": (f"{_ROOM}.checks:doctor", "Check versions, GPU, engine builder, disk and hub access."),
 }
+
+
+class LazyGroup(DefaultGroup):
+    """A group with a default command, made from a table; commands are imported when they are called."""
+
+    def __init__(self, *arguments: Any, table: Mapping[str, tuple[str, str]], **named: Any) -> None:
+        """A group of click; of each name, where the command is and its line in the group's help."""
+        super().__init__(*arguments, **named)
+        self._table = table
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """The names, in the table's order."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported now; else the default one."""
+        name = cmd_name if cmd_name in self._table else self.default_cmd_name
+        if name not in self.commands:
+            self.add_command(resolve(self._table[name][0]), name)
+        found: click.Command | None = super().get_command(ctx, cmd_name)
+        return found
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table's lines."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._table.items()])
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, default="run", default_if_no_args=False, context_settings=CONTEXT)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.cli.render_training import training_text
-from compressor.cli.tables import duration, gib, table
-from compressor.pipeline.family import FamilyPlan, FamilyPlanRecord, FamilyRecord
+from compressor.pipeline.family import FamilyPlan, FamilyRecord
 from compressor.pipeline.report import tables_of
 from compressor.pipeline.summary import RunSummary
+from compressor.planning.cost import GpuRow, PlannedPhase, TrainingEstimate
 from compressor.planning.plan import Hours, Plan
 
 if TYPE_CHECKING:
     from compressor.pipeline.doctor import DoctorReport
     from exporters.verification.verify import VerifyReport
 
+_GIB = 1 << 30
 _DIMS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim"),
@@ -23,11 +25,15 @@ _FIGURES = (
     *("num_parameters", "num_non_embedding_parameters"),
     *("flops_per_token", "kv_cache_bytes_per_token"),
 )
+_HEADER = (
+    *("GPUs", "per GPU", "checkpointed", "fits", "s/step", "time", "GPU-hours", "cost"),
+    *("from scratch", "GPU-hours", "cost"),
+)
 
 
 def planned_text(made: Plan | FamilyPlan) -> str:
     """A plan, of one model or of a family."""
-    return family_plan_text(made.record) if isinstance(made, FamilyPlan) else plan_text(made)
+    return family_plan_text(made) if isinstance(made, FamilyPlan) else plan_text(made)
 
 
 def finished_text(result: RunSummary | FamilyRecord) -> str:
@@ -62,7 +68,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def family_plan_text(family: FamilyPlanRecord) -> str:
+def family_plan_text(family: FamilyPlan) -> str:
     """One plan per member of a family, and their sum."""
     total = family.total
     parts = [f"== {member.name} ==\n{plan_text(member.plan)}\n" for member in family.members]
@@ -106,11 +112,6 @@ def summary_text(summary: RunSummary) -> str:
     parts += [f"warning: {warning}" for warning in summary.warnings]
     parts += [f"student  {summary.student}", f"report   {summary.out_dir}/README.md"]
     return "\n".join(parts)
-
-
-def stage_text(artifact: Any) -> str:
-    """What a stage command wrote."""
-    return f"{artifact.path}: {artifact.num_parameters:,} parameters, {' > '.join(artifact.lineage)}"
 
 
 def evaluation_text(report: dict[str, Any]) -> str:
@@ -179,3 +180,97 @@ def doctor_text(report: DoctorReport) -> str:
 
 def _yes(claim: bool) -> str:  # noqa: FBT001
     return "yes" if claim else "no"
+
+
+def training_text(training: TrainingEstimate) -> str:
+    """Every training of a plan, its cost on 1 to 1024 GPUs, and training from scratch beside it."""
+    price = f"${training.gpu_hour_price_usd:,.2f} per GPU-hour"
+    price += " (an assumption: --gpu-hour-price)" if training.price_is_assumed else ""
+    scratch = training.from_scratch
+    rate = f"{training.assumed_utilisation:.0%} of its bf16 rate (--mfu)"
+    lines = [
+        f"training on {training.gpu}, assuming {rate} and {price}",
+        *(_phase_text(phase) for phase in training.phases),
+    ]
+    if training.sampling_flops:
+        lines.append(
+            f"  generate: {training.sampling_flops:.2e} FLOPs, assuming "
+            f"{training.assumed_sampling_utilisation:.0%} of the rate while sampling"
+        )
+    pairs = zip(training.by_num_gpus, scratch.by_num_gpus, strict=True)
+    lines += [
+        _phase_text(scratch.phase) + f": {scratch.tokens_rule}",
+        table(_HEADER, [_row(ours, theirs) for ours, theirs in pairs]),
+    ]
+    lines += _uneven(training)
+    if scratch.tokens_ratio is not None and scratch.gpu_hours_ratio is not None:
+        lines.append(
+            f"from scratch needs {scratch.tokens_ratio:,.1f}x the tokens and "
+            f"{scratch.gpu_hours_ratio:,.1f}x the GPU-hours"
+        )
+    return "\n".join(lines)
+
+
+def _row(ours: GpuRow, scratch: GpuRow) -> tuple[str, ...]:
+    plain, checkpointed = ours.largest_memory_bytes
+    fits = "checkpointed" if ours.fits_with_checkpointing else "no"
+    last_phase = list(ours.step_s)[-1]
+    return (
+        f"{ours.num_gpus:,}",
+        gib(plain),
+        gib(checkpointed),
+        "yes" if ours.fits else fits,
+        f"{ours.step_s[last_phase]:,.2f}",
+        *_cost(ours),
+        *_cost(scratch),
+    )
+
+
+def _cost(row: GpuRow) -> tuple[str, str, str]:
+    return duration(row.hours), f"{row.gpu_hours:,.1f}", f"${row.cost_usd:,.0f}"
+
+
+def _phase_text(phase: PlannedPhase) -> str:
+    return (
+        f"  {phase.name}: {phase.tokens:,} tokens, {phase.steps:,} steps of {phase.batch_size:,} "
+        f"sequences of {phase.context_length:,}, {phase.flops_per_token:.2e} FLOPs per token"
+    )
+
+
+def _uneven(training: TrainingEstimate) -> list[str]:
+    """What to change where a batch does not fall evenly on the GPUs, once per batch size."""
+    lines = []
+    for size in dict.fromkeys(phase.batch_size for phase in training.phases):
+        uneven = [
+            f"{row.num_gpus:,} GPUs ({max(1, round(size / row.num_gpus)) * row.num_gpus:,} would)"
+            for row in training.by_num_gpus
+            if size % row.num_gpus
+        ]
+        if uneven:
+            lines.append(
+                f"a batch of {size:,} does not fall evenly on {', '.join(uneven)}: "
+                "a step takes as long as its fullest GPU"
+            )
+    return lines
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns aligned by width, numbers as they come."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    return f"{size / _GIB:.2f} GiB"
+
+
+def duration(hours: float) -> str:
+    """Hours in the unit that suits."""
+    if hours < 1 / 60:
+        return f"{math.ceil(hours * 3600)} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"

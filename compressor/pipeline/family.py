@@ -8,7 +8,7 @@ size). Every member is a complete run directory of its own; `family.json` and `R
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.presets import published_target
 from compressor.models.source import ModelSource, resolve_source
 from compressor.pipeline.report import CARD_FILE, markdown_table
+from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
@@ -34,32 +35,22 @@ from compressor.runs.artifact import write_json, write_text
 from compressor.runs.manifest import STUDENT, claim_directory
 
 FAMILY_FILE = "family.json"
-SCHEMA: Literal["compress-export/family/2"] = "compress-export/family/2"
-PLAN_SCHEMA: Literal["compress-export/family-plan/2"] = "compress-export/family-plan/2"
 # The last stage that makes the model from which the next member is made.
 _LAST_OF_DENSE = "distill"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
+class Member(Record):
     """One model of a family.
 
     Attributes:
         name: Its directory below the family's.
-        recipe: Its own run: its model is the previous member's.
         plan: Its resolved shapes.
+        recipe: Its own run: its model is the previous member's.
     """
 
     name: str
-    recipe: Recipe
     plan: Plan
-
-
-class PlannedMember(Record):
-    """One member's plan."""
-
-    name: str
-    plan: Plan
+    recipe: Recipe = Field(exclude=True)
 
 
 class FamilyTotal(Record):
@@ -73,27 +64,17 @@ class FamilyTotal(Record):
     disk_bytes: int
 
 
-class FamilyPlanRecord(Record):
-    """The plan of a family as one document."""
+class FamilyPlan(Record):
+    """The plan of a family as one document; its members in the order they are made."""
 
-    schema_id: Literal["compress-export/family-plan/2"] = Field(PLAN_SCHEMA, alias="schema")
+    schema_id: Literal["compress-export/family-plan/2"] = Field(
+        "compress-export/family-plan/2", alias="schema"
+    )
     model: str
     targets: tuple[str, ...]
     out_dir: str
-    members: tuple[PlannedMember, ...]
-    total: FamilyTotal
-
-
-@dataclass(frozen=True, kw_only=True)
-class FamilyPlan:
-    """All members in the order they are made, and the plan as a record."""
-
     members: tuple[Member, ...]
-    record: FamilyPlanRecord
-
-    def to_json(self) -> dict[str, object]:
-        """The record as plain JSON values."""
-        return self.record.to_json()
+    total: FamilyTotal
 
 
 class MeasuredSpeedup(Record):
@@ -129,7 +110,7 @@ class MemberRecord(Record):
 class FamilyRecord(Record):
     """`family.json`."""
 
-    schema_id: Literal["compress-export/family/2"] = Field(SCHEMA, alias="schema")
+    schema_id: Literal["compress-export/family/2"] = Field("compress-export/family/2", alias="schema")
     model: str
     targets: tuple[str, ...]
     out_dir: str
@@ -159,13 +140,7 @@ def split_targets(target: str | None) -> tuple[str, ...]:
 def plan_family(
     recipe: Recipe, original: Dims, *, hardware: Hardware | None = None, out_dir: str = ""
 ) -> FamilyPlan:
-    """Resolve every member before anything is made.
-
-    Args:
-        recipe: The run, whose target names several.
-        original: The dimensions of the first teacher.
-        hardware: The stated hardware of hours and costs.
-        out_dir: The family's directory.
+    """Resolve every member before anything is made; `original` is the first teacher's dimensions.
 
     Raises:
         UsageError: targets that do not shrink strictly, or settings that only suit one model.
@@ -188,57 +163,48 @@ def plan_family(
         if plan.student.num_parameters >= num_parameters(teacher):
             raise _not_smaller(target, f"{plan.student.num_parameters:,} parameters")
         members.append(Member(name=name, recipe=own, plan=plan))
-    return FamilyPlan(members=tuple(members), record=_planned(recipe, targets, members, out_dir))
+    plans = [member.plan for member in members]
+    total = FamilyTotal(
+        hardware=plans[0].hours.hardware,
+        tokens=sum(plan.tokens for plan in plans),
+        gpu_hours=round(sum(plan.hours.gpu_hours for plan in plans), 3),
+        hours=round(sum(plan.hours.total for plan in plans), 4),
+        cost_usd=round(sum(plan.hours.cost_usd for plan in plans), 2),
+        disk_bytes=sum(plan.disk_bytes for plan in plans),
+    )
+    return FamilyPlan(
+        model=recipe.model, targets=targets, out_dir=out_dir, members=tuple(members), total=total
+    )
 
 
 def run_family(
-    source: ModelSource,
-    family: FamilyPlan,
-    out_dir: Path,
-    console: Console,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    restart_from: str | None = None,
-    check: bool = True,
+    source: ModelSource, family: FamilyPlan, out_dir: Path, console: Console, start: Start
 ) -> FamilyRecord:
-    """Make every member that is not there yet; returns what `family.json` then holds.
+    """Make every member that is not there yet, the first from `source`; returns what `family.json` holds.
 
-    Args:
-        source: The first teacher.
-        family: The resolved members.
-        out_dir: The family's directory.
-        console: Messages.
-        resume: Fail unless there is an interrupted run to resume.
-        overwrite: Delete every member and start over.
-        restart_from: Discard this stage and all later ones first, in every member; later members begin
-            again where that changes the model that they are made from.
-        check: Compare every file of a finished member with its recorded sha256.
+    A restart reaches every member; later members begin again where it changes the model that they are made
+    from.
     """
     from compressor.pipeline.pipeline import run_pipeline
     from compressor.pipeline.steps import STAGES
 
     decide_the_next = STAGES[: STAGES.index(_LAST_OF_DENSE) + 1]
     is_ours = on_main((out_dir / FAMILY_FILE).is_file)
-    on_main(lambda: claim_directory(out_dir, is_ours=is_ours, resume=resume, marker=FAMILY_FILE))
+    on_main(lambda: claim_directory(out_dir, is_ours=is_ours, resume=start.resume, marker=FAMILY_FILE))
     entries: list[MemberRecord] = []
+    own, record = replace(start, resume=False), _record(family, entries, out_dir)
     if not is_ours:
-        _write(family, entries, out_dir)
+        _write(record, out_dir)
     for number, member in enumerate(family.members):
         console.info(f"family: {member.name}, {number + 1} of {len(family.members)}")
-        summary = run_pipeline(
-            member.recipe,
-            source if number == 0 else resolve_source(member.recipe.model),
-            member.plan,
-            out_dir / member.name,
-            console,
-            overwrite=overwrite,
-            check=check,
-            restart_from=STAGES[0] if number and restart_from in decide_the_next else restart_from,
-        )
+        teacher = resolve_source(member.recipe.model) if number else source
+        if number and start.restart_from in decide_the_next:
+            own = replace(own, restart_from=STAGES[0])
+        summary = run_pipeline(member.recipe, teacher, member.plan, out_dir / member.name, console, own)
         entries.append(_entry(member, summary))
-        _write(family, entries, out_dir)
-    return _record(family, entries, out_dir)
+        record = _record(family, entries, out_dir)
+        _write(record, out_dir)
+    return record
 
 
 def _refuse_settings_of_one_model(recipe: Recipe) -> None:
@@ -277,7 +243,7 @@ def _recipe_of_later(recipe: Recipe, target: str, original: Dims, teacher: Dims)
         if fits and teacher.with_shape(**shape) == published.dims:
             return recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"shape": shape})})
     if target.endswith("%"):
-        count = parse_count(target, option="--target", whole=num_parameters(original))
+        count = parse_count(target, whole=num_parameters(original))
         return recipe.model_copy(update={"target": str(count)})
     return recipe
 
@@ -288,26 +254,6 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     if member.recipe.sparsify.pattern is None:
         return run_dir / STUDENT
     return run_dir / "stages" / ("distill" if member.recipe.distill.tokens else "prune")
-
-
-def _planned(
-    recipe: Recipe, targets: tuple[str, ...], members: list[Member], out_dir: str
-) -> FamilyPlanRecord:
-    plans = [member.plan for member in members]
-    return FamilyPlanRecord(
-        model=recipe.model,
-        targets=targets,
-        out_dir=out_dir,
-        members=tuple(PlannedMember(name=member.name, plan=member.plan) for member in members),
-        total=FamilyTotal(
-            hardware=plans[0].hours.hardware,
-            tokens=sum(plan.tokens for plan in plans),
-            gpu_hours=round(sum(plan.hours.gpu_hours for plan in plans), 3),
-            hours=round(sum(plan.hours.total for plan in plans), 4),
-            cost_usd=round(sum(plan.hours.cost_usd for plan in plans), 2),
-            disk_bytes=sum(plan.disk_bytes for plan in plans),
-        ),
-    )
 
 
 def _entry(member: Member, summary: RunSummary) -> MemberRecord:
@@ -350,20 +296,18 @@ def _speedups(comparisons: Iterable[ComparisonResult]) -> Iterator[MeasuredSpeed
 
 def _record(family: FamilyPlan, entries: list[MemberRecord], out_dir: Path) -> FamilyRecord:
     return FamilyRecord(
-        model=family.record.model,
-        targets=family.record.targets,
+        model=family.model,
+        targets=family.targets,
         out_dir=str(out_dir),
         complete=len(entries) == len(family.members),
         members=tuple(entries),
     )
 
 
-def _write(family: FamilyPlan, entries: list[MemberRecord], out_dir: Path) -> None:
-    if not is_main():
-        return
-    record = _record(family, entries, out_dir)
-    write_json(out_dir / FAMILY_FILE, record.to_json())
-    write_text(out_dir / CARD_FILE, _card(record))
+def _write(record: FamilyRecord, out_dir: Path) -> None:
+    if is_main():
+        write_json(out_dir / FAMILY_FILE, record.to_json())
+        write_text(out_dir / CARD_FILE, _card(record))
 
 
 def _card(record: FamilyRecord) -> str:

@@ -7,14 +7,12 @@ from pathlib import Path
 from compressor.core.console import Console
 from compressor.core.hardware import describe, resolve_dtype
 from compressor.core.processes import is_main, on_main
-from compressor.distillation.distill_stage import GENERATED
 from compressor.models.checkpoint import read_config
 from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pipeline.preflight import (
     require_consistent,
     require_expressible,
-    require_expressible_source,
     require_sparsifiable,
     require_texts,
     require_tokenizer,
@@ -22,7 +20,7 @@ from compressor.pipeline.preflight import (
     require_windows,
 )
 from compressor.pipeline.report import CARD_FILE, write_model_card
-from compressor.pipeline.running import CORRECTED, Run, redo_in_run, require_disk
+from compressor.pipeline.running import Run, Start, redo_in_run, require_disk
 from compressor.pipeline.steps import STAGES, STEPS
 from compressor.pipeline.summary import RunSummary, summary_of
 from compressor.planning.plan import Plan, require_prunable
@@ -33,41 +31,29 @@ from compressor.runs.stage import StageContext
 from exporters.registry import require_tools
 
 
-def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command line
-    recipe: Recipe,
-    source: ModelSource,
-    plan: Plan,
-    out_dir: Path,
-    console: Console,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    restart_from: str | None = None,
-    check: bool = True,
+def run_pipeline(
+    recipe: Recipe, source: ModelSource, plan: Plan, out_dir: Path, console: Console, start: Start
 ) -> RunSummary:
-    """Compress, export, verify and measure a model; returns the summary printed by `--json`.
-
-    Args:
-        recipe: Every choice.
-        source: The teacher.
-        plan: The resolved shapes.
-        out_dir: The run directory.
-        console: Messages.
-        resume: Fail unless there is an interrupted run to resume.
-        overwrite: Delete this tool's earlier output in the directory and start over.
-        restart_from: Discard this stage and all later ones first.
-        check: Compare every file of a finished run with its recorded sha256 when it is repeated.
-    """
-    _check_choices(recipe, source, plan)
-    restart = frozenset(STAGES[STAGES.index(restart_from) :]) if restart_from else frozenset()
-    with open_run_directory(out_dir, resume=resume, overwrite=overwrite) as manifest:
+    """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
+    _check_choices(recipe, plan)
+    first = start.restart_from
+    restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()
+    with open_run_directory(out_dir, resume=start.resume, overwrite=start.overwrite) as manifest:
         for name in manifest.changed_files():
             console.warn(f"{name} is not as this run wrote it; it is written again")
         on_main(lambda: require_texts(recipe, console))
         on_main(lambda: require_disk(plan.disk, out_dir, restart=restart))
         manifest.update(hardware=describe())
-        stages, dtype = out_dir / "stages", resolve_dtype(recipe.dtype)
-        teacher = on_main(lambda: _open_teacher(source, stages, dtype, recipe, console))
+        teacher = on_main(
+            lambda: open_checkpoint(
+                source,
+                out_dir / "stages",
+                dtype=resolve_dtype(recipe.dtype),
+                tokenizer=recipe.tokenizer,
+                trust_remote_code=recipe.trust_remote_code,
+                on_warning=console.warn,
+            )
+        )
         require_expressible(recipe, read_config(teacher.path), plan.student.dims)
         run = Run(
             recipe=recipe,
@@ -84,13 +70,13 @@ def run_pipeline(  # noqa: PLR0913 - four of them are switches of the command li
             if name == "prune" and (restart or not (out_dir / RECIPE_FILE).is_file()):
                 _record_choices(run)
         on_main(lambda: write_model_card(out_dir, summary(run)))
-        _check_contents(run, check=check)
+        _check_contents(run, check=start.check)
         _record_choices(run)
         manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
 
 
-def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
+def _check_choices(recipe: Recipe, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher.dims)
     require_consistent(recipe)
@@ -99,7 +85,6 @@ def _check_choices(recipe: Recipe, source: ModelSource, plan: Plan) -> None:
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
     require_sparsifiable(recipe)
     require_trainable(recipe)
-    require_expressible_source(recipe, source, plan.student.dims)
 
 
 def _check_reading(recipe: Recipe, teacher: ModelArtifact) -> None:
@@ -107,19 +92,6 @@ def _check_reading(recipe: Recipe, teacher: ModelArtifact) -> None:
     trust = recipe.trust_remote_code
     require_tokenizer(teacher.path, trust_remote_code=trust)
     require_windows(recipe, load_tokenizer(teacher.path, trust_remote_code=trust), teacher.texts)
-
-
-def _open_teacher(
-    source: ModelSource, stages: Path, dtype: str, recipe: Recipe, console: Console
-) -> ModelArtifact:
-    return open_checkpoint(
-        source,
-        stages,
-        dtype=dtype,
-        tokenizer=recipe.tokenizer,
-        trust_remote_code=recipe.trust_remote_code,
-        on_warning=console.warn,
-    )
 
 
 def _check_contents(run: Run, *, check: bool) -> None:
@@ -154,23 +126,6 @@ def _record_choices(run: Run) -> None:
 
 def summary(run: Run) -> RunSummary:
     """The run's result, read from what the stages recorded."""
-    roles = {
-        "generate": GENERATED,
-        "correct": CORRECTED,
-        "distill": "distilled",
-        "sparsify": "sparsified",
-        "recover": "recovered",
-        "evaluation": "evaluation",
-        "bench": "bench",
-    }
     return summary_of(
-        run.out_dir,
-        plan=run.plan,
-        manifest=run.manifest.record,
-        made={role: run.made[name] for role, name in roles.items() if name in run.made},
-        exports={
-            name.removeprefix("export "): artifact
-            for name, artifact in run.made.items()
-            if name.startswith("export ")
-        },
+        run.out_dir, recipe=run.recipe, plan=run.plan, manifest=run.manifest.record, made=run.at
     )

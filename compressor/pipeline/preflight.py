@@ -18,10 +18,9 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.correct_stage import require_alongside
 from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
-from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.shapes import expected_shapes
-from compressor.models.source import ModelSource
 from compressor.models.sparse.pattern import parse_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
@@ -49,23 +48,10 @@ def require_consistent(recipe: Recipe) -> None:
         )
 
 
-def require_expressible_source(recipe: Recipe, source: ModelSource, student: Dims) -> None:
-    """`require_expressible` where the model's config lies on this disk already; otherwise nothing.
-
-    Raises:
-        UnsupportedError: naming the field, or the tensor.
-    """
-    if source.kind == "directory":
-        require_expressible(recipe, read_config(Path(source.location)), student)
-
-
 def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims) -> None:
     """Refuse, before any work, a student that a format cannot express.
 
-    Args:
-        recipe: The run.
-        config: The teacher's Hugging Face config, whose other fields the student keeps.
-        student: The student's dimensions.
+    It keeps the fields of the teacher's `config` but for its dimensions.
 
     Raises:
         UnsupportedError: naming the field, or the tensor.
@@ -98,7 +84,7 @@ def require_texts(recipe: Recipe, console: Console) -> None:
 
 
 def _trained_on(recipe: Recipe) -> tuple[str, ...]:
-    trains = recipe.distill.tokens or (recipe.sparsify.pattern and recovery_tokens(recipe))
+    trains = recipe.distill.tokens or recipe.recovery_tokens()
     return tuple(domain.data for domain in recipe.distill.mixture()) if trains else ()
 
 
@@ -107,25 +93,15 @@ def _seen(recipe: Recipe) -> tuple[str, ...]:
     scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
     calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
-    return tuple(
-        sorted(
-            {
-                *((recipe.calibration.data,) if calibrates else ()),
-                *_trained_on(recipe),
-                *([prompts] if (prompts := recipe.distill.generate.prompts) and samples else []),
-            }
-        )
-    )
+    prompts = recipe.distill.generate.prompts
+    read = [*_trained_on(recipe), *([recipe.calibration.data] if calibrates else [])]
+    return tuple(sorted({*read, *([prompts] if prompts and samples else [])}))
 
 
 def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateStageConfig:
     """What the evaluate stage measures on, by default the first training text.
 
-    Of a text that is used elsewhere, it is the held-out part.
-
-    Args:
-        recipe: The run.
-        seen: Fingerprints of what its model was made with.
+    Of a text that is used elsewhere, or whose fingerprint is among those `seen`, it is the held-out part.
     """
     data = recipe.evaluate.data or recipe.distill.mixture()[0].data
     return EvaluateStageConfig(
@@ -139,12 +115,7 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
 def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
     """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
 
-    Conversations that will be read are rendered as well.
-
-    Args:
-        recipe: The run.
-        tokenizer: The teacher's.
-        seen: Fingerprints of what the teacher was made with.
+    Conversations that will be read are rendered as well. `seen` are fingerprints of the teacher's texts.
 
     Raises:
         UsageError: naming the text and its part, or a row that the chat template refuses.
@@ -164,7 +135,7 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
     if recipe.calibration.data in _seen(recipe):
         check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
-    budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recovery_tokens(recipe))
+    budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recipe.recovery_tokens())
     for spec in _trained_on(recipe):
         check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
 
@@ -202,7 +173,7 @@ def require_sparsifiable(recipe: Recipe) -> None:
     sparsify = recipe.sparsify
     if sparsify.pattern is None:
         return
-    if SPARSITY_METHODS[sparsify.method].trains and recovery_tokens(recipe) == 0:
+    if SPARSITY_METHODS[sparsify.method].trains and not recipe.recovery_tokens():
         raise UsageError(
             f"the sparsity method {sparsify.method} trains, and has no tokens to train on",
             where="--recovery-tokens",
@@ -243,9 +214,3 @@ def require_trainable(recipe: Recipe) -> None:
                 where=setting,
                 hint="leave this setting out, or --teacher-logits (distill.teacher_logits)",
             )
-
-
-def recovery_tokens(recipe: Recipe) -> int:
-    """Tokens of the training that follows sparsification."""
-    own = recipe.sparsify.tokens
-    return recipe.distill.tokens if own is None else own

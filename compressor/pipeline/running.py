@@ -11,12 +11,7 @@ from pydantic import BaseModel
 
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
-from compressor.core.hardware import (
-    available_memory_bytes,
-    free_disk_bytes,
-    resolve_device,
-    resolve_dtype,
-)
+from compressor.core.hardware import available_memory_bytes, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.core.processes import on_main
 from compressor.planning.disk import DiskUse, peak_disk_bytes
 from compressor.planning.plan import Plan
@@ -33,12 +28,30 @@ _TAUGHT = ("distill", "recover")
 Config = TypeVar("Config", bound=BaseModel)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What becomes of what a run finds in its directory.
+
+    Attributes:
+        resume: Fail unless there is an interrupted run to resume.
+        overwrite: Delete this tool's earlier output and start over.
+        restart_from: Discard the output of this stage and of all later ones first.
+        check: Compare every file of finished work with its recorded sha256.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    restart_from: str | None = None
+    check: bool = True
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run in progress: its recipe, where it writes, and what it has made so far.
 
     Attributes:
         made: Artifacts by their role.
+        at: The same by their directory, relative to the run's.
         reused: Those of them that were there already.
         checked: Directories whose contents this process wrote or compared with their records.
         has_worked: Whether any stage ran in this process.
@@ -52,6 +65,7 @@ class Run:
     teacher: ModelArtifact
     restart: frozenset[str]
     made: dict[str, ModelArtifact] = field(default_factory=dict)
+    at: dict[str, ModelArtifact] = field(default_factory=dict)
     reused: list[ModelArtifact] = field(default_factory=list)
     checked: set[Path] = field(default_factory=set)
     has_worked: bool = False
@@ -61,12 +75,14 @@ class Run:
         stage: Stage[Config],
         config: Config,
         source: ModelArtifact,
-        where: str,
-        *,
         part_of: str,
+        *,
+        makes: str,
+        where: str | None = None,
         others: dict[str, ModelArtifact] | None = None,
     ) -> ModelArtifact:
-        """Run one stage into `out_dir/where` and record it."""
+        """Run one stage into `where`, by default `stages/PART_OF`, and record what it `makes`."""
+        where = where or f"stages/{part_of}"
         self.console.info(f"{stage.name}: {where}")
         context = StageContext(
             console=self.console,
@@ -88,6 +104,7 @@ class Run:
             self.reused.append(outcome.artifact)
         state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
         self.console.info(f"{stage.name}: {where}: {state}")
+        self.made[makes] = self.at[where] = outcome.artifact
         return outcome.artifact
 
     def _begin(self, part_of: str, where: str) -> None:
@@ -112,12 +129,9 @@ def redo_in_run(stage: str, path: Path) -> str:
 
 
 def require_disk(uses: Iterable[DiskUse], out_dir: Path, *, restart: frozenset[str] = frozenset()) -> None:
-    """Refuse work that writes more than there is room for; what is there already needs none.
+    """Refuse work that writes more than there is room for.
 
-    Args:
-        uses: What will be written, in this order.
-        out_dir: The run's directory.
-        restart: Stages whose output is discarded first.
+    What is there already needs none, unless its stage is in `restart`: then it is discarded first.
 
     Raises:
         ResourceError: naming what is needed in addition, and what is free.

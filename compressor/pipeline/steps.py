@@ -15,7 +15,7 @@ from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOG
 from compressor.distillation.generate_stage import GENERATE
 from compressor.evaluation.evaluate_stage import EVALUATE
 from compressor.evaluation.record import EvaluationRecord
-from compressor.pipeline.preflight import evaluation_config, recovery_tokens
+from compressor.pipeline.preflight import evaluation_config
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
 from compressor.pipeline.summary import details_of
 from compressor.planning.disk import teacher_graphs
@@ -33,34 +33,24 @@ SIXTEEN_BIT = ("pruned", "distilled", "sparsified", "recovered")
 
 def _prune(run: Run) -> None:
     config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
-    run.made["pruned"] = run.execute(PRUNE, config, run.teacher, "stages/prune", part_of="prune")
+    run.execute(PRUNE, config, run.teacher, "prune", makes="pruned")
 
 
 def _generate(run: Run) -> None:
-    generate = run.recipe.distill.generate
-    if generate.tokens and run.recipe.distill.tokens:
-        run.made[GENERATED] = run.execute(
-            GENERATE, generate, run.teacher, "stages/generate", part_of="generate"
-        )
+    distill = run.recipe.distill
+    if distill.generate.tokens and distill.tokens:
+        run.execute(GENERATE, distill.generate, run.teacher, "generate", makes=GENERATED)
 
 
 def _correct(run: Run) -> None:
-    if run.recipe.distill.correction.mode == "first" and run.recipe.distill.tokens:
-        run.made[CORRECTED] = run.execute(
-            CORRECT, run.recipe.distill, run.teacher, "stages/correct", part_of="correct"
-        )
+    distill = run.recipe.distill
+    if distill.correction.mode == "first" and distill.tokens:
+        run.execute(CORRECT, distill, run.teacher, "correct", makes=CORRECTED)
 
 
 def _distill(run: Run) -> None:
-    if run.recipe.distill.tokens:
-        run.made["distilled"] = run.execute(
-            DISTILL,
-            run.recipe.distill,
-            run.made["pruned"],
-            "stages/distill",
-            part_of="distill",
-            others=_teaching(run),
-        )
+    if (distill := run.recipe.distill).tokens:
+        run.execute(DISTILL, distill, run.made["pruned"], "distill", makes="distilled", others=_teaching(run))
 
 
 def _teaching(run: Run) -> dict[str, ModelArtifact]:
@@ -71,35 +61,27 @@ def _teaching(run: Run) -> dict[str, ModelArtifact]:
 
 
 def _sparsify(run: Run) -> None:
-    if run.recipe.sparsify.pattern is None:
-        return
-    config = SparsifyStageConfig(sparsify=run.recipe.sparsify, calibration=run.recipe.calibration)
-    run.made["sparsified"] = run.execute(
-        SPARSIFY, config, _student(run), "stages/sparsify", part_of="sparsify"
-    )
+    recipe = run.recipe
+    if recipe.sparsify.pattern is not None:
+        config = SparsifyStageConfig(sparsify=recipe.sparsify, calibration=recipe.calibration)
+        run.execute(SPARSIFY, config, _student(run), "sparsify", makes="sparsified")
 
 
 def _recover(run: Run) -> None:
-    if run.recipe.sparsify.pattern is None or recovery_tokens(run.recipe) == 0:
-        return
-    config = RecoverStageConfig(distill=run.recipe.distill, sparsify=run.recipe.sparsify)
-    run.made["recovered"] = run.execute(
-        RECOVER, config, _student(run), "stages/recover", part_of="recover", others=_teaching(run)
-    )
+    if run.recipe.recovery_tokens():
+        config = RecoverStageConfig(distill=run.recipe.distill, sparsify=run.recipe.sparsify)
+        run.execute(RECOVER, config, _student(run), "recover", makes="recovered", others=_teaching(run))
 
 
 def _student(run: Run) -> ModelArtifact:
     """The 16-bit model that is exported: the last that training, sparsifying or pruning made."""
-    made = [run.made[name] for name in SIXTEEN_BIT if name in run.made]
-    return made[-1]
+    return [run.made[name] for name in SIXTEEN_BIT if name in run.made][-1]
 
 
 def _quantize(run: Run) -> None:
     if run.recipe.quantize.fp8:
         config = QuantizeStageConfig(quantize=run.recipe.quantize, calibration=run.recipe.calibration)
-        run.made["quantized"] = run.execute(
-            QUANTIZE, config, _student(run), "stages/quantize", part_of="quantize"
-        )
+        run.execute(QUANTIZE, config, _student(run), "quantize", makes="quantized")
 
 
 def _export(run: Run) -> None:
@@ -107,8 +89,8 @@ def _export(run: Run) -> None:
     for name in dict.fromkeys((STUDENT_FORMAT, *run.recipe.export_formats())):
         source = run.made["quantized"] if FORMATS[name].needs_fp8 else _student(run)
         settings = exporter_of(name).settings(run.recipe.export)
-        run.made[f"export {name}"] = run.execute(
-            export_stage(name), settings, source, place_of(name), part_of="export"
+        run.execute(
+            export_stage(name), settings, source, "export", makes=f"export {name}", where=place_of(name)
         )
 
 
@@ -117,9 +99,7 @@ def _evaluate(run: Run) -> None:
     models = {"teacher": run.teacher}
     models |= {CORRECTED: run.made[CORRECTED]} if CORRECTED in run.made else {}
     models |= {name: run.made[name] for name in (*SIXTEEN_BIT, "quantized") if name in run.made}
-    run.made["evaluation"] = run.execute(
-        EVALUATE, config, _student(run), "stages/evaluate", part_of="evaluate", others=models
-    )
+    run.execute(EVALUATE, config, _student(run), "evaluate", makes="evaluation", others=models)
 
 
 def _bench(run: Run) -> None:
@@ -142,7 +122,7 @@ def _bench(run: Run) -> None:
         quality=_quality(run),
         shapes={"teacher": run.plan.teacher.dims.to_dict(), "student": run.plan.student.dims.to_dict()},
     )
-    run.made["bench"] = run.execute(BENCH, config, _student(run), "bench", part_of="bench", others=arms)
+    run.execute(BENCH, config, _student(run), "bench", makes="bench", where="bench", others=arms)
 
 
 def _arms(run: Run) -> dict[str, ModelArtifact]:
@@ -157,8 +137,9 @@ def _arms(run: Run) -> dict[str, ModelArtifact]:
     arms: dict[str, ModelArtifact] = {}
     for precision, name in teacher_graphs(run.recipe).items():
         settings = exporter_of(name).settings(Export())  # no gate on the teacher's own graph
+        graph = f"{TEACHER_GRAPH}{name}"
         arms[arm_name("teacher", precision)] = run.execute(
-            export_stage(name), settings, run.teacher, f"stages/{TEACHER_GRAPH}{name}", part_of="bench"
+            export_stage(name), settings, run.teacher, "bench", makes=graph, where=f"stages/{graph}"
         )
         arms[arm_name("student", precision)] = run.made[f"export {name}"]
     return arms

@@ -9,17 +9,25 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bench.report.results import Results
+from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import VerificationError
 from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record
 from compressor.core.records import Record
 from compressor.evaluation.record import EvaluationRecord
-from compressor.planning.plan import Plan
-from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
-from compressor.runs.manifest import STUDENT, ManifestRecord, StageEntry
+from compressor.planning.plan import Plan, read_plan
+from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.runs.manifest import (
+    PLAN_FILE,
+    RECIPE_FILE,
+    STUDENT,
+    ManifestRecord,
+    StageEntry,
+    read_manifest,
+)
 from exporters.verification.record import ExportRecord
 
-SCHEMA: Literal["compress-export/run/2"] = "compress-export/run/2"
 # Role in the summary -> directory in the run; exports follow, by their format.
 PLACES = {
     "generate": "stages/generate",
@@ -66,7 +74,7 @@ class DistillRecord(_Open):
 class RunSummary(Record):
     """The result of a run: its plan, and what every stage reports."""
 
-    schema_id: Literal["compress-export/run/2"] = Field(SCHEMA, alias="schema")
+    schema_id: Literal["compress-export/run/2"] = Field("compress-export/run/2", alias="schema")
     out_dir: str
     student: str
     plan: Plan
@@ -87,24 +95,20 @@ class RunSummary(Record):
 def summary_of(
     out_dir: Path,
     *,
+    recipe: Recipe,
     plan: Plan,
     manifest: ManifestRecord,
     made: Mapping[str, ModelArtifact],
-    exports: Mapping[str, ModelArtifact],
 ) -> RunSummary:
-    """A run's result, from what its stages recorded.
-
-    Args:
-        out_dir: The run.
-        plan: Its plan.
-        manifest: Its manifest.
-        made: Artifacts by role: `evaluation`, and those of `PLACES` that there are.
-        exports: Artifacts of exports by format, in the order they were made.
+    """A run's result, from what its stages recorded: `made` are their artifacts by directory.
 
     Raises:
         VerificationError: for a record that lacks what a summary needs.
     """
-    if "evaluation" not in made or manifest.hardware is None:
+    from exporters.registry import place_of  # with torch, which planning does without
+
+    found = {role: made[place] for role, place in PLACES.items() if place in made}
+    if "evaluation" not in found or manifest.hardware is None:
         raise VerificationError(
             "the run's records do not give a summary",
             where=str(out_dir),
@@ -118,7 +122,11 @@ def summary_of(
     }
     details = {
         role: details_of(artifact, kinds[role]) if role in kinds else artifact.details
-        for role, artifact in made.items()
+        for role, artifact in found.items()
+    }
+    exports = {
+        name: details_of(made[place_of(name)], ExportRecord)
+        for name in dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats()))
     }
     stage_warnings = (warning for stage in manifest.stages.values() for warning in stage.warnings)
     return RunSummary.model_validate(
@@ -128,12 +136,26 @@ def summary_of(
             "plan": plan,
             "stages": manifest.stages,
             **details,
-            "exports": {name: details_of(artifact, ExportRecord) for name, artifact in exports.items()},
+            "exports": exports,
             "versions": manifest.versions,
             "hardware": manifest.hardware,
             "warnings": (*manifest.warnings, *stage_warnings),
         }
     )
+
+
+def read_summary(out_dir: Path) -> RunSummary:
+    """The result of a finished run, read from its records.
+
+    Raises:
+        UsageError, VerificationError: for a record that is not there or cannot be used.
+    """
+    from exporters.checks.run import demanded  # with torch
+
+    recipe = load_recipe(out_dir / RECIPE_FILE, {})
+    made = {place: read_artifact(out_dir / place) for place in demanded(recipe)}
+    plan, manifest = read_plan(out_dir / PLAN_FILE), read_manifest(out_dir)
+    return summary_of(out_dir, recipe=recipe, plan=plan, manifest=manifest, made=made)
 
 
 def details_of(artifact: ModelArtifact, kind: type[Kind]) -> Kind:

@@ -13,12 +13,7 @@ import math
 from dataclasses import dataclass
 
 from compressor.core.errors import UsageError, nearest
-from compressor.models.dims import (
-    PRUNABLE_FIELDS,
-    Dims,
-    check_shape,
-    num_parameters,
-)
+from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, num_parameters
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
 from compressor.recipe import forms
 
@@ -40,8 +35,8 @@ class ResolvedTarget:
     requested_parameters: int | None = None
 
 
-def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
-    """Parse `4b`, `4.5B`, `100k`, `4_500_000_000` or, with `whole` given, `60%`.
+def parse_count(text: str, *, whole: int) -> int:
+    """A target such as `4b` or `60%` of `whole`.
 
     Raises:
         UsageError: for anything else.
@@ -50,11 +45,11 @@ def parse_count(text: str, *, option: str, whole: int | None = None) -> int:
         return forms.parse_count(text, whole=whole)
     except ValueError as error:
         raise UsageError(
-            f"{option} is not a size",
-            where=option,
+            "--target is not a size",
+            where="--target",
             expected=error,
             found=text[:40],
-            hint=f"write {option} 4b or {option} 100m",
+            hint="write --target 4b or --target 100m",
         ) from error
 
 
@@ -81,7 +76,7 @@ def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
             hint=nearest(target, {*known, *PRESETS}) or "write a size such as 4b or 60%",
         )
     total = num_parameters(teacher)
-    wanted = parse_count(target, option="--target", whole=total)
+    wanted = parse_count(target, whole=total)
     if not 0 < wanted < total:
         raise UsageError(
             "the target is not below the teacher's size",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from compressor.choices.row import Row
 
 OPTIONS = "Options"
 
@@ -24,15 +26,6 @@ class Section(BaseModel):
 
     heading: ClassVar[str] = OPTIONS
     prefix: ClassVar[str] = ""
-
-
-class Row(Protocol):
-    """An entry of a table of choices."""
-
-    @property
-    def help(self) -> str:
-        """What it is, in one line."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,15 @@ import yaml
 from pydantic import AfterValidator
 
 from compressor import api
-from compressor.cli.bench_run import run as bench_run
+from compressor.choices.row import Row
+from compressor.cli.bench import run as bench_run
 from compressor.cli.compare import compare
-from compressor.cli.correct_teacher import own_settings
 from compressor.cli.from_recipe import Call, RecipeCommand, RecipeOption, from_recipe
 from compressor.cli.main import COMMANDS as PLACES
 from compressor.cli.main import invoke
 from compressor.cli.run import run
 from compressor.cli.session import Show
+from compressor.cli.stages import own_settings
 from compressor.core.lazy import resolve
 from compressor.recipe.option import OneOf, Section, option, section_of
 from compressor.recipe.recipe import Distill, Recipe, load_recipe
@@ -199,13 +200,13 @@ def test_commands_without_a_model_say_so(capsys: Capture) -> None:
 
 
 def test_an_entry_added_to_a_table_is_accepted_and_shown() -> None:
-    table = {"one": SimpleNamespace(help="The first.")}
+    table = {"one": Row(name="one", help="The first.", code="")}
 
     class Toy(Section):
         way: Annotated[str, AfterValidator(OneOf(table))] = option("one", "How it is done.")
 
     shown = RecipeOption("toy.way", Toy.model_fields["way"], flag="--way", heading="Options")
-    table["two"] = SimpleNamespace(help="The second.")
+    table["two"] = Row(name="two", help="The second.", code="")
     assert shown.rows(click.Context(click.Command("toy"))) == [
         ("--way [one|two]", "How it is done.  [default: one]"),
         ("  one", "The first."),
@@ -259,7 +260,7 @@ def test_every_command_follows_the_recipes_environment(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"model": str(tiny_checkpoint), **environment}), encoding="utf-8")
     for text in ("_report", "evaluation_text"):
-        for module in ("bench_run", "render"):
+        for module in ("bench", "render"):
             monkeypatch.setattr(f"compressor.cli.{module}.{text}", lambda _: "", raising=False)
     words = [*COMMANDS[stage], "--config", str(recipe), "--json", "-o", str(tmp_path / "out")]
     invoke(words)

@@ -35,11 +35,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Loss:
         name="toy",
         title="total variation",
         help="Half the summed differences of the probabilities.",
-        place=f"{__name__}:total_variation",
+        code=f"{__name__}:total_variation",
     )
-    monkeypatch.setattr(
-        "compressor.choices.losses.resolve", lambda place: globals()[place.rpartition(":")[2]]
-    )
+    monkeypatch.setattr("compressor.choices.row.resolve", lambda place: globals()[place.rpartition(":")[2]])
     monkeypatch.setitem(LOSSES, row.name, row)
     return row
 

@@ -14,6 +14,7 @@ from compressor.models.presets import PRESETS
 from compressor.models.source import ModelSource
 from compressor.pipeline import pipeline
 from compressor.pipeline.family import plan_family, run_family, split_targets
+from compressor.pipeline.running import Start
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Recipe, load_recipe
 from tests.unit.bench.results_by_hand import results_of
@@ -46,7 +47,7 @@ def test_each_member_starts_from_the_student_before_it() -> None:
 
     assert (first.recipe.model, second.recipe.model) == ("llama3.1-8b", "out/6b/student")
     assert second.plan.teacher.dims == first.plan.student.dims
-    assert [member.name for member in family.record.members] == ["6b", "4b"]
+    assert [member.name for member in family.members] == ["6b", "4b"]
 
 
 def test_a_published_size_of_the_original_means_its_published_shape() -> None:
@@ -106,14 +107,14 @@ def test_a_sparse_family_goes_on_from_the_dense_model() -> None:
 
 
 def test_the_sum_is_over_all_members() -> None:
-    record = plan_family(recipe("6b,4b"), LLAMA).record
-    plans = [member.plan for member in record.members]
+    family = plan_family(recipe("6b,4b"), LLAMA)
+    plans = [member.plan for member in family.members]
 
-    assert record.total.gpu_hours == pytest.approx(sum(plan.hours.gpu_hours for plan in plans))
-    assert record.total.disk_bytes == sum(plan.disk_bytes for plan in plans)
+    assert family.total.gpu_hours == pytest.approx(sum(plan.hours.gpu_hours for plan in plans))
+    assert family.total.disk_bytes == sum(plan.disk_bytes for plan in plans)
     stages = [plan.hours.stages for plan in plans]
     expected = sum(hours["calibration"] + hours["distill"] for hours in stages)
-    assert record.total.hours == pytest.approx(expected, abs=1e-3)
+    assert family.total.hours == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.fixture
@@ -121,8 +122,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A pipeline that only records how it was called; the second call fails once asked to."""
     made: list[dict[str, Any]] = []
 
-    def stand_in(recipe: Recipe, source: ModelSource, plan: Any, out_dir: Path, *_: Any, **how: Any) -> Any:
-        made.append({"source": source, "out_dir": out_dir, **how})
+    def stand_in(_recipe: Recipe, source: ModelSource, plan: Any, out_dir: Path, _: Any, start: Start) -> Any:
+        made.append({"source": source, "out_dir": out_dir, "restart_from": start.restart_from})
         (out_dir / "student").mkdir(parents=True, exist_ok=True)
         losses = {"teacher": 1.0, "pruned": 1.5 + len(made), "quantized": 9.0}
         return make_summary(plan, evaluation(**losses), bench=bench_by_hand())
@@ -152,7 +153,7 @@ def test_a_restart_reaches_what_depends_on_it(
     calls: list[dict[str, Any]], tmp_path: Path, asked: str | None, passed: list[str | None]
 ) -> None:
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    run_family(SOURCE, family, tmp_path, Console(), restart_from=asked)
+    run_family(SOURCE, family, tmp_path, Console(), Start(restart_from=asked))
 
     assert [call["restart_from"] for call in calls] == passed
     assert calls[0]["source"] == SOURCE
@@ -164,7 +165,7 @@ def test_the_page_lists_speedups_against_the_own_teacher_only(
     calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    record = run_family(SOURCE, family, tmp_path, Console())
+    record = run_family(SOURCE, family, tmp_path, Console(), Start())
 
     assert [len(entry.speedups) for entry in record.members] == [1, 1]
     assert record.members[0].speedups[0].ratio == 1.8
@@ -179,16 +180,16 @@ def test_an_interrupted_family_says_what_is_missing_and_continues(
     family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
     stand_in = pipeline.run_pipeline
 
-    def interrupted(recipe: Recipe, *arguments: Any, **how: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         if calls:
             raise KeyboardInterrupt
-        return stand_in(recipe, *arguments, **how)
+        return stand_in(*arguments)
 
     monkeypatch.setattr(pipeline, "run_pipeline", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_family(SOURCE, family, tmp_path, Console())
+        run_family(SOURCE, family, tmp_path, Console(), Start())
     record = json.loads((tmp_path / "family.json").read_text(encoding="utf-8"))
     assert (record["complete"], [entry["name"] for entry in record["members"]]) == (False, ["6b"])
     assert "Not made yet: 4b" in (tmp_path / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(pipeline, "run_pipeline", stand_in)
-    assert run_family(SOURCE, family, tmp_path, Console(), resume=True).complete
+    assert run_family(SOURCE, family, tmp_path, Console(), Start(resume=True)).complete

@@ -37,7 +37,7 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Impo
     row = ImportanceMethod(
         name="toy",
         help="A method that a test brings along.",
-        place=f"{__name__}:from_the_end",
+        code=f"{__name__}:from_the_end",
         needs_text=request.param,
     )
     monkeypatch.setitem(IMPORTANCE_METHODS, "toy", row)

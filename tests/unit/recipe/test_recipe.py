@@ -16,9 +16,7 @@ RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("model: llama3.1-8b\ntarget: 4b\ndistill:\n  tokens: 1000\n", encoding="utf-8")
-    return path
+    return written(tmp_path, "model: llama3.1-8b\ntarget: 4b\ndistill:\n  tokens: 1000\n")
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -36,25 +34,16 @@ def test_flags_override_the_file(recipe_file: Path) -> None:
 def test_flags_alone_suffice() -> None:
     recipe = load_recipe(None, {"model": "smollm2-135m", "quantize.fp8": True})
 
-    assert recipe.export_formats() == (
-        "huggingface",
-        "huggingface-fp8",
-        "tensorrt-llm-fp8",
-        "onnx",
-        "onnx-int4",
-    )
+    expected = ("huggingface", "huggingface-fp8", "tensorrt-llm-fp8", "onnx", "onnx-int4")
+    assert recipe.export_formats() == expected
 
 
-def test_round_trip(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_dump_holds_every_field_and_is_read_again(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file, {"prune.shape": {"hidden_size": 432}, "export.formats": ["onnx"]})
+    dumped = dump_recipe(recipe)
 
-    assert load_recipe(written(tmp_path, dump_recipe(recipe)), {}) == recipe
-
-
-def test_dump_holds_every_field() -> None:
-    recipe = Recipe(model="smollm2-135m")
-
-    assert set(yaml.safe_load(dump_recipe(recipe))["distill"]) == set(Distill.model_fields)
+    assert load_recipe(written(tmp_path, dumped), {}) == recipe
+    assert set(yaml.safe_load(dumped)["distill"]) == set(Distill.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +52,11 @@ def test_dump_holds_every_field() -> None:
         ("model: m\ntargot: 4b\n", "targot", "target"),
         ("model: m\ndistill:\n  token: 5\n", "distill.token", "tokens"),
         ("model: m\ncalib: {}\n", "calib", "calibration"),
+        (
+            "model: m\ndistill: {domains: [{name: a, data: b, weights: 2}]}",
+            "distill.domains.0.weights",
+            "weight",
+        ),
     ],
 )
 def test_unknown_key_is_answered_with_the_nearest(tmp_path: Path, text: str, key: str, nearest: str) -> None:
@@ -101,11 +95,6 @@ def test_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
         load_recipe(written(tmp_path, text), {})
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_recipe(tmp_path / "none.yaml", {})
-
-
 def test_recipes_are_frozen() -> None:
     recipe = Recipe(model="m")
     with pytest.raises(ValueError, match="frozen"):
@@ -140,3 +129,18 @@ def test_published_recipes_hold_the_published_settings(
     assert (distill.warmup_steps, distill.loss, distill.hidden_state_loss) == (warmup, "forward-kl", "off")
     assert distill.correction.learning_rate == pytest.approx(distill.learning_rate / 5)
     assert (distill.correction.mode, distill.correction.warmup_steps) == ("first", 120)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4b", 4e9), ("4.5B", 4.5e9), ("100k", 1e5), ("7M", 7e6), ("4_500_000_000", 4.5e9), (" 12 ", 12)],
+)
+def test_counts(text: str, count: float) -> None:
+    assert load_recipe(None, {"model": "m", "distill.tokens": text}).distill.tokens == count
+
+
+@pytest.mark.parametrize("text", ["60%", "x", "", "1.2.3", "_1"])
+def test_bad_counts(text: str) -> None:
+    with pytest.raises(UsageError, match=r"distill\.tokens") as caught:
+        load_recipe(None, {"model": "m", "distill.tokens": text})
+    assert "is not a count such as 4b" in str(caught.value.expected)

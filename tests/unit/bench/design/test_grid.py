@@ -6,7 +6,7 @@ import pytest
 
 from bench.design.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
 from bench.design.shape_only import shape_of
-from compressor.cli.bench_run import run
+from compressor.cli.bench import run
 from compressor.core.errors import UsageError
 from compressor.models.presets import PRESETS as PUBLISHED_SHAPES
 from compressor.recipe.option import choices_of
