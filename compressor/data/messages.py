@@ -103,9 +103,11 @@ def _message(raw: object, where: str, number: int) -> Message:
         raise UsageError(
             "a message holds the deprecated 'function_call'", where=where, hint="give it as 'tool_calls'"
         )
-    calls = _calls(message.pop("tool_calls", None), where, number)
+    calls = _calls(message.get("tool_calls"), where, number)
     if calls:
         message["tool_calls"] = calls
+    else:
+        message.pop("tool_calls", None)
     content = message.get("content")
     if content is None and not (calls or any(name in message for name in REASONING_FIELDS)):
         raise _no_conversation(where, f"message {number} has no content")
