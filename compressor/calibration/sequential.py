@@ -35,18 +35,13 @@ STATES_FILE = "hidden_states.bin"
 
 @dataclass(kw_only=True)
 class Gram:
-    """Sum over tokens of x xᵀ for the inputs x of one or several linear layers.
-
-    Attributes:
-        total: float32 `[C, C]`, accumulated outside autocast.
-        num_tokens: Tokens seen.
-    """
+    """Sum over tokens of x xᵀ, float32 `[C, C]`, for the inputs x of one or several linear layers."""
 
     total: torch.Tensor
     num_tokens: int = 0
 
     def add(self, inputs: torch.Tensor) -> None:
-        """Add inputs `[..., C]`."""
+        """Add inputs `[..., C]`, outside autocast."""
         with torch.autocast(inputs.device.type, enabled=False):
             x_TC = inputs.detach().flatten(0, -2).float()
             self.total.addmm_(x_TC.T, x_TC)
@@ -58,7 +53,6 @@ class LayerVisit:
     """What a visitor sees of a layer.
 
     Attributes:
-        index: Of the layer.
         prefix: Of its tensors' names in the checkpoint, with a dot.
         linears: The linear layers by name relative to the layer, weights in the compute dtype.
         grams: Statistics of their inputs; layers with one input share one.
@@ -90,15 +84,8 @@ def run_sequentially(
 ) -> dict[str, Path]:
     """Walk the decoder layers of a checkpoint, giving each its visitor's weights before going on.
 
-    Args:
-        checkpoint: A Hugging Face checkpoint.
-        windows: Calibration windows `[num_windows, seq_len]`.
-        visit: Called once per layer.
-        scratch: An existing directory for hidden states and changed weights.
-        dtype: Of weights and activations in the forward passes.
-        device: Torch device name.
-        trust_remote_code: Whether the checkpoint's own code may run.
-        on_window: Called after each window of each layer's first pass.
+    Windows are `[num_windows, seq_len]`; `scratch`, which exists, takes hidden states and changed weights;
+    `dtype` is that of weights and activations; `on_window` follows each window of each layer's first pass.
 
     Returns:
         Full names of the changed weights, and the file in `scratch` that holds each.
@@ -115,7 +102,10 @@ def run_sequentially(
             prefix = f"{adapter.family.layers}.{index}."
             _materialise_(layer.module, reader, prefix, dtype=dtype, device=device)
             grams = _gather(layer, states, calls[index], device=device, on_window=on_window)
-            _refuse_nonfinite(prefix, grams)
+            for name, gram in grams.items():
+                if not torch.isfinite(gram.total).all():
+                    where = prefix + name
+                    raise VerificationError("an activation is not finite", where=where, found="NaN or inf")
             linears = layer.linear_layers()
             replaced = visit(LayerVisit(index=index, prefix=prefix, linears=linears, grams=grams))
             grams.clear()
@@ -194,11 +184,11 @@ def _embed(
 ) -> tuple[torch.Tensor, list[Call]]:
     """Every window's first hidden states in a mapped file, and how each layer is called."""
     shape = (len(windows), 1, windows.shape[1], adapter.dims.hidden_size)
-    num_states = torch.Size(shape).numel()
-    _reserve(scratch / STATES_FILE, num_states * dtype.itemsize)
-    states = torch.from_file(str(scratch / STATES_FILE), shared=True, size=num_states, dtype=dtype).view(
-        shape
-    )
+    num_states, file = torch.Size(shape).numel(), scratch / STATES_FILE
+    # Space is taken at once: a full disk ends a process that writes to a mapped hole with SIGBUS.
+    with file.open("wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, num_states * dtype.itemsize)
+    states = torch.from_file(str(file), shared=True, size=num_states, dtype=dtype).view(shape)
     embedding = adapter.model.get_submodule(adapter.family.embedding)
     _materialise_(embedding, reader, f"{adapter.family.embedding}.", dtype=dtype, device=device)
     with _recorded(adapter) as recorders:
@@ -211,12 +201,6 @@ def _embed(
     embedding.to("meta")
     # Windows are equally long and stand alone, so one call serves all.
     return states, [recorder.call for recorder in recorders]
-
-
-def _reserve(path: Path, num_bytes: int) -> None:
-    """Take a file's space at once: a full disk ends a process that writes to a mapped hole with SIGBUS."""
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _first_states(adapter: ModelAdapter, recorders: list[_Recorder], ids: torch.Tensor) -> torch.Tensor:
@@ -247,12 +231,7 @@ def _call(module: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
 
 
 def _gather(
-    layer: DecoderLayer,
-    states: torch.Tensor,
-    call: Call,
-    *,
-    device: str,
-    on_window: Callable[[], None],
+    layer: DecoderLayer, states: torch.Tensor, call: Call, *, device: str, on_window: Callable[[], None]
 ) -> dict[str, Gram]:
     """One pass of the layer as it is: the Gram matrix of every linear layer's input."""
     linears = layer.linear_layers()
@@ -268,12 +247,6 @@ def _gather(
             _call(layer.module, states[number].to(device), call)
             on_window()
     return grams
-
-
-def _refuse_nonfinite(prefix: str, grams: dict[str, Gram]) -> None:
-    for name, gram in grams.items():
-        if not torch.isfinite(gram.total).all():
-            raise VerificationError("an activation is not finite", where=prefix + name, found="NaN or inf")
 
 
 def _keep(replaced: dict[str, torch.Tensor], prefix: str, path: Path) -> dict[str, Path]:

@@ -301,7 +301,7 @@ def load_trtllm_model(directory: Path, *, device: str) -> Any:
         reader.check_scales()
         fields = {key: value for key, value in reader.config.items() if key != "model_type"}
         config = AutoConfig.for_model(reader.config["model_type"], **fields)
-        model = model_of_state(config, reader.state(), dtype="float32", where=str(directory))
+        model = model_of_state(config, reader.state(), dtype="float32", where=directory)
         if reader.is_fp8:
             simulate_fp8_(model, reader.fp8_scales())
     return model.to(device).eval().requires_grad_(requires_grad=False)
