@@ -31,15 +31,11 @@ _CONFIG_FILE = "config.json"
 
 
 class BenchStageConfig(Section):
-    """Grid and number of pairs.
+    """The recipe's section, what is compared, and what was found elsewhere.
 
-    Attributes:
-        bench: The recipe's section.
-        comparisons: Pairs of names in the context's `others`: baseline, candidate. A model that runs
-            as an engine has that there too, as `engine_of` its name.
-        not_measured: What this machine cannot measure, and why.
-        quality: How good the models are, measured elsewhere.
-        shapes: Dimensions of models whose directory does not tell them, by model.
+    `comparisons` are pairs of names in the context's `others`: baseline, candidate. A model that runs as an
+    engine has that there too, as `engine_of` its name. `shapes` are dimensions, by model, of those whose
+    directory does not tell them.
     """
 
     bench: Bench
@@ -69,9 +65,7 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
         not_measured=config.not_measured,
     )
     write_reports(results, out_dir)
-    return StageResult(
-        num_parameters=source.num_parameters, details=results.model_dump(mode="json", by_alias=True)
-    )
+    return StageResult(num_parameters=source.num_parameters, details=results.to_json())
 
 
 def engine_of(arm: str) -> str:
@@ -96,12 +90,7 @@ def _arm(name: str, artifacts: dict[str, ModelArtifact], config: BenchStageConfi
 
 
 def _device(arms: dict[str, Arm]) -> str:
-    """What executes all arms.
-
-    Raises:
-        UsageError: when it is not one device: their ratio would be that of two machines. And what the
-            runtime's `check` raises.
-    """
+    """What executes all arms; a UsageError when not one device: their ratio would be that of two machines."""
     found: dict[str, str] = {}
     for name, arm in arms.items():
         runtime: StaticRuntime = runtime_named(arm.runtime).load()

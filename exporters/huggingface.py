@@ -112,11 +112,7 @@ class HuggingFaceFp8Exporter(_CheckpointExporter):
     libraries = ("torch", "transformers", "nvidia-modelopt")
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
-        """Copy the unified checkpoint out of the quantize stage's artifact.
-
-        Raises:
-            UsageError: when the source is not such an artifact.
-        """
+        """Copy the unified checkpoint out of the quantize stage's artifact; UsageError for other sources."""
         unified = source / FP8_DIRECTORY
         if not unified.is_dir():
             raise UsageError(
@@ -153,15 +149,9 @@ class HuggingFaceFp8Exporter(_CheckpointExporter):
 def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, JsonValue]:
     """Check a unified FP8 checkpoint against the student, number by number.
 
-    Every weight scale is the student's maximum over 448, every FP8 weight is the student's rounded
-    once with it, everything else is the student's unchanged; and all scales follow from the recorded
-    maxima, where `student` holds them.
-
-    Returns:
-        How many tensors of each kind were checked, and whether against recorded maxima.
-
-    Raises:
-        VerificationError: naming the first tensor that differs, or is missing.
+    Every weight scale is the student's maximum over 448, every FP8 weight is the student's rounded once with
+    it, everything else is the student's unchanged; and all scales follow from the recorded maxima, where
+    `student` holds them. Returns how many tensors of each kind were checked.
     """
     config = read_config(directory)
     with CheckpointReader(directory) as reader, CheckpointReader(student) as original:

@@ -19,21 +19,20 @@ from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.prompts import Prompt, describe_prompts
 from exporters.verification.record import Engine, Status, Verification
-from exporters.verification.tolerance import Tolerance, check_tolerance
+from exporters.verification.tolerance import LogitFigures, Tolerance, check_tolerance
 
 
 @dataclass(frozen=True)
 class Exporter(ABC):
     """Writes one format, compares what it wrote with the student, and checks a directory of it.
 
-    Attributes:
-        row: The format's row in the table.
-        libraries: Distributions whose versions decide the files or the figures.
-        keeps_adapter: Whether the low-rank branches beside a sparse checkpoint are exported too.
+    What is wrong with a directory is a VerificationError that names the first tensor, file or figure.
     """
 
     row: Format
+    # Distributions whose versions decide the files or the figures.
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    # Whether the low-rank branches beside a sparse checkpoint are exported too.
     keeps_adapter: ClassVar[bool] = False
 
     @property
@@ -54,13 +53,8 @@ class Exporter(ABC):
     ) -> None:
         """Refuse a model that the format cannot express, before anything is loaded or written.
 
-        Args:
-            config: The model's Hugging Face config.
-            export: The recipe's settings of exports.
-            sparsity: The sparsity that the model has, or will have.
-
-        Raises:
-            UnsupportedError: naming the field, and what to do.
+        `config` is its Hugging Face config; `sparsity` the one that it has, or will have. An
+        UnsupportedError names the field, and what to do.
         """
 
     @abstractmethod
@@ -71,38 +65,21 @@ class Exporter(ABC):
     def verify(self, out_dir: Path, student: Path, options: VerifyOptions) -> Verification:
         """Reopen what was written and compare it with the 16-bit checkpoint in `student`.
 
-        Raises:
-            VerificationError: for what must be exact and is not; measured figures beyond their
-                tolerance are the caller's to enforce.
+        Measured figures beyond their tolerance are the caller's to enforce.
         """
 
     @abstractmethod
     def check_structure(self, directory: Path) -> Mapping[str, JsonValue]:
-        """Check a directory of this format without anything to compare it with.
-
-        Returns:
-            What was found, for the report.
-
-        Raises:
-            VerificationError: naming the first tensor, file or figure that is wrong.
-        """
+        """Check a directory of this format by itself; returns what was found, for the report."""
 
     @abstractmethod
     def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:
-        """Check every recorded tensor as this format stores it; returns their number.
-
-        Raises:
-            VerificationError: naming the first tensor with too many non-zeros.
-        """
+        """Check every recorded tensor as this format stores it; returns their number."""
 
     def sparsity(self, directory: Path, *, sparsity: SparsityRecord | None = None) -> dict[str, JsonValue]:
         """Check the sparsity that a directory's record states, or the given one.
 
-        Returns:
-            `sparsity` with the pattern and how many tensors keep it; nothing for a dense model.
-
-        Raises:
-            VerificationError: naming the first tensor with too many non-zeros.
+        Returns `sparsity` with the pattern and how many tensors keep it; nothing for a dense model.
         """
         sparsity = sparsity or read_sparsity(directory)
         if sparsity is None:
@@ -113,8 +90,7 @@ class Exporter(ABC):
     def enforce(self, verification: Verification, export: Export) -> None:
         """Refuse an export beyond its tolerance, or beyond a gate that the recipe sets.
 
-        Raises:
-            VerificationError, AccuracyGateError: naming the figure.
+        Raises a VerificationError or an AccuracyGateError.
         """
         verification.enforce()
 
@@ -131,28 +107,24 @@ class Exporter(ABC):
         tolerance: Tolerance | None = None,
         notes: tuple[str, ...] = (),
     ) -> Verification:
-        """The record of a comparison; without logits, of an export that was not executed.
+        """The record of exact `checks` that passed and of a comparison; without logits, nothing was executed.
 
-        Args:
-            checks: Exact checks that passed.
-            prompts: What was fed.
-            logits: What came out, over `all` positions and kinds of them.
-            tolerance: What they must keep to; None is reported only.
-            notes: What a reader should know.
+        `logits` are over `all` positions and kinds of them; a `tolerance` of None is reported only.
         """
+        figures = {kind: compared.figures() for kind, compared in (logits or {}).items()}
         return Verification(
             format=self.row.name,
             precision=self.precision,
-            status=_status(logits, tolerance),
+            status=_status(figures, tolerance),
             prompts=describe_prompts(prompts) if prompts else None,
-            logits={kind: compared.figures() for kind, compared in (logits or {}).items()},
+            logits=figures,
             tolerance=tolerance,
             checks=dict(checks),
             notes=notes,
         )
 
 
-def _status(logits: Mapping[str, LogitComparison] | None, tolerance: Tolerance | None) -> Status:
+def _status(logits: Mapping[str, LogitFigures], tolerance: Tolerance | None) -> Status:
     if not logits:
         return "not executed"
     if tolerance is None:

@@ -38,21 +38,13 @@ def check_exports(
     *,
     sparsity: SparsityRecord | None = None,
 ) -> None:
-    """Refuse, from its config alone, a model that one of these formats cannot express.
-
-    Raises:
-        UnsupportedError: naming the format's reason.
-    """
+    """Refuse (UnsupportedError), from its config alone, a model that one of these formats cannot express."""
     for name in formats:
         exporter_of(name).check(config, export, sparsity)
 
 
 def require_tools(formats: Sequence[str], *, engine: bool = False) -> None:
-    """Refuse formats that nothing on this machine can write.
-
-    Args:
-        formats: Their names.
-        engine: Whether an engine must be built of one of them.
+    """Refuse formats that nothing on this machine can write, and an `engine` that none of them becomes.
 
     Raises:
         UsageError: when an engine is required and no format becomes one.

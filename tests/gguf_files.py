@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class TinyGguf:
         """Write the file; equal settings give equal bytes."""
         writer = gguf.GGUFWriter(path, self.architecture)
         self._write_fields(writer)
-        VOCABULARIES[self.tokenizer](writer, self)
+        _write_vocabulary(writer, self)
         for name, value in self.tokenizer_fields.items():
             _add(writer, f"tokenizer.{name}", value)
         for name, values in self._stored().items():
@@ -127,10 +127,7 @@ class TinyGguf:
         if self.architecture == "qwen2":
             biases += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
         if self.architecture == "qwen3":
-            layer |= {
-                "self_attn.q_norm.weight": (self.head_dim,),
-                "self_attn.k_norm.weight": (self.head_dim,),
-            }
+            layer |= {f"self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
         layer |= {f"{role}.bias": layer[f"{role}.weight"][:1] for role in biases}
         shapes = {
             f"model.layers.{index}.{name}": shape
@@ -247,9 +244,7 @@ def _byte_pairs(num_merges: int = 200) -> Vocabulary:
 
 
 def _sentencepiece(num_pieces: int = 150) -> Vocabulary:
-    marked = "\u2581" + TRAINING_TEXT.replace(" ", "\u2581").replace("\n", "\u2581").replace(
-        "\t", ""
-    ).replace("\r", "")
+    marked = "\u2581" + TRAINING_TEXT.translate({32: "\u2581", 10: "\u2581", 9: None, 13: None})
     pieces = ["".join(pair) for pair in _train(list(marked), num_pieces)]
     letters = sorted(set(marked))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *letters]
@@ -284,33 +279,19 @@ def _train(symbols: list[str], count: int) -> list[tuple[str, str]]:
     return merges
 
 
-def _write_byte_pairs(writer: gguf.GGUFWriter, model: TinyGguf) -> None:
-    words = vocabulary("gpt2")
-    writer.add_tokenizer_model("gpt2")
-    if model.pre is not None:
-        writer.add_tokenizer_pre(model.pre)
+def _write_vocabulary(writer: gguf.GGUFWriter, model: TinyGguf) -> None:
+    words = vocabulary(model.tokenizer)
+    writer.add_tokenizer_model(model.tokenizer)
+    if (pre := "default" if words.scores else model.pre) is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(words.tokens)
+    if words.scores:
+        writer.add_token_scores(words.scores)
     writer.add_token_types(words.types)
-    writer.add_token_merges(words.merges)
+    if words.merges:
+        writer.add_token_merges(words.merges)
     writer.add_bos_token_id(words.bos)
     writer.add_eos_token_id(words.eos)
-
-
-def _write_sentencepiece(writer: gguf.GGUFWriter, model: TinyGguf) -> None:
-    words = vocabulary("llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(words.tokens)
-    writer.add_token_scores(words.scores)
-    writer.add_token_types(words.types)
-    writer.add_bos_token_id(words.bos)
-    writer.add_eos_token_id(words.eos)
-
-
-VOCABULARIES: dict[str, Callable[[gguf.GGUFWriter, TinyGguf], None]] = {
-    "gpt2": _write_byte_pairs,
-    "llama": _write_sentencepiece,
-}
 
 
 def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Array:

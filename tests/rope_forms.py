@@ -23,15 +23,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from compressor.models.families import FAMILIES
-from tests.tiny_models import (
-    BOS_ID,
-    EOS_ID,
-    MODEL_TYPES,
-    PAD_ID,
-    VOCAB_SIZE,
-    make_model,
-    make_tokenizer,
-)
+from tests.tiny_models import BOS_ID, EOS_ID, MODEL_TYPES, PAD_ID, VOCAB_SIZE, make_model, make_tokenizer
 
 GENERATION = int(transformers.__version__.split(".")[0])
 FIRST_WITH_ROPE_PARAMETERS = 5
@@ -67,12 +59,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RopeForm:
-    """How a `config.json` says its rope.
+    """How a `config.json` says its rope, by a key of `METHODS`.
 
-    Attributes:
-        method: A key of `METHODS`.
-        spelling: `rope_type` or `type`: the key inside `rope_scaling`; `rope_parameters`; or `absent`:
-            the class defaults.
+    The spelling is `rope_type` or `type`, the key inside `rope_scaling`, or `rope_parameters`, or `absent`.
     """
 
     method: str
@@ -84,15 +73,9 @@ class RopeForm:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeModel:
-    """A checkpoint on disk, a prompt and what plain transformers computes for it, fp32.
-
-    Attributes:
-        token_ids: `[1, PROMPT_TOKENS]`.
-        logits: `[1, PROMPT_TOKENS, VOCAB_SIZE]`.
-    """
+    """A checkpoint on disk, a prompt and what plain transformers computes for it, fp32."""
 
     family: str
-    form: RopeForm
     directory: Path
     token_ids: torch.Tensor
     logits: torch.Tensor
@@ -152,10 +135,8 @@ def make_rope_model(directory: Path, family: str, form: RopeForm) -> RopeModel:
     """Write a checkpoint in this form and compute its logits from its own files."""
     directory.mkdir(parents=True, exist_ok=True)
     write_source(directory, family, rope_fields(family, form))
-    ids = prompt()
-    return RopeModel(
-        family=family, form=form, directory=directory, token_ids=ids, logits=plain_logits(directory, ids)
-    )
+    logits = plain_logits(directory, prompt())
+    return RopeModel(family=family, directory=directory, token_ids=prompt(), logits=logits)
 
 
 def write_source(directory: Path, family: str, fields: dict[str, Any]) -> None:

@@ -7,10 +7,13 @@ ones, so that a wrong channel or a forgotten norm shows in the logits.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -67,6 +70,18 @@ def save_checkpoint(path: Path, model: Any) -> Path:
     make_tokenizer().save_pretrained(path)
     make_portable(path)
     return path
+
+
+def edit_json(file: Path, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def edit_tensors(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights of a checkpoint in one file."""
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

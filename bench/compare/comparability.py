@@ -5,7 +5,7 @@ The tool's own version and commit may differ: that is what a gate is for. So may
 
 from __future__ import annotations
 
-from bench.report.results import ArmRecord, Environment, Gpu, Results
+from bench.report.results import ArmRecord, Results
 
 _OWN_VERSION = "compress-export"
 
@@ -25,9 +25,12 @@ def mismatches(before: Results, now: Results) -> tuple[str, ...]:
 
 
 def _facts(results: Results) -> dict[str, str]:
-    environment = results.environment
+    environment, gpus = results.environment, results.environment.before.gpus
     return {
-        **_machine(environment),
+        "CPU": environment.cpu,
+        "number of usable cores": str(environment.num_usable_cores),
+        "GPU": ", ".join(f"{gpu.name} at {gpu.power_limit_w} W" for gpu in gpus) or "none",
+        "GPU driver": ", ".join(sorted({gpu.driver for gpu in gpus})) or "none",
         **{name: number for name, number in environment.versions.items() if name != _OWN_VERSION},
         "experiment": results.protocol.mode,
         "processes": results.protocol.processes,
@@ -35,20 +38,6 @@ def _facts(results: Results) -> dict[str, str]:
         "runtime": ", ".join(sorted({arm.runtime for arm in results.arms})),
         "seed": str(results.protocol.seed),
     }
-
-
-def _machine(environment: Environment) -> dict[str, str]:
-    gpus = environment.before.gpus
-    return {
-        "CPU": environment.cpu,
-        "number of usable cores": str(environment.num_usable_cores),
-        "GPU": ", ".join(_gpu_name(gpu) for gpu in gpus) or "none",
-        "GPU driver": ", ".join(sorted({gpu.driver for gpu in gpus})) or "none",
-    }
-
-
-def _gpu_name(gpu: Gpu) -> str:
-    return f"{gpu.name} at {gpu.power_limit_w} W"
 
 
 def _baseline_files(results: Results) -> dict[str, str]:

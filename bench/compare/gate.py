@@ -8,59 +8,56 @@ large in seconds. A cell too noisy to tell gets no verdict; another machine or o
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from bench.compare.change import Change, change_of
 from bench.compare.comparability import mismatches
 from bench.measure.statistics import coefficient_of_variation
 from bench.report.results import Absent, ArmCell, CellResult, Results
 
 Verdict = Literal["PASS", "REGRESSION", "NOISY", "NO-BASELINE", "MISMATCH"]
 SEVERITY: tuple[Verdict, ...] = ("PASS", "NO-BASELINE", "NOISY", "REGRESSION", "MISMATCH")
-
+# Two-sided, so a slow-down that is not there is called one in a thousand cells.
+CONFIDENCE = 0.998
 
 _Name = tuple[str, str, str]  # baseline arm, candidate arm, cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What counts as a slow-down.
+    """What counts as a slow-down; fractions, but for `seconds`."""
 
-    Attributes:
-        ratio: Largest tolerated loss of the ratio to the teacher, as a fraction.
-        absolute: Largest tolerated loss of the student's own throughput, as a fraction.
-        seconds: Slow-downs of a whole generation below this never count.
-        max_cv: Spread of latencies beyond which a cell gets no verdict.
-    """
-
-    ratio: float = 0.05
-    absolute: float = 0.25
-    seconds: float = 0.001
-    max_cv: float = 0.10
+    ratio: float = 0.05  # lost of the ratio to the teacher
+    absolute: float = 0.25  # lost of the student's own throughput
+    seconds: float = 0.001  # slow-downs of a whole generation below this never count
+    max_cv: float = 0.10  # spread of latencies beyond which a cell gets no verdict
 
 
 DEFAULT_THRESHOLDS = Thresholds()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellVerdict:
-    """What the gate says of one cell.
+class Change:
+    """A ratio of geometric means, now over before, with its confidence interval."""
 
-    Attributes:
-        baseline: The arm that the ratio is against.
-        candidate: The arm under test.
-        cell: `128/128 x 8`.
-        verdict: One of `SEVERITY`.
-        reason: Why, in one sentence.
-        ratio_change: Speed-up now over speed-up before, with its interval; None without a measurement.
-        absolute_change: Throughput of the candidate now over before.
-        is_gated: Whether it counts for the whole. The baseline may exempt a cell, and ratios to a student's
-            arm never count: a faster one would make its twins look slower.
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellVerdict:
+    """What the gate says of one cell (`128/128 x 8`), and why in one sentence.
+
+    `ratio_change` is of the speed-up, `absolute_change` of the candidate's own throughput, now over before;
+    None without a measurement.
     """
 
     baseline: str
@@ -70,6 +67,8 @@ class CellVerdict:
     reason: str
     ratio_change: Change | None = None
     absolute_change: Change | None = None
+    # The baseline may exempt a cell, and ratios to a student's arm never count: a faster one would make its
+    # twins look slower.
     is_gated: bool = True
 
 
@@ -83,32 +82,29 @@ class GateReport:
     @property
     def verdict(self) -> Verdict:
         """The most severe of all gated cells."""
-        found = [cell.verdict for cell in self.cells if cell.is_gated] + (
-            ["MISMATCH"] if self.mismatches else []
-        )
-        return max(found, key=SEVERITY.index, default="NO-BASELINE")
+        if self.mismatches:
+            return "MISMATCH"
+        gated = (cell.verdict for cell in self.cells if cell.is_gated)
+        return max(gated, key=SEVERITY.index, default="NO-BASELINE")
 
 
 def compare_results(before: Results, now: Results, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> GateReport:
     """Judge every cell of either benchmark."""
     differing = mismatches(before, now)
     earlier, current = _cells_of(before), _cells_of(now)
-    names = list(dict.fromkeys([*current, *earlier]))
     students = {arm.id for arm in now.arms if arm.model != now.arms[0].model}
-    return GateReport(
-        cells=tuple(
-            _judge(
-                name,
-                earlier.get(name),
-                current.get(name),
-                differing,
-                thresholds,
-                exempt="its baseline is a student's" if name[0] in students else None,
-            )
-            for name in names
-        ),
-        mismatches=differing,
+    cells = tuple(
+        _judge(
+            name,
+            earlier.get(name),
+            current.get(name),
+            differing,
+            thresholds,
+            exempt="its baseline is a student's" if name[0] in students else None,
+        )
+        for name in {**current, **earlier}
     )
+    return GateReport(cells=cells, mismatches=differing)
 
 
 def _cells_of(results: Results) -> dict[_Name, CellResult]:
@@ -165,6 +161,17 @@ def absolute_change_of(before: CellResult, now: CellResult) -> Change:
     return change_of(_log_rates(before, before.candidate), _log_rates(now, now.candidate))
 
 
+def change_of(before_logs: NDArray[np.float64], now_logs: NDArray[np.float64]) -> Change:
+    """Welch's interval on the difference of means of two series of logarithms, each of two or more."""
+    ratio = math.exp(float(now_logs.mean() - before_logs.mean()))
+    if np.ptp(before_logs) == 0 and np.ptp(now_logs) == 0:
+        return Change(ratio=ratio, low=ratio, high=ratio)  # t is not defined without any spread
+    with warnings.catch_warnings():  # one series may well have no spread of its own
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = stats.ttest_ind(now_logs, before_logs, equal_var=False).confidence_interval(CONFIDENCE)
+    return Change(ratio=ratio, low=math.exp(interval.low), high=math.exp(interval.high))
+
+
 def judge_cell(
     before: CellResult,
     now: CellResult,
@@ -188,7 +195,7 @@ def judge_cell(
         if change.ratio > 1 - tolerance or lost_s < thresholds.seconds:
             continue
         loss = f"{what} fell by {1 - change.ratio:.1%} ({lost_s * 1000:.1f} ms of a generation)"
-        if change.is_slower:
+        if change.high < 1:
             found.append(("REGRESSION", f"{loss}; {tolerance:.0%} is tolerated"))
         else:
             found.append(("NOISY", f"{loss}, but the samples are too few to be sure"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from bench.compare.change import Change
-from bench.compare.gate import CellVerdict, GateReport
+from bench.compare.gate import CellVerdict, Change, GateReport
 from compressor.core.escaping import Markdown, markdown_row, markdown_text
 
 SCHEMA = "compress-export/bench-compare/1"

@@ -12,17 +12,8 @@ from compressor.models.dims import Dims
 class Arm:
     """One model, in one precision, in one runtime.
 
-    Attributes:
-        id: Its name in results and reports, such as `student-fp32`.
-        model: The model it was exported from, such as `student`.
-        precision: Precision of its weights.
-        path: Directory the runtime loads; never written into results.
-        runtime: A key of `RUNTIMES`.
-        num_parameters: All parameters, embeddings included.
-        dims: Its shape, where known: the roofline needs it.
-        has_random_weights: Whether it is only a shape.
-        engine: A TensorRT engine that runs instead of the checkpoint in `path`, which then only
-            gives the tokenizer.
+    `id` is its name in results and reports, such as `student-fp32`; `model` the model it was exported from.
+    Of `path`, the directory that the runtime loads, nothing is written into results.
     """
 
     id: str
@@ -31,9 +22,9 @@ class Arm:
     path: Path
     runtime: str
     num_parameters: int
-    dims: Dims | None = None
+    dims: Dims | None = None  # where they are known: the roofline needs them
     has_random_weights: bool = False
-    engine: Path | None = None
+    engine: Path | None = None  # what runs instead of `path`, which then only gives the tokenizer
 
     @property
     def weights(self) -> Path:

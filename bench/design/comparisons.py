@@ -32,11 +32,9 @@ def split_precision(precision: str) -> tuple[str, str]:
 
 
 def fair_comparisons(arms: tuple[str, ...], *, which: Baselines = "all") -> tuple[tuple[str, str], ...]:
-    """Pairs (baseline, candidate) of arm names.
+    """Pairs (baseline, candidate) of arm names; the first arm is the reference of models and of precisions.
 
-    Args:
-        arms: Every arm; the first is the reference of models and of precisions.
-        which: `same-precision` leaves out everything but models against the first model.
+    `same-precision` leaves out everything but models against the first model.
     """
     models = list(dict.fromkeys(parts_of_arm(arm)[0] for arm in arms))
     precisions = list(dict.fromkeys(parts_of_arm(arm)[1] for arm in arms))

@@ -24,20 +24,12 @@ PUBLISHED_ISL_OSL: tuple[tuple[int, int], ...] = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A named grid.
-
-    Attributes:
-        isl_osl: Pairs of lengths.
-        batch_sizes: Equal batches of both models.
-        batch_pairs: A batch size for the baseline and one for the candidate.
-        largest_batch: Whether each model is also measured at its own largest batch.
-        source: Where the numbers come from.
-    """
+    """A named grid: equal batches of both models, or one for the baseline and one for the candidate."""
 
     isl_osl: tuple[tuple[int, int], ...]
     batch_sizes: tuple[int, ...]
     batch_pairs: tuple[tuple[int, int], ...] = ()
-    largest_batch: bool = False
+    largest_batch: bool = False  # whether each model is also measured at its own
     source: str = ""
 
 
@@ -63,22 +55,16 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid.
+    """One point of the grid: `batch_size` sequences of these lengths start and end together.
 
-    Attributes:
-        isl: Input tokens of every sequence.
-        osl: Output tokens of every sequence.
-        batch_size: Sequences that start and end together.
-        candidate_batch_size: The candidate's, where it differs on purpose; then `batch_size` is the
-            baseline's.
-        is_largest: Each model's own largest batch, as it was found on this machine.
+    With a `candidate_batch_size`, which then differs on purpose, `batch_size` is the baseline's alone.
     """
 
     isl: int
     osl: int
     batch_size: int
     candidate_batch_size: int | None = None
-    is_largest: bool = field(default=False, compare=False)
+    is_largest: bool = field(default=False, compare=False)  # as it was found on this machine
 
     @property
     def num_cached_tokens(self) -> int:

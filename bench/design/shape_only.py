@@ -26,10 +26,8 @@ _MAX_POSITIONS = 32768  # more than the published grid's longest cell needs
 def shape_of(model: str) -> Dims:
     """The dimensions that `ALIAS[:SHAPE]` names.
 
-    SHAPE is a published target of the alias, such as `4b-width`, or `FIELD=NUMBER` joined by `+`.
-
-    Raises:
-        UsageError: for an unknown alias, target or field.
+    SHAPE is a published target of the alias, such as `4b-width`, or `FIELD=NUMBER` joined by `+`; anything
+    else is a UsageError.
     """
     alias, _, shape = model.partition(SEPARATOR)
     if alias not in PRESETS:

@@ -7,10 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from bench.design.arms import Arm
 from bench.machine.gpus import describe_gpus
-from bench.report.results import Environment, FileRecord, Snapshot
-from compressor.runs.artifact import sha256_of_file
+from bench.report.results import Environment, Snapshot
 from compressor.runs.manifest import versions
 
 CONTAINER_DIGEST_VARIABLE = "COMPRESS_EXPORT_CONTAINER_DIGEST"
@@ -27,7 +25,7 @@ def take_snapshot() -> Snapshot:
 def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
     """The machine and the software, with the snapshots taken around the measurements."""
     return Environment(
-        cpu=_cpu_fields("model name")[0] if _cpu_fields("model name") else platform.machine(),
+        cpu=next(iter(_cpu_fields("model name")), platform.machine()),
         num_logical_cores=os.cpu_count() or 1,
         num_usable_cores=_num_usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -39,17 +37,6 @@ def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
         before=before,
         after=after,
     )
-
-
-def model_files(arm: Arm) -> dict[str, FileRecord]:
-    """Digest and size of every file in an arm's directory, by name within it."""
-    return {
-        path.relative_to(arm.weights).as_posix(): FileRecord(
-            sha256=sha256_of_file(path), size_bytes=path.stat().st_size
-        )
-        for path in sorted(arm.weights.rglob("*"))
-        if path.is_file()
-    }
 
 
 def _cpu_fields(name: str) -> list[str]:

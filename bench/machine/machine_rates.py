@@ -31,17 +31,12 @@ _E4M3, _FP8_CAPABILITY = "fp8", (8, 9)
 
 
 def machine_rates(directory: Path, *, device: str, precisions: Iterable[str]) -> Rates:
-    """The rates kept in `directory`; what is not there, or of another machine, is measured first.
+    """The rates of `device` kept in `directory`; what is not there, or of another machine, is measured first.
 
-    Args:
-        directory: Where the rates are kept.
-        device: `cpu` or `cuda`: whose rates.
-        precisions: Those whose matrix rate is wanted: `fp32`, `bf16`, `fp16`, `fp8`.
+    `precisions` are those whose matrix rate is wanted: `fp32`, `bf16`, `fp16`, `fp8`.
     """
     file = directory / RATES_FILE
-    known: Rates | None = None
-    if file.is_file():
-        known = _kept(file)
+    known = _kept(file) if file.is_file() else None
     if known is not None and known.device != device_name(device):
         known = None
     wanted = sorted(set(precisions) - (known.matmul_ops_per_s.keys() if known else set()))
@@ -54,11 +49,7 @@ def machine_rates(directory: Path, *, device: str, precisions: Iterable[str]) ->
 
 
 def _kept(file: Path) -> Rates:
-    """The rates in a file of ours.
-
-    Raises:
-        VerificationError: when they are none; a wrong rate would make a wrong roofline.
-    """
+    """The rates in a file of ours; a VerificationError when they are none."""
     record = read_json_mapping(file, what="the machine's rates")
     try:
         known = Rates.model_validate(record)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bench.design.arms import Arm
 from bench.design.comparisons import split_precision
 from bench.design.grid import Cell
-from bench.report.results import Absent, ArmCell, CellResult, Interval, Rates, Roofline
+from bench.report.results import Absent, ArmCell, CellResult, Rates, Roofline
 from compressor.models.dims import Dims, flops_per_token, kv_cache_bytes_per_token, weight_bytes
 
 # What a precision multiplies in, and how wide its cached keys and values are.
@@ -65,59 +65,34 @@ def work_of(dims: Dims, precision: str, cell: Cell) -> Work:
 
 
 def floor_s(work: Work, rates: Rates, precision: str) -> float:
-    """Seconds below which the machine cannot do this work.
-
-    Raises:
-        KeyError: when the machine's rate in this precision was not measured.
-    """
+    """Seconds below which the machine, whose rate in this precision was measured, cannot do this work."""
     ops_per_s = rates.matmul_ops_per_s[_COMPUTE[split_precision(precision)[0]]]
     prefill = max(work.prefill_bytes / rates.bandwidth_bytes_per_s, work.prefill_ops / ops_per_s)
     step = max(work.step_bytes / rates.bandwidth_bytes_per_s, work.step_ops / ops_per_s)
     return prefill + work.num_steps * step
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmFacts:
-    """One arm's shape and precision, and how long it took."""
-
-    dims: Dims
-    precision: str
-    latency_s: float
-
-
-def roofline_of(
-    baseline: ArmFacts, candidate: ArmFacts, *, cell: Cell, speedup: Interval, rates: Rates
-) -> Roofline:
-    """Both floors of a measured cell, the best possible speed-up, and how much of it was reached."""
-    floors = [
-        floor_s(work_of(arm.dims, arm.precision, own), rates, arm.precision)
-        for arm, own in ((baseline, cell.baseline), (candidate, cell.candidate))
-    ]
-    tokens = [cell.baseline.batch_size, cell.candidate.batch_size]
-    best = (floors[0] / tokens[0]) / (floors[1] / tokens[1])
-    return Roofline(
-        baseline_floor_s=floors[0],
-        candidate_floor_s=floors[1],
-        best_speedup=best,
-        reached=speedup.ratio / best,
-        baseline_share=floors[0] / baseline.latency_s,
-        candidate_share=floors[1] / candidate.latency_s,
-    )
-
-
 def roofline_of_cell(
     baseline: Arm, candidate: Arm, *, cell: Cell, result: CellResult, rates: Rates
 ) -> Roofline | Absent:
-    """The roofline of a measured cell, or why there is none."""
+    """Both floors of a measured cell, the best possible speed-up and how much was reached; or why not."""
     assert result.speedup is not None
-    facts = []
-    for arm, measured in ((baseline, result.baseline), (candidate, result.candidate)):
+    floors = []
+    for arm, own in ((baseline, cell.baseline), (candidate, cell.candidate)):
         if arm.dims is None:
             return Absent(absent=f"the shape of {arm.id} is not known")
         if compute_precision(arm.precision) not in rates.matmul_ops_per_s:
             return Absent(absent=f"this machine's matrix rate in {arm.precision} was not measured")
-        facts.append(ArmFacts(dims=arm.dims, precision=arm.precision, latency_s=_latency_s(measured)))
-    return roofline_of(facts[0], facts[1], cell=cell, speedup=result.speedup, rates=rates)
+        floors.append(floor_s(work_of(arm.dims, arm.precision, own), rates, arm.precision))
+    best = (floors[0] / cell.baseline.batch_size) / (floors[1] / cell.candidate.batch_size)
+    return Roofline(
+        baseline_floor_s=floors[0],
+        candidate_floor_s=floors[1],
+        best_speedup=best,
+        reached=result.speedup.ratio / best,
+        baseline_share=floors[0] / _latency_s(result.baseline),
+        candidate_share=floors[1] / _latency_s(result.candidate),
+    )
 
 
 def _latency_s(measured: ArmCell | None) -> float:

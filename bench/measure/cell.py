@@ -70,8 +70,7 @@ class CellMeasurement:
     ) -> None:
         """Warm both models up and measure one series on the cell's prompts; `on_pair` follows every pair.
 
-        Raises:
-            VerificationError: when a runtime does other work than the cell asks for.
+        A runtime that does other work than the cell asks for is a VerificationError.
         """
         prompts = make_prompts((baseline.vocabulary, candidate.vocabulary), cell=self.cell, seed=self._seed)
         arms = {"A": (baseline, self.cell.baseline), "B": (candidate, self.cell.candidate)}
@@ -122,11 +121,7 @@ def seconds_per_output_token(timeline: Timeline) -> float:
 
 
 def run_once(session: Session, prompts: NDArray[np.int32], *, cell: Cell) -> Timeline:
-    """One generation, its tokens counted.
-
-    Raises:
-        VerificationError: when tokens in or out are not the cell's.
-    """
+    """One generation, its tokens counted; a VerificationError when they are not the cell's."""
     return verify_timeline(session.generate(prompts, osl=cell.osl), cell)
 
 

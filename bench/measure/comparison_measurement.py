@@ -12,6 +12,7 @@ from bench.measure.cell import CellMeasurement
 from bench.measure.child import one_line
 from bench.measure.peak_memory import MemoryProbe
 from bench.measure.worker import WorkerSession, WorkerSlot
+from bench.report.numbers import show_interval
 from bench.report.results import CellResult, ComparisonResult, Rates
 from bench.runtimes.base import Session, StaticRuntime
 from compressor.choices.runtimes import runtime_named
@@ -101,15 +102,12 @@ class ComparisonMeasurement:
         return self._comparison.without_paths(one_line(error))
 
     def _report(self, result: CellResult) -> None:
-        cell = result.label
-        if result.speedup is None:
-            self._console.warn(f"{self._name}, {cell}: FAIL: {result.reason}")
+        name, interval = f"{self._name}, {result.label}", result.speedup
+        if interval is None:
+            self._console.warn(f"{name}: FAIL: {result.reason}")
             return
-        interval = result.speedup
-        self._console.info(
-            f"  {self._name}, {cell}: {interval.ratio:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
-            f" from {interval.num_pairs} pairs, {result.status}"
-        )
+        pairs = f"{interval.num_pairs} pairs, {result.status}"
+        self._console.info(f"  {name}: {show_interval(interval)} from {pairs}")
 
 
 def _load(arm: Arm) -> Session:

@@ -25,7 +25,7 @@ from bench.report.arm_record import record_of
 from bench.report.results import NotMeasured, Protocol, Quality, Rates, Results
 from bench.runtimes.base import StaticRuntime
 from compressor.choices.runtimes import runtime_named
-from compressor.core.console import Console, Tick
+from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Bench
 
@@ -40,16 +40,9 @@ def run_bench(
     quality: Sequence[Quality] = (),
     rates: Rates | None = None,
 ) -> Results:
-    """Measure every comparison over the grid.
+    """Measure every comparison over the grid; an arm may occur in several.
 
-    Args:
-        comparisons: What is compared with what; an arm may occur in several.
-        config: Grid and number of pairs.
-        console: Progress.
-        seed: Of the prompts.
-        not_measured: What the reader must know is missing; carried into the results.
-        quality: How good the models are; carried along.
-        rates: What the machine can do at best, for the roofline.
+    `not_measured` and `quality` are carried into the results; `rates` are for the roofline.
 
     Raises:
         UsageError: for two arms of one name, an unknown runtime, a directory of another kind, or
@@ -63,8 +56,12 @@ def run_bench(
         runtime: StaticRuntime = runtime_named(arm.runtime).load()
         runtime.check(arm.path, precision=arm.precision)
     cells, before = grid_of(config), take_snapshot()
+    parts = tuple(dict.fromkeys(part for cell in cells for part in (cell.baseline, cell.candidate)))
+    probes: dict[str, MemoryProbe] = {}
     with console.progress("bench: peak memory", len(arms)) as tick:
-        probes = {arm.id: _probe(arm, cells=cells, seed=seed, tick=tick) for arm in arms}
+        for arm in arms:
+            probes[arm.id] = probe_memory(arm, cells=parts, seed=seed)
+            tick(arm.id)
     processes, why = placement(config, comparisons, probes, before)
     console.info(f"  bench: {processes} processes: {why}")
     largest = _largest_cells(arms, cells, config, seed=seed, console=console)
@@ -142,13 +139,6 @@ def _largest_cells(
                 )
             found[arm.id, isl, osl] = size or 1
     return found
-
-
-def _probe(arm: Arm, *, cells: tuple[Cell, ...], seed: int, tick: Tick) -> MemoryProbe:
-    own = tuple(dict.fromkeys(part for cell in cells for part in (cell.baseline, cell.candidate)))
-    probe = probe_memory(arm, cells=own, seed=seed)
-    tick(arm.id)
-    return probe
 
 
 def _refuse_ambiguous_names(arms: tuple[Arm, ...]) -> None:

@@ -49,8 +49,7 @@ def probe_memory(arm: Arm, *, cells: tuple[Cell, ...], seed: int) -> MemoryProbe
 def run_alone(arm: Arm, *, cell: Cell, seed: int, memory_limit: int | None = None) -> PeakMemory:
     """Run one cell in a process of its own, which may be kept from taking more than some memory.
 
-    Raises:
-        ResourceError: when it does not run.
+    One that does not run is a ResourceError.
     """
     options = {"isl": cell.isl, "osl": cell.osl, "batch-size": cell.batch_size, "seed": seed}
     options |= {} if memory_limit is None else {"memory-limit": memory_limit}

@@ -21,16 +21,10 @@ _USABLE_SHARE = 0.9
 def placement(
     config: Bench, comparisons: Sequence[Comparison], probes: dict[str, MemoryProbe], now: Snapshot
 ) -> tuple[Processes, str]:
-    """Where the arms run, and why.
+    """Where the arms run, and why; `probes` are their peaks, alone, in the largest cell that each runs.
 
     Both are alive at once only where their measured peaks fit together. A largest batch fills the memory
     by itself, so arms that are measured at theirs take turns.
-
-    Args:
-        config: What was asked for.
-        comparisons: Pairs of arms.
-        probes: Every arm's peak, alone, in the largest cell of the grid that it runs.
-        now: Tells the GPU's memory.
     """
     if config.processes == "alternating":
         return "alternating", "as asked for"

@@ -53,8 +53,7 @@ def run_serving(
 ) -> Results:
     """Measure every comparison at every pair of lengths and concurrency.
 
-    Raises:
-        UsageError, DependencyError: when a model cannot be served here at all.
+    A model that cannot be served here at all is a UsageError or a DependencyError.
     """
     arms = distinct_arms(tuple(comparisons))
     runtimes: dict[str, ServingRuntime] = {arm.id: runtime_named(arm.runtime).load() for arm in arms}

@@ -37,33 +37,20 @@ Series = tuple[tuple[Sample, Sample], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """When a series is long enough, and how wide its interval may be.
-
-    Raises:
-        ValueError: unless `2 <= min_pairs <= max_pairs`; one pair has no spread.
-    """
+    """When a series is long enough, and how wide its interval may be."""
 
     min_pairs: int
     max_pairs: int
     max_relative_width: float = MAX_RELATIVE_WIDTH
-
-    def __post_init__(self) -> None:
-        if not MIN_SAMPLES <= self.min_pairs <= self.max_pairs:
-            raise ValueError(
-                f"expected {MIN_SAMPLES} <= min_pairs <= max_pairs, found {self.min_pairs}, {self.max_pairs}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedMeasurement(Generic[Sample]):
     """A finished measurement of one pair of arms.
 
-    Attributes:
-        exploration: The series of (baseline, candidate) pairs that fixed the length.
-        fresh: `NUM_SERIES` of that length; none where the exploration never became narrow.
-        interval: Of the reported series.
-        verdict: `ok`, or `NOISY` when the reported interval is too wide.
-        reason: Why it is `NOISY`.
+    `exploration` is the series of (baseline, candidate) pairs that fixed the length; `fresh` are
+    `NUM_SERIES` of that length, or none where the exploration never became narrow. `interval` is of the
+    reported ones.
     """
 
     exploration: Series[Sample]
@@ -79,20 +66,16 @@ class PairedMeasurement(Generic[Sample]):
 
 
 def stopping_rule(config: Bench) -> StoppingRule:
-    """The rule that a recipe asks for.
-
-    Raises:
-        UsageError: for more pairs demanded than allowed.
-    """
-    try:
-        return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs)
-    except ValueError as error:
+    """The rule that a recipe asks for; a UsageError for more pairs demanded than allowed."""
+    few, many = config.min_pairs, config.max_pairs
+    if few > many:
         raise UsageError(
             "the smallest number of measured pairs is above the largest",
             where="bench.min_pairs, bench.max_pairs",
-            found=error,
+            found=f"expected {MIN_SAMPLES} <= min_pairs <= max_pairs, found {few}, {many}",
             hint="set --min-pairs (bench.min_pairs) to at most --max-pairs (bench.max_pairs)",
-        ) from error
+        )
+    return StoppingRule(min_pairs=few, max_pairs=many)
 
 
 def median(samples: Sequence[float]) -> float:
@@ -105,18 +88,10 @@ def coefficient_of_variation(samples: Sequence[float]) -> float:
     return float(np.std(samples, ddof=1) / np.mean(samples))
 
 
-def ratio_interval(
-    numerator: Sequence[float], denominator: Sequence[float], *, confidence: float = CONFIDENCE
-) -> Interval:
+def ratio_interval(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
     """Geometric mean of paired ratios with its log-ratio t-interval.
 
-    Args:
-        numerator: Positive samples, one per pair.
-        denominator: Positive samples, in the same order.
-        confidence: Coverage of the interval.
-
-    Raises:
-        ValueError: for fewer than two pairs, unequal lengths, or samples that are not positive.
+    Fewer than two pairs, unequal lengths and samples that are not positive are a ValueError.
     """
     above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     if above.shape != below.shape or above.ndim != 1 or above.size < MIN_SAMPLES:
@@ -128,7 +103,7 @@ def ratio_interval(
     log_ratios = np.log(above) - np.log(below)
     mean = float(log_ratios.mean())
     error = float(log_ratios.std(ddof=1)) / math.sqrt(log_ratios.size)
-    margin = float(stats.t.ppf((1 + confidence) / 2, log_ratios.size - 1)) * error
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, log_ratios.size - 1)) * error
     return Interval(
         ratio=math.exp(mean),
         low=math.exp(mean - margin),
@@ -138,15 +113,7 @@ def ratio_interval(
 
 
 def series_interval(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> Interval:
-    """The interval of one series over its pairs, of several over their means.
-
-    Args:
-        numerator: Positive samples of every series, one per pair.
-        denominator: The same of the other arm.
-
-    Raises:
-        ValueError: as `ratio_interval`.
-    """
+    """The `ratio_interval` of one series over its pairs, of several over their means."""
     if len(numerator) == 1:
         return ratio_interval(numerator[0], denominator[0])
     means = ratio_interval(*([float(stats.gmean(one)) for one in arm] for arm in (numerator, denominator)))

@@ -10,14 +10,12 @@ from compressor.core.errors import VerificationError
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """One static batch from request to last token.
+    """One static batch from request to last token, tokens counted and not as requested.
 
     Attributes:
         start_s: Monotonic clock when the request was handed over, before its key/value cache existed.
         token_times_s: Clock after every generated token step, one for the whole batch, `[num_steps]`.
-        num_input_tokens: Counted, not requested, prompt tokens of every sequence, `[batch_size]`.
-        num_output_tokens: Counted, not requested, generated tokens of every sequence, `[batch_size]`.
-        num_gpus: GPUs that did the work.
+        num_input_tokens: Of every sequence, `[batch_size]`; so are `num_output_tokens`.
     """
 
     start_s: float
@@ -30,8 +28,7 @@ class Timeline:
 def verify_timeline(timeline: Timeline, cell: Cell) -> Timeline:
     """Return the timeline unchanged if exactly the requested work was done.
 
-    Raises:
-        VerificationError: when tokens in, tokens out, steps or sequences differ from the cell.
+    A VerificationError when tokens in, tokens out, steps or sequences differ from the cell.
     """
     found = {
         "input tokens": timeline.num_input_tokens,

@@ -122,9 +122,7 @@ class WorkerSession:
     def _read(self, kind: type[Answer]) -> Answer:
         """The child's next answer.
 
-        Raises:
-            RuntimeError: for a `Failure`, with the runtime's own words.
-            ResourceError: when the process has ended.
+        A `Failure` is a RuntimeError in the runtime's own words, a process that ended a ResourceError.
         """
         assert self._process is not None
         assert self._process.stdout is not None

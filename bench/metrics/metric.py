@@ -15,14 +15,14 @@ Sample = TypeVar("Sample")
 class Metric(Generic[Sample]):
     """A number computed from one sample: a timeline of a static batch, or a server's report.
 
-    Attributes:
-        name: Its key in results, unit as suffix.
-        definition: One line for readers of the report.
-        is_rate: More is better; otherwise it is a duration and less is better.
-        compute: The function.
+    `name` is its key in results, unit as suffix; `definition` one line for readers of the report.
     """
 
     name: str
     definition: str
-    is_rate: bool
     compute: Callable[[Sample], float | Absent]
+
+    @property
+    def is_rate(self) -> bool:
+        """More is better; otherwise it is a duration and less is better."""
+        return "_per_s" in self.name

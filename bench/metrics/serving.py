@@ -20,6 +20,6 @@ _DEFINITIONS = {
 }
 
 SERVING_METRICS: tuple[Metric[ServingRun], ...] = tuple(
-    Metric(name=name, definition=definition, is_rate="_per_s" in name, compute=attrgetter(name))
+    Metric(name=name, definition=definition, compute=attrgetter(name))
     for name, definition in _DEFINITIONS.items()
 )

@@ -1,4 +1,4 @@
-"""The metrics of a static batch: one function and one row of `METRICS` each, computed from its timeline.
+"""The metrics of a static batch: one function and one definition each, computed from its timeline.
 
 All sequences of a batch start and end together, and a token step is one clock reading for all of them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,8 +53,7 @@ def output_tokens_per_s(timeline: Timeline) -> float:
 
 def total_tokens_per_s(timeline: Timeline) -> float:
     """Prompt and generated tokens of all sequences over the end-to-end latency."""
-    num_tokens = sum(timeline.num_input_tokens) + sum(timeline.num_output_tokens)
-    return num_tokens / latency_s(timeline)
+    return sum(timeline.num_input_tokens + timeline.num_output_tokens) / latency_s(timeline)
 
 
 def output_tokens_per_s_per_user(timeline: Timeline) -> float:
@@ -92,65 +91,20 @@ def _gap(timeline: Timeline, share: float) -> float | Absent:
     return percentile(gaps, share)
 
 
-METRICS: tuple[Metric[Timeline], ...] = (
-    Metric(
-        name="output_tokens_per_s",
-        definition="generated tokens of the whole batch, first tokens included, over latency",
-        is_rate=True,
-        compute=output_tokens_per_s,
-    ),
-    Metric(
-        name="total_tokens_per_s",
-        definition="prompt and generated tokens of the whole batch over latency",
-        is_rate=True,
-        compute=total_tokens_per_s,
-    ),
-    Metric(
-        name="latency_s",
-        definition="from the request (before its key/value cache is allocated) to the batch's last token",
-        is_rate=False,
-        compute=latency_s,
-    ),
-    Metric(
-        name="ttft_s",
-        definition="from the request to the batch's first token",
-        is_rate=False,
-        compute=ttft_s,
-    ),
-    Metric(
-        name="tpot_s",
-        definition="(latency - ttft) / (osl - 1)",
-        is_rate=False,
-        compute=tpot_s,
-    ),
-    Metric(
-        name="itl_p50_s",
-        definition="median gap between successive tokens of a run",
-        is_rate=False,
-        compute=itl_p50_s,
-    ),
-    Metric(
-        name="itl_p99_s",
-        definition="99th percentile of those gaps, where a run has at least a hundred",
-        is_rate=False,
-        compute=itl_p99_s,
-    ),
-    Metric(
-        name="output_tokens_per_s_per_user",
-        definition="generated tokens of one sequence over latency",
-        is_rate=True,
-        compute=output_tokens_per_s_per_user,
-    ),
-    Metric(
-        name="output_tokens_per_s_per_gpu",
-        definition="generated tokens of the whole batch over latency and number of GPUs",
-        is_rate=True,
-        compute=output_tokens_per_s_per_gpu,
-    ),
-    Metric(
-        name="requests_per_s",
-        definition="sequences of the batch over latency",
-        is_rate=True,
-        compute=requests_per_s,
-    ),
+_DEFINITIONS: dict[Callable[[Timeline], float | Absent], str] = {
+    output_tokens_per_s: "generated tokens of the whole batch, first tokens included, over latency",
+    total_tokens_per_s: "prompt and generated tokens of the whole batch over latency",
+    latency_s: "from the request (before its key/value cache is allocated) to the batch's last token",
+    ttft_s: "from the request to the batch's first token",
+    tpot_s: "(latency - ttft) / (osl - 1)",
+    itl_p50_s: "median gap between successive tokens of a run",
+    itl_p99_s: "99th percentile of those gaps, where a run has at least a hundred",
+    output_tokens_per_s_per_user: "generated tokens of one sequence over latency",
+    output_tokens_per_s_per_gpu: "generated tokens of the whole batch over latency and number of GPUs",
+    requests_per_s: "sequences of the batch over latency",
+}
+
+METRICS: tuple[Metric[Timeline], ...] = tuple(
+    Metric(name=compute.__name__, definition=definition, compute=compute)
+    for compute, definition in _DEFINITIONS.items()
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.report.numbers import show_interval, show_number
-from bench.report.results import Absent, ArmCell, CellResult, Results
+from bench.report.results import Absent, ArmCell, Results
 from bench.report.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
-from bench.report.waterfall import Step, Waterfall, waterfalls_of
-from bench.report.wording import Wording, wording_of
+from bench.report.tables import Wording, wording_of
+from bench.report.waterfall import Waterfall, waterfalls_of
+
+_RATE = "output_tokens_per_s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,8 @@ def measured_arms(results: Results) -> list[Measured]:
                 (comparison.candidate, cell.candidate, cell.candidate_batch_size or cell.batch_size),
             ):
                 if arm is not None:
-                    rate, latency = (
-                        median_of(arm, metric) for metric in ("output_tokens_per_s", "latency_s")
-                    )
-                    pooled[name, cell.isl, cell.osl, batch_size].append(
-                        (rate, latency, cell.status == "NOISY")
-                    )
+                    numbers = median_of(arm, _RATE), median_of(arm, "latency_s"), cell.status == "NOISY"
+                    pooled[name, cell.isl, cell.osl, batch_size].append(numbers)
     return [
         Measured(
             arm=arm,
@@ -96,10 +95,7 @@ def median_of(arm: ArmCell, metric: str) -> float:
 
 
 def _throughput(lengths: tuple[int, int], found: list[Measured], wording: Wording) -> Chart:
-    points = {
-        one: Point(x=one.batch_size, y=one.output_tokens_per_s, label=one.label, is_hollow=one.is_noisy)
-        for one in sorted(found, key=lambda one: one.batch_size)
-    }
+    points = _points(found, lambda one: one.batch_size)
     return Chart(
         title=f"Throughput by {wording.size}, {lengths[0]}/{lengths[1]}",
         svg=xy_chart(
@@ -113,15 +109,7 @@ def _throughput(lengths: tuple[int, int], found: list[Measured], wording: Wordin
 
 
 def _latency(lengths: tuple[int, int], found: list[Measured], wording: Wording) -> Chart:
-    points = {
-        one: Point(
-            x=one.latency_s / one.osl * 1000,
-            y=one.output_tokens_per_s,
-            label=one.label,
-            is_hollow=one.is_noisy,
-        )
-        for one in sorted(found, key=lambda one: one.batch_size)
-    }
+    points = _points(found, lambda one: one.latency_s / one.osl * 1000)
     return Chart(
         title=f"Latency against throughput, {lengths[0]}/{lengths[1]}",
         svg=xy_chart(
@@ -137,30 +125,31 @@ def _latency(lengths: tuple[int, int], found: list[Measured], wording: Wording) 
     )
 
 
+def _points(found: list[Measured], x: Callable[[Measured], float]) -> dict[Measured, Point]:
+    return {
+        one: Point(x=x(one), y=one.output_tokens_per_s, label=one.label, is_hollow=one.is_noisy)
+        for one in sorted(found, key=lambda one: one.batch_size)
+    }
+
+
 def _by_arm(points: dict[Measured, Point], *, is_joined: bool = True) -> list[Series]:
-    names = dict.fromkeys(one.arm for one in points)
-    return [
-        Series(
-            name=name, points=[point for one, point in points.items() if one.arm == name], is_joined=is_joined
-        )
-        for name in names
-    ]
+    by_arm: dict[str, list[Point]] = defaultdict(list)
+    for one, point in points.items():
+        by_arm[one.arm].append(point)
+    return [Series(name=name, points=own, is_joined=is_joined) for name, own in by_arm.items()]
 
 
 def _waterfall(waterfall: Waterfall, wording: Wording) -> Chart:
     first = waterfall.steps[0]
-    bars = [Bar(name=first.baseline, value=_rate(first, "baseline"), note="1x")]
-    bars += [
-        Bar(
-            name=f"{step.candidate} ({step.change})",
-            value=_rate(step, "candidate"),
-            note="NOISY" if step.cell.status == "NOISY" else f"{_ratio(step):.2f}x",
-            is_hollow=step.cell.status == "NOISY",
-        )
-        for step in waterfall.steps
-    ]
+    bars = [Bar(name=first.baseline, value=_rate(first.cell.baseline), note="1x")]
+    for step in waterfall.steps:
+        assert step.cell.speedup is not None, "every step of a waterfall is measured"
+        is_noisy = step.cell.status == "NOISY"
+        note = "NOISY" if is_noisy else f"{step.cell.speedup.ratio:.2f}x"
+        name = f"{step.candidate} ({step.change})"
+        bars.append(Bar(name=name, value=_rate(step.cell.candidate), note=note, is_hollow=is_noisy))
     total = waterfall.total.cell.speedup
-    assert total is not None, "a waterfall has a measured total"
+    assert total is not None, "and so is its total"
     is_noisy = waterfall.total.cell.status == "NOISY"
     return Chart(
         title=f"What each change bought, {waterfall.label}",
@@ -173,16 +162,9 @@ def _waterfall(waterfall: Waterfall, wording: Wording) -> Chart:
     )
 
 
-def _ratio(step: Step) -> float:
-    assert step.cell.speedup is not None
-    return step.cell.speedup.ratio
-
-
-def _rate(step: Step, side: str) -> float:
-    cell: CellResult = step.cell
-    arm = cell.baseline if side == "baseline" else cell.candidate
+def _rate(arm: ArmCell | None) -> float:
     assert arm is not None
-    return median_of(arm, "output_tokens_per_s")
+    return median_of(arm, _RATE)
 
 
 def _quality(results: Results, found: list[Measured], wording: Wording) -> Chart | None:
@@ -204,10 +186,6 @@ def _quality(results: Results, found: list[Measured], wording: Wording) -> Chart
     metrics = ", ".join(sorted({entry.metric for entry in results.quality}))
     return Chart(
         title=f"Quality against speed, {found[0].isl}/{found[0].osl}, {wording.size} {batch_size}",
-        svg=xy_chart(
-            _by_arm(points, is_joined=False),
-            x_title="output tok/s",
-            y_title=metrics,
-        ),
+        svg=xy_chart(_by_arm(points, is_joined=False), x_title="output tok/s", y_title=metrics),
         caption="Quality was measured on the checkpoint each arm was exported from, in its training dtype.",
     )

@@ -9,24 +9,9 @@ from bench.report.results import Absent, ArmCell, CellResult, ComparisonResult, 
 from compressor.core.escaping import spreadsheet_cell
 
 COLUMNS = (
-    "baseline",
-    "candidate",
-    "isl",
-    "osl",
-    "baseline_batch_size",
-    "candidate_batch_size",
-    "status",
-    "metric",
-    "baseline_median",
-    "baseline_cv",
-    "candidate_median",
-    "candidate_cv",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "num_series",
-    "num_pairs",
-    "reason",
+    *("baseline", "candidate", "isl", "osl", "baseline_batch_size", "candidate_batch_size", "status"),
+    *("metric", "baseline_median", "baseline_cv", "candidate_median", "candidate_cv"),
+    *("ratio", "ratio_low", "ratio_high", "num_series", "num_pairs", "reason"),
 )
 NO_VALUE = ""
 

@@ -65,13 +65,7 @@ def _roofline(cell: CellResult) -> Markup:
     """Best possible speed-up, share of it reached, and each arm's share of its floor."""
     roofline = cell.roofline
     if not isinstance(roofline, Roofline):
-        why = roofline.absent if roofline else "not measured"
-        return Markup("").join([_nothing(why)] * 4)
-    return Markup("").join(
-        [
-            _number(roofline.best_speedup, f"{roofline.best_speedup:.2f}x"),
-            _number(roofline.reached, f"{roofline.reached:.0%}"),
-            _number(roofline.baseline_share, f"{roofline.baseline_share:.0%}"),
-            _number(roofline.candidate_share, f"{roofline.candidate_share:.0%}"),
-        ]
-    )
+        return _nothing(roofline.absent if roofline else "not measured") * 4
+    shares = (roofline.reached, roofline.baseline_share, roofline.candidate_share)
+    best = _number(roofline.best_speedup, f"{roofline.best_speedup:.2f}x")
+    return best + Markup("").join(_number(share, f"{share:.0%}") for share in shares)

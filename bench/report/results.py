@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from compressor.core.records import Record
 
 SCHEMA: Literal["compress-export/bench/1"] = "compress-export/bench/1"
 
 Status = Literal["ok", "NOISY", "FAIL"]
-
-
-class Record(BaseModel):
-    """Base of every part: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
 
 class Quality(Record):
@@ -160,7 +156,7 @@ class CellResult(Record):
     )
     order: str = Field("", description="order of the runs of each series: A baseline, B candidate")
     speedup: Interval | None = Field(None, description="output throughput, candidate over baseline")
-    ratios: dict[str, Interval | Absent] = {}
+    ratios: dict[str, Interval | Absent] = Field({})
     baseline: ArmCell | None = None
     candidate: ArmCell | None = None
     roofline: Roofline | Absent | None = None
@@ -263,11 +259,7 @@ class Results(Record):
     rates: Rates | None = None
 
     def arm(self, arm_id: str) -> ArmRecord:
-        """The arm called `arm_id`.
-
-        Raises:
-            KeyError: when there is none.
-        """
+        """The arm called `arm_id`; a KeyError when there is none."""
         for arm in self.arms:
             if arm.id == arm_id:
                 return arm

@@ -57,14 +57,10 @@ def xy_chart(
     x_categories: Sequence[float] | None = None,
     front: Sequence[Point] = (),
 ) -> str:
-    """Points and lines on axes that begin at zero.
+    """Points and lines on axes that begin at zero, one colour for each series; titles are name and unit.
 
-    Args:
-        series: What to draw, one colour each.
-        x_title: Name and unit of the horizontal axis.
-        y_title: Of the vertical axis.
-        x_categories: Values placed at equal distances instead of to scale, such as batch sizes.
-        front: Points of the Pareto front, drawn as a broad band below the lines.
+    `x_categories` are placed at equal distances instead of to scale, such as batch sizes; the Pareto `front`
+    is drawn as a broad band below the lines.
     """
     points = [point for one in series for point in one.points]
     x_ticks = list(x_categories) if x_categories is not None else ticks(max(point.x for point in points))

@@ -1,11 +1,11 @@
-"""Which metrics have a table, how it is headed and in which unit it is shown."""
+"""Which metrics have a table, how tables are headed, and in which words and units they speak."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from bench.report.numbers import NO_NUMBER
-from bench.report.results import Absent, CellResult
+from bench.report.results import Absent, CellResult, Results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,29 @@ def pairs_of(cell: CellResult) -> str:
         return NO_NUMBER
     num_pairs = cell.speedup.num_pairs
     return f"{cell.num_series} x {num_pairs // cell.num_series}" if cell.num_series > 1 else str(num_pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """Words for one of the two experiments, which never share a table.
+
+    `size` stands in headings and columns, `axis` under a chart; `of` says what throughput is of.
+    """
+
+    size: str
+    axis: str
+    of: str
+
+    @property
+    def throughput(self) -> str:
+        """The axis of output throughput."""
+        return f"output tok/s {self.of}"
+
+
+STATIC_BATCH = Wording(size="batch", axis="batch size", of="of the whole batch")
+IN_FLIGHT = Wording(size="in flight", axis="requests in flight", of="of all requests")
+
+
+def wording_of(results: Results) -> Wording:
+    """The words of a benchmark's experiment."""
+    return IN_FLIGHT if results.protocol.mode == "concurrency" else STATIC_BATCH

@@ -9,9 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.report.numbers import or_unknown, show_gib, show_interval, show_number, show_peak, show_size
 from bench.report.results import Results
-from bench.report.tables import TABLES
+from bench.report.tables import TABLES, wording_of
 from bench.report.waterfall import waterfalls_of
-from bench.report.wording import wording_of
 
 
 def render(
@@ -24,12 +23,8 @@ def render(
 ) -> str:
     """Fill in a template beside this file.
 
-    Args:
-        file: The template's name.
-        results: What it shows.
-        escape: Whether text is HTML.
-        finalize: What every placed value goes through.
-        names: What only this template uses.
+    Text is HTML where `escape` says so; every placed value goes through `finalize`; `names` are those that
+    only this template uses.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -23,13 +23,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Waterfall:
-    """The steps of one cell of the grid and the comparison of their two ends.
-
-    Attributes:
-        label: The cell.
-        steps: In order; each begins where the one before ended.
-        total: From the first arm straight to the last.
-    """
+    """The steps of one cell, each from where the one before ended; and from the first arm to the last."""
 
     label: str
     steps: tuple[Step, ...]
@@ -88,11 +82,10 @@ def _waterfall(
     results: Results, total: ComparisonResult, chain: list[ComparisonResult], cell: CellResult
 ) -> Waterfall | None:
     """The chain in one cell, or None where a step has no number."""
-    steps = [_step(results, comparison, cell.identity) for comparison in chain]
-    whole = _step(results, total, cell.identity)
-    if whole is None or any(step is None for step in steps):
+    steps = [step for part in (*chain, total) if (step := _step(results, part, cell.identity))]
+    if len(steps) <= len(chain):
         return None
-    return Waterfall(label=cell.identity, steps=tuple(step for step in steps if step), total=whole)
+    return Waterfall(label=cell.identity, steps=tuple(steps[:-1]), total=steps[-1])
 
 
 def _step(results: Results, comparison: ComparisonResult, identity: str) -> Step | None:

@@ -32,7 +32,7 @@ def write_schema() -> None:
 def write_reports(results: Results, out_dir: Path) -> None:
     """Write all four files into `out_dir`, which is created if absent."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_json(out_dir / RESULTS_FILE, results.model_dump(mode="json", by_alias=True))
+    write_json(out_dir / RESULTS_FILE, results.to_json())
     for name, render in ((CSV_FILE, render_csv), (MARKDOWN_FILE, render_markdown), (HTML_FILE, render_html)):
         write_text(out_dir / name, render(results))
 
@@ -40,19 +40,14 @@ def write_reports(results: Results, out_dir: Path) -> None:
 def read_results(path: Path) -> Results:
     """Read a `results.json`, which people keep and edit.
 
-    Raises:
-        UsageError: when it is missing, not of this schema (types included), or no benchmark's numbers.
+    A UsageError when it is missing, not of this schema (types included), or no benchmark's numbers.
     """
     text = json.dumps(read_json_mapping(path, what="the benchmark's results", error=UsageError))
     return _checked(text, where=path, error=UsageError)
 
 
 def results_of_stage(details: Mapping[str, object], where: Path) -> Results:
-    """The results that a bench stage left in its record.
-
-    Raises:
-        VerificationError: when they are not what it wrote.
-    """
+    """The results that a bench stage left in its record; a VerificationError for what it never wrote."""
     return _checked(json.dumps(details), where=where, error=VerificationError)
 
 

@@ -20,12 +20,7 @@ MIN_WARMUP_REQUESTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The token ids that a model knows.
-
-    Attributes:
-        size: Ids run from 0 to below this.
-        special_token_ids: Ids that a prompt must not hold: padding, beginning and end of text.
-    """
+    """The token ids that a model knows: below `size`, and those that no prompt may hold."""
 
     size: int
     special_token_ids: tuple[int, ...]
@@ -41,8 +36,7 @@ class Session(Protocol):
     def generate(self, prompts: NDArray[np.int32], *, osl: int) -> Timeline:
         """Generate exactly `osl` tokens greedily for every prompt of `[batch_size, isl]`.
 
-        Raises:
-            VerificationError: when the runtime changed the prompts.
+        A runtime that changed the prompts is a VerificationError.
         """
 
 
@@ -52,16 +46,13 @@ class StaticRuntime(Protocol):
     def require(self, precision: str) -> None:
         """Find out, before any model is read, whether this machine can run the precision.
 
-        Raises:
-            DependencyError: when the runtime is not installed.
-            UnsupportedError: when this machine has no kernels for the precision.
+        A DependencyError when the runtime is not installed, an UnsupportedError when kernels are missing.
         """
 
     def check(self, path: Path, *, precision: str) -> None:
         """Find out cheaply whether `path` can be loaded at all; raises what `require` raises, too.
 
-        Raises:
-            UsageError: when the directory is not of this runtime's kind.
+        A directory that is not of this runtime's kind is a UsageError.
         """
 
     def device(self, path: Path) -> str:
@@ -73,14 +64,7 @@ class StaticRuntime(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What is asked of a server.
-
-    Attributes:
-        isl: Input tokens of every request.
-        osl: Output tokens of every request.
-        concurrency: Requests in flight.
-        num_requests: Requests in all.
-    """
+    """What is asked of a server: requests of `isl` and `osl` tokens each, `concurrency` of them in flight."""
 
     isl: int
     osl: int
@@ -115,16 +99,13 @@ class ServingRuntime(Protocol):
     def check(self, path: Path, *, engine: Path | None = None) -> None:
         """Find out cheaply whether `path`, or the engine made from it, can be served at all.
 
-        Raises:
-            UsageError: when the directory is not of this runtime's kind.
-            DependencyError: when the server is not installed.
+        A directory of another kind is a UsageError, a server that is not installed a DependencyError.
         """
 
     def stored_precision(self, path: Path) -> str:
         """The precision of a checkpoint or an engine, from its configuration: `bf16`, `fp16`, `fp32`, `fp8`.
 
-        Raises:
-            UnsupportedError: for a quantization or a dtype that has no name here.
+        A quantization or a dtype that has no name here is an UnsupportedError.
         """
 
     def serve(
@@ -132,7 +113,5 @@ class ServingRuntime(Protocol):
     ) -> ServingRun:
         """Start the server, warm it up, and serve the requests once.
 
-        Raises:
-            ResourceError: when it fails, with its last line.
-            VerificationError: when it did other work than it was asked for.
+        A failure is a ResourceError with its last line, other work than was asked for a VerificationError.
         """

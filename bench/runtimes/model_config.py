@@ -13,11 +13,7 @@ _SPECIAL_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def require_file(directory: Path, name: str, *, holds: str) -> None:
-    """Refuse a directory of another kind by the file that shows the kind.
-
-    Raises:
-        UsageError: when the file is not there.
-    """
+    """Refuse (UsageError) a directory without the file that shows the kind."""
     if not (directory / name).is_file():
         raise UsageError(
             f"this directory holds no {holds}",
@@ -28,11 +24,7 @@ def require_file(directory: Path, name: str, *, holds: str) -> None:
 
 
 def section(part: Mapping[str, object], name: str, *, what: str) -> Mapping[str, object]:
-    """An object inside a JSON file; one that is not there is empty.
-
-    Raises:
-        VerificationError: when it is something else.
-    """
+    """An object inside a JSON file; one that is not there is empty, something else a VerificationError."""
     found = part.get(name, {})
     if not isinstance(found, Mapping):
         raise VerificationError(
@@ -47,8 +39,7 @@ def section(part: Mapping[str, object], name: str, *, what: str) -> Mapping[str,
 def vocabulary_of(config: Mapping[str, object], *, where: Path) -> Vocabulary:
     """Vocabulary size and special ids; a field of these may be absent, null, one id or a list.
 
-    Raises:
-        VerificationError: when the config names no vocabulary size.
+    A config that names no vocabulary size is a VerificationError.
     """
     size = config.get("vocab_size")
     if not isinstance(size, int):

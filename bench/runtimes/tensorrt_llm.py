@@ -118,9 +118,8 @@ def write_dataset(path: Path, requests: Requests, *, vocab_size: int, seed: int)
 def read_report(report: Mapping[str, object], requests: Requests) -> ServingRun:
     """A report as numbers in SI units.
 
-    Raises:
-        VerificationError: when a key is missing, a value is no positive number, or requests or tokens differ
-            from what was asked for.
+    A VerificationError when a key is missing, a value is no positive number, or requests or tokens differ
+    from what was asked for.
     """
     info, performance, streaming = (
         section(report, name, what=_REPORT) for name in ("request_info", "performance", "streaming_metrics")
@@ -142,11 +141,7 @@ def read_report(report: Mapping[str, object], requests: Requests) -> ServingRun:
 
 
 def _number(part: Mapping[str, object], name: str) -> float:
-    """One number of a report.
-
-    Raises:
-        VerificationError: for one that is missing, or that no server can have reached.
-    """
+    """One number of a report; a VerificationError for one that no server can have reached."""
     value = part.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)

@@ -68,11 +68,7 @@ def sparsify_2_of_4(weight: torch.Tensor) -> torch.Tensor:
 
 
 def require_support(precision: str, device: str) -> None:
-    """Refuse what the device has no kernels for.
-
-    Raises:
-        UnsupportedError: naming what is missing.
-    """
+    """Refuse (UnsupportedError) what the device has no kernels for."""
     dense, sparsity = split_precision(precision)
     if dense not in DTYPES or sparsity not in ("", SPARSITY):
         raise UnsupportedError(
@@ -104,11 +100,8 @@ def require_support(precision: str, device: str) -> None:
 def convert_linears_(model: Any, precision: str) -> int:
     """Replace the linear layers inside the decoder layers, in place; returns how many.
 
-    Embedding and LM head stay as they are, as in an exported checkpoint.
-
-    Raises:
-        UnsupportedError: for a layer whose shape has no kernel; converting only the others would measure
-            another model.
+    Embedding and LM head stay as they are, as in an exported checkpoint. A layer whose shape has no kernel
+    is an UnsupportedError: converting only the others would measure another model.
     """
     dense, sparsity = split_precision(precision)
     if dense != "fp8" and not sparsity:

@@ -10,11 +10,12 @@ from compressor.api.execution import SCRATCH, Execution
 from compressor.choices.formats import options
 from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError
+from compressor.models.source import distinct_names
 from compressor.recipe.recipe import Export
+from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
 
 if TYPE_CHECKING:
     from bench.runtimes.base import ServingRuntime, StaticRuntime
-    from compressor.runs.artifact import ModelArtifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,6 @@ def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution:
     """
     from bench.bench_stage import engine_of
     from bench.design.comparisons import arm_name
-    from compressor.models.source import distinct_names
 
     _refuse_early(selection, out_dir, execution)
     sources = _sources(selection, out_dir, execution)
@@ -188,8 +188,6 @@ def _served_precision(selection: Selection, source: ModelArtifact, engine: Path 
 
 
 def _engine_artifact(engine: Path, source: ModelArtifact) -> ModelArtifact:
-    from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
-
     digests = {file.name: sha256_of_file(file) for file in sorted(engine.iterdir()) if file.is_file()}
     return ModelArtifact(
         path=engine,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.core.console import Console
-from compressor.core.errors import UsageError
+from compressor.core.errors import ResourceError, UsageError
+from compressor.core.hardware import resolve_device, resolve_dtype
+from compressor.core.processes import on_main
+from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill, Environment
+from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact
+from compressor.runs.locking import lock_stage
+from compressor.runs.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-    from compressor.runs.artifact import ModelArtifact
-    from compressor.runs.stage import Stage, StageContext
 
 # Beside the output directory: converted GGUF files and the benchmark's graphs, used again.
 SCRATCH = ".compress-export"
@@ -39,26 +43,6 @@ class Execution:
     check: bool = True
     console: Console = field(default_factory=Console)
 
-    def context(
-        self,
-        *,
-        teacher: ModelArtifact | None = None,
-        others: Mapping[str, ModelArtifact] | None = None,
-    ) -> StageContext:
-        """What a stage gets beside its configuration and its source."""
-        from compressor.core.hardware import resolve_device, resolve_dtype
-        from compressor.runs.stage import StageContext
-
-        return StageContext(
-            console=self.console,
-            seed=self.environment.seed,
-            device=resolve_device(self.environment.device),
-            dtype=resolve_dtype(self.environment.dtype),
-            teacher=teacher,
-            others=dict(others or {}),
-            trust_remote_code=self.environment.trust_remote_code,
-        )
-
     def begin(
         self,
         out_dir: Path,
@@ -69,19 +53,12 @@ class Execution:
     ) -> None:
         """Refuse an output directory, a MODEL or a text that cannot be used, before anything is read.
 
-        Args:
-            out_dir: Where a stage is to write.
-            models: Every MODEL that it reads.
-            texts: Every SOURCE that it reads; local ones are read whole.
-            training: What is trained with, whose texts must hold responses where the loss is on them.
+        Local texts are read whole; those to train with must hold responses where the loss is on them.
 
         Raises:
             UsageError, UnsupportedError, ResourceError, NetworkError: for what would end the work later.
         """
-        from compressor.api.output import require_output
-        from compressor.core.processes import on_main
         from compressor.data.checks import check_responses, check_texts
-        from compressor.models.source import resolve_source
 
         on_main(lambda: require_output(out_dir, resume=self.resume, overwrite=self.overwrite))
         for model in models:
@@ -93,15 +70,8 @@ class Execution:
     def open(self, model: str, out_dir: Path, *, tokenizer: bool = True) -> ModelArtifact:
         """A MODEL as an artifact; a GGUF file is converted beside the output directory.
 
-        Args:
-            model: Alias, Hugging Face id, directory or .gguf file.
-            out_dir: The stage's output directory.
-            tokenizer: Whether the environment's tokenizer belongs to this one of several models.
+        With `tokenizer`, the environment's belongs to this one of several models.
         """
-        from compressor.core.hardware import resolve_dtype
-        from compressor.core.processes import on_main
-        from compressor.models.source import open_checkpoint, resolve_source
-
         source = resolve_source(model)
         own = self.environment.tokenizer if tokenizer or source.kind == "gguf" else None
         return on_main(
@@ -130,13 +100,16 @@ class Execution:
         Raises:
             UsageError, ResourceError: see `require_output`, and for another run's output.
         """
-        from compressor.api.output import require_output
-        from compressor.core.processes import on_main
-        from compressor.runs.locking import lock_stage
-        from compressor.runs.stage import execute
-
         is_ours = require_output(out_dir, resume=self.resume, overwrite=self.overwrite)
-        context = self.context(teacher=teacher, others=others)
+        context = StageContext(
+            console=self.console,
+            seed=self.environment.seed,
+            device=resolve_device(self.environment.device),
+            dtype=resolve_dtype(self.environment.dtype),
+            teacher=teacher,
+            others=dict(others or {}),
+            trust_remote_code=self.environment.trust_remote_code,
+        )
         with lock_stage(out_dir):
             outcome = execute(stage, config, source, out_dir, context, restart=self.overwrite and is_ours)
             if outcome.skipped and self.check:
@@ -147,6 +120,13 @@ class Execution:
         state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
         self.console.info(f"{stage.name}: {out_dir}: {state}")
         return outcome.artifact
+
+    def run_on(
+        self, model: str, out_dir: Path, stage: Stage[Any], config: Any, *, training: Distill | None = None
+    ) -> ModelArtifact:
+        """Run a stage that reads one MODEL, once nothing speaks against it."""
+        self.begin(out_dir, [model], texts=stage.data(config), training=training)
+        return self.run(stage, config, self.open(model, out_dir), out_dir)
 
     def beside(self) -> Execution:
         """The same for what a stage makes on its way, which may not be there yet."""
@@ -161,3 +141,61 @@ def require(condition: object, what: str, *, where: str, hint: str) -> None:
     """
     if not condition:
         raise UsageError(what, where=where, hint=hint)
+
+
+def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> bool:
+    """Refuse a path that no stage can write to; returns whether a stage wrote, or began to write, there.
+
+    Raises:
+        UsageError: a path without a name, a link, a file, a directory that is not ours, or nothing to resume.
+        ResourceError: when its parent must be written and cannot be; finished work is only read.
+    """
+    if out_dir.name in ("", ".."):
+        raise UsageError(
+            "the output directory needs a name of its own",
+            where=str(out_dir),
+            hint="name a directory such as ./pruned",
+        )
+    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
+    is_finished = (out_dir / ARTIFACT_FILE).is_file()
+    is_ours = is_finished or (partial / STAGE_FILE).is_file()
+    if resume and not is_ours:
+        raise UsageError("there is nothing to resume", where=str(out_dir), hint="leave --resume out")
+    if out_dir.is_symlink() and not is_finished:
+        raise UsageError(
+            "the output path is a link",
+            where=str(out_dir),
+            hint="name the directory that it points to, or a new one",
+        )
+    for path in (out_dir, partial):
+        if path.exists() and not path.is_dir():
+            raise UsageError("the output path is a file", where=str(path), hint="choose another --output-dir")
+        # What a kill in the first moment leaves is a temporary file of ours.
+        if not is_ours and path.is_dir() and any(inner.suffix != ".tmp" for inner in path.iterdir()):
+            raise UsageError(
+                "the output directory is in use: it holds files that this tool did not write",
+                where=str(path),
+                hint="choose another --output-dir",
+            )
+    if overwrite or not is_finished:
+        _require_writable_parent(out_dir)
+    return is_ours
+
+
+def _require_writable_parent(out_dir: Path) -> None:
+    parent = out_dir.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UsageError(
+            "a part of the output directory's path is a file",
+            where=str(parent),
+            hint="choose another --output-dir",
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ResourceError(
+            "the output directory cannot be made",
+            where=str(parent),
+            found="not writable",
+            hint="choose another --output-dir, or give this directory write permission",
+        )

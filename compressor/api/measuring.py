@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from compressor.api.arms import Selection, open_arms
 from compressor.api.execution import Execution
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
+from compressor.core import hardware
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.models.source import distinct_names
 from compressor.recipe.recipe import Bench, Evaluate, Export
+from compressor.runs.artifact import ModelArtifact, read_artifact
 
 if TYPE_CHECKING:
-    from compressor.runs.artifact import ModelArtifact
     from exporters.verification.verify import VerifyReport
 
 
@@ -27,13 +29,8 @@ def export(
 ) -> ModelArtifact:
     """Write a model for a runtime and compare its logits with the model's.
 
-    Args:
-        model: The model; for an FP8 format the directory of the quantize stage.
-        out_dir: Where the export is written.
-        form: The format.
-        precision: bf16 or fp16, to refuse a Hugging Face export of a checkpoint in the other one.
-        settings: Limits and accuracy gate.
-        execution: How the stage runs.
+    For an FP8 format the model is the directory of the quantize stage. `precision`, bf16 or fp16, refuses a
+    Hugging Face export of a checkpoint in the other one; `settings` are limits and the accuracy gate.
 
     Raises:
         UnsupportedError: for a model that the format cannot express.
@@ -70,7 +67,6 @@ def evaluate(
         UsageError: for settings without a text.
     """
     from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
-    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     text = settings.data
@@ -96,7 +92,6 @@ def evaluate_tasks(
         DependencyError: without lm-eval.
     """
     from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
-    from compressor.models.source import distinct_names
 
     execution = execution or Execution()
     require_lm_eval()
@@ -117,12 +112,7 @@ def bench(
 ) -> ModelArtifact:
     """Measure the speed of models in pairs; the first is the baseline.
 
-    Args:
-        selection: The models and how they run; see `select`.
-        out_dir: Where the reports are written; what runtimes read is exported beside it, and used again.
-        settings: Grid and number of pairs.
-        export: How that is exported.
-        execution: How the stage runs.
+    Reports are written to `out_dir`; what runtimes read is exported beside it, and used again.
 
     Raises:
         UsageError: for a device that is not this machine's own, or what the runtime does not take.
@@ -145,17 +135,15 @@ def bench(
 def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
     """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
 
-    Args:
-        directory: A run, a stage's or an export's directory, or a checkpoint.
-        source: What it was made from, where it does not say; of a run its teacher.
-        sparsity: A pattern, such as 2:4, that a checkpoint must follow.
+    `source` is what it was made from, where it does not say, of a run its teacher; `sparsity` a pattern, such
+    as 2:4, that a checkpoint must follow.
 
     Raises:
         UsageError: when there is no such directory.
         VerificationError: for what is not as it was recorded.
     """
     from compressor.models.sparse.pattern import parse_pattern
-    from compressor.pipeline.model_card import check_card
+    from compressor.pipeline.report import check_card
     from exporters.verification.verify import verify_directory
 
     if not directory.is_dir():
@@ -169,8 +157,6 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
 
 def _refuse_other_device(asked: str) -> None:
     """Runtimes take the GPU where there is one; another wish is refused rather than ignored."""
-    from compressor.core import hardware
-
     own = hardware.resolve_device("auto")
     if asked not in ("auto", own):
         raise UsageError(
@@ -184,8 +170,6 @@ def _refuse_other_device(asked: str) -> None:
 
 def _quantized(model: str) -> ModelArtifact:
     """The artifact of the quantize stage in a directory."""
-    from compressor.runs.artifact import read_artifact
-
     artifact = read_artifact(Path(model))
     if artifact.stage != "quantize":
         raise UsageError(

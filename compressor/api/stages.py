@@ -1,28 +1,17 @@
 """One function per stage: it reads models, writes one directory, and returns the record of it.
 
-Every function takes the section of the recipe that it is about, and runs nothing that is in `out_dir`
-already. What is heavy is imported when a function is called.
+Every function takes a model (alias, Hugging Face id, directory or .gguf file) and the section of the recipe
+that it is about, and runs nothing that is in `out_dir` already. What is heavy is imported when it is called.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution, require
 from compressor.choices.sparsity import SPARSITY_METHODS
-from compressor.recipe.recipe import (
-    Calibration,
-    Distill,
-    Generate,
-    Prune,
-    Quantize,
-    Recipe,
-    Sparsify,
-)
-
-if TYPE_CHECKING:
-    from compressor.runs.artifact import ModelArtifact
+from compressor.recipe.recipe import Calibration, Distill, Generate, Prune, Quantize, Recipe, Sparsify
+from compressor.runs.artifact import ModelArtifact, read_artifact
 
 
 def prune(
@@ -37,15 +26,8 @@ def prune(
 ) -> ModelArtifact:
     """Cut a smaller checkpoint out of a model.
 
-    Args:
-        model: Alias, Hugging Face id, directory or .gguf file.
-        out_dir: Where the checkpoint and `prune_plan.json` are written.
-        target: A size or a published shape; else the settings name a shape.
-        plan: A `prune_plan.json` of this model, which may have been edited: its units are kept, and none
-            are scored.
-        settings: How importance is measured, or an explicit shape.
-        calibration: The text that importance is measured on.
-        execution: How the stage runs.
+    The `target` is a size or a published shape, else `settings` name a shape. A `plan` is a prune_plan.json
+    of this model that may have been edited: its units are kept and none are scored.
 
     Raises:
         UsageError: a target or a plan that does not fit the model, or both.
@@ -71,8 +53,7 @@ def prune(
         hint = f"prune a model of these dimensions: {kept.source}"
         require(kept.source == teacher, "this plan is for another model", where=str(plan), hint=hint)
         config = PruneStageConfig(shape={}, prune=settings, calibration=calibration, plan=kept)
-    execution.begin(out_dir, [model], texts=PRUNE.data(config))
-    return execution.run(PRUNE, config, execution.open(model, out_dir), out_dir)
+    return execution.run_on(model, out_dir, PRUNE, config)
 
 
 def reconstruct(
@@ -115,10 +96,8 @@ def generate(
     """
     from compressor.distillation.generate_stage import GENERATE
 
-    execution = execution or Execution()
     require(settings.tokens, "no text is to be sampled", where="--tokens", hint="add --tokens 100m")
-    execution.begin(out_dir, [model], texts=GENERATE.data(settings))
-    return execution.run(GENERATE, settings, execution.open(model, out_dir), out_dir)
+    return (execution or Execution()).run_on(model, out_dir, GENERATE, settings)
 
 
 def correct_teacher(
@@ -127,9 +106,7 @@ def correct_teacher(
     """Fine-tune a teacher by cross-entropy on the text that its student will be distilled on."""
     from compressor.distillation.correct_stage import CORRECT
 
-    execution = execution or Execution()
-    execution.begin(out_dir, [teacher], texts=CORRECT.data(settings), training=settings)
-    return execution.run(CORRECT, settings, execution.open(teacher, out_dir), out_dir)
+    return (execution or Execution()).run_on(teacher, out_dir, CORRECT, settings, training=settings)
 
 
 def cache_logits(
@@ -138,9 +115,7 @@ def cache_logits(
     """Store the top-k logits of a teacher for every training sequence."""
     from compressor.distillation.logits_stage import LOGITS
 
-    execution = execution or Execution()
-    execution.begin(out_dir, [teacher], texts=LOGITS.data(settings), training=settings)
-    return execution.run(LOGITS, settings, execution.open(teacher, out_dir), out_dir)
+    return (execution or Execution()).run_on(teacher, out_dir, LOGITS, settings, training=settings)
 
 
 def distill(
@@ -154,20 +129,14 @@ def distill(
 ) -> ModelArtifact:
     """Retrain a student on the logits of its teacher; a sparse student keeps its mask.
 
-    Args:
-        student: The model to train.
-        out_dir: Where the trained student is written.
-        settings: Text, schedule and loss.
-        teacher: The model to distill from; not needed where the settings name stored logits.
-        sparse: Loss and peak of a sparse student's training.
-        execution: How the stage runs.
+    The teacher is not needed where the settings name stored logits. `sparse` is the loss and the peak of a
+    sparse student's training.
 
     Raises:
         UsageError: without a teacher or tokens, or for settings of another stage.
     """
     from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
     from compressor.models.sparse.record import read_sparsity
-    from compressor.runs.artifact import read_artifact
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 
     execution = execution or Execution()
@@ -206,14 +175,8 @@ def sparsify(
 ) -> ModelArtifact:
     """Make a model N:M sparse, with or without training.
 
-    Args:
-        model: The dense model.
-        out_dir: Where the sparse checkpoint and its masks are written.
-        settings: Pattern and method; without a pattern 2:4.
-        calibration: The text that the mask is chosen on.
-        training: Text and schedule, for a method that trains.
-        teacher: What such a method distills from; by default the model itself.
-        execution: How the stage runs.
+    The pattern is by default 2:4. `training` is text and schedule of a method that trains; it distills from
+    `teacher`, by default the model itself.
 
     Raises:
         UsageError: for a method that trains and no tokens.
@@ -225,8 +188,7 @@ def sparsify(
     settings = settings.model_copy(update={"pattern": settings.pattern or "2:4"})
     config = SparsifyStageConfig(sparsify=settings, calibration=calibration)
     if not SPARSITY_METHODS[settings.method].trains:
-        execution.begin(out_dir, [model], texts=SPARSIFY.data(config))
-        return execution.run(SPARSIFY, config, execution.open(model, out_dir), out_dir)
+        return execution.run_on(model, out_dir, SPARSIFY, config)
     trained = RecoverStageConfig(distill=training, sparsify=settings)
     tokens = training.tokens if settings.tokens is None else settings.tokens
     require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="add --tokens 100m")
@@ -255,11 +217,9 @@ def quantize(
     """
     from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 
-    execution = execution or Execution()
     require(settings.fp8, "no quantization is chosen", where="--fp8", hint="add --fp8")
     config = QuantizeStageConfig(quantize=settings, calibration=calibration)
-    execution.begin(out_dir, [model], texts=QUANTIZE.data(config))
-    return execution.run(QUANTIZE, config, execution.open(model, out_dir), out_dir)
+    return (execution or Execution()).run_on(model, out_dir, QUANTIZE, config)
 
 
 def refuse_other_stages(settings: Distill) -> None:

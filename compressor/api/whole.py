@@ -56,11 +56,8 @@ def run(
 ) -> RunSummary | FamilyRecord:
     """Prune, distill, sparsify, quantize, export, verify and benchmark a model, or a family of models.
 
-    Args:
-        recipe: Every choice; its environment goes before the execution's.
-        out_dir: The run's directory; by default one named after model and target.
-        restart_from: Discard the output of this stage and of all later ones first.
-        execution: How the stages run.
+    The recipe's environment goes before the execution's; the run's directory is by default named after model
+    and target. `restart_from` discards the output of this stage and of all later ones first.
 
     Raises:
         UsageError: for a stage that does not exist.

@@ -15,12 +15,7 @@ Observer = Callable[[torch.Tensor], None]
 def observed(
     *, inputs: Sequence[tuple[nn.Module, Observer]] = (), outputs: Sequence[tuple[nn.Module, Observer]] = ()
 ) -> Iterator[None]:
-    """Show modules' first input, or their output, to observers while the context lasts.
-
-    Args:
-        inputs: Modules and who sees their first positional argument.
-        outputs: Modules and who sees their output (its first element, if it is a tuple).
-    """
+    """Show modules' first input, or (first) output, to observers while the context lasts."""
 
     def on_input(observe: Observer) -> Callable[..., None]:
         return lambda _module, args: observe(args[0])

@@ -29,18 +29,13 @@ STATES_FILE = "hidden_states.bin"
 
 @dataclass(kw_only=True)
 class Gram:
-    """Sum over tokens of x xᵀ for the inputs x of one or several linear layers.
-
-    Attributes:
-        total: float32 `[C, C]`, accumulated outside autocast.
-        num_tokens: Tokens seen.
-    """
+    """Sum over tokens of x xᵀ, float32 `[C, C]`, for the inputs x of one or several linear layers."""
 
     total: torch.Tensor
     num_tokens: int = 0
 
     def add(self, inputs: torch.Tensor) -> None:
-        """Add inputs `[..., C]`."""
+        """Add inputs `[..., C]`, outside autocast."""
         with torch.autocast(inputs.device.type, enabled=False):
             x_TC = inputs.detach().flatten(0, -2).float()
             self.total.addmm_(x_TC.T, x_TC)
@@ -52,7 +47,6 @@ class LayerVisit:
     """What a visitor sees of a layer.
 
     Attributes:
-        index: Of the layer.
         prefix: Of its tensors' names in the checkpoint, with a dot.
         linears: The linear layers by name relative to the layer, weights in the compute dtype.
         grams: Statistics of their inputs; layers with one input share one.
@@ -82,15 +76,8 @@ def run_sequentially(
 ) -> dict[str, Path]:
     """Walk the decoder layers of a checkpoint, giving each its visitor's weights before going on.
 
-    Args:
-        checkpoint: A Hugging Face checkpoint.
-        windows: Calibration windows `[num_windows, seq_len]`.
-        visit: Called once per layer.
-        scratch: An existing directory for hidden states and changed weights.
-        dtype: Of weights and activations in the forward passes.
-        device: Torch device name.
-        trust_remote_code: Whether the checkpoint's own code may run.
-        on_window: Called after each window of each layer's first pass.
+    Windows are `[num_windows, seq_len]`; `scratch`, which exists, takes hidden states and changed weights;
+    `dtype` is that of weights and activations; `on_window` follows each window of each layer's first pass.
 
     Returns:
         Full names of the changed weights, and the file in `scratch` that holds each.

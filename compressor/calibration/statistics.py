@@ -59,15 +59,7 @@ class BatchAggregate:
 
 
 def cosine_sums(states_LTH: list[torch.Tensor], *, chunk_tokens: int = 128) -> torch.Tensor:
-    """Cosine similarity between every two hidden states, summed over tokens.
-
-    Args:
-        states_LTH: One `[T, H]` tensor per position in the stack of layers.
-        chunk_tokens: Tokens handled at once.
-
-    Returns:
-        float64 `[L, L]` on the CPU.
-    """
+    """Cosine of every two hidden states `[T, H]`, summed over tokens: float64 `[L, L]` on the CPU."""
     num_states, num_tokens = len(states_LTH), states_LTH[0].shape[0]
     total = torch.zeros(num_states, num_states, dtype=torch.float64)
     for start in range(0, num_tokens, chunk_tokens):

@@ -9,7 +9,7 @@ from compressor.choices.row import Row, table
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityMethod(Row):
-    """A `compressor.sparsity.method.OneShotMethod`, measured on the calibration text.
+    """Code as `compressor.sparsity.method` describes it, measured on the calibration text.
 
     Attributes:
         changes_kept_weights: Whether kept weights get new values; otherwise only a mask is chosen.
@@ -24,17 +24,17 @@ SPARSITY_METHODS = table(
     SparsityMethod(
         name="magnitude",
         help="Keeps the weights with the largest absolute values.",
-        code="compressor.sparsity.magnitude:magnitude",
+        code="compressor.sparsity.scores:magnitude",
     ),
     SparsityMethod(
         name="wanda",
         help="Keeps weights with the largest products of absolute value and input norm (arXiv 2306.11695).",
-        code="compressor.sparsity.wanda:wanda",
+        code="compressor.sparsity.scores:wanda",
     ),
     SparsityMethod(
         name="ria",
         help="Like wanda, with each weight taken relative to the sums of its row and its column.",
-        code="compressor.sparsity.wanda:ria",
+        code="compressor.sparsity.scores:ria",
     ),
     SparsityMethod(
         name="sparsegpt",

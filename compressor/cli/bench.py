@@ -10,7 +10,7 @@ from click_default_group import DefaultGroup
 
 from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.compare import compare
-from compressor.cli.from_recipe import Call, ChoiceOption, RecipeCommand, Work, from_recipe, stage_command
+from compressor.cli.from_recipe import Call, ChoiceOption, Work, from_recipe, stage_command
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import parse_names
 
@@ -44,8 +44,7 @@ def _report(made: ModelArtifact) -> str:
     return render_markdown(results_of_stage(made.details, made.path))
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@from_recipe("bench", own="bench", but=("bench.precisions", "bench.enabled"), output=None, model="MODEL...")
 @click.option(
     "--precision",
     cls=ChoiceOption,
@@ -71,7 +70,6 @@ def _report(made: ModelArtifact) -> str:
     "it PyTorch serves MODEL.",
 )
 @click.option("-o", "--output-dir", type=click.Path(), help="Directory to write; by default ./bench-MODEL.")
-@from_recipe("bench", own="bench", but=("bench.precisions", "bench.enabled"), output=None)
 @stage_command(text=_report, result=lambda made: made.details)
 def run(
     call: Call,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from compressor.cli.session import Show, showing
+from compressor.cli.session import Show, emit, showing
+from compressor.core.errors import SpeedGateError
 
 STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # What fails at each setting; another machine or other versions always do, unless nothing does.
@@ -64,8 +65,6 @@ def compare(
     from bench.compare.gate import Thresholds, compare_results
     from bench.compare.gate_report import gate_document, render_gate
     from bench.report.write import read_results
-    from compressor.cli.session import emit
-    from compressor.core.errors import SpeedGateError
 
     thresholds = Thresholds(ratio=ratio_tolerance, absolute=absolute_tolerance)
     report = compare_results(read_results(baseline), read_results(current), thresholds)

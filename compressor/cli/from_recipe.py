@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,7 +16,6 @@ import click
 from pydantic.fields import FieldInfo
 
 from compressor.cli.session import Show, emit, showing, work
-from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.recipe.forms import format_count
 from compressor.recipe.option import OPTIONS, Section, choices_of, declaration_of, section_of
@@ -40,29 +39,13 @@ class Call:
         recipe: The recipe, its file and the options together.
         flags: Dotted names of the fields that options set, and the options' flags.
         out_dir: The output directory, if it was named.
-        resume: Fail unless there is an interrupted run to resume.
-        overwrite: Delete earlier output and start over.
-        check: Compare the files of finished work with their sha256.
+        execution: How the library runs it.
     """
 
     recipe: Recipe
     flags: Mapping[str, str]
     out_dir: Path | None
-    resume: bool
-    overwrite: bool
-    check: bool
-
-    def execution(self, console: Console) -> Execution:
-        """How the library runs this call's stages."""
-        from compressor.api import Execution
-
-        return Execution(
-            environment=Environment(**{name: getattr(self.recipe, name) for name in ENVIRONMENT}),
-            resume=self.resume,
-            overwrite=self.overwrite,
-            check=self.check,
-            console=console,
-        )
+    execution: Execution
 
 
 class ChoiceOption(click.Option):
@@ -139,23 +122,33 @@ class RecipeCommand(click.Command):
 
 
 def from_recipe(
-    *names: str, own: str = "", but: tuple[str, ...] = (), output: str | None = "Directory to write."
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of sections, and call it with a `Call` that holds the recipe they make.
+    *names: str,
+    own: str = "",
+    but: tuple[str, ...] = (),
+    output: str | None = "Directory to write.",
+    model: str = "[MODEL]",
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command with the options of sections, called with a `Call` that holds the recipe they make.
 
-    An argument `model`, or the first of `models`, is the recipe's model.
+    Its argument `model`, or the first of `models`, is the recipe's model; options of its own stand below.
 
     Args:
         names: Dotted names of sections and fields; the fields that all commands share are added.
         own: The section that the command is about: its flags go without the section's prefix.
         but: Dotted names of what is left out.
         output: Help of a required `--output-dir`; None where the command says it itself.
+        model: What the argument is called in the usage; with dots, there may be several.
     """
+    argument = click.Argument(["model"], metavar=model, required=False)
+    if model.endswith("..."):
+        argument = click.Argument(["models"], metavar=model, nargs=-1, required=True)
     fields = [found for name in (*names, *ENVIRONMENT) for found in _options(name, own, but)]
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def command(**flags: Any) -> None:
+            from compressor.api import Execution
+
             given = {
                 option.dotted: value
                 for option in fields
@@ -169,17 +162,21 @@ def from_recipe(
                 raise UsageError(
                     "MODEL is missing", hint="name a model, or a recipe that names one: --config recipe.yaml"
                 )
-            call = Call(
-                recipe=load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken),
-                flags=spoken,
-                out_dir=Path(where) if (where := flags.pop("output_dir", None)) else None,
+            recipe = load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken)
+            execution = Execution(
+                environment=Environment(**{name: getattr(recipe, name) for name in ENVIRONMENT}),
                 **{name: flags.pop(name) for name in ("resume", "overwrite", "check")},
             )
-            function(call, **flags)
+            where = flags.pop("output_dir", None)
+            out_dir = Path(where) if where else None
+            function(Call(recipe=recipe, flags=spoken, out_dir=out_dir, execution=execution), **flags)
 
-        for option in reversed([*_shared(output), *fields]):
-            _add(command, option)
-        return showing(command)
+        # Click takes the parameters of the innermost decorator last.
+        own_options = command.__dict__.pop("__click_params__", [])
+        shown = showing(command)
+        recipe_options = [*reversed([*_shared(output), *fields]), *shown.__dict__.pop("__click_params__")]
+        shown.__dict__["__click_params__"] = [*recipe_options, *own_options, argument]
+        return click.command(cls=RecipeCommand)(shown)
 
     return decorate
 
@@ -201,7 +198,8 @@ def stage_command(
         def command(call: Call, *, show: Show, **flags: Any) -> None:
             stage = function(call, **flags)
             with work(show, call.recipe.device) as console:
-                made = stage(out_dir=call.out_dir or Path(), execution=call.execution(console))
+                execution = replace(call.execution, console=console)
+                made = stage(out_dir=call.out_dir or Path(), execution=execution)
             emit((result or _record)(made), show, (text or _sentence)(made))
 
         return command
@@ -229,11 +227,6 @@ def _record(made: ModelArtifact) -> dict[str, object]:
 def fields_under(section: str, *headings: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Dotted names of a section's fields that stand under these headings, apart from those in `but`."""
     return tuple(option.dotted for option in _options(section, "", but) if option.heading in headings)
-
-
-def _add(command: Any, option: click.Option) -> None:
-    """Put an option on a command, before those that it has: what `click.option` does with a ready one."""
-    command.__click_params__ = [*getattr(command, "__click_params__", []), option]
 
 
 def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption]:

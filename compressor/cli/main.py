@@ -32,7 +32,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ROOM = "compressor.cli"
 COMMANDS = {
     "run": (f"{_ROOM}.run:run", "Run all stages; the default."),
-    "plan": (f"{_ROOM}.plan:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
+    "plan": (f"{_ROOM}.run:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
     "prune": (f"{_ROOM}.stages:prune", "Prune a model to a target size or shape."),
     "generate": (f"{_ROOM}.stages:generate", "Sample text from a model, to distill on."),
     "correct-teacher": (
@@ -47,11 +47,8 @@ COMMANDS = {
     "export": (f"{_ROOM}.stages:export", "Write a model for a runtime, and verify what was written."),
     "bench": (f"{_ROOM}.bench:bench", "Measure the speed of models in pairs, and compare benchmarks."),
     "evaluate": (f"{_ROOM}.stages:evaluate", "Measure the perplexity of models, or tasks of lm-eval."),
-    "verify": (
-        f"{_ROOM}.verify:verify",
-        "Check a directory that this tool wrote: every file and number.",
-    ),
-    "doctor": (f"{_ROOM}.doctor:doctor", "Check versions, GPU, engine builder, disk and hub access."),
+    "verify": (f"{_ROOM}.checks:verify", "Check a directory that this tool wrote: every file and number."),
+    "doctor": (f"{_ROOM}.checks:doctor", "Check versions, GPU, engine builder, disk and hub access."),
 }
 
 

@@ -1,19 +1,20 @@
-"""`compress-export run`: all stages."""
+"""`compress-export run`: all stages; and `plan`: what a run would do, without network, weights or torch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from compressor.cli.from_recipe import Call, RecipeCommand, from_recipe
-from compressor.cli.session import Show
+from compressor.cli.from_recipe import Call, from_recipe
+from compressor.cli.session import Show, emit, work
 
 SECTIONS = (
     *("target", "prune", "calibration", "distill", "sparsify", "quantize", "export", "evaluate", "bench"),
 )
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
+@from_recipe(*SECTIONS, output=None)
 @click.option(
     "-o",
     "--output-dir",
@@ -26,7 +27,6 @@ SECTIONS = (
     help="Delete the output of this stage, such as distill, and of all later stages, and run them again.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what the run would do, without doing it.")
-@from_recipe(*SECTIONS, output=None)
 def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None:  # noqa: FBT001
     """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL.
 
@@ -41,7 +41,6 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     """
     from compressor import api
     from compressor.cli.render import finished_text, planned_text
-    from compressor.cli.session import emit, work
 
     made = api.plan(call.recipe, call.out_dir)
     if dry_run:
@@ -50,6 +49,53 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     with work(show, call.recipe.device) as console:
         console.info(planned_text(made))
         summary = api.run(
-            call.recipe, call.out_dir, restart_from=restart_from, execution=call.execution(console)
+            call.recipe,
+            call.out_dir,
+            restart_from=restart_from,
+            execution=replace(call.execution, console=console),
         )
     emit(summary.to_json(), show, finished_text(summary))
+
+
+@from_recipe(*SECTIONS, output=None)
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    default="h100",
+    show_default=True,
+    help="GPU model that hours and costs are estimated for.",
+)
+@click.option(
+    "--num-gpus",
+    metavar="INTEGER",
+    type=click.IntRange(1, 10**9),
+    default=8,
+    show_default=True,
+    help="Number of GPUs that hours and costs are estimated for.",
+)
+@click.option(
+    "--mfu",
+    metavar="NUMBER",
+    type=float,
+    default=0.4,
+    show_default=True,
+    help="Model FLOPs utilization that hours are estimated with: a share (0 to 1) of the GPU's bf16 rate.",
+)
+@click.option(
+    "--gpu-hour-price",
+    metavar="NUMBER",
+    type=float,
+    help="Price of a GPU-hour in US dollars; by default an assumed price for that GPU.",
+)
+def plan(call: Call, show: Show, gpu: str, num_gpus: int, mfu: float, gpu_hour_price: float | None) -> None:
+    """Show the shapes, parameters, memory, disk space, hours and costs of a run, without doing it.
+
+    Nothing is downloaded or written.
+    """
+    from compressor import api
+    from compressor.cli.render import planned_text
+    from compressor.planning.cost import Hardware
+
+    hardware = Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=mfu, gpu_hour_price=gpu_hour_price)
+    made = api.plan(call.recipe, hardware=hardware)
+    emit(made.to_json(), show, planned_text(made))

@@ -13,7 +13,6 @@ from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.cli.from_recipe import (
     Call,
     ChoiceOption,
-    RecipeCommand,
     Work,
     fields_under,
     from_recipe,
@@ -36,8 +35,7 @@ _OF_SPARSE_TRAINING = (
 )
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
+@from_recipe("target", "prune", "calibration")
 @click.option(
     "--plan",
     "plan_file",
@@ -45,7 +43,6 @@ _OF_SPARSE_TRAINING = (
     help="Keep the units listed in this prune_plan.json of the same model, which may be edited, instead of "
     "scoring them.",
 )
-@from_recipe("target", "prune", "calibration")
 @stage_command()
 def prune(call: Call, plan_file: Path | None) -> Work:
     """Prune MODEL to a target size or shape.
@@ -65,12 +62,10 @@ def prune(call: Call, plan_file: Path | None) -> Work:
     )
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
+@from_recipe("calibration")
 @click.option(
     "--teacher", metavar="MODEL", required=True, help="Model that MODEL was pruned or made sparse from."
 )
-@from_recipe("calibration")
 @stage_command()
 def reconstruct(call: Call, teacher: str) -> Work:
     """Repair MODEL, which was pruned or made sparse, without training.
@@ -85,8 +80,6 @@ def reconstruct(call: Call, teacher: str) -> Work:
     return partial(api.reconstruct, recipe.model, teacher=teacher, calibration=recipe.calibration)
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
 @from_recipe("distill.generate", own="distill.generate", but=("distill.generate.weight",))
 @stage_command(
     text=lambda made: (
@@ -104,9 +97,7 @@ def generate(call: Call) -> Work:
     return partial(api.generate, call.recipe.model, settings=call.recipe.distill.generate)
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", metavar="TEACHER", required=False)
-@from_recipe(*fields_under("distill", SCHEDULE, TEXT, SCALE, but=_OF_DISTILLATION))
+@from_recipe(*fields_under("distill", SCHEDULE, TEXT, SCALE, but=_OF_DISTILLATION), model="TEACHER")
 @stage_command()
 def correct_teacher(call: Call) -> Work:
     """Fine-tune TEACHER by cross-entropy on the text that its student will be distilled on.
@@ -127,12 +118,11 @@ def own_settings(settings: Distill, given: frozenset[str]) -> Distill:
     return settings.model_copy(update={"correction": settings.correction.model_copy(update=own)})
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", metavar="TEACHER", required=False)
 @from_recipe(
     *fields_under("distill", TEXT, but=_OF_DISTILLATION),
     *("distill.tokens", "distill.context_length", "distill.batch_size", "distill.micro_batch_size"),
     "distill.top_k",
+    model="TEACHER",
 )
 @stage_command(
     text=lambda made: (
@@ -150,14 +140,13 @@ def cache_logits(call: Call) -> Work:
     return partial(api.cache_logits, call.recipe.model, settings=call.recipe.distill)
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", metavar="STUDENT", required=False)
-@click.option("--teacher", metavar="MODEL", help="Model to distill from; not needed with --teacher-logits.")
 @from_recipe(
     "distill",
     *("sparsify.learning_rate", "sparsify.kl_weight", "sparsify.temperature"),
     but=("distill.generate", "distill.correction.tokens", "distill.correction.warmup_steps"),
+    model="STUDENT",
 )
+@click.option("--teacher", metavar="MODEL", help="Model to distill from; not needed with --teacher-logits.")
 @stage_command()
 def distill(call: Call, teacher: str | None) -> Work:
     """Retrain STUDENT on the logits of a teacher; a sparse STUDENT keeps its mask.
@@ -173,12 +162,10 @@ def distill(call: Call, teacher: str | None) -> Work:
     )
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
-@click.option("--teacher", metavar="MODEL", help="Model that ast distills from; by default MODEL itself.")
 @from_recipe(
     "sparsify", "calibration", *(name for name in _OF_SPARSE_TRAINING if name.startswith("distill."))
 )
+@click.option("--teacher", metavar="MODEL", help="Model that ast distills from; by default MODEL itself.")
 @stage_command()
 def sparsify(call: Call, teacher: str | None) -> Work:
     """Make the linear layers of MODEL's decoder sparse, 2:4 unless --sparsity says otherwise.
@@ -206,8 +193,6 @@ def sparsify(call: Call, teacher: str | None) -> Work:
     )
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
 @from_recipe("quantize", "calibration")
 @stage_command()
 def quantize(call: Call) -> Work:
@@ -221,8 +206,7 @@ def quantize(call: Call) -> Work:
     return partial(api.quantize, recipe.model, settings=recipe.quantize, calibration=recipe.calibration)
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("model", required=False)
+@from_recipe("export", but=("export.formats",))
 @click.option(
     "--format",
     "family",
@@ -236,7 +220,6 @@ def quantize(call: Call) -> Work:
     metavar="NAME",
     help="Precision of the weights; by default the first one that is listed for the format.",
 )
-@from_recipe("export", but=("export.formats",))
 @stage_command()
 def export(call: Call, family: str, precision: str | None) -> Work:
     """Export MODEL to --format, and compare the export with it.
@@ -272,14 +255,12 @@ def _evaluation(made: ModelArtifact) -> str:
     return evaluation_text(made.details)
 
 
-@click.command(cls=RecipeCommand)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@from_recipe("evaluate", own="evaluate", model="MODEL...")
 @click.option(
     "--tasks",
     metavar="NAME,...",
     help="Tasks of lm-eval to measure instead of perplexity; needs pip install 'compress-export[lm-eval]'.",
 )
-@from_recipe("evaluate", own="evaluate")
 @stage_command(text=_evaluation, result=lambda made: made.details)
 def evaluate(call: Call, models: tuple[str, ...], tasks: str | None) -> Work:
     """Measure the perplexity of MODELs on --data, or their scores in --tasks.

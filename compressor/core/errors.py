@@ -36,18 +36,9 @@ class CompressExportError(Exception):
         self.expected = expected
         self.found = found
         self.hint = hint
-        super().__init__(self._message())
-
-    def _message(self) -> str:
-        lines = [self.what]
-        fields = (
-            ("where", self.where),
-            ("expected", self.expected),
-            ("found", self.found),
-            ("try", self.hint),
-        )
-        lines += [f"  {name}: {value}" for name, value in fields if value is not None]
-        return "\n".join(lines)
+        fields = {"where": where, "expected": expected, "found": found, "try": hint}
+        given = [f"  {name}: {value}" for name, value in fields.items() if value is not None]
+        super().__init__("\n".join([what, *given]))
 
 
 class UsageError(CompressExportError):

@@ -12,15 +12,13 @@ from compressor.core.errors import ResourceError, UsageError
 from compressor.core.records import Record
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gpu:
     """Datasheet figures of one GPU.
 
     Attributes:
-        name: What it is called in words.
         driver_names: Parts of the driver's name for it, any of which tells it from the others.
         bf16_flops_per_s: Dense matrix rate.
-        memory_bytes: Memory.
         assumed_hour_price: US dollars; an assumption, of the order of what clouds ask on demand.
     """
 
@@ -35,66 +33,21 @@ class Gpu:
 # GPU", "L40S", "H100 Tensor Core GPU" (SXM 1,979, NVL 1,671, in the edition of 2022 PCIe 1,513 TFLOPS),
 # "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671).
 GPUS: dict[str, Gpu] = {
-    "a100": Gpu(
-        name="NVIDIA A100 80GB",  # SXM and PCIe have the same rate
-        driver_names=("A100",),
-        bf16_flops_per_s=312e12,
-        memory_bytes=80 * 10**9,
-        assumed_hour_price=2.0,
-    ),
-    "l40s": Gpu(
-        name="NVIDIA L40S",
-        driver_names=("L40S",),
-        bf16_flops_per_s=362e12,
-        memory_bytes=48 * 10**9,
-        assumed_hour_price=1.0,
-    ),
-    "h100": Gpu(
-        name="NVIDIA H100 80GB SXM",
-        driver_names=("H100 80GB HBM3", "H100 SXM"),
-        bf16_flops_per_s=989e12,
-        memory_bytes=80 * 10**9,
-        assumed_hour_price=3.0,
-    ),
-    "h100-pcie": Gpu(
-        name="NVIDIA H100 80GB PCIe",
-        driver_names=("H100 PCIe",),
-        bf16_flops_per_s=756e12,
-        memory_bytes=80 * 10**9,
-        assumed_hour_price=2.5,
-    ),
-    "h100-nvl": Gpu(
-        name="NVIDIA H100 94GB NVL",
-        driver_names=("H100 NVL",),
-        bf16_flops_per_s=835e12,
-        memory_bytes=94 * 10**9,
-        assumed_hour_price=3.0,
-    ),
-    "h200-nvl": Gpu(
-        name="NVIDIA H200 NVL",
-        driver_names=("H200 NVL",),
-        bf16_flops_per_s=835e12,
-        memory_bytes=141 * 10**9,
-        assumed_hour_price=3.5,
-    ),
-    "h200": Gpu(
-        name="NVIDIA H200 SXM",
-        driver_names=("NVIDIA H200",),
-        bf16_flops_per_s=989e12,
-        memory_bytes=141 * 10**9,
-        assumed_hour_price=4.0,
-    ),
+    # SXM and PCIe have the same rate.
+    "a100": Gpu("NVIDIA A100 80GB", ("A100",), 312e12, 80 * 10**9, 2.0),
+    "l40s": Gpu("NVIDIA L40S", ("L40S",), 362e12, 48 * 10**9, 1.0),
+    "h100": Gpu("NVIDIA H100 80GB SXM", ("H100 80GB HBM3", "H100 SXM"), 989e12, 80 * 10**9, 3.0),
+    "h100-pcie": Gpu("NVIDIA H100 80GB PCIe", ("H100 PCIe",), 756e12, 80 * 10**9, 2.5),
+    "h100-nvl": Gpu("NVIDIA H100 94GB NVL", ("H100 NVL",), 835e12, 94 * 10**9, 3.0),
+    "h200-nvl": Gpu("NVIDIA H200 NVL", ("H200 NVL",), 835e12, 141 * 10**9, 3.5),
+    "h200": Gpu("NVIDIA H200 SXM", ("NVIDIA H200",), 989e12, 141 * 10**9, 4.0),
 }
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_device(device: str) -> str:
-    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`.
-
-    Raises:
-        UsageError: for `cuda` where torch sees none.
-    """
+    """`auto` becomes `cuda` where torch sees a GPU, else `cpu`; `cuda` where it sees none is a UsageError."""
     if device == "cpu":
         return device
     import torch
@@ -114,9 +67,7 @@ def resolve_dtype(dtype: str) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware; elsewhere autocast only costs time."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
-    return not _BF16_FLAGS.isdisjoint(flags)
+    return not _BF16_FLAGS.isdisjoint(_cpuinfo().split())
 
 
 def peak_bf16_flops_per_s() -> float | None:
@@ -139,17 +90,15 @@ def gpu_called(driver_name: str) -> Gpu | None:
 
 def cpu_name() -> str:
     """The processor's name as the system states it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in _cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int:
-    """Physical memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _cpuinfo() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def usable_memory_bytes() -> int:
@@ -168,17 +117,7 @@ def available_memory_bytes() -> int:
 
 
 def require_memory(needed: int, *, device: str, what: str, hint: str) -> None:
-    """Refuse what needs more than all memory of a device, swap of a CPU included.
-
-    Args:
-        needed: Bytes that are certainly needed.
-        device: Torch device name.
-        what: What does not fit; begins the error's message.
-        hint: What to do.
-
-    Raises:
-        ResourceError: naming what is needed and what there is.
-    """
+    """Refuse (ResourceError) what needs more bytes than all memory of a device, swap of a CPU included."""
     if device == "cuda":
         import torch
 
@@ -225,5 +164,5 @@ def describe() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         cpu=cpu_name(),
         num_cpus=os.cpu_count(),
-        memory_bytes=memory_bytes(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )

@@ -18,18 +18,13 @@ Record = TypeVar("Record")
 def read_json(
     path: Path, *, what: str, error: type[CompressExportError] = VerificationError, finite: bool = True
 ) -> Any:
-    """The value that a JSON file holds.
+    """The value that a JSON file holds; see `read_regular_text`.
 
-    Args:
-        path: A regular file; FIFOs, devices and directories are refused without being opened.
-        what: What the file is, such as `the weight index`; begins the error's message.
-        error: Class of the error raised for content that cannot be used.
-        finite: Refuse `NaN` and `Infinity`, which JSON does not have but Python reads, and numbers such as
-            `1e999` that it reads as infinite.
+    `finite` refuses `NaN` and `Infinity`, which JSON does not have but Python reads, and numbers such as
+    `1e999` that it reads as infinite.
 
     Raises:
-        CompressExportError: `error`, for a file that is missing, special, too large, not UTF-8, not JSON,
-            nested too deeply, or holds a number that is not finite.
+        CompressExportError: `error`, also for what is not JSON or is nested too deeply.
     """
     text = read_regular_text(path, what=what, error=error, max_bytes=MAX_BYTES)
     try:
@@ -44,11 +39,7 @@ def read_json(
 def read_json_mapping(
     path: Path, *, what: str, error: type[CompressExportError] = VerificationError, finite: bool = True
 ) -> dict[str, Any]:
-    """The object that a JSON file holds; see `read_json`.
-
-    Raises:
-        CompressExportError: `error`, also for a list, a string or a number at the top.
-    """
+    """The object that a JSON file holds; see `read_json`. Another value at the top is `error` too."""
     value = read_json(path, what=what, error=error, finite=finite)
     if not isinstance(value, dict):
         raise error(
@@ -66,15 +57,7 @@ def as_record(
     error: type[CompressExportError] = VerificationError,
     hint: str | None = None,
 ) -> Record:
-    """JSON values as a dataclass or a pydantic model, every type checked and none converted.
-
-    Args:
-        kind: The class; dataclasses too have their fields checked.
-        values: What a file of ours, or a part of it, holds.
-        what: What the record is; begins the error's message.
-        where: The file.
-        error: Class of the error raised for other values.
-        hint: What to do about them.
+    """What a file of ours holds as a dataclass or a pydantic model, every type checked and none converted.
 
     Raises:
         CompressExportError: `error`, naming the first field that is missing, unknown or of another type.

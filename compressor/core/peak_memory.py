@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """What was measured so far.
-
-    Attributes:
-        num_bytes: Largest resident set of this process, or of it and its children together.
-    """
+    """`num_bytes`: the largest resident set so far of this process, or of it and its children together."""
 
     def __init__(self) -> None:
-        """Begin with what is resident now."""
         self.num_bytes = _resident_bytes()
 
     def look(self, *, again: bool) -> None:
@@ -61,10 +57,8 @@ def _resident_bytes() -> int:
 
 def _high_water_bytes() -> int:
     """The largest resident set of this process since it was reset."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    found = re.search(r"^VmHWM:\s*(\d+)", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _reset_high_water() -> bool:

@@ -39,11 +39,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def local_rank() -> int:
-    """This process's number on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
@@ -53,11 +48,8 @@ def is_main() -> bool:
 def joined(device: str) -> Iterator[None]:
     """Work beside the other processes of the run and leave them when it is done; nothing for a single one.
 
-    Args:
-        device: `cpu` (gloo) or `cuda` (nccl, each process on the GPU of its local rank).
-
-    Raises:
-        UsageError: when the processes cannot find each other.
+    On `cuda` (nccl) each process has the GPU of its local rank; `cpu` means gloo. Processes that cannot find
+    each other are a UsageError.
     """
     if world_size() == 1:
         yield
@@ -66,7 +58,7 @@ def joined(device: str) -> Iterator[None]:
     import torch.distributed as dist
 
     if device == "cuda":
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:

@@ -9,16 +9,11 @@ from compressor.core.errors import CompressExportError
 
 
 def read_regular_text(path: Path, *, what: str, error: type[CompressExportError], max_bytes: int) -> str:
-    """The text of a UTF-8 file.
-
-    Args:
-        path: A regular file; FIFOs, devices and directories are refused without being opened.
-        what: What the file is, such as `the weight index`; begins the error's message.
-        error: Class of the error raised for a file that cannot be used.
-        max_bytes: Size beyond which it is not read.
+    """The text of a UTF-8 file; `what` it is, such as `the weight index`, begins the error's message.
 
     Raises:
-        CompressExportError: `error`, for a file that is missing, special, too large or not UTF-8.
+        CompressExportError: `error`, for a file that is missing, special (it is not opened), too large or
+            not UTF-8.
     """
 
     def refuse(reason: object, expected: object = None) -> CompressExportError:

@@ -14,17 +14,9 @@ from pathlib import Path
 
 from compressor.core.errors import CompressExportError, NetworkError, ResourceError, VerificationError
 
-_REFUSALS = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EFBIG,
-        errno.EMFILE,
-        errno.ENFILE,
-    }
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EFBIG, errno.EMFILE, errno.ENFILE),
 )
 # torch's allocator, C++, CUDA, ONNX Runtime and the system say it in these words.
 _OUT_OF_MEMORY = re.compile(
@@ -62,7 +54,7 @@ def as_resource_error(error: BaseException) -> ResourceError | None:
                 found=_sentence(link),
                 hint="use smaller batches or shorter sequences, or a machine with more memory",
             )
-        if _number(link) in _REFUSALS or _is_disk(link):
+        if _number(link) in _REFUSALS or _says(_DISK_REFUSES, link):
             name = getattr(link, "filename", None)
             return ResourceError(
                 "the system refuses to read or write a file",
@@ -106,23 +98,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    # Sentences of ours quote others'; only those of a library are evidence.
-    if isinstance(error, CompressExportError):
-        return False
-    return _number(error) == errno.ENOMEM or _OUT_OF_MEMORY.search(str(error)) is not None
+    return _number(error) == errno.ENOMEM or _says(_OUT_OF_MEMORY, error) is not None
 
 
-def _is_disk(error: BaseException) -> bool:
-    return not isinstance(error, CompressExportError) and _DISK_REFUSES.search(str(error)) is not None
+def _says(words: re.Pattern[str], error: BaseException) -> re.Match[str] | None:
+    """Where a library says it; sentences of ours quote others', and are no evidence."""
+    return None if isinstance(error, CompressExportError) else words.search(str(error))
 
 
 def _number(error: BaseException) -> int | None:
     """The system's error number, from the error itself or from its sentence."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if isinstance(error, CompressExportError):
-        return None
-    found = _NUMBER.search(str(error))
+    found = _says(_NUMBER, error)
     return int(found[1] or found[2]) if found else None
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json, read_json_mapping
-from compressor.models.tensors import is_harmless
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,15 +41,17 @@ DTYPE_NAMES = {
     torch.int32: "I32",
     torch.int64: "I64",
 }
+# What old checkpoints carry and no current model class reads -> why leaving it out changes nothing.
+HARMLESS = {
+    r"(^|\.)rotary_emb\.inv_freq$": "rope frequencies: the class computes them from the config",
+    r"(^|\.)rotary_emb\.(cos|sin)_cached$": "rope tables: computed from the same frequencies",
+    r"(^|\.)self_attn\.masked_bias$": "the causal mask's constant",
+}
+_HARMLESS = re.compile("|".join(HARMLESS))
 
 
 def read_config(directory: Path, *, kind: str = "Hugging Face") -> dict[str, Any]:
-    """Read `config.json` of a checkpoint of this kind.
-
-    Raises:
-        UsageError: when the directory has none.
-        VerificationError: when it is not JSON.
-    """
+    """Read `config.json`: a UsageError about this kind of checkpoint where it is not there."""
     file = directory / CONFIG_FILE
     if not file.is_file():
         raise UsageError(
@@ -62,11 +63,8 @@ def read_config(directory: Path, *, kind: str = "Hugging Face") -> dict[str, Any
     return read_json_mapping(file, what=CONFIG_FILE)
 
 
-class CheckpointReader:
-    """The tensors of a safetensors checkpoint, one file or sharded, mapped lazily.
-
-    Use as a context manager. Iterating yields names in file order.
-    """
+class CheckpointReader(ExitStack):
+    """The tensors of a safetensors checkpoint, one file or sharded, mapped lazily; names in file order."""
 
     def __init__(self, directory: Path) -> None:
         """Open every file of the checkpoint; the index says which of them holds a tensor.
@@ -76,7 +74,7 @@ class CheckpointReader:
             VerificationError: when one is truncated or corrupt, an index names what is not there, or a
                 file holds a tensor that the index puts elsewhere: libraries disagree on which one counts.
         """
-        self._stack = ExitStack()
+        super().__init__()
         self._files: dict[str, Any] = {}
         self.paths = weight_files(directory)
         index = directory / INDEX_FILE
@@ -87,29 +85,21 @@ class CheckpointReader:
             if mapped is not None:
                 _refuse_absent(mapped, self._files, index)
         except BaseException:
-            self._stack.close()
+            self.close()
             raise
 
     def _open(self, path: Path, mapped: dict[str, str] | None) -> None:
         try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            file = self.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise VerificationError(
                 "a weight file is truncated or corrupt", where=str(path), found=error, hint=_AGAIN
             ) from error
-        names = list(file.keys())
-        if mapped is not None:
-            for name in names:
+        names: list[str] = file.keys()
+        for name in names:
+            if mapped is not None:
                 _refuse_elsewhere(name, path, mapped)
-        self._files |= dict.fromkeys(names, file)
-
-    def __enter__(self) -> CheckpointReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+            self._files[name] = file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -118,11 +108,7 @@ class CheckpointReader:
         return name in self._files
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, its pages read when touched.
-
-        Raises:
-            VerificationError: when the checkpoint lacks it.
-        """
+        """One tensor, its pages read when touched; a VerificationError where there is none."""
         if name not in self._files:
             raise VerificationError("the checkpoint lacks a tensor", where=name)
         tensor: torch.Tensor = self._files[name].get_tensor(name)
@@ -142,7 +128,7 @@ def weight_files(directory: Path) -> list[Path]:
 
     Raises:
         UsageError: when there are none (pickled weights are not read).
-        VerificationError: when the index is corrupt or names a missing file.
+        VerificationError: when the index is corrupt or names a missing file, or weights are there twice.
     """
     index, single = directory / INDEX_FILE, directory / WEIGHTS_FILE
     if index.is_file():
@@ -190,22 +176,21 @@ def _no_weights(directory: Path) -> UsageError:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds a tensor, by the index.
-
-    Raises:
-        VerificationError: for an index that is corrupt, or names a file elsewhere.
-    """
+    """Which file holds a tensor, by the index; one that is corrupt, or names a file elsewhere, is refused."""
     try:
-        mapped = {
-            str(name): str(file)
-            for name, file in read_json(index, what="the weight index")["weight_map"].items()
-        }
+        stated = read_json(index, what="the weight index")["weight_map"]
+        mapped = {str(name): str(file) for name, file in stated.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError("the weight index is corrupt", where=str(index), found=error) from error
     outside = [name for name in mapped.values() if Path(name).name != name]
     if outside:
         raise VerificationError("the index names a file elsewhere", where=str(index), found=outside[0])
     return mapped
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a tensor is on the list of those that may be left out."""
+    return _HARMLESS.search(name) is not None
 
 
 def _refuse_absent(mapped: dict[str, str], files: Collection[str], index: Path) -> None:
@@ -261,33 +246,25 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write tensors as `model.safetensors`, or as shards with an index, block by block.
-
-    Raises:
-        VerificationError: when a spec's blocks do not add up to its shape.
-    """
+    """Write tensors as `model.safetensors`, or as shards with an index; see `write_safetensors`."""
     shards = _split(specs, max_shard_bytes)
     if len(shards) == 1:
         write_safetensors(directory / WEIGHTS_FILE, shards[0], on_tensor=on_tensor)
         return
-    weight_map: dict[str, str] = {}
+    mapped: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(directory / name, shard, on_tensor=on_tensor)
-        weight_map |= {spec.name: name for spec in shard}
+        mapped |= {spec.name: name for spec in shard}
     total = sum(spec.num_bytes for spec in specs)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": mapped}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_safetensors(
     path: Path, specs: list[TensorSpec], *, on_tensor: Callable[[], None] = lambda: None
 ) -> None:
-    """Write one safetensors file, block by block.
-
-    Raises:
-        VerificationError: when a spec's blocks do not add up to its shape.
-    """
+    """Write one safetensors file, block by block; blocks that do not fit the spec are a VerificationError."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
@@ -333,31 +310,18 @@ def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from tensor.split(max(1, _CHUNK_BYTES // row_bytes))
 
 
-def hash_and_check(
-    directory: Path,
-    *,
-    on_file: Callable[[], None] = lambda: None,
-    on_warning: Callable[[str], None] = lambda _: None,
-) -> str:
-    """sha256 over config, tokenizer and weights; refuses corrupt and non-finite weights on the way.
-
-    Args:
-        directory: The checkpoint.
-        on_file: Called after every weight file.
-        on_warning: Called with the name of a matrix that is zero everywhere.
+def hash_and_check(directory: Path, *, on_warning: Callable[[str], None] = lambda _: None) -> str:
+    """sha256 over config, tokenizer and weights; warns of matrices that are zero everywhere.
 
     Raises:
         VerificationError: naming the first tensor with NaN or infinity, or the unreadable file.
     """
     digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
     # Masks, and what an adapter adds, decide what further stages make of equal weights.
-    for beside in [
-        p
-        for kind in ("tokenizer*", "masks.*", "adapter/*")
-        for p in sorted(directory.glob(kind))
-        if p.is_file()
-    ]:
-        digest.update(beside.read_bytes())
+    for kind in ("tokenizer*", "masks.*", "adapter/*"):
+        for beside in sorted(directory.glob(kind)):
+            if beside.is_file():
+                digest.update(beside.read_bytes())
     with CheckpointReader(directory) as reader:
         for name in reader:
             tensor = reader.tensor(name)
@@ -368,16 +332,11 @@ def hash_and_check(
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
-            on_file()
     return digest.hexdigest()
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that holds NaN or infinity.
-
-    Raises:
-        VerificationError: naming the tensor.
-    """
+    """Refuse, by a VerificationError, a tensor that holds NaN or infinity."""
     if not tensor.is_floating_point() or tensor.dtype == torch.float8_e4m3fn:
         return
     for block in row_blocks(tensor):

@@ -44,16 +44,11 @@ def write_digests(directory: Path, digests: Mapping[str, str]) -> None:
 
 
 def read_digests(directory: Path) -> dict[str, str]:
-    """The digests that a stage recorded, by tensor name.
-
-    Raises:
-        VerificationError: when the file is missing or not one of ours.
-    """
+    """The digests that a stage recorded, by tensor name; a VerificationError where the file is not ours."""
     file = directory / DIGESTS_FILE
     record = read_json_mapping(file, what="the record of the tensors in memory")
     tensors = record.get("tensors")
     if record.get("schema") != SCHEMA or not isinstance(tensors, dict):
-        raise VerificationError(
-            "the record of the tensors in memory is not ours", where=str(file), expected=SCHEMA
-        )
+        what = "the record of the tensors in memory is not ours"
+        raise VerificationError(what, where=str(file), expected=SCHEMA)
     return {name: str(digest) for name, digest in tensors.items()}

@@ -15,15 +15,6 @@ from compressor.core.errors import UnsupportedError
 from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
 from compressor.models.families import Family, family_of
 
-SHAPE_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
 # Far above any published model; below what would keep a loop over layers or names busy.
 LARGEST = {
     "hidden_size": 1 << 20,
@@ -34,6 +25,7 @@ LARGEST = {
     "head_dim": 1 << 14,
     "vocab_size": 1 << 26,
 }
+SHAPE_FIELDS = tuple(LARGEST)
 PRUNABLE_FIELDS = ("num_hidden_layers", *(axis.field for axis in PRUNABLE_AXES.values()))
 
 
@@ -104,10 +96,6 @@ class Dims:
             for name in family.linear_layers
         ]
 
-    def same_architecture(self, other: Dims) -> bool:
-        """Whether every dimension is equal (names and weights may differ)."""
-        return self == other
-
     def to_dict(self) -> dict[str, int | bool | str]:
         """Plain values for JSON, with the parameter counts."""
         return {
@@ -125,7 +113,8 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
             missing, no whole number or out of all proportion.
     """
     model_type = str(config.get("model_type"))
-    for flag in family_of(model_type).unsupported_flags:
+    family = family_of(model_type)
+    for flag in family.unsupported_flags:
         if config.get(flag):
             raise UnsupportedError(
                 f"{model_type} models with {flag} are not supported",
@@ -135,11 +124,9 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
                 hint="start from a model without these biases",
             )
 
-    defaults = family_of(model_type).defaults
-
     def number(field: str, default: int | None = None) -> int:
         # The classes take an absent field for their default, and null for what follows from the others.
-        value = config.get(field, defaults.get(field, default))
+        value = config.get(field, family.defaults.get(field, default))
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST[field]:
             raise UnsupportedError(
@@ -152,29 +139,14 @@ def dims_of_config(config: Mapping[str, object]) -> Dims:
         return value
 
     hidden_size, num_heads = number("hidden_size"), number("num_attention_heads")
-    return Dims(
-        model_type=model_type,
-        hidden_size=hidden_size,
-        intermediate_size=number("intermediate_size"),
-        num_hidden_layers=number("num_hidden_layers"),
-        num_attention_heads=num_heads,
-        num_key_value_heads=number("num_key_value_heads", num_heads),
-        head_dim=number("head_dim", max(1, hidden_size // num_heads)),
-        vocab_size=number("vocab_size"),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
+    derived = {"num_key_value_heads": num_heads, "head_dim": max(1, hidden_size // num_heads)}
+    shape = {field: number(field, derived.get(field)) for field in SHAPE_FIELDS}
+    is_tied = bool(config.get("tie_word_embeddings", False))
+    return Dims(model_type=model_type, tie_word_embeddings=is_tied, **shape)
 
 
 def check_shape(dims: Dims, *, where: str = "the shape") -> None:
-    """Refuse dimensions that the model class cannot express.
-
-    Args:
-        dims: The dimensions.
-        where: Where they stand, for the message.
-
-    Raises:
-        UnsupportedError: heads that do not fill their groups, or a hidden size the class refuses.
-    """
+    """Refuse, as unsupported, heads that do not fill their groups, or a hidden size the class refuses."""
     heads, groups = dims.num_attention_heads, dims.num_key_value_heads
     if heads % groups:
         raise UnsupportedError(

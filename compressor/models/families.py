@@ -40,7 +40,7 @@ class Gguf:
     """What a GGUF file of an architecture, which llama.cpp names as Hugging Face does, leaves unsaid.
 
     Attributes:
-        config: Fields of the Hugging Face config that every such file stands for.
+        off: Fields of the Hugging Face config that are false for every such file.
         norm_epsilon: Key of the file and the Hugging Face field of the norms' epsilon.
         rope_scalings: Kinds of `rope.scaling.type` that the Hugging Face class computes.
         pairs_neighbours: Whether q and k are stored for a rotation of neighbouring channels, and rope
@@ -48,7 +48,7 @@ class Gguf:
         rotates_part: Whether only a part of each head may be rotated.
     """
 
-    config: tuple[tuple[str, object], ...]
+    off: tuple[str, ...] = ()
     norm_epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
     rope_scalings: tuple[str, ...] = ("linear", "yarn")
     pairs_neighbours: bool = False
@@ -59,8 +59,7 @@ class Gguf:
 class GenAI:
     """What ONNX Runtime GenAI's graph builder builds right of a family, by trial.
 
-    Attributes:
-        rope_types: Methods of rope scaling that its own tables express.
+    `rope_types` are the methods of rope scaling that its own tables express.
     """
 
     rope_types: tuple[str, ...] = ("default", "linear")
@@ -71,22 +70,24 @@ def _norm(part: str, module: str, *, axis: str = "hidden", bias: bool = False) -
     return tuple(Weight(f"{module}.{kind}", {part: axis}) for kind in kinds)
 
 
+def _input(module: str, rows: dict[str, str], reads: str) -> Weight:
+    """A projection of the hidden channels."""
+    return Weight(f"{module}.weight", rows, columns="hidden", reads=reads)
+
+
 _QUERY_KEY_VALUE = (
-    Weight("self_attn.q_proj.weight", {"q": "heads"}, columns="hidden", reads="attention_norm"),
-    Weight("self_attn.k_proj.weight", {"k": "kv_heads"}, columns="hidden", reads="attention_norm"),
-    Weight("self_attn.v_proj.weight", {"v": "kv_heads"}, columns="hidden", reads="attention_norm"),
+    _input("self_attn.q_proj", {"q": "heads"}, "attention_norm"),
+    _input("self_attn.k_proj", {"k": "kv_heads"}, "attention_norm"),
+    _input("self_attn.v_proj", {"v": "kv_heads"}, "attention_norm"),
 )
 _OUTPUT = (Weight("self_attn.o_proj.weight", {"o": "hidden"}, columns="heads", reads="attention"),)
-_GATE = (Weight("mlp.gate_proj.weight", {"gate": "intermediate"}, columns="hidden", reads="mlp_norm"),)
-_UP = (Weight("mlp.up_proj.weight", {"up": "intermediate"}, columns="hidden", reads="mlp_norm"),)
+_GATE = (_input("mlp.gate_proj", {"gate": "intermediate"}, "mlp_norm"),)
+_UP = (_input("mlp.up_proj", {"up": "intermediate"}, "mlp_norm"),)
 _DOWN = (Weight("mlp.down_proj.weight", {"down": "hidden"}, columns="intermediate", reads="activation"),)
-_NORMS = (
-    *_norm("attention_norm", "input_layernorm"),
-    *_norm("mlp_norm", "post_attention_layernorm"),
-)
+_NORMS = (*_norm("attention_norm", "input_layernorm"), *_norm("mlp_norm", "post_attention_layernorm"))
 _LLAMA = (*_QUERY_KEY_VALUE, *_OUTPUT, *_GATE, *_UP, *_DOWN, *_NORMS)
 _EMBEDDING = (Weight("model.embed_tokens.weight", {"embedding": "vocab"}, columns="hidden"),)
-_HEAD = (Weight("lm_head.weight", {"head": "vocab"}, columns="hidden", reads="final_norm"),)
+_HEAD = (_input("lm_head", {"head": "vocab"}, "final_norm"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,15 +212,7 @@ FAMILIES: dict[str, Family] = {
         hidden_divisible_by_heads=True,
         defaults={"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
-        gguf=Gguf(
-            config=(
-                ("architectures", ["LlamaForCausalLM"]),
-                ("hidden_act", "silu"),
-                ("mlp_bias", False),
-                ("attention_bias", False),
-            ),
-            pairs_neighbours=True,
-        ),
+        gguf=Gguf(off=("attention_bias", "mlp_bias"), pairs_neighbours=True),
         genai=GenAI(rope_types=("default", "llama3")),
     ),
     "mistral": Family(
@@ -259,12 +252,7 @@ FAMILIES: dict[str, Family] = {
             writes_rotary_fraction=True,
         ),
         gguf=Gguf(
-            config=(
-                ("architectures", ["NemotronForCausalLM"]),
-                ("hidden_act", "relu2"),
-                ("mlp_bias", False),
-                ("attention_bias", False),
-            ),
+            off=("attention_bias", "mlp_bias"),
             norm_epsilon=("attention.layer_norm_epsilon", "norm_eps"),
             rope_scalings=("linear",),
             rotates_part=True,
@@ -273,19 +261,9 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         model_type="phi3",
         layer=(
-            Weight(
-                "self_attn.qkv_proj.weight",
-                {"q": "heads", "k": "kv_heads", "v": "kv_heads"},
-                columns="hidden",
-                reads="attention_norm",
-            ),
+            _input("self_attn.qkv_proj", {"q": "heads", "k": "kv_heads", "v": "kv_heads"}, "attention_norm"),
             *_OUTPUT,
-            Weight(
-                "mlp.gate_up_proj.weight",
-                {"gate": "intermediate", "up": "intermediate"},
-                columns="hidden",
-                reads="mlp_norm",
-            ),
+            _input("mlp.gate_up_proj", {"gate": "intermediate", "up": "intermediate"}, "mlp_norm"),
             *_DOWN,
             *_NORMS,
         ),
@@ -314,13 +292,7 @@ FAMILIES: dict[str, Family] = {
             config=(("attn_bias", True), ("mlp_bias", False), ("qwen_type", "qwen2")),
             writes_seq_length=True,
         ),
-        gguf=Gguf(
-            config=(
-                ("architectures", ["Qwen2ForCausalLM"]),
-                ("hidden_act", "silu"),
-                ("use_sliding_window", False),
-            )
-        ),
+        gguf=Gguf(off=("use_sliding_window",)),
         genai=GenAI(),
     ),
     "qwen3": Family(
@@ -337,25 +309,14 @@ FAMILIES: dict[str, Family] = {
             config=(("attn_bias", False), ("mlp_bias", False), ("qwen_type", "qwen3")),
             writes_seq_length=True,
         ),
-        gguf=Gguf(
-            config=(
-                ("architectures", ["Qwen3ForCausalLM"]),
-                ("hidden_act", "silu"),
-                ("use_sliding_window", False),
-                ("attention_bias", False),
-            )
-        ),
+        gguf=Gguf(off=("attention_bias", "use_sliding_window")),
         genai=GenAI(),
     ),
 }
 
 
 def family_of(model_type: str) -> Family:
-    """The table's row for a Hugging Face `model_type`.
-
-    Raises:
-        UnsupportedError: when there is none.
-    """
+    """The table's row for a Hugging Face `model_type`; an UnsupportedError where there is none."""
     if model_type not in FAMILIES:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported",

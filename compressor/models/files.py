@@ -21,11 +21,7 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def check_files(directory: Path) -> None:
-    """Refuse files that are not regular files of this directory, before anything is opened.
-
-    Raises:
-        VerificationError: naming a FIFO, a device, a directory or a link that leads elsewhere.
-    """
+    """Refuse, by name, what is no regular file of this directory, before anything is opened."""
     root = directory.resolve()
     for path in sorted([*directory.iterdir(), *directory.glob(f"{_TEMPLATES}/*")]):
         if path.name.endswith(_READ_SUFFIXES):
@@ -39,11 +35,7 @@ def is_own(target: Path, root: Path) -> bool:
 
 
 def refuse_adapter_directory(directory: Path) -> None:
-    """Refuse an adapter: it holds differences to a base model, and transformers would load that base.
-
-    Raises:
-        UnsupportedError: naming the base.
-    """
+    """Refuse an adapter: it holds differences to a base model, and transformers would load that base."""
     file = directory / ADAPTER_CONFIG
     if file.is_file():
         base = read_json_mapping(file, what=ADAPTER_CONFIG).get("base_model_name_or_path")

@@ -25,11 +25,7 @@ _NEVER = ("consolidated*", "trainer_state.json", "training_args*", "optimizer*",
 
 
 def download_config(hub_id: str) -> Path:
-    """The local snapshot of a hub model with its config alone.
-
-    Raises:
-        UsageError, NetworkError: for what cannot be found or reached.
-    """
+    """The local snapshot of a hub model with its config alone; else a UsageError or NetworkError."""
     listed = _revision_and_files(hub_id)
     return _cached(hub_id) if listed is None else _snapshot(hub_id, listed[0], _CONFIGS)
 
@@ -37,12 +33,16 @@ def download_config(hub_id: str) -> Path:
 def download_model(hub_id: str, *, trust_remote_code: bool) -> Path:
     """The local snapshot of a hub model: weights by the index, and what belongs beside them.
 
-    Raises:
-        UsageError, NetworkError: for what cannot be found or reached, or holds no safetensors.
+    What cannot be found or reached, or holds no safetensors, is a UsageError or a NetworkError.
     """
     listed = _revision_and_files(hub_id)
     if listed is None:
-        return _complete(hub_id, _cached(hub_id))
+        directory = _cached(hub_id)
+        try:
+            weight_files(directory)
+        except CompressExportError as error:
+            raise _unreachable(hub_id, error) from error
+        return directory
     revision, files = listed
     patterns = (*_BESIDE, _CODE) if trust_remote_code else _BESIDE
     wanted = [name for name in files if is_licence(name) or _matches(name, patterns)]
@@ -99,14 +99,6 @@ def _cached(hub_id: str) -> Path:
     return Path(_reached(hub_id, snapshot_download, local_files_only=True, allow_patterns=[CONFIG_FILE]))
 
 
-def _complete(hub_id: str, directory: Path) -> Path:
-    try:
-        weight_files(directory)
-    except CompressExportError as error:
-        raise _unreachable(hub_id, error) from error
-    return directory
-
-
 def _reached(hub_id: str, download: Callable[..., str], **options: object) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -127,11 +119,7 @@ def _unreachable(hub_id: str, error: Exception) -> NetworkError:
 
 def _explained(hub_id: str, work: Callable[[], Any]) -> Any:
     """What `work` returns, the hub's errors in our words."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return work()

@@ -53,20 +53,15 @@ def copy_checkpoint(source: Path, destination: Path) -> None:
     from compressor.models.checkpoint import INDEX_FILE, read_config, weight_files
     from compressor.models.config.portable import write_config
 
-    for file in weight_files(source):
-        shutil.copyfile(file, destination / file.name)
+    for file in (*weight_files(source), source / INDEX_FILE):
+        if file.is_file():
+            shutil.copyfile(file, destination / file.name)
     write_config(destination, read_config(source))
-    if (source / INDEX_FILE).is_file():
-        shutil.copyfile(source / INDEX_FILE, destination / INDEX_FILE)
     copy_tokenizer(source, destination)
 
 
 def refuse_by_class(directory: Path, *, trust_remote_code: bool) -> None:
-    """Refuse a config that the model class of the installed transformers refuses, for its reason.
-
-    Raises:
-        UnsupportedError: with what the class says; also where another class than the config names reads it.
-    """
+    """Refuse a config that transformers' class refuses, for its reason, or that another class reads."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, __version__
 

@@ -18,17 +18,10 @@ from compressor.models.shapes import expected_shapes
 
 
 def require_model_memory(*checkpoints: tuple[Path, str], device: str) -> None:
-    """Refuse to load a checkpoint whose weights alone are more than all memory, swap included.
+    """Refuse (ResourceError) a checkpoint whose weights alone are more than all memory, swap included.
 
-    Activations and everything else come on top, so this refuses nothing that could run.
-
-    Args:
-        *checkpoints: Each a Hugging Face checkpoint and the torch dtype name that it will be loaded in;
-            they need not be in memory together.
-        device: Torch device name.
-
-    Raises:
-        ResourceError: naming what is needed and what there is.
+    Activations and everything else come on top, so this refuses nothing that could run. Checkpoints, each
+    with the dtype that it will be loaded in, need not be in memory together.
     """
     for directory, dtype in checkpoints:
         require_memory(

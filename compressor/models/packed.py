@@ -18,9 +18,7 @@ _MASK_BUILDER = "create_causal_mask"
 def packed_arguments(model: Any, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """What to pass to a model's forward, with `use_cache=False`, for isolated documents.
 
-    Args:
-        model: A causal language model of transformers, sharded or not.
-        position_ids: `[batch, seq_len]`, restarting at 0 with every document.
+    Position ids `[batch, seq_len]` restart at 0 with every document; the model may be sharded.
     """
     if masks_by_position_ids(model):
         return {"position_ids": position_ids}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.models.dims import Dims
+from compressor.models.dims import SHAPE_FIELDS, Dims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,28 +28,11 @@ class Preset:
     pretraining_source: str | None = None
 
 
-def _dims(
-    model_type: str,
-    hidden_size: int,
-    intermediate_size: int,
-    num_hidden_layers: int,
-    heads: tuple[int, int],
-    vocab_size: int,
-    *,
-    head_dim: int = 128,
-    tie_word_embeddings: bool = False,
-) -> Dims:
-    return Dims(
-        model_type=model_type,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=heads[0],
-        num_key_value_heads=heads[1],
-        head_dim=head_dim,
-        vocab_size=vocab_size,
-        tie_word_embeddings=tie_word_embeddings,
-    )
+def _dims(model_type: str, *sizes: int, head_dim: int = 128, tie_word_embeddings: bool = False) -> Dims:
+    """From hidden and intermediate size, layers, query heads, key/value heads and vocabulary."""
+    names = (name for name in SHAPE_FIELDS if name != "head_dim")
+    shape = dict(zip(names, sizes, strict=True))
+    return Dims(model_type=model_type, head_dim=head_dim, tie_word_embeddings=tie_word_embeddings, **shape)
 
 
 _MINITRON = "arXiv 2407.14679"
@@ -60,7 +43,7 @@ _PRESETS = (
     Preset(
         alias="llama3.1-8b",
         hub_id="meta-llama/Llama-3.1-8B",
-        dims=_dims("llama", 4096, 14336, 32, (32, 8), 128256),
+        dims=_dims("llama", 4096, 14336, 32, 32, 8, 128256),
         source="published configuration",
         targets={"4b": "4b-width", "4b-width": "4b-width", "4b-depth": "4b-depth"},
         pretraining_tokens=15_000_000_000_000,
@@ -69,32 +52,32 @@ _PRESETS = (
     Preset(
         alias="4b-width",
         hub_id="nvidia/Llama-3.1-Minitron-4B-Width-Base",
-        dims=_dims("llama", 3072, 9216, 32, (32, 8), 128256),
+        dims=_dims("llama", 3072, 9216, 32, 32, 8, 128256),
         source=_MINITRON_2,
     ),
     Preset(
         alias="4b-depth",
         hub_id="nvidia/Llama-3.1-Minitron-4B-Depth-Base",
-        dims=_dims("llama", 4096, 14336, 16, (32, 8), 128256),
+        dims=_dims("llama", 4096, 14336, 16, 32, 8, 128256),
         source=_MINITRON_2,
     ),
     Preset(
         alias="mistral-nemo-12b",
         hub_id="mistralai/Mistral-Nemo-Base-2407",
-        dims=_dims("mistral", 5120, 14336, 40, (32, 8), 131072),
+        dims=_dims("mistral", 5120, 14336, 40, 32, 8, 131072),
         source="published configuration",
         targets={"8b": "mn-minitron-8b"},
     ),
     Preset(
         alias="mn-minitron-8b",
         hub_id="nvidia/Mistral-NeMo-Minitron-8B-Base",
-        dims=_dims("mistral", 4096, 11520, 40, (32, 8), 131072),
+        dims=_dims("mistral", 4096, 11520, 40, 32, 8, 131072),
         source=_MINITRON_2,
     ),
     Preset(
         alias="nemotron4-15b",
         hub_id=None,
-        dims=_dims("nemotron", 6144, 24576, 32, (48, 8), 256000),
+        dims=_dims("nemotron", 6144, 24576, 32, 48, 8, 256000),
         source=_MINITRON,
         targets={"8b": "minitron-8b", "4b": "minitron-4b"},
         pretraining_tokens=8_000_000_000_000,
@@ -103,26 +86,26 @@ _PRESETS = (
     Preset(
         alias="minitron-8b",
         hub_id="nvidia/Minitron-8B-Base",
-        dims=_dims("nemotron", 4096, 16384, 32, (48, 8), 256000),
+        dims=_dims("nemotron", 4096, 16384, 32, 48, 8, 256000),
         source=_MINITRON,
         targets={"4b": "minitron-4b"},
     ),
     Preset(
         alias="minitron-4b",
         hub_id="nvidia/Minitron-4B-Base",
-        dims=_dims("nemotron", 3072, 9216, 32, (24, 8), 256000),
+        dims=_dims("nemotron", 3072, 9216, 32, 24, 8, 256000),
         source=_MINITRON,
     ),
     Preset(
         alias="nemotron3-8b",
         hub_id=None,
-        dims=_dims("nemotron", 4096, 16384, 32, (32, 32), 256000),
+        dims=_dims("nemotron", 4096, 16384, 32, 32, 32, 256000),
         source=_MINITRON,
     ),
     Preset(
         alias="llama2-7b",
         hub_id="meta-llama/Llama-2-7b-hf",
-        dims=_dims("llama", 4096, 11008, 32, (32, 32), 32000),
+        dims=_dims("llama", 4096, 11008, 32, 32, 32, 32000),
         source="published configuration",
         targets={"2.7b": "sheared-2.7b", "1.3b": "sheared-1.3b", "370m": "sheared-370m"},
         pretraining_tokens=2_000_000_000_000,
@@ -131,25 +114,25 @@ _PRESETS = (
     Preset(
         alias="sheared-2.7b",
         hub_id="princeton-nlp/Sheared-LLaMA-2.7B",
-        dims=_dims("llama", 2560, 6912, 32, (20, 20), 32000),
+        dims=_dims("llama", 2560, 6912, 32, 20, 20, 32000),
         source=_SHEARED,
     ),
     Preset(
         alias="sheared-1.3b",
         hub_id="princeton-nlp/Sheared-LLaMA-1.3B",
-        dims=_dims("llama", 2048, 5504, 24, (16, 16), 32000),
+        dims=_dims("llama", 2048, 5504, 24, 16, 16, 32000),
         source=_SHEARED,
     ),
     Preset(
         alias="sheared-370m",
         hub_id=None,
-        dims=_dims("llama", 1024, 2816, 24, (8, 8), 32000),
+        dims=_dims("llama", 1024, 2816, 24, 8, 8, 32000),
         source=_SHEARED,
     ),
     Preset(
         alias="smollm2-135m",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        dims=_dims("llama", 576, 1536, 30, (9, 3), 49152, head_dim=64, tie_word_embeddings=True),
+        dims=_dims("llama", 576, 1536, 30, 9, 3, 49152, head_dim=64, tie_word_embeddings=True),
         source="published configuration",
         pretraining_tokens=2_000_000_000_000,
         pretraining_source="2T, arXiv 2502.02737",

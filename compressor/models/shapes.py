@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from compressor.core.errors import VerificationError
-from compressor.models.checkpoint import CheckpointReader
+from compressor.core.errors import UnsupportedError, VerificationError
+from compressor.models.checkpoint import CheckpointReader, is_harmless
 from compressor.models.dims import Dims
-from compressor.models.tensors import is_harmless, refuse_quantised_dtypes, refuse_unmapped
+
+# Under these names safetensors stores floating point of 16 bits or more.
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+_NAMED = 3  # tensors that a message names
 
 
 def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
@@ -19,13 +22,10 @@ def expected_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
-    """Refuse a checkpoint that lacks a weight, or holds one of another shape than its config says.
+    """Refuse, naming it, a weight that is not there or has another shape than the config says.
 
     A tied model's checkpoint may repeat the embedding as its head, but not hold another one: which of
     the two a library takes depends on its version.
-
-    Raises:
-        VerificationError: naming the first such tensor.
     """
     for name, shape in expected_shapes(dims).items():
         if name not in reader:
@@ -50,13 +50,33 @@ def check_shapes(reader: CheckpointReader, dims: Dims) -> None:
 def check_source(reader: CheckpointReader, dims: Dims, *, where: Path) -> None:
     """Refuse a source whose tensors are not exactly the model's, each floating point; by headers alone.
 
+    A tensor that no rule maps belongs to a computation that this project would leave out: a bias, an expert,
+    a further layer. FP8 and integers mean nothing without their scales.
+
     Raises:
-        UnsupportedError: naming a tensor that no rule maps, or one of FP8 or integers.
+        UnsupportedError: naming the first few tensors that no rule maps, or one of FP8 or integers.
         VerificationError: see `check_shapes`.
     """
     mapped = {*expected_shapes(dims), repeated_head(dims)}
-    refuse_unmapped(reader, mapped, model_type=dims.model_type, where=str(where))
-    refuse_quantised_dtypes({name: reader.dtype(name) for name in reader}, where=str(where))
+    extra = sorted(name for name in reader if name not in mapped and not is_harmless(name))
+    if extra:
+        more = f" and {len(extra) - _NAMED} more" if len(extra) > _NAMED else ""
+        raise UnsupportedError(
+            f"the source holds tensors that a {dims.model_type} model of this config does not have",
+            where=str(where),
+            expected=f"the tensors of {dims.model_type}, and no others",
+            found=", ".join(extra[:_NAMED]) + more,
+            hint="leaving them out would make another model; check num_hidden_layers and model_type",
+        )
+    for name in reader:
+        if reader.dtype(name) not in FLOAT_DTYPES and not is_harmless(name):
+            raise UnsupportedError(
+                "a weight is stored as FP8 or integers in a checkpoint that does not say it is quantised",
+                where=f"{where}: {name}",
+                expected=", ".join(FLOAT_DTYPES),
+                found=reader.dtype(name),
+                hint="start from the 16-bit model it was quantised from",
+            )
     check_shapes(reader, dims)
 
 
@@ -71,11 +91,7 @@ def is_parameter(name: str, dims: Dims) -> bool:
 
 
 def refuse_misfit(report: Mapping[str, Collection[object]], where: Path) -> None:
-    """Refuse what transformers says it initialised at random, left over or found in another shape.
-
-    Raises:
-        VerificationError: listing it.
-    """
+    """Refuse what transformers says it initialised at random, left over or found in another shape."""
     problems = {key: sorted(map(str, report[key])) for key in report if key != "error_msgs" and report[key]}
     if problems:
         raise VerificationError("the checkpoint does not fit its config", where=str(where), found=problems)

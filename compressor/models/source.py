@@ -15,11 +15,7 @@ from compressor.core.errors import UnsupportedError, UsageError, nearest
 from compressor.models.dims import Dims, num_parameters
 from compressor.models.load import refuse_by_class
 from compressor.models.presets import PRESETS
-from compressor.models.tokenizer import (
-    has_tokenizer,
-    require_convertible,
-    require_known_ids,
-)
+from compressor.models.tokenizer import has_tokenizer, require_convertible, require_known_ids
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, check_files, read_artifact
 
 SourceKind = Literal["directory", "hub", "gguf"]
@@ -58,7 +54,10 @@ def resolve_source(model: str) -> ModelSource:
     path = Path(model).expanduser()
     if (path.suffix == ".gguf" and not path.is_dir()) or path.is_file():
         if not path.is_file():
-            raise _no_gguf_file(path, model)
+            what = "this GGUF file does not exist"
+            if path.exists():
+                what = "this path is a FIFO, socket or device instead of a GGUF file"
+            raise UsageError(what, where=model, hint="name a regular .gguf file")
         if path.suffix != ".gguf":
             raise UsageError(
                 "this file holds no model that can be read",
@@ -94,32 +93,14 @@ def resolve_source(model: str) -> ModelSource:
     return ModelSource(given=model, kind="hub", location=model)
 
 
-def _no_gguf_file(path: Path, model: str) -> UsageError:
-    what = "this GGUF file does not exist"
-    if path.exists():
-        what = "this path is a FIFO, socket or device instead of a GGUF file"
-    return UsageError(what, where=model, hint="name a regular .gguf file")
-
-
 def plan_dims(model: str) -> Dims:
-    """A model's dimensions for planning; published models need neither network nor weights.
-
-    Raises:
-        UsageError, UnsupportedError, NetworkError: for what cannot be found or used.
-    """
-    known = {preset.hub_id: preset.dims for preset in PRESETS.values()} | {
-        alias: preset.dims for alias, preset in PRESETS.items()
-    }
-    return known[model] if model in known else source_dims(resolve_source(model))
+    """A model's dimensions for planning; published models need neither network nor weights."""
+    known = (preset.dims for preset in PRESETS.values() if model in (preset.alias, preset.hub_id))
+    return next(known, None) or source_dims(resolve_source(model))
 
 
 def source_dims(source: ModelSource) -> Dims:
-    """A model's dimensions, without its weights: from `config.json` or a GGUF file's header.
-
-    Raises:
-        UnsupportedError: for a model type the table does not hold, a quantised checkpoint, or a config that
-            its class refuses.
-    """
+    """A model's dimensions, without its weights: from a checked `config.json` or a GGUF file's header."""
     if source.kind == "gguf":
         from compressor.models.gguf.convert import gguf_dims
 
@@ -146,13 +127,8 @@ def open_checkpoint(
 ) -> ModelArtifact:
     """Bring a model onto this disk as a checked safetensors checkpoint.
 
-    Args:
-        source: The model.
-        scratch: Where a GGUF file is converted to, if it is one; others stay where they are.
-        dtype: Stored dtype of a converted GGUF file.
-        tokenizer: Directory of the tokenizer that replaces a GGUF file's own vocabulary.
-        trust_remote_code: Whether a hub model's own code is downloaded with it.
-        on_warning: Called for what can be used but may not be meant.
+    A GGUF file is converted under `scratch` to this dtype, with a `tokenizer` directory's files in place of
+    its own; others stay where they are. Warnings are of what can be used but may not be meant.
 
     Raises:
         UsageError, UnsupportedError, VerificationError, NetworkError, DependencyError: for what cannot be
@@ -200,9 +176,6 @@ def _check_recorded(ours: ModelArtifact, source: ModelSource) -> None:
     """Refuse a source of this tool's making whose files are not those that were recorded.
 
     A published one has files beside them, and from the hub not all of them are downloaded.
-
-    Raises:
-        VerificationError: naming the file.
     """
     redo = f"the {ours.stage} command with --overwrite; {ARTIFACT_FILE} is not for edited directories"
     if source.kind == "gguf":
@@ -214,11 +187,7 @@ def _check_recorded(ours: ModelArtifact, source: ModelSource) -> None:
 
 
 def refuse_needless_tokenizer(source: ModelSource, tokenizer: str | None) -> None:
-    """Refuse `--tokenizer` for a model that brings its own, and a directory that holds none.
-
-    Raises:
-        UsageError: naming the model or the directory.
-    """
+    """Refuse `--tokenizer` for a model that brings its own, and a directory that holds none."""
     if tokenizer is None:
         return
     if source.kind != "gguf":
@@ -263,11 +232,7 @@ def quantization_method(config: Mapping[str, object]) -> str | None:
 
 
 def refuse_quantised(config: Mapping[str, object], directory: Path) -> None:
-    """Refuse a checkpoint whose weights are quantised already.
-
-    Raises:
-        UnsupportedError: naming what was found.
-    """
+    """Refuse, as unsupported, a checkpoint whose weights are quantised already."""
     found = None
     if config.get("quantization_config"):
         found = f"quantization_config, quant_method {quantization_method(config) or 'not said'}"

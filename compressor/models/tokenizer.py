@@ -42,11 +42,9 @@ TOKENIZER_TEXTS = (
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer beside a checkpoint.
+    """Load the tokenizer beside a checkpoint: a UsageError where there is none.
 
-    Raises:
-        UsageError: when there is none.
-        VerificationError: when its files cannot be read, or contradict each other.
+    Files that cannot be read, or contradict each other, are a VerificationError.
     """
     if not has_tokenizer(directory):
         raise UsageError(
@@ -77,15 +75,11 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 def require_convertible(directory: Path, vocab_size: int, *, trust_remote_code: bool = False) -> None:
     """Refuse older tokenizer files that cannot be made a `tokenizer.json`, which every stage copies.
 
-    Args:
-        directory: The checkpoint.
-        vocab_size: Rows of the embedding; no token may have an id beyond.
-        trust_remote_code: Whether code of the model's own may run.
-
     Raises:
         UnsupportedError: for a tokenizer that is code.
         DependencyError: when the library that reads the files is missing.
-        VerificationError: for files that cannot be read, that lose characters, or with ids beyond.
+        VerificationError: for files that cannot be read, that lose characters, or with ids beyond the rows
+            of the embedding.
     """
     if has_tokenizer(directory) and not (directory / TOKENIZER_FILE).exists():
         tokenizer = _converted(directory, trust_remote_code=trust_remote_code)
@@ -99,11 +93,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def read_backend(directory: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a directory's `tokenizer.json`, without truncation and padding.
-
-    Raises:
-        VerificationError: for a file that does not hold a tokenizer.
-    """
+    """The `tokenizers.Tokenizer` of a directory's `tokenizer.json`, without truncation and padding."""
     from tokenizers import Tokenizer
 
     file = directory / TOKENIZER_FILE
@@ -122,11 +112,7 @@ def added_text(backend: Any) -> str:
 
 
 def require_known_ids(directory: Path, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for; unused rows are fine.
-
-    Raises:
-        VerificationError: naming the first such tokens, or a token that only another file declares.
-    """
+    """Refuse ids that the model has no embedding for (unused rows are fine), and tokens of other files."""
     words = dict(_vocabulary(directory))
     _require_below(words, vocab_size, directory)
     if (directory / TOKENIZER_FILE).exists():
@@ -213,7 +199,7 @@ def _require_roles(tokenizer: Any, backend: Any, directory: Path) -> None:
         if role in ("bos", "eos"):
             raise VerificationError(
                 f"the tokenizer's {role} token is not in its vocabulary",
-                where=str(directory / "tokenizer_config.json"),
+                where=str(directory / _CONFIG_FILE),
                 expected=f"a token of {TOKENIZER_FILE}",
                 found=token,
             )
@@ -248,10 +234,9 @@ def _converted(directory: Path, *, trust_remote_code: bool) -> Any:
 
 
 def _refuse_inconvertible(directory: Path) -> None:
-    config = directory / _CONFIG_FILE
-    code = (
-        read_json_mapping(config, what="the tokenizer's config").get("auto_map") if config.exists() else None
-    )
+    config, code = directory / _CONFIG_FILE, None
+    if config.exists():
+        code = read_json_mapping(config, what="the tokenizer's config").get("auto_map")
     if code:
         raise UnsupportedError(
             f"this tokenizer is code of the model's own, and has no {TOKENIZER_FILE}",
@@ -299,14 +284,11 @@ def _readable(directory: Path, *, hint: str | None = None) -> Iterator[None]:
 def first_difference(expected: Any, found: Any, texts: Sequence[str]) -> str | None:
     """The first text that two tokenizers make other ids of, with and without special tokens.
 
-    Args:
-        expected: A `tokenizers.Tokenizer`.
-        found: Another one, or a tokenizer of transformers.
-        texts: What is encoded.
+    `expected` is a `tokenizers.Tokenizer`; `found` another one, or a tokenizer of transformers.
     """
     for text in texts:
         for special in (False, True):
-            if hasattr(found, "input_ids") or callable(found):
+            if callable(found):
                 ids = found(text, add_special_tokens=special).input_ids
             else:
                 ids = found.encode(text, add_special_tokens=special).ids

@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import MAX_BYTES, read_json_mapping
@@ -47,9 +46,6 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copy the files beside the weights, and let both generations of transformers read them alike.
 
     A tokenizer that has no `tokenizer.json` gets one.
-
-    Raises:
-        VerificationError: for a link that leaves the directory, a special or an enormous file.
     """
     for name, file in companion_files(source):
         (destination / name).parent.mkdir(exist_ok=True)
@@ -63,7 +59,7 @@ def companion_files(directory: Path) -> Iterator[tuple[str, Path]]:
     """Relative name and path of every file that travels with the weights.
 
     Raises:
-        VerificationError: for one that is not the directory's own plain file.
+        VerificationError: for a link that leaves the directory, a special or an enormous file.
     """
     found = [file for pattern in _PATTERNS for file in sorted(directory.glob(pattern))]
     beside = sorted([*directory.glob("*"), *directory.glob("*/*")])
@@ -84,11 +80,7 @@ def is_licence(name: str) -> bool:
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """sha256 over a tokenizer's files, names included.
-
-    Raises:
-        UsageError: when the directory holds no tokenizer.
-    """
+    """sha256 over a tokenizer's files, names included; a UsageError where there are none."""
     if not has_tokenizer(directory):
         raise UsageError(
             "this directory holds no tokenizer",
@@ -113,7 +105,7 @@ def make_tokenizer_portable(directory: Path) -> None:
     config = read_json_mapping(file, what="the tokenizer's config")
     portable = portable_tokenizer_config(config, directory)
     if portable != config:
-        file.write_text(_dump(portable), encoding="utf-8")
+        file.write_text(json.dumps(portable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def portable_tokenizer_config(config: Mapping[str, object], directory: Path) -> dict[str, object]:
@@ -127,10 +119,6 @@ def portable_tokenizer_config(config: Mapping[str, object], directory: Path) -> 
         if prefixed != portable.get("add_prefix_space", False):
             portable["add_prefix_space"] = prefixed
     return portable
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _require_own(file: Path, directory: Path) -> None:

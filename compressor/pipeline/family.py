@@ -140,13 +140,7 @@ def split_targets(target: str | None) -> tuple[str, ...]:
 def plan_family(
     recipe: Recipe, original: Dims, *, hardware: Hardware | None = None, out_dir: str = ""
 ) -> FamilyPlan:
-    """Resolve every member before anything is made.
-
-    Args:
-        recipe: The run, whose target names several.
-        original: The dimensions of the first teacher.
-        hardware: The stated hardware of hours and costs.
-        out_dir: The family's directory.
+    """Resolve every member before anything is made; `original` is the first teacher's dimensions.
 
     Raises:
         UsageError: targets that do not shrink strictly, or settings that only suit one model.
@@ -186,17 +180,10 @@ def plan_family(
 def run_family(
     source: ModelSource, family: FamilyPlan, out_dir: Path, console: Console, start: Start
 ) -> FamilyRecord:
-    """Make every member that is not there yet; returns what `family.json` then holds.
+    """Make every member that is not there yet, the first from `source`; returns what `family.json` holds.
 
     A restart reaches every member; later members begin again where it changes the model that they are made
     from.
-
-    Args:
-        source: The first teacher.
-        family: The resolved members.
-        out_dir: The family's directory.
-        console: Messages.
-        start: What becomes of what is there.
     """
     from compressor.pipeline.pipeline import run_pipeline
     from compressor.pipeline.steps import STAGES

@@ -34,16 +34,7 @@ from exporters.registry import require_tools
 def run_pipeline(
     recipe: Recipe, source: ModelSource, plan: Plan, out_dir: Path, console: Console, start: Start
 ) -> RunSummary:
-    """Compress, export, verify and measure a model; returns the summary printed by `--json`.
-
-    Args:
-        recipe: Every choice.
-        source: The teacher.
-        plan: The resolved shapes.
-        out_dir: The run directory.
-        console: Messages.
-        start: What becomes of what is there.
-    """
+    """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
     _check_choices(recipe, plan)
     first = start.restart_from
     restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()

@@ -55,10 +55,7 @@ def require_consistent(recipe: Recipe) -> None:
 def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims) -> None:
     """Refuse, before any work, a student that a format cannot express.
 
-    Args:
-        recipe: The run.
-        config: The teacher's Hugging Face config, whose other fields the student keeps.
-        student: The student's dimensions.
+    It keeps the fields of the teacher's `config` but for its dimensions.
 
     Raises:
         UnsupportedError: naming the field, or the tensor.
@@ -108,11 +105,7 @@ def _seen(recipe: Recipe) -> tuple[str, ...]:
 def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateStageConfig:
     """What the evaluate stage measures on, by default the first training text.
 
-    Of a text that is used elsewhere, it is the held-out part.
-
-    Args:
-        recipe: The run.
-        seen: Fingerprints of what its model was made with.
+    Of a text that is used elsewhere, or whose fingerprint is among those `seen`, it is the held-out part.
     """
     data = recipe.evaluate.data or recipe.distill.mixture()[0].data
     return EvaluateStageConfig(
@@ -126,12 +119,7 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
 def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
     """Refuse, before any work, a text too short to calibrate or train on, or to be measured on.
 
-    Conversations that will be read are rendered as well.
-
-    Args:
-        recipe: The run.
-        tokenizer: The teacher's.
-        seen: Fingerprints of what the teacher was made with.
+    Conversations that will be read are rendered as well. `seen` are fingerprints of the teacher's texts.
 
     Raises:
         UsageError: naming the text and its part, or a row that the chat template refuses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,16 +11,13 @@ import yaml
 
 from bench.report.results import ArmCell, CellResult, Results, Summary
 from compressor.choices.formats import FORMATS
+from compressor.core.errors import VerificationError
 from compressor.core.escaping import markdown_code, markdown_row, markdown_text
-from compressor.data.sources import is_local
+from compressor.data.files import is_local
 from compressor.evaluation.record import EvaluationRecord
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS
-from compressor.pipeline.summary import (
-    DistillRecord,
-    DynamicBatchesRecord,
-    RunSummary,
-)
+from compressor.pipeline.summary import DistillRecord, DynamicBatchesRecord, RunSummary, read_summary
 from compressor.planning.plan import Plan
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
@@ -27,6 +25,7 @@ from exporters.verification.record import Engine, ExportRecord
 
 CARD_FILE = "README.md"
 MAX_COURSE_ROWS = 12
+_NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
@@ -87,6 +86,39 @@ def model_card(out_dir: Path, summary: RunSummary) -> str:
         lines += ["", f"## {title}", "", *markdown_table(header, rows)]
     lines += ["", *_closing(summary)]
     return "\n".join(lines) + "\n"
+
+
+def check_card(out_dir: Path) -> None:
+    """Refuse a card that says something else than the run's records.
+
+    A run may have been moved, and its teacher may be gone: names of models and texts are not compared.
+
+    Raises:
+        VerificationError: naming the first line that differs, or a record that cannot be used.
+    """
+    file = out_dir / CARD_FILE
+    if not file.is_file():
+        raise VerificationError(
+            "the model card is missing",
+            where=str(file),
+            hint="repeat the command that made this run: it writes it",
+        )
+    expected = _comparable(model_card(out_dir, read_summary(out_dir)))
+    found = _comparable(file.read_text(encoding="utf-8", errors="replace"))
+    for number in range(max(len(expected), len(found))):
+        wanted, line = (lines[number] if number < len(lines) else None for lines in (expected, found))
+        if wanted != line:
+            raise VerificationError(
+                "the model card says something else than the run's records",
+                where=f"{file}, line {number + 1}",
+                expected=wanted,
+                found=line,
+                hint="repeat the command that made this run: it writes the card again",
+            )
+
+
+def _comparable(card: str) -> list[str]:
+    return [_NAMES.sub("", line) for line in card.splitlines()]
 
 
 def _front_matter(name: str, value: str) -> str:

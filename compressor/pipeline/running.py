@@ -11,12 +11,7 @@ from pydantic import BaseModel
 
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
-from compressor.core.hardware import (
-    available_memory_bytes,
-    free_disk_bytes,
-    resolve_device,
-    resolve_dtype,
-)
+from compressor.core.hardware import available_memory_bytes, free_disk_bytes, resolve_device, resolve_dtype
 from compressor.core.processes import on_main
 from compressor.planning.disk import DiskUse, peak_disk_bytes
 from compressor.planning.plan import Plan
@@ -138,12 +133,9 @@ def redo_in_run(stage: str, path: Path) -> str:
 
 
 def require_disk(uses: Iterable[DiskUse], out_dir: Path, *, restart: frozenset[str] = frozenset()) -> None:
-    """Refuse work that writes more than there is room for; what is there already needs none.
+    """Refuse work that writes more than there is room for.
 
-    Args:
-        uses: What will be written, in this order.
-        out_dir: The run's directory.
-        restart: Stages whose output is discarded first.
+    What is there already needs none, unless its stage is in `restart`: then it is discarded first.
 
     Raises:
         ResourceError: naming what is needed in addition, and what is free.

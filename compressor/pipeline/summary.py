@@ -15,10 +15,17 @@ from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record
 from compressor.core.records import Record
 from compressor.evaluation.record import EvaluationRecord
-from compressor.planning.plan import Plan
-from compressor.recipe.recipe import Recipe
-from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
-from compressor.runs.manifest import STUDENT, ManifestRecord, StageEntry
+from compressor.planning.plan import Plan, read_plan
+from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from compressor.runs.manifest import (
+    PLAN_FILE,
+    RECIPE_FILE,
+    STUDENT,
+    ManifestRecord,
+    StageEntry,
+    read_manifest,
+)
 from exporters.verification.record import ExportRecord
 
 # Role in the summary -> directory in the run; exports follow, by their format.
@@ -97,14 +104,7 @@ def summary_of(
     manifest: ManifestRecord,
     made: Mapping[str, ModelArtifact],
 ) -> RunSummary:
-    """A run's result, from what its stages recorded.
-
-    Args:
-        out_dir: The run.
-        recipe: Its recipe.
-        plan: Its plan.
-        manifest: Its manifest.
-        made: Artifacts by their directory, relative to the run's.
+    """A run's result, from what its stages recorded: `made` are their artifacts by directory.
 
     Raises:
         VerificationError: for a record that lacks what a summary needs.
@@ -146,6 +146,20 @@ def summary_of(
             "warnings": (*manifest.warnings, *stage_warnings),
         }
     )
+
+
+def read_summary(out_dir: Path) -> RunSummary:
+    """The result of a finished run, read from its records.
+
+    Raises:
+        UsageError, VerificationError: for a record that is not there or cannot be used.
+    """
+    from exporters.checks.run import demanded  # with torch
+
+    recipe = load_recipe(out_dir / RECIPE_FILE, {})
+    made = {place: read_artifact(out_dir / place) for place in demanded(recipe)}
+    plan, manifest = read_plan(out_dir / PLAN_FILE), read_manifest(out_dir)
+    return summary_of(out_dir, recipe=recipe, plan=plan, manifest=manifest, made=made)
 
 
 def details_of(artifact: ModelArtifact, kind: type[Kind]) -> Kind:

@@ -52,11 +52,7 @@ class Hardware:
     gpu_hour_price: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse shares and prices that are out of range.
-
-        Raises:
-            UsageError: naming the option.
-        """
+        """Refuse shares and prices that are out of range, naming the option."""
         if not 0 < self.utilisation <= 1:
             raise UsageError(
                 "--mfu must be above 0 and at most 1",
@@ -74,11 +70,7 @@ class Hardware:
 
     @property
     def device(self) -> Gpu:
-        """The GPU's figures.
-
-        Raises:
-            UsageError: for an unknown one.
-        """
+        """The GPU's figures; an unknown one is refused."""
         if self.gpu not in GPUS:
             raise UsageError(
                 f"unknown GPU {self.gpu!r}",
@@ -177,13 +169,7 @@ def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
 
 
 def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int) -> tuple[Phase, ...]:
-    """The trainings a recipe asks for, in the order they run; none for a budget of 0.
-
-    Args:
-        recipe: The run.
-        teacher: The teacher's dimensions.
-        student: The student's.
-        processes: How many share every batch, one per GPU.
+    """The trainings a recipe asks for, in the order they run, for so many processes, one per GPU.
 
     Raises:
         UsageError: for a budget that does not fill one window.
@@ -207,9 +193,7 @@ def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int
 def scratch_budget(student: Dims, origin: Dims) -> tuple[int, str]:
     """The tokens that training the student from random weights takes, and where their number is from.
 
-    Args:
-        student: What is trained.
-        origin: The published model at the start: its pre-training budget is taken where it is known.
+    The pre-training budget of `origin`, the published model at the start, is taken where it is known.
     """
     preset = preset_of_dims(origin)
     if preset is not None and preset.pretraining_tokens is not None:

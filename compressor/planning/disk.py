@@ -49,14 +49,7 @@ def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:
 
 
 def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -> tuple[DiskUse, ...]:
-    """Everything that a run writes, in the order of its stages.
-
-    Args:
-        recipe: The run.
-        teacher: The teacher's dimensions.
-        student: The student's.
-        converts: Whether the teacher is a GGUF file, of which a checkpoint is made first.
-    """
+    """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first."""
     sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
     uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
     uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen))

@@ -102,14 +102,9 @@ def make_plan(
     out_dir: str = "",
     origin: Dims | None = None,
 ) -> Plan:
-    """Resolve a recipe for a teacher of known dimensions.
+    """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
-    Args:
-        recipe: The run.
-        teacher: The teacher's dimensions.
-        hardware: The stated hardware of hours and costs; by default 8 H100.
-        out_dir: Where the run will write.
-        origin: The published model that the teacher was itself made from; by default the teacher.
+    `origin` is the published model that the teacher was itself made from; by default the teacher.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does

@@ -65,11 +65,9 @@ class Phase:
 
     Attributes:
         name: The stage that trains: correct, distill or recover; or scratch.
-        student: The model that is trained.
         teacher: The model that is asked for logits, if there is one in memory.
-        trains_teacher: Whether the teacher is trained on the same batches.
-        schedule: Steps and batches.
         context_length: Tokens per window.
+        trains_teacher: Whether the teacher is trained on the same batches.
         sharded: Whether weights, gradients, moments and teacher are cut over the GPUs.
         recomputes: Whether activations are recomputed.
     """
@@ -101,14 +99,10 @@ class Phase:
 
 
 def training_schedule(config: Distill, processes: int) -> Schedule:
-    """The steps and batches that a token budget buys.
+    """The steps and batches that a token budget buys, shared by so many processes.
 
     The published batch is 1152 windows (arXiv 2408.11796) and the shortest published run 400 steps
     (arXiv 2407.14679); a smaller budget keeps the 400 steps and takes smaller batches.
-
-    Args:
-        config: The training.
-        processes: How many share every batch.
 
     Raises:
         UsageError: when the budget does not fill one window.
@@ -159,14 +153,8 @@ def training_flops_per_token(
 ) -> int:
     """FLOPs of one trained token: forward, and twice that for backward, per trained model.
 
-    Attention is causal, so a token attends to half of its window on average.
-
-    Args:
-        student: The trained model.
-        teacher: The model that is asked for logits, if there is one in memory.
-        context_length: Tokens per window.
-        trains_teacher: Whether the teacher is trained on the same batches.
-        recomputes: Whether activations are recomputed, which costs one more forward.
+    The teacher is the one in memory, if there is one. Attention is causal, so a token attends to half of
+    its window on average.
     """
     context = context_length // 2
     trained = 4 if recomputes else 3

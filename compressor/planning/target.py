@@ -13,12 +13,7 @@ import math
 from dataclasses import dataclass
 
 from compressor.core.errors import UsageError, nearest
-from compressor.models.dims import (
-    PRUNABLE_FIELDS,
-    Dims,
-    check_shape,
-    num_parameters,
-)
+from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, num_parameters
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
 from compressor.recipe import forms
 

@@ -52,31 +52,24 @@ class ImportanceScores:
     blocks: torch.Tensor
 
     def __post_init__(self) -> None:
-        for name, scores in self._tensors().items():
+        for name, scores in self._tensors.items():
             if not torch.isfinite(scores).all():
                 bad = torch.nonzero(~torch.isfinite(scores))[0].tolist()
                 raise VerificationError("an importance score is not finite", where=f"{name}{bad}")
 
+    @property
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**self.units, "blocks": self.blocks}
 
     def save(self, directory: Path) -> None:
         """Write the scores as float64 safetensors."""
-        tensors = {name: tensor.double().contiguous() for name, tensor in self._tensors().items()}
+        tensors = {name: tensor.double().contiguous() for name, tensor in self._tensors.items()}
         save_file(tensors, directory / IMPORTANCE_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringInputs:
-    """What an importance method may read.
-
-    Attributes:
-        checkpoint: The model's directory.
-        dims: The model's dimensions.
-        settings: The recipe's section.
-        context: Seed, dtype, device and console.
-        windows: Calibration tokens, `[num_windows, seq_len]`; None for a method that needs no text.
-    """
+    """What an importance method may read; windows `[num_windows, seq_len]` only where it needs text."""
 
     checkpoint: Path
     dims: Dims
@@ -89,12 +82,8 @@ def activation_method(inputs: ScoringInputs) -> ImportanceScores:
     """`activation_importance` of the loaded model."""
     context, settings = inputs.context, inputs.settings
     assert inputs.windows is not None
-    model = load_model(
-        inputs.checkpoint,
-        dtype=context.dtype,
-        device=context.device,
-        trust_remote_code=context.trust_remote_code,
-    )
+    trust = context.trust_remote_code
+    model = load_model(inputs.checkpoint, dtype=context.dtype, device=context.device, trust_remote_code=trust)
     with context.console.progress("importance", len(inputs.windows)) as tick:
         return activation_importance(
             ModelAdapter(model),
@@ -125,17 +114,9 @@ def activation_importance(
     sequence_aggregation: Aggregation = "mean",
     on_window: Callable[[], None] = lambda: None,
 ) -> ImportanceScores:
-    """Score all axes in one forward pass over the calibration windows.
+    """Score all axes in one forward pass over token ids `[num_windows, seq_len]`, each window one sample.
 
-    Args:
-        adapter: The model, in evaluation mode.
-        windows: Token ids, `[num_windows, seq_len]`; each window is one sample.
-        batch_aggregation: Over windows.
-        sequence_aggregation: Over tokens.
-        on_window: Called after every window.
-
-    Raises:
-        VerificationError: when a score is not finite.
+    A score that is not finite is a VerificationError.
     """
     num_layers, states = adapter.dims.num_hidden_layers, list[torch.Tensor]()
     aggregates: dict[str, list[BatchAggregate]] = {axis: [] for axis in PRUNABLE_AXES}

@@ -51,11 +51,7 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(parse_ranges), PlainSeriali
 class PrunePlan(BaseModel):
     """What stays of a model, as ascending 0-based indices of the source.
 
-    Attributes:
-        importance: How units were scored.
-        source: Dimensions of the model to slice.
-        layers: Kept decoder layers.
-        kept: Kept units by axis: of every kept layer, or once for all where the layers share the axis.
+    Units are by axis: of every kept layer, or once for all where the layers share the axis.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,17 +68,16 @@ class PrunePlan(BaseModel):
         if set(self.kept) != set(PRUNABLE_AXES):
             raise ValueError(f"kept: expected the axes {', '.join(PRUNABLE_AXES)}")
         for name, axis in PRUNABLE_AXES.items():
-            lists = self.kept[name]
+            lists, where = self.kept[name], f"kept.{name}"
             if len(lists) != (len(self.layers) if axis.is_per_layer else 1):
-                raise ValueError(f"kept.{name}: expected one list per kept layer, or one for all layers")
+                raise ValueError(f"{where}: expected one list per kept layer, or one for all layers")
             if len({len(units) for units in lists}) > 1:
-                raise ValueError(f"kept.{name}: every layer must keep equally many units")
+                raise ValueError(f"{where}: every layer must keep equally many units")
+            num_units = self.source.units(name)
             for units in lists:
-                _check_indices(f"kept.{name}", units, self.source.units(name))
+                _check_indices(where, units, num_units)
                 if axis.groups:
-                    _check_groups(
-                        f"kept.{name}", units, self.source.units(name), getattr(self.source, axis.groups)
-                    )
+                    _check_groups(where, units, num_units, getattr(self.source, axis.groups))
         return self
 
     @property
@@ -120,11 +115,7 @@ def _check_groups(where: str, units: tuple[int, ...], num_units: int, num_groups
 
 
 def read_plan(file: Path) -> PrunePlan:
-    """Read a plan, which may have been edited.
-
-    Raises:
-        UsageError: when it is missing, malformed, or contradicts itself.
-    """
+    """Read a plan, which may have been edited: a UsageError where it is malformed or contradicts itself."""
     try:
         return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
     except (ValueError, TypeError, AttributeError) as error:
@@ -164,10 +155,7 @@ def make_plan(source: Dims, student: Dims, scores: ImportanceScores, *, importan
 def best(scores: torch.Tensor, count: int, *, num_groups: int = 1) -> tuple[int, ...]:
     """Ascending indices of the highest scores, equally many of every group; of equals, the lower index wins.
 
-    Args:
-        scores: Of all units, `[num_units]`.
-        count: Units to keep, a multiple of `num_groups`.
-        num_groups: Of neighbouring units, such as the query heads of one key/value head.
+    Scores are `[num_units]`, and `count` a multiple of the number of groups of neighbouring units.
     """
     grouped = scores.view(num_groups, -1)
     order = torch.sort(grouped, descending=True, stable=True, dim=1).indices[:, : count // num_groups]
@@ -176,12 +164,7 @@ def best(scores: torch.Tensor, count: int, *, num_groups: int = 1) -> tuple[int,
 
 
 def kept_layers(blocks: torch.Tensor, num_removed: int) -> tuple[int, ...]:
-    """All layers but the least important contiguous block of `num_removed`.
-
-    Args:
-        blocks: Importance of layers i..j-1 at entry (i, j), `[num_layers + 1, num_layers + 1]`.
-        num_removed: Length of the block.
-    """
+    """All layers but the least important contiguous block of `num_removed`; see `ImportanceScores.blocks`."""
     num_layers = blocks.shape[0] - 1
     if num_removed == 0:
         return tuple(range(num_layers))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from compressor.calibration.text import read_calibration
-from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
@@ -34,9 +34,9 @@ class PruneStageConfig(Section):
     plan: PrunePlan | None = None
 
     @property
-    def method(self) -> ImportanceMethod | None:
-        """What scores the units; None where a plan names the kept ones."""
-        return IMPORTANCE_METHODS[self.prune.importance] if self.plan is None else None
+    def needs_text(self) -> bool:
+        """Whether units are scored, by a method that reads text."""
+        return self.plan is None and IMPORTANCE_METHODS[self.prune.importance].needs_text
 
 
 def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
@@ -82,22 +82,18 @@ def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
 ) -> tuple[ImportanceScores, Mapping[str, object] | None]:
     """The scores, and the record of the text that set them."""
-    method, ids, record = IMPORTANCE_METHODS[config.prune.importance], None, None
-    if method.needs_text:
+    ids, record = None, None
+    if config.needs_text:
         windows = read_calibration(config.calibration, source.path, context)
         ids, record = windows.ids, windows.record
     inputs = ScoringInputs(
         checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
     )
-    return method.load()(inputs), record
-
-
-def _calibration_data(config: PruneStageConfig) -> tuple[str, ...]:
-    return (config.calibration.data,) if config.method and config.method.needs_text else ()
+    return IMPORTANCE_METHODS[config.prune.importance].load()(inputs), record
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if config.method and config.method.needs_text:
+    if config.needs_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 
@@ -105,7 +101,7 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune",
     run=run,
     format_version=3,
-    data=_calibration_data,
+    data=lambda config: (config.calibration.data,) if config.needs_text else (),
     fingerprint=source_fingerprint,
     require_memory=_require_memory,
 )

@@ -23,7 +23,7 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.config.fields import FULL, layer_types
 from compressor.models.config.portable import write_config
-from compressor.models.dims import dims_of_config
+from compressor.models.dims import SHAPE_FIELDS, dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.pruning.plan import PrunePlan
 
@@ -38,17 +38,9 @@ def slice_checkpoint(
     dtype: torch.dtype | None = None,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> int:
-    """Write the student that `plan` cuts out of `source`.
+    """Write the student that `plan` cuts out of `source` into a directory; returns its number of parameters.
 
-    Args:
-        source: A safetensors checkpoint.
-        plan: What to keep.
-        out_dir: An existing directory for config and weights.
-        dtype: Stored dtype; by default each tensor keeps its own.
-        on_tensor: Called after every written tensor.
-
-    Returns:
-        The number of parameters written.
+    Without a stored `dtype` each tensor keeps its own.
 
     Raises:
         VerificationError: when plan and checkpoint do not belong together.
@@ -73,7 +65,8 @@ def slice_checkpoint(
                 )
             weight, layer = weights[name]
             if layer is None or layer in plan.layers:
-                specs.append(_sliced(reader.tensor(name), name, weight, layer, plan, dtype))
+                tensor = reader.tensor(name)
+                specs.append(_sliced(tensor, weight, layer, plan, dtype or tensor.dtype))
         write_checkpoint(out_dir, specs, on_tensor=on_tensor)
     return sum(torch.Size(spec.shape).numel() for spec in specs)
 
@@ -88,9 +81,10 @@ def sliced_config(
     config: Mapping[str, object], plan: PrunePlan, dtype: torch.dtype | None
 ) -> dict[str, object]:
     """The student's config: new dimensions, `head_dim` always explicit."""
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    changed: dict[str, object]
-    changed = {name: getattr(plan.student, name) for name in (*fields, "num_key_value_heads", "head_dim")}
+    student = plan.student
+    changed: dict[str, object] = {
+        name: getattr(student, name) for name in SHAPE_FIELDS if name != "vocab_size"
+    }
     changed |= _sliced_layer_types(config, plan)
     if dtype is not None:
         changed["dtype"] = str(dtype).removeprefix("torch.")
@@ -116,23 +110,17 @@ def _sliced_layer_types(config: Mapping[str, object], plan: PrunePlan) -> dict[s
 
 
 def _sliced(
-    tensor: torch.Tensor,
-    name: str,
-    weight: Weight,
-    layer: int | None,
-    plan: PrunePlan,
-    dtype: torch.dtype | None,
+    tensor: torch.Tensor, weight: Weight, layer: int | None, plan: PrunePlan, dtype: torch.dtype
 ) -> TensorSpec:
     """The spec of the kept part of one tensor."""
     rows = kept_channels(plan, tuple(weight.rows.values()), layer)
     columns = kept_channels(plan, (weight.columns,), layer) if weight.columns else None
-    if layer is not None:
-        name = f"{plan.source.family.layers}.{plan.layers.index(layer)}.{weight.name}"
+    prefix = "" if layer is None else f"{plan.source.family.layers}.{plan.layers.index(layer)}."
     return TensorSpec(
-        name=name,
+        name=prefix + weight.name,
         shape=plan.student.shape_of(weight),
-        dtype=dtype or tensor.dtype,
-        blocks=lambda: _gather(tensor, rows, columns, dtype or tensor.dtype),
+        dtype=dtype,
+        blocks=lambda: _gather(tensor, rows, columns, dtype),
     )
 
 
@@ -158,7 +146,7 @@ def _gather(
     if rows is None:
         blocks = row_blocks(tensor)
     else:
-        num_blocks = max(1, sum(1 for _ in row_blocks(tensor)))
+        num_blocks = len(list(row_blocks(tensor)))
         blocks = (tensor.index_select(0, chosen) for chosen in rows.chunk(num_blocks))
     for block in blocks:
         kept = block if columns is None or block.dim() == 1 else _take_columns(block, columns)

@@ -21,11 +21,7 @@ FP8_DIRECTORY = "huggingface-fp8"
 
 
 def write_amax(directory: Path, amax: dict[str, torch.Tensor]) -> None:
-    """Write the statistics, sorted by name.
-
-    Raises:
-        VerificationError: for a value that is zero or not finite, naming the module.
-    """
+    """Write the statistics, sorted by name; refuses a value that is zero or not finite."""
     for name, value in amax.items():
         check_positive(name, value, what="a calibration statistic is unusable")
     specs = [whole(name, amax[name].float().reshape(())) for name in sorted(amax)]
@@ -33,23 +29,14 @@ def write_amax(directory: Path, amax: dict[str, torch.Tensor]) -> None:
 
 
 def recorded(amax: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    """One recorded maximum, as a float32 scalar.
-
-    Raises:
-        VerificationError: when calibration recorded none of this name.
-    """
+    """One recorded maximum, as a float32 scalar; a VerificationError where calibration recorded none."""
     if name not in amax:
         raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
     return amax[name].float().reshape(())
 
 
 def read_amax(directory: Path) -> dict[str, torch.Tensor]:
-    """Read the statistics that the quantize stage left in `directory`.
-
-    Raises:
-        UsageError: when it left none there.
-        VerificationError: when the file is corrupt.
-    """
+    """Read the statistics that the quantize stage left in `directory`; a UsageError where it left none."""
     file = directory / AMAX_FILE
     if not file.is_file():
         raise UsageError(
@@ -61,17 +48,12 @@ def read_amax(directory: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise VerificationError(
-            "the calibration statistics are corrupt", where=str(file), found=error
-        ) from error
+        what = "the calibration statistics are corrupt"
+        raise VerificationError(what, where=str(file), found=error) from error
 
 
 def check_positive(name: str, value: torch.Tensor, *, what: str) -> None:
-    """Refuse a statistic or scale that is zero, negative, not finite, or not a single number.
-
-    Raises:
-        VerificationError: naming it.
-    """
+    """Refuse, by name, a statistic or scale that is zero, negative, not finite, or not a single number."""
     if value.numel() != 1 or not bool(torch.isfinite(value).all()) or value.item() <= 0:
         found = value.item() if value.numel() == 1 else f"shape {list(value.shape)}"
         raise VerificationError(what, where=name, expected="one finite number above zero", found=found)

@@ -15,6 +15,7 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from compressor.calibration.hooks import observed
 from compressor.calibration.text import read_calibration
 from compressor.core.console import Console
 from compressor.core.errors import DependencyError, UsageError, VerificationError
@@ -155,11 +157,12 @@ def _calibrate_(model: Any, windows: TokenArray, console: Console) -> dict[str, 
     linears = {name: model.get_submodule(name) for name in quantised_linears(config)}
     for name, linear in linears.items():
         check_finite(f"{name}.weight", linear.weight)
+    guarded = [(linear, partial(_require_finite, name)) for name, linear in linears.items()]
     body = ModelAdapter(model).body
     device = next(model.parameters()).device
 
     def forward_loop(_model: Any) -> None:
-        with _finite_inputs(linears), console.progress("calibrating FP8", len(windows)) as tick:
+        with observed(inputs=guarded), console.progress("calibrating FP8", len(windows)) as tick:
             for window in windows:
                 input_ids = torch.from_numpy(window.astype("int64"))[None].to(device)
                 with torch.no_grad():
@@ -186,23 +189,9 @@ def _amax(name: str, module: nn.Module, quantizer: str) -> torch.Tensor:
     return value.detach().float().cpu().reshape(())
 
 
-@contextlib.contextmanager
-def _finite_inputs(linears: dict[str, nn.Linear]) -> Iterator[None]:
-    """While active, a non-finite input of a linear layer is refused by the layer's name."""
-
-    def guard(name: str) -> Any:
-        def check(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            if not torch.isfinite(args[0]).all():
-                raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
-
-        return check
-
-    handles = [linear.register_forward_pre_hook(guard(name)) for name, linear in linears.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _require_finite(name: str, x: torch.Tensor) -> None:
+    if not torch.isfinite(x).all():
+        raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
 
 
 def _export_(

@@ -20,6 +20,7 @@ from compressor.core.errors import UsageError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config
 from compressor.models.dims import dims_of_config
+from compressor.models.shapes import refuse_misfit
 from compressor.quantization.amax import check_positive
 from compressor.quantization.coverage import (
     INPUT_SCALE,
@@ -36,13 +37,9 @@ _SCALES = (WEIGHT_SCALE, INPUT_SCALE, K_SCALE, V_SCALE)
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8Scales:
-    """The checked scales of a checkpoint, float32 scalars.
+    """The checked scales of a checkpoint, float32 scalars: of weights and inputs by linear layer.
 
-    Attributes:
-        weights: By linear layer.
-        inputs: By linear layer.
-        keys: By layer index; empty when the KV cache stays 16-bit.
-        values: By layer index.
+    Those of keys and values are by layer index, and empty when the KV cache stays 16-bit.
     """
 
     weights: dict[str, torch.Tensor]
@@ -68,13 +65,14 @@ def read_scales(reader: CheckpointReader, config: Mapping[str, object]) -> Fp8Sc
     for kind, scales in (("weight", weights), ("input", inputs)):
         if all(scale.item() == 1.0 for scale in scales.values()):
             raise VerificationError(f"every {kind} scale is 1.0", where="scales", expected="amax / 448")
-    family = dims_of_config(config).family
+    dims = dims_of_config(config)
     expected = {name + suffix for name in linears for suffix in (WEIGHT_SCALE, INPUT_SCALE)}
     keys, values = {}, {}
     if any(name.endswith((K_SCALE, V_SCALE)) for name in reader):
-        for index in range(dims_of_config(config).num_hidden_layers):
-            key = f"{family.layers}.{index}.{family.module('k')}{K_SCALE}"
-            value = f"{family.layers}.{index}.{family.module('v')}{V_SCALE}"
+        for index in range(dims.num_hidden_layers):
+            prefix = f"{dims.family.layers}.{index}."
+            key = f"{prefix}{dims.family.module('k')}{K_SCALE}"
+            value = f"{prefix}{dims.family.module('v')}{V_SCALE}"
             keys[index], values[index] = _scale(reader, key), _scale(reader, value)
             expected |= {key, value}
     left_over = sorted(name for name in reader if name.endswith(_SCALES) and name not in expected)
@@ -84,12 +82,7 @@ def read_scales(reader: CheckpointReader, config: Mapping[str, object]) -> Fp8Sc
 
 
 def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
-    """Load a unified FP8 checkpoint for evaluation, computing as FP8 kernels would.
-
-    Args:
-        directory: The checkpoint.
-        dtype: Torch dtype name of the dequantised weights and of the forward pass.
-        device: Torch device name.
+    """Load a unified FP8 checkpoint for evaluation, computing as FP8 kernels would, weights in this dtype.
 
     Raises:
         UsageError: when the checkpoint is not an FP8 one.
@@ -107,36 +100,31 @@ def load_fp8_model(directory: Path, *, dtype: str, device: str) -> Any:
                 hint="make such a checkpoint with `compress-export quantize --fp8`",
             )
         check_record(directory, reader)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    del config.quantization_config
-    with CheckpointReader(directory) as reader:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        del config.quantization_config
         scales = read_scales(reader, plain)
         state = _dequantised(reader, scales, getattr(torch, dtype))
-    model = model_of_state(config, state, dtype=dtype, where=str(directory))
+    model = model_of_state(config, state, dtype=dtype, where=directory)
     simulate_fp8_(model, scales)
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def model_of_state(config: Any, state: dict[str, torch.Tensor], *, dtype: str, where: str) -> Any:
-    """A causal language model from its config object and every one of its tensors.
-
-    Raises:
-        VerificationError: when tensors are missing, left over or of the wrong shape.
-    """
+def model_of_state(config: Any, state: dict[str, torch.Tensor], *, dtype: str, where: Path) -> Any:
+    """A causal language model from its config object and every one of its tensors; see `refuse_misfit`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
     )
-    problems = {key: sorted(map(str, report[key])) for key in report if report[key]}
-    if problems:
-        raise VerificationError("the checkpoint does not fit its config", where=where, found=problems)
+    refuse_misfit(report, where)
     return model
 
 
 def simulate_fp8_(model: Any, scales: Fp8Scales) -> None:
     """Make a model round the inputs of its quantised layers, and its KV cache, as FP8 kernels would."""
-    _simulate_inputs_(model, scales)
+    for name, scale in scales.inputs.items():
+        linear = cast(nn.Linear, model.get_submodule(name))
+        model.set_submodule(name, SimulatedFp8Linear.of(linear, scale))
     if scales.keys:
         _simulate_kv_cache_(model, scales)
 
@@ -183,12 +171,6 @@ def _dequantised(reader: CheckpointReader, scales: Fp8Scales, dtype: torch.dtype
     return state
 
 
-def _simulate_inputs_(model: Any, scales: Fp8Scales) -> None:
-    for name, scale in scales.inputs.items():
-        linear = cast(nn.Linear, model.get_submodule(name))
-        model.set_submodule(name, SimulatedFp8Linear.of(linear, scale))
-
-
 def _simulate_kv_cache_(model: Any, scales: Fp8Scales) -> None:
     """Give every forward pass without a cache of its own one that rounds what enters it."""
     from transformers import DynamicCache
@@ -199,13 +181,12 @@ def _simulate_kv_cache_(model: Any, scales: Fp8Scales) -> None:
             key_states: torch.Tensor,
             value_states: torch.Tensor,
             layer_idx: int,
-            *args: Any,
-            **kwargs: Any,
+            *more: Any,
+            **named: Any,
         ) -> Any:
-            device = key_states.device
-            keys = simulate(key_states, scales.keys[layer_idx].to(device))
-            values = simulate(value_states, scales.values[layer_idx].to(device))
-            return super().update(keys, values, layer_idx, *args, **kwargs)
+            keys = simulate(key_states, scales.keys[layer_idx].to(key_states.device))
+            values = simulate(value_states, scales.values[layer_idx].to(key_states.device))
+            return super().update(keys, values, layer_idx, *more, **named)
 
     def provide_cache(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]

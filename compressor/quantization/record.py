@@ -42,9 +42,7 @@ def is_fp8(directory: Path, reader: CheckpointReader) -> bool:
 def check_record(directory: Path, reader: CheckpointReader) -> None:
     """Refuse an FP8 checkpoint whose record is missing, or says something else than its tensors.
 
-    Raises:
-        UnsupportedError: for a checkpoint made elsewhere by another method, which is named.
-        VerificationError: naming the file and field.
+    A checkpoint made elsewhere by another method is unsupported, and named.
     """
     config, file = read_config(directory), directory / RECORD_FILE
     _refuse_other_method(config, directory)

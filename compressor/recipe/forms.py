@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -50,17 +51,8 @@ def parse_shape(text: str) -> dict[str, int]:
     return shape
 
 
-def parse_lengths(text: str) -> tuple[tuple[int, int], ...]:
-    """`128/128,1000/1000` as pairs of input and output length."""
-    return _pairs(text, "/", least=1, form="ISL/OSL, two positive lengths")
-
-
-def parse_layer_pairs(text: str) -> tuple[tuple[int, int], ...]:
-    """`29:13,28:12` as pairs of teacher and student layer, both from 0."""
-    return _pairs(text, ":", least=0, form="TEACHER:STUDENT, two layers counted from 0")
-
-
-def _pairs(text: str, mark: str, *, least: int, form: str) -> tuple[tuple[int, int], ...]:
+def parse_pairs(text: str, *, mark: str, least: int, form: str) -> tuple[tuple[int, int], ...]:
+    """`128/128,1000/1000` as pairs of numbers, `mark` between the two."""
     pairs = []
     for part in text.split(","):
         first, _, second = (word.strip() for word in part.partition(mark))
@@ -134,6 +126,8 @@ def written(parse: Callable[[str], object]) -> BeforeValidator:
 
 Tokens = Annotated[int, written(parse_count)]
 Shape = Annotated[dict[str, int], written(parse_shape)]
-Lengths = Annotated[tuple[tuple[int, int], ...], written(parse_lengths)]
-LayerPairs = Annotated[tuple[tuple[int, int], ...], written(parse_layer_pairs)]
+_LENGTHS = partial(parse_pairs, mark="/", least=1, form="ISL/OSL, two positive lengths")
+_LAYERS = partial(parse_pairs, mark=":", least=0, form="TEACHER:STUDENT, two layers counted from 0")
+Lengths = Annotated[tuple[tuple[int, int], ...], written(_LENGTHS)]
+LayerPairs = Annotated[tuple[tuple[int, int], ...], written(_LAYERS)]
 Integers = Annotated[tuple[int, ...], written(parse_integers)]

@@ -26,34 +26,13 @@ from compressor.recipe.training import (
     Correction,
     Distill,
     Domain,
-    DynamicBatches,
     Generate,
     Sparsify,
 )
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
-__all__ = [
-    "Bench",
-    "BenchPreset",
-    "Calibration",
-    "Correction",
-    "Distill",
-    "Domain",
-    "DynamicBatches",
-    "Environment",
-    "Evaluate",
-    "Export",
-    "Generate",
-    "Prune",
-    "Quantize",
-    "Recipe",
-    "Repair",
-    "Section",
-    "Sparsify",
-    "TensorRTLLM",
-    "dump_recipe",
-    "load_recipe",
-]
+# Sections that train, which others import from here too.
+__all__ = ["Correction", "Distill", "Domain", "Generate", "Recipe", "Section", "Sparsify"]
 
 MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
@@ -77,10 +56,7 @@ class Calibration(Section):
     )
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=8)
     documents: int = option(
-        10_000,
-        "Take calibration sequences from the first N documents of a hub data set.",
-        ge=1,
-        metavar="N",
+        10_000, "Take calibration sequences from the first N documents of a hub data set.", ge=1, metavar="N"
     )
 
 
@@ -195,10 +171,7 @@ class Evaluate(Section):
 
 
 def _precision_of_a_runtime(name: str) -> str:
-    known = dict.fromkeys(own for row in RUNTIMES.values() for own in row.precisions)
-    if name not in known:
-        raise ValueError(f"{name!r} is none of {', '.join(known)}")
-    return name
+    return OneOf({own: row for row in RUNTIMES.values() for own in row.precisions})(name)
 
 
 BenchPrecision = Annotated[str, AfterValidator(_precision_of_a_runtime)]
@@ -363,12 +336,9 @@ _REPLACES: dict[str, tuple[str, object]] = {
 def load_recipe(
     path: Path | None, overrides: Mapping[str, object], *, flags: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Read a recipe file and lay the given values over it.
+    """Read a recipe file, if one is given, and lay values over it by dotted names, such as `distill.tokens`.
 
-    Args:
-        path: YAML file, or None for defaults only.
-        overrides: dotted field names to values, such as `{"distill.tokens": "100m"}`.
-        flags: what the fields are called on the command line, for errors about them.
+    `flags` are what the fields are called on the command line, for errors about them.
 
     Raises:
         UsageError: no such file, no mapping, an unknown key (with the nearest), or a bad value.

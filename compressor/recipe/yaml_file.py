@@ -7,6 +7,7 @@ aliases), and of two equal keys it silently takes the second.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ MAX_VALUES = 20_000
 # Whole numbers up to here are exact everywhere, in JSON and in arithmetic with fractions too.
 MAX_INTEGER = 1 << 53
 _EXAMPLE = "write it like those in recipes/: `name: value` lines, sections indented by two spaces"
+_SURROGATES = re.compile("[\ud800-\udfff]")  # which UTF-8 cannot encode
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
@@ -62,7 +64,7 @@ def refuse_unusable_values(tree: object, *, where: str) -> None:
             problem, expected = "is too large", f"at most {MAX_INTEGER:,}"
         elif isinstance(value, str) and "\0" in value:
             problem = "holds a NUL character"
-        elif isinstance(value, str) and not _is_utf8(value):
+        elif isinstance(value, str) and _SURROGATES.search(value):
             problem = "is not UTF-8"
         if problem:
             # A number of a million digits cannot even be printed.
@@ -86,14 +88,6 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
             yield from _leaves(inner, f"{name}.{index}")
     else:
         yield name, value
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _RecipeLoader(yaml.SafeLoader):

@@ -224,8 +224,8 @@ def check_files(
         contents: Whether to compare sha256 too; else sizes, and that the headers of safetensors files fit.
         redo: How to make them again, for the error's hint.
         but: Names that the record does not cover.
-        stage: The stage that wrote them; beside a TensorRT-LLM export engines may have been built since.
         may_have_more: Accept files that are not recorded, such as the page of a published model.
+        stage: The stage that wrote them; beside a TensorRT-LLM export engines may have been built since.
 
     Raises:
         VerificationError: naming the first such file.
@@ -354,10 +354,14 @@ def write_text(path: Path, text: str) -> None:
 def sync_tree(directory: Path) -> None:
     """Flush every file of a directory, then the directories, to disk."""
     for path in [*sorted(directory.rglob("*")), directory]:
-        if path.is_symlink():
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if not path.is_symlink():
+            sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

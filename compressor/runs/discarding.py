@@ -37,3 +37,10 @@ def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether a kill left this name while something was deleted."""
     return _DISCARDED.search(path.name) is not None
+
+
+def discard_inside(directory: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Remove what is in a directory, one entry after the other, but for some names."""
+    for path in list(directory.iterdir()):
+        if path.name not in but:
+            discard(path)

@@ -22,7 +22,7 @@ def is_local_fingerprint(fingerprint: str) -> bool:
 
 def plain_inputs(inputs: Mapping[str, object], *, libraries: Sequence[str]) -> dict[str, object]:
     """Everything that decides a stage's output as plain JSON values, the versions of libraries among it."""
-    versions = {name: _version(name) for name in libraries}
+    versions = {name: version_of(name) for name in libraries}
     plain: dict[str, object] = json.loads(json.dumps({**inputs, "versions": versions}))
     return plain
 
@@ -67,13 +67,7 @@ def differences(before: Mapping[str, object], now: Mapping[str, object], prefix:
 def refuse_difference(
     stage: str, record: Path, before: Mapping[str, object], now: Mapping[str, object]
 ) -> None:
-    """Refuse to continue or to skip what was made from other inputs.
-
-    Args:
-        stage: The stage's name.
-        record: The file that holds `before`.
-        before: What the work that is there was begun with.
-        now: What it would be begun with now.
+    """Refuse to continue or to skip what was made from other inputs: those of `before`, which `record` holds.
 
     Raises:
         UsageError: naming what changed.
@@ -95,7 +89,8 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The version of an installed distribution, or that it is absent."""
     try:
         return version(name)
     except PackageNotFoundError:

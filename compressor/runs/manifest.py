@@ -9,7 +9,6 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,8 @@ from compressor.core.processes import is_main
 from compressor.core.records import Record
 from compressor.core.resource_errors import refused_directory
 from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
-from compressor.runs.discarding import discard, remove_leftovers
+from compressor.runs.discarding import discard_inside, remove_leftovers
+from compressor.runs.inputs import version_of
 from compressor.runs.locking import LOCK_FILE, lock_run
 from compressor.runs.stage import StageOutcome
 
@@ -32,30 +32,15 @@ MANIFEST_FILE = "manifest.json"
 RECIPE_FILE, PLAN_FILE, STUDENT = "recipe.yaml", "plan.json", "student"
 SCHEMA: Literal["compress-export/manifest/3"] = "compress-export/manifest/3"
 _RECORDED_LIBRARIES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "nvidia-modelopt",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "tensorrt-llm",
-    "tensorrt",
-    "safetensors",
-    "numpy",
+    *("torch", "transformers", "accelerate", "datasets", "nvidia-modelopt", "onnx", "onnxruntime"),
+    *("onnxruntime-genai", "tensorrt-llm", "tensorrt", "safetensors", "numpy"),
 )
 
 
 def versions() -> dict[str, str]:
     """Versions of this tool, Python and the libraries that matter."""
-    found = {"compress-export": __version__, "python": platform.python_version()}
-    for name in _RECORDED_LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    own = {"compress-export": __version__, "python": platform.python_version()}
+    return own | {name: version_of(name) for name in _RECORDED_LIBRARIES}
 
 
 class StageEntry(Record):
@@ -101,15 +86,21 @@ class Manifest:
         self.record = record
 
     def add_stage(self, outcome: StageOutcome, *, where: str) -> None:
-        """Record a stage; a skipped one keeps the figures of the process that ran it.
+        """Record a stage in `where`, relative to the run; a skipped one keeps the figures it was made with.
 
-        Args:
-            outcome: What the stage made and cost.
-            where: Its directory, relative to the run directory.
+        Raises:
+            VerificationError: when another stage is recorded there.
         """
-        artifact = outcome.artifact
-        if outcome.skipped and where in self.record.stages:
-            self._require_same(artifact.fingerprint, where)
+        artifact, recorded = outcome.artifact, self.record.stages.get(where)
+        if outcome.skipped and recorded is not None:
+            if recorded.fingerprint != artifact.fingerprint:
+                raise VerificationError(
+                    "the manifest records another stage than the one that is there",
+                    where=str(self._out_dir / where),
+                    expected=recorded.fingerprint,
+                    found=artifact.fingerprint,
+                    hint="--restart-from the stage that is named, or --overwrite to start over",
+                )
             return
         entry = StageEntry(
             stage=artifact.stage,
@@ -120,17 +111,6 @@ class Manifest:
             warnings=outcome.warnings,
         )
         self.update(stages={**self.record.stages, where: entry})
-
-    def _require_same(self, fingerprint: str, where: str) -> None:
-        recorded = self.record.stages[where].fingerprint
-        if recorded != fingerprint:
-            raise VerificationError(
-                "the manifest records another stage than the one that is there",
-                where=str(self._out_dir / where),
-                expected=recorded,
-                found=fingerprint,
-                hint="--restart-from the stage that is named, or --overwrite to start over",
-            )
 
     def add_files(self, names: Iterable[str]) -> None:
         """Record files that the run itself wrote into its directory, beside what its stages wrote."""
@@ -157,11 +137,6 @@ class Manifest:
 def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Iterator[Manifest]:
     """Claim a run directory and read or begin its manifest; the main process does it for all.
 
-    Args:
-        out_dir: The directory; created if absent.
-        resume: Fail unless there is an interrupted run to resume.
-        overwrite: Delete this tool's earlier output in the directory and start over.
-
     Raises:
         UsageError: a non-empty directory that is not ours, another process in it, nothing to resume.
         ResourceError: a directory that cannot be written.
@@ -177,7 +152,7 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         is_new = not is_ours
         if overwrite and is_ours:
             write_json(file, sealed(_new_record().to_json()))
-            _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+            discard_inside(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
         manifest = Manifest(out_dir, read_manifest(out_dir) if is_ours else _new_record())
         manifest.update(versions=versions())
         try:
@@ -185,22 +160,19 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         except CompressExportError:
             if is_new and not manifest.record.stages:  # nothing was made that better input could continue
                 # The manifest last: until then a kill leaves a directory that is recognised as ours.
-                _empty(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
-                _empty(out_dir, but=(LOCK_FILE,))
-                _empty(out_dir)
+                discard_inside(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+                discard_inside(out_dir, but=(LOCK_FILE,))
+                discard_inside(out_dir)
                 if not existed:
                     out_dir.rmdir()
             raise
 
 
 def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
-    """Refuse a directory that holds something else, or nothing to resume.
-
-    `marker` is the file that makes a directory ours.
+    """Refuse a directory that holds something else, or nothing to resume; `marker` makes a directory ours.
 
     Raises:
-        UsageError: see above.
-        ResourceError: when it cannot be created.
+        UsageError, ResourceError: for such a directory, or one that cannot be created.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise UsageError("the output path is a file", where=str(out_dir), hint="choose another --output-dir")
@@ -218,12 +190,6 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise refused_directory(out_dir, error, what="made") from error
-
-
-def _empty(directory: Path, *, but: tuple[str, ...] = ()) -> None:
-    for path in list(directory.iterdir()):
-        if path.name not in but:
-            discard(path)
 
 
 def _now() -> str:

@@ -6,23 +6,18 @@ and fills a new directory; this module decides whether it must run at all.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from compressor.core.console import Console
-from compressor.core.errors import (
-    DependencyError,
-    UnsupportedError,
-    UsageError,
-    VerificationError,
-)
+from compressor.core.errors import DependencyError, UnsupportedError, UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.core.peak_memory import measured_memory
 from compressor.core.processes import is_main, on_main
@@ -36,10 +31,11 @@ from compressor.runs.artifact import (
     fingerprint_of,
     read_artifact,
     record_files,
+    sync,
     sync_tree,
     write_json,
 )
-from compressor.runs.discarding import discard, remove_leftovers
+from compressor.runs.discarding import discard, discard_inside, remove_leftovers
 from compressor.runs.inputs import plain_inputs, refuse_difference
 
 PARTIAL_SUFFIX = ".partial"
@@ -64,13 +60,10 @@ class StageContext:
     """What every stage may use besides its configuration and its source.
 
     Attributes:
-        console: Messages and progress.
-        seed: Seed of everything random.
         device: Torch device name.
         dtype: Torch dtype name of stored 16-bit weights and of forward passes.
         teacher: The original model, for stages that compare with it.
         others: Further artifacts a stage reads, by role.
-        trust_remote_code: Whether model code from a hub repository may run.
         redo: How a stage's directory is made again, for errors about it.
         checked: Directories whose contents this process wrote, or compared with their records.
         before: Called before the stage does its work; not when that is there already.
@@ -168,13 +161,7 @@ def execute(
 
     What it reads is compared with its recorded sha256 first.
 
-    Args:
-        stage: The stage.
-        config: Its configuration.
-        source: Its input.
-        out_dir: Where its output belongs; filled through `<out_dir>.partial`.
-        context: The rest.
-        restart: Discard what is there instead of refusing what differs.
+    With `restart`, what is there is discarded instead of refused.
 
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
@@ -187,24 +174,28 @@ def execute(
     finished = on_main(lambda: _finished(stage.name, out_dir, inputs, restart=restart, redo=redo))
     if finished is not None:
         return StageOutcome(artifact=finished, skipped=True)
-    on_main(lambda: _check_before_work(stage, config, source, context))
+    read = [source, *context.others.values(), *([context.teacher] if context.teacher else [])]
+    for artifact in read:
+        on_main(partial(context.check_contents, artifact))
+    on_main(lambda: stage.require_memory(config, source, context))
     context.before()
     is_new = not out_dir.with_name(out_dir.name + PARTIAL_SUFFIX).exists()
-    partial = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
+    begun = on_main(lambda: _open_partial(stage.name, out_dir, inputs, redo=redo))
     started, num_warnings = time.monotonic(), len(context.console.warnings)
-    with measured_memory() as peak, _cleared_after_errors(partial, is_new=is_new):
-        result = _run(stage, config, source, partial, context)
-    artifact = ModelArtifact(
-        path=partial,
+    work = partial(stage.run, config, source, begun, context)
+    with measured_memory() as peak, _cleared_after_errors(begun, is_new=is_new):
+        result = work() if stage.parallel else on_main(work)
+    made = ModelArtifact(
+        path=begun,
         stage=stage.name,
         fingerprint=fingerprint_of(inputs),
         lineage=(*source.lineage, stage.name),
         num_parameters=result.num_parameters,
-        texts=_texts(inputs, source, context),
+        texts=_texts(inputs, read),
         inputs=dict(inputs),
         details=result.details,
     )
-    published = on_main(lambda: _publish(artifact, out_dir))
+    published = on_main(lambda: _publish(made, out_dir))
     context.checked.add(out_dir.resolve())
     return StageOutcome(
         artifact=published,
@@ -213,14 +204,6 @@ def execute(
         peak_memory_bytes=peak.num_bytes,
         warnings=tuple(context.console.warnings[num_warnings:]),
     )
-
-
-def _run(
-    stage: Stage[Config], config: Config, source: ModelArtifact, partial: Path, context: StageContext
-) -> StageResult:
-    if stage.parallel:
-        return stage.run(config, source, partial, context)
-    return on_main(lambda: stage.run(config, source, partial, context))
 
 
 def _inputs(
@@ -244,21 +227,16 @@ def _inputs(
     )
 
 
-def _check_before_work(
-    stage: Stage[Config], config: Config, source: ModelArtifact, context: StageContext
-) -> None:
-    _check_what_is_read(source, context)
-    stage.require_memory(config, source, context)
-
-
 @contextmanager
-def _cleared_after_errors(partial: Path, *, is_new: bool) -> Iterator[None]:
+def _cleared_after_errors(begun: Path, *, is_new: bool) -> Iterator[None]:
     """Remove what an error left where nothing was begun that better input could continue."""
     try:
         yield
     except Exception as error:
-        if is_main() and is_new and (isinstance(error, _INPUT_ERRORS) or _is_untouched(partial)):
-            discard(partial)
+        if is_main() and is_new:
+            is_untouched = [path.name for path in begun.iterdir()] == [STAGE_FILE]
+            if is_untouched or isinstance(error, _INPUT_ERRORS):
+                discard(begun)
         # A file that the machine refused to read, or to map, is not corrupt.
         refused = as_resource_error(error) if isinstance(error, VerificationError) else None
         if refused is not None:
@@ -266,9 +244,8 @@ def _cleared_after_errors(partial: Path, *, is_new: bool) -> Iterator[None]:
         raise
 
 
-def _texts(inputs: Mapping[str, object], source: ModelArtifact, context: StageContext) -> tuple[str, ...]:
+def _texts(inputs: Mapping[str, object], read: Iterable[ModelArtifact]) -> tuple[str, ...]:
     """Fingerprints of every text that a stage or what it reads has seen."""
-    read = [source, *context.others.values(), *([context.teacher] if context.teacher else [])]
     data = inputs["data"]
     own = map(str, data.values()) if isinstance(data, dict) else ()
     return tuple(sorted({*own, *(text for artifact in read for text in artifact.texts)}))
@@ -288,17 +265,11 @@ def _real(out_dir: Path) -> Path:
     return out_dir.resolve()
 
 
-def _check_what_is_read(source: ModelArtifact, context: StageContext) -> None:
-    for artifact in (source, *context.others.values(), *([context.teacher] if context.teacher else [])):
-        context.check_contents(artifact)
-
-
 def _finished(
     stage: str, out_dir: Path, inputs: Mapping[str, object], *, restart: bool, redo: str
 ) -> ModelArtifact | None:
     """The finished output of the same inputs, if it is there and its files have their sizes."""
-    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
-    for directory in (out_dir, partial):
+    for directory in (out_dir, out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)):
         remove_leftovers(directory.parent, of=directory.name)
         if restart:
             discard(directory)
@@ -316,9 +287,7 @@ def start_afresh(out_dir: Path, *, but: tuple[str, ...] = ()) -> None:
 
     What an interrupted run left of its output would otherwise be published as output.
     """
-    for path in list(out_dir.iterdir()):
-        if path.name not in (STAGE_FILE, *but):
-            discard(path)
+    discard_inside(out_dir, but=(STAGE_FILE, *but))
 
 
 def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, redo: str) -> Path:
@@ -330,30 +299,26 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
             expected=f"an empty directory, or one with {ARTIFACT_FILE}",
             hint=f"choose another --output-dir; or, if this tool wrote it: {redo}",
         )
-    partial = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
-    record = partial / STAGE_FILE
+    begun = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
+    record = begun / STAGE_FILE
     if record.is_file():
         refuse_difference(
             stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
         )
-        return partial
-    if partial.exists() and any(path.suffix != ".tmp" for path in partial.iterdir()):
+        return begun
+    if begun.exists() and any(path.suffix != ".tmp" for path in begun.iterdir()):
         raise UsageError(
             "the output directory is in use, and this tool began no stage in it",
-            where=str(partial),
+            where=str(begun),
             expected=f"an empty directory, or one with {STAGE_FILE}",
             hint=f"choose another --output-dir; or, if this tool wrote it: {redo}",
         )
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        begun.mkdir(parents=True, exist_ok=True)
         write_json(record, inputs)
     except OSError as error:
-        raise refused_directory(partial, error, what="written") from error
-    return partial
-
-
-def _is_untouched(partial: Path) -> bool:
-    return [path.name for path in partial.iterdir()] == [STAGE_FILE]
+        raise refused_directory(begun, error, what="written") from error
+    return begun
 
 
 def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
@@ -370,8 +335,4 @@ def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
 
 def sync_tree_parent(path: Path) -> None:
     """Flush the directory entry of `path` to disk."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

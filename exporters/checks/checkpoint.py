@@ -14,18 +14,15 @@ from compressor.models.sparse.low_rank import read_adapter
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import read_scales
 from compressor.quantization.record import check_record, is_fp8
-from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
+from exporters.checks.equality import expect_equal
 
 _SCALE_SUFFIXES = ("_scale",)
 _MATRIX = 2
 
 
 def check_checkpoint(directory: Path) -> dict[str, JsonValue]:
-    """Check a Hugging Face checkpoint, 16-bit or unified FP8: headers, shapes, count, finite values, scales.
-
-    Raises:
-        VerificationError: naming the first tensor or file that is wrong.
-    """
+    """Check a Hugging Face checkpoint, 16-bit or unified FP8."""
     config = read_config(directory)
     dims = dims_of_config(config)
     total = 0
@@ -46,11 +43,7 @@ def check_checkpoint(directory: Path) -> dict[str, JsonValue]:
 
 
 def check_adapter(directory: Path) -> int:
-    """Check the low-rank branches beside a checkpoint; returns their number.
-
-    Raises:
-        VerificationError: for a branch of no layer, of another shape, or not finite.
-    """
+    """Refuse low-rank branches of no layer, of another shape, or not finite; returns their number."""
     shapes, branches = expected_shapes(dims_of_config(read_config(directory))), read_adapter(directory)
     for name, branch in branches.items():
         shape = shapes.get(f"{name}.weight", ())
@@ -68,19 +61,13 @@ def check_adapter(directory: Path) -> int:
 
 
 def _check_count(directory: Path, found: int, expected: int) -> None:
-    if found != expected:
-        raise VerificationError(
-            "the checkpoint holds another number of parameters than its config says",
-            where=str(directory),
-            expected=expected,
-            found=found,
-        )
+    what = "the checkpoint holds another number of parameters than its config says"
+    expect_equal(what, expected, found, where=str(directory))
     if (directory / ARTIFACT_FILE).is_file():
-        recorded = read_artifact(directory).num_parameters
-        if recorded != expected:
-            raise VerificationError(
-                "the artifact's record names another number of parameters",
-                where=str(directory / ARTIFACT_FILE),
-                expected=expected,
-                found=recorded,
-            )
+        expect_count(directory, expected, read_artifact(directory))
+
+
+def expect_count(directory: Path, expected: int, artifact: ModelArtifact) -> None:
+    """Refuse a record of another number of parameters."""
+    what = "the artifact's record names another number of parameters"
+    expect_equal(what, expected, artifact.num_parameters, where=str(directory / ARTIFACT_FILE))

@@ -57,18 +57,9 @@ def check_config(
 ) -> str:
     """Refuse a config that says something else than the source's.
 
-    Args:
-        directory: The made checkpoint.
-        source: What it was made from.
-        changed: Fields that must have these values instead of the source's.
-        layers: The source's layers that are kept, where some go: fields with one entry per layer follow.
-        without: Fields that are not compared.
-
-    Returns:
-        What was found equal, for the report.
-
-    Raises:
-        VerificationError: naming the first field that differs.
+    Fields that are `changed` must have these values instead; where only some `layers` of the source are
+    kept, fields with one entry per layer follow; those in `without` are not compared. Returns what was found
+    equal, for the report.
     """
     changed = dict(changed or {})
     ignored = _PROVENANCE | without | (_BY_INDEX if layers is not None else frozenset())
@@ -93,11 +84,7 @@ def check_config(
 
 
 def check_tokenizer_files(directory: Path, source: Path) -> None:
-    """Refuse tokenizer, chat template or generation settings that are not the source's.
-
-    Raises:
-        VerificationError: naming the file.
-    """
+    """Refuse tokenizer, chat template or generation settings that are not the source's."""
     for name in _UNCHANGED_FILES:
         expect_same_file(name, source, directory)
     if not (source / _TOKENIZER_CONFIG).is_file():
@@ -119,13 +106,8 @@ def check_tokenizer_files(directory: Path, source: Path) -> None:
 def check_own_config(directory: Path, *, lineage: Sequence[str]) -> None:
     """Refuse a config of ours that says what no writer of ours does: code to run, or a dtype not stored.
 
-    Args:
-        directory: A checkpoint of ours, with an FP8 one below it or without.
-        lineage: The stages that made it. From the first that stores every tensor in one dtype on, that is
-            the config's; a copy of a source made elsewhere says what the source says.
-
-    Raises:
-        VerificationError: naming the field.
+    From the first stage of the `lineage` that stores every tensor in one dtype on, that is the config's; a
+    copy of a source made elsewhere says what the source says.
     """
     is_uniform = not _OF_ONE_DTYPE.isdisjoint(lineage)
     for checkpoint in (directory, directory / FP8_DIRECTORY):

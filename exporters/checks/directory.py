@@ -20,6 +20,7 @@ from compressor.pruning.plan import PLAN_FILE
 from compressor.quantization.amax import AMAX_FILE
 from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
 from compressor.training.probes import PROBES_FILE
+from exporters.checks.checkpoint import expect_count
 from exporters.checks.config import check_own_config, check_tokenizer_files
 from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
@@ -41,13 +42,10 @@ _OURS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is to be checked.
+    """What is to be checked, and what it was made from, as far as that is known.
 
-    Attributes:
-        directory: Where it is.
-        origin: What it was made from, as far as that is known.
-        must_be_ours: Whether a missing record is a fault whatever else is there, as inside a run.
-        pattern: Sparsity demanded of every linear layer.
+    `must_be_ours` makes a missing record a fault whatever else is there, as inside a run; `pattern` is
+    sparsity demanded of every linear layer.
     """
 
     directory: Path
@@ -58,14 +56,10 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A directory that was checked.
+    """A directory that was checked, and the figures and facts found.
 
-    Attributes:
-        path: Where it is.
-        kind: What it is.
-        status: Of an export that was compared with its source, the comparison's; of anything else of this
-            tool `ok`; of other checkpoints, that they have no record.
-        found: Figures and facts that were checked.
+    `status` is, of an export that was compared with its source, the comparison's; of anything else of this
+    tool `ok`; of other checkpoints, that they have no record.
     """
 
     path: Path
@@ -79,12 +73,7 @@ class Checked:
 
 
 def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
-    """Check one directory.
-
-    Raises:
-        UsageError: when there is nothing to check.
-        VerificationError: naming the first thing that is wrong.
-    """
+    """Check one directory; a UsageError when there is nothing to check."""
     directory = subject.directory
     artifact = _record_of(subject)
     if artifact is None:
@@ -110,11 +99,7 @@ def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
 
 
 def _record_of(subject: Subject) -> ModelArtifact | None:
-    """The directory's record; None for what was made elsewhere.
-
-    Raises:
-        VerificationError: when the record of something of ours is missing.
-    """
+    """The directory's record, which something of ours must have; None for what was made elsewhere."""
     directory = subject.directory
     ours = next((name for name in _OURS if (directory / name).is_file()), None)
     missing = None
@@ -176,14 +161,7 @@ def _check_export(subject: Subject, artifact: ModelArtifact, options: VerifyOpti
     verification: Verification | None = None
     source = subject.origin.path
     if source is not None:
-        count = num_parameters(dims_of_config(read_config(source)))
-        if artifact.num_parameters != count:
-            raise VerificationError(
-                "the artifact's record names another number of parameters",
-                where=str(directory / ARTIFACT_FILE),
-                expected=count,
-                found=artifact.num_parameters,
-            )
+        expect_count(directory, num_parameters(dims_of_config(read_config(source))), artifact)
         verification = exporter.verify(directory, source, options)
         verification.enforce()
         check_tokenizer_files(directory, source)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.data.sources import is_local, source_fingerprint
+from compressor.data.files import is_local
+from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.planning.plan import planned_model, read_plan
@@ -15,6 +16,7 @@ from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact
 from compressor.runs.inputs import comparable, differences, is_local_fingerprint
 from compressor.runs.manifest import StageEntry
+from exporters.checks.equality import expect_equal
 
 # A stage whose whole configuration is one section of the recipe.
 _SECTION_OF_STAGE = {"distill": "distill", "correct": "distill", "generate": "distill.generate"}
@@ -24,43 +26,23 @@ _STORED = "teacher_logits"
 
 
 def check_manifest_entry(where: Path, entry: StageEntry | None, artifact: ModelArtifact) -> None:
-    """Refuse a stage that is not the one that the manifest lists.
-
-    Args:
-        where: The stage's directory.
-        entry: The manifest's of this stage; None where it lists none.
-        artifact: The stage's record.
-
-    Raises:
-        VerificationError: naming the field.
-    """
+    """Refuse a stage in `where` that is not the one that the manifest lists; None where it lists none."""
     if entry is None:
         raise VerificationError(
             "the manifest does not list this part of the run",
             where=str(where),
             hint="delete it, then repeat the command that made this run",
         )
-    for field, listed, found in (
-        ("stage", entry.stage, artifact.stage),
-        ("fingerprint", entry.fingerprint, artifact.fingerprint),
-    ):
-        if listed != found:
-            raise VerificationError(
-                "the manifest lists another stage than is there",
-                where=f"{where}: {field}",
-                expected=listed,
-                found=found,
-                hint="--restart-from this stage makes it again",
-            )
+    what, hint = "the manifest lists another stage than is there", "--restart-from this stage makes it again"
+    for field in ("stage", "fingerprint"):
+        listed, found = getattr(entry, field), getattr(artifact, field)
+        expect_equal(what, listed, found, where=f"{where}: {field}", hint=hint)
 
 
 def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     """Refuse a recipe that is not the one that a stage was made by.
 
     A text that was moved, and stored logits, are compared by their fingerprints.
-
-    Raises:
-        VerificationError: naming the field.
     """
     inputs = artifact.inputs
     plain = recipe.model_dump(mode="json")
@@ -116,11 +98,7 @@ def _within(said: Any, recorded: Any) -> Any:
 def _moved(
     file: Path, said: Mapping[str, Any], recorded: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """`data` and `others` of a stage's inputs, with what the recipe names by another path than it did.
-
-    Raises:
-        VerificationError: for a text or stored logits that are not there.
-    """
+    """`data` and `others` of a stage's inputs, with what the recipe names by another path than it did."""
     data, others = dict(inputs.get("data", {})), dict(inputs.get("others", {}))
     for field, found, expected in _leaves(said, recorded):
         if found == expected or not isinstance(found, str) or not isinstance(expected, str):
@@ -154,11 +132,7 @@ def _leaves(said: Any, recorded: Any, field: str = "") -> Iterator[tuple[str, An
 
 
 def check_plan(directory: Path, plan_file: str, *, teacher: Path | None, student: Path) -> None:
-    """Refuse a plan whose shapes are not those of teacher and student.
-
-    Raises:
-        VerificationError: naming the field.
-    """
+    """Refuse a plan whose shapes are not those of teacher and student."""
     file = directory / plan_file
     plan = read_plan(file)
     for role, planned, checkpoint in (

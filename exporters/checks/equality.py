@@ -13,18 +13,14 @@ from compressor.runs.artifact import ARTIFACT_FILE, sha256_of_file
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def expect_equal(what: str, expected: object, found: object, *, where: str, hint: str | None = None) -> None:
+    """Refuse whatever is not what it should be."""
+    if expected != found:
+        raise VerificationError(what, where=where, expected=expected, found=found, hint=hint)
+
+
 def expect_bits(name: str, expected: torch.Tensor, found: torch.Tensor, *, against: str) -> None:
-    """Refuse a tensor that differs in dtype, shape or any bit.
-
-    Args:
-        name: The tensor.
-        expected: What the second source gives.
-        found: What the directory holds.
-        against: The second source in a few words, for the message.
-
-    Raises:
-        VerificationError: naming the tensor, and its first different place.
-    """
+    """Refuse a tensor that differs from the one that `against` gives, in dtype, shape or any bit."""
     if expected.dtype != found.dtype or expected.shape != found.shape:
         raise VerificationError(
             f"a tensor has another dtype or shape than {against}",
@@ -45,11 +41,7 @@ def expect_bits(name: str, expected: torch.Tensor, found: torch.Tensor, *, again
 
 
 def expect_same_file(name: str, source: Path, directory: Path) -> None:
-    """Refuse a file that the source has and the directory has not, or has with other bytes.
-
-    Raises:
-        VerificationError: naming the file.
-    """
+    """Refuse a file that the source has and the directory has not, or has with other bytes."""
     if not (source / name).is_file():
         return
     if not (directory / name).is_file():
@@ -69,18 +61,10 @@ def expect_fields(
 ) -> None:
     """Refuse fields that have other values than expected; fields that are not expected are not looked at.
 
-    Args:
-        what: What is wrong if they have, for the message.
-        expected: The fields and their values; None is that of a field that is not there.
-        found: What is there.
-        where: What the message puts before the field's name.
-
-    Raises:
-        VerificationError: naming the first such field.
+    An expected None is a field that is not there; `where` stands before the field's name.
     """
     for name, value in expected.items():
-        if found.get(name) != value:
-            raise VerificationError(what, where=f"{where}{name}", expected=value, found=found.get(name))
+        expect_equal(what, value, found.get(name), where=f"{where}{name}")
 
 
 def expect_equal_fields(
@@ -92,10 +76,6 @@ def expect_equal_fields(
 
 
 def expect_figures(directory: Path, counted: Mapping[str, object], recorded: Mapping[str, object]) -> None:
-    """Refuse a record whose figures are not those that were counted again.
-
-    Raises:
-        VerificationError: naming the figure.
-    """
+    """Refuse a record whose figures are not those that were counted again."""
     where = f"{directory / ARTIFACT_FILE}: details."
     expect_fields("a recorded figure is not what was found", counted, recorded, where=where)

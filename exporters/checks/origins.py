@@ -22,12 +22,7 @@ _UNKNOWN = "no part of this run is what it was made from"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a directory was made from.
-
-    Attributes:
-        path: The checkpoint to compare with; None where there is none.
-        reason: Why there is none where there should be one.
-    """
+    """The checkpoint that a directory was made from, to compare with; or the reason why there is none."""
 
     path: Path | None = None
     reason: str | None = None
@@ -38,13 +33,7 @@ NOTHING = Origin()
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The models of a run, to find the one that another directory was made from.
-
-    Attributes:
-        directory: The run.
-        teacher: The original model.
-        contents: Fingerprints of whole checkpoints, once they were read.
-    """
+    """The models of a run, with fingerprints once read, to find what another directory was made from."""
 
     directory: Path
     teacher: Origin
@@ -104,10 +93,7 @@ def fingerprint_of_teacher(directory: Path) -> str | None:
 def teacher_of(directory: Path, recipe: Recipe, given: Path | None) -> Origin:
     """The checkpoint that a run was made from: the given one, or what lies where the recipe says.
 
-    What lies there today may be another model, which then is none.
-
-    Raises:
-        UsageError: when the given one is another.
+    What lies there today may be another model, which then is none; a given one is a UsageError then.
     """
     wanted = fingerprint_of_teacher(directory)
     if given is not None:

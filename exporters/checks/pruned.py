@@ -58,16 +58,7 @@ class Kept:
 
 
 def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
-    """Refuse a tensor or a config field that source and plan do not give.
-
-    Args:
-        directory: What the prune stage left.
-        artifact: Its record.
-        source: The checkpoint that it cut.
-
-    Raises:
-        VerificationError: naming the first tensor or field.
-    """
+    """Refuse a tensor or a config field of the prune stage's `directory` that source and plan do not give."""
     teacher = dims_of_config(read_config(source))
     kept = read_kept(directory, teacher)
     removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
@@ -85,11 +76,7 @@ def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict
 
 
 def read_kept(directory: Path, teacher: Dims) -> Kept:
-    """The kept indices of the plan in a directory.
-
-    Raises:
-        VerificationError: for a plan that is missing, of another schema or another model, or malformed.
-    """
+    """The kept indices of the plan in a directory, which must be whole and of this teacher."""
     file = directory / PLAN_FILE
     plan = read_json_mapping(file, what="the prune plan")
     what = "the prune plan is for another model, or was not written by this version of compress-export"

@@ -8,6 +8,7 @@ from pathlib import Path
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import as_record
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, fingerprint_of
+from exporters.checks.equality import expect_equal
 from exporters.verification.record import VERIFICATION_FILE, ExportRecord, Verification, read_verification
 
 # Another machine sums in another order; figures are kept with six digits.
@@ -32,22 +33,11 @@ def check_figures(
 ) -> None:
     """Refuse a record that was edited, or that says other figures than were found now.
 
-    Args:
-        directory: Where it is.
-        artifact: The record.
-        verification: What an export's comparison found now, where there was one.
-
-    Raises:
-        VerificationError: naming the figure.
+    `verification` is what an export's comparison found now, where there was one.
     """
     file = directory / ARTIFACT_FILE
-    if artifact.fingerprint != fingerprint_of(artifact.inputs):
-        raise VerificationError(
-            "the record's inputs are not those of its fingerprint",
-            where=f"{file}: inputs",
-            expected=artifact.fingerprint,
-            found=fingerprint_of(artifact.inputs),
-        )
+    what = "the record's inputs are not those of its fingerprint"
+    expect_equal(what, artifact.fingerprint, fingerprint_of(artifact.inputs), where=f"{file}: inputs")
     if not (directory / VERIFICATION_FILE).is_file():
         return
     record = read_verification(directory)
@@ -81,12 +71,7 @@ def _comparable(now: Verification, record: Verification) -> tuple[dict[str, obje
 def _expect(where: str, expected: object, found: object, path: str = "", slack: float | None = None) -> None:
     """Compare two trees of figures; numbers agree within what another machine may give.
 
-    Args:
-        where: The record, for the error.
-        expected: What should stand there.
-        found: What does.
-        path: Of the figure, inside the record.
-        slack: Where one side was measured now: the tolerance that the measurement keeps to, 0 without one.
+    `slack` is, where one side was measured now, the tolerance that the measurement keeps to, 0 without one.
     """
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted({*expected, *found}):

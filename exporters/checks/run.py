@@ -91,14 +91,7 @@ def _benchmark(recipe: Recipe) -> dict[str, str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecords:
-    """What a run says of itself.
-
-    Attributes:
-        directory: The run.
-        recipe: What it was asked for.
-        stages: The manifest's entry of every stage that was finished, by directory.
-        parts: Its models, the original one among them if that is on this machine.
-    """
+    """What a run says of itself: its recipe, the manifest's entry of every finished stage, its models."""
 
     directory: Path
     recipe: Recipe
@@ -107,15 +100,7 @@ class RunRecords:
 
 
 def read_run(directory: Path, teacher: Path | None) -> RunRecords:
-    """Read a run's records.
-
-    Args:
-        directory: The run.
-        teacher: Where the original model is; by default where the recipe says.
-
-    Raises:
-        VerificationError: when one is missing or cannot be read.
-    """
+    """Read a run's records; its `teacher` is by default where the recipe says."""
     for name in (MANIFEST_FILE, RECIPE_FILE, PLAN_FILE):
         if not (directory / name).is_file():
             raise VerificationError(
@@ -163,12 +148,8 @@ def check_run(
 ) -> tuple[list[Checked], list[str]]:
     """Check every directory that the recipe demands, and every other that is there.
 
-    Returns:
-        What was found, and what was not compared, in words.
-
-    Raises:
-        UsageError: for a run that is not finished yet; what is there was checked.
-        VerificationError: naming the first thing that is missing or wrong.
+    Returns what was found, and what was not compared, in words. Of a run that is not finished yet, a
+    UsageError once what is there was checked.
     """
     for converted in conversions(directory):
         redo = f"delete {converted}, then the command that made the run converts the file again"

@@ -30,11 +30,7 @@ _BRANCH_TOLERANCE = 1e-5
 
 
 def check_masks(directory: Path, artifact: ModelArtifact) -> dict[str, JsonValue]:
-    """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number.
-
-    Raises:
-        VerificationError: naming the first such tensor.
-    """
+    """Refuse a mask that drops a weight that is there, or keeps other than the pattern's number."""
     sparsity = _sparsity(directory)
     masks = read_masks(directory / MASKS_FILE, sparsity.shapes)
     counts: dict[str, tuple[int, int]] = {}
@@ -63,9 +59,6 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
     Tensors that are not recorded as sparse are the source's bit for bit. A method that only chooses a mask
     leaves kept weights as they were; magnitude's mask is chosen again here. What a method that changes
     weights gives is compared elsewhere with the sums that the stage recorded.
-
-    Raises:
-        VerificationError: naming the first tensor.
     """
     sparsity = _sparsity(directory)
     settings = artifact.inputs.get("config", {}).get("sparsify", {})
@@ -93,11 +86,7 @@ def check_sparsified(directory: Path, artifact: ModelArtifact, source: Path) -> 
 
 
 def check_moved_masks(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
-    """Refuse masks that training should have held, or that moved by another share than it reported.
-
-    Raises:
-        VerificationError: naming the first tensor whose mask moved, or the figure.
-    """
+    """Refuse masks that training should have held, or that moved by another share than it reported."""
     sparsity = _sparsity(directory)
     before, after = (read_masks(path / MASKS_FILE, sparsity.shapes) for path in (source, directory))
     moved = {name: int((before[name] & ~mask).sum()) for name, mask in after.items()}

@@ -39,19 +39,9 @@ Found = dict[str, JsonValue]
 def check_stage(
     directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions
 ) -> Found:
-    """Check a stage's content, as far as there is something to check it against.
+    """Check what a stage left, as far as there is something to check it against; `source` may not be known.
 
-    Args:
-        directory: What the stage left.
-        artifact: Its record.
-        source: The checkpoint that it read; None when it is not known.
-        options: How models are run.
-
-    Returns:
-        What was found; of a stage that makes no model, that it is as recorded.
-
-    Raises:
-        VerificationError: naming the first thing that is wrong.
+    Returns what was found; of a stage that makes no model, that it is as recorded.
     """
     check = _CHECKS.get(artifact.stage)
     if check is None:
@@ -173,12 +163,7 @@ def _same_names(original: CheckpointReader, reader: CheckpointReader) -> list[st
 
 
 def _check_digests(directory: Path, *, whole_model: bool = False) -> Found:
-    """Every tensor whose digest was taken from memory, one at a time.
-
-    Args:
-        directory: The checkpoint.
-        whole_model: Whether every tensor of the model must have one.
-    """
+    """Every tensor whose digest was taken from memory, one at a time; of a whole model every one must be."""
     digests = read_digests(directory)
     branches = read_adapter(directory) if has_adapter(directory) else {}
     found: dict[str, str] = {}

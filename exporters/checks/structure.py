@@ -23,15 +23,9 @@ from exporters.protocol import Exporter
 def check_structure(
     directory: Path, exporter: Exporter, pattern: Pattern | None = None
 ) -> dict[str, JsonValue]:
-    """Check the model in a directory without anything to compare it with.
+    """Check the model in a directory without anything to compare it with, `pattern` demanded if given.
 
-    Args:
-        directory: A checkpoint or an export.
-        exporter: Of its format; of a stage's checkpoint the one that leaves it as it is.
-        pattern: Sparsity to demand, recorded or not.
-
-    Raises:
-        VerificationError: naming the first tensor, file or figure that is wrong.
+    The exporter is of its format; of a stage's checkpoint the one that leaves it as it is.
     """
     found: dict[str, JsonValue] = {**exporter.check_structure(directory)}
     if (directory / AMAX_FILE).is_file():
@@ -44,11 +38,7 @@ def check_structure(
 
 
 def _demanded(directory: Path, pattern: Pattern | None) -> SparsityRecord | None:
-    """A record of every linear layer of a checkpoint, where sparsity is demanded.
-
-    Raises:
-        VerificationError: when another format has no record of the pattern.
-    """
+    """A record of every linear layer of a checkpoint, where sparsity is demanded; others must have one."""
     if pattern is None:
         return None
     if not (directory / CONFIG_FILE).is_file():

@@ -15,7 +15,7 @@ from typing import Any
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.dims import Dims
-from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.builder import GRAPH_FILE, load_graph
 from exporters.verification.class_defaults import value_of
 
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -28,21 +28,9 @@ _PRECISION = 1e-6
 def check_attributes(directory: Path, student: Path, dims: Dims) -> int:
     """Compare the norms' epsilon and the attention's head counts and scale with the student's config.
 
-    Args:
-        directory: The export.
-        student: The checkpoint.
-        dims: The student's dimensions.
-
-    Returns:
-        Number of attributes compared.
-
-    Raises:
-        VerificationError: naming the node, and what it has and should have; or when a graph has too few
-            norms or no attention to compare.
+    Returns the number of attributes compared; a VerificationError names the node, and what it has and should
+    have.
     """
-    import onnx
-
-    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
     epsilon = {"epsilon": value_of(read_config(student), dims.family.norm_epsilon)}
     heads = {"num_heads": dims.num_attention_heads, "scale": 1 / math.sqrt(dims.head_dim)}
     wanted = {
@@ -50,7 +38,7 @@ def check_attributes(directory: Path, student: Path, dims: Dims) -> int:
         _GROUPED: {**heads, "kv_num_heads": dims.num_key_value_heads},
         _REPEATED: heads,
     }
-    nodes = [node for node in graph.node if node.op_type in wanted]
+    nodes = [node for node in load_graph(directory).graph.node if node.op_type in wanted]
     num_layers = dims.num_hidden_layers
     for operators, least in ((_NORMS, 2 * num_layers + 1), ((_GROUPED, _REPEATED), num_layers)):
         found = sum(node.op_type in operators for node in nodes)

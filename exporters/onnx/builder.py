@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from compressor.core.errors import DependencyError, VerificationError
 from compressor.core.resource_errors import as_resource_error, killed_child
@@ -27,11 +28,8 @@ _NUM_LOG_LINES = 12
 def build_onnx(checkpoint: Path, out_dir: Path, *, precision: str, trust_remote_code: bool = False) -> None:
     """Build a checkpoint's graph for the CPU: `model.onnx`, its data, `genai_config.json`, tokenizer.
 
-    Args:
-        checkpoint: A Hugging Face checkpoint with its tokenizer.
-        out_dir: An existing directory; files of these names are replaced.
-        precision: Of the weights: fp32, fp16, or int4 (blockwise round-to-nearest, the builder's defaults).
-        trust_remote_code: Whether the builder may run code from the checkpoint.
+    Files of these names in `out_dir` are replaced. The precision of the weights is fp32, fp16, or int4
+    (blockwise round-to-nearest, the builder's defaults).
 
     Raises:
         DependencyError: when the builder cannot be imported.
@@ -50,6 +48,20 @@ def build_onnx(checkpoint: Path, out_dir: Path, *, precision: str, trust_remote_
             path.replace(out_dir / path.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def load_graph(directory: Path) -> Any:
+    """The graph in a directory, without its weights' data; VerificationError when it cannot be read."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    file = directory / GRAPH_FILE
+    if not file.is_file():
+        raise VerificationError("the graph is missing", where=str(file))
+    try:
+        return onnx.load(file, load_external_data=False)
+    except DecodeError as error:
+        raise VerificationError("the graph is corrupt", where=str(file), found=error) from error
 
 
 def _command(

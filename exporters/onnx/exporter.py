@@ -14,14 +14,13 @@ from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.recipe import Export
 from exporters.onnx.attributes import check_attributes
-from exporters.onnx.builder import build_onnx
+from exporters.onnx.builder import build_onnx, load_graph
 from exporters.onnx.expressible import check_expressible
 from exporters.onnx.genai_config import check_genai_config, complete_genai_config
 from exporters.onnx.int4_logits import check_against_carrying_student_
 from exporters.onnx.rope import buildable, check_tables, write_tables
 from exporters.onnx.runtime import GraphFailureError, NotExecutableError, OnnxModel
 from exporters.onnx.sparsity import check_graph_sparsity
-from exporters.onnx.structure import check_graph_files
 from exporters.onnx.weights import compare_weights
 from exporters.protocol import Exporter
 from exporters.verification.comparison import compare_logits, rounded
@@ -56,19 +55,11 @@ class OnnxExporter(Exporter):
         return Export(int4_min_top1=export.int4_min_top1 if self.precision == "int4" else None)
 
     def check(self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None) -> None:
-        """Refuse a model whose graph would compute something else, from its config alone.
-
-        Raises:
-            UnsupportedError: naming the field.
-        """
+        """Refuse a model whose graph would compute something else, from its config alone."""
         check_expressible(config)
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
-        """Build the graph from the 16-bit checkpoint.
-
-        Raises:
-            UnsupportedError: for a model whose graphs are not confirmed.
-        """
+        """Build the graph from the 16-bit checkpoint."""
         config = read_config(source)
         self.check(config, options.export, None)
         options.console.info(f"building the {self.precision} ONNX graph")
@@ -118,11 +109,7 @@ class OnnxExporter(Exporter):
         return self.verification(checks, prompts=prompts, logits=logits, tolerance=TOLERANCES[self.precision])
 
     def enforce(self, verification: Verification, export: Export) -> None:
-        """Beyond the tolerance, hold int4 to the recipe's gate on its most likely tokens.
-
-        Raises:
-            VerificationError, AccuracyGateError: naming the figure.
-        """
+        """Beyond the tolerance, hold int4 to the recipe's gate on its most likely tokens."""
         verification.enforce()
         if self.precision != "int4" or export.int4_min_top1 is None:
             return
@@ -138,7 +125,10 @@ class OnnxExporter(Exporter):
 
     def check_structure(self, directory: Path) -> dict[str, JsonValue]:
         """Check that the graph can be read, and that its weights lie beside it."""
-        check_graph_files(directory)
+        data = [pair for entry in load_graph(directory).graph.initializer for pair in entry.external_data]
+        for name in sorted({pair.value for pair in data if pair.key == "location"}):
+            if Path(name).name != name or not (directory / name).is_file():
+                raise VerificationError("the graph's weights are missing", where=str(directory / name))
         return {}
 
     def check_sparsity(self, directory: Path, sparsity: SparsityRecord) -> int:

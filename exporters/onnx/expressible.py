@@ -21,11 +21,7 @@ _HINT = "leave onnx out of the formats; vLLM, SGLang and newer TensorRT-LLM load
 
 
 def check_expressible(config: dict[str, object]) -> None:
-    """Refuse a model whose graph would fail, or compute something else, from its config alone.
-
-    Raises:
-        UnsupportedError: naming the field.
-    """
+    """Refuse (UnsupportedError) a model whose graph would fail or compute something else, from its config."""
     family = family_of(str(config.get("model_type")))
     if family.genai is None:
         raise UnsupportedError(

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.core.errors import UsageError, VerificationError
+from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
-from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE
+from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE, load_graph
 from exporters.verification.class_defaults import value_of
+from exporters.verification.logits import tokenizer_of
 
 # Generation settings that the runtime reads by transformers' names.
 _SEARCH = (
@@ -36,9 +36,7 @@ def complete_genai_config(out_dir: Path, student: Path) -> None:
     document = read_json_mapping(file, what="the GenAI config")
     generation = _generation_config(student)
     settings = {name: generation[name] for name in _SEARCH if generation.get(name) is not None}
-    document["search"] |= {
-        name: value for name, value in settings.items() if document["search"].get(name) != value
-    }
+    document["search"] |= settings
     ends = _listed({**read_config(student), **_stated(generation)}.get("eos_token_id"))
     found = _listed(document["model"]["eos_token_id"])
     missing = [end for end in ends if end not in found]
@@ -49,16 +47,7 @@ def complete_genai_config(out_dir: Path, student: Path) -> None:
 
 
 def check_genai_config(out_dir: Path, student: Path, *, trust_remote_code: bool = False) -> str:
-    """Refuse a `genai_config.json` that describes another model, or another way to generate.
-
-    Args:
-        out_dir: The export.
-        student: The checkpoint.
-        trust_remote_code: Whether the tokenizer's own code may run.
-
-    Raises:
-        VerificationError: naming the first field that differs.
-    """
+    """Refuse (VerificationError) a `genai_config.json` of another model, or another way to generate."""
     file = out_dir / GENAI_CONFIG_FILE
     document = read_json_mapping(file, what="the GenAI config")
     model, search = document.get("model"), document.get("search")
@@ -69,14 +58,15 @@ def check_genai_config(out_dir: Path, student: Path, *, trust_remote_code: bool 
         )
     config, generation = read_config(student), _generation_config(student)
     _check_model(model, decoder, config)
-    _check_names(decoder, _graph_names(out_dir))
+    graph = load_graph(out_dir).graph
+    _check_names(decoder, {entry.name for entry in (*graph.input, *graph.output)})
     length = value_of(config, "max_position_embeddings")
     _expect("model.context_length", length, model.get("context_length"))
     _expect("search.max_length", length, search.get("max_length"))
     for name in _SEARCH:
         if generation.get(name) is not None:
             _expect(f"search.{name}", generation[name], search.get(name))
-    tokenizer = _tokenizer(student, trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer_of(student, trust_remote_code=trust_remote_code)
     _check_token_ids(model, {**config, **_stated(generation)}, tokenizer)
     return "dimensions, lengths, tokens, search settings and names equal"
 
@@ -105,20 +95,6 @@ def _check_names(decoder: Mapping[str, Any], names: set[str]) -> None:
                 raise _differs(f"model.decoder.{kind}.{role}", "a name in the graph", name)
 
 
-def _graph_names(out_dir: Path) -> set[str]:
-    """Inputs and outputs."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(out_dir / GRAPH_FILE, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise VerificationError(
-            "the graph is truncated or corrupt", where=str(out_dir / GRAPH_FILE), found=error
-        ) from error
-    return {entry.name for entry in (*graph.input, *graph.output)}
-
-
 def _check_token_ids(model: Mapping[str, Any], stated: Mapping[str, Any], tokenizer: Any) -> None:
     """End tokens are all the student's, and at most the tokenizer's beside; others where they are stated."""
     ends, found = _listed(stated.get("eos_token_id")), _listed(model.get("eos_token_id"))
@@ -140,13 +116,6 @@ def _stated(generation: Mapping[str, Any]) -> dict[str, object]:
     """Token ids of the generation config, which come before the model's own."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: generation[name] for name in names if generation.get(name) is not None}
-
-
-def _tokenizer(student: Path, *, trust_remote_code: bool) -> Any:
-    try:
-        return load_tokenizer(student, trust_remote_code=trust_remote_code)
-    except UsageError:
-        return None
 
 
 def _listed(ids: Any) -> list[Any]:

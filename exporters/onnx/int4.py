@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from exporters.onnx.rope import TABLES
-from exporters.onnx.weights import StoredGraph, StoredWeight, stored_weights
+from exporters.checks.equality import expect_equal
+from exporters.onnx.weights import TABLES, StoredGraph, StoredWeight, refuse_unknown, stored_weights
 
 _BITS, _LAST, _ZERO = 4, 15, 8
 # A float32 quotient of bfloat16 weights and float32 scales, in steps.
@@ -33,11 +32,9 @@ _PARTS = ("_Q4", "_scales", "_zero_points", "_zp")
 class Blocks:
     """One stored matrix.
 
-    Attributes:
-        steps: Codes less their zero points, `[out, blocks, block_size]`, int16.
-        zeros: Zero points, `[out, blocks]`, int16.
-        scales: `[out, blocks]`, float32; negative where the block's largest weight is.
-        num_columns: Inputs; the last block may be longer than what is left.
+    `steps` are codes less their zero points, `[out, blocks, block_size]`, int16; `zeros` the zero points,
+    `[out, blocks]`, int16; `scales` `[out, blocks]`, float32, negative where the block's largest weight is.
+    The last of the blocks may be longer than what is left of the `num_columns` inputs.
     """
 
     steps: torch.Tensor
@@ -73,11 +70,7 @@ class Int4Graph(StoredGraph):
         return name in self._nodes
 
     def blocks(self, name: str) -> Blocks:
-        """A quantised matrix.
-
-        Raises:
-            UnsupportedError: for another bit width, or groups of inputs in another order.
-        """
+        """A quantised matrix; UnsupportedError for another bit width, or inputs in another order."""
         node = self._nodes[name]
         sizes = {entry.name: entry.i for entry in node.attribute}
         extra = [entry for entry in node.input[4:] if entry]
@@ -102,20 +95,10 @@ class Int4Graph(StoredGraph):
 def check_nearest(name: str, weight: torch.Tensor, blocks: Blocks) -> None:
     """Refuse stored values that are not the nearest their block can hold, or a scale that is too wide.
 
-    Args:
-        name: For the error.
-        weight: `[out, in]`, what was quantised.
-        blocks: What is stored.
-
-    Raises:
-        VerificationError: naming the first weight, or block.
+    `weight` is what was quantised, `[out, in]`.
     """
-    stored = blocks.steps.flatten(1)[:, : blocks.num_columns]
-    if weight.shape != stored.shape:
-        expected, found = list(weight.shape), list(stored.shape)
-        raise VerificationError(
-            "a quantised weight has another shape", where=name, expected=expected, found=found
-        )
+    stored = blocks.distances()
+    expect_equal("a quantised weight has another shape", list(weight.shape), list(stored.shape), where=name)
     size = blocks.steps.shape[-1]
     scales = blocks.scales.repeat_interleave(size, dim=1)[:, : blocks.num_columns]
     zeros = blocks.zeros.repeat_interleave(size, dim=1)[:, : blocks.num_columns]
@@ -148,24 +131,13 @@ def check_int4(
 ) -> int:
     """Check every weight of a graph against the student's, one matrix in memory at a time.
 
-    Args:
-        directory: The export.
-        student: The checkpoint.
-        dims: Its dimensions.
-        keep: Called with what the graph computes with, by the student's names, float32, of everything that
-            is quantised, the LM head apart from the embedding.
-
-    Returns:
-        The number of quantised matrices.
-
-    Raises:
-        VerificationError: naming the first weight that is missing, unknown or different.
+    `keep` is called with what the graph computes with, by the student's names, float32, of everything that
+    is quantised, the LM head apart from the embedding. Returns the number of quantised matrices; a weight
+    that is missing, unknown or different is a VerificationError.
     """
     graph = Int4Graph(directory)
     wanted = stored_weights(dims, graph.names())
-    unknown = graph.names() - {stored.initialiser for stored in wanted}
-    if unknown:
-        raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
+    refuse_unknown(graph.names(), wanted)
     num_quantised = 0
     with CheckpointReader(student) as reader:
         for stored in wanted:
@@ -177,25 +149,6 @@ def check_int4(
                 if keep is not None:
                     keep(name, weight)
     return num_quantised
-
-
-class Carrier:
-    """Makes a float32 student compute with other weights, its head untied where it gets one of its own."""
-
-    def __init__(self, model: Any, dims: Dims) -> None:
-        """Take a model, whose weights will be overwritten."""
-        self._model = model
-        self._head = f"{dims.family.lm_head}.weight"
-        self._parameters = dict(model.named_parameters())
-
-    def carry_(self, name: str, weight: torch.Tensor) -> None:
-        """Take over one weight, by the student's name for it."""
-        if name == self._head:
-            output = self._model.get_output_embeddings()
-            own = weight.to(output.weight.device, copy=True)
-            output.weight = torch.nn.Parameter(own, requires_grad=False)
-        else:
-            self._parameters[name].data.copy_(weight)
 
 
 def _check_quantised(

@@ -20,7 +20,7 @@ from compressor.core.errors import VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from exporters.onnx.int4 import Carrier, check_int4
+from exporters.onnx.int4 import check_int4
 from exporters.onnx.runtime import OnnxModel
 from exporters.verification.comparison import LogitComparison, rounded
 from exporters.verification.logits import VerifyOptions, compare_models, torch_logits
@@ -42,26 +42,29 @@ def check_against_carrying_student_(
 ) -> dict[str, JsonValue]:
     """Check weights step by step, then the graph's logits against the student that carries them.
 
-    Args:
-        model: The student in float32; it carries the graph's weights afterwards.
-        directory: The export.
-        student: The checkpoint.
-        prompts: What is fed.
-        options: How models are run.
-        compared: The graph as it runs against the student.
-
-    Raises:
-        VerificationError: naming the weight or the figure.
+    `model` is the student in float32; it carries the graph's weights afterwards. `compared` is the graph as
+    it runs against the student itself.
     """
     dims = dims_of_config(read_config(student))
     reversed_kl = reversed_divergence(model, prompts, options)
     check_floor(compared, reversed_kl)
-    num_quantised = check_int4(directory, student, dims, keep=Carrier(model, dims).carry_)
+    parameters, head = dict(model.named_parameters()), f"{dims.family.lm_head}.weight"
+
+    def carry_(name: str, weight: torch.Tensor) -> None:
+        """Let the student compute with a weight, its head untied where that gets one of its own."""
+        if name == head:
+            output = model.get_output_embeddings()
+            own = weight.to(output.weight.device, copy=True)
+            output.weight = torch.nn.Parameter(own, requires_grad=False)
+        else:
+            parameters[name].data.copy_(weight)
+
+    num_quantised = check_int4(directory, student, dims, keep=carry_)
     graph = OnnxModel(directory, dims, exact_activations=True)
     exact = compare_models(torch_logits(model), graph.logits, prompts, options.console)["all"]
     tolerance = TOLERANCES["fp32"]
     assert tolerance is not None
-    check_tolerance(exact, tolerance, where="the student carrying the graph's int4 weights")
+    check_tolerance(exact.figures(), tolerance, where="the student carrying the graph's int4 weights")
     return {
         "num_int4_weights_within_half_a_step": num_quantised,
         "max_relative_to_student_carrying_them": rounded(exact.max_relative),
@@ -95,11 +98,7 @@ def _layers_reversed(model: Any) -> Iterator[None]:
 
 
 def check_floor(compared: LogitComparison, reversed_kl: float | None) -> None:
-    """Refuse a graph that is as far from the student as its layers in the wrong order.
-
-    Raises:
-        VerificationError: naming both figures.
-    """
+    """Refuse a graph that is as far from the student as its layers in the wrong order."""
     if reversed_kl is None:
         return
     largest = max(MAX_SHARE_OF_REVERSED * reversed_kl, ALWAYS_ALLOWED_NATS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +21,11 @@ import torch
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.config.portable import portable_config
-from exporters.onnx.builder import GRAPH_FILE
+from exporters.checks.equality import expect_equal
+from exporters.onnx.builder import GRAPH_FILE, load_graph
 from exporters.onnx.expressible import builder_knows_rope, class_name
-from exporters.onnx.weights import read_initialiser
+from exporters.onnx.weights import TABLES, read_initialiser
 
-TABLES = ("cos_cache", "sin_cache")
 # An angle is a position times a frequency, both rounded to float32, so its error grows with the position.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3}
 _TOLERANCE_PER_POSITION = 3e-7
@@ -66,9 +66,9 @@ def write_tables(directory: Path, student: Path) -> None:
         return
     import onnx
 
-    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False)
-    stored = {entry.name: entry for entry in graph.graph.initializer if entry.name in TABLES}
-    for name, wanted in expected_tables(student, _num_positions(stored)).items():
+    graph = load_graph(directory)
+    stored = _stored_tables(graph)
+    for name, wanted in expected_tables(student, stored[TABLES[0]].dims[0]).items():
         entry = stored[name]
         values = wanted.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(entry.data_type)).tobytes()
         if entry.data_location == onnx.TensorProto.EXTERNAL:
@@ -84,23 +84,13 @@ def write_tables(directory: Path, student: Path) -> None:
 def check_tables(directory: Path, student: Path) -> int:
     """Compare a graph's tables with those of transformers' class; returns the number of positions.
 
-    Raises:
-        VerificationError: for a table that is missing, short or different.
+    A table that is missing, short or different is a VerificationError.
     """
-    import onnx
-
-    graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
-    stored = {entry.name: entry for entry in graph.initializer if entry.name in TABLES}
-    num_positions = _num_positions(stored)
+    stored = _stored_tables(load_graph(directory))
+    num_positions = int(stored[TABLES[0]].dims[0])
     for name, wanted in expected_tables(student, num_positions).items():
         found = read_initialiser(stored[name], directory)
-        if found.shape != wanted.shape:
-            raise VerificationError(
-                "a rope table has another shape",
-                where=name,
-                expected=list(wanted.shape),
-                found=list(found.shape),
-            )
+        expect_equal("a rope table has another shape", list(wanted.shape), list(found.shape), where=name)
         bounds = _TOLERANCE[found.dtype] + _TOLERANCE_PER_POSITION * torch.arange(num_positions)
         difference = (found.float() - wanted).abs().amax(-1)
         excess = (difference / (bounds * wanted.abs().max())).nan_to_num(nan=torch.inf)
@@ -130,8 +120,8 @@ def expected_tables(student: Path, num_positions: int) -> dict[str, torch.Tensor
     return dict(zip(TABLES, half, strict=True))
 
 
-def _num_positions(stored: Mapping[str, Any]) -> int:
-    missing = sorted(set(TABLES) - set(stored))
-    if missing:
+def _stored_tables(graph: Any) -> dict[str, Any]:
+    stored = {entry.name: entry for entry in graph.graph.initializer if entry.name in TABLES}
+    if missing := sorted(set(TABLES) - set(stored)):
         raise VerificationError("the graph lacks a rope table", where=missing[0])
-    return int(stored[TABLES[0]].dims[0])
+    return stored

@@ -13,7 +13,7 @@ import torch
 from compressor.core.errors import VerificationError
 from compressor.core.resource_errors import as_resource_error
 from compressor.models.dims import Dims
-from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.builder import GRAPH_FILE, load_graph
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ONLY_FATAL = 4
@@ -38,11 +38,8 @@ class OnnxModel:
     def __init__(self, directory: Path, dims: Dims, *, exact_activations: bool = False) -> None:
         """Open `model.onnx` in `directory`.
 
-        Args:
-            directory: The export.
-            dims: The student's dimensions.
-            exact_activations: Compute quantised layers with float32 inputs, whatever the graph allows:
-                its kernels may round them to 8 bits.
+        With `exact_activations` quantised layers compute with float32 inputs, whatever the graph allows: its
+        kernels may round them to 8 bits.
 
         Raises:
             VerificationError: when the graph cannot be opened, or has not the inputs and outputs of
@@ -55,7 +52,7 @@ class OnnxModel:
         options.log_severity_level = _ONLY_FATAL
         graph: str | bytes = str(directory / GRAPH_FILE)
         if exact_activations:
-            graph = _attempt(lambda: _with_exact_activations(directory / GRAPH_FILE))
+            graph = _with_exact_activations(directory)
             options.add_session_config_entry(_DATA_FOLDER, str(directory))
         self._session = _attempt(
             lambda: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -103,11 +100,9 @@ class OnnxModel:
         return logits, {_PAST + name.removeprefix(_PRESENT): value for name, value in found.items()}
 
 
-def _with_exact_activations(path: Path) -> bytes:
+def _with_exact_activations(directory: Path) -> bytes:
     """The graph, without its data, allowing quantised layers no less than float32 inputs."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(directory)
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
@@ -123,12 +118,8 @@ def _check_cached(inputs: set[str], outputs: set[str], num_layers: int) -> None:
         raise VerificationError(
             "the graph lacks an input or output of a decoder with a KV cache", where=min(missing)
         )
-    unknown = {name for name in inputs if not name.startswith(_PAST)} - {
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-    }
-    if unknown:
+    known = {"input_ids", "attention_mask", "position_ids"}
+    if unknown := {name for name in inputs if not name.startswith(_PAST)} - known:
         raise VerificationError("the graph has an input that this tool does not know", where=min(unknown))
 
 
@@ -136,26 +127,13 @@ def _attempt(work: Callable[[], Any]) -> Any:
     """Run onnxruntime, its own exceptions turned into ours."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    refused = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NoSuchFile)
     try:
         return work()
     except state.NotImplemented as error:
         raise NotExecutableError(str(error)) from error
-    except (
-        state.Fail,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.InvalidArgument,
-        state.NoSuchFile,
-    ) as error:
-        _refuse_resource_error(error)
-        raise GraphFailureError("onnxruntime cannot run the graph", where=GRAPH_FILE, found=error) from error
-    except state.RuntimeException as error:
-        _refuse_resource_error(error)
-        raise GraphFailureError("onnxruntime failed in the graph", where=GRAPH_FILE, found=error) from error
-
-
-def _refuse_resource_error(error: Exception) -> None:
-    """Let a want of memory or disk through: it says nothing about the graph."""
-    resource = as_resource_error(error)
-    if resource is not None:
-        raise resource from error
+    except (*refused, state.RuntimeException) as error:
+        if resource := as_resource_error(error):
+            raise resource from error  # a want of memory or disk says nothing about the graph
+        did = "failed in" if isinstance(error, state.RuntimeException) else "cannot run"
+        raise GraphFailureError(f"onnxruntime {did} the graph", where=GRAPH_FILE, found=error) from error

@@ -17,11 +17,7 @@ _STORED = ".MatMul.weight"
 
 
 def check_graph_sparsity(directory: Path, sparsity: SparsityRecord) -> int:
-    """Check every recorded tensor of a graph; returns their number.
-
-    Raises:
-        VerificationError: naming the first that is missing, or has too many non-zeros.
-    """
+    """Check every recorded tensor of a graph; returns their number."""
     graph = Int4Graph(directory)
     for name, (initialiser, rows) in stored_names(sparsity, graph.names()).items():
         if graph.is_quantised(initialiser):
@@ -35,9 +31,7 @@ def check_graph_sparsity(directory: Path, sparsity: SparsityRecord) -> int:
 def stored_names(sparsity: SparsityRecord, stored: set[str]) -> dict[str, tuple[str, slice]]:
     """Where a graph keeps each recorded tensor: the stored matrix, and its rows (outputs) in it.
 
-    Args:
-        sparsity: Names and shapes of the student's tensors.
-        stored: Names found in the graph, such as `model.layers.0.attn.qkv_proj.MatMul.weight`.
+    `stored` are names such as `model.layers.0.attn.qkv_proj.MatMul.weight`.
     """
     family = family_of(sparsity.model_type)
     joined = tuple(map(family.module, "qkv"))

@@ -16,9 +16,10 @@ import torch
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
-from exporters.onnx.builder import GRAPH_FILE
+from exporters.onnx.builder import load_graph
 
-_ROPE_TABLES = ("cos_cache", "sin_cache")
+# Rope's cosine and sine, which are no weights.
+TABLES = ("cos_cache", "sin_cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,7 @@ class StoredWeight:
 
 
 def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
-    """Where the graph keeps each of the student's weights.
-
-    Args:
-        dims: The student's dimensions.
-        initialisers: Names found in the graph; they decide whether q, k and v are joined.
-    """
+    """Where the graph keeps each of the student's weights; its names tell whether q, k and v are joined."""
     family = dims.family
     found: list[StoredWeight] = []
     for index in range(dims.num_hidden_layers):
@@ -60,11 +56,9 @@ def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
             found.append(_plain(name, f"{ours}.{family.module(part)}.weight"))
         found.append(linear("attn.o_proj", family.module("o")))
         found += [linear(part, part) for part in map(family.module, ("down", "gate", "up"))]
-        for theirs_norm, part in (
-            ("input_layernorm", "attention_norm"),
-            ("post_attention_layernorm", "mlp_norm"),
-        ):
-            found.append(_plain(f"{theirs}.{theirs_norm}.weight", f"{ours}.{family.module(part)}.weight"))
+        norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+        for name, part in norms.items():
+            found.append(_plain(f"{theirs}.{name}.weight", f"{ours}.{family.module(part)}.weight"))
     last = dims.num_hidden_layers
     found.append(_plain(f"model.layers.{last}.final_norm_layernorm.weight", f"{family.final_norm}.weight"))
     embedding = f"{family.embedding}.weight"
@@ -76,20 +70,14 @@ def stored_weights(dims: Dims, initialisers: set[str]) -> list[StoredWeight]:
 
 
 def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.dtype) -> int:
-    """Check that the graph stores exactly the student's weights, cast to `dtype`.
+    """Check that the graph stores exactly the student's weights, cast to `dtype`; returns their number.
 
-    Returns:
-        Number of initialisers compared.
-
-    Raises:
-        VerificationError: naming the first initialiser that is missing, unknown or different, or the
-            student's tensor that overflows the cast.
+    An initialiser that is missing, unknown or different is a VerificationError, and so is an overflow of the
+    cast.
     """
     graph = StoredGraph(directory)
     wanted = stored_weights(dims, graph.floating())
-    unknown = graph.floating() - {stored.initialiser for stored in wanted} - set(_ROPE_TABLES)
-    if unknown:
-        raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
+    refuse_unknown(graph.floating() - set(TABLES), wanted)
     with CheckpointReader(student) as reader:
         for stored in wanted:
             expected = torch.cat([_cast(reader, name, dtype) for name in stored.tensors])
@@ -104,12 +92,14 @@ def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.
     return len(wanted)
 
 
-def read_initialiser(entry: Any, directory: Path) -> torch.Tensor:
-    """An initialiser's values, from the graph or from the data beside it.
+def refuse_unknown(names: set[str], wanted: list[StoredWeight]) -> None:
+    """Refuse stored weights that are none of those wanted."""
+    if unknown := names - {stored.initialiser for stored in wanted}:
+        raise VerificationError("the graph stores a weight that the student lacks", where=min(unknown))
 
-    Raises:
-        VerificationError: when the data are missing or truncated.
-    """
+
+def read_initialiser(entry: Any, directory: Path) -> torch.Tensor:
+    """An initialiser's values, from the graph or from the data beside it, which must be whole."""
     from onnx import checker, numpy_helper
 
     try:
@@ -125,10 +115,8 @@ class StoredGraph:
     """A graph and its initialisers, read one at a time."""
 
     def __init__(self, directory: Path) -> None:
-        import onnx
-
         self._directory = directory
-        self.graph = onnx.load(directory / GRAPH_FILE, load_external_data=False).graph
+        self.graph = load_graph(directory).graph
         self.initialisers = {entry.name: entry for entry in self.graph.initializer}
 
     def floating(self) -> set[str]:
@@ -139,11 +127,7 @@ class StoredGraph:
         return {name for name, entry in self.initialisers.items() if entry.data_type in kinds}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One initialiser as it is stored.
-
-        Raises:
-            VerificationError: when the graph lacks it.
-        """
+        """One initialiser as it is stored; VerificationError when the graph lacks it."""
         if name not in self.initialisers:
             raise VerificationError("the graph lacks a weight", where=name)
         return read_initialiser(self.initialisers[name], self._directory)

@@ -26,7 +26,7 @@ from compressor.models.checkpoint import (
     write_safetensors,
 )
 from compressor.models.dims import Dims, dims_of_config
-from compressor.quantization.amax import AMAX_FILE
+from compressor.quantization.amax import recorded
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config, format_of, padded_vocab
 
@@ -54,16 +54,11 @@ def write_trtllm_checkpoint(
     fp8_kv_cache: bool = False,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the checkpoint of a 16- or 32-bit Hugging Face checkpoint.
+    """Write the checkpoint of a 16- or 32-bit Hugging Face checkpoint into an existing directory.
 
-    Args:
-        source: The student.
-        out_dir: An existing directory.
-        dtype: Of everything that is not FP8.
-        parallelism: The ranks.
-        amax: Recorded maxima; given, the decoder's linear layers become FP8.
-        fp8_kv_cache: Whether keys and values are FP8 as well.
-        on_tensor: Called after every written tensor.
+    `dtype` is of everything that is not FP8. With recorded maxima, `amax`, the decoder's linear layers
+    become FP8, and with `fp8_kv_cache` keys and values as well. `on_tensor` is called after every written
+    tensor.
 
     Raises:
         UnsupportedError: for what the format cannot express.
@@ -142,7 +137,7 @@ class _RankWriter:
     def _kv_cache(self, name: str, prefix: str) -> Iterator[TensorSpec]:
         """The format's cache scales are never below one."""
         module = prefix + self._dims.family.module("k").rpartition(".")[0]
-        scales = {kind: scale_of(self._recorded(f"{module}.{kind}_amax")).clamp(min=1.0) for kind in "kv"}
+        scales = {kind: scale_of(self._maximum(f"{module}.{kind}_amax")).clamp(min=1.0) for kind in "kv"}
         scales["kv"] = torch.maximum(scales["k"], scales["v"])
         for kind, scale in scales.items():
             yield whole(f"{name}.{kind}_cache_scaling_factor", scale.reshape(1))
@@ -183,7 +178,7 @@ class _RankWriter:
             module = family.module(parts[0])
             sharing = next(group for group in family.sharing_input if module in group)
             weight_scale, input_scale = (
-                scale_of(torch.stack([self._recorded(f"{prefix}{m}.{kind}_amax") for m in sharing]).max())
+                scale_of(torch.stack([self._maximum(f"{prefix}{m}.{kind}_amax") for m in sharing]).max())
                 for kind in ("weight", "input")
             )
             yield self._spec(
@@ -228,7 +223,5 @@ class _RankWriter:
             )
         return cast
 
-    def _recorded(self, name: str) -> torch.Tensor:
-        if self._amax is None or name not in self._amax:
-            raise VerificationError("calibration recorded no such maximum", where=name, expected=AMAX_FILE)
-        return self._amax[name].float().reshape(())
+    def _maximum(self, name: str) -> torch.Tensor:
+        return recorded(self._amax or {}, name)

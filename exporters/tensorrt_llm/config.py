@@ -55,11 +55,7 @@ def padded_vocab(vocab_size: int, tp_size: int) -> int:
 
 
 def format_of(family: Family) -> TensorRTLLM:
-    """What TensorRT-LLM calls this family.
-
-    Raises:
-        UnsupportedError: when no such checkpoint is confirmed for it.
-    """
+    """What TensorRT-LLM calls this family; UnsupportedError when no such checkpoint is confirmed for it."""
     if family.tensorrt_llm is None:
         raise UnsupportedError(
             f"{family.model_type} models cannot be exported to TensorRT-LLM checkpoints",
@@ -72,17 +68,11 @@ def format_of(family: Family) -> TensorRTLLM:
 def checkpoint_config(
     config: dict[str, object], *, dtype: str, parallelism: Parallelism, fp8: bool, fp8_kv_cache: bool
 ) -> dict[str, object]:
-    """The checkpoint's `config.json`.
+    """The checkpoint's `config.json`, from a Hugging Face config of either generation.
 
-    Args:
-        config: The Hugging Face config, of either generation.
-        dtype: `float16` or `bfloat16`, of everything that is not FP8.
-        parallelism: The ranks.
-        fp8: Whether the decoder's linear layers are FP8.
-        fp8_kv_cache: Whether keys and values are.
-
-    Raises:
-        UnsupportedError: for what such a checkpoint cannot express, naming the field.
+    `dtype` is `float16` or `bfloat16`, of everything that is not FP8; `fp8` says whether the decoder's
+    linear layers are, `fp8_kv_cache` whether keys and values are. What cannot be expressed is an
+    UnsupportedError.
     """
     dims = dims_of_config(config)
     facts = format_of(dims.family)
@@ -137,11 +127,7 @@ def rotary_fraction_of(config: dict[str, object]) -> float:
 
 
 def check_expressible(config: dict[str, object], dims: Dims, parallelism: Parallelism) -> None:
-    """Refuse what a checkpoint would silently leave out, and cuts that do not come out even.
-
-    Raises:
-        UnsupportedError: naming the field.
-    """
+    """Refuse what a checkpoint would silently leave out, and cuts that do not come out even."""
     facts, tp_size = format_of(dims.family), parallelism.tp_size
     rope = portable_config(config)
     _expect("rope_theta", rope.get("rope_theta") is not None, "a number", rope.get("rope_theta"))
@@ -169,11 +155,7 @@ def check_expressible(config: dict[str, object], dims: Dims, parallelism: Parall
 
 
 def check_sparse_cuts(sparsity: SparsityRecord, dims: Dims, tp_size: int) -> None:
-    """Refuse ranks whose columns would begin inside a group of a sparse matrix.
-
-    Raises:
-        UnsupportedError: naming the first such tensor.
-    """
+    """Refuse (UnsupportedError) ranks whose columns would begin inside a group of a sparse matrix."""
     size, weights = sparsity.pattern.group_size, dims.weights()
     for name, (_, columns) in sparsity.shapes.items():
         axis = weights[name][0].columns

@@ -8,6 +8,7 @@ export's directory, so that equal exports leave equal records.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,15 +22,8 @@ from compressor.core.resource_errors import as_resource_error, killed_child
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.recipe.recipe import TensorRTLLM
 from exporters.checks.equality import expect_fields
-from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
-from exporters.tensorrt_llm.versions import (
-    BUILDER,
-    CONTAINER,
-    Builder,
-    find_builder,
-    require_builder,
-)
-from exporters.verification.record import Engine, PredictedMemory
+from exporters.tensorrt_llm.versions import BUILDER, CONTAINER, Builder, find_builder, require_builder
+from exporters.verification.record import Engine, PredictedMemory, SparseTactics
 
 CHECKPOINT, ENGINE, DENSE_ENGINE = "checkpoint", "engine", "engine-dense"
 SCRIPT_FILE, LOG_FILE = "build-engine.sh", "build.log"
@@ -39,6 +33,9 @@ _TIMING_CACHE = "timing.cache"
 _SMALLEST_PART_OF_WEIGHTS = 0.25
 _GIB = 2**30
 _NOTE_LENGTH = 100
+_ELIGIBLE = re.compile(r"\(Sparsity\) Found (\d+) layer\(s\) eligible to use sparse tactics")
+_CHOSEN = re.compile(r"\(Sparsity\) Chose (\d+) layer\(s\) using sparse tactics")
+_NUM_LOG_LINES = 12
 
 
 def build_command(
@@ -46,14 +43,9 @@ def build_command(
 ) -> list[str]:
     """The command that builds a checkpoint's engine, to be run in the export's directory.
 
-    GEMM plugins are dense cuBLASLt and hide the weights from TensorRT: sparse engines go without. NVIDIA
-    advises the plugin for 16-bit engines and against it for FP8.
-
-    Args:
-        checkpoint: The checkpoint's `config.json`.
-        settings: The recipe's.
-        output: Directory of the engine.
-        sparsity: Whether the weights are 2:4 sparse and TensorRT may use that.
+    GEMM plugins are dense cuBLASLt and hide the weights from TensorRT: sparse engines, whose weights are 2:4
+    sparse and TensorRT may use that, go without. NVIDIA advises the plugin for 16-bit engines and against it
+    for FP8. `checkpoint` is its `config.json`, `output` the engine's directory.
     """
     quantization, mapping = checkpoint["quantization"], checkpoint["mapping"]
     is_fp8 = quantization["quant_algo"] == "FP8"
@@ -146,6 +138,23 @@ def make_engine(
     return engine.model_copy(update={"tensorrt_llm": builder.version, "sparsity": tactics})
 
 
+def sparse_tactics(log: str) -> SparseTactics:
+    """Layers eligible for and using sparse tactics, over all ranks of a log."""
+    eligible, chosen = ([int(count) for count in pattern.findall(log)] for pattern in (_ELIGIBLE, _CHOSEN))
+    num_chosen = sum(chosen) if chosen else None
+    verdict = "unknown: the log does not say"
+    if num_chosen is not None:
+        verdict = "sparse" if num_chosen else "dense: no sparse tactic was chosen"
+    num_eligible = sum(eligible) if eligible else None
+    return SparseTactics(num_eligible=num_eligible, num_chosen=num_chosen, engine=verdict)
+
+
+def last_lines(log: str) -> str:
+    """The end of a log; progress bars count as lines of their own."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    return "\n".join(lines[-_NUM_LOG_LINES:])
+
+
 def _memory_line(predicted: PredictedMemory) -> str:
     weights = predicted.weight_bytes_per_gpu / _GIB
     cache = predicted.full_kv_cache_bytes_per_gpu / _GIB
@@ -195,11 +204,7 @@ def _build(
 
 
 def _check_engine(out_dir: Path, name: str, checkpoint: Mapping[str, Any]) -> None:
-    """Believe an engine only when its files are there, describe this checkpoint and can hold its weights.
-
-    Raises:
-        VerificationError: naming the file.
-    """
+    """Believe an engine only when its files are there, describe this checkpoint and can hold its weights."""
     directory = out_dir / name
     file = directory / _CONFIG_FILE
     try:

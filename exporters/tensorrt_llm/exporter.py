@@ -59,24 +59,14 @@ class TensorRTLLMExporter(Exporter):
         return Export(tensorrt_llm=export.tensorrt_llm)
 
     def check(self, config: dict[str, object], export: Export, sparsity: SparsityRecord | None) -> None:
-        """Refuse a model that such a checkpoint cannot express, from its config and sparsity record alone.
-
-        Raises:
-            UnsupportedError: naming the field, or the tensor.
-        """
+        """Refuse what such a checkpoint cannot express, from config and sparsity record alone."""
         dims, parallelism = dims_of_config(config), _parallelism(export)
         check_expressible(config, dims, parallelism)
         if sparsity is not None:
             check_sparse_cuts(sparsity, dims, parallelism.tp_size)
 
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
-        """Write the checkpoint; FP8 takes the quantize stage's recorded maxima.
-
-        Raises:
-            UsageError: for FP8 of what was not quantised.
-            UnsupportedError: for what the format cannot express.
-            VerificationError: when a value overflows the cast.
-        """
+        """Write the checkpoint; FP8 takes the quantize stage's recorded maxima."""
         directory = out_dir / CHECKPOINT
         directory.mkdir()
         is_fp8 = self.precision == "fp8"

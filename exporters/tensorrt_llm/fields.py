@@ -25,15 +25,12 @@ EXCLUDED = ["lm_head"]
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One key of the file.
+    """One key of the file: types of JSON values that the reader can use, and what it does with them.
 
-    Attributes:
-        kinds: Types of JSON values that the reader can use.
-        use: What the reader does with it.
-        written: Whether it must be there: the reader has no default, or one that means another model.
-        default: What the reader takes where the key is missing; of a field that is not written the only
-            value that may be there, because it would switch on what none of these families has.
-        only: The values that are right for every checkpoint written here; none: it depends on the model.
+    It must be there if it is `written`: the reader has no default, or one that means another model. Of a
+    field that is not written `default` is the only value that may be there, because another would switch on
+    what none of these families has. `only` are the values that are right for every checkpoint written here;
+    none: it depends on the model.
     """
 
     kinds: tuple[type, ...]
@@ -137,12 +134,7 @@ FIELDS: dict[str, dict[str, Field]] = {
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Refuse a config that its readers would refuse, or read as another model than it means.
-
-    Raises:
-        VerificationError: naming the first field that is missing, unknown, of another type, or not what
-            a checkpoint of these families can hold.
-    """
+    """Refuse (VerificationError) a config that its readers would refuse, or read as another model."""
     architecture = config.get("architecture")
     if architecture not in FIELDS:
         raise VerificationError(

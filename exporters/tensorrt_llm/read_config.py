@@ -10,15 +10,14 @@ from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.config.portable import portable_config
 from compressor.models.families import FAMILIES, Family
+from exporters.checks.equality import expect_equal
 from exporters.tensorrt_llm.fields import check_fields
 
 
 def read_trtllm_config(directory: Path) -> dict[str, Any]:
-    """The config as it is written.
+    """The config as it is written; a UsageError where there is no checkpoint.
 
-    Raises:
-        UsageError: where there is no checkpoint.
-        VerificationError: when it is no mapping, or its readers would refuse or misread it.
+    A VerificationError when it is no mapping, or its readers would refuse or misread it.
     """
     config = read_config(directory, kind="TensorRT-LLM")
     check_fields(config)
@@ -26,11 +25,7 @@ def read_trtllm_config(directory: Path) -> dict[str, Any]:
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:
-    """The family that is written as this architecture.
-
-    Raises:
-        VerificationError: when there is none.
-    """
+    """The family that is written as this architecture."""
     for family in FAMILIES.values():
         if family.tensorrt_llm is not None and family.tensorrt_llm.architecture == raw["architecture"]:
             return family
@@ -40,21 +35,11 @@ def family_of(raw: Mapping[str, Any]) -> Family:
 
 
 def huggingface_config(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The Hugging Face config that the checkpoint's own says, the LM head always apart.
-
-    Raises:
-        VerificationError: for a field that contradicts the family.
-    """
+    """The Hugging Face config that the checkpoint's own says, the LM head always apart."""
     facts = family.tensorrt_llm
     assert facts is not None
     for field, value in facts.config:
-        if raw.get(field) != value:
-            raise VerificationError(
-                "the checkpoint's config says something else",
-                where=field,
-                expected=value,
-                found=raw.get(field),
-            )
+        expect_equal("the checkpoint's config says something else", value, raw.get(field), where=field)
     scaling = raw["rotary_scaling"]
     names = (
         *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"),

@@ -23,6 +23,7 @@ from compressor.models.shapes import expected_shapes
 from compressor.quantization.amax import check_positive
 from compressor.quantization.e4m3 import E4M3, from_e4m3
 from compressor.quantization.reader import Fp8Scales, model_of_state, simulate_fp8_
+from exporters.checks.equality import expect_equal
 from exporters.tensorrt_llm.read_config import family_of, huggingface_config, read_trtllm_config
 
 _WEIGHT_SCALE, _INPUT_SCALE = ".weights_scaling_factor", ".activation_scaling_factor"
@@ -31,14 +32,10 @@ _Merge = Callable[[list[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Where one of the model's tensors lies.
+    """Where one of the model's tensors lies: its name in the files of one pipeline stage.
 
-    Attributes:
-        name: Its name in the files of one pipeline stage.
-        stage: The pipeline stage.
-        merge: From the ranks' tensors, in order, to the whole one.
-        is_linear: Whether FP8 covers it.
-        offset: What the format adds to the stored value.
+    `merge` goes from the ranks' tensors, in order, to the whole one; `is_linear` says whether FP8 covers it;
+    `offset` is what the format adds to the stored value.
     """
 
     name: str
@@ -49,16 +46,13 @@ class Stored:
 
 
 class TrtLlmReader:
-    """A checkpoint seen as one Hugging Face model; use as a context manager."""
+    """A checkpoint seen as one Hugging Face model; use as a context manager.
+
+    Whatever is wrong with it is a VerificationError that names the tensor, the scale or the file.
+    """
 
     def __init__(self, directory: Path) -> None:
-        """Open every rank and compare the tensors' names with what the config asks for.
-
-        Raises:
-            UsageError: when there is no such checkpoint.
-            VerificationError: for a config without the fields whose defaults are wrong, a missing or
-                corrupt file, and tensors missing or left over.
-        """
+        """Open every rank and compare the tensors' names with what the config asks for."""
         self.directory, self.raw = directory, read_trtllm_config(directory)
         self.family = family_of(self.raw)
         self.config = huggingface_config(self.raw, self.family)
@@ -80,19 +74,12 @@ class TrtLlmReader:
         self._stack.close()
 
     def stored(self, name: str) -> torch.Tensor:
-        """One of the model's tensors by its Hugging Face name: merged, as stored, the offset included.
-
-        Raises:
-            VerificationError: for a wrong dtype or shape, or ranks that contradict each other.
-        """
+        """One of the model's tensors by its Hugging Face name: merged, as stored, the offset included."""
         source = self.tensors[name]
         parts = self._parts(source.stage, source.name)
         wanted = E4M3 if self.is_fp8 and source.is_linear else getattr(torch, self.raw["dtype"])
         for part in parts:
-            if part.dtype != wanted:
-                raise VerificationError(
-                    "a tensor has another dtype", where=source.name, expected=wanted, found=part.dtype
-                )
+            expect_equal("a tensor has another dtype", wanted, part.dtype, where=source.name)
         if wanted == E4M3:
             # Concatenation and comparison work on bytes.
             return source.merge([part.view(torch.uint8) for part in parts]).view(E4M3)
@@ -124,8 +111,7 @@ class TrtLlmReader:
     def check_scales(self) -> None:
         """The lint: every scale is one finite number above zero, and not all of a kind are 1.0.
 
-        Raises:
-            VerificationError: naming the scale. (KV-cache scales may all be 1.0: the format's minimum.)
+        KV-cache scales may all be 1.0: the format's minimum.
         """
         if self.is_fp8:
             pairs = [self.scales(name) for name in self.linear_names()]
@@ -140,17 +126,10 @@ class TrtLlmReader:
                     self.kv_scale(layer, kind)
 
     def check_shapes(self) -> None:
-        """Merge every tensor once and compare its shape with the config's.
-
-        Raises:
-            VerificationError: naming the first that differs, or is not finite.
-        """
+        """Merge every tensor once; its shape must be the config's, and its values finite."""
         for name, shape in expected_shapes(self.dims).items():
             found = self.stored(name)
-            if tuple(found.shape) != shape:
-                raise VerificationError(
-                    "a tensor has another shape", where=name, expected=list(shape), found=list(found.shape)
-                )
+            expect_equal("a tensor has another shape", list(shape), list(found.shape), where=name)
             if not torch.isfinite(found.float()).all():
                 raise VerificationError("weights are not finite", where=name, found="NaN or inf")
 
@@ -193,13 +172,8 @@ class TrtLlmReader:
     def _check_names(self) -> None:
         """The files hold exactly what the config asks for."""
         ranks = sorted(self.directory.glob("rank*.safetensors"))
-        if len(ranks) != len(self._ranks):
-            raise VerificationError(
-                "the checkpoint has another number of ranks",
-                where=str(self.directory),
-                expected=len(self._ranks),
-                found=len(ranks),
-            )
+        what = "the checkpoint has another number of ranks"
+        expect_equal(what, len(self._ranks), len(ranks), where=str(self.directory))
         for stage in range(self.pp_size):
             wanted = self._names_of(stage)
             for tp_rank in range(self.tp_size):
@@ -307,13 +281,9 @@ class TrtLlmReader:
 
         def merge(ranks: list[torch.Tensor]) -> torch.Tensor:
             for rank in ranks:
-                if rank.shape[0] != query + 2 * key:
-                    raise VerificationError(
-                        "a tensor has another number of rows",
-                        where=name,
-                        expected=query + 2 * key,
-                        found=rank.shape[0],
-                    )
+                expect_equal(
+                    "a tensor has another number of rows", query + 2 * key, rank.shape[0], where=name
+                )
             chosen = [rank.split([query, key, key])[part] for rank in ranks]
             if part == 0 or copies == 1:
                 return torch.cat(chosen)
@@ -324,18 +294,14 @@ class TrtLlmReader:
 
 
 def load_trtllm_model(directory: Path, *, device: str) -> Any:
-    """Load a checkpoint for evaluation in float32, FP8 simulated; nothing but the directory is read.
-
-    Raises:
-        VerificationError: for whatever is missing, left over or contradictory, by name.
-    """
+    """Load a checkpoint for evaluation in float32, FP8 simulated; nothing but the directory is read."""
     from transformers import AutoConfig
 
     with TrtLlmReader(directory) as reader:
         reader.check_scales()
         fields = {key: value for key, value in reader.config.items() if key != "model_type"}
         config = AutoConfig.for_model(reader.config["model_type"], **fields)
-        model = model_of_state(config, reader.state(), dtype="float32", where=str(directory))
+        model = model_of_state(config, reader.state(), dtype="float32", where=directory)
         if reader.is_fp8:
             simulate_fp8_(model, reader.fp8_scales())
     return model.to(device).eval().requires_grad_(requires_grad=False)

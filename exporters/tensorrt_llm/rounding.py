@@ -5,7 +5,7 @@ Computed from the student and the recorded maxima alone, so that it can say what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from compressor.models.dims import Dims
 from compressor.quantization.amax import recorded
 from compressor.quantization.e4m3 import from_e4m3, scale_of, to_e4m3
 from compressor.quantization.reader import simulate_fp8_
+from exporters.checks.equality import expect_equal
 from exporters.tensorrt_llm.reader import TrtLlmReader
 
 
@@ -40,16 +41,7 @@ def groups(dims: Dims) -> Iterator[tuple[str, ...]]:
 def check_stored(
     reader: TrtLlmReader, student: CheckpointReader, amax: dict[str, torch.Tensor] | None
 ) -> Equal:
-    """Compare every stored number with the student's, cast or rounded once.
-
-    Args:
-        reader: The checkpoint.
-        student: The 16- or 32-bit checkpoint it was written from.
-        amax: Recorded maxima, where there are any.
-
-    Raises:
-        VerificationError: naming the first tensor or scale that differs.
-    """
+    """Compare every stored number with the student's, cast or rounded once; `amax` where it was recorded."""
     weight_scales = _check_scales(reader, student, amax) if reader.is_fp8 else {}
     dtype, dims, is_lossless = getattr(torch, reader.raw["dtype"]), reader.dims, True
     embedding, head = f"{dims.family.embedding}.weight", f"{dims.family.lm_head}.weight"
@@ -87,8 +79,8 @@ def round_(model: Any, reader: TrtLlmReader) -> None:
     weights = dict(model.named_parameters())
     scales: dict[str, torch.Tensor] = {}
     for sharing in groups(adapter.dims) if reader.is_fp8 else ():
-        largest = torch.stack([weights[f"{name}.weight"].abs().max() for name in sharing]).max()
-        scales |= dict.fromkeys((f"{name}.weight" for name in sharing), scale_of(largest))
+        scale = _scale_of(weights[f"{name}.weight"].abs().max() for name in sharing)
+        scales |= dict.fromkeys((f"{name}.weight" for name in sharing), scale)
     for name, parameter in weights.items():
         if name in scales:
             rounded = from_e4m3(to_e4m3(parameter, scales[name]), scales[name])
@@ -106,21 +98,21 @@ def _check_scales(
     """Every scale follows from the student's weights, and from the recorded maxima."""
     expected_weight = {}
     for sharing in groups(reader.dims):
-        largest = torch.stack(
-            [student.tensor(f"{name}.weight").abs().max().float() for name in sharing]
-        ).max()
+        scale = _scale_of(student.tensor(f"{name}.weight").abs().max().float() for name in sharing)
         for name in sharing:
-            expected_weight[name] = scale_of(largest)
+            expected_weight[name] = scale
             weight, inputs = reader.scales(f"{name}.weight")
-            _expect(f"{name}: weights_scaling_factor", expected_weight[name], weight)
+            _expect(f"{name}: weights_scaling_factor", scale, weight)
             if amax is not None:
-                largest_input = torch.stack(
-                    [recorded(amax, f"{other}.input_amax") for other in sharing]
-                ).max()
-                _expect(f"{name}: activation_scaling_factor", scale_of(largest_input), inputs)
+                input_scale = _scale_of(recorded(amax, f"{other}.input_amax") for other in sharing)
+                _expect(f"{name}: activation_scaling_factor", input_scale, inputs)
     if reader.has_fp8_kv_cache and amax is not None:
         _check_cache_scales(reader, amax)
     return expected_weight
+
+
+def _scale_of(maxima: Iterable[torch.Tensor]) -> torch.Tensor:
+    return scale_of(torch.stack(list(maxima)).max())
 
 
 def _check_cache_scales(reader: TrtLlmReader, amax: dict[str, torch.Tensor]) -> None:
@@ -135,10 +127,4 @@ def _check_cache_scales(reader: TrtLlmReader, amax: dict[str, torch.Tensor]) -> 
 
 
 def _expect(name: str, expected: torch.Tensor, found: torch.Tensor) -> None:
-    if not torch.equal(expected.reshape(()), found):
-        raise VerificationError(
-            "a scale does not follow from calibration",
-            where=name,
-            expected=expected.item(),
-            found=found.item(),
-        )
+    expect_equal("a scale does not follow from calibration", expected.item(), found.item(), where=name)

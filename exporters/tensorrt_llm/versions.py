@@ -57,11 +57,7 @@ def find_builder() -> Builder | str:
 
 
 def require_engine_format(formats: Sequence[str]) -> None:
-    """Refuse to require an engine where no format is written that one is built from.
-
-    Raises:
-        UsageError: naming the formats that would do.
-    """
+    """Refuse (UsageError) to require an engine where no format is written that one is built from."""
     if not any(FORMATS[name].has_engine for name in formats):
         able = [name for name, row in FORMATS.items() if row.has_engine]
         raise UsageError(
@@ -74,11 +70,7 @@ def require_engine_format(formats: Sequence[str]) -> None:
 
 
 def require_builder() -> Builder:
-    """The engine builder.
-
-    Raises:
-        DependencyError: when there is none, with the container that has one.
-    """
+    """The engine builder; a DependencyError, with the container that has one, when there is none."""
     found = find_builder()
     if isinstance(found, str):
         raise DependencyError(

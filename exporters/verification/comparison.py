@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.core.errors import VerificationError
+from exporters.checks.equality import expect_equal
 from exporters.verification.tolerance import LogitFigures
 
 SIGNIFICANT_DIGITS = 6
@@ -23,15 +24,10 @@ _BLOCK_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LogitComparison:
-    """A candidate's logits against a reference's.
+    """A candidate's logits against a reference's: absolute differences, and the largest reference logit.
 
-    Attributes:
-        num_positions: Positions compared.
-        max_abs: Largest absolute difference of any logit.
-        mean_abs: Mean absolute difference over all logits.
-        max_reference: Largest absolute reference logit.
-        kl: Mean over positions of KL(reference || candidate), in nats.
-        num_agreeing: Positions where both have the same largest logit.
+    `kl` is the mean over positions of KL(reference || candidate), in nats; `num_agreeing` counts positions
+    where both have the same largest logit.
     """
 
     num_positions: int
@@ -69,18 +65,9 @@ def rounded(value: float) -> float:
 
 
 def compare_logits(reference: torch.Tensor, candidate: torch.Tensor) -> LogitComparison:
-    """Compare logits, both `[num_positions, vocab_size]`.
-
-    Raises:
-        VerificationError: when the shapes differ, or a logit is not finite.
-    """
-    if reference.shape != candidate.shape:
-        raise VerificationError(
-            "the logits have another shape",
-            where="logits",
-            expected=list(reference.shape),
-            found=list(candidate.shape),
-        )
+    """Compare logits, both `[num_positions, vocab_size]`; VerificationError for others or not finite ones."""
+    shapes = list(reference.shape), list(candidate.shape)
+    expect_equal("the logits have another shape", *shapes, where="logits")
     parts = zip(reference.split(_BLOCK_ROWS), candidate.split(_BLOCK_ROWS), strict=True)
     return combine(_compare_block(first.double(), second.double()) for first, second in parts)
 

@@ -35,13 +35,17 @@ class VerifyOptions:
 def student_prompts(student: Path, options: VerifyOptions) -> list[Prompt]:
     """The fixed prompts in the student's vocabulary."""
     config = read_config(student)
+    tokenizer = tokenizer_of(student, trust_remote_code=options.trust_remote_code)
+    length = value_of(config, "max_position_embeddings")
+    return verification_prompts(tokenizer, vocab_size=config["vocab_size"], max_length=length)
+
+
+def tokenizer_of(student: Path, *, trust_remote_code: bool) -> Any:
+    """The student's tokenizer; None where it has none."""
     try:
-        tokenizer = load_tokenizer(student, trust_remote_code=options.trust_remote_code)
+        return load_tokenizer(student, trust_remote_code=trust_remote_code)
     except UsageError:
-        tokenizer = None
-    return verification_prompts(
-        tokenizer, vocab_size=config["vocab_size"], max_length=value_of(config, "max_position_embeddings")
-    )
+        return None
 
 
 def student_model(student: Path, options: VerifyOptions) -> Any:
@@ -72,13 +76,9 @@ def torch_logits(model: Any) -> Logits:
 def compare_models(
     reference: Logits, candidate: Logits, prompts: list[Prompt], console: Console
 ) -> dict[str, LogitComparison]:
-    """Compare two models at every position of every prompt.
+    """Compare two models at every position of every prompt, finite all.
 
-    Returns:
-        `all`, and `text` and `random` where there are such prompts.
-
-    Raises:
-        VerificationError: when a logit is not finite, or the shapes differ.
+    Returns `all`, and `text` and `random` where there are such prompts.
     """
     parts: dict[str, list[LogitComparison]] = {"all": []}
     with console.progress("verifying", len(prompts)) as tick:

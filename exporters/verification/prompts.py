@@ -136,13 +136,8 @@ class Prompt:
 def verification_prompts(tokenizer: Any, *, vocab_size: int, max_length: int) -> list[Prompt]:
     """The fixed prompts for one vocabulary, at least `MIN_POSITIONS` positions together.
 
-    Args:
-        tokenizer: The model's Hugging Face tokenizer; with None all tokens are random.
-        vocab_size: Rows of the model's embedding.
-        max_length: The model's longest context; prompts are no longer than that.
-
-    Raises:
-        VerificationError: when the tokenizer makes ids that the model has no embedding for.
+    Without a tokenizer all tokens are random. No prompt is longer than `max_length`; a tokenizer that makes
+    ids beyond `vocab_size`, the rows of the embedding, is a VerificationError.
     """
     length = min(PROMPT_TOKENS, max_length)
     prompts = []

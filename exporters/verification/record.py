@@ -33,18 +33,12 @@ class PromptCounts(Record):
 
 
 class Verification(Record):
-    """One export against its student.
+    """One export against its student: exact `checks` that passed, with their counts, and `notes` on them.
 
-    Attributes:
-        format: Name of the format.
-        precision: Precision of the weights.
-        status: `bit-equal`: every tensor and the config are the student's own, so that nothing was run.
-            Otherwise whether the logits keep to the tolerance, are only reported, or could not be computed.
-        prompts: What was fed; None when nothing was executed.
-        logits: Comparisons over all positions (`all`), and over those of text and of random tokens.
-        tolerance: What `logits["all"]` must keep to; None is reported only.
-        checks: Exact checks that passed, with their counts.
-        notes: What a reader should know of the comparison.
+    `status` is `bit-equal` where every tensor and the config are the student's own, so that nothing was run;
+    else whether the logits keep to the tolerance, are only reported, or could not be computed. `logits` are
+    compared over all positions (`all`), and over those of text and of random tokens; a `tolerance` of None
+    is reported only.
     """
 
     schema_id: Literal["compress-export/verification/3"] = Field(SCHEMA, alias="schema")
@@ -59,11 +53,7 @@ class Verification(Record):
     notes: tuple[str, ...] = ()
 
     def enforce(self) -> None:
-        """Refuse an export beyond its tolerance.
-
-        Raises:
-            VerificationError: naming the figure.
-        """
+        """Refuse (VerificationError) an export beyond its tolerance."""
         if self.logits and self.tolerance is not None:
             check_tolerance(self.logits["all"], self.tolerance, where=self.format)
 
@@ -84,17 +74,10 @@ class PredictedMemory(Record):
 
 
 class Engine(Record):
-    """An engine that was built from an export, or how to build it.
+    """An engine that was built from an export, or how to build it and why it was not.
 
-    Attributes:
-        built: Whether it was.
-        commands: The command of every engine, by its directory.
-        container: Where the builder is.
-        predicted_memory: What it needs.
-        reason: Why it was not built.
-        script: What builds it, then.
-        tensorrt_llm: Version of the builder.
-        sparsity: What the build log says of sparse tactics.
+    `commands` are by the engine's directory, to be run in the `container`, as `script` does; `sparsity` is
+    what the build log says of sparse tactics.
     """
 
     built: bool
@@ -119,11 +102,7 @@ def write_verification(directory: Path, verification: Verification) -> None:
 
 
 def read_verification(directory: Path) -> Verification:
-    """Read a record.
-
-    Raises:
-        VerificationError: when it is not one of ours.
-    """
+    """Read a record; VerificationError when it is not one of ours."""
     file, what = directory / VERIFICATION_FILE, "the verification record"
     return as_record(Verification, read_json_mapping(file, what=what), what=what, where=file)
 

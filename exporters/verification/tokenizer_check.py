@@ -30,11 +30,7 @@ _ROLES = ("bos", "eos", "pad", "unk")
 
 
 def check_tokenizer(out_dir: Path, student: Path, *, trust_remote_code: bool) -> str:
-    """Refuse an export whose tokenizer gives other ids, roles or chat templates than the student's.
-
-    Raises:
-        VerificationError: naming the text, the role or the template.
-    """
+    """Refuse an export whose tokenizer gives other ids, roles or chat templates than the student's."""
     if not has_tokenizer(student):
         return "none"
     original = load_tokenizer(student, trust_remote_code=trust_remote_code)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from compressor.core.errors import VerificationError
 from compressor.core.records import Record
-
-if TYPE_CHECKING:
-    from exporters.verification.comparison import LogitComparison
 
 
 class LogitFigures(Record):
@@ -47,12 +42,8 @@ TOLERANCES: dict[str, Tolerance | None] = {
 }
 
 
-def check_tolerance(comparison: LogitComparison | LogitFigures, tolerance: Tolerance, *, where: str) -> None:
-    """Refuse a candidate beyond its tolerance.
-
-    Raises:
-        VerificationError: naming the first figure that is beyond it.
-    """
+def check_tolerance(comparison: LogitFigures, tolerance: Tolerance, *, where: str) -> None:
+    """Refuse (VerificationError) a candidate beyond its tolerance."""
     if comparison.num_positions < tolerance.min_positions:
         raise VerificationError(
             "too few positions were compared",

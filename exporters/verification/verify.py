@@ -25,14 +25,7 @@ SCHEMA = "compress-export/verify/1"
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked.
-
-    Attributes:
-        path: What was to be checked.
-        kind: `run`, or what the directory is.
-        checked: Every directory.
-        notes: What of a run was not compared.
-    """
+    """What was checked, and what of a run was not compared; `kind` is `run`, or what the directory is."""
 
     path: Path
     kind: str
@@ -56,9 +49,9 @@ def verify_directory(
 ) -> VerifyReport:
     """Check a run, a stage's or an export's directory, or any Hugging Face checkpoint.
 
-    In a run everything that its recipe demands must be there, and is compared with what it was made
-    from. A directory of its own is, where `source` is given or it lies in a run. A checkpoint made
-    elsewhere has no record: its structure is checked, and its status says so.
+    In a run everything that its recipe demands must be there, and is compared with what it was made from. A
+    directory of its own is, where its `source` is given or it lies in a run. A checkpoint made elsewhere has
+    no record: its structure is checked, and its status says so.
 
     Args:
         directory: What to check.

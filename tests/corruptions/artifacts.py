@@ -26,13 +26,7 @@ _TRAINING = {"tokens": 640, "context_length": 32, "batch_size": 4, "learning_rat
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """An artifact of some kind, and what it was made from.
-
-    Attributes:
-        kind: Its name in the table.
-        directory: Where it is; not to be changed.
-        source: What it was made from, as `verify --source` is told; None for a run, which knows.
-    """
+    """An artifact of some kind, and what it was made from: None for a run, which knows."""
 
     kind: str
     directory: Path
@@ -40,12 +34,7 @@ class Made:
 
 
 def make_artifacts(root: Path, text: Path) -> list[Made]:
-    """Every kind of artifact, below `root`.
-
-    Args:
-        root: An empty directory.
-        text: Calibration and training text.
-    """
+    """Every kind of artifact, below an empty directory; calibrated and trained on one text."""
     teacher = save_checkpoint(root / "teacher", make_model(num_key_value_heads=4, num_hidden_layers=3))
     run = _run(root, teacher, text)
     stages = run / "stages"

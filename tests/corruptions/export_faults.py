@@ -14,9 +14,11 @@ from tests.corruptions.faults import (
     Fault,
     Plant,
     assign,
+    chosen,
     cut,
     delete,
     drop,
+    faults_of,
     fields,
     flip_bit,
     set_value,
@@ -58,10 +60,8 @@ def trtllm_faults(*, fp8: bool) -> list[Fault]:
         "third non-zero": third_nonzero(f"{layer}mlp.proj.weight"),
     }
     if fp8:
-        scale, inputs = (
-            f"{layer}mlp.gate.weights_scaling_factor",
-            f"{layer}mlp.gate.activation_scaling_factor",
-        )
+        scale = f"{layer}mlp.gate.weights_scaling_factor"
+        inputs = f"{layer}mlp.gate.activation_scaling_factor"
         changes |= {
             "scale dropped": drop(scale),
             "scale doubled": set_value(scale, lambda value: value * 2),
@@ -83,8 +83,8 @@ def trtllm_faults(*, fp8: bool) -> list[Fault]:
         "activation": assign(hidden_act="gelu"),
     }
     return [
-        *(Fault(name=name, plant=tensors(change, RANK)) for name, change in changes.items()),
-        *(Fault(name=name, plant=fields(change, TRT_CONFIG)) for name, change in configs.items()),
+        *faults_of(changes, tensors, RANK),
+        *faults_of(configs, fields, TRT_CONFIG),
         Fault(name="truncated", plant=cut(RANK)),
         Fault(name="weights deleted", plant=delete(RANK)),
         Fault(name="config deleted", plant=delete(TRT_CONFIG)),
@@ -94,7 +94,7 @@ def trtllm_faults(*, fp8: bool) -> list[Fault]:
 def onnx_faults() -> list[Fault]:
     """Faults of an fp32 graph: its weights, its operators and its GenAI config."""
     changes = {**_float_weight_changes(), **_operator_changes()}
-    return [*(Fault(name=name, plant=graph(change)) for name, change in changes.items()), *_genai_faults()]
+    return [*faults_of(changes, graph), *_genai_faults()]
 
 
 def int4_faults() -> list[Fault]:
@@ -102,12 +102,10 @@ def int4_faults() -> list[Fault]:
     layer = "model.layers.0."
     gate, up = f"{layer}mlp.gate_proj.MatMul.weight", f"{layer}mlp.up_proj.MatMul.weight"
 
-    def scaled(factor: float) -> Callable[[Any], None]:
-        def change(found: Any) -> None:
-            scales = _parts(found, gate)[1]
-            set_array(scales, array_of(scales) * factor if factor != 1 else np.ones_like(array_of(scales)))
-
-        return change
+    @chosen
+    def scaled(found: Any, factor: float) -> None:
+        scales = _parts(found, gate)[1]
+        set_array(scales, array_of(scales) * factor if factor != 1 else np.ones_like(array_of(scales)))
 
     def nibble(found: Any) -> None:
         packed = _parts(found, gate)[0]
@@ -115,12 +113,10 @@ def int4_faults() -> list[Fault]:
         values.reshape(-1)[1] ^= 1
         set_array(packed, values)
 
-    def both(first: str, second: str) -> Callable[[Any], None]:
-        def change(found: Any) -> None:
-            for one, two in zip(_parts(found, first), _parts(found, second), strict=True):
-                swap_contents(one, two)
-
-        return change
+    @chosen
+    def both(found: Any, first: str, second: str) -> None:
+        for one, two in zip(_parts(found, first), _parts(found, second), strict=True):
+            swap_contents(one, two)
 
     def layers(found: Any) -> None:
         for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "attn.qkv_proj", "attn.o_proj"):
@@ -137,11 +133,10 @@ def int4_faults() -> list[Fault]:
         "scale dropped": lambda found: found.initializer.remove(_parts(found, gate)[1]),
         **_operator_changes(),
     }
-    return [*(Fault(name=name, plant=graph(change)) for name, change in changes.items()), *_genai_faults()]
+    return [*faults_of(changes, graph), *_genai_faults()]
 
 
 def graph(change: Callable[[Any], None]) -> Plant:
-    """A fault in a graph."""
     return lambda directory: change_graph(directory, change)
 
 
@@ -166,16 +161,14 @@ def _float_weight_changes() -> dict[str, Callable[[Any], None]]:
         values.view(np.uint8).reshape(-1)[4] ^= 1
         set_array(tensor, values)
 
-    def columns(first: slice, second: slice) -> Callable[[Any], None]:
-        def change(found: Any) -> None:
-            tensor = initialiser(found, qkv)
-            values = array_of(tensor)
-            kept = values[:, first].copy()
-            values[:, first] = values[:, second]
-            values[:, second] = kept
-            set_array(tensor, values)
-
-        return change
+    @chosen
+    def columns(found: Any, first: slice, second: slice) -> None:
+        tensor = initialiser(found, qkv)
+        values = array_of(tensor)
+        kept = values[:, first].copy()
+        values[:, first] = values[:, second]
+        values[:, second] = kept
+        set_array(tensor, values)
 
     def layers(found: Any) -> None:
         for tensor in [t for t in found.initializer if t.name.startswith(layer)]:
@@ -208,17 +201,15 @@ def _operator_changes() -> dict[str, Callable[[Any], None]]:
         set_array(initialiser(found, "cos_cache"), np.cos(angles))
         set_array(initialiser(found, "sin_cache"), np.sin(angles))
 
-    def attribute(name: str, change_it: Callable[[float], float]) -> Callable[[Any], None]:
-        def change(found: Any) -> None:
-            attributes = [a for node in found.node for a in node.attribute if a.name == name]
-            assert attributes
-            for each in attributes:
-                if each.type == each.FLOAT:
-                    each.f = change_it(each.f)
-                else:
-                    each.i = int(change_it(each.i))
-
-        return change
+    @chosen
+    def attribute(found: Any, name: str, change_it: Callable[[float], float]) -> None:
+        attributes = [a for node in found.node for a in node.attribute if a.name == name]
+        assert attributes
+        for each in attributes:
+            if each.type == each.FLOAT:
+                each.f = change_it(each.f)
+            else:
+                each.i = int(change_it(each.i))
 
     def regroup(found: Any) -> None:
         attribute("num_heads", lambda value: value * 2)(found)
@@ -251,7 +242,7 @@ def _genai_faults() -> list[Fault]:
         "GenAI heads": decoder(num_key_value_heads=8, num_attention_heads=8, head_size=8),
     }
     return [
-        *(Fault(name=name, plant=fields(change, GENAI)) for name, change in changes.items()),
+        *faults_of(changes, fields, GENAI),
         Fault(name="truncated", plant=cut("model.onnx.data")),
         Fault(name="weights deleted", plant=delete("model.onnx.data")),
         Fault(name="graph deleted", plant=delete("model.onnx")),
@@ -263,26 +254,21 @@ def _genai_faults() -> list[Fault]:
 def run_faults() -> list[Fault]:
     """Faults of a whole run: what is missing, and documents that were edited."""
 
-    def edited(name: str, old: str, new: str) -> Plant:
-        def plant(directory: Path) -> None:
-            text = (directory / name).read_text(encoding="utf-8")
-            assert old in text
-            (directory / name).write_text(text.replace(old, new, 1), encoding="utf-8")
-
-        return plant
+    @chosen
+    def edited(directory: Path, name: str, old: str, new: str) -> None:
+        text = (directory / name).read_text(encoding="utf-8")
+        assert old in text
+        (directory / name).write_text(text.replace(old, new, 1), encoding="utf-8")
 
     places = ("stages/prune", "stages/distill", "stages/sparsify", "stages/quantize", "stages/evaluate")
     exports = ("exports/onnx", "exports/huggingface-fp8", "student")
-    records = ("recipe.yaml", "plan.json", "README.md")
+    gone = {f"{name} deleted": name for name in (*places, *exports, "recipe.yaml", "plan.json", "README.md")}
+    gone |= {
+        "an export's record deleted": "exports/onnx/verification.json",
+        "a stage's record deleted": "stages/prune/artifact.json",
+    }
     return [
-        *(Fault(name=f"{name} deleted", plant=delete(name), only_plain=True) for name in (*places, *exports)),
-        *(Fault(name=f"{name} deleted", plant=delete(name), only_plain=True) for name in records),
-        Fault(
-            name="an export's record deleted",
-            plant=delete("exports/onnx/verification.json"),
-            only_plain=True,
-        ),
-        Fault(name="a stage's record deleted", plant=delete("stages/prune/artifact.json"), only_plain=True),
+        *(Fault(name=name, plant=delete(path), only_plain=True) for name, path in gone.items()),
         Fault(name="edited card", plant=edited("README.md", "parameter", "weight")),
         Fault(name="edited recipe", plant=edited("recipe.yaml", "seq_len: 32", "seq_len: 64")),
         Fault(name="edited plan", plant=edited("plan.json", '"num_parameters": ', '"num_parameters": 1')),

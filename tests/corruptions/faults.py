@@ -29,13 +29,7 @@ Plant = Callable[[Path], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One corruption.
-
-    Attributes:
-        name: In the table.
-        plant: Changes a directory.
-        only_plain: Whether consistent sums make no sense for it: without a record, or of the record itself.
-    """
+    """One corruption; with `only_plain`, consistent sums make no sense for it."""
 
     name: str
     plant: Plant
@@ -43,80 +37,65 @@ class Fault:
 
 
 def tensors(change: Callable[[Tensors], None], file: str = WEIGHTS) -> Plant:
-    """A fault in a safetensors file."""
     return lambda directory: change_tensors(directory / file, change)
 
 
 def fields(change: Callable[[dict[str, Any]], None], file: str = CONFIG) -> Plant:
-    """A fault in a JSON file."""
     return lambda directory: change_json(directory / file, change)
 
 
-def flip_bit(name: str) -> Callable[[Tensors], None]:
+def faults_of(changes: dict[str, Any], kind: Callable[..., Plant], *file: str) -> list[Fault]:
+    return [Fault(name=name, plant=kind(change, *file)) for name, change in changes.items()]
+
+
+def chosen(change: Callable[..., None]) -> Callable[..., Callable[[Any], None]]:
+    """A change of something that is told later what it is to change."""
+    return lambda *choice: lambda found: change(found, *choice)
+
+
+@chosen
+def flip_bit(state: Tensors, name: str) -> None:
     """The lowest bit of a tensor's second value."""
-
-    def change(state: Tensors) -> None:
-        size = state[name].element_size()
-        state[name].view(torch.uint8).view(-1)[size] ^= 1
-
-    return change
+    state[name].view(torch.uint8).view(-1)[state[name].element_size()] ^= 1
 
 
-def swap(first: str, second: str) -> Callable[[Tensors], None]:
+@chosen
+def swap(state: Tensors, first: str, second: str) -> None:
     """Exchange all tensors of two modules, their scales included."""
-
-    def change(state: Tensors) -> None:
-        suffixes = [name.removeprefix(first) for name in state if name.startswith(first)]
-        assert suffixes
-        for suffix in suffixes:
-            one, two = state[first + suffix], state[second + suffix]
-            assert one.shape == two.shape
-            state[first + suffix], state[second + suffix] = two, one
-
-    return change
+    suffixes = [name.removeprefix(first) for name in state if name.startswith(first)]
+    assert suffixes
+    for suffix in suffixes:
+        one, two = state[first + suffix], state[second + suffix]
+        assert one.shape == two.shape
+        state[first + suffix], state[second + suffix] = two, one
 
 
-def swap_rows(name: str, first: slice, second: slice) -> Callable[[Tensors], None]:
-    """Exchange two blocks of a tensor's rows."""
-
-    def change(state: Tensors) -> None:
-        kept = state[name][first].clone()
-        state[name][first] = state[name][second]
-        state[name][second] = kept
-
-    return change
+@chosen
+def swap_rows(state: Tensors, name: str, first: slice, second: slice) -> None:
+    kept = state[name][first].clone()
+    state[name][first] = state[name][second]
+    state[name][second] = kept
 
 
-def set_value(name: str, change_it: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], None]:
-    """Replace one tensor."""
-
-    def change(state: Tensors) -> None:
-        state[name] = change_it(state[name]).to(state[name].dtype)
-
-    return change
+@chosen
+def set_value(state: Tensors, name: str, change_it: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    state[name] = change_it(state[name]).to(state[name].dtype)
 
 
-def drop(name: str) -> Callable[[Tensors], None]:
-    """Leave one tensor out."""
-
-    def change(state: Tensors) -> None:
-        del state[name]
-
-    return change
+@chosen
+def drop(state: Tensors, name: str) -> None:
+    del state[name]
 
 
-def third_nonzero(name: str) -> Callable[[Tensors], None]:
+@chosen
+def third_nonzero(state: Tensors, name: str) -> None:
     """A small value where a group has a zero."""
-
-    def change(state: Tensors) -> None:
-        row = state[name][3]
-        if row.element_size() == 1:  # E4M3, of which torch compares nothing
-            bits = row.view(torch.uint8)
-            bits[((bits & 0x7F) == 0).nonzero()[0]] = 0x20
-        else:
-            row[(row == 0).nonzero()[0]] = 2**-10
-
-    return change
+    row = state[name][3]
+    if row.element_size() == 1:  # E4M3, of which torch compares nothing
+        bits = row.view(torch.uint8)
+        bits[((bits & 0x7F) == 0).nonzero()[0]] = 0x20
+    else:
+        row[(row == 0).nonzero()[0]] = 2**-10
 
 
 def cut(file: str) -> Plant:
@@ -126,15 +105,14 @@ def cut(file: str) -> Plant:
 
 def delete(name: str) -> Plant:
     """A file or a directory removed."""
+    return lambda directory: _remove(directory / name)
 
-    def plant(directory: Path) -> None:
-        path = directory / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
-    return plant
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def edit_figure(record: dict[str, Any]) -> None:
@@ -169,7 +147,6 @@ def regroup(config: dict[str, Any]) -> None:
 
 
 def assign(**values: Any) -> Callable[[dict[str, Any]], None]:
-    """Set fields."""
     return lambda config: config.update(values)
 
 
@@ -186,9 +163,8 @@ def weight_faults(file: str = WEIGHTS) -> list[Fault]:
         "norms swapped": swap(layer + "input_layernorm.", layer + "post_attention_layernorm."),
         "tensor missing": drop(layer + "self_attn.o_proj.weight"),
     }
-    faults = [Fault(name=name, plant=tensors(change, file)) for name, change in changes.items()]
     return [
-        *faults,
+        *faults_of(changes, tensors, file),
         Fault(name="truncated", plant=cut(file)),
         Fault(name="weights deleted", plant=delete(file)),
     ]
@@ -203,9 +179,8 @@ def config_faults(prefix: str = "") -> list[Fault]:
         "heads regrouped": regroup,
         "activation": assign(hidden_act="gelu"),
     }
-    faults = [Fault(name=name, plant=fields(change, prefix + CONFIG)) for name, change in changes.items()]
     return [
-        *faults,
+        *faults_of(changes, fields, prefix + CONFIG),
         Fault(name="tokenizer", plant=fields(_swap_tokens, f"{prefix}tokenizer.json")),
         Fault(name="config deleted", plant=delete(prefix + CONFIG)),
     ]
@@ -213,20 +188,15 @@ def config_faults(prefix: str = "") -> list[Fault]:
 
 def record_faults() -> list[Fault]:
     """Faults of our own records."""
+    plain = {
+        "record of bad types": fields(assign(details=[], files=3), ARTIFACT),
+        "record of another schema": fields(assign(schema="compress-export/artifact/99"), ARTIFACT),
+        "record deleted": delete(ARTIFACT),
+    }
     return [
         Fault(name="edited card", plant=fields(edit_figure, ARTIFACT)),
-        Fault(name="count edited", plant=fields(lambda record: record.update(num_parameters=7), ARTIFACT)),
-        Fault(
-            name="record of bad types",
-            plant=fields(lambda record: record.update(details=[], files=3), ARTIFACT),
-            only_plain=True,
-        ),
-        Fault(
-            name="record of another schema",
-            plant=fields(lambda record: record.update(schema="compress-export/artifact/99"), ARTIFACT),
-            only_plain=True,
-        ),
-        Fault(name="record deleted", plant=delete(ARTIFACT), only_plain=True),
+        Fault(name="count edited", plant=fields(assign(num_parameters=7), ARTIFACT)),
+        *(Fault(name=name, plant=plant, only_plain=True) for name, plant in plain.items()),
     ]
 
 
@@ -249,10 +219,8 @@ def plan_faults() -> list[Fault]:
         lists = plan["kept"]["intermediate"]
         lists[0] = f"{lists[0]} {int(lists[0].replace('-', ' ').split()[-1]) + 1}"
 
-    return [
-        Fault(name="plan, layers", plant=fields(other_layers, "prune_plan.json")),
-        Fault(name="plan, a neuron more", plant=fields(other_neuron, "prune_plan.json")),
-    ]
+    changes = {"plan, layers": other_layers, "plan, a neuron more": other_neuron}
+    return faults_of(changes, fields, "prune_plan.json")
 
 
 def adapter_faults() -> list[Fault]:
@@ -273,7 +241,7 @@ def adapter_faults() -> list[Fault]:
         config["alpha_pattern"] = {name: 2 * value for name, value in config["alpha_pattern"].items()}
 
     return [
-        *(Fault(name=name, plant=tensors(change, ADAPTER)) for name, change in changes.items()),
+        *faults_of(changes, tensors, ADAPTER),
         Fault(name="branch, scale doubled", plant=fields(alpha, ADAPTER_CONFIG)),
         Fault(name="branch, scale of another rule", plant=fields(assign(use_rslora=True), ADAPTER_CONFIG)),
         Fault(name="branch, truncated", plant=cut(ADAPTER)),
@@ -293,7 +261,7 @@ def fp8_faults(file: str) -> list[Fault]:
         "input scale 1": set_value(inputs, torch.ones_like),
         "FP8, flipped bit": flip_bit(f"{name}weight"),
     }
-    return [Fault(name=name, plant=tensors(change, file)) for name, change in changes.items()]
+    return faults_of(changes, tensors, file)
 
 
 def _swap_tokens(tokenizer: dict[str, Any]) -> None:

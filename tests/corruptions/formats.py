@@ -27,6 +27,14 @@ def change_tensors(file: Path, change: Callable[[Tensors], None]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
 
 
+def place(document: Any, dotted: str) -> tuple[Any, Any]:
+    """The list or mapping that holds a field, and its key in it."""
+    *path, leaf = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+    for part in path:
+        document = document[part]
+    return document, leaf
+
+
 def change_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Rewrite a JSON object in the way it was written."""
     value = json.loads(file.read_text(encoding="utf-8"))
@@ -47,14 +55,12 @@ def change_graph(directory: Path, change: Callable[[Any], None]) -> None:
 
 
 def initialiser(graph: Any, ending: str) -> Any:
-    """The one initialiser whose name ends so."""
     found = [tensor for tensor in graph.initializer if tensor.name.endswith(ending)]
     assert len(found) == 1, (ending, [tensor.name for tensor in found])
     return found[0]
 
 
 def array_of(tensor: Any) -> Any:
-    """An initialiser's values."""
     return numpy_helper.to_array(tensor).copy()
 
 

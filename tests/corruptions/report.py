@@ -22,12 +22,7 @@ REASONS: dict[tuple[str, str], str] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Miss:
-    """A planted fault that was not found.
-
-    Attributes:
-        outcome: Which.
-        reason: Why there is nothing to find it by; empty where there is.
-    """
+    """A planted fault that was not found, and why there is nothing to find it by; empty where there is."""
 
     outcome: Outcome
     reason: str
@@ -60,6 +55,11 @@ def counts(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
+def _row(miss: Miss) -> dict[str, str]:
+    outcome = miss.outcome
+    return {"kind": outcome.kind, "fault": outcome.fault, "way": outcome.way, "reason": miss.reason}
+
+
 def kept(outcomes: Sequence[Outcome]) -> None:
     """Write the result's JSON, and the table made of it."""
     from tests.performance.results import write_tables
@@ -74,15 +74,7 @@ def kept(outcomes: Sequence[Outcome]) -> None:
             "versions": versions(),
             "data": {
                 "counts": counts(outcomes),
-                "misses": [
-                    {
-                        "kind": m.outcome.kind,
-                        "fault": m.outcome.fault,
-                        "way": m.outcome.way,
-                        "reason": m.reason,
-                    }
-                    for m in misses(outcomes)
-                ],
+                "misses": [_row(miss) for miss in misses(outcomes)],
                 "outcomes": [asdict(outcome) for outcome in outcomes],
             },
         },
@@ -105,7 +97,6 @@ def corruption_rows(data: dict[str, Any]) -> tuple[Sequence[str], list[tuple[str
 
 
 def missed_lines(data: dict[str, Any]) -> list[str]:
-    """Every miss and its reason, for below the table."""
     return [
         f"- {miss['kind']}: {miss['fault']} ({miss['way']}): {miss['reason'] or 'unexplained'}"
         for miss in data["misses"]

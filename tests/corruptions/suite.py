@@ -80,15 +80,7 @@ FAULTS: dict[str, list[Fault]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What `verify` said of one planted fault.
-
-    Attributes:
-        kind: The artifact's.
-        fault: The fault's name.
-        way: `plain` or `consistent`.
-        exit_code: Of `compress-export verify`.
-        message: The first line of its error.
-    """
+    """What `verify` said of one fault, planted `plain` or `consistent`; the first line of its error."""
 
     kind: str
     fault: str
@@ -103,13 +95,7 @@ class Outcome:
 
 
 def run_suite(made: list[Made], scratch: Path, *, only: frozenset[str] | None = None) -> Iterator[Outcome]:
-    """Plant every fault of these artifacts; first of each kind comes a control without a fault.
-
-    Args:
-        made: The artifacts.
-        scratch: An empty directory for copies.
-        only: Names of the faults to plant; by default all.
-    """
+    """Plant every fault of these artifacts, or the `only` ones; each kind begins with a control."""
     for artifact in made:
         yield _verify(artifact, artifact.directory, fault=CONTROL, way="plain")
         for fault in FAULTS[artifact.kind]:

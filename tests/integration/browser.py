@@ -15,20 +15,9 @@ _TIMEOUT_S = 60
 # Chromium asks for things of its own (time, accounts); requests of a page carry this annotation.
 _PAGE_REQUEST = 101845102
 _QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--force-device-scale-factor=1",
-    "--hide-scrollbars",
+    *("--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--force-device-scale-factor=1"),
+    *(f"--disable-{name}" for name in ("gpu", "quic", "dev-shm-usage", "default-apps", "extensions", "sync")),
+    *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
     "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever it asks for, nothing leaves the machine
 )
 

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from compressor.cli.main import invoke
 
+SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 PROGRAM = (sys.executable, "-c", "from compressor.cli.main import main; main()")
 TIMEOUT_S = 600  # for a hung process; a slow machine is no failure
 POLL_S = 0.002
@@ -58,16 +61,46 @@ def succeed_here(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def kill_when(condition: Callable[[], bool], *arguments: object) -> None:
-    """Start `compress-export` and kill it with SIGKILL as soon as `condition` holds."""
-    process = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
+    """A recipe that takes the tiny model through a short run; `sections` replace or extend its own."""
+    tree: dict[str, Any] = {
+        "model": str(model),
+        "prune": {"shape": SHAPE},
+        "calibration": {"data": str(text), "size": 4, "seq_len": 32},
+        "distill": {"data": str(text), "tokens": 2560, "context_length": 32, "batch_size": 4},
+        "evaluate": {"seq_len": 64, "size": 4},
+        "bench": {"enabled": False},
+    }
+    for name, section in sections.items():
+        own = tree.get(name)
+        tree[name] = {**own, **section} if isinstance(own, dict) else section
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def start(*arguments: object, ignore: signal.Signals | None = None) -> subprocess.Popen[str]:
+    """`compress-export` in a process of its own, started with a signal ignored as `nohup` does."""
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: signal.signal(ignore, signal.SIG_IGN)) if ignore else None,  # noqa: PLW1509
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1]!r}"
-        assert time.monotonic() < deadline, "the moment to kill never came"
+        assert process.poll() is None, f"ended before its moment: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, "the moment never came"
         time.sleep(POLL_S)
+
+
+def kill_when(condition: Callable[[], bool], *arguments: object) -> None:
+    """Start `compress-export` and kill it with SIGKILL as soon as `condition` holds."""
+    process = start(*arguments)
+    wait_for(condition, process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
 

@@ -47,9 +47,3 @@ def test_errors_are_raised_and_say_what_to_do(tiny_checkpoint: Path, tmp_path: P
     with pytest.raises(UsageError, match="unknown stage"):
         api.run(Recipe(model=str(tiny_checkpoint), target="50%"), restart_from="nowhere")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_plan_needs_no_files() -> None:
-    made = api.plan(Recipe(model="llama3.1-8b", target="4b"))
-    assert isinstance(made, api.Plan)
-    assert made.student.dims.hidden_size == 3072

@@ -87,8 +87,7 @@ def test_broken_checkpoints(
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    arguments = ("prune", broken(how), *SHAPE, "--calib-data", tiny_text, "-o", out)
-    fails(capsys, code, message, *arguments)
+    fails(capsys, code, message, "prune", broken(how), *SHAPE, "--calib-data", tiny_text, "-o", out)
     assert not out.exists()
     assert not list(tmp_path.glob("*.partial"))
 
@@ -165,18 +164,8 @@ def test_a_run_that_cannot_end_writes_nothing(
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    texts = (
-        "--calib-data",
-        tiny_text,
-        "--train-data",
-        tiny_text,
-        "--tokens",
-        640,
-        "--context-length",
-        32,
-        "--quiet",
-    )
-    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, *options, "-o", out)
+    texts = ("--calib-data", tiny_text, "--train-data", tiny_text, "--tokens", 640, "--context-length", 32)
+    fails(capsys, 2, message, "run", tiny_checkpoint, *SHAPE, *texts, "--quiet", *options, "-o", out)
     assert not out.exists()
 
 
@@ -230,12 +219,6 @@ def test_an_engine_that_is_required_and_cannot_be_built_is_refused_at_once(
         capsys, code, message, command, tiny_checkpoint, *options, "--require-engine", "-o", tmp_path / "out"
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_recipe_key_names_the_nearest(tmp_path: Path, capsys: Capture) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("model: llama3.1-8b\ntarget: 4b\ndistill: {learning_rat: 1.0}\n")
-    fails(capsys, 2, "did you mean learning_rate", "plan", "--config", recipe)
 
 
 def test_an_unknown_option_is_a_usage_error(capsys: Capture) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from compressor.training.probes import check_probes, read_probes
 from tests.conftest import TextMaker
-from tests.integration.command import TIMEOUT_S, succeed_here
+from tests.integration.command import TIMEOUT_S, succeed_here, write_recipe
 from tests.tiny_models import make_model
 
 SCRIPT = "tests.integration.train_in_processes"
@@ -122,25 +121,19 @@ def test_the_whole_pipeline_runs_in_two_processes(
     tmp_path: Path, tiny_checkpoint: Path, make_text: TextMaker
 ) -> None:
     """Training is shared, all else is the main process's; one process finds everything done."""
-    recipe = {
-        "model": str(tiny_checkpoint),
-        "prune": {"shape": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}},
-        "calibration": {"data": str(make_text()), "size": 4, "seq_len": 64},
-        "distill": {
+    config = write_recipe(
+        tmp_path / "recipe.yaml",
+        *(tiny_checkpoint, make_text()),
+        calibration={"seq_len": 64},
+        distill={
             "data": str(make_text(seed=1)),
             "tokens": 1024,
-            "context_length": 32,
-            "batch_size": 4,
             "correction": {"mode": "first", "tokens": 512},
             "generate": {"tokens": 200, "max_new_tokens": 32},
         },
-        "sparsify": {"pattern": "2:4", "method": "ast"},
-        "evaluate": {"seq_len": 64, "size": 4},
-        "export": {"formats": ["huggingface"]},
-        "bench": {"enabled": False},
-    }
-    config = tmp_path / "recipe.yaml"
-    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        sparsify={"pattern": "2:4", "method": "ast"},
+        export={"formats": ["huggingface"]},
+    )
     command = ("run", "--config", str(config), "-o", str(tmp_path / "out"), "--json")
     done = torchrun("compressor.cli.main", *command, processes=2)
     assert done.returncode == 0, done.stderr

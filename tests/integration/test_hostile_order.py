@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import compressor.models.source
+from compressor.api import execution
 from tests.gguf_files import TinyGguf
 from tests.integration.command import command_here
 
@@ -36,25 +36,20 @@ WITHOUT_TEXT: dict[str, Words] = {
     "export": ("export", "MODEL", "--format", "onnx"),
     "bench": ("bench", "MODEL", "MODEL", "--runtime", "torch-eager", "--precision", "fp32"),
 }
+TRAINED, CALIBRATED = ("--train-data", "GOOD"), ("--calib-data", "GOOD")
 BEFORE_ANY_MODEL: dict[str, tuple[int, Words]] = {
     "an absent second model": (2, ("evaluate", "MODEL", "./nowhere", "--data", "GOOD")),
-    "an absent teacher": (2, ("distill", "MODEL", "--teacher", "./nowhere", "--train-data", "GOOD")),
-    "no teacher": (2, ("distill", "MODEL", "--train-data", "GOOD")),
-    "absent stored logits": (
-        2,
-        ("distill", "MODEL", "--teacher-logits", "./nowhere", "--train-data", "GOOD"),
-    ),
-    "an unreachable target": (2, ("prune", "MODEL", "--target", "1k", "--calib-data", "GOOD")),
+    "an absent teacher": (2, ("distill", "MODEL", "--teacher", "./nowhere", *TRAINED)),
+    "no teacher": (2, ("distill", "MODEL", *TRAINED)),
+    "absent stored logits": (2, ("distill", "MODEL", "--teacher-logits", "./nowhere", *TRAINED)),
+    "an unreachable target": (2, ("prune", "MODEL", "--target", "1k", *CALIBRATED)),
     "tasks without lm-eval": (4, ("evaluate", "MODEL", "--tasks", "arc_easy")),
     "no server": (4, ("bench", "MODEL", "MODEL", "--runtime", "tensorrt-llm")),
     "no such precision": (2, ("bench", "MODEL", "MODEL", "--precision", "bf16")),
     "no kernels": (3, ("bench", "MODEL", "MODEL", "--runtime", "torch-eager", "--precision", "fp8")),
     "no engine builder": (4, ("export", "MODEL", "--format", "tensorrt-llm", "--require-engine")),
     "a format of another command": (3, ("export", "MODEL", "--format", "onnx", "--precision", "fp8")),
-    "a GPU that is not there": (
-        2,
-        ("quantize", "MODEL", "--fp8", "--calib-data", "GOOD", "--device", "cuda"),
-    ),
+    "a GPU that is not there": (2, ("quantize", "MODEL", "--fp8", *CALIBRATED, "--device", "cuda")),
 }
 
 
@@ -105,7 +100,7 @@ def test_a_teacher_is_not_hashed_for_an_absent_text(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    monkeypatch.setattr(compressor.models.source, "open_checkpoint", lambda *words, **_: opened.append(words))
+    monkeypatch.setattr(execution, "open_checkpoint", lambda *words, **_: opened.append(words))
     words = words_of(COMMANDS["distill"], tiny_checkpoint, text=tmp_path / "absent.txt", good=tmp_path)
     refused((*words, "-o", tmp_path / "out"), 2, tmp_path)
     assert not opened

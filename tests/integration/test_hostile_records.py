@@ -84,8 +84,7 @@ def test_no_edit_of_a_record_raises_anything_but_an_error_of_ours(
     made: Path, tmp_path: Path, name: str
 ) -> None:
     directory, file, read = READERS[name]
-    copied = tmp_path / "copy"
-    shutil.copytree(made / directory, copied)
+    copied = Path(shutil.copytree(made / directory, tmp_path / "copy"))
     record = json.loads((copied / file).read_text())
     num_refused = num_tried = 0
     for edit in edited(record):
@@ -111,8 +110,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", READERS)
 def test_a_broken_record_is_named(made: Path, tmp_path: Path, name: str, content: bytes) -> None:
     directory, file, read = READERS[name]
-    copied = tmp_path / "copy"
-    shutil.copytree(made / directory, copied)
+    copied = Path(shutil.copytree(made / directory, tmp_path / "copy"))
     (copied / file).write_bytes(content)
     with pytest.raises(CompressExportError) as caught:
         read(copied)
@@ -145,8 +143,7 @@ def test_an_edited_progress_of_sampling_ends_in_one_message(tmp_path: Path, valu
 @pytest.mark.parametrize("name", ["artifact.json", "verification.json"])
 @pytest.mark.parametrize("value", [[], {}, "x", {"schema": "compress-export/artifact/1"}], ids=str)
 def test_an_edited_record_is_refused_by_verify(made: Path, tmp_path: Path, name: str, value: Any) -> None:
-    copied = tmp_path / "copy"
-    shutil.copytree(made / "exported", copied)
+    copied = Path(shutil.copytree(made / "exported", tmp_path / "copy"))
     (copied / name).write_text(json.dumps(value))
     done = command_here("verify", copied)
     assert done.returncode in (2, 8), done.stderr

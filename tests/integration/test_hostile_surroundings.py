@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,28 +14,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from compressor.cli import main as program
-from tests.integration.command import POLL_S, PROGRAM, TIMEOUT_S, command, command_here
+from tests.integration.command import PROGRAM, TIMEOUT_S, command, command_here, start, wait_for
 
 PLAN = ("plan", "smollm2-135m", "--target", "50%")
-
-
-def start(*arguments: object, ignore: signal.Signals | None = None) -> subprocess.Popen[str]:
-    """A command in a process of its own, started with a signal ignored as `nohup` does."""
-    return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=(lambda: signal.signal(ignore, signal.SIG_IGN)) if ignore else None,  # noqa: PLW1509
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 @pytest.mark.parametrize("is_nohup", [False, True], ids=["hang-up", "nohup"])
@@ -71,9 +51,7 @@ def test_a_reader_that_closes_the_pipe_ends_the_program_quietly() -> None:
 
 
 def test_a_closed_standard_stream_is_no_error() -> None:
-    shell = (
-        f"exec {sys.executable} -c 'from compressor.cli.main import main; main()' {' '.join(PLAN)} >&- 2>&-"
-    )
+    shell = f"exec {shlex.join(PROGRAM)} {' '.join(PLAN)} >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", shell], check=False).returncode == 0
 
 

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from tests.integration.command import command_here
 
-_LOADED = (
-    "import sys; from compressor.cli.main import invoke; code = invoke(sys.argv[1:]); "
-    "heavy = {'torch', 'transformers', 'datasets', 'onnx', 'modelopt', 'numpy'} & set(sys.modules); "
-    "sys.exit(f'imported {heavy}' if heavy else code)"
-)
 
-
-@pytest.mark.parametrize(
-    ("model", "target", "expected"),
-    [
-        (
-            "llama3.1-8b",
-            "4b",
-            {
-                "num_parameters": 4512746496,
-                "hidden_size": 3072,
-                "intermediate_size": 9216,
-                "num_hidden_layers": 32,
-                "head_dim": 128,
-            },
-        ),
-        ("llama3.1-8b", "4b-depth", {"num_parameters": 4540469248, "num_hidden_layers": 16}),
-        ("mistral-nemo-12b", "8b", {"num_parameters": 8414105600, "intermediate_size": 11520}),
-        ("meta-llama/Llama-3.1-8B", "4b-width", {"num_parameters": 4512746496}),
-        ("llama2-7b", "2.7b", {"num_parameters": 2701560320}),
-    ],
-)
-def test_published_shapes(model: str, target: str, expected: dict[str, int]) -> None:
-    done = command_here("plan", model, "--target", target, "--fp8", "--json")
+def test_a_published_shape_of_a_hub_id() -> None:
+    done = command_here("plan", "meta-llama/Llama-3.1-8B", "--target", "4b-width", "--fp8", "--json")
     assert done.returncode == 0, done.stderr
     student = json.loads(done.stdout)["student"]
-    found = {**student, **student["dims"]}
-    assert {name: found[name] for name in expected} == expected
+    assert (student["num_parameters"], student["dims"]["hidden_size"]) == (4512746496, 3072)
 
 
 def test_plan_is_what_dry_run_shows() -> None:
@@ -61,7 +32,7 @@ def test_the_plan_explains_its_rounding() -> None:
 
 
 def test_a_family_is_planned_member_by_member() -> None:
-    words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", "32", "--gpu-hour-price", "2")
+    words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", 32, "--gpu-hour-price", 2, "--mfu", 0.5)
     done = command_here("plan", *words, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -69,36 +40,11 @@ def test_a_family_is_planned_member_by_member() -> None:
     plans = [member["plan"] for member in document["members"]]
     assert plans[1]["teacher"] == plans[0]["student"]
     assert plans[1]["student"]["num_parameters"] == 4512746496
+    assert plans[0]["training"]["assumed_utilisation"] == 0.5
+    assert [row["num_gpus"] for row in plans[0]["training"]["by_num_gpus"]] == [1, 8, 32, 64, 256, 1024]
     hours = sum(plan["hours"]["gpu_hours"] for plan in plans)
     assert document["total"]["gpu_hours"] == pytest.approx(hours)
     assert document["total"]["cost_usd"] == pytest.approx(2 * hours, abs=0.02)
     shown = command_here("plan", *words).stdout
     assert ("== 6b ==" in shown, "== 4b ==" in shown) == (True, True)
     assert f"{document['total']['gpu_hours']:,.1f} GPU-hours" in shown
-
-
-def test_the_cost_of_a_training_beside_training_from_scratch() -> None:
-    done = command_here("plan", "llama3.1-8b", "--target", "4b", "--tokens", "94b", "--mfu", "0.5", "--json")
-    assert done.returncode == 0, done.stderr
-    training = json.loads(done.stdout)["training"]
-    assert [row["num_gpus"] for row in training["by_num_gpus"]] == [1, 8, 64, 256, 1024]
-    assert training["assumed_utilisation"] == 0.5
-    assert training["from_scratch"]["tokens_ratio"] == pytest.approx(15e12 / 94e9, rel=1e-3)
-    parts = training["by_num_gpus"][1]["memory_bytes"]["distill"]
-    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["plan", "llama3.1-8b", "--target", "4b"],
-        ["plan", "llama3.1-8b", "--target", "6b,4b"],
-        ["run", "-h"],
-    ],
-)
-def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LOADED, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -11,15 +11,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.integration.command import command_here, digests, kill_when, succeed, succeed_here
+from tests.integration.command import command_here, digests, kill_when, succeed, succeed_here, write_recipe
 from tests.records import record_again
 
 EXPORTS = ("huggingface-fp8", "onnx", "onnx-int4", "tensorrt-llm-fp8")
 COMPARED = (
-    "student",
-    "exports",
-    "stages/prune/prune_plan.json",
-    "stages/reconstruct/model.safetensors",
+    *("student", "exports", "stages/prune/prune_plan.json", "stages/reconstruct/model.safetensors"),
     "stages/evaluate/evaluation.json",
 )
 
@@ -27,27 +24,15 @@ COMPARED = (
 @pytest.fixture(scope="module")
 def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that takes the tiny model through every stage."""
-    text = str(tiny_text)
-    tree = {
-        "model": str(tiny_checkpoint),
-        "prune": {"shape": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}},
-        "calibration": {"data": text, "size": 4, "seq_len": 32},
-        "distill": {
-            "data": text,
-            "tokens": 7680,
-            "context_length": 32,
-            "batch_size": 4,
-            "micro_batch_size": 4,
-            "learning_rate": 2e-3,
-            "save_steps": 10,
-        },
-        "quantize": {"fp8": True},
-        "evaluate": {"seq_len": 64, "size": 4},
-        "bench": {"isl_osl": [[8, 4]], "batch_sizes": [1], "max_pairs": 5, "precisions": ["fp32"]},
-    }
-    path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
+    training = {"tokens": 7680, "micro_batch_size": 4, "learning_rate": 2e-3, "save_steps": 10}
+    grid = {"isl_osl": [[8, 4]], "batch_sizes": [1], "max_pairs": 5, "precisions": ["fp32"]}
+    return write_recipe(
+        tmp_path_factory.mktemp("recipes") / "recipe.yaml",
+        *(tiny_checkpoint, tiny_text),
+        distill=training,
+        quantize={"fp8": True},
+        bench={"enabled": True, **grid},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -141,29 +126,6 @@ def test_the_student_is_written_whatever_else_is(
     assert list(summary["exports"]) == ["huggingface", "tensorrt-llm"]
     assert summary["warnings"][0].startswith("no export to benchmark")
     assert json.loads((out / "manifest.json").read_text())["warnings"] == summary["warnings"][:1]
-
-
-def test_a_changed_data_file_is_refused(
-    tiny_checkpoint: Path, recipe: Path, tmp_path: Path, tiny_text: Path
-) -> None:
-    text = tmp_path / "own.txt"
-    text.write_bytes(tiny_text.read_bytes())
-    arguments = (
-        "prune",
-        tiny_checkpoint,
-        "--shape",
-        "hidden_size=48",
-        "--calib-data",
-        text,
-        "--calib-size",
-        2,
-    )
-    arguments += ("--calib-seq-len", 32, "-o", tmp_path / "out")
-    succeed_here(*arguments)
-    text.write_text(text.read_text() + "one more line\n")
-    done = command_here(*arguments)
-    assert done.returncode == 2
-    assert "sha256" in done.stderr
 
 
 @pytest.mark.timeout(1800)

@@ -7,41 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.integration.command import command_here, succeed_here
+from tests.integration.command import SHAPE, command_here, succeed_here, write_recipe
 from tests.records import record_again
 
 WEIGHTS_FILE = "model.safetensors"
 TENSORRT_LLM = ["tensorrt-llm-fp16", "tensorrt-llm-fp8"]
 FORMATS = ["huggingface", "huggingface-fp8", *TENSORRT_LLM, "onnx", "onnx-int4"]
-SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    text = str(tiny_text)
-    tree = {
-        "model": str(tiny_checkpoint),
-        "prune": {"shape": SHAPE},
-        "calibration": {"data": text, "size": 4, "seq_len": 32},
-        "distill": {
-            "data": text,
-            "tokens": 2560,
-            "context_length": 32,
-            "batch_size": 4,
-            "learning_rate": 2e-3,
-        },
-        "sparsify": {"pattern": "2:4", "method": "ast"},
-        "quantize": {"fp8": True},
-        "export": {"formats": FORMATS},
-        "evaluate": {"seq_len": 64, "size": 4},
-        "bench": {"enabled": False},
-    }
-    path = tmp_path_factory.mktemp("recipes") / "sparse.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
+    return write_recipe(
+        tmp_path_factory.mktemp("recipes") / "sparse.yaml",
+        *(tiny_checkpoint, tiny_text),
+        distill={"learning_rate": 2e-3},
+        sparsify={"pattern": "2:4", "method": "ast"},
+        quantize={"fp8": True},
+        export={"formats": FORMATS},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +91,8 @@ def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: 
 
 def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
     made = succeed_here(
-        *(
-            "sparsify",
-            tiny_checkpoint,
-            "--sparsity-method",
-            "ast",
-            "--slorb",
-            "trained",
-            "-o",
-            tmp_path / "ast",
-        ),
+        *("sparsify", tiny_checkpoint, "--sparsity-method", "ast", "--slorb", "trained"),
+        *("-o", tmp_path / "ast"),
         *("--calib-data", tiny_text, "--calib-size", 4, "--calib-seq-len", 32),
         *("--train-data", tiny_text, "--tokens", 640, "--context-length", 32),
     )

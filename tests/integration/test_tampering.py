@@ -21,30 +21,11 @@ from compressor.distillation import generate_stage as generate
 from compressor.runs.artifact import LOGS, write_json
 from compressor.training import callbacks
 from compressor.training.checkpoints import mark_complete
-from tests.integration.command import command_here, digests
+from tests.integration.command import command_here, digests, write_recipe
 
 Alter = Callable[[Path], object]
 FINISHED, UNFINISHED, SAMPLING = "finished", "unfinished", "sampling"
 WEIGHTS, RECORD = "model.safetensors", "artifact.json"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One alteration: of which run, of which entry, how, and what the next start must do about it.
-
-    Attributes:
-        of: A finished run, or one interrupted while it distilled, or while its teacher was sampled.
-        path: What is altered, relative to the run directory.
-        alter: How.
-        code: Exit code of the same command; 0 where the run makes good what was altered.
-        says: What must be on stderr beside the entry's name; for a refusal, the way out.
-    """
-
-    of: str
-    path: str
-    alter: Alter
-    code: int
-    says: str
 
 
 def flip(path: Path) -> None:
@@ -136,18 +117,6 @@ def append_line(path: Path) -> None:
     path.write_text(path.read_text() + "\n# by hand\n")
 
 
-def forget_weights(record: dict[str, Any]) -> None:
-    del record["files"][WEIGHTS]
-
-
-def other_sum(record: dict[str, Any]) -> None:
-    record["files"][WEIGHTS]["sha256"] = "0" * 64
-
-
-def other_fingerprint(record: dict[str, Any]) -> None:
-    record["stages"]["stages/prune"]["fingerprint"] = "0" * 64
-
-
 def result(out: Path) -> dict[str, str]:
     """sha256 of the student, its training and the text sampled for it.
 
@@ -157,16 +126,9 @@ def result(out: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if f"/{LOGS}/" not in name}
 
 
-def redo(stage: str) -> str:
-    return f"--restart-from {stage}"
-
-
-def refused(path: str, alter: Alter, says: str, *, of: str = FINISHED, code: int = 8) -> Case:
-    return Case(of, path, alter, code, says)
-
-
-def redone(path: str, alter: Alter, says: str, *, of: str = FINISHED) -> Case:
-    return Case(of, path, alter, 0, says)
+def _stage_of(path: str) -> str:
+    top, *below = path.split("/")
+    return below[0].partition(".")[0] if top == "stages" else "export"
 
 
 CHECKPOINT = "stages/distill.partial/checkpoints/checkpoint-15"
@@ -179,119 +141,123 @@ FROM_THE_START = "the same command samples from the start"
 SAMPLED = "generate: stages/generate: "
 DAMAGED = "is damaged and not used"
 
-CASES: dict[str, Case] = {
-    "pruned weights: a bit": refused(f"stages/prune/{WEIGHTS}", flip, redo("prune")),
-    "pruned weights: cut": refused(f"stages/prune/{WEIGHTS}", truncate, redo("prune")),
-    "pruned weights: header of zeros": refused(f"stages/prune/{WEIGHTS}", zero, redo("prune")),
-    "repaired weights: a bit": refused(f"stages/reconstruct/{WEIGHTS}", flip, redo("reconstruct")),
-    "distilled weights: a bit": refused(f"stages/distill/{WEIGHTS}", flip, redo("distill")),
-    "distilled weights: longer": refused(f"stages/distill/{WEIGHTS}", append, redo("distill")),
-    "distilled weights: all zero": refused(f"stages/distill/{WEIGHTS}", zero_weights, redo("distill")),
-    "distilled weights: the student before": refused(
-        f"stages/distill/{WEIGHTS}", replace_by(f"stages/reconstruct/{WEIGHTS}"), redo("distill")
-    ),
-    "student's weights: a bit": refused(f"student/{WEIGHTS}", flip, redo("export")),
-    "student's weights: deleted": refused(f"student/{WEIGHTS}", remove, redo("export")),
-    "quantised weights: a bit": refused(f"stages/quantize/{WEIGHTS}", flip, redo("quantize")),
-    "FP8 weights: a bit": refused(f"stages/quantize/huggingface-fp8/{WEIGHTS}", flip, redo("quantize")),
-    "calibrated maxima: a bit": refused("stages/quantize/amax.safetensors", flip, redo("quantize")),
-    "scores: a bit": refused("stages/prune/importance.safetensors", flip, redo("prune")),
-    "prune plan: another layer": refused("stages/prune/prune_plan.json", set_to(layers=[0]), redo("prune")),
-    "config: another epsilon": refused(
-        "stages/distill/config.json", set_to(rms_norm_eps=1e-3), redo("distill")
-    ),
-    "config: a directory": refused("student/config.json", into_directory, redo("export")),
-    "config: a link elsewhere": refused("student/config.json", into_link, redo("export")),
-    "tokenizer: a character": refused("student/tokenizer.json", flip, redo("export")),
-    "added masks": refused("stages/distill/masks.safetensors", add, "remove "),
-    "added adapter": refused("student/adapter/adapter_config.json", add, "remove "),
-    "graph: a weight": refused("exports/onnx/model.onnx.data", flip, redo("export")),
-    "graph: its config": refused("exports/onnx/genai_config.json", set_to(search={}), redo("export")),
-    "export's verdict: edited": refused(
-        "exports/onnx/verification.json", set_to(status="reported"), redo("export")
-    ),
-    "export's verdict: deleted": refused("exports/onnx/verification.json", remove, redo("export")),
-    "FP8 export: deleted weights": refused(f"exports/huggingface-fp8/{WEIGHTS}", remove, redo("export")),
-    "evaluation: a better figure": refused(
-        "stages/evaluate/evaluation.json", set_to(models={}), redo("evaluate")
-    ),
-    "record: fingerprint": refused(f"stages/prune/{RECORD}", set_to(fingerprint="0" * 64), redo("prune")),
-    "record: parameters": refused(f"stages/distill/{RECORD}", set_to(num_parameters=7), redo("distill")),
-    "record: a file left out": refused(f"student/{RECORD}", edit(forget_weights), redo("export")),
-    "record: another sum": refused(f"student/{RECORD}", edit(other_sum), redo("export")),
-    "record: details": refused(f"stages/evaluate/{RECORD}", set_to(details={}), redo("evaluate")),
-    "record: no JSON": refused(f"stages/quantize/{RECORD}", garbage, "quantize"),
-    "record: deleted": refused(f"stages/distill/{RECORD}", remove, redo("distill"), code=2),
-    "stage: another one in its place": refused(
-        "stages/distill", replace_by("stages/prune"), redo("distill"), code=2
-    ),
-    "stage: a file in its place": refused("student", replace_by("README.md"), redo("export"), code=2),
-    "manifest: another stage": refused("manifest.json", edit(other_fingerprint), "--overwrite"),
-    "manifest: a warning less": refused("manifest.json", set_to(versions={}), "--overwrite"),
-    "manifest: no JSON": refused("manifest.json", garbage, "manifest.json"),
-    "manifest: deleted": refused("manifest.json", remove, "an empty directory", code=2),
-    "recipe: edited": redone("recipe.yaml", append_line, REWRITTEN),
-    "plan: edited": redone("plan.json", set_to(tokens=1), REWRITTEN),
-    "card: deleted": redone("README.md", remove, REWRITTEN),
-    "student: deleted": redone("student", remove, GONE),
-    "pruned: deleted": redone("stages/prune", remove, GONE),
-    "export: deleted": redone("exports/onnx", remove, GONE),
-    "repaired weights, read next: a bit": refused(
-        f"stages/reconstruct/{WEIGHTS}", flip, redo("reconstruct"), of=UNFINISHED
-    ),
-    "repaired config, read next": refused(
-        "stages/reconstruct/config.json", set_to(rms_norm_eps=1e-3), redo("reconstruct"), of=UNFINISHED
-    ),
-    "inputs: edited": refused(
-        "stages/distill.partial/stage.json", set_to(seed=5), redo("distill"), of=UNFINISHED, code=2
-    ),
-    "inputs: no JSON": refused("stages/distill.partial/stage.json", garbage, "stage.json", of=UNFINISHED),
-    "inputs: deleted": refused(
-        "stages/distill.partial/stage.json", remove, redo("distill"), of=UNFINISHED, code=2
-    ),
-    "tokens: a bit": refused(TOKENS, flip, "the same command", of=UNFINISHED),
-    "tokens: cut": refused(TOKENS, truncate, "the same command", of=UNFINISHED),
-    "tokens: starts deleted": refused(f"{TOKENS}.starts", remove, "the same command", of=UNFINISHED),
-    "tokens: their record edited": refused(f"{TOKENS}.json", set_to(files={}), "delete", of=UNFINISHED),
-    "checkpoint: empty part": redone(f"{CHECKPOINT}/__0_0.distcp", empty, DAMAGED, of=UNFINISHED),
-    "checkpoint: a weight's bit": redone(f"{CHECKPOINT}/__0_0.distcp", flip, DAMAGED, of=UNFINISHED),
-    "checkpoint: random state": redone(f"{CHECKPOINT}/rng_state.pth", truncate, DAMAGED, of=UNFINISHED),
-    "checkpoint: its own record": redone(f"{CHECKPOINT}/.metadata", flip, DAMAGED, of=UNFINISHED),
-    "checkpoint: data position": redone(f"{CHECKPOINT}/progress.json", append_line, DAMAGED, of=UNFINISHED),
-    "checkpoint: deleted state": redone(f"{CHECKPOINT}/trainer_state.json", remove, DAMAGED, of=UNFINISHED),
-    "checkpoint: mark edited": redone(f"{CHECKPOINT}/complete", set_to(files={}), DAMAGED, of=UNFINISHED),
-    "checkpoint: mark deleted": redone(
-        f"{CHECKPOINT}/complete", remove, "was not finished and is removed", of=UNFINISHED
-    ),
-    "checkpoints: all with an empty part": refused(
-        "stages/distill.partial/checkpoints",
-        lambda path: [empty(file) for file in path.glob("*/__0_0.distcp")],
-        redo("its stage"),
-        of=UNFINISHED,
-    ),
-    "unfinished output: a file too many": redone(
-        "stages/distill.partial/masks.safetensors", add, "distill: stages/distill: ", of=UNFINISHED
-    ),
-    "sampled text: a bit": refused(TEXT, flip, FROM_THE_START, of=SAMPLING),
-    "sampled text: cut": refused(TEXT, truncate, FROM_THE_START, of=SAMPLING),
-    "sampled text: all zero": refused(TEXT, zero, FROM_THE_START, of=SAMPLING),
-    "sampled text: deleted": refused(TEXT, remove, FROM_THE_START, of=SAMPLING),
-    "sampled text: longer": redone(TEXT, append, SAMPLED, of=SAMPLING),
-    "sampling's progress: a batch less": refused(
-        PROGRESS, set_to(num_batches=1), FROM_THE_START, of=SAMPLING
-    ),
-    "sampling's progress: no JSON": refused(PROGRESS, garbage, "progress.json", of=SAMPLING),
-    "sampling's progress: deleted": redone(PROGRESS, remove, SAMPLED, of=SAMPLING),
-    "sampling's inputs: edited": refused(
-        "stages/generate.partial/stage.json", set_to(seed=5), redo("generate"), of=SAMPLING, code=2
-    ),
-    "sampling's inputs: deleted": refused(
-        "stages/generate.partial/stage.json", remove, redo("generate"), of=SAMPLING, code=2
-    ),
-    "sampling: a file too many": redone(
-        "stages/generate.partial/masks.safetensors", add, SAMPLED, of=SAMPLING
-    ),
+# Of which run, and the exit code of the same command; then what is altered, relative to the run
+# directory, how, and what is said beside its name: by default, how its stage is made again.
+ALTERATIONS: dict[tuple[str, int], dict[str, tuple[Any, ...]]] = {
+    (FINISHED, 8): {
+        "pruned weights: a bit": (f"stages/prune/{WEIGHTS}", flip),
+        "pruned weights: cut": (f"stages/prune/{WEIGHTS}", truncate),
+        "pruned weights: header of zeros": (f"stages/prune/{WEIGHTS}", zero),
+        "repaired weights: a bit": (f"stages/reconstruct/{WEIGHTS}", flip),
+        "distilled weights: a bit": (f"stages/distill/{WEIGHTS}", flip),
+        "distilled weights: longer": (f"stages/distill/{WEIGHTS}", append),
+        "distilled weights: all zero": (f"stages/distill/{WEIGHTS}", zero_weights),
+        "distilled weights: the student before": (
+            f"stages/distill/{WEIGHTS}",
+            replace_by(f"stages/reconstruct/{WEIGHTS}"),
+        ),
+        "student's weights: a bit": (f"student/{WEIGHTS}", flip),
+        "student's weights: deleted": (f"student/{WEIGHTS}", remove),
+        "quantised weights: a bit": (f"stages/quantize/{WEIGHTS}", flip),
+        "FP8 weights: a bit": (f"stages/quantize/huggingface-fp8/{WEIGHTS}", flip),
+        "calibrated maxima: a bit": ("stages/quantize/amax.safetensors", flip),
+        "scores: a bit": ("stages/prune/importance.safetensors", flip),
+        "prune plan: another layer": ("stages/prune/prune_plan.json", set_to(layers=[0])),
+        "config: another epsilon": ("stages/distill/config.json", set_to(rms_norm_eps=1e-3)),
+        "config: a directory": ("student/config.json", into_directory),
+        "config: a link elsewhere": ("student/config.json", into_link),
+        "tokenizer: a character": ("student/tokenizer.json", flip),
+        "added masks": ("stages/distill/masks.safetensors", add, "remove "),
+        "added adapter": ("student/adapter/adapter_config.json", add, "remove "),
+        "graph: a weight": ("exports/onnx/model.onnx.data", flip),
+        "graph: its config": ("exports/onnx/genai_config.json", set_to(search={})),
+        "export's verdict: edited": ("exports/onnx/verification.json", set_to(status="reported")),
+        "export's verdict: deleted": ("exports/onnx/verification.json", remove),
+        "FP8 export: deleted weights": (f"exports/huggingface-fp8/{WEIGHTS}", remove),
+        "evaluation: a better figure": ("stages/evaluate/evaluation.json", set_to(models={})),
+        "record: fingerprint": (f"stages/prune/{RECORD}", set_to(fingerprint="0" * 64)),
+        "record: parameters": (f"stages/distill/{RECORD}", set_to(num_parameters=7)),
+        "record: a file left out": (f"student/{RECORD}", edit(lambda of: of["files"].pop(WEIGHTS))),
+        "record: another sum": (
+            f"student/{RECORD}",
+            edit(lambda of: of["files"][WEIGHTS].update(sha256="0")),
+        ),
+        "record: details": (f"stages/evaluate/{RECORD}", set_to(details={})),
+        "record: no JSON": (f"stages/quantize/{RECORD}", garbage, "quantize"),
+        "manifest: another stage": (
+            "manifest.json",
+            edit(lambda of: of["stages"]["stages/prune"].update(fingerprint="0")),
+            "--overwrite",
+        ),
+        "manifest: a warning less": ("manifest.json", set_to(versions={}), "--overwrite"),
+        "manifest: no JSON": ("manifest.json", garbage, "manifest.json"),
+    },
+    (FINISHED, 2): {
+        "record: deleted": (f"stages/distill/{RECORD}", remove),
+        "stage: another one in its place": ("stages/distill", replace_by("stages/prune")),
+        "stage: a file in its place": ("student", replace_by("README.md")),
+        "manifest: deleted": ("manifest.json", remove, "an empty directory"),
+    },
+    (FINISHED, 0): {
+        "recipe: edited": ("recipe.yaml", append_line, REWRITTEN),
+        "plan: edited": ("plan.json", set_to(tokens=1), REWRITTEN),
+        "card: deleted": ("README.md", remove, REWRITTEN),
+        "student: deleted": ("student", remove, GONE),
+        "pruned: deleted": ("stages/prune", remove, GONE),
+        "export: deleted": ("exports/onnx", remove, GONE),
+    },
+    (UNFINISHED, 8): {
+        "repaired weights, read next: a bit": (f"stages/reconstruct/{WEIGHTS}", flip),
+        "repaired config, read next": ("stages/reconstruct/config.json", set_to(rms_norm_eps=1e-3)),
+        "inputs: no JSON": ("stages/distill.partial/stage.json", garbage, "stage.json"),
+        "tokens: a bit": (TOKENS, flip, "the same command"),
+        "tokens: cut": (TOKENS, truncate, "the same command"),
+        "tokens: starts deleted": (f"{TOKENS}.starts", remove, "the same command"),
+        "tokens: their record edited": (f"{TOKENS}.json", set_to(files={}), "delete"),
+        "checkpoints: all with an empty part": (
+            "stages/distill.partial/checkpoints",
+            lambda path: [empty(file) for file in path.glob("*/__0_0.distcp")],
+            "--restart-from its stage",
+        ),
+    },
+    (UNFINISHED, 2): {
+        "inputs: edited": ("stages/distill.partial/stage.json", set_to(seed=5)),
+        "inputs: deleted": ("stages/distill.partial/stage.json", remove),
+    },
+    (UNFINISHED, 0): {
+        "checkpoint: empty part": (f"{CHECKPOINT}/__0_0.distcp", empty, DAMAGED),
+        "checkpoint: a weight's bit": (f"{CHECKPOINT}/__0_0.distcp", flip, DAMAGED),
+        "checkpoint: random state": (f"{CHECKPOINT}/rng_state.pth", truncate, DAMAGED),
+        "checkpoint: its own record": (f"{CHECKPOINT}/.metadata", flip, DAMAGED),
+        "checkpoint: data position": (f"{CHECKPOINT}/progress.json", append_line, DAMAGED),
+        "checkpoint: deleted state": (f"{CHECKPOINT}/trainer_state.json", remove, DAMAGED),
+        "checkpoint: mark edited": (f"{CHECKPOINT}/complete", set_to(files={}), DAMAGED),
+        "checkpoint: mark deleted": (f"{CHECKPOINT}/complete", remove, "was not finished and is removed"),
+        "unfinished output: a file too many": (
+            "stages/distill.partial/masks.safetensors",
+            add,
+            "distill: stages/distill: ",
+        ),
+    },
+    (SAMPLING, 8): {
+        "sampled text: a bit": (TEXT, flip, FROM_THE_START),
+        "sampled text: cut": (TEXT, truncate, FROM_THE_START),
+        "sampled text: all zero": (TEXT, zero, FROM_THE_START),
+        "sampled text: deleted": (TEXT, remove, FROM_THE_START),
+        "sampling's progress: a batch less": (PROGRESS, set_to(num_batches=1), FROM_THE_START),
+        "sampling's progress: no JSON": (PROGRESS, garbage, "progress.json"),
+    },
+    (SAMPLING, 0): {
+        "sampled text: longer": (TEXT, append, SAMPLED),
+        "sampling's progress: deleted": (PROGRESS, remove, SAMPLED),
+        "sampling: a file too many": ("stages/generate.partial/masks.safetensors", add, SAMPLED),
+    },
+    (SAMPLING, 2): {
+        "sampling's inputs: edited": ("stages/generate.partial/stage.json", set_to(seed=5)),
+        "sampling's inputs: deleted": ("stages/generate.partial/stage.json", remove),
+    },
 }
+CASES = {name: (*key, *row) for key, rows in ALTERATIONS.items() for name, row in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -304,20 +270,12 @@ class Runs:
 
     root: Path
 
-    @property
-    def finished(self) -> Path:
-        return self.root / FINISHED
-
-    @property
-    def unfinished(self) -> Path:
-        return self.root / UNFINISHED
-
     def recipe(self, of: str = FINISHED) -> Path:
         return self.root / f"{of}.yaml"
 
     def whole(self, of: str) -> Path:
         """The run that nobody interrupted or touched."""
-        return self.root / "sampled" if of == SAMPLING else self.finished
+        return self.root / ("sampled" if of == SAMPLING else FINISHED)
 
     def again(self, out: Path, *options: object, of: str = FINISHED) -> Any:
         return command_here("run", "--config", self.recipe(of), "-o", out, *options)
@@ -325,90 +283,66 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    root, text = tmp_path_factory.mktemp("tampering"), str(tiny_text)
-    tree = {
-        "model": str(tiny_checkpoint),
-        "prune": {"shape": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}},
-        "calibration": {"data": text, "size": 4, "seq_len": 32},
-        "distill": {
-            "data": text,
-            "tokens": 2560,
-            "context_length": 32,
-            "batch_size": 4,
-            "micro_batch_size": 4,
-            "save_steps": 5,
-        },
-        "quantize": {"fp8": True},
-        "evaluate": {"seq_len": 64, "size": 2},
-        "export": {"formats": ["huggingface-fp8", "onnx"]},
-        "bench": {"enabled": False},
-    }
-    short = {**tree, "quantize": {"fp8": False}, "export": {"formats": ["huggingface"]}}
-    sampling = {"tokens": 512, "generate": {"tokens": 900, "max_new_tokens": 16}}
-    sampled = {**short, "distill": {**tree["distill"], **sampling}}
-    made = Runs(root)
-    for name, recipe in ((FINISHED, tree), (UNFINISHED, short), (SAMPLING, sampled)):
-        made.recipe(name).write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    made = Runs(tmp_path_factory.mktemp("tampering"))
+    training: dict[str, Any] = {"micro_batch_size": 4, "save_steps": 5}
+    sampling = {**training, "tokens": 512, "generate": {"tokens": 900, "max_new_tokens": 16}}
+    whole = {"quantize": {"fp8": True}, "export": {"formats": ["huggingface-fp8", "onnx"]}}
+    short = {"export": {"formats": ["huggingface"]}}
+    for name, distill, sections in (
+        (FINISHED, training, whole),
+        (UNFINISHED, training, short),
+        (SAMPLING, sampling, short),
+    ):
+        recipe, given = made.recipe(name), (tiny_checkpoint, tiny_text)
+        write_recipe(recipe, *given, distill=distill, evaluate={"size": 2}, **sections)
     for name in (FINISHED, SAMPLING):
         done = made.again(made.whole(name), of=name)
         assert done.returncode == 0, done.stderr
-    _interrupt_at(made, step=15)
-    _interrupt_sampling(made, num_batches=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "mark_complete", _then_interrupt(mark_complete, "checkpoint-15"))
+        patch.setattr(generate, "write_json", _then_interrupt(write_json, {"num_batches": 2}))
+        for name in (UNFINISHED, SAMPLING):
+            assert made.again(made.root / name, of=name).returncode == 130
     return made
 
 
-def _interrupt_at(runs: Runs, *, step: int) -> None:
-    """Stands in for a kill right after a checkpoint: nothing in the code under test catches it."""
+def _then_interrupt(write: Callable[..., None], last: str | dict[str, int]) -> Callable[..., None]:
+    """Stands in for a kill right after a checkpoint or a batch: nothing in the code under test catches it."""
 
-    def mark(directory: Path) -> None:
-        mark_complete(directory)
-        if directory.name == f"checkpoint-{step}":
+    def interrupted(path: Path, *progress: dict[str, Any]) -> None:
+        write(path, *progress)
+        if path.name == last or (progress and last.items() <= progress[0].items()):  # type: ignore[union-attr]
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "mark_complete", mark)
-        assert runs.again(runs.unfinished, of=UNFINISHED).returncode == 130
-
-
-def _interrupt_sampling(runs: Runs, *, num_batches: int) -> None:
-    """The same, right after a batch of samples."""
-
-    def write(path: Path, progress: dict[str, Any]) -> None:
-        write_json(path, progress)
-        if progress["num_batches"] == num_batches:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "write_json", write)
-        assert runs.again(runs.root / SAMPLING, of=SAMPLING).returncode == 130
+    return interrupted
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_alteration_is_refused_by_name_or_made_good(runs: Runs, tmp_path: Path, name: str) -> None:
-    case = CASES[name]
-    out = Path(shutil.copytree(runs.root / case.of, tmp_path / "out"))
-    case.alter(out / case.path)
+    of, code, path, alter, *says = CASES[name]
+    out = Path(shutil.copytree(runs.root / of, tmp_path / "out"))
+    alter(out / path)
 
-    done = runs.again(out, of=case.of)
+    done = runs.again(out, of=of)
 
-    assert done.returncode == case.code, done.stderr
-    assert case.says in done.stderr
+    assert done.returncode == code, done.stderr
+    assert (says or [f"--restart-from {_stage_of(path)}"])[0] in done.stderr
     assert "unexpected" not in done.stderr
-    if case.code:
-        assert Path(case.path).name in done.stderr
+    if code:
+        assert Path(path).name in done.stderr
     else:
-        assert result(out) == result(runs.whole(case.of))
+        assert result(out) == result(runs.whole(of))
 
 
 def test_there_are_enough_of_both() -> None:
     assert len(CASES) >= 50
-    assert sum(case.of == UNFINISHED for case in CASES.values()) >= 15
-    assert sum(case.of == SAMPLING for case in CASES.values()) >= 10
+    assert sum(of == UNFINISHED for of, *_ in CASES.values()) >= 15
+    assert sum(of == SAMPLING for of, *_ in CASES.values()) >= 10
 
 
 def test_nothing_is_said_of_runs_that_nobody_touched(runs: Runs, tmp_path: Path) -> None:
     finished, unfinished = (
-        Path(shutil.copytree(base, tmp_path / base.name)) for base in (runs.finished, runs.unfinished)
+        Path(shutil.copytree(runs.root / name, tmp_path / name)) for name in (FINISHED, UNFINISHED)
     )
     done = runs.again(finished)
     assert done.returncode == 0, done.stderr
@@ -416,20 +350,20 @@ def test_nothing_is_said_of_runs_that_nobody_touched(runs: Runs, tmp_path: Path)
     assert "compared with their sha256" in done.stderr
     done = runs.again(unfinished, of=UNFINISHED)
     assert done.returncode == 0, done.stderr
-    assert result(unfinished) == result(runs.finished)
+    assert result(unfinished) == result(runs.whole(FINISHED))
 
 
 def test_the_named_command_makes_it_good(runs: Runs, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(runs.finished, tmp_path / "out"))
+    out = Path(shutil.copytree(runs.whole(FINISHED), tmp_path / "out"))
     flip(out / "stages" / "distill" / WEIGHTS)
     assert runs.again(out).returncode == 8
 
     assert runs.again(out, "--restart-from", "distill").returncode == 0
-    assert result(out) == result(runs.finished)
+    assert result(out) == result(runs.whole(FINISHED))
 
 
 def test_without_the_check_it_is_said(runs: Runs, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(runs.finished, tmp_path / "out"))
+    out = Path(shutil.copytree(runs.whole(FINISHED), tmp_path / "out"))
     flip(out / "student" / WEIGHTS)
 
     done = runs.again(out, "--no-check", "--quiet")
@@ -441,7 +375,7 @@ def test_without_the_check_it_is_said(runs: Runs, tmp_path: Path) -> None:
 def test_what_the_run_was_given_is_compared_too(
     runs: Runs, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, file: str
 ) -> None:
-    out = Path(shutil.copytree(runs.finished, tmp_path / "out"))
+    out = Path(shutil.copytree(runs.whole(FINISHED), tmp_path / "out"))
     model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     text = Path(shutil.copy(tiny_text, tmp_path / "moved.txt"))
     tree = yaml.safe_load(runs.recipe().read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +20,7 @@ from compressor.recipe.recipe import Export, load_recipe
 from exporters.protocol import Exporter
 from exporters.verification.logits import VerifyOptions
 from exporters.verification.record import Verification
-from tests.integration.command import command_here, succeed_here
+from tests.integration.command import command_here, succeed_here, write_recipe
 
 FILE = "toy.safetensors"
 
@@ -105,18 +104,14 @@ def test_what_a_format_needs_is_asked_for_before_any_work(
 def test_a_run_writes_verifies_and_reports_it(
     toy: None, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    tree = {
-        "model": str(tiny_checkpoint),
-        "prune": {"shape": {"num_hidden_layers": 2}},
-        "calibration": {"data": str(tiny_text), "size": 4, "seq_len": 32},
-        "distill": {"data": str(tiny_text), "tokens": 0},
-        "export": {"formats": ["huggingface", "toy"]},
-        "evaluate": {"seq_len": 64, "size": 2},
-        "bench": {"enabled": False},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        *(tiny_checkpoint, tiny_text),
+        distill={"tokens": 0},
+        export={"formats": ["huggingface", "toy"]},
+    )
     out_dir = tmp_path / "out"
-    summary = succeed_here("run", "--config", tmp_path / "recipe.yaml", "-o", out_dir)
+    summary = succeed_here("run", "--config", recipe, "-o", out_dir)
     assert summary["exports"]["toy"]["checks"]["num_equal_tensors"] > 10
     assert "| toy |" in (out_dir / "README.md").read_text()
     checked = {Path(entry["path"]).name: entry for entry in succeed_here("verify", out_dir)["checked"]}

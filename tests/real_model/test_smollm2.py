@@ -17,7 +17,7 @@ from compressor.models.source import open_checkpoint, resolve_source, source_dim
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pruning.slicing import slice_checkpoint
 from tests.assets import Assets
-from tests.integration.command import succeed, succeed_here
+from tests.integration.command import succeed, succeed_here, write_recipe
 from tests.unit.pruning.test_slicing import random_plan, zeroed_reference
 
 
@@ -66,21 +66,19 @@ def test_slicing_is_exact_on_real_weights(checkpoint: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def run(real_assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The main job with a few seconds of everything."""
-    text = str(real_assets.texts["wiki"])
     directory = tmp_path_factory.mktemp("runs")
-    recipe = directory / "recipe.yaml"
-    recipe.write_text(
-        "calibration: {size: 16, seq_len: 256}\n"
-        "distill: {tokens: 6144, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {seq_len: 512, size: 2}\n"
-        "export: {formats: [huggingface, huggingface-fp8, onnx]}\n"
-        "bench: {enabled: false}\n"
+    recipe = write_recipe(
+        directory / "recipe.yaml",
+        *(real_assets.gguf, real_assets.texts["wiki"]),
+        target="80m",
+        prune={"shape": None},
+        calibration={"size": 16, "seq_len": 256},
+        distill={"tokens": 6144, "context_length": 128, "micro_batch_size": 4, "learning_rate": 0.001},
+        quantize={"fp8": True},
+        evaluate={"seq_len": 512, "size": 2},
+        export={"formats": ["huggingface", "huggingface-fp8", "onnx"]},
     )
-    return succeed(
-        *("run", real_assets.gguf, "--config", recipe, "--target", "80m", "--fp8"),
-        *("--calib-data", text, "--train-data", text, "--learning-rate", 0.001),
-        *("-o", directory / "out"),
-    )
+    return succeed("run", "--config", recipe, "-o", directory / "out")
 
 
 def test_the_main_job_verifies_and_improves(run: dict[str, Any]) -> None:
@@ -121,19 +119,17 @@ def test_a_sparse_student_is_sparse_in_every_export(
 
 
 def test_a_family_of_two_is_one_command(real_assets: Assets, tmp_path: Path) -> None:
-    text = str(real_assets.texts["wiki"])
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "calibration: {size: 4, seq_len: 256}\n"
-        "distill: {tokens: 1024, context_length: 128, batch_size: 4, micro_batch_size: 4}\n"
-        "evaluate: {seq_len: 256, size: 2}\n"
-        "export: {formats: [huggingface]}\n"
-        "bench: {enabled: false}\n"
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        *(real_assets.gguf, real_assets.texts["wiki"]),
+        target="100m,80m",
+        prune={"shape": None},
+        calibration={"seq_len": 256},
+        distill={"tokens": 1024, "context_length": 128, "micro_batch_size": 4},
+        evaluate={"seq_len": 256, "size": 2},
+        export={"formats": ["huggingface"]},
     )
-    family = succeed(
-        *("run", real_assets.gguf, "--config", recipe, "--target", "100m,80m"),
-        *("--calib-data", text, "--train-data", text, "-o", tmp_path / "family"),
-    )
+    family = succeed("run", "--config", recipe, "-o", tmp_path / "family")
     assert family["complete"] is True
     first, second = family["members"]
     assert (first["name"], second["name"]) == ("100m", "80m")

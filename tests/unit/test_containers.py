@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
-from compressor.cli.main import COMMANDS
-from compressor.core.lazy import resolve
 from exporters.tensorrt_llm.versions import CONTAINER
+from tests.unit.test_documents import names_known_options
 
 ROOT = Path(__file__).resolve().parents[2]
 # docs/ and the Dockerfile are not part of the image that may run these tests.
@@ -129,13 +127,8 @@ def test_commands_and_options_in_workflows_exist(workflow: Path) -> None:
     joined = "\n".join(scripts(workflow)).replace("\\\n", " ")
     lines = re.findall(r"compress-export (\w+)((?: [^|>\n]+)?)", joined)
     assert lines
-    for name, rest in lines:
-        if name == "plan" or name in COMMANDS:
-            command = resolve(COMMANDS[name][0])
-            if isinstance(command, click.Group):
-                command = command.commands["run"]
-            known = {option for parameter in command.params for option in parameter.opts}
-            assert {word for word in rest.split() if word.startswith("-")} <= known
+    for found in lines:
+        names_known_options(*found)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click_default_group import DefaultGroup
 
@@ -63,8 +64,7 @@ def test_long_measurements_name_known_options(script: Path) -> None:
     commands += [
         inner for group in commands if isinstance(group, DefaultGroup) for inner in group.commands.values()
     ]
-    known = {name for command in commands for option in command.params for name in option.opts}
-    known |= {name for command in commands for option in command.params for name in option.secondary_opts}
+    known = {name for command in commands for name in options_of(command)}
     used = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', script.read_text(encoding="utf-8")))
     assert used
     assert used - known - {"--tables"} == set()
@@ -113,14 +113,19 @@ def test_the_file_that_torchrun_starts_is_the_command_line() -> None:
     assert "Model to distill from" in done.stdout
 
 
+def options_of(command: click.Command) -> set[str]:
+    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+
+
 def names_known_options(name: str, rest: str) -> bool:
     """Whether `name` is a command; its options must be known."""
     if name not in COMMANDS:
         return False
     command = resolve(COMMANDS[name][0])
     if isinstance(command, DefaultGroup):
-        command = command.commands.get(rest.split(maxsplit=1)[0], command.commands[command.default_cmd_name])
-    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        first = next(iter(rest.split()), "")
+        command = command.commands.get(first, command.commands[command.default_cmd_name])
+    known = options_of(command)
     used = {word for word in rest.split() if word.startswith("-")}
     assert used <= known, f"{name}: {used - known}"
     return True

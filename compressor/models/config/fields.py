@@ -64,12 +64,8 @@ _WITHOUT_EFFECT = frozenset(
 def check_config(config: Mapping[str, object], *, where: str) -> tuple[Dims, tuple[str, ...]]:
     """The dimensions of a source, once every field of its config is known to be computed as it says.
 
-    Args:
-        config: The fields as they are written, before any class fills in its defaults.
-        where: The file, for messages.
-
-    Returns:
-        Dimensions, and warnings about fields that no model class here reads.
+    `config` is as it is written, before any class fills in its defaults. Warnings are about fields that no
+    model class here reads.
 
     Raises:
         UnsupportedError: naming the first field that cannot be honoured, and its value.
@@ -81,9 +77,8 @@ def check_config(config: Mapping[str, object], *, where: str) -> tuple[Dims, tup
     _check_names(config, family, where)
     _check_rope(config, dims, where)
     _check_window(config, dims, where)
-    unread = _unread_fields(config, dims, where)
     warnings = []
-    if unread:
+    if unread := _unread_fields(config, dims, where):
         names = ", ".join(unread)
         warnings.append(f"{where}: no {family.model_type} class reads {names}: taken to be without effect")
     if config.get("auto_map"):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.checkpoint import CONFIG_FILE, read_config
 from compressor.models.config.rope import has_rope, rope_fields
 from compressor.models.tokenizer_files import make_tokenizer_portable
 
@@ -26,10 +26,8 @@ _STAYING = ("_model_name_or_path", "auto_map")
 def portable_config(config: Mapping[str, object]) -> dict[str, Any]:
     """A copy of a config with the keys of both generations.
 
-    `rope_theta`, `rope_scaling` and `rope_parameters` are filled from whichever is there, class defaults
-    included, and `torch_dtype` with `dtype`. Other fields stay as they are, and one that is absent stays
-    absent, because both generations' classes have the same default for it. The result of its own result is
-    the same.
+    The rope's are filled from whichever is there, class defaults included, and `torch_dtype` with `dtype`.
+    Other absent fields stay absent, because both generations' classes have the same default for them.
 
     Raises:
         UnsupportedError: when the rope cannot be said to both generations.
@@ -37,16 +35,14 @@ def portable_config(config: Mapping[str, object]) -> dict[str, Any]:
     both = {key: value for key, value in config.items() if key not in _STAYING}
     if has_rope(both):
         both |= rope_fields(both)
-    dtype = both.get("dtype") or both.get("torch_dtype")
-    if dtype:
+    if dtype := both.get("dtype") or both.get("torch_dtype"):
         both["dtype"] = both["torch_dtype"] = dtype
     return both
 
 
 def make_portable(directory: Path) -> None:
     """Rewrite a checkpoint's config and tokenizer config in place for both generations."""
-    file = directory / CONFIG_FILE
-    write_config(directory, json.loads(file.read_text(encoding="utf-8")))
+    write_config(directory, read_config(directory))
     make_tokenizer_portable(directory)
 
 

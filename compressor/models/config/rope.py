@@ -43,8 +43,6 @@ _NUMBERS = (
     *("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     *("low_freq_factor", "high_freq_factor", ORIGINAL),
 )
-_NOT_SCALING = (THETA, FRACTION)
-_FACTOR_LISTS = ("short_factor", "long_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +96,9 @@ def rope_of(config: Mapping[str, object]) -> Rope:
     methods = {name: _method(given, name) for name, given in holders.items() if given}
     complete = {name: _complete(method, name, config, family) for name, method in methods.items()}
     if len(complete) == len(holders) and complete[SCALING] != complete[PARAMETERS]:
-        raise _refused(
-            "rope_scaling and rope_parameters contradict each other",
-            expected="the same rope in both",
-            found=f"{scaling} and {parameters}",
-        )
+        what = "rope_scaling and rope_parameters contradict each other"
+        found = f"{scaling} and {parameters}"
+        raise _refused(what, expected="the same rope in both", found=found)
     method = next(iter(complete.values()), {"rope_type": "default"})
     if family and method["rope_type"] != "default" and not family.scales_rope_before_5 and not parameters:
         raise _refused(
@@ -115,27 +111,18 @@ def rope_of(config: Mapping[str, object]) -> Rope:
 
 
 def rope_fields(config: Mapping[str, object]) -> dict[str, object]:
-    """The fields that say a config's rope to both generations.
-
-    What the config says already stays as it is written; missing fields are added beside it.
-
-    Raises:
-        UnsupportedError: see `rope_of`.
-    """
+    """The fields that say a config's rope to both generations, beside what it says already; see `rope_of`."""
     rope = rope_of(config)
-    scaled = rope.kind != "default"
     fields: dict[str, object] = {THETA: rope.theta, SCALING: None}
     inside = {THETA: rope.theta, **rope.method}
     if rope.fraction is not None:
         fields[FRACTION] = inside[FRACTION] = rope.fraction
-    given = _mapping(config, SCALING)
-    if scaled and given:
+    if rope.kind != "default":
+        given = _mapping(config, SCALING)
         missing = {name: value for name, value in rope.method.items() if given.get(name) is None}
         if "type" in given:
             missing.pop("rope_type", None)
         fields[SCALING] = {**given, **missing}
-    elif scaled:
-        fields[SCALING] = dict(rope.method)
     family = FAMILIES.get(str(config.get("model_type")))
     if rope.kind == "longrope" and rope.method[ORIGINAL] != _context(config, family):
         fields[ORIGINAL] = rope.method[ORIGINAL]
@@ -167,9 +154,8 @@ def _read_alike_before_5(config: Mapping[str, object]) -> bool:
         return False
     if config.get(SCALING) == {}:
         return False  # 5 takes it for none; the older validation stops at it
-    scaling = {
-        name: value for name, value in _mapping(config, SCALING).items() if name not in (THETA, FRACTION)
-    }
+    given = _mapping(config, SCALING)
+    scaling = {name: value for name, value in given.items() if name not in (THETA, FRACTION)}
     older = {name: value for name, value in config.items() if name != PARAMETERS} | {SCALING: scaling}
     try:
         return rope_of(older) == rope
@@ -224,11 +210,8 @@ def _method(given: Mapping[str, object], where: str) -> dict[str, object]:
     kinds = {key: given[key] for key in ("rope_type", "type") if key in given}
     numbers = {key for key in given if key not in ("rope_type", "type", THETA, FRACTION)}
     if len(set(map(str, kinds.values()))) > 1 or (not kinds and numbers):
-        raise _refused(
-            f"{where} does not say one method",
-            expected="rope_type, or type, or both alike",
-            found=given,
-        )
+        what = f"{where} does not say one method"
+        raise _refused(what, expected="rope_type, or type, or both alike", found=given)
     kind = next(iter(kinds.values()), "default")
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise _refused(
@@ -280,7 +263,7 @@ def _complete(
 def _complete_longrope(
     method: dict[str, object], original: float, context: float, *, older: bool, outside: bool
 ) -> dict[str, object]:
-    for name in _FACTOR_LISTS:
+    for name in ("short_factor", "long_factor"):
         values = method.get(name)
         if not isinstance(values, list) or not values:
             raise _refused(f"longrope lacks {name}", expected="a list of numbers")
@@ -318,22 +301,15 @@ def _number(fields: Mapping[str, object], name: str) -> float | None:
 
 
 def _two_readings(found: str, field: str, expected: str) -> UnsupportedError:
-    return _refused(
-        f"transformers 4.57 and 5 read {field} of this config differently",
-        expected=expected,
-        found=found,
-    )
+    what = f"transformers 4.57 and 5 read {field} of this config differently"
+    return _refused(what, expected=expected, found=found)
 
 
 def _require_number(value: object, where: str) -> None:
     """Refuse all but positive finite numbers; `mscale` may be 0, which both generations read as absent."""
     if not is_number(value) or value < 0 or (value == 0 and "mscale" not in where):
-        raise _refused(
-            "a rope field has no usable value",
-            where=where,
-            expected="a number above 0",
-            found=value,
-        )
+        what = "a rope field has no usable value"
+        raise _refused(what, where=where, expected="a number above 0", found=value)
 
 
 def _refused(

@@ -64,6 +64,7 @@ _GATED = re.compile(r"^((use|is)_)?(swiglu|glu|gated_mlp|gated_linear_unit|gated
 _NONE: tuple[object, ...] = (False, "", "none", [], {})
 _ONE = (1,)
 _ZERO = (0,)
+_SQUARED_RELU = ("squared_relu", "relu_squared")
 _FULL = ("full", "full_attention", "softmax", "causal", "mha", "gqa")
 # Pattern -> values without effect, beside those of `_NONE`. The first that matches decides.
 _SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
@@ -102,22 +103,17 @@ _SIGNS: tuple[tuple[re.Pattern[str], tuple[object, ...]], ...] = tuple(
 
 
 def neutral_values(name: str, dims: Dims, rope: Rope, epsilon: float) -> tuple[object, ...] | None:
-    """The values of a field with which a model computes what its class computes without the field.
+    """The values of a field, unread by the class, with which a model computes what it computes without it.
 
-    Args:
-        name: A field that the family's class does not read.
-        dims: The model's dimensions.
-        rope: The rotary embedding that the class computes.
-        epsilon: What its norms add.
-
-    Returns:
-        The values; None for a name that stands for no part of a computation.
+    `rope` is what the class computes, `epsilon` what its norms add. None for a name that stands for no part
+    of a computation.
     """
     stated = _stated(name, dims, rope, epsilon)
     if stated is not None:
         return (stated,)
     if _ACTIVATIONS.match(name):
-        return _activations(dims)
+        gated = ("swish", "swiglu", "gated", "gated_mlp", "glu")
+        return (dims.family.activation, *(gated if dims.family.gated_mlp else _SQUARED_RELU))
     if _NORM_KINDS.match(name):
         return ("layernorm1p",) if dims.family.norm_has_bias else ("rmsnorm", "rms", "llamarmsnorm")
     return next((_NONE + neutral for pattern, neutral in _SIGNS if pattern.search(name)), None)
@@ -156,12 +152,6 @@ def _stated(name: str, dims: Dims, rope: Rope, epsilon: float) -> bool | float |
         (_BIASES, False),
     )
     return next((claim for pattern, claim in claims if pattern.search(name)), None)
-
-
-def _activations(dims: Dims) -> tuple[object, ...]:
-    if not dims.family.gated_mlp:
-        return (dims.family.activation, "squared_relu", "relu_squared")
-    return (dims.family.activation, "swish", "swiglu", "gated", "gated_mlp", "glu")
 
 
 def _is_same(value: object, other: object) -> bool:

@@ -16,9 +16,14 @@ from compressor.models.gguf.fields import Fields, config_of
 from compressor.models.gguf.header import GgufHeader, read_header
 from compressor.models.gguf.rope import rope_scaling_fields
 from compressor.models.gguf.tensors import check_names, weight_specs
-from compressor.models.gguf.tokenizer import require_same_tokens, special_token_ids, write_tokenizer
+from compressor.models.gguf.tokenizer import (
+    require_same_tokens,
+    special_token_ids,
+    token_id_fields,
+    write_tokenizer,
+)
 from compressor.models.tokenizer import require_known_ids
-from compressor.models.tokenizer_files import copy_tokenizer, tokenizer_digest
+from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE, copy_tokenizer, tokenizer_digest
 from compressor.runs.artifact import (
     ARTIFACT_FILE,
     ModelArtifact,
@@ -48,19 +53,12 @@ def gguf_dims(path: Path) -> Dims:
 def convert_gguf(path: Path, scratch: Path, dtype: str, *, tokenizer: Path | None = None) -> Path:
     """Dequantise a GGUF file into a safetensors checkpoint under `scratch`, once; returns its directory.
 
-    Commands that start at the same time wait for the first of them to convert.
-
-    Args:
-        path: The file.
-        scratch: Where conversions are kept.
-        dtype: Stored dtype of the weights.
-        tokenizer: A directory whose tokenizer files replace the file's own vocabulary.
-
-    Raises:
-        UsageError, VerificationError, UnsupportedError: for what cannot be converted.
+    Commands that start at the same time wait for the first of them to convert. The files of a `tokenizer`
+    directory replace the file's own vocabulary. For what cannot be converted see `gguf_dims`.
     """
-    gguf_dims(path)
-    name = f"{path.stem.lower()}-{sha256_of_file(path)[:12]}-{dtype}-v{_FORMAT}"
+    dims = gguf_dims(path)
+    digest = sha256_of_file(path)
+    name = f"{path.stem.lower()}-{digest[:12]}-{dtype}-v{_FORMAT}"
     if tokenizer is not None:
         name += f"-{tokenizer_digest(tokenizer)[:12]}"
     directory = scratch / name
@@ -74,24 +72,20 @@ def convert_gguf(path: Path, scratch: Path, dtype: str, *, tokenizer: Path | Non
             for unfinished in (directory, partial):
                 discard(unfinished)
             _convert(path, partial, dtype, tokenizer)
-            _record(path, partial, dtype)
+            inputs = {"gguf": digest, "dtype": dtype, "format": _FORMAT}
+            # By its files the conversion is checked whenever it is used again.
+            ModelArtifact(
+                path=partial,
+                stage="source",
+                fingerprint=fingerprint_of(inputs),
+                lineage=("source",),
+                num_parameters=num_parameters(dims),
+                inputs=inputs,
+                files=record_files(partial),
+            ).write()
+            sync_tree(partial)
             partial.rename(directory)
     return directory
-
-
-def _record(path: Path, directory: Path, dtype: str) -> None:
-    """Record the files of a conversion, by which it is checked whenever it is used again."""
-    inputs = {"gguf": sha256_of_file(path), "dtype": dtype, "format": _FORMAT}
-    ModelArtifact(
-        path=directory,
-        stage="source",
-        fingerprint=fingerprint_of(inputs),
-        lineage=("source",),
-        num_parameters=num_parameters(gguf_dims(path)),
-        inputs=inputs,
-        files=record_files(directory),
-    ).write()
-    sync_tree(directory)
 
 
 def _read(path: Path) -> tuple[GgufHeader, dict[str, object], Dims]:
@@ -120,10 +114,9 @@ def _convert(path: Path, out_dir: Path, dtype: str, tokenizer: Path | None) -> N
         copy_tokenizer(tokenizer, out_dir)
         require_same_tokens(header, out_dir)
     require_known_ids(out_dir, dims.vocab_size)
-    ids = special_token_ids(header)
-    write_config(out_dir, {**config, **ids.config(), "dtype": dtype})
-    if not (out_dir / "generation_config.json").is_file():
-        generation = json.dumps(ids.generation_config(), indent=2) + "\n"
-        (out_dir / "generation_config.json").write_text(generation, encoding="utf-8")
+    token_ids, generation = token_id_fields(special_token_ids(header))
+    write_config(out_dir, {**config, **token_ids, "dtype": dtype})
+    if not (out_dir / GENERATION_CONFIG_FILE).is_file():
+        text = json.dumps(generation, indent=2) + "\n"
+        (out_dir / GENERATION_CONFIG_FILE).write_text(text, encoding="utf-8")
     write_checkpoint(out_dir, specs)
-    sync_tree(out_dir)

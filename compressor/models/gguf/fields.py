@@ -14,29 +14,13 @@ from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.families import FAMILIES, family_of
 from compressor.models.gguf.header import ORIGINAL_CHECKPOINT, GgufHeader
 
-_READ = frozenset(
-    {
-        "context_length",
-        "embedding_length",
-        "block_count",
-        "feed_forward_length",
-        "vocab_size",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.layer_norm_epsilon",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scale_linear",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scaling.original_context_length",
-        "rope.scaling.yarn_beta_fast",
-        "rope.scaling.yarn_beta_slow",
-        "rope.scaling.yarn_attn_factor",
-    }
+_READ = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
+    *(f"attention.{key}" for key in ("head_count", "head_count_kv", "key_length", "value_length")),
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scale_linear"),
+    *(f"rope.scaling.{key}" for key in ("type", "factor", "original_context_length")),
+    *(f"rope.scaling.yarn_{key}" for key in ("beta_fast", "beta_slow", "attn_factor")),
 )
 # Keys that may be there as long as they say what is computed anyway; None: whatever they say.
 _NEUTRAL: dict[str, tuple[object, ...] | None] = {
@@ -65,12 +49,7 @@ class Fields:
     """The fields of one header in its architecture's namespace."""
 
     def __init__(self, header: GgufHeader) -> None:
-        """Read the architecture, and refuse every field that is not understood.
-
-        Raises:
-            VerificationError: for a file without an architecture.
-            UnsupportedError: naming the architecture or the field.
-        """
+        """Read the architecture, and refuse every field that is not understood."""
         self.header = header
         self.architecture = str(header.field("general.architecture"))
         layout = family_of(self.architecture).gguf
@@ -85,29 +64,15 @@ class Fields:
         self._refuse_unknown()
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A positive count.
-
-        Raises:
-            VerificationError: when it is missing and has no default.
-            UnsupportedError: for another kind of value, such as one count per layer.
-        """
-        value = self.get(key, default)
-        if value is None:
-            value = self.header.field(f"{self.architecture}.{key}")
+        """A positive count; unsupported is another kind of value, such as one count per layer."""
+        value = self._required(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise self.refuse(key, expected="one positive number")
         return value
 
     def decimal(self, key: str, default: float | None = None) -> float:
-        """A number, as the shortest decimal that is stored as the file's float32.
-
-        Raises:
-            VerificationError: when it is missing and has no default.
-            UnsupportedError: for a value that is not finite and positive.
-        """
-        value = self.get(key, default)
-        if value is None:
-            value = self.header.field(f"{self.architecture}.{key}")
+        """A positive finite number, as the shortest decimal that is stored as the file's float32."""
+        value = self._required(key, default)
         if not isinstance(value, int | float) or not np.isfinite(value) or value <= 0:
             raise self.refuse(key, expected="a positive number")
         return float(str(np.float32(value)))
@@ -125,6 +90,10 @@ class Fields:
             found=self.get(key),
             hint=ORIGINAL_CHECKPOINT,
         )
+
+    def _required(self, key: str, default: float | None) -> object:
+        value = self.get(key, default)
+        return self.header.field(f"{self.architecture}.{key}") if value is None else value
 
     def _refuse_unknown(self) -> None:
         prefix = f"{self.architecture}."
@@ -148,11 +117,7 @@ class Fields:
 
 
 def head_dim(fields: Fields) -> int:
-    """Length of one head, of queries, keys and values alike.
-
-    Raises:
-        UnsupportedError: when they differ.
-    """
+    """Length of one head, of queries, keys and values alike; unsupported where they differ."""
     default = fields.number("embedding_length") // fields.number("attention.head_count")
     length = fields.number("attention.key_length", max(default, 1))
     if fields.number("attention.value_length", length) != length:
@@ -166,11 +131,7 @@ def rope_theta(fields: Fields) -> float:
 
 
 def config_of(fields: Fields) -> dict[str, object]:
-    """The fields of `config.json` but for rope scaling and special tokens.
-
-    Raises:
-        UnsupportedError, VerificationError: naming a field.
-    """
+    """The fields of `config.json` but for rope scaling and special tokens."""
     layout = fields.layout
     length, num_heads = head_dim(fields), fields.number("attention.head_count")
     epsilon, epsilon_field = layout.norm_epsilon
@@ -178,7 +139,9 @@ def config_of(fields: Fields) -> dict[str, object]:
     if rotated > length or (rotated != length and not layout.rotates_part):
         raise fields.refuse("rope.dimension_count", expected=f"the length of a head, {length}")
     return {
-        **dict(layout.config),
+        **dict.fromkeys(layout.off, False),
+        "architectures": [f"{fields.architecture.capitalize()}ForCausalLM"],
+        "hidden_act": family_of(fields.architecture).activation,
         "model_type": fields.architecture,
         "hidden_size": fields.number("embedding_length"),
         "intermediate_size": fields.number("feed_forward_length"),

@@ -41,7 +41,6 @@ class GgufTensor:
         shape: Rows first, as in torch (the file has it the other way round).
         kind: Name of its type, such as `F16` or `Q4_1`.
         offset: First byte, from the beginning of the file.
-        num_bytes: Length of its data.
     """
 
     name: str
@@ -53,23 +52,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """Everything but the weights.
-
-    Attributes:
-        fields: Key to value; arrays are lists.
-        tensors: Name to tensor, in the file's order.
-    """
+    """Everything but the weights; tensors in the file's order."""
 
     path: Path
     fields: dict[str, object]
     tensors: dict[str, GgufTensor]
 
     def field(self, key: str) -> object:
-        """A field that must be there.
-
-        Raises:
-            VerificationError: when it is not.
-        """
+        """A field that must be there, else a VerificationError."""
         if key not in self.fields:
             raise VerificationError(
                 "the GGUF file lacks a field",
@@ -127,9 +117,7 @@ class _Cursor:
     """Reads values one after the other; `struct.error` marks the end of the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self._path = path
-        self._data = data
-        self._at = 0
+        self._path, self._data, self._at = path, data, 0
 
     def header(self) -> GgufHeader:
         if self._bytes(4) != _MAGIC:

@@ -49,8 +49,7 @@ class RopeScaling(TypedDict, total=False):
 def rope_scaling_fields(fields: Fields) -> dict[str, object]:
     """`rope_scaling`, and the context that YaRN reaches; no fields where the file does not scale positions.
 
-    Raises:
-        UnsupportedError: for a scaling that no Hugging Face config of the family expresses.
+    A scaling that no Hugging Face config of the family expresses is unsupported.
     """
     scaling = _declared(fields)
     tensor = fields.header.tensors.get(ROPE_FACTORS)
@@ -150,10 +149,8 @@ def llama3_factors(scaling: RopeScaling, wavelengths: Floats) -> npt.NDArray[np.
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / wavelengths
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: npt.NDArray[np.float32] = (1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)).astype(
-        np.float32
-    )
-    return factors
+    factors: Floats = 1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)
+    return factors.astype(np.float32)
 
 
 def _wavelengths(fields: Fields) -> Floats:

@@ -42,8 +42,6 @@ _NAMES = {
     "final_norm": "output_norm",
     "head": "output",
 }
-# Read where the header is read.
-_READ_ELSEWHERE = frozenset({ROPE_FACTORS})
 
 
 def tensor_names(dims: Dims) -> dict[str, str]:
@@ -57,14 +55,9 @@ def tensor_names(dims: Dims) -> dict[str, str]:
 
 
 def check_names(header: GgufHeader, dims: Dims) -> None:
-    """Refuse a tensor that the model has no place for, and a file without one that it needs.
-
-    Raises:
-        UnsupportedError: naming what would have been dropped.
-        VerificationError: naming what is missing.
-    """
+    """Refuse a tensor that the model has no place for (unsupported), and a file without one that it needs."""
     expected = set(tensor_names(dims).values())
-    foreign = [name for name in header.tensors if name not in expected and name not in _READ_ELSEWHERE]
+    foreign = [name for name in header.tensors if name not in expected and name != ROPE_FACTORS]
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
         raise UnsupportedError(
@@ -83,9 +76,7 @@ def check_names(header: GgufHeader, dims: Dims) -> None:
 def weight_specs(header: GgufHeader, dims: Dims, dtype: torch.dtype) -> list[TensorSpec]:
     """What to write: every weight in a 16- or 32-bit dtype, made block by block.
 
-    Raises:
-        VerificationError: for a tensor of another shape than the header's dimensions say.
-        UnsupportedError: for a type that holds no weights.
+    A tensor of another shape than the header's dimensions say is refused, and a type that holds no weights.
     """
     from compressor.models.shapes import expected_shapes
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,55 +30,20 @@ _KNOWN = re.compile(
 _NEUTRAL_IF_FALSE = ("add_sep_token", "remove_extra_whitespaces")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _HINT = "add --tokenizer DIR, a directory with the model's own tokenizer.json"
-_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
 _SPACE = "\u2581"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpecialTokenIds:
-    """Ids of the tokens with a role; None where the file names none.
+def special_token_ids(header: GgufHeader) -> dict[str, int]:
+    """The roles that the header gives to ids, with llama.cpp's defaults for a SentencePiece vocabulary.
 
-    Attributes:
-        eot: The end of a turn, which also ends generation.
-        eom: The end of a message that awaits a tool's answer, which also ends generation.
-    """
-
-    bos: int | None
-    eos: int | None
-    unk: int | None
-    pad: int | None
-    eot: int | None
-    eom: int | None
-
-    def config(self) -> dict[str, int]:
-        """The fields of `config.json`."""
-        named = {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
-        return {key: value for key, value in named.items() if value is not None}
-
-    def generation_config(self) -> dict[str, object]:
-        """The fields of `generation_config.json`: every token that ends an answer."""
-        fields: dict[str, object] = dict(self.config())
-        ends = [end for end in dict.fromkeys((self.eos, self.eot, self.eom)) if end is not None]
-        if len(ends) > 1:
-            fields["eos_token_id"] = ends
-        return fields
-
-    def named(self) -> dict[str, int]:
-        """Role to id, as in `tokenizer_config.json`."""
-        roles = {"bos": self.bos, "eos": self.eos, "unk": self.unk, "pad": self.pad}
-        return {role: value for role, value in roles.items() if value is not None}
-
-
-def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
-    """The roles that the header gives, with llama.cpp's defaults for a SentencePiece vocabulary.
-
-    Raises:
-        VerificationError: for an id beyond the vocabulary.
+    `eot` ends a turn and `eom` a message that awaits a tool's answer: both also end generation. An id beyond
+    the vocabulary is a VerificationError.
     """
     is_sentencepiece = header.fields.get(f"{_PREFIX}model") == _SENTENCEPIECE
-    ids: dict[str, int | None] = {"unk": 0, "bos": 1, "eos": 2} if is_sentencepiece else {}
+    ids = {"unk": 0, "bos": 1, "eos": 2} if is_sentencepiece else {}
     num_tokens = len(header.listed(f"{_PREFIX}tokens"))
-    for theirs, ours in {**_ROLES, "eot": "eot", "eom": "eom"}.items():
+    for theirs, ours in _ROLES.items():
         key = f"{_PREFIX}{theirs}_token_id"
         value = header.fields.get(key)
         if value is None:
@@ -92,22 +56,28 @@ def special_token_ids(header: GgufHeader) -> SpecialTokenIds:
                 found=value,
             )
         ids[ours] = value
-    return SpecialTokenIds(**{role: ids.get(role) for role in ("bos", "eos", "unk", "pad", "eot", "eom")})
+    return ids
+
+
+def token_id_fields(ids: Mapping[str, int]) -> tuple[dict[str, object], dict[str, object]]:
+    """The fields of `config.json`, and of `generation_config.json`: every token that ends an answer."""
+    config: dict[str, object] = {
+        f"{role}_token_id": ids[role] for role in ("bos", "eos", "pad") if role in ids
+    }
+    ends = list(dict.fromkeys(ids[role] for role in ("eos", "eot", "eom") if role in ids))
+    return config, {**config, "eos_token_id": ends} if len(ends) > 1 else config
 
 
 def write_tokenizer(header: GgufHeader, directory: Path, *, max_length: int) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat templates of a GGUF file.
 
-    Raises:
-        UnsupportedError: for a kind of tokenizer or a pre-tokenizer that is not known.
-        VerificationError: for a vocabulary that contradicts itself.
+    A kind of tokenizer or a pre-tokenizer that is not known is unsupported, and a vocabulary that contradicts
+    itself refused.
     """
     vocabulary = _Vocabulary(header)
-    document = vocabulary.document()
-    _write_json(directory / "tokenizer.json", document)
-    ids = special_token_ids(header)
+    _write_json(directory / "tokenizer.json", vocabulary.document())
     config = {
-        **{f"{role}_token": vocabulary.tokens[token_id] for role, token_id in ids.named().items()},
+        **{f"{role}_token": vocabulary.tokens[index] for role, index in vocabulary.named.items()},
         "tokenizer_class": PORTABLE_TOKENIZER_CLASS,
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
@@ -125,9 +95,6 @@ def require_same_tokens(header: GgufHeader, directory: Path) -> None:
     """Refuse a tokenizer whose tokens have other ids than in the file, by which its embedding is ordered.
 
     Control and added tokens are left out: converters spell them in their own ways.
-
-    Raises:
-        VerificationError: naming the first token that has another id.
     """
     tokens = header.listed(f"{_PREFIX}tokens")
     types = header.listed(f"{_PREFIX}token_type") or [_NORMAL] * len(tokens)
@@ -184,6 +151,9 @@ class _Vocabulary:
         if len(self._types) != len(self.tokens):
             raise self._refuse("the list of token types has another length than the tokens", len(self._types))
         self._special = special_token_ids(header)
+        self.named = {
+            role: self._special[role] for role in ("bos", "eos", "unk", "pad") if role in self._special
+        }
 
     def document(self) -> dict[str, object]:
         """The content of `tokenizer.json`."""
@@ -197,13 +167,8 @@ class _Vocabulary:
                 found=self.kind,
                 hint=_HINT,
             )
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": self._added_tokens(),
-            **build(),
-        }
+        plain = {"version": "1.0", "truncation": None, "padding": None}
+        return {**plain, "added_tokens": self._added_tokens(), **build()}
 
     def _byte_pairs(self) -> dict[str, object]:
         name = self._header.fields.get(f"{_PREFIX}pre")
@@ -249,7 +214,7 @@ class _Vocabulary:
             {"type": "Fuse"},
             *strip,
         ]
-        unknown = self._special.unk
+        unknown = self._special.get("unk")
         return {
             "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace_space]},
             "pre_tokenizer": None,
@@ -268,26 +233,18 @@ class _Vocabulary:
         vocab = {
             token: index
             for index, token in enumerate(self.tokens)
-            if self._types[index] != _UNUSED or token != f"[PAD{index}]" or index in self._roles()
+            if self._types[index] != _UNUSED or token != f"[PAD{index}]" or index in self._special.values()
         }
-        plain = {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-        }
+        absent = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+        off = dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+        plain = {"type": "BPE", **dict.fromkeys(absent), **off}
         return {**plain, **fields, "vocab": vocab, "merges": merges}
 
     def _merges_of_scores(self) -> list[tuple[str, str]]:
         """Every pair of tokens that makes a token, the best score first.
 
-        Raises:
-            VerificationError: when tokens that are made have one score: the leftmost pair is merged first
-                then, which no list of merges says.
+        Tokens that are made and have one score are refused: the leftmost pair is merged first then, which no
+        list of merges says.
         """
         scores = self._list("scores", float)
         if len(scores) != len(self.tokens):
@@ -309,23 +266,12 @@ class _Vocabulary:
             raise self._refuse("tokens share a score, so their merges have no order", f"{ties} shared scores")
         return [pair for _, _, pair in sorted(found, key=lambda entry: entry[:2])]
 
-    def _roles(self) -> set[int]:
-        ids = {*self._special.named().values(), self._special.eot, self._special.eom}
-        return {token_id for token_id in ids if token_id is not None}
-
     def _added_tokens(self) -> list[dict[str, object]]:
         """Tokens found whole in a text: control tokens, the unknown one, those with a role, a user's own."""
-        special = self._roles()
+        special = set(self._special.values())
+        off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return [
-            {
-                "id": index,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind != _USER_DEFINED or index in special,
-            }
+            {"id": index, "content": token, **off, "special": kind != _USER_DEFINED or index in special}
             for index, (token, kind) in enumerate(zip(self.tokens, self._types, strict=True))
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) or index in special
         ]
@@ -337,12 +283,10 @@ class _Vocabulary:
             "eos": self._header.fields.get(f"{_PREFIX}add_eos_token", False),
         }
         texts: dict[str, str] = {}
-        for role, token_id in (("bos", self._special.bos), ("eos", self._special.eos)):
-            if not wanted[role]:
-                continue
-            if token_id is None:
+        for role in (role for role in wanted if wanted[role]):
+            if role not in self._special:
                 raise self._refuse("a text shall begin or end with a token that the file does not name", role)
-            texts[role] = self.tokens[token_id]
+            texts[role] = self.tokens[self._special[role]]
         if not texts:
             return None
 

@@ -31,14 +31,10 @@ class SparseLinear(nn.Module):
         straight_through: bool = False,
         branch: AdapterBranch | None = None,
     ) -> None:
-        """Take over a linear layer's parameters.
+        """Take over a linear layer's parameters; in the bool mask True = kept.
 
-        Args:
-            linear: The layer.
-            keep_mask: bool, True = kept; None multiplies by the weight as it is.
-            straight_through: Whether masked weights get the gradient of the masked product, as if
-                they were kept; else none.
-            branch: Starting values of X and S.
+        With `straight_through`, masked weights get the gradient of the masked product, as if they were kept;
+        else none.
         """
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -102,14 +98,7 @@ def install_sparse_layers_(
 ) -> dict[str, SparseLinear]:
     """Replace linear layers by sparse ones; returns them by the full name of their weight.
 
-    Args:
-        model: A loaded model.
-        masks: By the full name of the weight.
-        straight_through: See `SparseLinear`.
-        branches: By the full name of the linear layer.
-
-    Raises:
-        UnsupportedError: when a weight is sharded through its groups.
+    So are masks given, and branches by that of the layer. See `SparseLinear` and `require_rowwise`.
     """
     masks, branches = masks or {}, branches or {}
     installed = {}
@@ -128,12 +117,9 @@ def install_sparse_layers_(
 
 
 def require_rowwise(name: str, weight: torch.Tensor) -> None:
-    """Refuse a weight whose groups of input channels are not whole on one device.
+    """Refuse, as unsupported, a weight whose groups of input channels are not whole on one device.
 
     Sharding by rows (FSDP2) keeps them; sharding by columns, and what flattens parameters, does not.
-
-    Raises:
-        UnsupportedError: naming the weight.
     """
     is_split = isinstance(weight, DTensor) and any(
         placement.is_shard() and not placement.is_shard(0) for placement in weight.placements

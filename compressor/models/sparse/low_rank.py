@@ -39,12 +39,7 @@ _DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterBranch:
-    """The branch of one linear layer, float32.
-
-    Attributes:
-        down: X, `[rank, in]`.
-        up: S, `[out, rank]`.
-    """
+    """The branch of one linear layer, float32: `down` is X, `[rank, in]`, and `up` S, `[out, rank]`."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -63,11 +58,7 @@ class AdapterBranch:
 def initial_branch(
     dense_NC: torch.Tensor, sparse_NC: torch.Tensor, *, group_size: int = GROUP_SIZE
 ) -> AdapterBranch:
-    """The published initialisation.
-
-    Raises:
-        UnsupportedError: when the columns do not divide into groups.
-    """
+    """The published initialisation; unsupported where the columns do not divide into groups."""
     columns = dense_NC.shape[1]
     if columns % group_size:
         raise UnsupportedError(
@@ -83,12 +74,7 @@ def initial_branch(
 
 
 def write_adapter(directory: Path, branches: Mapping[str, AdapterBranch]) -> None:
-    """Write `adapter/`, readable by `peft.PeftModel.from_pretrained(model, directory / "adapter")`.
-
-    Args:
-        directory: Of the checkpoint.
-        branches: By the linear layer's full name.
-    """
+    """Write `adapter/` by linear layers' full names, for `peft.PeftModel.from_pretrained(model, adapter)`."""
     target = directory / ADAPTER_DIRECTORY
     target.mkdir(exist_ok=True)
     tensors = {}
@@ -121,12 +107,7 @@ def _adapter_config(branches: Mapping[str, AdapterBranch]) -> dict[str, object]:
 
 
 def branch_digests(name: str, branch: AdapterBranch) -> dict[str, str]:
-    """Digests of a branch's matrices as they are in memory, under names of their own.
-
-    Args:
-        name: The linear layer's full name.
-        branch: Its branch.
-    """
+    """Digests of a linear layer's branch as it is in memory, under names of their own."""
     return {
         f"{ADAPTER_DIRECTORY}/{name}.lora_A": tensor_digest(branch.down),
         f"{ADAPTER_DIRECTORY}/{name}.lora_B": tensor_digest(branch.up),
@@ -139,11 +120,9 @@ def has_adapter(directory: Path) -> bool:
 
 
 def read_adapter(directory: Path) -> dict[str, AdapterBranch]:
-    """Read `adapter/` back, by the linear layers' full names.
+    """Read `adapter/` back, by the linear layers' full names: a UsageError where there is none.
 
-    Raises:
-        UsageError: when there is none.
-        VerificationError: when it is corrupt, or PEFT would compute something else by its config.
+    One that is corrupt, or by whose config PEFT would compute something else, is a VerificationError.
     """
     folder = directory / ADAPTER_DIRECTORY
     if not has_adapter(directory):
@@ -210,11 +189,7 @@ def _wrong_config(folder: Path, name: str, expected: object, found: object) -> V
 
 
 def refuse_adapter(directory: Path, *, by: str) -> None:
-    """Refuse a checkpoint with a branch where it would be dropped or merged.
-
-    Raises:
-        UnsupportedError: saying who cannot carry it.
-    """
+    """Refuse, as unsupported, a checkpoint with a branch where it would be dropped or merged."""
     if has_adapter(directory):
         raise UnsupportedError(
             f"{by} cannot carry the low-rank branch of this sparse model",

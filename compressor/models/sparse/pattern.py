@@ -36,11 +36,7 @@ TWO_OF_FOUR = Pattern()
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`2:4` as a pattern.
-
-    Raises:
-        UsageError: for anything that is not N:M with 0 < N < M.
-    """
+    """`2:4` as a pattern; anything that is not N:M with 0 < N < M is a UsageError."""
     match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
     pattern = Pattern(*map(int, match.groups())) if match else None
     if pattern is None or not 0 < pattern.num_kept < pattern.group_size:
@@ -55,11 +51,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def require_whole_groups(name: str, shape: tuple[int, ...], pattern: Pattern) -> None:
-    """Refuse a tensor whose last dimension does not divide into groups.
-
-    Raises:
-        UnsupportedError: naming the tensor.
-    """
+    """Refuse, as unsupported, a tensor whose last dimension does not divide into groups."""
     if len(shape) != 2 or shape[1] % pattern.group_size:  # noqa: PLR2004 - a matrix
         raise UnsupportedError(
             f"this tensor does not divide into groups of {pattern.group_size}",
@@ -71,11 +63,7 @@ def require_whole_groups(name: str, shape: tuple[int, ...], pattern: Pattern) ->
 
 
 def keep_mask(scores_RC: torch.Tensor, pattern: Pattern = TWO_OF_FOUR) -> torch.Tensor:
-    """The N highest scores of every group; of equal scores the one further left is kept.
-
-    Args:
-        scores_RC: `[rows, columns]`, finite; columns a multiple of M.
-        pattern: N:M.
+    """The N highest of every group of finite scores; of equal ones the one further left is kept.
 
     Returns:
         bool `[rows, columns]`, True = kept, with exactly N per group.
@@ -97,12 +85,7 @@ def max_nonzeros(tensor: torch.Tensor, group_size: int) -> int:
 
 
 def check_pattern(name: str, tensor: torch.Tensor, pattern: Pattern) -> None:
-    """Refuse a tensor with more than N non-zeros in a group.
-
-    Raises:
-        VerificationError: naming the tensor and its first offending group.
-        UnsupportedError: when it does not divide into groups.
-    """
+    """Refuse a tensor with more than N non-zeros in a group, naming the first such group."""
     require_whole_groups(name, tuple(tensor.shape), pattern)
     if max_nonzeros(tensor, pattern.group_size) <= pattern.num_kept:
         return

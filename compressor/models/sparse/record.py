@@ -31,7 +31,6 @@ class SparsityRecord:
     """Which tensors are sparse, and how.
 
     Attributes:
-        pattern: N:M along the input dimension.
         model_type: Of the checkpoint, to find its tensors in other formats.
         shapes: Of the sparse tensors, by full name as in a Hugging Face checkpoint.
     """
@@ -52,11 +51,7 @@ class SparsityRecord:
 
 
 def read_sparsity(directory: Path) -> SparsityRecord | None:
-    """The directory's record; None for a dense model.
-
-    Raises:
-        VerificationError: when it cannot be read.
-    """
+    """The directory's record; None for a dense model, a VerificationError for a corrupt one."""
     file = directory / SPARSITY_FILE
     if not file.is_file():
         return None
@@ -78,11 +73,7 @@ def carry_sparsity(source: Path, out_dir: Path) -> None:
 
 
 def check_checkpoint_sparsity(directory: Path, sparsity: SparsityRecord) -> int:
-    """Check every recorded tensor of a checkpoint, 16-bit or FP8; returns their number.
-
-    Raises:
-        VerificationError: naming the first tensor that is missing or has too many non-zeros.
-    """
+    """Check every recorded tensor of a checkpoint, 16-bit or FP8; returns their number."""
     with CheckpointReader(directory) as reader:
         for name in sparsity.shapes:
             check_pattern(name, reader.tensor(name), sparsity.pattern)
@@ -95,12 +86,7 @@ def write_masks(path: Path, masks: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_masks(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """Read the masks of the tensors whose shapes are given.
-
-    Raises:
-        UsageError: when there is no such file.
-        VerificationError: when it is corrupt, or does not fit the shapes.
-    """
+    """Read the masks of these tensors: a UsageError where there are none, none may differ from the shapes."""
     if not path.is_file():
         raise UsageError(
             "this checkpoint has no masks", where=str(path), hint="make them with `compress-export sparsify`"

@@ -444,7 +444,7 @@ def test_a_truncated_graph_is_caught(exports: Exports, tmp_path: Path) -> None:
     shutil.copytree(exports.make("onnx"), made)
     data = (made / "model.onnx").read_bytes()
     (made / "model.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(VerificationError, match=r"truncated|onnxruntime cannot"):
+    with pytest.raises(VerificationError, match="the graph is corrupt"):
         exporter_of("onnx").verify(made, exports.student(tied=True), OPTIONS)
 
 

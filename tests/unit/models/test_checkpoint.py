@@ -27,16 +27,12 @@ from compressor.models.checkpoint import (
     write_checkpoint,
     write_safetensors,
 )
+from compressor.models.load import load_model
 from tests.tiny_models import make_model, save_checkpoint
 
 DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.uint8,
-    torch.int32,
-    torch.int64,
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn),
+    *(torch.uint8, torch.int32, torch.int64),
 )
 
 
@@ -51,12 +47,6 @@ def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
         and left.shape == right.shape
         and torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
     )
-
-
-@pytest.fixture
-def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that may be broken."""
-    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -93,13 +83,11 @@ def test_blocks_do_not_show(rows: int, cuts: list[int], tmp_path_factory: pytest
     edges = [0, *sorted(cut for cut in cuts if cut < rows), rows]
 
     def blocks() -> Iterator[torch.Tensor]:
-        for start, stop in itertools.pairwise(edges):
-            yield tensor[start:stop]
+        yield from (tensor[start:stop] for start, stop in itertools.pairwise(edges))
 
     folder = tmp_path_factory.mktemp("blocks")
-    write_safetensors(
-        folder / "blocks", [TensorSpec(name="t", shape=(rows, 3), dtype=torch.float32, blocks=blocks)]
-    )
+    spec = TensorSpec(name="t", shape=(rows, 3), dtype=torch.float32, blocks=blocks)
+    write_safetensors(folder / "blocks", [spec])
     write_safetensors(folder / "whole", [whole("t", tensor)])
 
     assert (folder / "blocks").read_bytes() == (folder / "whole").read_bytes()
@@ -140,8 +128,6 @@ def test_shards(tiny_checkpoint: Path, tmp_path: Path, max_shard_bytes: int) -> 
 
 
 def test_transformers_reads_shards(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from compressor.models.load import load_model
-
     shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
     (tmp_path / WEIGHTS_FILE).unlink()
     specs = [whole(name, tensor) for name, tensor in tensors_of(tiny_checkpoint).items()]
@@ -153,19 +139,14 @@ def test_transformers_reads_shards(tiny_checkpoint: Path, tmp_path: Path) -> Non
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_blocks_that_do_not_add_up(tmp_path: Path) -> None:
-    short = TensorSpec(name="short", shape=(4, 3), dtype=torch.float32, blocks=lambda: (torch.zeros(3, 3),))
-    with pytest.raises(VerificationError, match="do not add up") as caught:
-        write_checkpoint(tmp_path, [short])
-    assert caught.value.where == "short"
-
-
-def test_block_of_another_dtype(tmp_path: Path) -> None:
-    spec = TensorSpec(
-        name="half", shape=(3, 3), dtype=torch.float32, blocks=lambda: (torch.zeros(3, 3).half(),)
-    )
-    with pytest.raises(VerificationError, match="another dtype"):
+@pytest.mark.parametrize(
+    ("block", "says"), [(torch.zeros(3, 3), "do not add up"), (torch.zeros(4, 3).half(), "another dtype")]
+)
+def test_blocks_that_are_not_the_tensor(tmp_path: Path, block: torch.Tensor, says: str) -> None:
+    spec = TensorSpec(name="t", shape=(4, 3), dtype=torch.float32, blocks=lambda: (block,))
+    with pytest.raises(VerificationError, match=says) as caught:
         write_checkpoint(tmp_path, [spec])
+    assert caught.value.where == "t"
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, 0.5, 0.999])
@@ -209,32 +190,19 @@ def test_hash_follows_weights_config_and_tokenizer(checkpoint: Path) -> None:
     assert len(seen) == 5
 
 
-def test_no_safetensors(checkpoint: Path) -> None:
-    (checkpoint / WEIGHTS_FILE).rename(checkpoint / "pytorch_model.bin")
-
-    with pytest.raises(UsageError, match="no safetensors weights"):
-        CheckpointReader(checkpoint)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_corrupt_index(checkpoint: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "index cannot be read"),
+        *((content, "index is corrupt") for content in ("[]", "{}", '{"weight_map": 3}')),
+        ('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}', "lacks a file"),
+        ('{"weight_map": {"x": "../checkpoint/model.safetensors"}}', "elsewhere"),
+    ],
+)
+def test_an_index_that_cannot_be_followed(checkpoint: Path, content: str, says: str) -> None:
     (checkpoint / INDEX_FILE).write_text(content)
 
-    with pytest.raises(VerificationError, match=r"index (is corrupt|cannot be read)"):
-        CheckpointReader(checkpoint)
-
-
-def test_index_that_names_a_missing_file(checkpoint: Path) -> None:
-    (checkpoint / INDEX_FILE).write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
-
-    with pytest.raises(VerificationError, match="lacks a file"):
-        CheckpointReader(checkpoint)
-
-
-def test_index_that_names_a_file_elsewhere(checkpoint: Path) -> None:
-    (checkpoint / INDEX_FILE).write_text('{"weight_map": {"x": "../checkpoint/model.safetensors"}}')
-
-    with pytest.raises(VerificationError, match="elsewhere"):
+    with pytest.raises(VerificationError, match=says):
         CheckpointReader(checkpoint)
 
 

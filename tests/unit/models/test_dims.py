@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from compressor.models.dims import (
 )
 from compressor.models.presets import PRESETS, preset_of_dims
 from tests.tiny_models import MODEL_TYPES, make_model
+from tests.unit.models.config.published import TINY
 
 # Minitron, arXiv 2407.14679 and 2408.11796; Sheared LLaMA, arXiv 2310.06694.
 PUBLISHED = {
@@ -39,22 +41,15 @@ ROUNDED = {
 }
 
 
-@pytest.mark.parametrize("alias", PUBLISHED)
+@pytest.mark.parametrize("alias", [*PUBLISHED, *ROUNDED])
 def test_published_counts(alias: str) -> None:
     dims = PRESETS[alias].dims
-    total, non_embedding = PUBLISHED[alias]
+    total, non_embedding = {**PUBLISHED, **ROUNDED}[alias]
+    tolerance = 0.015 if alias in ROUNDED else 0
 
-    assert num_parameters(dims) == total
+    assert num_parameters(dims) == pytest.approx(total, rel=tolerance)
     if non_embedding is not None:
-        assert num_non_embedding_parameters(dims) == non_embedding
-
-
-@pytest.mark.parametrize("alias", ROUNDED)
-def test_counts_published_in_round_figures(alias: str) -> None:
-    total, non_embedding = ROUNDED[alias]
-
-    assert num_parameters(PRESETS[alias].dims) == pytest.approx(total, rel=0.015)
-    assert num_non_embedding_parameters(PRESETS[alias].dims) == pytest.approx(non_embedding, rel=0.015)
+        assert num_non_embedding_parameters(dims) == pytest.approx(non_embedding, rel=tolerance)
 
 
 @pytest.mark.parametrize("alias", PRESETS)
@@ -70,24 +65,16 @@ def test_counts_equal_the_model_class(alias: str) -> None:
 def test_counts_of_tiny_models(model_type: str, tie_word_embeddings: bool) -> None:
     model = make_model(model_type, tie_word_embeddings=tie_word_embeddings)
     dims = dims_of_config(model.config.to_dict())
-    linear = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    ]
+    linear = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
 
     assert num_parameters(dims) == sum(tensor.numel() for tensor in model.parameters())
     assert num_linear_parameters(dims) == sum(module.weight.numel() for module in linear)
 
 
 def on_meta_device(dims: Dims) -> Any:
-    fields = {
-        name: value
-        for name, value in dims.to_dict().items()
-        if name not in ("model_type", "num_parameters", "num_non_embedding_parameters")
-    }
+    fields = asdict(dims)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(dims.model_type, **fields))
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
 
 
 def test_targets_of_presets_are_presets() -> None:
@@ -99,15 +86,7 @@ def test_targets_of_presets_are_presets() -> None:
 
 
 def test_config_without_optional_fields_means_the_class_defaults() -> None:
-    config: dict[str, object] = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 331,
-    }
-    dims = dims_of_config(config)
+    dims = dims_of_config({name: value for name, value in TINY.items() if name != "num_key_value_heads"})
 
     assert (dims.num_key_value_heads, dims.head_dim, dims.tie_word_embeddings) == (4, 16, False)
 

@@ -7,6 +7,7 @@ made here by splitting the tensors by hand; whatever is counted, scored or cut m
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,8 @@ def split(source: Path, directory: Path) -> Path:
         for module, (parts, rows) in sizes.items():
             if module in name:
                 parent = name.partition(module)[0] + module.split(".")[0]
-                blocks = tensor.split(rows)
-                tensors |= {
-                    f"{parent}.{p}_proj.weight": b.clone() for p, b in zip(parts, blocks, strict=True)
-                }
+                for part, block in zip(parts, tensor.split(rows), strict=True):
+                    tensors[f"{parent}.{part}_proj.weight"] = block.clone()
                 break
         else:
             tensors[name] = tensor
@@ -99,9 +98,8 @@ def activation(directory: Path) -> ImportanceScores:
 
 @pytest.mark.parametrize("score", [weight_magnitude, activation])
 def test_units_score_and_are_cut_as_in_separate_projections(
-    pair: tuple[Path, Path], tmp_path: Path, score: object
+    pair: tuple[Path, Path], tmp_path: Path, score: Callable[[Path], ImportanceScores]
 ) -> None:
-    assert callable(score)
     scores = [score(path) for path in pair]
     torch.testing.assert_close(scores[0].blocks, scores[1].blocks, rtol=1e-4, atol=1e-6)
     for axis, found in scores[0].units.items():

@@ -22,40 +22,26 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}})
 WANTED = {
-    "config.json": "{}",
-    "generation_config.json": "{}",
-    "tokenizer.json": "{}",
-    "tokenizer.model": "x",
-    "chat_template.jinja": "x",
+    **dict.fromkeys(("config.json", "generation_config.json", "tokenizer.json"), "{}"),
+    **dict.fromkeys(("tokenizer.model", "chat_template.jinja"), "x"),
     "additional_chat_templates/tool_use.jinja": "x",
-    "LICENSE": "x",
-    "LICENSE.txt": "x",
-    "NOTICE": "x",
-    "USE_POLICY.md": "x",
-    "Llama-License.md": "x",
+    **dict.fromkeys(("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "Llama-License.md"), "x"),
     "LICENSES/MIT.txt": "x",
     "model.safetensors.index.json": INDEX,
     **dict.fromkeys(SHARDS, "weights"),
 }
 CODE = {"modeling_own.py": "x", "configuration_own.py": "x"}
-OTHERS = {
-    "README.md": "x",
-    "consolidated.safetensors": "weights again",
-    "consolidated.00.pth": "weights again",
-    "pytorch_model-00001-of-00002.bin": "weights again",
-    "model-00001-of-00003.safetensors": "an older upload",
-    "checkpoint-100/model.safetensors": "x",
-    "checkpoint-100/config.json": "{}",
-    "global_step10/trainer_state.json": "{}",
-    "original/params.json": "{}",
-    "original/consolidated.00.pth": "x",
-    "onnx/model.onnx": "x",
-    "trainer_state.json": "{}",
-    "training_args.bin": "x",
-    "optimizer.pt": "x",
-    "evals/run.py": "x",
-    "picture.png": "x",
-}
+OTHERS = dict.fromkeys(
+    (
+        *("consolidated.safetensors", "consolidated.00.pth", "pytorch_model-00001-of-00002.bin"),
+        "model-00001-of-00003.safetensors",  # of an older upload
+        *("checkpoint-100/model.safetensors", "checkpoint-100/config.json", "onnx/model.onnx"),
+        *("global_step10/trainer_state.json", "original/params.json", "original/consolidated.00.pth"),
+        *("trainer_state.json", "training_args.bin", "optimizer.pt"),
+        *("evals/run.py", "picture.png", "README.md"),
+    ),
+    "x",
+)
 PLAIN = {"config.json": "{}", "model.safetensors": "weights"}
 GATED = "someone/gated"
 REPOSITORIES = {

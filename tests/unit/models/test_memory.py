@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,29 +76,22 @@ def test_models_that_are_not_loaded_together_count_alone(
     require_model_memory(*[(any_checkpoint, "bfloat16")] * 3, device="cpu")
 
 
-Maker = Callable[[Calibration, Path], tuple[Stage[Any], Any]]
-STAGES: dict[str, Maker] = {
-    "prune": lambda calibration, _path: (
-        PRUNE,
-        PruneStageConfig(shape={"num_hidden_layers": 2}, prune=Prune(), calibration=calibration),
-    ),
-    "quantize": lambda calibration, _path: (
-        QUANTIZE,
-        QuantizeStageConfig(quantize=Quantize(fp8=True), calibration=calibration),
-    ),
-    "evaluate": lambda calibration, _path: (
-        EVALUATE,
-        EvaluateStageConfig(data=calibration.data, window=16, size=2),
-    ),
-    "generate": lambda _calibration, _path: (GENERATE, Generate(tokens=8, max_new_tokens=8)),
-    "logits": lambda calibration, _path: (LOGITS, Distill(data=calibration.data, context_length=16)),
-}
+STAGES = ("prune", "quantize", "evaluate", "generate", "logits")
 
 
 def stage_of(name: str, text: Path) -> tuple[Stage[Any], Any]:
     if name in FORMATS:
         return export_stage(name), Export()  # type: ignore[arg-type] - a name of the table
-    return STAGES[name](Calibration(data=str(text), size=2, seq_len=16), text)
+    data, calibration = str(text), Calibration(data=str(text), size=2, seq_len=16)
+    shape = {"num_hidden_layers": 2}
+    stages: dict[str, tuple[Stage[Any], Any]] = {
+        "prune": (PRUNE, PruneStageConfig(shape=shape, prune=Prune(), calibration=calibration)),
+        "quantize": (QUANTIZE, QuantizeStageConfig(quantize=Quantize(fp8=True), calibration=calibration)),
+        "evaluate": (EVALUATE, EvaluateStageConfig(data=data, window=16, size=2)),
+        "generate": (GENERATE, Generate(tokens=8, max_new_tokens=8)),
+        "logits": (LOGITS, Distill(data=data, context_length=16)),
+    }
+    return stages[name]
 
 
 @pytest.mark.parametrize("name", [*STAGES, *sorted(set(FORMATS) - {"huggingface", "onnx-fp16"})])
@@ -131,12 +123,5 @@ def test_a_stage_that_reads_matrix_by_matrix_is_not_refused(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_memory(monkeypatch, 1000)
-    arguments = [
-        "prune",
-        str(tiny_checkpoint),
-        "--shape",
-        "num_hidden_layers=2",
-        "--importance",
-        "weight-magnitude",
-    ]
-    assert invoke([*arguments, "-o", str(tmp_path / "out")]) == 0
+    options = ["--shape", "num_hidden_layers=2", "--importance", "weight-magnitude"]
+    assert invoke(["prune", str(tiny_checkpoint), *options, "-o", str(tmp_path / "out")]) == 0

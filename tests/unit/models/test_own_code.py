@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import dims_of_config
 from compressor.models.load import copy_checkpoint, load_model
 from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import TOKENIZER_TEXTS, load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.pruning.importance import random_importance
-from compressor.pruning.plan import make_plan
 from compressor.pruning.slicing import slice_checkpoint
 from exporters.checks.config import check_config, check_tokenizer_files
-from tests.tiny_models import make_model, save_checkpoint
+from tests.plans import random_plan
+from tests.tiny_models import edit_json, make_model, save_checkpoint
+from tests.unit.models.conftest import as_older_files
 
-CONFIGURATION = "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    pass\n"
+CLASS = "from transformers import {base}\n\n\nclass {name}({base}):\n    pass\n"
 MODELLING = """from transformers import LlamaForCausalLM
 
 from .configuration_own import OwnConfig
@@ -34,12 +32,11 @@ from .configuration_own import OwnConfig
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
 """
-TOKENISATION = """from transformers import PreTrainedTokenizerFast
-
-
-class OwnTokenizer(PreTrainedTokenizerFast):
-    pass
-"""
+FILES = {
+    "configuration_own.py": CLASS.format(name="OwnConfig", base="LlamaConfig"),
+    "modeling_own.py": MODELLING,
+    "tokenization_own.py": CLASS.format(name="OwnTokenizer", base="PreTrainedTokenizerFast"),
+}
 AUTO_MAP = {
     "AutoConfig": "configuration_own.OwnConfig",
     "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
@@ -53,22 +50,15 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint whose config, model and tokenizer are classes of its own."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory = save_checkpoint(tmp_path / "own", make_model())
-    files = {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODELLING}
-    for name, text in {**files, "tokenization_own.py": TOKENISATION}.items():
+    for name, text in FILES.items():
         (directory / name).write_text(text)
-    change(directory / "config.json", auto_map=AUTO_MAP)
-    change(directory / "tokenizer_config.json", auto_map=TOKENIZER_MAP)
+    edit_json(directory / "config.json", auto_map=AUTO_MAP)
+    edit_json(directory / "tokenizer_config.json", auto_map=TOKENIZER_MAP)
     return directory
 
 
-def change(file: Path, **fields: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-
 def sliced(source: Path, out: Path) -> None:
-    dims = dims_of_config(read_config(source))
-    plan = make_plan(dims, dims, random_importance(dims, seed=3), importance="random")
-    slice_checkpoint(source, plan, out, dtype=torch.float32)
+    slice_checkpoint(source, random_plan(source), out, dtype=torch.float32)
     copy_tokenizer(source, out)
 
 
@@ -113,13 +103,10 @@ def test_what_is_made_of_it_loads_with_plain_transformers(
 def test_a_tokenizer_that_is_only_code_is_refused_before_work(
     own: Path, trusted: bool, form: str, tmp_path: Path
 ) -> None:
-    document = json.loads((own / "tokenizer.json").read_text())
-    (own / "tokenizer.json").unlink()
-    (own / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
-    (own / "merges.txt").write_text("\n".join(" ".join(pair) for pair in document["model"]["merges"]))
+    as_older_files(own)
     name = "tokenization_own.OwnTokenizer"
     maps = {"fast": {"AutoTokenizer": [None, name]}, "slow": {"AutoTokenizer": [name, None]}}
-    change(own / "tokenizer_config.json", auto_map=maps.get(form, [name, None]))
+    edit_json(own / "tokenizer_config.json", auto_map=maps.get(form, [name, None]))
 
     for work in (
         lambda: open_checkpoint(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +55,6 @@ def test_the_card_leaves_out_where_local_files_are(tmp_path: Path) -> None:
     assert "\nbase_model: my-model\n" in card
     assert "- evaluation text: held-out part of wiki.txt\n" in card
     assert "folder" not in card
-
-
-@pytest.mark.parametrize("name", ["README.md", "README.md.tmp"])
-@pytest.mark.parametrize("put", [lambda path, other: path.symlink_to(other), lambda path, _: os.mkfifo(path)])
-@pytest.mark.timeout(20)
-def test_the_card_replaces_a_link_or_fifo(
-    tmp_path: Path, name: str, put: Callable[[Path, Path], object]
-) -> None:
-    (tmp_path / "other").write_text("precious")
-    (tmp_path / "run").mkdir()
-    put(tmp_path / "run" / name, tmp_path / "other")
-
-    write_model_card(tmp_path / "run", summary_of("someone/some-model", "org/text"))
-
-    assert (tmp_path / "other").read_text() == "precious"
-    card = tmp_path / "run" / "README.md"
-    assert not card.is_symlink()
-    assert "some-model" in card.read_text(encoding="utf-8")
-    assert [path.name for path in card.parent.iterdir()] == ["README.md"]
 
 
 def test_the_card_says_which_losses_and_how_the_domains_weights_moved(tmp_path: Path) -> None:

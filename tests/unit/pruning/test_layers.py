@@ -10,11 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compressor.models.axes import AXES, PRUNABLE_AXES
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import dims_of_config
-from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import slice_checkpoint
+from tests.plans import random_plan
 from tests.rope_forms import largest_difference, plain_logits, prompt
 from tests.tiny_models import make_model, save_checkpoint
 
@@ -25,14 +23,19 @@ BY_INDEX = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_la
 BY_NAME = {**BY_INDEX, "layer_types": [SLIDING, FULL, SLIDING, FULL, FULL]}
 
 
-def plan_of(checkpoint: Path, layers: tuple[int, ...]) -> PrunePlan:
-    """Keep these layers whole."""
-    dims = dims_of_config(read_config(checkpoint))
-    everything = {axis: (tuple(range(dims.units(axis))),) for axis in PRUNABLE_AXES}
-    kept = {
-        axis: units * (len(layers) if AXES[axis].is_per_layer else 1) for axis, units in everything.items()
-    }
-    return PrunePlan(importance="by hand", source=dims, layers=layers, kept=kept)
+def student_of(source: Path, layers: tuple[int, ...], model_type: str, **fields: Any) -> Path:
+    """A student that keeps these layers whole; its source says `layer_types` only where it is asked to."""
+    save_checkpoint(source, make_model(model_type, num_hidden_layers=NUM_LAYERS, **fields))
+    config = json.loads((source / "config.json").read_text())
+    if "layer_types" not in fields:
+        config.pop("layer_types", None)  # as published: the class derives it
+    (source / "config.json").write_text(json.dumps(config))
+    student = source.with_name("student")
+    student.mkdir()
+    whole = random_plan(source)
+    kept = {axis: units[: len(layers)] for axis, units in whole.kept.items()}
+    slice_checkpoint(source, whole.model_copy(update={"layers": layers, "kept": kept}), student)
+    return student
 
 
 @torch.no_grad()
@@ -55,14 +58,8 @@ def with_layers_deleted(checkpoint: Path, layers: tuple[int, ...]) -> torch.Tens
 def test_kept_layers_keep_their_windows(
     model_type: str, fields: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
 ) -> None:
-    source, student = tmp_path / "source", tmp_path / "student"
-    save_checkpoint(source, make_model(model_type, num_hidden_layers=NUM_LAYERS, **fields))
-    config = json.loads((source / "config.json").read_text())
-    if "layer_types" not in fields:
-        config.pop("layer_types", None)  # as published: the class derives it
-    (source / "config.json").write_text(json.dumps(config))
-    student.mkdir()
-    slice_checkpoint(source, plan_of(source, layers), student)
+    source = tmp_path / "source"
+    student = student_of(source, layers, model_type, **fields)
 
     expected = with_layers_deleted(source, layers)
     assert largest_difference(plain_logits(student, prompt()), expected) <= 1e-5
@@ -72,10 +69,8 @@ def test_kept_layers_keep_their_windows(
 
 @pytest.mark.parametrize("layers", [(0, 4), (2, 3)], ids=str)
 def test_one_window_for_all_layers_stays(layers: tuple[int, ...], tmp_path: Path) -> None:
-    source, student = tmp_path / "source", tmp_path / "student"
-    save_checkpoint(source, make_model("mistral", num_hidden_layers=NUM_LAYERS, sliding_window=WINDOW))
-    student.mkdir()
-    slice_checkpoint(source, plan_of(source, layers), student)
+    source = tmp_path / "source"
+    student = student_of(source, layers, "mistral", sliding_window=WINDOW)
 
     expected = with_layers_deleted(source, layers)
     assert largest_difference(plain_logits(student, prompt()), expected) <= 1e-5
@@ -83,23 +78,10 @@ def test_one_window_for_all_layers_stays(layers: tuple[int, ...], tmp_path: Path
 
 def test_readers_of_the_older_field_find_the_same(tmp_path: Path) -> None:
     """vLLM and transformers before 4.53 read `max_window_layers` alone."""
-    source, student = tmp_path / "source", tmp_path / "student"
-    save_checkpoint(source, make_model("qwen2", num_hidden_layers=NUM_LAYERS, **BY_INDEX))
-    student.mkdir()
-    slice_checkpoint(source, plan_of(source, (1, 2, 4)), student)
-
-    config = read_config(student)
+    config = read_config(student_of(tmp_path / "source", (1, 2, 4), "qwen2", **BY_INDEX))
     assert config["layer_types"] == [FULL, SLIDING, SLIDING]
     assert config["max_window_layers"] == 1
 
 
 def test_without_windows_nothing_is_added(tmp_path: Path) -> None:
-    source, student = tmp_path / "source", tmp_path / "student"
-    save_checkpoint(source, make_model("qwen2", num_hidden_layers=NUM_LAYERS))
-    config = json.loads((source / "config.json").read_text())
-    config.pop("layer_types", None)
-    (source / "config.json").write_text(json.dumps(config))
-    student.mkdir()
-    slice_checkpoint(source, plan_of(source, (1, 2, 4)), student)
-
-    assert "layer_types" not in read_config(student)
+    assert "layer_types" not in read_config(student_of(tmp_path / "source", (1, 2, 4), "qwen2"))

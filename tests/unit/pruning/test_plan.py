@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.core.errors import UsageError
-from compressor.models.dims import Dims
+from compressor.models.dims import dims_of_config
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import (
     PLAN_FILE,
@@ -25,6 +25,7 @@ from compressor.pruning.plan import (
     parse_ranges,
     read_plan,
 )
+from tests.unit.models.config.published import TINY
 
 
 @given(st.sets(st.integers(0, 200)))
@@ -57,17 +58,7 @@ def test_the_least_important_contiguous_block_goes() -> None:
 
 @pytest.fixture
 def plan() -> PrunePlan:
-    dims = Dims(
-        model_type="llama",
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=331,
-        tie_word_embeddings=False,
-    )
+    dims = dims_of_config(TINY)
     student = dims.with_shape(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )

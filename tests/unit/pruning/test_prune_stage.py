@@ -1,4 +1,4 @@
-"""The prune stage: by a method that a test adds to the table, and by a plan that was edited."""
+"""The prune stage by a method that a test adds to the table."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from compressor import api
 from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
 from compressor.cli.main import invoke
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
-from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.pipeline.preflight import require_texts
 from compressor.pruning.importance import ImportanceScores, ScoringInputs, random_importance
 from compressor.pruning.plan import PLAN_FILE, read_plan
@@ -85,37 +83,3 @@ def tiny_text_of(directory: Path) -> Path:
     path = directory / "evaluate.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"a stone {number}"}) for number in range(400)))
     return path
-
-
-@pytest.fixture
-def made(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    settings = Prune(importance="random", shape=SHAPE)
-    return api.prune(str(tiny_checkpoint), tmp_path / "made", settings=settings).path
-
-
-def test_an_edited_plan_is_cut(made: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    document = json.loads((made / PLAN_FILE).read_text())
-    document["layers"] = "0 2"
-    document["kept"] = {"hidden": ["1-8"], "intermediate": ["0-31", "160-191"], "heads": ["0 2", "1 3"]}
-    edited = tmp_path / "edited.json"
-    edited.write_text(json.dumps(document))
-    words = ["prune", str(tiny_checkpoint), "--plan", str(edited), "-o", str(tmp_path / "cut"), "--quiet"]
-    assert invoke(words) == 0
-
-    source, cut = (load_file(path / WEIGHTS_FILE) for path in (tiny_checkpoint, tmp_path / "cut"))
-    for position, (layer, rows) in enumerate(((0, range(32)), (2, range(160, 192)))):
-        expected = source[f"model.layers.{layer}.mlp.gate_proj.weight"][list(rows)][:, 1:9]
-        found = cut[f"model.layers.{position}.mlp.gate_proj.weight"]
-        assert torch.equal(found, expected.to(found.dtype))
-    assert read_plan(tmp_path / "cut" / PLAN_FILE) == read_plan(edited)
-
-
-def test_a_plan_of_another_model_and_a_target_beside_it_are_refused(
-    made: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    plan, out_dir = made / PLAN_FILE, tmp_path / "cut"
-    with pytest.raises(UsageError, match="another model"):
-        api.prune(str(made), out_dir, plan=plan)
-    with pytest.raises(UsageError, match="already says what is kept"):
-        api.prune(str(tiny_checkpoint), out_dir, plan=plan, target="50%")
-    assert not out_dir.exists()

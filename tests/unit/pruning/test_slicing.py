@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config, whole, write_checkpoint
-from compressor.models.dims import dims_of_config, num_parameters
+from compressor.models.dims import num_parameters
 from compressor.models.load import load_model
-from compressor.pruning.importance import random_importance
-from compressor.pruning.plan import PrunePlan, make_plan
+from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import slice_checkpoint
-from tests.tiny_models import MODEL_TYPES, make_model, save_checkpoint
+from tests.plans import random_plan
+from tests.tiny_models import MODEL_TYPES, edit_tensors, make_model, save_checkpoint
 
 SHAPES: dict[str, dict[str, int]] = {
     "intermediate": {"intermediate_size": 128},
@@ -28,12 +28,6 @@ SHAPES: dict[str, dict[str, int]] = {
     "depth": {"num_hidden_layers": 2},
     "all": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},
 }
-
-
-def random_plan(checkpoint: Path, shape: dict[str, int], *, seed: int = 3) -> PrunePlan:
-    dims = dims_of_config(read_config(checkpoint))
-    scores = random_importance(dims, seed=seed)
-    return make_plan(dims, dims.with_shape(**shape), scores, importance="random")
 
 
 def zeroed_reference(checkpoint: Path, plan: PrunePlan) -> Any:
@@ -80,55 +74,51 @@ def _norm_over(kept: torch.Tensor, norm: Any) -> Any:
     return centred if hasattr(norm, "bias") else forward
 
 
-@pytest.mark.parametrize("axis", SHAPES)
-def test_sliced_model_equals_zeroed_reference(any_checkpoint: Path, tmp_path: Path, axis: str) -> None:
-    plan = random_plan(any_checkpoint, SHAPES[axis])
-    num_written = slice_checkpoint(any_checkpoint, plan, tmp_path)
-    student = load_model(tmp_path, dtype="float32", device="cpu")
-    ids = torch.randint(0, 300, (2, 40))
-    expected = zeroed_reference(any_checkpoint, plan)(ids).logits
-    found = student(ids).logits
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert num_written == sum(p.numel() for p in student.parameters())
-    assert num_written == num_parameters(plan.student)
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_family_slices_to_its_zeroed_reference(tmp_path: Path, model_type: str) -> None:
-    checkpoint = save_checkpoint(tmp_path / "model", make_model(model_type, tie_word_embeddings=False))
-    plan = random_plan(checkpoint, SHAPES["all"])
-    (tmp_path / "out").mkdir()
-    num_written = slice_checkpoint(checkpoint, plan, tmp_path / "out")
-    student = load_model(tmp_path / "out", dtype="float32", device="cpu")
+def slices_to_its_reference(checkpoint: Path, shape: dict[str, int], scratch: Path) -> None:
+    plan, out = random_plan(checkpoint, **shape), scratch / "out"
+    out.mkdir()
+    num_written = slice_checkpoint(checkpoint, plan, out)
+    student = load_model(out, dtype="float32", device="cpu")
     ids = torch.randint(0, 300, (2, 40))
     expected, found = zeroed_reference(checkpoint, plan)(ids).logits, student(ids).logits
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert num_written == num_parameters(plan.student) == sum(p.numel() for p in student.parameters())
 
 
+@pytest.mark.parametrize("axis", SHAPES)
+def test_sliced_model_equals_zeroed_reference(any_checkpoint: Path, tmp_path: Path, axis: str) -> None:
+    slices_to_its_reference(any_checkpoint, SHAPES[axis], tmp_path)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_slices_to_its_zeroed_reference(tmp_path: Path, model_type: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model", make_model(model_type, tie_word_embeddings=False))
+    slices_to_its_reference(checkpoint, SHAPES["all"], tmp_path)
+
+
 def test_keeping_everything_changes_nothing(any_checkpoint: Path, tmp_path: Path) -> None:
-    slice_checkpoint(any_checkpoint, random_plan(any_checkpoint, {}), tmp_path)
+    slice_checkpoint(any_checkpoint, random_plan(any_checkpoint), tmp_path)
     ids = torch.randint(0, 300, (1, 16))
     models = [load_model(path, dtype="float32", device="cpu") for path in (any_checkpoint, tmp_path)]
     assert torch.equal(models[0](ids).logits, models[1](ids).logits)
 
 
 def test_config_has_explicit_head_dim_and_both_rope_spellings(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, SHAPES["all"]), tmp_path)
+    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, **SHAPES["all"]), tmp_path)
     config = read_config(tmp_path)
     assert config["head_dim"] == 16 != config["hidden_size"] // config["num_attention_heads"] // 2
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50_000.0
 
 
 def test_dtype_is_cast_and_written_to_the_config(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint, {}), tmp_path, dtype=torch.bfloat16)
+    slice_checkpoint(tiny_checkpoint, random_plan(tiny_checkpoint), tmp_path, dtype=torch.bfloat16)
     assert read_config(tmp_path)["dtype"] == read_config(tmp_path)["torch_dtype"] == "bfloat16"
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_a_plan_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    plan = random_plan(tiny_checkpoint, {})
+    plan = random_plan(tiny_checkpoint)
     other = plan.model_copy(update={"source": plan.source.with_shape(hidden_size=65)})
     with pytest.raises(VerificationError, match="another model"):
         slice_checkpoint(tiny_checkpoint, other, tmp_path)
@@ -140,17 +130,16 @@ def test_an_unknown_tensor_is_refused_by_name(tiny_checkpoint: Path, tmp_path: P
     (tmp_path / "in" / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
     write_checkpoint(tmp_path / "in", [whole("model.layers.0.mlp.extra.weight", torch.zeros(4, 4))])
     with pytest.raises(UnsupportedError, match=r"mlp\.extra"):
-        slice_checkpoint(tmp_path / "in", random_plan(tiny_checkpoint, {}), tmp_path / "out")
+        slice_checkpoint(tmp_path / "in", random_plan(tiny_checkpoint), tmp_path / "out")
 
 
 def test_a_head_that_repeats_the_embedding_goes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source, out_dir = tmp_path / "source", tmp_path / "student"
     shutil.copytree(tiny_checkpoint, source)
     out_dir.mkdir()
-    tensors = load_file(source / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    write_checkpoint(source, [whole(name, tensor) for name, tensor in tensors.items()])
-    plan = random_plan(source, SHAPES["hidden"])
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    edit_tensors(source, lambda tensors: tensors.update({head: tensors[embedding].clone()}))
+    plan = random_plan(source, **SHAPES["hidden"])
     num_written = slice_checkpoint(source, plan, out_dir)
     assert num_written == num_parameters(plan.student)
     assert "lm_head.weight" not in load_file(out_dir / "model.safetensors")
@@ -158,7 +147,7 @@ def test_a_head_that_repeats_the_embedding_goes(tiny_checkpoint: Path, tmp_path:
 
 def test_reference_differs_when_norms_see_all_channels(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The reference's norms matter: without them the comparison above would fail."""
-    plan = random_plan(tiny_checkpoint, SHAPES["hidden"])
+    plan = random_plan(tiny_checkpoint, **SHAPES["hidden"])
     slice_checkpoint(tiny_checkpoint, plan, tmp_path)
     reference = zeroed_reference(tiny_checkpoint, plan)
     for norm in hidden_norms(reference):

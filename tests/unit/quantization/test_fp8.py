@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from compressor.core.errors import DependencyError, UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
 from compressor.quantization.e4m3 import E4M3, scale_of, to_e4m3
 from compressor.runs.artifact import sha256_of_file
+from tests.tiny_models import edit_tensors
 from tests.unit.quantization.conftest import Quantiser, student_artifact
 
 LAYERS = 3
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 MODELOPT = Version(version("nvidia-modelopt"))
 
@@ -143,27 +144,23 @@ def test_fewer_windows_than_asked_for_are_a_warning(tmp_path: Path, quantise: Qu
     assert any(warning.endswith("not 100000") for warning in outcome.warnings)
 
 
-def test_a_weight_of_zeros_is_refused_by_name(tmp_path: Path, quantise: Quantiser) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("mlp.up_proj", 0.0, "mlp.up_proj"),
+        ("self_attn.k_proj", float("nan"), "self_attn.k_proj.weight"),
+        ("input_layernorm", float("inf"), "self_attn.q_proj"),  # its input overflows
+    ],
+)
+def test_weights_and_activations_without_a_scale_are_refused_by_name(
+    name: str, value: float, refused: str, tmp_path: Path, quantise: Quantiser
+) -> None:
     source = student_artifact(tmp_path / "s")
-    name = "model.layers.1.mlp.up_proj.weight"
-    _overwrite(source.path / WEIGHTS_FILE, name, 0.0)
-    with pytest.raises(VerificationError, match=r"model\.layers\.1\.mlp\.up_proj"):
+    layer = "model.layers.1."
+    edit_tensors(source.path, lambda tensors: tensors[f"{layer}{name}.weight"].fill_(value))
+    with pytest.raises(VerificationError, match=re.escape(layer + refused)):
         quantise(source, tmp_path / "q")
     assert not (tmp_path / "q").exists()
-
-
-def test_a_weight_with_nan_is_refused_by_name(tmp_path: Path, quantise: Quantiser) -> None:
-    source = student_artifact(tmp_path / "s")
-    _overwrite(source.path / WEIGHTS_FILE, "model.layers.0.self_attn.k_proj.weight", float("nan"))
-    with pytest.raises(VerificationError, match=r"model\.layers\.0\.self_attn\.k_proj\.weight"):
-        quantise(source, tmp_path / "q")
-
-
-def test_an_activation_that_overflows_is_refused_by_name(tmp_path: Path, quantise: Quantiser) -> None:
-    source = student_artifact(tmp_path / "s")
-    _overwrite(source.path / WEIGHTS_FILE, "model.layers.1.input_layernorm.weight", float("inf"))
-    with pytest.raises(VerificationError, match=r"model\.layers\.1\.self_attn\.q_proj"):
-        quantise(source, tmp_path / "q")
 
 
 def test_missing_modelopt_is_a_dependency_error(
@@ -188,9 +185,3 @@ def test_maxima_of_a_checkpoint_that_has_none(tmp_path: Path) -> None:
     (tmp_path / AMAX_FILE).write_bytes(b"not safetensors")
     with pytest.raises(VerificationError):
         read_amax(tmp_path)
-
-
-def _overwrite(file: Path, name: str, value: float) -> None:
-    tensors = load_file(file)
-    tensors[name] = torch.full_like(tensors[name], value)
-    save_file(tensors, file, metadata={"format": "pt"})

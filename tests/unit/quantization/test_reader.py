@@ -15,14 +15,15 @@ from compressor.models.load import load_model
 from compressor.quantization.amax import FP8_DIRECTORY
 from compressor.quantization.fp8 import _fp8_config
 from compressor.quantization.reader import SimulatedFp8Linear, load_fp8_model
-from tests.tiny_models import VOCAB_SIZE
+from tests.tiny_models import VOCAB_SIZE, edit_tensors
 from tests.unit.quantization.conftest import Quantiser, student_artifact
 
+MakeFp8 = Callable[..., tuple[Path, Path]]
 TOKENS = torch.arange(96)[None] * 37 % VOCAB_SIZE
 
 
 @pytest.fixture
-def make_fp8(tmp_path: Path, quantise: Quantiser) -> Callable[..., tuple[Path, Path]]:
+def make_fp8(tmp_path: Path, quantise: Quantiser) -> MakeFp8:
     def make(*, tied: bool = True, into: str = "quantize", **settings: Any) -> tuple[Path, Path]:
         source = student_artifact(tmp_path / "student", tie_word_embeddings=tied)
         return source.path, quantise(source, tmp_path / into, **settings).artifact.path / FP8_DIRECTORY
@@ -59,9 +60,7 @@ def simulated_by_modelopt(student: Path, fp8: Path, *, fp8_kv_cache: bool) -> An
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_linear_layer_equals_modelopts_simulation(
-    make_fp8: Callable[..., tuple[Path, Path]], tied: bool
-) -> None:
+def test_every_linear_layer_equals_modelopts_simulation(make_fp8: MakeFp8, tied: bool) -> None:
     """On equal inputs; through a whole model one last bit can move a value to the next FP8 step."""
     student, fp8 = make_fp8(tied=tied)
     simulated = dict(simulated_by_modelopt(student, fp8, fp8_kv_cache=False).named_modules())
@@ -80,9 +79,7 @@ def test_every_linear_layer_equals_modelopts_simulation(
 
 
 @pytest.mark.parametrize("fp8_kv_cache", [True, False])
-def test_attention_agrees_with_modelopts_simulation(
-    make_fp8: Callable[..., tuple[Path, Path]], fp8_kv_cache: bool
-) -> None:
+def test_attention_agrees_with_modelopts_simulation(make_fp8: MakeFp8, fp8_kv_cache: bool) -> None:
     """Of the first layer, whose inputs are equal; keys and values are rounded only when asked."""
     student, fp8 = make_fp8(fp8_kv_cache=fp8_kv_cache)
     models = {
@@ -101,9 +98,7 @@ def test_attention_agrees_with_modelopts_simulation(
     assert (outputs["modelopt"] - outputs["ours"]).abs().mean() < 0.1 * quantisation_error
 
 
-def test_stock_transformers_would_have_been_silently_wrong(
-    make_fp8: Callable[..., tuple[Path, Path]],
-) -> None:
+def test_stock_transformers_would_have_been_silently_wrong(make_fp8: MakeFp8) -> None:
     student, fp8 = make_fp8()
     reference = load_model(student, dtype="float32", device="cpu")(TOKENS).logits
     ours = load_fp8_model(fp8, dtype="float32", device="cpu")
@@ -115,35 +110,28 @@ def test_stock_transformers_would_have_been_silently_wrong(
     assert torch.equal(weight, stored[name].float() * stored[f"{name}_scale"])
 
 
-def test_an_fp8_kv_cache_changes_the_logits(make_fp8: Callable[..., tuple[Path, Path]]) -> None:
-    with_cache, without = (
-        load_fp8_model(make_fp8(into=into, fp8_kv_cache=cached)[1], dtype="float32", device="cpu")(
-            TOKENS
-        ).logits
-        for into, cached in (("cached", True), ("plain", False))
-    )
+def test_an_fp8_kv_cache_changes_the_logits(make_fp8: MakeFp8) -> None:
+    made = (make_fp8(into=f"cached-{cached}", fp8_kv_cache=cached)[1] for cached in (True, False))
+    models = (load_fp8_model(path, dtype="float32", device="cpu") for path in made)
+    with_cache, without = (model(TOKENS).logits for model in models)
     assert 0 < (with_cache - without).abs().mean() < 0.5 * without.abs().mean()
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("scale", ["self_attn.o_proj.weight_scale", "mlp.gate_proj.input_scale"])
-def test_an_unusable_scale_is_refused_by_name(
-    make_fp8: Callable[..., tuple[Path, Path]], scale: str, value: float
-) -> None:
+def test_an_unusable_scale_is_refused_by_name(make_fp8: MakeFp8, scale: str, value: float) -> None:
     _, fp8 = make_fp8()
     name = f"model.layers.1.{scale}"
-    _edit(fp8, lambda tensors: tensors.update({name: torch.tensor(value)}))
+    edit_tensors(fp8, lambda tensors: tensors.update({name: torch.tensor(value)}))
     with pytest.raises(VerificationError, match=name.replace(".", r"\.")):
         load_fp8_model(fp8, dtype="float32", device="cpu")
 
 
-def test_a_missing_scale_a_foreign_scale_and_scales_of_one_are_refused(
-    make_fp8: Callable[..., tuple[Path, Path]],
-) -> None:
+def test_a_missing_scale_a_foreign_scale_and_scales_of_one_are_refused(make_fp8: MakeFp8) -> None:
     _, fp8 = make_fp8()
     original = load_file(fp8 / WEIGHTS_FILE)
     name = "model.layers.2.mlp.down_proj.input_scale"
-    _edit(fp8, lambda tensors: tensors.pop(name))
+    edit_tensors(fp8, lambda tensors: tensors.pop(name))
     with pytest.raises(
         VerificationError, match=r"lacks a scale[\s\S]*layers\.2\.mlp\.down_proj\.input_scale"
     ):
@@ -157,10 +145,10 @@ def test_a_missing_scale_a_foreign_scale_and_scales_of_one_are_refused(
         load_fp8_model(fp8, dtype="float32", device="cpu")
 
 
-def test_a_16_bit_weight_among_fp8_ones_is_refused(make_fp8: Callable[..., tuple[Path, Path]]) -> None:
+def test_a_16_bit_weight_among_fp8_ones_is_refused(make_fp8: MakeFp8) -> None:
     _, fp8 = make_fp8()
     name = "model.layers.0.self_attn.q_proj.weight"
-    _edit(fp8, lambda tensors: tensors.update({name: tensors[name].to(torch.bfloat16)}))
+    edit_tensors(fp8, lambda tensors: tensors.update({name: tensors[name].to(torch.bfloat16)}))
     with pytest.raises(VerificationError, match="is not FP8"):
         load_fp8_model(fp8, dtype="float32", device="cpu")
 
@@ -170,16 +158,8 @@ def test_a_16_bit_checkpoint_is_not_read_as_fp8(tiny_checkpoint: Path) -> None:
         load_fp8_model(tiny_checkpoint, dtype="float32", device="cpu")
 
 
-def test_the_reader_needs_no_modelopt(
-    make_fp8: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reader_needs_no_modelopt(make_fp8: MakeFp8, monkeypatch: pytest.MonkeyPatch) -> None:
     _, fp8 = make_fp8()
     monkeypatch.setitem(__import__("sys").modules, "modelopt", None)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     assert torch.isfinite(load_fp8_model(fp8, dtype="float32", device="cpu")(TOKENS).logits).all()
-
-
-def _edit(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(directory / WEIGHTS_FILE)
-    change(tensors)
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})

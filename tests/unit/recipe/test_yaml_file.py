@@ -69,7 +69,6 @@ def test_hostile_yaml_is_one_error(tmp_path: Path, text: str) -> None:
         ('prune: {shape: {"a\\0": 3}}', "'prune.shape' holds a NUL"),
         ('target: "\\ud800"', "'target' is not UTF-8"),
         ("sparsify: {pattern: 2:4}", "'sparsify.pattern' is not usable"),
-        ("distill: {domains: [{name: a, data: b, weights: 2}]}", "'distill.domains.0.weights'"),
         ("1: 2", "recipe"),
     ],
 )
@@ -84,14 +83,6 @@ def test_values_that_no_field_can_take_are_named(tmp_path: Path, text: str, mess
 def test_values_from_options_are_looked_at_too() -> None:
     with pytest.raises(UsageError, match=r"'distill\.tokens' is too large"):
         load_recipe(None, {"model": "m", "distill.tokens": 10**30})
-
-
-def test_a_nested_key_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"{MODEL}distill: {{domains: [{{name: a, data: b, weights: 2}}]}}\n")
-    with pytest.raises(UsageError) as caught:
-        load_recipe(path, {})
-    assert "did you mean weight" in str(caught.value)
 
 
 def test_aliases_and_merges_of_a_reasonable_size_are_read(tmp_path: Path) -> None:

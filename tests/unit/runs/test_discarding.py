@@ -44,3 +44,10 @@ def test_what_discarding_really_leaves_is_recognised(tmp_path: Path, monkeypatch
     assert all(is_leftover(path) for path in left)
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_a_users_with_the_name_of_a_discard_stays(tmp_path: Path) -> None:
+    (tmp_path / "made.discarded-0").write_text("a user's")
+    (tmp_path / "made.discarded-1").mkdir()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["made.discarded-0"]

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compressor.api.output import require_output
+from compressor.api.execution import require_output
 from compressor.core.errors import ResourceError, UsageError
 from compressor.runs import locking
 from compressor.runs.artifact import ARTIFACT_FILE
@@ -42,6 +42,11 @@ def held_elsewhere(kind: str, directory: Path) -> Iterator[subprocess.Popen[str]
             process.kill()
 
 
+def refused(lock: Callable[[Path], AbstractContextManager[None]], directory: Path) -> None:
+    with pytest.raises(UsageError, match="another process"), lock(directory):
+        pass
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages").mkdir(parents=True)
@@ -51,18 +56,16 @@ def run(tmp_path: Path) -> Path:
 
 def test_two_runs_and_a_stage_of_the_same_name(run: Path) -> None:
     with held_elsewhere("run", run):
-        for lock in (lock_run, lock_stage):
-            with pytest.raises(UsageError, match="another process"), lock(run):
-                pass
+        refused(lock_run, run)
+        refused(lock_stage, run)
 
 
 def test_a_stage_inside_a_run(run: Path) -> None:
     inside = run / "stages" / "extra"
-    with held_elsewhere("run", run), pytest.raises(UsageError, match="another process"), lock_stage(inside):
-        pass
+    with held_elsewhere("run", run):
+        refused(lock_stage, inside)
     with held_elsewhere("stage", inside):
-        with pytest.raises(UsageError, match="another process"), lock_run(run):
-            pass
+        refused(lock_run, run)
         with lock_stage(run / "stages" / "another"):
             pass
 
@@ -70,12 +73,8 @@ def test_a_stage_inside_a_run(run: Path) -> None:
 def test_two_stages_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
-    with (
-        held_elsewhere("stage", tmp_path / "out"),
-        pytest.raises(UsageError, match="another process"),
-        lock_stage(tmp_path / "link"),
-    ):
-        pass
+    with held_elsewhere("stage", tmp_path / "out"):
+        refused(lock_stage, tmp_path / "link")
 
 
 @pytest.mark.parametrize("kind", ["run", "stage"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +12,25 @@ import pytest
 
 from compressor.core.errors import ResourceError, UsageError, VerificationError
 from compressor.runs.artifact import ModelArtifact
-from compressor.runs.manifest import LOCK_FILE, MANIFEST_FILE, open_run_directory
+from compressor.runs.manifest import LOCK_FILE, MANIFEST_FILE, Manifest, open_run_directory
 from compressor.runs.stage import StageOutcome
+
+
+def opened(
+    out_dir: Path, *, resume: bool = False, overwrite: bool = False
+) -> AbstractContextManager[Manifest]:
+    return open_run_directory(out_dir, resume=resume, overwrite=overwrite)
+
+
+def refused(error: type[Exception], out_dir: Path, message: str | None = None, **how: bool) -> None:
+    with pytest.raises(error, match=message), opened(out_dir, **how):
+        pass
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A directory in which a run has begun."""
-    with open_run_directory(tmp_path / "run", resume=False, overwrite=False) as manifest:
+    with opened(tmp_path / "run") as manifest:
         manifest.update(warnings=("five",))
     return tmp_path / "run"
 
@@ -41,12 +52,12 @@ def outcome(run: Path, *, skipped: bool, seconds: float) -> StageOutcome:
 
 
 def test_second_run_continues_the_record(run: Path) -> None:
-    with open_run_directory(run, resume=True, overwrite=False) as manifest:
+    with opened(run, resume=True) as manifest:
         assert manifest.record.warnings == ("five",)
 
 
 def test_skipped_stage_keeps_its_figures(run: Path) -> None:
-    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+    with opened(run) as manifest:
         manifest.add_stage(outcome(run, skipped=False, seconds=7), where="stages/prune")
         manifest.add_stage(outcome(run, skipped=True, seconds=0), where="stages/prune")
 
@@ -56,9 +67,9 @@ def test_skipped_stage_keeps_its_figures(run: Path) -> None:
     assert stages["stages/prune"]["warnings"] == ["narrow"]
 
 
-def refused(run: Path, *, finished: bool) -> None:
+def too_short(run: Path, *, finished: bool) -> None:
     """A run that is refused, before or after its first stage."""
-    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+    with opened(run) as manifest:
         (run / "stages" / "converted").mkdir(parents=True)
         if finished:
             manifest.add_stage(outcome(run, skipped=False, seconds=7), where="stages/prune")
@@ -70,21 +81,21 @@ def test_a_new_run_that_made_nothing_leaves_nothing(tmp_path: Path, existed: boo
     if existed:
         (tmp_path / "run").mkdir()
     with pytest.raises(UsageError, match="too short"):
-        refused(tmp_path / "run", finished=False)
+        too_short(tmp_path / "run", finished=False)
 
     assert list(tmp_path.rglob("*")) == ([tmp_path / "run"] if existed else [])
 
 
 def test_a_run_that_made_something_keeps_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="too short"):
-        refused(tmp_path / "run", finished=True)
+        too_short(tmp_path / "run", finished=True)
 
     assert read(tmp_path / "run")["stages"]
 
 
 def test_overwrite_starts_anew(run: Path) -> None:
     (run / "student").mkdir()
-    with open_run_directory(run, resume=False, overwrite=True) as manifest:
+    with opened(run, overwrite=True) as manifest:
         assert manifest.record.warnings == ()
 
     assert sorted(path.name for path in run.iterdir()) == [LOCK_FILE, MANIFEST_FILE]
@@ -94,20 +105,12 @@ def test_overwrite_starts_anew(run: Path) -> None:
 def test_directory_of_others_is_refused_and_left_alone(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
 
-    with (
-        pytest.raises(UsageError, match="in use"),
-        open_run_directory(tmp_path, resume=False, overwrite=overwrite),
-    ):
-        pass
+    refused(UsageError, tmp_path, "in use", overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="nothing to resume"),
-        open_run_directory(tmp_path / "new", resume=True, overwrite=False),
-    ):
-        pass
+    refused(UsageError, tmp_path / "new", "nothing to resume", resume=True)
     assert not (tmp_path / "new").exists()
 
 
@@ -115,7 +118,7 @@ def test_killed_in_the_first_moment(tmp_path: Path) -> None:
     for name in (LOCK_FILE, f"{MANIFEST_FILE}.tmp"):
         (tmp_path / name).touch()
 
-    with open_run_directory(tmp_path, resume=False, overwrite=False):
+    with opened(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE, MANIFEST_FILE]
 
 
@@ -123,25 +126,19 @@ def test_output_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     for path, error in ((tmp_path / "file", UsageError), (tmp_path / "file" / "run", ResourceError)):
-        with pytest.raises(error), open_run_directory(path, resume=False, overwrite=False):
-            pass
+        refused(error, path)
 
 
 def test_second_process_is_refused(run: Path) -> None:
-    with (
-        open_run_directory(run, resume=False, overwrite=False),
-        pytest.raises(UsageError, match="another process"),
-        open_run_directory(run, resume=False, overwrite=False),
-    ):
-        pass
+    with opened(run):
+        refused(UsageError, run, "another process")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_read_only_directory(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
 
-    with pytest.raises(ResourceError), open_run_directory(tmp_path / "run", resume=False, overwrite=False):
-        pass
+    refused(ResourceError, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -150,26 +147,21 @@ def test_read_only_directory(tmp_path: Path) -> None:
 def test_manifest_that_cannot_be_used(run: Path, content: str, error: type[Exception]) -> None:
     (run / MANIFEST_FILE).write_text(content)
 
-    with pytest.raises(error), open_run_directory(run, resume=False, overwrite=False):
-        pass
+    refused(error, run)
 
 
 def test_an_edited_manifest_is_refused(run: Path) -> None:
     file = run / MANIFEST_FILE
     file.write_text(file.read_text().replace('"five"', '"six"'))
 
-    with (
-        pytest.raises(VerificationError, match="edited after it was written"),
-        open_run_directory(run, resume=False, overwrite=False),
-    ):
-        pass
-    with open_run_directory(run, resume=False, overwrite=True) as manifest:
+    refused(VerificationError, run, "edited after it was written")
+    with opened(run, overwrite=True) as manifest:
         assert manifest.record.warnings == ()
 
 
 def test_another_stage_than_the_recorded_one_is_refused(run: Path) -> None:
     other = outcome(run, skipped=True, seconds=0)
-    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+    with opened(run) as manifest:
         manifest.add_stage(outcome(run, skipped=False, seconds=7), where="stages/prune")
         swapped = replace(other, artifact=replace(other.artifact, fingerprint="g"))
         with pytest.raises(VerificationError, match="another stage"):
@@ -179,7 +171,7 @@ def test_another_stage_than_the_recorded_one_is_refused(run: Path) -> None:
 def test_files_of_the_run_itself_are_recorded(run: Path) -> None:
     for name in ("recipe.yaml", "README.md"):
         (run / name).write_text("a: 1\n")
-    with open_run_directory(run, resume=False, overwrite=False) as manifest:
+    with opened(run) as manifest:
         manifest.add_files(("recipe.yaml", "README.md"))
         assert manifest.changed_files() == []
         (run / "recipe.yaml").write_text("a: 2\n")
@@ -205,10 +197,10 @@ def test_killed_while_it_is_emptied(run: Path, num_entries: int, monkeypatch: py
         patch.setattr("compressor.runs.discarding.shutil", SimpleNamespace(rmtree=rmtree))
         with (
             pytest.raises(KeyboardInterrupt) if num_entries < 2 else nullcontext(),
-            open_run_directory(run, resume=False, overwrite=True),
+            opened(run, overwrite=True),
         ):
             pass
-    with open_run_directory(run, resume=True, overwrite=False) as manifest:
+    with opened(run, resume=True) as manifest:
         assert manifest.record.warnings == ()
     left = {path.name for path in run.iterdir()} - {LOCK_FILE, MANIFEST_FILE}
     assert len(left) == max(0, 1 - num_entries)

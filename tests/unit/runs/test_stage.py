@@ -14,7 +14,6 @@ from compressor.core.console import Console
 from compressor.core.errors import NetworkError, ResourceError, UsageError, VerificationError
 from compressor.data.sources import source_fingerprint
 from compressor.runs.artifact import ARTIFACT_FILE, SCHEMA, ModelArtifact, read_artifact, sealed
-from compressor.runs.discarding import remove_leftovers
 from compressor.runs.inputs import comparable, differences
 from compressor.runs.stage import (
     PARTIAL_SUFFIX,
@@ -91,7 +90,7 @@ def bed(tmp_path: Path) -> Bed:
     return Bed(out_dir=tmp_path / "stages" / "widen", source=source, context=context)
 
 
-def test_finished_work_is_an_artifact(bed: Bed) -> None:
+def test_finished_work_is_an_artifact_and_skipped(bed: Bed) -> None:
     outcome = bed.execute(Config(width=3))
 
     assert not outcome.skipped
@@ -101,15 +100,8 @@ def test_finished_work_is_an_artifact(bed: Bed) -> None:
     assert outcome.artifact.num_parameters == 3
     assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
     assert not bed.partial.exists()
-
-
-def test_finished_work_is_skipped(bed: Bed) -> None:
-    first = bed.execute()
-    second = bed.execute()
-
-    assert second.skipped
-    assert second.artifact == first.artifact
-    assert bed.runs == ["new"]
+    again = bed.execute(Config(width=3))
+    assert (again.skipped, again.artifact, bed.runs) == (True, outcome.artifact, ["new"])
 
 
 def test_an_artifact_names_every_text_on_the_way_to_it(bed: Bed, tmp_path: Path) -> None:
@@ -187,21 +179,15 @@ def test_killed_work_continues_in_its_partial_directory(bed: Bed) -> None:
     assert bed.runs == ["new", "continued"]
 
 
-def test_a_stage_that_wrote_nothing_leaves_nothing(bed: Bed) -> None:
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_stage_that_wrote_nothing_leaves_what_was_begun(bed: Bed, is_begun: bool) -> None:
+    if is_begun:
+        begin(bed, finished=False)
     bed.refuses = True
     with pytest.raises(VerificationError):
         bed.execute()
 
-    assert not bed.partial.exists()
-
-
-def test_a_stage_that_was_begun_is_kept(bed: Bed) -> None:
-    begin(bed, finished=False)
-    bed.refuses = True
-    with pytest.raises(VerificationError):
-        bed.execute()
-
-    assert (bed.partial / "begun").is_file()
+    assert (bed.partial / "begun").is_file() is bed.partial.exists() is is_begun
 
 
 @pytest.mark.parametrize(
@@ -411,10 +397,3 @@ def test_a_file_the_machine_refuses_to_read_is_not_corrupt(bed: Bed) -> None:
 
     with pytest.raises(ResourceError, match="out of memory"):
         bed.execute()
-
-
-def test_a_file_of_a_users_with_the_name_of_a_discard_stays(tmp_path: Path) -> None:
-    (tmp_path / "made.discarded-0").write_text("a user's")
-    (tmp_path / "made.discarded-1").mkdir()
-    remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["made.discarded-0"]

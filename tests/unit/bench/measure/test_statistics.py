@@ -74,12 +74,6 @@ def test_series_without_an_interval_are_refused(above: list[float], below: list[
         ratio_interval(above, below)
 
 
-@pytest.mark.parametrize(("min_pairs", "max_pairs"), [(1, 5), (6, 5)])
-def test_a_rule_that_cannot_be_met_is_refused(min_pairs: int, max_pairs: int) -> None:
-    with pytest.raises(ValueError, match="min_pairs"):
-        StoppingRule(min_pairs=min_pairs, max_pairs=max_pairs)
-
-
 def test_a_quiet_series_stops_at_the_minimum_and_reports_the_fresh_ones() -> None:
     first = ((2.0, 1.0),) * 5
     levels = [1.50, 1.52, 1.49, 1.51, 1.48, 1.53]

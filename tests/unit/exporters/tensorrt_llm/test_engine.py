@@ -18,14 +18,15 @@ from compressor.models.presets import PRESETS
 from compressor.pipeline.doctor import BuilderRecord, _engine_builder
 from compressor.recipe.recipe import TensorRTLLM
 from exporters.registry import require_tools
-from exporters.tensorrt_llm.build_log import last_lines, sparse_tactics
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import (
     LOG_FILE,
     build_command,
     container_command,
+    last_lines,
     make_engine,
     predicted_memory,
+    sparse_tactics,
 )
 from exporters.tensorrt_llm.versions import Builder, find_builder
 from exporters.verification.record import SparseTactics

@@ -6,41 +6,27 @@ from typing import Any
 
 from compressor.models.families import FAMILIES
 
-LLAMA_2 = {
-    "_name_or_path": "meta-llama/Llama-2-7b-hf",
-    "architectures": ["LlamaForCausalLM"],
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 11008,
-    "max_position_embeddings": 4096,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "transformers_version": "4.31.0.dev0",
-    "use_cache": True,
-    "vocab_size": 32000,
-}
-LLAMA_3 = LLAMA_2 | {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-    "intermediate_size": 14336,
-    "mlp_bias": False,
-    "num_key_value_heads": 8,
-    "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
+_COMMON: dict[str, Any] = (
+    {"bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "use_cache": True}
+    | {"initializer_range": 0.02, "num_attention_heads": 32, "num_hidden_layers": 32, "rms_norm_eps": 1e-05}
+    | {"tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 32000}
+)
+LLAMA_2 = (
+    _COMMON
+    | {
+        "_name_or_path": "meta-llama/Llama-2-7b-hf",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+    }
+    | {"intermediate_size": 11008, "num_key_value_heads": 32, "pretraining_tp": 1, "torch_dtype": "float16"}
+    | {"max_position_embeddings": 4096, "rope_scaling": None, "transformers_version": "4.31.0.dev0"}
+)
+LLAMA_3 = (
+    LLAMA_2
+    | {"attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "torch_dtype": "bfloat16"}
+    | {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "vocab_size": 128256}
+    | {"intermediate_size": 14336, "num_key_value_heads": 8, "rope_theta": 500000.0}
+)
 LLAMA_3_1_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -48,92 +34,45 @@ LLAMA_3_1_ROPE = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
-MISTRAL = {
-    "architectures": ["MistralForCausalLM"],
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 32768,
-    "model_type": "mistral",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.34.0.dev0",
-    "use_cache": True,
-    "vocab_size": 32000,
-}
-QWEN_2 = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "model_type": "qwen2",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.1",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
-QWEN_3 = QWEN_2 | {
-    "architectures": ["Qwen3ForCausalLM"],
-    "attention_bias": False,
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "max_window_layers": 36,
-    "model_type": "qwen3",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 8,
-    "rope_scaling": None,
-    "sliding_window": None,
-    "vocab_size": 151936,
-}
-NEMOTRON = {
-    "architectures": ["NemotronForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "head_dim": 128,
-    "hidden_act": "relu2",
-    "hidden_size": 3072,
-    "initializer_range": 0.0134,
-    "intermediate_size": 9216,
-    "max_position_embeddings": 4096,
-    "mlp_bias": False,
-    "model_type": "nemotron",
-    "norm_eps": 1e-05,
-    "num_attention_heads": 24,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "partial_rotary_factor": 0.5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 256000,
-}
+MISTRAL = (
+    _COMMON
+    | {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "transformers_version": "4.34.0.dev0",
+    }
+    | {"intermediate_size": 14336, "num_key_value_heads": 8}
+    | {"max_position_embeddings": 32768, "rope_theta": 10000.0, "sliding_window": 4096}
+)
+QWEN_2 = (
+    _COMMON
+    | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "transformers_version": "4.43.1"}
+    | {"attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "vocab_size": 152064}
+    | {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28}
+    | {"num_key_value_heads": 4, "rms_norm_eps": 1e-06, "max_position_embeddings": 32768}
+    | {
+        "max_window_layers": 28,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "use_sliding_window": False,
+    }
+)
+QWEN_3 = (
+    QWEN_2
+    | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False}
+    | {"head_dim": 128, "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 36}
+    | {"num_key_value_heads": 8, "vocab_size": 151936}
+    | {"max_window_layers": 36, "rope_scaling": None, "sliding_window": None}
+)
+NEMOTRON = (
+    {name: value for name, value in _COMMON.items() if name != "rms_norm_eps"}
+    | {"architectures": ["NemotronForCausalLM"], "model_type": "nemotron", "norm_eps": 1e-05}
+    | {"attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "hidden_act": "relu2"}
+    | {"bos_token_id": 2, "eos_token_id": 3, "initializer_range": 0.0134, "vocab_size": 256000}
+    | {"head_dim": 128, "hidden_size": 3072, "intermediate_size": 9216, "num_attention_heads": 24}
+    | {"num_key_value_heads": 8, "max_position_embeddings": 4096}
+    | {"partial_rotary_factor": 0.5, "rope_theta": 10000.0}
+)
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Llama-2-7b": LLAMA_2,
     "Sheared-LLaMA-1.3B": LLAMA_2

@@ -22,6 +22,7 @@ from tests.unit.models.config.published import FAMILY_SHAPES, PUBLISHED, TINY
 
 WHERE = "config.json"
 VOCABULARY = 331
+SLIDING = "sliding_attention"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -63,10 +64,9 @@ def test_defaults_are_those_of_the_installed_class(model_type: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("attention_bias", True),
-        ("mlp_bias", True),
-        ("hidden_act", "gelu"),
-        ("hidden_act", None),
+        *((name, True) for name in ("attention_bias", "mlp_bias", "use_qk_norm", "qk_layernorm", "alibi")),
+        *((name, True) for name in ("rope_interleaved", "use_parallel_residual", "attn_temperature_tuning")),
+        *(("hidden_act", value) for value in ("gelu", None)),
         ("hidden_activation", "gelu_pytorch_tanh"),
         ("logit_scale", 0.0625),
         ("logits_scaling", 8.0),
@@ -78,42 +78,25 @@ def test_defaults_are_those_of_the_installed_class(model_type: str) -> None:
         ("final_logit_softcapping", 30.0),
         ("attn_logit_softcapping", 50.0),
         ("clip_qkv", 8.0),
-        ("num_local_experts", 8),
-        ("num_experts", 64),
-        ("n_routed_experts", 64),
+        *((name, 64) for name in ("num_local_experts", "num_experts", "n_routed_experts")),
         ("query_pre_attn_scalar", 256),
-        ("use_qk_norm", True),
-        ("qk_layernorm", True),
-        ("rope_interleaved", True),
         ("no_rope_layers", [1, 1, 1, 0]),
         ("no_rope_layer_interval", 4),
-        ("partial_rotary_factor", 0.5),
-        ("partial_rotary_factor", 1e308),
+        *(("partial_rotary_factor", value) for value in (0.5, 1e308)),
         ("rope_percent", 0.25),
-        ("alibi", True),
         ("sliding_window", 4096),
         ("layer_types", ["sliding_attention"] * 4),
         ("attention_chunk_size", 8192),
         ("kv_lora_rank", 512),
-        ("use_parallel_residual", True),
-        ("attn_temperature_tuning", True),
         ("is_causal", False),
         ("per_layer_config", {"0": {}}),
         ("block_configs", [{}]),
         ("pruned_heads", {"0": [1]}),
-        ("rms_norm_eps", "1e-5"),
-        ("rms_norm_eps", 0),
-        ("rms_norm_eps", 10**400),
-        ("layer_norm_eps", 10**400),
-        ("rope_theta", 10**400),
+        *(("rms_norm_eps", value) for value in ("1e-5", 0, 10**400)),
+        *((name, 10**400) for name in ("layer_norm_eps", "rope_theta")),
         ("rope_base", -(10**400)),
         ("rope_scaling", {"rope_type": "linear", "factor": 10**400}),
-        ("architectures", 5),
-        ("architectures", True),
-        ("architectures", 10**400),
-        ("architectures", "LlamaForCausalLM"),
-        ("architectures", [7]),
-        ("architectures", {}),
+        *(("architectures", value) for value in (5, True, 10**400, "LlamaForCausalLM", [7], {})),
         ("tie_word_embeddings", "true"),
         ("max_position_embeddings", "4096"),
         ("hidden_size", 66),
@@ -228,12 +211,8 @@ def test_a_field_of_another_kind_is_only_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", True),
-        ("num_hidden_layers", 4.0),
-        ("vocab_size", 10**12),
-        ("vocab_size", "331"),
-        ("vocab_size", -1),
+        *(("num_hidden_layers", value) for value in (10**9, True, 4.0)),
+        *(("vocab_size", value) for value in (10**12, "331", -1)),
         ("hidden_size", 10**400),
         ("intermediate_size", 0),
         ("head_dim", [16]),
@@ -282,11 +261,7 @@ def test_a_shape_is_refused_where_the_class_refuses_it(changes: dict[str, Any]) 
         {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1},
         {"use_sliding_window": True},
         {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1},
-        {
-            "use_sliding_window": True,
-            "sliding_window": 8,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
+        {"use_sliding_window": True, "sliding_window": 8, "layer_types": [SLIDING, "full_attention"] * 2},
     ],
 )
 def test_windows_by_layer_are_those_of_the_class(model_type: str, changes: dict[str, Any]) -> None:

@@ -16,15 +16,12 @@ import pytest
 import torch
 
 from compressor.core.errors import UnsupportedError
-from compressor.models.checkpoint import read_config
 from compressor.models.config.portable import make_portable, portable_config
 from compressor.models.config.rope import rope_of
-from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
 from compressor.models.source import open_checkpoint, resolve_source
-from compressor.pruning.importance import random_importance
-from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint
+from tests.plans import random_plan
 from tests.rope_forms import (
     CONTEXT,
     FIRST_WITH_ROPE_PARAMETERS,
@@ -59,11 +56,6 @@ def logits_of(model: Any, token_ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def identity_plan(source: Path) -> PrunePlan:
-    dims = dims_of_config(read_config(source))
-    return make_plan(dims, dims, random_importance(dims, seed=0), importance="random")
-
-
 def rewritten(source: Path, directory: Path) -> Path:
     """A copy, rewritten twice; the second time changes nothing."""
     copy = Path(shutil.copytree(source, directory))
@@ -85,7 +77,7 @@ def test_source_teacher_and_unchanged_student_compute_the_same(
 
     source = open_checkpoint(resolve_source(str(made.directory)), tmp_path, dtype="float32")
     teacher = logits_of(load_model(source.path, dtype="float32", device="cpu"), made.token_ids)
-    slice_checkpoint(source.path, identity_plan(source.path), student)
+    slice_checkpoint(source.path, random_plan(source.path), student)
     rewritten(student, tmp_path / "again")
 
     assert largest_difference(teacher, made.logits) <= LARGEST_DIFFERENCE
@@ -160,9 +152,9 @@ VARIANTS = (
         {
             "rope_parameters": {
                 "rope_type": "llama3",
-                "factor": 4.0,
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
+                **LINEAR,
             }
         },
         FIVE,

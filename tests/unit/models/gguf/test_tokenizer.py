@@ -27,13 +27,17 @@ def converted(model: TinyGguf, tmp_path: Path, **options: Any) -> Path:
     return convert_gguf(path, tmp_path / "scratch", "float32", **options)
 
 
+def with_field(name: str, value: object) -> TinyGguf:
+    return TinyGguf(tokenizer_fields={name: value})
+
+
 @pytest.mark.parametrize("field", ["add_sep_token", "remove_extra_whitespaces"])
 def test_a_switch_that_is_off_changes_nothing(field: str, tmp_path: Path) -> None:
     """llama.cpp's converter writes `add_sep_token` of every model whose pairs have no separator."""
     for name in ("plain", "switch"):
         (tmp_path / name).mkdir()
     plain = converted(TinyGguf(), tmp_path / "plain")
-    switched = converted(TinyGguf(tokenizer_fields={f"ggml.{field}": False}), tmp_path / "switch")
+    switched = converted(with_field(f"ggml.{field}", False), tmp_path / "switch")
     assert (switched / "tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
 
 
@@ -59,23 +63,11 @@ def test_scores_that_do_not_order_the_merges_are_refused(
         (TinyGguf(pre="smollm9"), UnsupportedError, "'smollm9' is not known"),
         (TinyGguf(pre="kimi-k2"), UnsupportedError, "--tokenizer DIR"),
         (TinyGguf(pre=None), UnsupportedError, "does not name its pre-tokenizer"),
-        (
-            TinyGguf(tokenizer_fields={"ggml.remove_extra_whitespaces": True}),
-            UnsupportedError,
-            "not understood",
-        ),
-        (TinyGguf(tokenizer_fields={"ggml.add_sep_token": True}), UnsupportedError, "not understood"),
-        (
-            TinyGguf(tokenizer_fields={"ggml.precompiled_charsmap": [1, 2]}),
-            UnsupportedError,
-            "--tokenizer DIR",
-        ),
-        (TinyGguf(tokenizer_fields={"ggml.eot_token_id": 9_999}), VerificationError, "eot_token_id"),
-        (
-            TinyGguf(tokenizer_fields={"chat_template.../x": "{{ x }}"}),
-            VerificationError,
-            "cannot be a file name",
-        ),
+        (with_field("ggml.remove_extra_whitespaces", True), UnsupportedError, "not understood"),
+        (with_field("ggml.add_sep_token", True), UnsupportedError, "not understood"),
+        (with_field("ggml.precompiled_charsmap", [1, 2]), UnsupportedError, "--tokenizer DIR"),
+        (with_field("ggml.eot_token_id", 9_999), VerificationError, "eot_token_id"),
+        (with_field("chat_template.../x", "{{ x }}"), VerificationError, "cannot be a file name"),
     ],
 )
 def test_what_would_give_other_tokens_is_refused(
@@ -93,14 +85,9 @@ def test_types_roles_and_templates_are_kept(tmp_path: Path) -> None:
     }
     directory = converted(TinyGguf(tokenizer_fields=templates), tmp_path)
     tokenizer, words = load_tokenizer(directory), vocabulary("gpt2")
-    added = {
-        entry["content"]: entry
-        for entry in json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
-    }
-    assert {name: entry["special"] for name, entry in added.items()} == {
-        **dict.fromkeys(words.tokens[:4], True),
-        "<|tool|>": False,
-    }
+    added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    special = {**dict.fromkeys(words.tokens[:4], True), "<|tool|>": False}
+    assert {entry["content"]: entry["special"] for entry in added} == special
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (words.bos, words.eos)
     assert tokenizer.chat_template == {"default": templates["chat_template"], "tool_use": "{{ tools }}"}
     assert tokenizer.apply_chat_template([{"role": "user", "content": "12"}], tokenize=False) == "12"

@@ -1,4 +1,4 @@
-"""`compress-export verify`: check any directory this tool wrote."""
+"""`compress-export doctor` and `verify`: what a machine can do, and whether a directory is what it says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ from pathlib import Path
 
 import click
 
-from compressor.cli.session import Show, showing
+from compressor.cli.session import Show, emit, showing, work
+
+
+@click.command()
+@showing
+def doctor(show: Show) -> None:
+    """Show library versions, GPUs, TensorRT-LLM's engine builder, disk space and access to the hub."""
+    from compressor.cli.render import doctor_text
+
+    with work(show):
+        from compressor.pipeline.doctor import examine
+
+        report = examine()
+    emit(report.to_json(), show, doctor_text(report))
 
 
 @click.command()
@@ -26,7 +39,6 @@ def verify(directory: Path, source: Path | None, sparsity: str | None, show: Sho
     """
     from compressor import api
     from compressor.cli.render import verification_text
-    from compressor.cli.session import emit, work
 
     with work(show):
         report = api.verify(directory, source=source, sparsity=sparsity)
