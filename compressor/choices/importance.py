@@ -31,6 +31,12 @@ IMPORTANCE_METHODS = table(
         code="compressor.pruning.importance:weight_magnitude_method",
     ),
     ImportanceMethod(
+        name="taylor",
+        help="Sum of weight times gradient over the weights of a unit (LLM-Pruner); needs gradients.",
+        code="compressor.pruning.importance:taylor_method",
+        needs_text=True,
+    ),
+    ImportanceMethod(
         name="random",
         help="Random scores from --seed, as a baseline for comparisons.",
         code="compressor.pruning.importance:random_method",

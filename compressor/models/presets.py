@@ -16,6 +16,7 @@ class Preset:
     """A published model: hub id (None: no Hugging Face weights), dimensions, and its compressed shapes.
 
     `targets` maps what a user may type after `--target` to the alias of the compressed model.
+    `removed_layers` are those of the model it was pruned from, 0-based, where the publication names them.
     `pretraining_tokens` is the published budget it was trained on from random weights, with its source.
     """
 
@@ -24,6 +25,7 @@ class Preset:
     dims: Dims
     source: str
     targets: dict[str, str] = field(default_factory=dict)
+    removed_layers: tuple[int, ...] = ()
     pretraining_tokens: int | None = None
     pretraining_source: str | None = None
 
@@ -57,6 +59,7 @@ _PRESETS = (
     ),
     Preset(
         alias="4b-depth",
+        removed_layers=tuple(range(15, 31)),
         hub_id="nvidia/Llama-3.1-Minitron-4B-Depth-Base",
         dims=_dims("llama", 4096, 14336, 16, 32, 8, 128256),
         source=_MINITRON_2,

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compressor.calibration.hooks import Observer, observed
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_norms, over_sequence
-from compressor.core.errors import VerificationError
+from compressor.core.errors import UsageError, VerificationError
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
@@ -60,6 +61,29 @@ class ImportanceScores:
     @property
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {**self.units, "blocks": self.blocks}
+
+    @classmethod
+    def load(cls, directory: Path, dims: Dims) -> ImportanceScores:
+        """Scores that were saved for a model of these dimensions.
+
+        Raises:
+            UsageError: when the directory holds none, or those of another model.
+        """
+        file = directory / IMPORTANCE_FILE
+        hint = f"give a directory in which `compress-export prune` of this model left {IMPORTANCE_FILE}"
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(
+                "the saved scores cannot be read", where=str(file), found=error, hint=hint
+            ) from error
+        size = dims.num_hidden_layers + 1
+        expected = {"blocks": (size, size), **{name: _shape(name, dims) for name in PRUNABLE_AXES}}
+        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        if shapes != expected:
+            what = "these scores are of another model"
+            raise UsageError(what, where=str(file), expected=expected, found=shapes, hint=hint)
+        return cls(units={name: found[name] for name in PRUNABLE_AXES}, blocks=found["blocks"])
 
     def save(self, directory: Path) -> None:
         """Write the scores as float64 safetensors."""
@@ -166,32 +190,63 @@ def _places(
 
 def weight_magnitude_importance(reader: CheckpointReader, dims: Dims) -> ImportanceScores:
     """Score units by the L2 norm of the matrices' weights that a removal would delete."""
-    family, num_layers = dims.family, dims.num_hidden_layers
-    squares = {name: torch.zeros(_shape(name, dims), dtype=torch.float64) for name in PRUNABLE_AXES}
-    layer_squares = torch.zeros(num_layers, dtype=torch.float64)
-    for index in range(num_layers):
-        for weight in family.linears:
-            matrix = reader.tensor(f"{family.layers}.{index}.{weight.name}").double().square()
-            layer_squares[index] += matrix.sum()
-            _add_squares_(squares, matrix, weight, index, dims)
-    squares["hidden"] += reader.tensor(f"{family.embedding}.weight").double().square().sum(0)
-    until = torch.cat([torch.zeros(1, dtype=torch.float64), layer_squares.cumsum(0)])
+    found = _summed(lambda name: reader.tensor(name).double().square(), dims)
     return ImportanceScores(
-        units={name: total.sqrt() for name, total in squares.items()},
-        blocks=(until[None, :] - until[:, None]).clamp_min(0).sqrt(),
+        units={name: total.sqrt() for name, total in found.units.items()}, blocks=found.blocks.sqrt()
     )
 
 
-def _add_squares_(
-    squares: dict[str, torch.Tensor], matrix: torch.Tensor, weight: Weight, layer: int, dims: Dims
+def taylor_method(inputs: ScoringInputs) -> ImportanceScores:
+    """First-order Taylor scores (LLM-Pruner, arXiv 2305.11627): the sum of |weight * gradient| over a unit.
+
+    The gradient is that of the mean cross-entropy over all calibration windows. Weights and gradients of the
+    whole model are in memory, in float32.
+    """
+    context = inputs.context
+    assert inputs.windows is not None
+    trust = context.trust_remote_code
+    model = load_model(inputs.checkpoint, dtype="float32", device=context.device, trust_remote_code=trust)
+    model.requires_grad_(requires_grad=True)
+    with context.console.progress("importance", len(inputs.windows)) as tick:
+        for window in inputs.windows:
+            ids = torch.from_numpy(window.astype("int64"))[None].to(context.device)
+            loss = model(ids, labels=ids, use_cache=False).loss / len(inputs.windows)
+            loss.backward()
+            tick()
+
+    def product(name: str) -> torch.Tensor:
+        weight: torch.nn.Parameter = model.get_parameter(name)
+        assert weight.grad is not None
+        return (weight.detach().double() * weight.grad.double()).abs().cpu()
+
+    return _summed(product, inputs.dims)
+
+
+def _summed(score: Callable[[str], torch.Tensor], dims: Dims) -> ImportanceScores:
+    """Scores of single weights, by full name, added up over everything that a removal would delete."""
+    family, num_layers = dims.family, dims.num_hidden_layers
+    totals = {name: torch.zeros(_shape(name, dims), dtype=torch.float64) for name in PRUNABLE_AXES}
+    of_layers = torch.zeros(num_layers, dtype=torch.float64)
+    for index in range(num_layers):
+        for weight in family.linears:
+            matrix = score(f"{family.layers}.{index}.{weight.name}")
+            of_layers[index] += matrix.sum()
+            _add_(totals, matrix, weight, index, dims)
+    totals["hidden"] += score(f"{family.embedding}.weight").sum(0)
+    until = torch.cat([torch.zeros(1, dtype=torch.float64), of_layers.cumsum(0)])
+    return ImportanceScores(units=totals, blocks=(until[None, :] - until[:, None]).clamp_min(0))
+
+
+def _add_(
+    totals: dict[str, torch.Tensor], matrix: torch.Tensor, weight: Weight, layer: int, dims: Dims
 ) -> None:
-    """Add the squared weights of one matrix to every unit that its rows and columns belong to."""
+    """Add the scores of one matrix to every unit that its rows and columns belong to."""
     assert weight.columns is not None
     by_row, by_column = matrix.sum(1), matrix.sum(0)
     parts = by_row.split([dims.size(axis) for axis in weight.rows.values()])
     for axis, sums in (*zip(weight.rows.values(), parts, strict=True), (weight.columns, by_column)):
-        if axis in squares:
-            row = squares[axis][layer] if AXES[axis].is_per_layer else squares[axis]
+        if axis in totals:
+            row = totals[axis][layer] if AXES[axis].is_per_layer else totals[axis]
             row += sums.view(dims.units(axis), -1).sum(1)
 
 

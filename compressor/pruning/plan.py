@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
@@ -137,13 +137,33 @@ def identity_plan(dims: Dims) -> PrunePlan:
     return PrunePlan(importance="none", source=dims, layers=layers, kept=kept)
 
 
-def make_plan(source: Dims, student: Dims, scores: ImportanceScores, *, importance: str) -> PrunePlan:
+def make_plan(
+    source: Dims,
+    student: Dims,
+    scores: ImportanceScores,
+    *,
+    importance: str,
+    depth: Literal["contiguous", "scattered"] = "contiguous",
+    removed_layers: tuple[int, ...] = (),
+) -> PrunePlan:
     """Choose the units to keep: the best-scored ones of every axis, ties to the lower index.
 
-    Layers go as one contiguous block, the one of least importance (arXiv 2408.11796: single-layer
-    metrics mislead when much depth goes).
+    Args:
+        source: Dimensions of the model to slice.
+        student: Those of the result.
+        scores: Of all units.
+        importance: How they were measured.
+        depth: Whether layers go as the one block of least importance (arXiv 2408.11796: single-layer metrics
+            mislead when much depth goes), or as the ones of least importance alone (arXiv 2403.03853).
+        removed_layers: The layers to remove, where they are known; then no score decides.
     """
-    layers = kept_layers(scores.blocks, source.num_hidden_layers - student.num_hidden_layers)
+    count = student.num_hidden_layers
+    if removed_layers:
+        layers = tuple(index for index in range(source.num_hidden_layers) if index not in removed_layers)
+    elif depth == "scattered":
+        layers = best(torch.diagonal(scores.blocks, offset=1), count)
+    else:
+        layers = kept_layers(scores.blocks, source.num_hidden_layers - count)
     kept = {}
     for name, axis in PRUNABLE_AXES.items():
         num_groups = getattr(source, axis.groups) if axis.groups else 1

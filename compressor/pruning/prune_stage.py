@@ -9,19 +9,20 @@ import torch
 
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
+from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.pruning.importance import ImportanceScores, ScoringInputs
+from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.recipe import Calibration, Prune, Section
-from compressor.runs.artifact import ModelArtifact
+from compressor.runs.artifact import ModelArtifact, sha256_of_file
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
@@ -32,18 +33,36 @@ class PruneStageConfig(Section):
     prune: Prune
     calibration: Calibration
     plan: PrunePlan | None = None
+    removed_layers: tuple[int, ...] = ()
+    scores_sha256: str | None = None
 
     @property
     def needs_text(self) -> bool:
         """Whether units are scored, by a method that reads text."""
-        return self.plan is None and IMPORTANCE_METHODS[self.prune.importance].needs_text
+        is_measured = self.plan is None and self.prune.scores is None
+        return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
 
 
 def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
-    """The configuration that makes this student."""
-    shape = {name: getattr(student, name) for name in PRUNABLE_FIELDS}
+    """The configuration that makes this student; one of a published shape loses the published layers.
+
+    Raises:
+        UsageError: for saved scores that are not there.
+    """
+    published = preset_of_dims(student)
+    scores = Path(settings.scores) / IMPORTANCE_FILE if settings.scores else None
+    if scores and not scores.is_file():
+        raise UsageError(
+            "there are no saved scores",
+            where=str(scores),
+            hint=f"give --scores a directory in which `compress-export prune` left {IMPORTANCE_FILE}",
+        )
     return PruneStageConfig(
-        shape=shape, prune=settings.model_copy(update={"shape": None}), calibration=calibration
+        shape={name: getattr(student, name) for name in PRUNABLE_FIELDS},
+        prune=settings.model_copy(update={"shape": None}),
+        calibration=calibration,
+        removed_layers=published.removed_layers if published else (),
+        scores_sha256=sha256_of_file(scores) if scores else None,
     )
 
 
@@ -64,7 +83,14 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     if plan is None:
         scores, text = _scores(config, source, dims, context)
         scores.save(out_dir)
-        plan = make_plan(dims, student, scores, importance=config.prune.importance)
+        plan = make_plan(
+            dims,
+            student,
+            scores,
+            importance=config.prune.importance,
+            depth=config.prune.depth,
+            removed_layers=config.removed_layers,
+        )
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -81,7 +107,9 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
 def _scores(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
 ) -> tuple[ImportanceScores, Mapping[str, object] | None]:
-    """The scores, and the record of the text that set them."""
+    """The scores, saved or measured, and the record of the text that set them."""
+    if config.prune.scores:
+        return ImportanceScores.load(Path(config.prune.scores), dims), None
     ids, record = None, None
     if config.needs_text:
         windows = read_calibration(config.calibration, source.path, context)

@@ -70,6 +70,19 @@ class Prune(Section):
     sequence_aggregation: Aggregation = option(
         "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
     )
+    depth: Literal["contiguous", "scattered"] = option(
+        "contiguous",
+        "Which layers are removed. contiguous: the least important block of neighbouring layers; scattered: "
+        "the layers that are least important by themselves.",
+        flag="--depth-removal",
+    )
+    scores: str | None = option(
+        None,
+        "Directory of an earlier prune of the same model, whose saved scores are used instead of measuring "
+        "importance again.",
+        course=True,
+        metavar="DIR",
+    )
     shape: Shape | None = option(
         None,
         "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",

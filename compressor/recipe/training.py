@@ -294,6 +294,14 @@ class Sparsify(Section):
     update_weights: bool = option(
         default=True, text="Let SparseGPT update the kept weights; otherwise only its mask is used."
     )
+    swaps: int = option(
+        0,
+        "Refine the mask of any method in at most this many sweeps: kept and dropped weights of a group are "
+        "exchanged where that lowers the error of the layer's outputs (arXiv 2512.10922).",
+        flag="--mask-swaps",
+        ge=0,
+        metavar="N",
+    )
     tokens: Tokens | None = option(
         None,
         "Token budget of training after sparsifying; by default that of --tokens.",

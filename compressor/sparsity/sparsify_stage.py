@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
+from compressor.sparsity.swaps import refined
 
 _SCRATCH = "scratch"
 
@@ -146,8 +148,12 @@ class _Visitor:
         """A matrix made sparse in float32 and stored in its own dtype, and its mask; both are recorded."""
         weight = dense.float()
         choice: Choice = SPARSITY_METHODS[self._sparsify.method].load()(weight, inputs, self._settings)
-        updated = choice.weight if self._sparsify.update_weights else None
-        sparse = (weight if updated is None else updated).masked_fill(~choice.keep_mask, 0).to(dense.dtype)
+        if not self._sparsify.update_weights:
+            choice = replace(choice, weight=None)
+        if sweeps := self._sparsify.swaps:
+            choice = refined(choice, weight, inputs.total, self._settings.pattern, sweeps=sweeps)
+        updated = weight if choice.weight is None else choice.weight
+        sparse = updated.masked_fill(~choice.keep_mask, 0).to(dense.dtype)
         error = relative_error(weight, sparse.float(), inputs.total)
         if not math.isfinite(error):
             raise VerificationError(
@@ -230,7 +236,7 @@ def _details(
 
 _FIELDS = (
     *("pattern", "method", "skip", "block_size", "dampening_fraction", "raise_dampening", "update_weights"),
-    *("slorb", "slorb_group"),
+    *("swaps", "slorb", "slorb_group"),
 )
 
 

@@ -10,9 +10,34 @@ Legend: R rows (outputs), C columns (inputs), M weights of a group.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from compressor.models.sparse.pattern import Pattern
+from compressor.repair.least_squares import Sums, solve
+from compressor.sparsity.method import DAMPENING_FRACTION, Choice
+
+
+def refined(
+    choice: Choice, weight_RC: torch.Tensor, gram_CC: torch.Tensor, pattern: Pattern, *, sweeps: int
+) -> Choice:
+    """A method's choice after swaps; where it gave new values, the best ones for the new mask.
+
+    Args:
+        choice: Of any method.
+        weight_RC: The dense matrix, float32.
+        gram_CC: Of its inputs, float32.
+        pattern: N:M.
+        sweeps: As for `refine_mask`.
+    """
+    kept = refine_mask(weight_RC, gram_CC, choice.keep_mask, pattern, sweeps=sweeps)
+    if choice.weight is None:
+        return replace(choice, keep_mask=kept)
+    lost = weight_RC.masked_fill(kept, 0)
+    sums = Sums(gram=gram_CC, cross=lost @ gram_CC)
+    change = solve(sums, choice.dampening_fraction or DAMPENING_FRACTION, kept)
+    return replace(choice, keep_mask=kept, weight=weight_RC - lost + change.to(weight_RC.dtype))
 
 
 def refine_mask(

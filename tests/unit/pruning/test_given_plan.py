@@ -51,6 +51,27 @@ def run(model: Path, plan: dict[str, Any], out: Path, *more: str) -> int:
     return invoke(words)
 
 
+def test_saved_scores_stand_for_measured_ones(
+    model: Path, plan: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prune(source: Path, out: str, *more: str) -> int:
+        return invoke(["prune", str(source), *more, "-o", str(tmp_path / out), "-q"])
+
+    shape = ("--shape", "hidden_size=48,intermediate_size=64,num_hidden_layers=2")
+    assert prune(model, "measured", *shape, "--importance", "random", "--seed", "3") == 0
+    assert prune(model, "again", *shape, "--scores", str(tmp_path / "measured")) == 0
+    measured, again = (
+        json.loads((tmp_path / name / PLAN_FILE).read_text()) for name in ("measured", "again")
+    )
+    assert {**again, "importance": "random"} == measured
+
+    assert prune(model, "none", *shape, "--scores", str(tmp_path)) == 2
+    assert "there are no saved scores" in capsys.readouterr().err
+    other = save_checkpoint(tmp_path / "other", make_model(num_hidden_layers=4))
+    assert prune(other, "other-out", *shape, "--scores", str(tmp_path / "measured")) == 2
+    assert "these scores are of another model" in capsys.readouterr().err
+
+
 def test_an_edited_plan_is_cut_as_slices_by_plain_torch(
     model: Path, plan: dict[str, Any], tmp_path: Path
 ) -> None:

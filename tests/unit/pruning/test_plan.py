@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from compressor.core.errors import UsageError
 from compressor.models.dims import dims_of_config
+from compressor.models.presets import PRESETS
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import (
     PLAN_FILE,
@@ -25,6 +27,8 @@ from compressor.pruning.plan import (
     parse_ranges,
     read_plan,
 )
+from compressor.pruning.prune_stage import stage_config
+from compressor.recipe.recipe import Calibration, Prune
 from tests.unit.models.config.published import TINY
 
 
@@ -54,6 +58,32 @@ def test_the_least_important_contiguous_block_goes() -> None:
     assert kept_layers(blocks, 2) == (0, 1, 4)
     assert kept_layers(blocks, 1) == (1, 2, 3, 4)
     assert kept_layers(blocks, 0) == (0, 1, 2, 3, 4)
+
+
+def test_scattered_layers_are_the_least_important_ones_alone() -> None:
+    dims = dims_of_config({**TINY["llama"], "num_hidden_layers": 5})
+    scores = random_importance(dims, seed=0)
+    blocks = torch.full((6, 6), 9.0)
+    for layer, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6)):
+        blocks[layer, layer + 1] = score
+    scores = replace(scores, blocks=blocks)
+    student = dims.with_shape(num_hidden_layers=3)
+    plan = make_plan(dims, student, scores, importance="random", depth="scattered")
+    assert plan.layers == (0, 2, 4)
+
+
+def test_the_published_depth_model_loses_the_published_layers() -> None:
+    config = stage_config(PRESETS["4b-depth"].dims, Prune(), Calibration())
+    scores = random_importance(PRESETS["llama3.1-8b"].dims, seed=0)
+    plan = make_plan(
+        PRESETS["llama3.1-8b"].dims,
+        PRESETS["4b-depth"].dims,
+        scores,
+        importance="random",
+        removed_layers=config.removed_layers,
+    )
+    assert plan.layers == (*range(15), 31)
+    assert stage_config(PRESETS["4b-width"].dims, Prune(), Calibration()).removed_layers == ()
 
 
 @pytest.fixture
