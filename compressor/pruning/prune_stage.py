@@ -87,7 +87,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             dims,
             student,
             scores,
-            importance=config.prune.importance,
+            importance="saved scores" if config.prune.scores else config.prune.importance,
             depth=config.prune.depth,
             removed_layers=config.removed_layers,
         )

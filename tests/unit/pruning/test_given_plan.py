@@ -60,9 +60,9 @@ def test_saved_scores_stand_for_measured_ones(
     shape = ("--shape", "hidden_size=48,intermediate_size=64,num_hidden_layers=2")
     assert prune(model, "measured", *shape, "--importance", "random", "--seed", "3") == 0
     assert prune(model, "again", *shape, "--scores", str(tmp_path / "measured")) == 0
-    measured, again = (
-        json.loads((tmp_path / name / PLAN_FILE).read_text()) for name in ("measured", "again")
-    )
+    read = (json.loads((tmp_path / name / PLAN_FILE).read_text()) for name in ("measured", "again"))
+    measured, again = read
+    assert again["importance"] == "saved scores"
     assert {**again, "importance": "random"} == measured
 
     assert prune(model, "none", *shape, "--scores", str(tmp_path)) == 2
