@@ -189,20 +189,20 @@ class Walk:
 
     def _wanted(self, group: list[Weight], own: int, window: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What each weight of a group should give `[T, O]`, and the original's stream `[T, H]` there."""
-        device = self.compressed.device
-        states = self.original.states[window]
-        family = self.plan.source.family
+        states, family = self.original.states[window], self.plan.source.family
         if not _writes(group):
             places = {weight.module: (weight.module, "output") for weight in group}
+            # `reads` names the norm, which the original's stream goes into.
+            places["stream"] = (family.module(str(group[0].reads)), "input")
             seen = seen_in(self.original, own, states, places)
             rows = [kept_channels(self.plan, tuple(weight.rows.values()), own) for weight in group]
             targets = [_taken(seen[weight.module], kept) for weight, kept in zip(group, rows, strict=True)]
-            return targets, _rows(states.to(device))
+            return targets, seen["stream"]
         if "down" in group[0].rows:
-            stream = _rows(self.after[window].to(device))
+            stream = _rows(self.after[window].to(self.compressed.device))
         else:
-            norm = family.module("mlp_norm")
-            stream = seen_in(self.original, own, states, {"stream": (norm, "input")})["stream"]
+            places = {"stream": (family.module("mlp_norm"), "input")}
+            stream = seen_in(self.original, own, states, places)["stream"]
         return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
 
 

@@ -27,6 +27,7 @@ SHAPES = {
     "heads": {"num_attention_heads": 2},
     "depth": {"num_hidden_layers": 2},
 }
+ROUNDING = 1e-8
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 
 
@@ -98,6 +99,8 @@ def by_hand(teacher: Any, student: Any, plan: PrunePlan) -> dict[str, bool]:
                 missing = wanted - inputs @ module.weight.double().T
                 if module.bias is not None:
                     missing = missing - module.bias.double()
+                if missing.square().sum() < ROUNDING * wanted.square().sum():
+                    continue  # exact already, so that rounding decides
                 scale = stream.square().mean(-1, keepdim=True).sqrt()
                 changed[f"{ours}.{name}.weight"] = repair_(module, inputs / scale, missing / scale)
     return changed
@@ -113,7 +116,8 @@ def repair_(module: Any, inputs: torch.Tensor, missing: torch.Tensor) -> bool:
     def fitted(ridge: float, *uses: str) -> torch.Tensor:
         x, y = part(*uses)
         strength = ridge * x.square().sum(0).mean()
-        return torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1]), x.T @ y).T
+        change: torch.Tensor = torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1]), x.T @ y)
+        return change.T
 
     def error(change: torch.Tensor, use: str) -> float:
         x, y = part(use)
@@ -159,9 +163,10 @@ def test_the_walk_repairs_as_whole_models_by_hand(model_type: str, shape: str, t
             on_layer=lambda: None,
         )
         walk.run()
-    assert {name: layer.accepted for name, layer in walk.layers.items()} == expected
-    assert any(expected.values())
-    for name, path in walk.changed.items():
+    assert {name: walk.layers[name].accepted for name in expected} == expected
+    assert sum(expected.values()) > 4
+    for name in filter(expected.get, walk.changed):
+        path = walk.changed[name]
         with CheckpointReader(pruned) as reader:
             assert not torch.equal(reader.tensor(name), student.get_parameter(name))
         found, wanted = read_kept(path, name), student.get_parameter(name)
