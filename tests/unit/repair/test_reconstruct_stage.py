@@ -1,0 +1,153 @@
+"""The reconstruct command on tiny models: what it keeps, what it refuses, and what `verify` finds in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor import api
+from compressor.cli.main import invoke
+from compressor.core.errors import UnsupportedError, UsageError
+from compressor.models.load import load_model
+from compressor.models.sparse.record import MASKS_FILE
+from compressor.pruning.plan import PLAN_FILE
+from compressor.recipe.recipe import Calibration, Environment, Prune, Sparsify
+from compressor.runs.artifact import ModelArtifact
+from tests.records import record_again
+
+FLOAT32 = api.Execution(environment=Environment(dtype="float32"))
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_text: Path) -> Calibration:
+    return Calibration(data=str(tiny_text), size=24, seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    tiny_checkpoint: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> ModelArtifact:
+    settings = Prune(shape={"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2})
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    return api.prune(str(tiny_checkpoint), out, settings=settings, calibration=calibration, execution=FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def sparse(
+    tiny_checkpoint: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> ModelArtifact:
+    settings, out = Sparsify(method="magnitude"), tmp_path_factory.mktemp("sparse") / "out"
+    return api.sparsify(
+        str(tiny_checkpoint), out, settings=settings, calibration=calibration, execution=FLOAT32
+    )
+
+
+def repaired(student: ModelArtifact, teacher: Path, calibration: Calibration, out: Path) -> ModelArtifact:
+    return api.reconstruct(
+        str(student.path), out, teacher=str(teacher), calibration=calibration, execution=FLOAT32
+    )
+
+
+def distance(model: Path, teacher: Path, text: Path) -> float:
+    """Mean squared difference of log-probabilities on a text, by plain transformers."""
+    ids = torch.tensor([list(text.read_bytes()[:512])]) % 64
+    with torch.no_grad():
+        found, wanted = (
+            torch.log_softmax(load_model(path, dtype="float32", device="cpu")(ids).logits, -1)
+            for path in (model, teacher)
+        )
+    return (found - wanted).square().mean().item()
+
+
+@pytest.mark.parametrize("kind", ["pruned", "sparse"])
+def test_the_repaired_model_is_nearer_to_its_teacher(
+    kind: str,
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    calibration: Calibration,
+    tmp_path: Path,
+) -> None:
+    student: ModelArtifact = request.getfixturevalue(kind)
+    made = repaired(student, tiny_checkpoint, calibration, tmp_path / "out")
+    before, after = (distance(path, tiny_checkpoint, tiny_text) for path in (student.path, made.path))
+    assert after < before
+    assert made.num_parameters == student.num_parameters
+    assert made.details["num_accepted"] > 5
+    given, found = (load_file(path / WEIGHTS) for path in (student.path, made.path))
+    accepted = {name for name, layer in made.details["layers"].items() if layer["accepted"]}
+    assert {name for name in given if not torch.equal(given[name], found[name])} == accepted
+    kept = MASKS_FILE if kind == "sparse" else PLAN_FILE
+    assert (made.path / kept).read_bytes() == (student.path / kept).read_bytes()
+    if kind == "sparse":
+        for name in accepted:
+            assert not found[name][given[name] == 0].any()
+    assert invoke(["verify", str(made.path), "--source", str(student.path)]) == 0
+
+
+def changed(name: str) -> Any:
+    def change(directory: Path) -> None:
+        tensors = load_file(directory / WEIGHTS)
+        tensors[name] = tensors[name] * 1.5
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_faulty_writer_is_found(
+    name: str,
+    pruned: ModelArtifact,
+    tiny_checkpoint: Path,
+    calibration: Calibration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = repaired(pruned, tiny_checkpoint, calibration, tmp_path / "out")
+    other = Path(shutil.copytree(made.path, tmp_path / "other"))
+    changed(name)(other)
+    record_again(other)
+    assert invoke(["verify", str(other), "--source", str(pruned.path)]) == 8
+    assert name in capsys.readouterr().err
+
+
+def test_a_student_of_another_model_is_refused(
+    pruned: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="not cut from this teacher"):
+        repaired(pruned, pruned.path, calibration, tmp_path / "out")
+    shutil.copytree(pruned.path, tmp_path / "copy")
+    (tmp_path / "copy" / PLAN_FILE).unlink()
+    with pytest.raises(UsageError, match="not cut from this teacher"):
+        api.reconstruct(
+            str(tmp_path / "copy"), tmp_path / "out", teacher=str(tiny_checkpoint), calibration=calibration
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_sequences_are_refused(
+    pruned: ModelArtifact, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["reconstruct", str(pruned.path), "--teacher", str(tiny_checkpoint), "--calib-data"]
+    words += [str(tiny_text), "--calib-size", "2", "--calib-seq-len", "32", "-o", str(tmp_path / "out")]
+    assert invoke(words) == 2
+    error = capsys.readouterr().err
+    assert "too few calibration sequences" in error
+    assert "--calib-size" in error
+
+
+def test_a_low_rank_branch_is_refused(
+    tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    settings = Sparsify(method="magnitude", slorb="fixed", slorb_group=8)
+    branched = api.sparsify(
+        str(tiny_checkpoint), tmp_path / "branched", settings=settings, calibration=calibration
+    )
+    with pytest.raises(UnsupportedError, match="reconstruction"):
+        repaired(branched, tiny_checkpoint, calibration, tmp_path / "out")
