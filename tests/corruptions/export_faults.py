@@ -21,6 +21,7 @@ from tests.corruptions.faults import (
     faults_of,
     fields,
     flip_bit,
+    regroup,
     set_value,
     swap,
     swap_rows,
@@ -44,7 +45,6 @@ _HEAD, _CONTEXT, _BASE = 16, 2048, 10_000.0
 
 
 def trtllm_faults(*, fp8: bool) -> list[Fault]:
-    """Faults of a TensorRT-LLM checkpoint of one rank."""
     layer = TRT_LAYER.format(index=0)
     qkv, first, second = f"{layer}attention.qkv.weight", slice(0, _WIDTH), slice(_WIDTH, 2 * _WIDTH)
     third = slice(2 * _WIDTH, 3 * _WIDTH)
@@ -70,16 +70,11 @@ def trtllm_faults(*, fp8: bool) -> list[Fault]:
             "input scale 1": set_value(inputs, torch.ones_like),
         }
 
-    def regroup(config: dict[str, Any]) -> None:
-        config["num_attention_heads"] *= 2
-        config["num_key_value_heads"] *= 2
-        config["head_size"] //= 2
-
     configs: dict[str, Callable[[dict[str, Any]], None]] = {
         "rope": assign(rotary_base=_BASE),
         "rope, kind": assign(position_embedding_type="learned_absolute"),
         "eps": assign(norm_epsilon=1e-5),
-        "heads regrouped": regroup,
+        "heads regrouped": regroup("head_size"),
         "activation": assign(hidden_act="gelu"),
     }
     return [
@@ -193,8 +188,6 @@ def _float_weight_changes() -> dict[str, Callable[[Any], None]]:
 
 
 def _operator_changes() -> dict[str, Callable[[Any], None]]:
-    """Faults in what the graph computes with its weights."""
-
     def rope(found: Any) -> None:
         frequencies = _BASE ** (-np.arange(0, _HEAD, 2) / _HEAD)
         angles = np.arange(_CONTEXT)[:, None] * frequencies[None]

@@ -104,7 +104,6 @@ def cut(file: str) -> Plant:
 
 
 def delete(name: str) -> Plant:
-    """A file or a directory removed."""
     return lambda directory: _remove(directory / name)
 
 
@@ -139,11 +138,12 @@ def rope_theta(config: dict[str, Any]) -> None:
     config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 10_000.0
 
 
-def regroup(config: dict[str, Any]) -> None:
+@chosen
+def regroup(config: dict[str, Any], width: str) -> None:
     """Twice as many heads of half the width: every shape stays."""
     config["num_attention_heads"] *= 2
     config["num_key_value_heads"] *= 2
-    config["head_dim"] //= 2
+    config[width] //= 2
 
 
 def assign(**values: Any) -> Callable[[dict[str, Any]], None]:
@@ -151,7 +151,6 @@ def assign(**values: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def weight_faults(file: str = WEIGHTS) -> list[Fault]:
-    """Faults of weights under the names of a Hugging Face checkpoint."""
     layer, attention = HF_LAYER.format(index=0), HF_LAYER.format(index=0) + "self_attn."
     changes: dict[str, Callable[[Tensors], None]] = {
         "flipped bit": flip_bit(layer + "mlp.up_proj.weight"),
@@ -171,12 +170,11 @@ def weight_faults(file: str = WEIGHTS) -> list[Fault]:
 
 
 def config_faults(prefix: str = "") -> list[Fault]:
-    """Faults of a Hugging Face config and tokenizer."""
     changes: dict[str, Callable[[dict[str, Any]], None]] = {
         "rope": rope_theta,
         "end token": assign(eos_token_id=5),
         "eps": assign(rms_norm_eps=1e-5),
-        "heads regrouped": regroup,
+        "heads regrouped": regroup("head_dim"),
         "activation": assign(hidden_act="gelu"),
     }
     return [
@@ -187,7 +185,6 @@ def config_faults(prefix: str = "") -> list[Fault]:
 
 
 def record_faults() -> list[Fault]:
-    """Faults of our own records."""
     plain = {
         "record of bad types": fields(assign(details=[], files=3), ARTIFACT),
         "record of another schema": fields(assign(schema="compress-export/artifact/99"), ARTIFACT),
@@ -201,7 +198,6 @@ def record_faults() -> list[Fault]:
 
 
 def sparsity_faults() -> list[Fault]:
-    """Faults of what a sparse checkpoint records."""
     name = HF_LAYER.format(index=1) + "mlp.down_proj.weight"
     return [
         Fault(name="third non-zero", plant=tensors(third_nonzero(name))),
@@ -250,7 +246,6 @@ def adapter_faults() -> list[Fault]:
 
 
 def fp8_faults(file: str) -> list[Fault]:
-    """Faults of a unified FP8 checkpoint's scales."""
     name = HF_LAYER.format(index=0) + "mlp.up_proj."
     weight, inputs = f"{name}weight_scale", f"{name}input_scale"
     changes: dict[str, Callable[[Tensors], None]] = {

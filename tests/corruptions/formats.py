@@ -19,7 +19,6 @@ TRT_LAYER = "transformer.layers.{index}."
 
 
 def change_tensors(file: Path, change: Callable[[Tensors], None]) -> None:
-    """Rewrite a safetensors file with some tensors changed."""
     with safe_open(file, framework="pt") as reader:
         metadata = reader.metadata()
         tensors = {name: reader.get_tensor(name).clone() for name in reader.keys()}  # noqa: SIM118
@@ -65,7 +64,6 @@ def array_of(tensor: Any) -> Any:
 
 
 def set_array(tensor: Any, values: Any) -> None:
-    """Give an initialiser other values of the same kind."""
     tensor.CopyFrom(numpy_helper.from_array(values.astype(array_of(tensor).dtype), tensor.name))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,14 @@ from compressor.runs.artifact import write_json
 from compressor.runs.manifest import versions
 from tests.corruptions.suite import CONTROL, Outcome
 
-RESULT_FILE = Path(__file__).resolve().parents[2] / "docs" / "results" / "corruptions.json"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 SCHEMA = "compress-export/result/1"
-
-# (kind, fault) -> why it is not found where sums are consistent.
-REASONS: dict[tuple[str, str], str] = {}
+_MISS = ("kind", "fault", "way")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Miss:
-    """A planted fault that was not found, and why there is nothing to find it by; empty where there is."""
-
-    outcome: Outcome
-    reason: str
-
-
-def misses(outcomes: Iterable[Outcome]) -> list[Miss]:
+def misses(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Every fault that was not refused as one, and every control that was."""
-    return [
-        Miss(outcome=outcome, reason=_reason(outcome))
-        for outcome in outcomes
-        if not (outcome.exit_code == 0 if outcome.fault == CONTROL else outcome.found)
-    ]
-
-
-def _reason(outcome: Outcome) -> str:
-    if outcome.way == "plain" or outcome.exit_code != 0:
-        return ""
-    return REASONS.get((outcome.kind, outcome.fault), "")
+    return [one for one in outcomes if not (one.exit_code == 0 if one.fault == CONTROL else one.found)]
 
 
 def counts(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -55,30 +35,21 @@ def counts(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(miss: Miss) -> dict[str, str]:
-    outcome = miss.outcome
-    return {"kind": outcome.kind, "fault": outcome.fault, "way": outcome.way, "reason": miss.reason}
+def write_result(name: str, command: str, data: dict[str, Any], **facts: object) -> None:
+    """Keep what was measured, with its command, day and machine."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    machine = {"hardware": describe().to_json(), "versions": versions()}
+    document = {"schema": SCHEMA, "command": command, "date": today, **machine, **facts, "data": data}
+    write_json(RESULTS / f"{name}.json", document)
 
 
 def kept(outcomes: Sequence[Outcome]) -> None:
     """Write the result's JSON, and the table made of it."""
     from tests.performance.results import write_tables
 
-    write_json(
-        RESULT_FILE,
-        {
-            "schema": SCHEMA,
-            "command": "make corruptions",
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "hardware": describe().to_json(),
-            "versions": versions(),
-            "data": {
-                "counts": counts(outcomes),
-                "misses": [_row(miss) for miss in misses(outcomes)],
-                "outcomes": [asdict(outcome) for outcome in outcomes],
-            },
-        },
-    )
+    missed = [{name: getattr(one, name) for name in _MISS} for one in misses(outcomes)]
+    found = {"counts": counts(outcomes), "misses": missed, "outcomes": [asdict(one) for one in outcomes]}
+    write_result("corruptions", "make corruptions", found)
     write_tables()
 
 
@@ -97,7 +68,4 @@ def corruption_rows(data: dict[str, Any]) -> tuple[Sequence[str], list[tuple[str
 
 
 def missed_lines(data: dict[str, Any]) -> list[str]:
-    return [
-        f"- {miss['kind']}: {miss['fault']} ({miss['way']}): {miss['reason'] or 'unexplained'}"
-        for miss in data["misses"]
-    ]
+    return [f"- {miss['kind']}: {miss['fault']} ({miss['way']})" for miss in data["misses"]]

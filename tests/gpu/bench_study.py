@@ -30,12 +30,10 @@ _PROGRAM = "import sys; from compressor.cli.main import invoke; sys.exit(invoke(
 
 
 def bench_words(isl_osl: str, out: Path) -> list[str]:
-    """The benchmark's command line."""
     return [*BENCH, "--isl-osl", isl_osl, "-o", str(out)]
 
 
 def main() -> None:
-    """Run both parts into one directory."""
     parser = argparse.ArgumentParser(description="The published speed study on a CUDA GPU.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--isl-osl", default=PUBLISHED, help="fewer lengths, where time is short")

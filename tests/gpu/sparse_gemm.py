@@ -34,15 +34,7 @@ FP8_MIN_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One product `[tokens, in] x [in, out]`, microseconds.
-
-    Attributes:
-        precision: `bf16` or `fp8`.
-        tokens: Tokens per step.
-        dense_us: Median of the dense kernel; None with a reason when it did not run.
-        sparse_us: Median of the 2:4 kernel.
-        reason: Why a time is missing.
-    """
+    """One product `[tokens, in] x [in, out]`: medians in microseconds, or a reason why one is missing."""
 
     precision: str
     out_features: int
@@ -54,7 +46,6 @@ class Cell:
 
     @property
     def speedup(self) -> float | None:
-        """Dense over sparse."""
         return self.dense_us / self.sparse_us if self.dense_us and self.sparse_us else None
 
 
@@ -158,7 +149,6 @@ def _times(dense: Product, sparse: Product) -> tuple[float, float]:
 
 
 def study(models: list[str]) -> dict[str, Any]:
-    """Measure every distinct shape of the models."""
     shapes = {
         f"{model} {name}": shape
         for model in models
@@ -172,18 +162,12 @@ def study(models: list[str]) -> dict[str, Any]:
         for precision in precisions:
             cells = [measure(precision, shape, tokens) for tokens in TOKENS]
             print(f"{name} {shape} {precision}: 2:4 pays from {crossover(cells)} tokens", file=sys.stderr)
-            products.append(
-                {
-                    "name": name,
-                    "precision": precision,
-                    "pays_from_tokens": crossover(cells),
-                    "cells": [{**asdict(cell), "speedup": cell.speedup} for cell in cells],
-                }
-            )
-    gpu = torch.cuda.get_device_name()
+            measured = [{**asdict(cell), "speedup": cell.speedup} for cell in cells]
+            product = {"name": name, "precision": precision, "pays_from_tokens": crossover(cells)}
+            products.append({**product, "cells": measured})
     return {
         "schema": SCHEMA,
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name(),
         "hardware": describe().to_json(),
         "torch": torch.__version__,
         "products": products,

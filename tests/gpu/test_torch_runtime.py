@@ -11,6 +11,7 @@ from bench.runtimes.static_decoder import StaticDecoder
 from bench.runtimes.torch_linear import Fp8Linear, convert_linears_, require_support, sparsify_2_of_4
 from compressor.core.errors import UnsupportedError
 from tests.tiny_models import make_model
+from tests.unit.bench.runtimes.test_torch_eager import decodes_as_transformers_does
 
 
 def need(precision: str) -> None:
@@ -21,16 +22,7 @@ def need(precision: str) -> None:
 
 
 def test_a_replayed_graph_writes_what_transformers_writes() -> None:
-    model = make_model(hidden_size=128).to("cuda")
-    prompts = torch.randint(0, 300, (2, 9), device="cuda")
-    expected = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=12, min_new_tokens=12,
-        do_sample=False, eos_token_id=None,
-    )[:, 9:]  # fmt: skip
-    decoder = StaticDecoder(model, batch_size=2, max_length=21)
-    for _ in range(2):
-        tokens = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(11))]
-        assert torch.equal(torch.cat(tokens, dim=1), expected)
+    decodes_as_transformers_does(make_model(hidden_size=128).to("cuda"))
 
 
 def test_fp8_products_are_close_to_float64() -> None:
@@ -57,9 +49,11 @@ def test_a_converted_model_decodes_from_a_graph(precision: str) -> None:
     assert convert_linears_(model, precision) == 3 * 7
     decoder = StaticDecoder(model, batch_size=2, max_length=16)
     prompts = torch.randint(0, 300, (2, 8), device="cuda")
-    first = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(7))]
-    again = [decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(7))]
-    assert torch.equal(torch.cat(first), torch.cat(again))
+    first, again = (
+        torch.cat([decoder.prefill(prompts).clone(), *(decoder.step().clone() for _ in range(7))])
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
 
 
 def test_rates_can_be_measured() -> None:

@@ -21,11 +21,7 @@ _WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Logits of one sequence and the token ids of some texts, of one file.
-
-    Attributes:
-        settings: What llama.cpp is told because its loader leaves it unread.
-    """
+    """Logits of one sequence and token ids of texts; `settings` are what llama.cpp's loader leaves unread."""
 
     path: Path
     ids: Sequence[int] = ()
@@ -58,5 +54,4 @@ def ask(questions: Sequence[Question], scratch: Path) -> tuple[str, list[dict[st
 
 
 def question(path: Path, case: LogitCase) -> Question:
-    """What is asked about the logits of one of the cases."""
     return Question(path=path, ids=case.token_ids, settings=case.settings)

@@ -11,17 +11,11 @@ import llama_cpp
 import numpy as np
 
 # The keys and values in float32 and every setting of rope from the file: only then is it the file's model.
-_FROM_THE_FILE = {
-    "yarn_ext_factor": -1.0,
-    "yarn_attn_factor": -1.0,
-    "yarn_beta_fast": -1.0,
-    "yarn_beta_slow": -1.0,
-}
+_FROM_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
 _F32 = 0
 
 
 def answer(request: dict) -> None:
-    """Compute one file's logits and token ids."""
     ids, texts = request["ids"], request["texts"]
     llm = llama_cpp.Llama(
         model_path=request["path"],

@@ -15,7 +15,6 @@ from tests.oracles.asking import Question, ask, question
 
 
 def main() -> None:
-    """Write one file of logits per case, and one of all token ids."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)

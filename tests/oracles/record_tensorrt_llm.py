@@ -33,7 +33,6 @@ TP_SIZES = (1, 2)
 
 
 def main() -> None:
-    """Write one file per family and precision, and one of rope forms."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("nvidia-modelopt", "transformers", "torch")}
     for model_type in ARCHITECTURES:
@@ -122,7 +121,6 @@ def _recorded(model_type: str, precision: str) -> dict[str, Any]:
 
 
 def _rope(model_type: str, rope: str) -> dict[str, Any]:
-    """Base and scaling as ModelOpt writes them."""
     model = golden_model(golden_config(model_type, "bfloat16", rope=rope))
     config, _ = modelopts(model, DECODERS[model_type], torch.bfloat16, 1)
     return {name: config.get(name) for name in ("rotary_base", "rotary_scaling", "max_position_embeddings")}

@@ -122,7 +122,6 @@ def _added(save: Callable[[], None]) -> list[int]:
 
 
 def _resident(field: str) -> int:
-    """A line of `/proc/self/status`, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == field:

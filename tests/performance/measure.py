@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.measure.statistics import ratio_interval
+from compressor.data.tokenise import TokenArray
+from compressor.models.adapter import ModelAdapter
+from compressor.models.source import open_checkpoint, resolve_source
+from tests import assets
 
 NUM_PAIRS = 9
 _SAMPLE_S = 0.005
@@ -21,17 +27,7 @@ _SAMPLE_S = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """One line of the report: what, measured, required.
-
-    Attributes:
-        what: The quantity.
-        measured: Its value.
-        required: The bound.
-        unit: Of both.
-        low: Lower end of the interval, where there is one.
-        high: Upper end.
-        is_upper: The value must not exceed the bound; else it must reach it.
-    """
+    """One line of the report; the value must not exceed the bound, or if not `is_upper` must reach it."""
 
     what: str
     measured: float
@@ -43,13 +39,11 @@ class Bound:
 
     @property
     def passes(self) -> bool:
-        """Whether the value, or its interval, reaches the bound."""
         if self.is_upper:
             return (self.measured if self.low is None else self.low) <= self.required
         return (self.measured if self.high is None else self.high) >= self.required
 
     def row(self) -> str:
-        """The line as text."""
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
         sign, verdict = "<=" if self.is_upper else ">=", "ok" if self.passes else "MISSED"
         value = f"{self.measured:8.3f}{interval} {sign} {self.required:.3f} {self.unit}"
@@ -63,6 +57,22 @@ class Ratio:
     median: float
     low: float
     high: float
+
+    def bound(self, what: str, *, required: float, is_upper: bool = True) -> Bound:
+        found = {"measured": self.median, "low": self.low, "high": self.high}
+        return Bound(what=what, required=required, unit="x", is_upper=is_upper, **found)
+
+
+def real_checkpoint(scratch: Path) -> Path:
+    """SmolLM2 as a safetensors checkpoint."""
+    found = assets.fetch(assets.DEFAULT_DIRECTORY)
+    return open_checkpoint(resolve_source(str(found.gguf)), scratch, dtype="bfloat16").path
+
+
+def bare_pass(adapter: ModelAdapter, windows: TokenArray) -> None:
+    with torch.no_grad():
+        for window in windows:
+            adapter.body(torch.from_numpy(window.astype("int64"))[None], use_cache=False)
 
 
 def paired_ratio(
@@ -82,10 +92,9 @@ def paired_ratio(
 
 
 def peak_memory_bytes(work: Callable[..., Any], *arguments: Any) -> int:
-    """Peak anonymous memory of `work` in a fresh process, beyond what it holds when `work` starts.
+    """Peak anonymous memory of `work`, a function of a module, in a fresh process.
 
-    `work` is a function of a module; it prepares what is not to be counted, then enters
-    `counted_memory()` around the rest.
+    It prepares what is not to be counted, then enters `counted_memory()` around the rest.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -19,13 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.results import Results
-from compressor.core.hardware import describe
 from compressor.evaluation.record import EvaluationRecord
 from compressor.pipeline.report import closed_gap, result_tables
 from compressor.pipeline.summary import ExportRecord
-from compressor.runs.artifact import write_json
-from compressor.runs.manifest import versions
-from tests.corruptions.report import corruption_rows, missed_lines
+from tests.corruptions.report import RESULTS, corruption_rows, missed_lines, write_result
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation
 from tests.performance.sparsity_results import (
@@ -36,8 +33,6 @@ from tests.performance.sparsity_results import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
-SCHEMA = "compress-export/result/1"
 RECIPE = "recipes/demo.yaml"
 DEMO = ("run", "--config", RECIPE)
 SMOLLM2 = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -84,10 +79,7 @@ def run_importance() -> dict[str, Any]:
 
 
 def run_bench() -> dict[str, Any]:
-    """SmolLM2 against a student of its own shape family, twice in a row, beside the roofline.
-
-    The student is only pruned: its speed is that of a distilled one.
-    """
+    """SmolLM2 against a student of its shape family, only pruned: as fast as a distilled one. Twice."""
     with tempfile.TemporaryDirectory() as scratch:
         _command(
             *("prune", SMOLLM2, "--shape", ABLATED_SHAPE, "--importance", "weight-magnitude"),
@@ -119,25 +111,14 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def record(name: str) -> None:
-    """Run one measurement and keep it."""
     started = datetime.now(timezone.utc)
     data = MEASUREMENTS[name]()
-    write_json(
-        RESULTS / f"{name}.json",
-        {
-            "schema": SCHEMA,
-            "command": f"python -m tests.performance.results {name}",
-            "date": started.date().isoformat(),
-            "hardware": describe().to_json(),
-            "versions": versions(),
-            "seconds": round((datetime.now(timezone.utc) - started).total_seconds()),
-            "data": data,
-        },
-    )
+    seconds = round((datetime.now(timezone.utc) - started).total_seconds())
+    command, day = f"python -m tests.performance.results {name}", started.date().isoformat()
+    write_result(name, command, data, date=day, seconds=seconds)
 
 
 def demo_table(result: dict[str, Any]) -> str:
-    """Perplexities, exports and speed-ups of the demonstration."""
     data = result["data"]
     caption = (
         f"{result['hardware']['cpu']}, {result['hardware']['num_cpus']} CPUs; distillation on "
@@ -156,37 +137,32 @@ def demo_table(result: dict[str, Any]) -> str:
 
 
 def importance_table(result: dict[str, Any]) -> str:
-    """Perplexity by importance."""
     models = result["data"]["evaluation"]["models"]
     rows = [(name, f"{entry['perplexity']:.1f}") for name, entry in models.items()]
-    return "\n".join(_rows(("importance", "perplexity after pruning, before distillation"), rows))
+    return _table(("importance", "perplexity after pruning, before distillation"), rows)
 
 
 def bench_table(result: dict[str, Any]) -> str:
     """Both runs' ratios, whether they agree, and the roofline of the first."""
-    rows = []
-    for first, second in zip(
-        result["data"]["first"]["comparisons"], result["data"]["second"]["comparisons"], strict=True
-    ):
-        for one, other in zip(first["cells"], second["cells"], strict=True):
-            rows.append(
-                (
-                    f"{first['candidate']} : {first['baseline']}",
-                    f"{one['isl']}/{one['osl']} x {one['batch_size']}",
-                    _speedup(one),
-                    _speedup(other),
-                    _agreement(one, other),
-                    *_roofline(one),
-                )
-            )
+    compared = zip(*(result["data"][run]["comparisons"] for run in ("first", "second")), strict=True)
+    rows = [
+        (
+            f"{first['candidate']} : {first['baseline']}",
+            f"{one['isl']}/{one['osl']} x {one['batch_size']}",
+            _speedup(one),
+            _speedup(other),
+            _agreement(one, other),
+            *_roofline(one),
+        )
+        for first, second in compared
+        for one, other in zip(first["cells"], second["cells"], strict=True)
+    ]
     header = ("pair", "cell", "speed-up (95 %)", "a second run", "agree", "best possible", "reached")
     rates = result["data"]["first"]["rates"]
     found = f"{rates['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s from memory" + "".join(
         f", {rate / 1e9:.0f} Gop/s in {name}" for name, rate in rates["matmul_ops_per_s"].items()
     )
-    return "\n".join(
-        [*_rows(header, rows), "", f"Rates of both runs: {found}. GPU: {result['data']['gpu']}."]
-    )
+    return _table(header, rows, "", f"Rates of both runs: {found}. GPU: {result['data']['gpu']}.")
 
 
 def _speedup(cell: dict[str, Any]) -> str:
@@ -213,7 +189,6 @@ def _roofline(cell: dict[str, Any]) -> tuple[str, str]:
 
 
 def perf_table(result: dict[str, Any]) -> str:
-    """Bounds as measured against required."""
     rows = [
         (
             bound["what"],
@@ -225,37 +200,24 @@ def perf_table(result: dict[str, Any]) -> str:
         )
         for bound in result["data"]["bounds"]
     ]
-    return "\n".join(_rows(("bound", "measured", "95 % interval", "required", "reached", "on"), rows))
-
-
-def sparsity_table(result: dict[str, Any]) -> str:
-    """One-shot methods against each other."""
-    return "\n".join(_rows(*sparsity_rows(result["data"])))
-
-
-def sparse_training_table(result: dict[str, Any]) -> str:
-    """What training recovers."""
-    return "\n".join([*_rows(*sparse_training_rows(result["data"])), "", result["data"]["not_measured"]])
-
-
-def distillation_table(result: dict[str, Any]) -> str:
-    """Losses against each other, each at its best learning rate."""
-    return "\n".join(_rows(*distillation_rows(result["data"])))
+    return _table(("bound", "measured", "95 % interval", "required", "reached", "on"), rows)
 
 
 def corruptions_table(result: dict[str, Any]) -> str:
     """Planted faults by artifact, and what was not found."""
     data = result["data"]
     lines = missed_lines(data) or ["- none"]
-    return "\n".join([*_rows(*corruption_rows(data)), "", "Not found:", "", *lines])
+    return _table(*corruption_rows(data), "", "Not found:", "", *lines)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "importance": importance_table,
-    "sparsity": sparsity_table,
-    "sparse-training": sparse_training_table,
-    "distillation": distillation_table,
+    "sparsity": lambda result: _table(*sparsity_rows(result["data"])),
+    "sparse-training": lambda result: _table(
+        *sparse_training_rows(result["data"]), "", result["data"]["not_measured"]
+    ),
+    "distillation": lambda result: _table(*distillation_rows(result["data"])),
     "bench": bench_table,
     "perf": perf_table,
     "corruptions": corruptions_table,
@@ -276,19 +238,21 @@ def with_tables(text: str) -> str:
 
 
 def write_tables() -> None:
-    """Make the tables of every document again."""
     for document in documents_with_tables():
         document.write_text(with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def documents_with_tables() -> list[Path]:
-    """The documents whose tables come from JSON."""
     return [ROOT / "README.md", RESULTS / "README.md"]
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *below: str) -> str:
+    return "\n".join([*_rows(header, rows), *below])
 
 
 def _command(*arguments: str, num_threads: int | None = None) -> dict[str, Any]:
@@ -312,7 +276,6 @@ def _without_hashes(bench: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what was asked for, all by default, then make the tables."""
     parser = argparse.ArgumentParser(description="Long measurements into docs/results/.")
     parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], help="default: all")
     parser.add_argument("--tables", action="store_true", help="only make the tables again")

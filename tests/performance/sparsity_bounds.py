@@ -16,7 +16,6 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.load import load_model
-from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
 from compressor.models.tokenizer import load_tokenizer
@@ -26,7 +25,14 @@ from compressor.runs.stage import StageContext
 from compressor.sparsity.adaptive import AnnealedAdamW, MovingMasks
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig, covered_weights
 from tests import assets
-from tests.performance.measure import Bound, counted_memory, paired_ratio, peak_memory_bytes
+from tests.performance.measure import (
+    Bound,
+    bare_pass,
+    counted_memory,
+    paired_ratio,
+    peak_memory_bytes,
+    real_checkpoint,
+)
 
 MIB = 1 << 20
 NUM_WINDOWS, WINDOW = 16, 512
@@ -38,23 +44,16 @@ MAX_TIMES_A_FORWARD_PASS = 10
 
 def one_shot(scratch: Path) -> list[Bound]:
     """SparseGPT on SmolLM2: one layer and its statistics in memory; time against the bare pass."""
-    found = assets.fetch(assets.DEFAULT_DIRECTORY)
-    checkpoint = open_checkpoint(resolve_source(str(found.gguf)), scratch, dtype="bfloat16").path
+    checkpoint, text = real_checkpoint(scratch), assets.fetch(assets.DEFAULT_DIRECTORY).texts["wiki"]
     dims = dims_of_config(read_config(checkpoint))
-    peak = peak_memory_bytes(one_shot_in_process, checkpoint, found.texts["wiki"], scratch / "memory")
+    peak = peak_memory_bytes(one_shot_in_process, checkpoint, text, scratch / "memory")
     adapter = ModelAdapter(load_model(checkpoint, dtype="bfloat16", device="cpu"))
-    windows = _windows(checkpoint, found.texts["wiki"])
-    numbers = iter(range(1000))
-
-    def bare() -> None:
-        with torch.no_grad():
-            for window in windows:
-                adapter.body(torch.from_numpy(window.astype("int64"))[None], use_cache=False)
-
-    def sparsify() -> None:
-        _sparsify(checkpoint, found.texts["wiki"], scratch / f"made-{next(numbers)}")
-
-    ratio = paired_ratio(bare, sparsify, num_pairs=2)
+    windows, numbers = _windows(checkpoint, text), iter(range(1000))
+    ratio = paired_ratio(
+        lambda: bare_pass(adapter, windows),
+        lambda: _sparsify(checkpoint, text, scratch / f"made-{next(numbers)}"),
+        num_pairs=2,
+    )
     return [
         Bound(
             what="one-shot SparseGPT, SmolLM2: own memory, one layer + statistics",
@@ -62,21 +61,17 @@ def one_shot(scratch: Path) -> list[Bound]:
             required=layer_and_statistics_bytes(dims) / MIB,
             unit="MiB",
         ),
-        Bound(
-            what=f"one-shot SparseGPT : bare forward pass, {NUM_WINDOWS * WINDOW} tokens, CPU time",
-            measured=ratio.median,
+        ratio.bound(
+            f"one-shot SparseGPT : bare forward pass, {NUM_WINDOWS * WINDOW} tokens, CPU time",
             required=MAX_TIMES_A_FORWARD_PASS,
-            unit="x",
-            low=ratio.low,
-            high=ratio.high,
         ),
     ]
 
 
 def layer_and_statistics_bytes(dims: Dims) -> int:
-    """One layer's weights and outcome in float32, its Gram matrices, the factorisation, one window.
+    """One layer's weights and outcome in float32, its Gram matrices, one window, and the factorisation.
 
-    The widest Gram matrix is factored in float64: Hessian, dampened copy, factor, inverse.
+    That is of the widest Gram matrix, in float64: Hessian, dampened copy, factor, inverse.
     """
     embedding = dims.vocab_size * dims.hidden_size
     head = 0 if dims.tie_word_embeddings else embedding
@@ -125,8 +120,7 @@ def moving_masks(scratch: Path) -> list[Bound]:
     A selection every ten steps costs, per step, the selection of a tenth of the layers; the candidate
     does that, so that each of its steps costs the same.
     """
-    found = assets.fetch(assets.DEFAULT_DIRECTORY)
-    checkpoint = open_checkpoint(resolve_source(str(found.gguf)), scratch, dtype="bfloat16").path
+    checkpoint = real_checkpoint(scratch)
     dims = dims_of_config(read_config(checkpoint))
     teacher = load_model(checkpoint, dtype="bfloat16", device="cpu")
     ids = torch.randint(0, 49_000, STEP_SHAPE, generator=torch.Generator().manual_seed(0))
@@ -161,8 +155,7 @@ def moving_masks(scratch: Path) -> list[Bound]:
         tenths[next(steps) % MASK_INTERVAL].after_step(1)
 
     ratio = paired_ratio(lambda: step(dense, adamw), moving)
-    what = "step with moving 2:4 masks : dense distillation step, CPU time"
-    return [Bound(what=what, measured=ratio.median, required=1.10, unit="x", low=ratio.low, high=ratio.high)]
+    return [ratio.bound("step with moving 2:4 masks : dense distillation step, CPU time", required=1.10)]
 
 
 def _moving(layers: dict[str, SparseLinear]) -> MovingMasks:

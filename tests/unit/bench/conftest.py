@@ -1,22 +1,15 @@
-"""Two tiny ONNX graphs, one smaller than the other, and a scripted stand-in for a session."""
+"""Two tiny ONNX graphs, one smaller than the other."""
 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from bench.design.arms import Arm, Comparison
-from bench.measure.timeline import Timeline
-from bench.runtimes.base import Vocabulary
 from tests.tiny_models import make_model, save_checkpoint
 
-VOCABULARY = Vocabulary(size=50, special_token_ids=(0, 49))
 CONTEXT_LENGTH = 64  # short, so that a cell can be too long for it
 
 
@@ -48,35 +41,3 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
             )
         )
     return Comparison(baseline=arms[0], candidate=arms[1])
-
-
-@dataclass
-class ScriptedSession:
-    """Stands in for a loaded model: latencies from a script, every call noted in a shared log."""
-
-    name: str
-    latencies_s: Iterator[float]
-    log: list[str] = field(default_factory=list)
-    vocabulary: Vocabulary = VOCABULARY
-    missing_tokens: int = 0
-
-    def generate(self, prompts: Any, *, osl: int) -> Timeline:
-        self.log.append(self.name)
-        batch_size, isl = prompts.shape
-        latency_s = next(self.latencies_s)
-        return Timeline(
-            start_s=0.0,
-            token_times_s=tuple(np.linspace(latency_s / osl, latency_s, osl).tolist()),
-            num_input_tokens=(isl,) * batch_size,
-            num_output_tokens=(osl - self.missing_tokens,) * batch_size,
-        )
-
-
-@pytest.fixture
-def scripted() -> Callable[..., ScriptedSession]:
-    """A maker of stand-ins: `scripted("A", latencies, log=...)`."""
-
-    def make(name: str, latencies_s: Iterable[float], **fields: Any) -> ScriptedSession:
-        return ScriptedSession(name, iter(latencies_s), **fields)
-
-    return make

@@ -26,7 +26,6 @@ CELL = Cell(isl=8, osl=4, batch_size=2)
 
 
 def timeline(latency_s: float, cell: Cell = CELL) -> Timeline:
-    """Steps at equal distances."""
     return Timeline(
         start_s=0.0,
         token_times_s=tuple(latency_s * (step + 1) / cell.osl for step in range(cell.osl)),
@@ -55,7 +54,6 @@ def cell_of(baseline_s: Sequence[float], candidate_s: Sequence[float], cell: Cel
 
 
 def gpu(name: str = "NVIDIA H100 80GB HBM3", **fields: str) -> Gpu:
-    """One GPU."""
     values = {"driver": "1", "memory_mib": "2", "sm_clock_mhz": "3", "memory_clock_mhz": "4"}
     return Gpu(name=name, **{**values, "power_limit_w": "700", **fields})
 
@@ -99,7 +97,6 @@ def results_of(
 
 
 def arm_record(model: str, digit: str, precision: str = "fp32") -> ArmRecord:
-    """An arm of one file."""
     return ArmRecord(
         id=f"{model}-{precision}",
         model=model,

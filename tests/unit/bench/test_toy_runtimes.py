@@ -21,7 +21,7 @@ from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.bench.toy_runtimes import SERVER, STATIC
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in (STATIC, SERVER):
         monkeypatch.setitem(RUNTIMES, row.name, row)
@@ -46,7 +46,6 @@ def words(models: list[str], row: Runtime, out: Path, *options: str) -> list[str
     return ["bench", *models, "--runtime", row.name, "--isl-osl", "6/4", *options, "-o", str(out)]
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("command", ["bench", "run"])
 def test_they_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke([command, "--help"] if command == "run" else [command, "run", "--help"]) == 0
@@ -56,7 +55,6 @@ def test_they_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) 
         assert row.help in shown
 
 
-@pytest.mark.usefixtures("registered")
 def test_a_recipe_may_name_them_and_no_others() -> None:
     assert recipe_with(SERVER.name).bench.row is SERVER
     with pytest.raises(UsageError, match="toy-batches, toy-server"):
@@ -65,7 +63,6 @@ def test_a_recipe_may_name_them_and_no_others() -> None:
         recipe_with(STATIC.name, precisions=("fifth",))
 
 
-@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(("row", "precision"), [(STATIC, "quarter"), (SERVER, "half")])
 def test_a_run_measures_its_checkpoints_with_them(row: Runtime, precision: str, models: list[str]) -> None:
     teacher, student = (open_checkpoint(resolve_source(model), Path(), dtype="bfloat16") for model in models)
@@ -78,7 +75,6 @@ def test_a_run_measures_its_checkpoints_with_them(row: Runtime, precision: str, 
     assert _arms(run) == {f"teacher-{precision}": teacher, f"student-{precision}": student}
 
 
-@pytest.mark.usefixtures("registered")
 def test_a_static_runtime_measures_batches_into_the_reports(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke(words(models, STATIC, out, "--batch-size", "2", "--precision", "half,quarter")) == 0
@@ -89,7 +85,6 @@ def test_a_static_runtime_measures_batches_into_the_reports(models: list[str], t
     assert "toy-batches" in (out / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("registered")
 def test_a_serving_runtime_measures_requests_into_the_reports(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert invoke(words(models, SERVER, out, "--concurrency", "3", "--num-requests", "5")) == 0
@@ -101,7 +96,6 @@ def test_a_serving_runtime_measures_requests_into_the_reports(models: list[str],
     assert "starts the server (toy-server) anew" in (out / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("registered")
 def test_what_a_runtime_lacks_is_refused_before_a_model_is_read(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

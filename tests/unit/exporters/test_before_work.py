@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,15 @@ from typing import Any
 import pytest
 
 from compressor.cli.main import invoke
+from compressor.core.errors import UnsupportedError
+from compressor.recipe.recipe import Export
+from exporters.registry import exporter_of
 from tests.rope_forms import write_source
 
-WINDOW = {"sliding_window": 32, "rope_theta": 10_000.0}
-MIXED = {
-    "use_sliding_window": True,
-    "sliding_window": 32,
-    "max_window_layers": 1,
-    "rope_theta": 10_000.0,
-}
-DYNAMIC = {"rope_theta": 10_000.0, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
-YARN = {
+WINDOW: dict[str, Any] = {"sliding_window": 32, "rope_theta": 10_000.0}
+MIXED = {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}
+DYNAMIC: dict[str, Any] = {"rope_theta": 10_000.0, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+YARN: dict[str, Any] = {
     "rope_theta": 10_000.0,
     "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
 }
@@ -45,26 +44,7 @@ def source(tmp_path: Path, family: str, fields: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(("family", "fields", "format_name", "field"), CASES)
-def test_export_refuses_before_it_opens_a_weight(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    family: str,
-    fields: dict[str, Any],
-    format_name: str,
-    field: str,
-) -> None:
-    directory = source(tmp_path, family, fields)
-    (directory / "model.safetensors").write_bytes(b"never opened")
-    out_dir = tmp_path / "out"
-    assert invoke(["export", str(directory), "--format", format_name, "-o", str(out_dir)]) == 3
-    said = capsys.readouterr().err
-    assert field in said
-    assert "--format huggingface" in said
-    assert not out_dir.exists()
-
-
-@pytest.mark.parametrize(("family", "fields", "format_name", "field"), CASES)
-def test_plan_and_run_refuse_as_well(
+def test_every_command_refuses_before_it_opens_a_weight(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     make_text: Callable[..., Path],
@@ -73,13 +53,57 @@ def test_plan_and_run_refuse_as_well(
     format_name: str,
     field: str,
 ) -> None:
-    directory, out_dir = source(tmp_path, family, fields), tmp_path / "out"
-    size = ["--shape", "intermediate_size=64", "--formats", f"huggingface,{format_name}", "--tokens", "0"]
-    assert invoke(["plan", str(directory), *size]) == 3
-    assert field in capsys.readouterr().err
-    text = str(make_text(num_words=50))
-    assert invoke(["run", str(directory), *size, "--calib-data", text, "-o", str(out_dir)]) == 3
-    assert field in capsys.readouterr().err
-    assert not out_dir.exists()
-    assert invoke(["plan", str(directory), *size[:2], "--formats", "huggingface", "--json"]) == 0
+    directory, out = source(tmp_path, family, fields), str(tmp_path / "out")
+    (directory / "model.safetensors").write_bytes(b"never opened")
+    text, size = str(make_text(num_words=50)), ["--shape", "intermediate_size=64"]
+    formats = ["--formats", f"huggingface,{format_name}", "--tokens", "0"]
+    for words in (
+        ["export", str(directory), "--format", format_name, "-o", out],
+        ["plan", str(directory), *size, *formats],
+        ["run", str(directory), *size, *formats, "--calib-data", text, "-o", out],
+    ):
+        assert invoke(words) == 3
+        said = capsys.readouterr().err
+        assert field in said
+        assert "--format huggingface" in said
+        assert not Path(out).exists()
+    assert invoke(["plan", str(directory), *size, "--formats", "huggingface", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exports"] == ["huggingface"]
+
+
+MISTRAL = {"model_type": "mistral", "sliding_window": None}
+QWEN = {"model_type": "qwen2", "use_sliding_window": False}
+WINDOWED = {**QWEN, "use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({**MISTRAL, "sliding_window": 64}, "sliding_window"),
+        ({"model_type": "mistral"}, "sliding_window"),  # its class's default is 4096
+        ({**MISTRAL, "sliding_window": 64, "use_sliding_window": False}, "sliding_window"),  # no such switch
+        ({**WINDOWED, "sliding_window": 64}, "sliding_window"),
+        ({**WINDOWED, "sliding_window": 64, "max_window_layers": 0}, "sliding_window"),
+        ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8192}, "sliding_window"),
+        ({"model_type": "llama", "architectures": ["MistralForCausalLM"]}, "architectures"),
+        ({"model_type": "llama", "sliding_window": 64}, "sliding_window"),
+        ({"model_type": "llama", "seq_length": 64}, "seq_length"),
+        ({**QWEN, "rope_scaling": DYNAMIC["rope_scaling"]}, "rope_scaling"),
+        ({"model_type": "nemotron"}, "model_type"),
+        (MISTRAL, None),
+        ({**MISTRAL, "sliding_window": 32768}, None),
+        (QWEN, None),
+        ({"model_type": "qwen3", "sliding_window": 4096, "max_window_layers": 1}, None),
+        ({**WINDOWED, "sliding_window": 32768}, None),
+        ({**QWEN, "rope_scaling": {**YARN["rope_scaling"], "original_max_position_embeddings": 8192}}, None),
+    ],
+)
+def test_what_a_graph_cannot_express_is_refused_from_the_config(
+    changes: dict[str, Any], field: str | None
+) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = {**shape, "vocab_size": 331, "num_key_value_heads": 2, "max_position_embeddings": 32768}
+    for name in ("onnx", "onnx-fp16", "onnx-int4"):
+        expected = pytest.raises(UnsupportedError, match=field) if field else contextlib.nullcontext()
+        with expected:
+            exporter_of(name).check({**config, "rope_theta": 10_000.0, **changes}, Export(), None)

@@ -22,7 +22,7 @@ from exporters.huggingface import check_fp8_checkpoint
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 from tests.unit.exporters.conftest import artifact_of, context
 
-FAMILIES = ["mistral", "phi3", "qwen2", "qwen3"]
+FAMILIES = ["llama", "mistral", "phi3", "qwen2", "qwen3"]
 if Version(version("nvidia-modelopt")) >= Version("0.47"):
     FAMILIES.append("nemotron")  # older ones refuse it
 FP8 = torch.float8_e4m3fn

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,34 +17,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from compressor.models.config.portable import make_portable
 from compressor.quantization.e4m3 import E4M3
 from compressor.quantization.reader import load_fp8_model
-from tests.tiny_models import VOCAB_SIZE, make_tokenizer
-from tests.unit.exporters.conftest import Exports
+from tests.tiny_models import make_tokenizer
+from tests.unit.exporters.conftest import Exports, config_of, set_fields
+from tests.unit.exporters.tensorrt_llm.conftest import LLAMA3
 
-ROPE = {
-    "rope_theta": 500_000.0,
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
+ROPE = {"rope_theta": 500_000.0, **LLAMA3}
 
 
-def saved_by_transformers_5(directory: Path) -> dict[str, Any]:
+def save_as_transformers_5(directory: Path) -> None:
     """The keys that transformers 5 writes where 4.57 wrote others."""
-    config = json.loads((directory / "config.json").read_text())
+    config = config_of(directory)
     for key in ("rope_theta", "rope_scaling", "torch_dtype"):
         config.pop(key, None)
     config |= {"rope_parameters": ROPE, "dtype": "bfloat16"}
     (directory / "config.json").write_text(json.dumps(config))
-    file = directory / "tokenizer_config.json"
-    tokenizer = {
-        **json.loads(file.read_text()),
-        "tokenizer_class": "TokenizersBackend",
-        "backend": "tokenizers",
-    }
-    file.write_text(json.dumps({**tokenizer, "is_local": True}))
-    return config
+    names = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "is_local": True}
+    set_fields(directory / "tokenizer_config.json", **names)
 
 
 def llama3_frequencies(head_dim: int) -> list[float]:
@@ -64,8 +50,8 @@ def llama3_frequencies(head_dim: int) -> list[float]:
 
 @pytest.fixture
 def unified(exports: Exports, tmp_path: Path) -> Path:
-    made = Path(shutil.copytree(exports.make("huggingface-fp8", tied=False), tmp_path / "unified"))
-    saved_by_transformers_5(made)
+    made = exports.copy("huggingface-fp8", tmp_path / "unified", tied=False)
+    save_as_transformers_5(made)
     make_portable(made)
     return made
 
@@ -76,7 +62,8 @@ def test_rope_and_dtype_are_read(unified: Path) -> None:
     model = AutoModelForCausalLM.from_config(config)
     assert config.dtype == torch.bfloat16
     expected = torch.tensor(llama3_frequencies(16))
-    assert torch.allclose(model.model.rotary_emb.inv_freq, expected, rtol=1e-5)
+    for read in (model, load_fp8_model(unified, dtype="float32", device="cpu")):
+        assert torch.allclose(read.model.rotary_emb.inv_freq, expected, rtol=1e-5)
 
 
 def test_the_tokenizer_encodes_the_same(unified: Path) -> None:
@@ -91,26 +78,3 @@ def test_what_stays_16_bit_is_the_students(unified: Path, exports: Exports) -> N
     sixteen = {name for name, tensor in student.items() if stored[name].dtype != E4M3}
     assert len(sixteen) == 9
     assert all(torch.equal(stored[name], student[name]) for name in sixteen)
-
-
-def test_fp8_logits_by_hand(unified: Path) -> None:
-    """The reader's logits equal those of weights and inputs rounded in this test."""
-    stored = load_file(unified / "model.safetensors")
-    config = AutoConfig.from_pretrained(unified, local_files_only=True)
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    state = {name: tensor.float() for name, tensor in stored.items() if not name.endswith("_scale")}
-    for name, tensor in stored.items():
-        if tensor.dtype == E4M3:
-            base = name.removesuffix("weight")
-            state[name] = tensor.float() * stored[base + "weight_scale"]
-            model.get_submodule(base[:-1]).register_forward_pre_hook(
-                lambda _module, args, s=stored[base + "input_scale"]: (
-                    (args[0] / s).clamp(-448, 448).to(E4M3).float() * s,
-                )
-            )
-    model.load_state_dict(state)
-    ids = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model(ids).logits
-    assert torch.equal(load_fp8_model(unified, dtype="float32", device="cpu")(ids).logits, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from exporters.onnx.attributes import check_attributes
 from exporters.onnx.builder import GRAPH_FILE
-from exporters.registry import exporter_of
-from tests.unit.exporters.conftest import OPTIONS, Exports
+from tests.unit.exporters.conftest import Exports, refuses
 
 
 @pytest.mark.parametrize(
@@ -38,9 +36,7 @@ def test_an_attribute_that_the_logits_hardly_show_is_caught(
     attribute: str,
     change: Callable[[float], float | None],
 ) -> None:
-    student = exports.student(tied=True)
-    altered = tmp_path / "altered"
-    shutil.copytree(exports.make(name), altered)
+    altered = exports.copy(name, tmp_path / "altered")
     model = onnx.load(altered / GRAPH_FILE, load_external_data=False)
     node = [node for node in model.graph.node if node.op_type == operator][-1]
     (stated,) = (each for each in node.attribute if each.name == attribute)
@@ -49,9 +45,7 @@ def test_an_attribute_that_the_logits_hardly_show_is_caught(
     if value is not None:
         node.attribute.append(onnx.helper.make_attribute(attribute, value))
     onnx.save(model, altered / GRAPH_FILE)
-
-    with pytest.raises(VerificationError, match=f"the graph's {attribute} is not what"):
-        exporter_of(name).verify(altered, student, OPTIONS)
+    refuses(name, altered, exports.student(tied=True), match=f"the graph's {attribute} is not what")
 
 
 def test_a_graph_without_its_attention_is_caught(exports: Exports, tmp_path: Path) -> None:

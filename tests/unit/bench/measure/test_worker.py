@@ -24,13 +24,8 @@ CELL = Cell(isl=8, osl=4, batch_size=2)
 PROMPTS = np.ones((2, 8), dtype=np.int32)
 
 
-def num_workers() -> int:
-    """Live child processes that hold a model."""
-    return len(workers())
-
-
 def workers() -> list[psutil.Process]:
-    """The live processes; one that ended and was not yet waited for holds nothing."""
+    """Live child processes that hold a model; one that ended and was not yet waited for holds nothing."""
     return [child for child in psutil.Process().children() if "bench.measure.worker" in command_line(child)]
 
 
@@ -46,9 +41,9 @@ def test_only_one_model_is_alive_at_a_time(comparison: Comparison) -> None:
     baseline, candidate = (WorkerSession(arm, slot) for arm in comparison.arms)
     for session in (baseline, candidate, candidate, baseline):
         verify_timeline(session.generate(PROMPTS, osl=4), CELL)
-        assert num_workers() == 1
+        assert len(workers()) == 1
     slot.take(None)
-    assert num_workers() == 0
+    assert len(workers()) == 0
 
 
 def test_the_runtimes_errors_come_back(comparison: Comparison) -> None:
@@ -62,7 +57,7 @@ def test_the_runtimes_errors_come_back(comparison: Comparison) -> None:
 def test_a_model_that_does_not_load_says_so(comparison: Comparison, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="genai_config"):
         WorkerSession(replace(comparison.baseline, path=tmp_path), WorkerSlot())
-    assert num_workers() == 0, "its process is ended"
+    assert len(workers()) == 0, "its process is ended"
 
 
 def test_a_process_that_dies_fails_one_run_and_the_next_begins_anew(comparison: Comparison) -> None:
@@ -72,7 +67,7 @@ def test_a_process_that_dies_fails_one_run_and_the_next_begins_anew(comparison: 
         child.kill()
     with pytest.raises(ResourceError, match=r"ended by SIGKILL, most likely for lack of memory"):
         session.generate(PROMPTS, osl=4)
-    assert num_workers() == 0
+    assert len(workers()) == 0
     verify_timeline(session.generate(PROMPTS, osl=4), CELL)
     slot.take(None)
 
@@ -109,4 +104,4 @@ def test_a_whole_benchmark_alternates_and_starts_no_process_in_vain(
     assert (cell.status, cell.num_series) == ("ok", NUM_SERIES)
     a, b = (arm.model for arm in comparison.arms)
     assert started == [a, b] + [a, b, a, b, a] * (1 + NUM_SERIES)
-    assert num_workers() == 0
+    assert len(workers()) == 0

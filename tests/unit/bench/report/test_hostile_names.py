@@ -18,7 +18,7 @@ from bench.compare.gate_report import render_gate
 from bench.report.csv_table import render_csv
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
-from bench.report.results import Quality, Results
+from bench.report.results import CellResult, Quality, Results
 from compressor.pipeline.report import write_model_card
 from tests.unit.bench.results_by_hand import cell_of, results_of
 from tests.unit.core.test_escaping import NAMES
@@ -37,21 +37,7 @@ def named(name: str) -> Results:
         text = text.replace(part, json.dumps(f"{name} {part}")[1:-1])
     made = Results.model_validate_json(text)
     quality = Quality(model=f"{name} teacher", metric="perplexity", value=9.0)
-    failed = (
-        made.comparisons[0]
-        .cells[0]
-        .model_copy(
-            update={
-                "osl": 9,
-                "status": "FAIL",
-                "reason": name,
-                "speedup": None,
-                "baseline": None,
-                "candidate": None,
-                "ratios": {},
-            }
-        )
-    )
+    failed = CellResult(isl=8, osl=9, batch_size=2, status="FAIL", reason=name)
     cells = (*made.comparisons[0].cells, failed)
     comparison = made.comparisons[0].model_copy(update={"cells": cells})
     return made.model_copy(update={"quality": (quality,), "comparisons": (comparison,)})

@@ -52,8 +52,5 @@ def test_a_third_change_makes_a_longer_road() -> None:
 
 
 def test_changes_are_named() -> None:
-    assert changes_between(arm_record("t", "0", "bf16"), arm_record("s", "0", "fp8+2:4")) == [
-        "t → s",
-        "bf16 → fp8",
-        "dense → 2:4",
-    ]
+    found = changes_between(arm_record("t", "0", "bf16"), arm_record("s", "0", "fp8+2:4"))
+    assert found == ["t → s", "bf16 → fp8", "dense → 2:4"]

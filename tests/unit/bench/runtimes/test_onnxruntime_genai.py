@@ -68,14 +68,8 @@ def test_a_graph_built_for_cuda_counts_its_gpu(
         def get_sequence(self, _index: int) -> list[int]:
             return self._tokens
 
-    class Parameters:
-        def __init__(self, _model: object) -> None:
-            self.options: dict[str, object] = {}
-
-        def set_search_options(self, **options: object) -> None:
-            self.options |= options
-
-    library = SimpleNamespace(Model=str, GeneratorParams=Parameters, Generator=Generator)
+    parameters = SimpleNamespace(set_search_options=lambda **_options: None)
+    library = SimpleNamespace(Model=str, GeneratorParams=lambda _model: parameters, Generator=Generator)
     session = OnnxRuntimeGenaiSession(library, tmp_path)
     timeline = verify_timeline(session.generate(np.ones((1, 3), dtype=np.int32), osl=2), Cell(3, 2, 1))
     assert timeline.num_gpus == num_gpus

@@ -34,8 +34,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "nemotron"])
 def test_static_decoding_writes_what_transformers_writes(model_type: str) -> None:
-    model = make_model(model_type)
-    prompts = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(0))
+    decodes_as_transformers_does(make_model(model_type))
+
+
+def decodes_as_transformers_does(model: Any) -> None:
+    prompts = torch.randint(0, 300, (3, 9), generator=torch.Generator().manual_seed(0)).to(model.device)
     expected = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=12, min_new_tokens=12,
         do_sample=False, eos_token_id=None,

@@ -14,6 +14,7 @@ from compressor.data.sources import source_fingerprint
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ModelArtifact
 from exporters.checks.documents import check_recipe
+from tests.corruptions.formats import place
 
 ROWS = [{"text": "one row"}, {"text": "another row"}]
 
@@ -60,27 +61,26 @@ def tree(text: object, **distill: object) -> dict[str, Any]:
 def stages(recipe: Recipe) -> dict[str, ModelArtifact]:
     """What stages that were run by a recipe record of themselves."""
     plain = recipe.model_dump(mode="json")
-    texts = sorted(
-        {recipe.calibration.data, recipe.distill.data, *(each.data for each in recipe.distill.domains)}
-    )
+    texts = {recipe.calibration.data, recipe.distill.data, *(each.data for each in recipe.distill.domains)}
+    inputs = {"seed": recipe.seed, "data": {text: source_fingerprint(text) for text in sorted(texts)}}
     configs = {
         "prune": {"shape": {"hidden_size": 8}, "prune": plain["prune"], "calibration": plain["calibration"]},
         "distill": plain["distill"],
         "recover": {"distill": plain["distill"], "sparsify": plain["sparsify"]},
         "generate": plain["distill"]["generate"],
     }
-    return {name: artifact(name, config, texts, recipe.seed) for name, config in configs.items()}
-
-
-def artifact(stage: str, config: dict[str, Any], texts: list[str], seed: int) -> ModelArtifact:
-    inputs = {
-        "config": config,
-        "seed": seed,
-        "data": {text: source_fingerprint(text) for text in texts},
-        "others": {"generated": "g"} if stage in ("distill", "recover") else {},
+    others = {"distill": {"generated": "g"}, "recover": {"generated": "g"}}
+    return {
+        stage: artifact(
+            Path(stage), stage, "f", {**inputs, "config": config, "others": others.get(stage, {})}
+        )
+        for stage, config in configs.items()
     }
+
+
+def artifact(path: Path, stage: str, fingerprint: str, inputs: dict[str, Any]) -> ModelArtifact:
     return ModelArtifact(
-        path=Path(stage), stage=stage, fingerprint="f", lineage=(), num_parameters=1, inputs=inputs
+        path=path, stage=stage, fingerprint=fingerprint, lineage=(), num_parameters=1, inputs=inputs
     )
 
 
@@ -110,18 +110,14 @@ def test_another_text_is_another_recipe(tmp_path: Path, kind: str, stage: str) -
     assert caught.value.where.startswith("recipe.yaml: ")
 
 
-@pytest.mark.parametrize("one", ["calibration", "domain", "prompts"])
+@pytest.mark.parametrize("one", ["calibration.data", "distill.domains.1.data", "distill.generate.prompts"])
 def test_one_other_text_among_the_same_ones_is_found(tmp_path: Path, one: str) -> None:
     text, moved = write_plain(tmp_path / "text.txt"), write_plain(tmp_path / "moved.txt")
     other = str(write_plain(tmp_path / "other.txt", other=True))
     made = stages(Recipe.model_validate(tree(text)))
     edited = tree(moved)
-    if one == "calibration":
-        edited["calibration"]["data"] = other
-    elif one == "domain":
-        edited["distill"]["domains"][1]["data"] = other
-    else:
-        edited["distill"]["generate"]["prompts"] = other
+    section, leaf = place(edited, one)
+    section[leaf] = other
     with pytest.raises(VerificationError, match="the recipe is not the one"):
         check(Recipe.model_validate(edited), made)
 
@@ -154,9 +150,7 @@ def test_a_text_that_is_gone_but_named_as_before_is_not_read(tmp_path: Path) -> 
 
 def stored_logits(directory: Path, fingerprint: str) -> Path:
     directory.mkdir()
-    ModelArtifact(
-        path=directory, stage="logits", fingerprint=fingerprint, lineage=(), num_parameters=1
-    ).write()
+    artifact(directory, "logits", fingerprint, {}).write()
     return directory
 
 

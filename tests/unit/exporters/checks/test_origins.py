@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,78 +12,60 @@ from compressor.models.checkpoint import hash_and_check
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ModelArtifact
 from exporters.checks.origins import Origin, Parts, conversions, is_finished, teacher_of
+from tests.unit.exporters.conftest import set_fields
 
 
-def part(directory: Path, *, stage: str, fingerprint: str, source: str | None) -> Path:
+def part(directory: Path, *, stage: str, fingerprint: str = "e", source: str | None) -> Path:
     """A directory with a record and nothing else."""
     directory.mkdir(parents=True, exist_ok=True)
+    facts = {"stage": stage, "fingerprint": fingerprint, "lineage": (), "num_parameters": 1}
     inputs = {} if source is None else {"source": source}
-    ModelArtifact(
-        path=directory,
-        stage=stage,
-        fingerprint=fingerprint,
-        lineage=(),
-        num_parameters=1,
-        inputs=inputs,
-    ).write()
+    ModelArtifact(path=directory, inputs=inputs, **facts).write()
     return directory
-
-
-def model(directory: Path, checkpoint: Path, *, stage: str, source: str, epsilon: float) -> Path:
-    """A checkpoint of a stage, unlike every other one."""
-    shutil.copytree(checkpoint, directory)
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "rms_norm_eps": epsilon}))
-    return part(directory, stage=stage, fingerprint=f"{stage} of this run", source=source)
 
 
 @pytest.fixture
 def parts(tiny_checkpoint: Path, tmp_path: Path) -> Parts:
-    """A run that pruned, trained and quantised."""
+    """A run that pruned, trained and quantised: checkpoints unlike each other."""
     run, teacher = tmp_path / "run", Path(shutil.copytree(tiny_checkpoint, tmp_path / "teacher"))
-    original = hash_and_check(teacher)
-    model(run / "stages/prune", tiny_checkpoint, stage="prune", source=original, epsilon=1e-3)
-    model(run / "stages/distill", tiny_checkpoint, stage="distill", source="prune of this run", epsilon=1e-4)
-    model(
-        run / "stages/quantize", tiny_checkpoint, stage="quantize", source="distill of this run", epsilon=1e-5
-    )
-    model(
-        run / "student",
-        tiny_checkpoint,
-        stage="export-huggingface",
-        source="distill of this run",
-        epsilon=1e-6,
-    )
+    sources = {
+        ("stages/prune", "prune"): hash_and_check(teacher),
+        ("stages/distill", "distill"): "prune of this run",
+        ("stages/quantize", "quantize"): "distill of this run",
+        ("student", "export-huggingface"): "distill of this run",
+    }
+    for number, ((place, stage), source) in enumerate(sources.items(), 2):
+        shutil.copytree(tiny_checkpoint, run / place)
+        set_fields(run / place / "config.json", rms_norm_eps=10.0**-number)
+        part(run / place, stage=stage, fingerprint=f"{stage} of this run", source=source)
     return Parts(directory=run, teacher=Origin(path=teacher))
 
 
 @pytest.mark.parametrize("stage", ["prune", "distill", "quantize"])
 @pytest.mark.parametrize("name", ["onnx", "mine", "of-the-teacher-fp8", "onnx-fp8"])
 def test_an_export_of_a_stage_is_told_by_its_record_not_its_name(parts: Parts, stage: str, name: str) -> None:
-    made = part(
-        parts.directory / "exports" / name, stage="export-x", fingerprint="e", source=f"{stage} of this run"
-    )
+    made = part(parts.directory / "exports" / name, stage="export-x", source=f"{stage} of this run")
     assert parts.origin(made) == Origin(path=parts.directory / "stages" / stage)
 
 
 @pytest.mark.parametrize("place", ["student", "stages/prune", "stages/distill"])
 def test_an_export_made_by_hand_is_told_by_what_the_checkpoint_holds(parts: Parts, place: str) -> None:
     held = hash_and_check(parts.directory / place)
-    made = part(parts.directory / "exports/mine", stage="export-onnx", fingerprint="e", source=held)
+    made = part(parts.directory / "exports/mine", stage="export-onnx", source=held)
     assert parts.origin(made) == Origin(path=parts.directory / place)
 
 
 def test_an_export_of_the_teacher_is_told_too(parts: Parts) -> None:
     assert parts.teacher.path is not None
     source = hash_and_check(parts.teacher.path)
-    made = part(parts.directory / "exports/mine", stage="export-onnx", fingerprint="e", source=source)
+    made = part(parts.directory / "exports/mine", stage="export-onnx", source=source)
     assert parts.origin(made) == parts.teacher
 
 
 @pytest.mark.parametrize("source", ["0" * 64, None])
 @pytest.mark.parametrize("name", ["mine", "mine-fp8"])
 def test_what_no_part_made_says_so(parts: Parts, source: str | None, name: str) -> None:
-    made = part(parts.directory / "exports" / name, stage="export-onnx", fingerprint="e", source=source)
+    made = part(parts.directory / "exports" / name, stage="export-onnx", source=source)
     found = parts.origin(made)
     assert found.path is None
     assert found.reason is not None
@@ -105,8 +86,7 @@ def test_a_teacher_that_is_another_model_now_is_none_and_says_why(parts: Parts, 
     teacher = parts.teacher.path
     assert teacher is not None
     if how == "altered":
-        config = json.loads((teacher / "config.json").read_text())
-        (teacher / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
+        set_fields(teacher / "config.json", eos_token_id=7)
     elif how == "other":
         shutil.rmtree(teacher)
         shutil.copytree(parts.directory / "student", teacher)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,10 @@ from compressor.runs.artifact import ModelArtifact, read_artifact
 from compressor.runs.stage import StageContext, execute
 from exporters.checks.config import check_tokenizer_files
 from exporters.checks.pruned import check_pruned
+from tests.corruptions.faults import chosen
+from tests.corruptions.formats import change_json
 from tests.tiny_models import make_model, save_checkpoint
+from tests.unit.exporters.conftest import set_fields
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
 WEIGHTS = "model.safetensors"
@@ -77,24 +79,18 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelArtifact, Path]:
 Change = Callable[[dict[str, Any]], None]
 
 
-def kept_unit(field: str) -> Change:
+@chosen
+def other_unit(plan: dict[str, Any], field: str, size: int) -> None:
     """Another unit in place of the last kept one of the first layer."""
-
-    def change(plan: dict[str, Any]) -> None:
-        sizes = {"heads": 4, "intermediate": 192}
-        text = plan["kept"][field][0]
-        kept = {
-            i for part in text.split() for i in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)
-        }
-        other = max(set(range(sizes[field])) - kept)
-        plan["kept"][field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
-
-    return change
+    ranges = ([int(end) for end in part.split("-")] for part in plan["kept"][field][0].split())
+    kept = {index for ends in ranges for index in range(ends[0], ends[-1] + 1)}
+    other = max(set(range(size)) - kept)
+    plan["kept"][field][0] = " ".join(map(str, sorted({*sorted(kept)[:-1], other})))
 
 
 PLANS: dict[str, tuple[Change, str]] = {
-    "another head": (kept_unit("heads"), "q_proj|o_proj"),
-    "another neuron": (kept_unit("intermediate"), "mlp"),
+    "another head": (other_unit("heads", 4), "q_proj|o_proj"),
+    "another neuron": (other_unit("intermediate", 192), "mlp"),
     "a head more": (lambda plan: plan["kept"]["heads"].__setitem__(0, "0-3"), "corrupt"),
     "a layer more": (lambda plan: plan.update(layers="0-3"), "corrupt|removed_layers"),
     "beyond the source": (lambda plan: plan["kept"].update(hidden=["0-46 64"]), "corrupt"),
@@ -111,34 +107,31 @@ def test_another_plan_is_refused(name: str, cut: tuple[ModelArtifact, Path], tmp
     made, source = cut
     change, message = PLANS[name]
     copy = Path(shutil.copytree(made.path, tmp_path / "copy"))
-    plan = json.loads((copy / "prune_plan.json").read_text())
-    change(plan)
-    (copy / "prune_plan.json").write_text(json.dumps(plan))
+    change_json(copy / "prune_plan.json", change)
     with pytest.raises(VerificationError, match=message):
         check_pruned(copy, made, source)
 
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "rms_norm_eps": {"rms_norm_eps": 1e-5},
-    "rope_theta": {"rope_theta": 1e4},  # of one generation alone
-    "rope_parameters": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
-    "eos_token_id": {"eos_token_id": [3, 4]},
-    "num_attention_heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8},
-    "sliding_window": {"sliding_window": 16},
-    "attention_dropout": {"attention_dropout": 0.5},
-    "max_position_embeddings": {"max_position_embeddings": 64},
-    "tie_word_embeddings": {"tie_word_embeddings": False},
-}
+CONFIGS: list[dict[str, Any]] = [
+    {"rms_norm_eps": 1e-5},
+    {"rope_theta": 1e4},  # of one generation alone
+    {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    {"eos_token_id": [3, 4]},
+    {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8},
+    {"sliding_window": 16},
+    {"attention_dropout": 0.5},
+    {"max_position_embeddings": 64},
+    {"tie_word_embeddings": False},
+]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("fields", CONFIGS, ids=lambda fields: next(iter(fields)))
 def test_a_field_that_is_not_the_teachers_is_refused(
-    name: str, cut: tuple[ModelArtifact, Path], tmp_path: Path
+    fields: dict[str, Any], cut: tuple[ModelArtifact, Path], tmp_path: Path
 ) -> None:
     made, source = cut
     copy = Path(shutil.copytree(made.path, tmp_path / "copy"))
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, **CONFIGS[name]}))
+    set_fields(copy / "config.json", **fields)
     with pytest.raises(VerificationError, match=r"config\.json"):
         check_pruned(copy, made, source)
 
@@ -157,18 +150,14 @@ def test_a_prefix_rule_that_a_stage_writes_out_is_no_difference(
 ) -> None:
     """transformers 4.57 takes the rule from the config, so a stage says there what the tokenizer does."""
     root = save_checkpoint(tmp_path / "source", make_model(num_hidden_layers=4))
-    backend = json.loads((root / "tokenizer.json").read_text())
-    backend["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": prefixed, "use_regex": True}
-    backend["pre_tokenizer"]["trim_offsets"] = True
-    (root / "tokenizer.json").write_text(json.dumps(backend))
-    config = json.loads((root / "tokenizer_config.json").read_text())
-    (root / "tokenizer_config.json").write_text(json.dumps({**config, **stated}))
+    rule = {"type": "ByteLevel", "add_prefix_space": prefixed, "use_regex": True, "trim_offsets": True}
+    set_fields(root / "tokenizer.json", pre_tokenizer=rule)
+    set_fields(root / "tokenizer_config.json", **stated)
     made = tmp_path / "made"
     made.mkdir()
     copy_tokenizer(root, made)
 
     check_tokenizer_files(made, root)
-    written = json.loads((made / "tokenizer_config.json").read_text())
-    (made / "tokenizer_config.json").write_text(json.dumps({**written, "add_prefix_space": not prefixed}))
+    set_fields(made / "tokenizer_config.json", add_prefix_space=not prefixed)
     with pytest.raises(VerificationError, match="add_prefix_space"):
         check_tokenizer_files(made, root)

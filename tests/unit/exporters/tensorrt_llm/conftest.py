@@ -21,6 +21,21 @@ EXPORTED = [name for name in MODEL_TYPES if FAMILIES[name].tensorrt_llm]
 MESHES = [Parallelism(tp_size=tp, pp_size=pp) for tp in (1, 2, 4) for pp in (1, 2)]
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
+
+def make_llama31() -> Any:
+    """A model of Llama-3.1's rope."""
+    rope = {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rope_scaling": {**LLAMA3}}
+    return make_model(rope_theta=500_000.0, **rope).to(torch.bfloat16)
+
+
 def record_amax(student: Path) -> None:
     """Maxima of the weights, and of inputs as calibration might have seen them: each module its own."""
     config, generator = read_config(student), torch.Generator().manual_seed(5)

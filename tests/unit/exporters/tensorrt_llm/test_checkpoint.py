@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,17 @@ from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import check_stored
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
-from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, MESHES, Students, record_amax, write
+from tests.unit.exporters.tensorrt_llm.conftest import (
+    EXPORTED,
+    LLAMA3,
+    MESHES,
+    Students,
+    make_llama31,
+    record_amax,
+    write,
+)
 
 IDS = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(3))
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
 
 
 def logits_of(model: Any) -> torch.Tensor:
@@ -74,8 +73,7 @@ def quantised_by_hand(student: Path) -> Any:
     return model
 
 
-@contextlib.contextmanager
-def rounding_attention(monkeypatch: pytest.MonkeyPatch, amax: dict[str, torch.Tensor]) -> Iterator[None]:
+def round_attention(monkeypatch: pytest.MonkeyPatch, amax: dict[str, torch.Tensor]) -> None:
     """Round keys and values on their way into attention: one scale a layer, and never below one."""
     scales = []
     for layer in range(3):
@@ -88,9 +86,7 @@ def rounding_attention(monkeypatch: pytest.MonkeyPatch, amax: dict[str, torch.Te
         key, value = ((part / scale).to(torch.float8_e4m3fn).float() * scale for part in (key, value))
         return attention(query, key, value, **options)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", rounded)
-        yield
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", rounded)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -101,7 +97,8 @@ def test_an_fp8_cache_is_read_back_with_its_scales(
     student = students.make(model_type, tied=tied, dtype=torch.float32)
     by_hand = quantised_by_hand(student)
     without = logits_of(by_hand)
-    with rounding_attention(monkeypatch, read_amax(student)):
+    with monkeypatch.context() as patched:
+        round_attention(patched, read_amax(student))
         expected = logits_of(by_hand)
     assert not torch.equal(expected, without)
     for mesh in MESHES:
@@ -130,31 +127,25 @@ def test_what_is_read_back_computes_the_rounded_students_logits(
         assert len(list(made.glob("rank*.safetensors"))) == mesh.world_size
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("model_type", "shape"),
+    [("llama", {}), ("llama", {"hidden_size": 48, "head_dim": 16}), ("qwen2", {}), ("qwen3", {})],
+)
 def test_a_16_bit_student_in_its_own_dtype_keeps_its_logits(
-    students: Students, tmp_path: Path, model_type: str
+    students: Students, tmp_path: Path, model_type: str, shape: dict[str, int]
 ) -> None:
-    student = students.make(model_type, tied=True, dtype=torch.bfloat16)
+    student = students.make(model_type, tied=True, dtype=torch.bfloat16, **shape)
     made = write(student, tmp_path / "made", precision="bf16", parallelism=Parallelism(tp_size=2))
+    assert json.loads((made / "config.json").read_text())["head_size"] == 16  # pruned or not
     expected = logits_of(load_model(student, dtype="float32", device="cpu"))
     assert torch.equal(logits_of(load_trtllm_model(made, device="cpu")), expected)
     with TrtLlmReader(made) as reader, CheckpointReader(student) as original:
         assert check_stored(reader, original, None).is_lossless
 
 
-def test_a_pruned_shape_keeps_its_head_size(students: Students, tmp_path: Path) -> None:
-    student = students.make("llama", tied=False, dtype=torch.bfloat16, hidden_size=48, head_dim=16)
-    made = write(student, tmp_path / "made", precision="bf16", parallelism=Parallelism(tp_size=2))
-    assert json.loads((made / "config.json").read_text())["head_size"] == 16 != 48 // 4
-    expected = logits_of(load_model(student, dtype="float32", device="cpu"))
-    assert torch.equal(logits_of(load_trtllm_model(made, device="cpu")), expected)
-
-
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_rope_base_and_scaling_are_kept(tmp_path: Path, precision: str) -> None:
-    rope = {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rope_scaling": {**LLAMA3}}
-    model = make_model(rope_theta=500_000.0, **rope).to(torch.bfloat16)
-    student = save_checkpoint(tmp_path / "student", model)
+    student = save_checkpoint(tmp_path / "student", make_llama31())
     record_amax(student)
     made = write(student, tmp_path / "made", precision=precision, parallelism=Parallelism())
     config = json.loads((made / "config.json").read_text())
@@ -195,15 +186,6 @@ def test_names_and_shapes_of_two_by_two_ranks(students: Students, tmp_path: Path
     scale = ranks[0][f"{prefix}attention.kv_cache_scaling_factor"]
     assert (scale.dtype, scale.shape, scale.item()) == (torch.float32, (1,), pytest.approx(900 / 448))
     assert ranks[2][f"{prefix}attention.kv_cache_scaling_factor"].item() == 1.0  # clamped
-
-
-def test_the_gate_is_called_fc_and_up_is_called_gate(students: Students, tmp_path: Path) -> None:
-    student = students.make("llama", tied=True, dtype=torch.bfloat16)
-    made = write(student, tmp_path / "made", precision="bf16", parallelism=Parallelism())
-    stored, original = load_file(made / "rank0.safetensors"), load_file(student / "model.safetensors")
-    for theirs, ours in (("fc", "gate_proj"), ("gate", "up_proj"), ("proj", "down_proj")):
-        expected = original[f"model.layers.2.mlp.{ours}.weight"]
-        assert torch.equal(stored[f"transformer.layers.2.mlp.{theirs}.weight"], expected)
 
 
 def test_shared_key_heads_are_repeated_in_order(students: Students, tmp_path: Path) -> None:

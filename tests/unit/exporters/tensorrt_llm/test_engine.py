@@ -148,22 +148,15 @@ def test_an_engine_required_of_formats_without_one_is_a_usage_error() -> None:
         require_tools(["huggingface", "onnx"], engine=True)
 
 
-def test_doctor_names_the_builders_version_or_why_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert _engine_builder() == BuilderRecord(reason="no trtllm-build on PATH")
-    stand_in_builder.install(tmp_path)
-    assert _engine_builder() == BuilderRecord(version="1.2.1")
-
-
 def test_a_fitting_builder_is_found_and_a_broken_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_builder() == "no trtllm-build on PATH"
+    assert _engine_builder() == BuilderRecord(reason="no trtllm-build on PATH")
     path = stand_in_builder.install(tmp_path)
     assert find_builder() == Builder(path=str(path), version="1.2.1")
+    assert _engine_builder() == BuilderRecord(version="1.2.1")
     path.write_text("no program", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     assert "does not say" in str(find_builder())

@@ -6,34 +6,26 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from compressor.choices.formats import FORMATS
-from compressor.core.errors import DependencyError, UsageError, VerificationError
+from compressor.core.errors import DependencyError, VerificationError
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
-from compressor.recipe.recipe import Calibration, Export, TensorRTLLM
+from compressor.recipe.recipe import Calibration, TensorRTLLM
 from compressor.runs.stage import execute
-from exporters.export_stage import export_stage
-from exporters.registry import exporter_of
-from exporters.verification.record import VERIFICATION_FILE
 from exporters.verification.verify import verify_directory
-from tests.records import record_again
-from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
-from tests.unit.exporters.conftest import OPTIONS, Exports, artifact_of, context
+from tests.corruptions.faults import chosen
+from tests.corruptions.formats import change_tensors
+from tests.tiny_models import make_tokenizer, save_checkpoint
+from tests.unit.exporters.conftest import Exports, artifact_of, context, export, record_of, refuses, verify
+from tests.unit.exporters.tensorrt_llm.conftest import LLAMA3, make_llama31
 
 NAMES: tuple[str, ...] = ("tensorrt-llm", "tensorrt-llm-fp16", "tensorrt-llm-fp8")
 Tensors = dict[str, torch.Tensor]
 LAYER = "transformer.layers.1."
-
-
-def record_of(made: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((made / VERIFICATION_FILE).read_text())
-    return record
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -73,19 +65,16 @@ def test_a_checkpoint_passes_verify_by_itself(exports: Exports, name: str) -> No
 
 
 def test_ranks_come_from_the_recipe(exports: Exports, tmp_path: Path) -> None:
-    settings = Export(tensorrt_llm=TensorRTLLM(tp_size=2, pp_size=2))
-    source = exports.quantised(tied=True)
-    made = execute(export_stage("tensorrt-llm-fp8"), settings, source, tmp_path / "made", context()).artifact
+    settings, source = TensorRTLLM(tp_size=2, pp_size=2), exports.quantised(tied=True)
+    made = export("tensorrt-llm-fp8", source, tmp_path / "made", tensorrt_llm=settings)
     assert len(list((made.path / "checkpoint").glob("rank*.safetensors"))) == 4
     assert made.details["checks"]["mapping"]["world_size"] == 4
 
 
-def swapped(*names: str) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        first, second = (LAYER + name for name in names)
-        tensors[first], tensors[second] = tensors[second], tensors[first]
-
-    return damage
+@chosen
+def swapped(tensors: Tensors, *names: str) -> None:
+    first, second = (LAYER + name for name in names)
+    tensors[first], tensors[second] = tensors[second], tensors[first]
 
 
 def permute_q_and_k(tensors: Tensors) -> None:
@@ -97,22 +86,19 @@ def permute_q_and_k(tensors: Tensors) -> None:
     tensors[name] = moved.view(tensors[name].dtype)
 
 
-def without(name: str) -> Callable[[Tensors], None]:
-    return lambda tensors: tensors.__delitem__(LAYER + name)
+@chosen
+def without(tensors: Tensors, name: str) -> None:
+    del tensors[LAYER + name]
 
 
-def with_value(name: str, value: float) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        tensors[LAYER + name] = torch.full_like(tensors[LAYER + name], value)
-
-    return damage
+@chosen
+def with_value(tensors: Tensors, name: str, value: float) -> None:
+    tensors[LAYER + name] = torch.full_like(tensors[LAYER + name], value)
 
 
-def every_scale_one(suffix: str) -> Callable[[Tensors], None]:
-    def damage(tensors: Tensors) -> None:
-        tensors |= {name: torch.ones(1) for name in tensors if name.endswith(suffix)}
-
-    return damage
+@chosen
+def every_scale_one(tensors: Tensors, suffix: str) -> None:
+    tensors |= {name: torch.ones(1) for name in tensors if name.endswith(suffix)}
 
 
 def left_over(tensors: Tensors) -> None:
@@ -138,36 +124,11 @@ FP8_DAMAGE = {
 }
 
 
-def check_damage(made: Path, student: Path, name: str, damage: Any, message: str) -> None:
-    file = made / "checkpoint" / "rank0.safetensors"
-    exporter_of(name).verify(made, student, OPTIONS)
-    tensors = load_file(file)
-    damage(tensors)
-    save_file(tensors, file)
-    with pytest.raises(VerificationError, match=message):
-        exporter_of(name).verify(made, student, OPTIONS)
-
-
-@pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
-@pytest.mark.parametrize("how", DAMAGE)
-def test_damage_is_caught(exports: Exports, tmp_path: Path, name: str, how: str) -> None:
-    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
-    student = exports.quantised(tied=True).path
-    check_damage(made, student, name, *DAMAGE[how])
-
-
-@pytest.mark.parametrize("how", FP8_DAMAGE)
-def test_damaged_scales_are_caught(exports: Exports, tmp_path: Path, how: str) -> None:
-    made = Path(shutil.copytree(exports.make("tensorrt-llm-fp8"), tmp_path / "made"))
-    check_damage(made, exports.quantised(tied=True).path, "tensorrt-llm-fp8", *FP8_DAMAGE[how])
-
-
 @pytest.fixture(scope="module")
 def with_cache(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An FP8 export with an FP8 cache; not to be changed."""
     source = exports.quantised(tied=True, fp8_kv_cache=True)
-    out_dir = tmp_path_factory.mktemp("exports") / "cache"
-    return execute(export_stage("tensorrt-llm-fp8"), Export(), source, out_dir, context()).artifact.path
+    return export("tensorrt-llm-fp8", source, tmp_path_factory.mktemp("exports") / "cache").path
 
 
 CACHE_DAMAGE = {
@@ -179,13 +140,23 @@ CACHE_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("how", CACHE_DAMAGE)
-def test_damaged_cache_scales_are_caught(
-    exports: Exports, with_cache: Path, tmp_path: Path, how: str
+ALL_DAMAGE = {
+    **{("tensorrt-llm", False, how): row for how, row in DAMAGE.items()},
+    **{("tensorrt-llm-fp8", False, how): row for how, row in {**DAMAGE, **FP8_DAMAGE}.items()},
+    **{("tensorrt-llm-fp8", True, how): row for how, row in CACHE_DAMAGE.items()},
+}
+
+
+@pytest.mark.parametrize(("name", "cached", "how"), ALL_DAMAGE)
+def test_damage_is_caught(
+    exports: Exports, with_cache: Path, tmp_path: Path, name: str, cached: bool, how: str
 ) -> None:
-    made = Path(shutil.copytree(with_cache, tmp_path / "made"))
-    student = exports.quantised(tied=True, fp8_kv_cache=True).path
-    check_damage(made, student, "tensorrt-llm-fp8", *CACHE_DAMAGE[how])
+    made = Path(shutil.copytree(with_cache if cached else exports.make(name), tmp_path / "made"))
+    student = exports.quantised(tied=True, fp8_kv_cache=cached).path
+    verify(name, made, student)
+    damage, message = ALL_DAMAGE[name, cached, how]
+    change_tensors(made / "checkpoint" / "rank0.safetensors", damage)
+    refuses(name, made, student, match=message)
 
 
 def test_cache_scales_of_one_are_the_formats_minimum(with_cache: Path) -> None:
@@ -206,53 +177,19 @@ def test_a_checkpoint_in_another_precision_is_caught(exports: Exports, with_cach
     ]
     for name, made, student, field in wrong:
         with pytest.raises(VerificationError, match="another precision") as caught:
-            exporter_of(name).verify(made, student, OPTIONS)
+            verify(name, made, student)
         assert str(caught.value.where) == f"{name}: {field}"
-
-
-@pytest.mark.parametrize("how", ["gate and up", "q and k"])
-@pytest.mark.parametrize("name", ["tensorrt-llm-fp16", "tensorrt-llm-fp8"])
-def test_verify_compares_a_checkpoint_with_its_source(
-    exports: Exports, tmp_path: Path, name: str, how: str
-) -> None:
-    """Written wrong from the start: the record's hashes are those of the wrong files."""
-    source = exports.student(tied=True)
-    if FORMATS[name].needs_fp8:
-        source = exports.quantised(tied=True).path
-    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
-    assert verify_directory(made, source=source).checked[0].found["format"] == name
-    file, (damage, message) = made / "checkpoint" / "rank0.safetensors", DAMAGE[how]
-    tensors = load_file(file)
-    damage(tensors)
-    save_file(tensors, file)
-    record_again(made)
-    assert verify_directory(made).checked[0].status == "ok"  # by itself it is whole
-    with pytest.raises(VerificationError, match=message):
-        verify_directory(made, source=source)
-
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 256,
-}
 
 
 @pytest.fixture(scope="module")
 def llama31(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A student of Llama-3.1's rope, quantised, in both formats; not to be changed."""
     root = tmp_path_factory.mktemp("llama31")
-    rope = {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rope_scaling": {**LLAMA3}}
-    model = make_model(rope_theta=500_000.0, **rope).to(torch.bfloat16)
-    student = artifact_of(save_checkpoint(root / "student", model))
+    student = artifact_of(save_checkpoint(root / "student", make_llama31()))
     config = QuantizeStageConfig(calibration=Calibration(data=str(exports.text), size=4, seq_len=64))
     source = execute(QUANTIZE, config, student, root / "quantised", context()).artifact
-    made = {"quantised": source.path}
-    for name in ("huggingface-fp8", "tensorrt-llm-fp8"):
-        made[name] = execute(export_stage(name), Export(), source, root / name, context()).artifact.path
-    return made
+    names = ("huggingface-fp8", "tensorrt-llm-fp8")
+    return {"quantised": source.path, **{name: export(name, source, root / name).path for name in names}}
 
 
 BASE = 500_000.0
@@ -283,41 +220,15 @@ def test_rope_of_llama31_is_kept_and_its_loss_is_caught(
     config = json.loads((copy / file).read_text())
     assert {field: config[field] for field in kept} == kept
     (copy / file).write_text(json.dumps({**config, **changes}))
-    with pytest.raises(VerificationError, match="config differs"):
-        exporter_of(name).verify(copy, llama31["quantised"], OPTIONS)
-
-
-@pytest.mark.parametrize("name", ["tensorrt-llm", "tensorrt-llm-fp8"])
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("rotary_base", 10_000.0),
-        ("norm_epsilon", 1e-5),
-        ("rotary_scaling", {"rope_type": "linear", "factor": 2.0}),
-    ],
-)
-def test_a_config_of_another_model_is_caught(
-    exports: Exports, tmp_path: Path, name: str, field: str, value: object
-) -> None:
-    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
-    file = made / "checkpoint" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(VerificationError, match="config differs"):
-        exporter_of(name).verify(made, exports.quantised(tied=True).path, OPTIONS)
-
-
-def test_fp8_of_what_was_not_quantised_is_a_usage_error(exports: Exports, tmp_path: Path) -> None:
-    source = artifact_of(exports.student(tied=True))
-    with pytest.raises(UsageError, match="was not quantised"):
-        execute(export_stage("tensorrt-llm-fp8"), Export(), source, tmp_path / "made", context())
+    refuses(name, copy, llama31["quantised"], match="config differs")
 
 
 def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    source = artifact_of(exports.student(tied=True))
-    made = execute(export_stage("tensorrt-llm"), Export(), source, tmp_path / "made", context()).artifact
+    source = exports.source("tensorrt-llm")
+    made = export("tensorrt-llm", source, tmp_path / "made")
     engine = made.details["engine"]
     assert (engine["built"], engine["reason"]) == (False, "no trtllm-build on PATH")
     assert engine["commands"]["engine"].startswith(
@@ -329,6 +240,6 @@ def test_without_a_builder_the_script_is_left_and_a_required_engine_is_an_error(
     (made.path / "engine").mkdir()
     (made.path / "engine" / "rank0.engine").write_bytes(b"built later")
     assert verify_directory(made.path).checked[0].status == "ok"
-    required = Export(tensorrt_llm=TensorRTLLM(require_engine=True))
+    required = TensorRTLLM(require_engine=True)
     with pytest.raises(DependencyError, match="no trtllm-build"):
-        execute(export_stage("tensorrt-llm"), required, source, tmp_path / "required", context())
+        export("tensorrt-llm", source, tmp_path / "required", tensorrt_llm=required)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.checkpoint import read_config
@@ -19,10 +18,8 @@ from compressor.recipe.recipe import Export, TensorRTLLM
 from exporters.registry import exporter_of
 from exporters.tensorrt_llm.config import Parallelism, checkpoint_config
 from exporters.tensorrt_llm.fields import FIELDS, check_fields
-from exporters.tensorrt_llm.reader import TrtLlmReader
-from exporters.verification.logits import VerifyOptions
 from tests.rope_forms import write_source
-from tests.unit.exporters.conftest import OPTIONS
+from tests.unit.exporters.conftest import OPTIONS, refuses
 from tests.unit.exporters.tensorrt_llm.conftest import EXPORTED, Students, write
 
 # By hand, from the readers: what stops the engine's build when it is missing, beside every dimension.
@@ -108,6 +105,9 @@ def test_a_field_that_means_another_model_is_named(students: Students, model_typ
         ("nemotron", {"rotary_pct": 1.0}, "partial_rotary_factor"),
         ("nemotron", {"gpt_variant": "gpt2"}, "gpt_variant"),
         ("llama", {"attention_multiplier": 2.0}, "attention_multiplier"),
+        ("llama", {"rotary_base": 10_000.0}, "config differs"),
+        ("llama", {"norm_epsilon": 1e-5}, "config differs"),
+        ("llama", {"rotary_scaling": {"rope_type": "linear", "factor": 2.0}}, "config differs"),
     ],
 )
 def test_verify_finds_a_changed_field_of_a_checkpoint(
@@ -116,14 +116,12 @@ def test_verify_finds_a_changed_field_of_a_checkpoint(
     student = students.make(model_type, tied=True, dtype=torch.bfloat16)
     made = tmp_path / "made"
     made.mkdir()
-    exporter = exporter_of("tensorrt-llm")
-    exporter.write(student, made, OPTIONS)
+    exporter_of("tensorrt-llm").write(student, made, OPTIONS)
     file = made / "checkpoint" / "config.json"
     dropped = [name for name, value in changes.items() if value is None]
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in config.items() if key not in dropped}))
-    with pytest.raises(VerificationError, match=field):
-        exporter.verify(made, student, OPTIONS)
+    refuses("tensorrt-llm", made, student, match=field)
 
 
 def test_seq_length_is_the_students_or_the_converters(students: Students) -> None:
@@ -154,21 +152,6 @@ def test_what_a_config_leaves_out_is_its_classes_default(
     assert {name: config[name] for name in expected} == expected
 
 
-def sparse_student(students: Students, path: Path, **shape: int) -> Path:
-    """A student whose every linear layer of the decoder keeps the left two of four."""
-    source = students.make("llama", tied=True, dtype=torch.bfloat16, **shape)
-    path.mkdir()
-    (path / "config.json").write_text((source / "config.json").read_text())
-    tensors, shapes = load_file(source / "model.safetensors"), {}
-    for name, tensor in tensors.items():
-        if name.endswith("proj.weight"):
-            tensors[name] = (tensor.unflatten(1, (-1, 4)) * torch.tensor([1, 1, 0, 0])).flatten(1).bfloat16()
-            shapes[name] = tuple(tensor.shape)
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes=shapes).write(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("shape", "tp_size", "tensor"),
     [
@@ -192,28 +175,6 @@ def test_a_cut_through_groups_is_refused_before_any_file(
     with pytest.raises(UnsupportedError, match=tensor):
         exporter_of("tensorrt-llm").check(config, settings, sparsity)
     exporter_of("tensorrt-llm").check(config, settings, None)  # a dense one may be cut there
-
-
-def test_every_ranks_own_matrix_is_checked(students: Students, tmp_path: Path) -> None:
-    """A column moved from one rank to the next keeps the whole sparse, and no rank."""
-    student = sparse_student(students, tmp_path / "student")
-    made = tmp_path / "made"
-    made.mkdir()
-    settings = Export(tensorrt_llm=TensorRTLLM(tp_size=2))
-    options = VerifyOptions(console=OPTIONS.console, export=settings)
-    exporter_of("tensorrt-llm").write(student, made, options)
-    (made / "sparsity.json").write_text((student / "sparsity.json").read_text())
-    assert exporter_of("tensorrt-llm").sparsity(made)["sparsity"]["num_tensors"] == 21
-    name = "transformer.layers.1.mlp.proj.weight"
-    files = [made / "checkpoint" / f"rank{rank}.safetensors" for rank in range(2)]
-    ranks = [load_file(file) for file in files]
-    whole = torch.cat([rank[name] for rank in ranks], dim=1)
-    for file, rank, part in zip(files, ranks, whole.split([98, 94], dim=1), strict=True):
-        save_file({**rank, name: part.contiguous()}, file)
-    with TrtLlmReader(made / "checkpoint") as reader:
-        assert torch.equal(reader.stored("model.layers.1.mlp.down_proj.weight"), whole)
-    with pytest.raises((VerificationError, UnsupportedError), match=r"down_proj.*rank 0"):
-        exporter_of("tensorrt-llm").sparsity(made)
 
 
 def test_every_family_with_a_checkpoint_has_a_table() -> None:

@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from compressor.choices.formats import FORMATS
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.quantization.amax import FP8_DIRECTORY
 from compressor.runs.artifact import read_artifact
 from exporters.verification.verify import verify_directory
+from tests.corruptions.formats import change_tensors
 from tests.records import record_again
-from tests.unit.exporters.conftest import Exports
+from tests.unit.exporters.conftest import Exports, config_of, set_fields
 
 
 def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
@@ -36,7 +37,7 @@ def test_a_checkpoint_an_export_and_the_quantised_artifact_pass(
 
 
 def test_a_record_with_another_count_is_caught(exports: Exports, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(exports.make("huggingface"), tmp_path / "made"))
+    made = exports.copy("huggingface", tmp_path / "made")
     replace(read_artifact(made), num_parameters=7).write()
     with pytest.raises(VerificationError, match="another number of parameters"):
         verify_directory(made)
@@ -44,8 +45,7 @@ def test_a_record_with_another_count_is_caught(exports: Exports, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["huggingface", "huggingface-fp8", "onnx"])
 def test_an_export_is_compared_with_its_source_again(exports: Exports, name: str) -> None:
-    source = exports.quantised(tied=True).path if FORMATS[name].needs_fp8 else exports.student(tied=True)
-    report = verify_directory(exports.make(name), source=source)
+    report = verify_directory(exports.make(name), source=exports.source(name).path)
     entry = report.checked[0]
     assert entry.found["contents"] == "compared with its source"
     assert entry.status == {"huggingface": "bit-equal", "huggingface-fp8": "reported"}.get(name, "passed")
@@ -59,17 +59,9 @@ def test_a_source_that_is_not_there_is_a_usage_error(exports: Exports, tmp_path:
         verify_directory(exports.make("huggingface"), source=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("export", "name"),
-    [
-        ("huggingface", "config.json"),
-        ("onnx", "model.onnx.data"),
-        ("huggingface", "tokenizer.json"),
-        ("huggingface", "verification.json"),
-    ],
-)
-def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, export: str, name: str) -> None:
-    made = Path(shutil.copytree(exports.make(export), tmp_path / "made"))
+@pytest.mark.parametrize("name", ["config.json", "model.onnx.data", "tokenizer.json", "verification.json"])
+def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, name: str) -> None:
+    made = exports.copy("onnx" if "onnx" in name else "huggingface", tmp_path / "made")
     data = bytearray((made / name).read_bytes())
     data[len(data) // 2] ^= 1
     (made / name).write_bytes(data)
@@ -78,7 +70,7 @@ def test_a_changed_byte_is_caught(exports: Exports, tmp_path: Path, export: str,
 
 
 def test_a_missing_and_an_added_file_are_caught(exports: Exports, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(exports.make("onnx"), tmp_path / "made"))
+    made = exports.copy("onnx", tmp_path / "made")
     (made / "added.txt").write_text("x")
     with pytest.raises(VerificationError, match=r"added\.txt"):
         verify_directory(made)
@@ -93,7 +85,7 @@ def test_a_missing_and_an_added_file_are_caught(exports: Exports, tmp_path: Path
 def test_an_export_without_a_record_was_never_verified(
     exports: Exports, tmp_path: Path, name: str, record: str
 ) -> None:
-    made = Path(shutil.copytree(exports.make(name), tmp_path / "made"))
+    made = exports.copy(name, tmp_path / "made")
     (made / record).unlink()
     with pytest.raises(VerificationError, match="never verified"):
         verify_directory(made)
@@ -118,29 +110,30 @@ def test_a_truncated_file_is_caught(checkpoint: Path) -> None:
         verify_directory(checkpoint)
 
 
-def test_wrong_tensors_are_caught_by_name(checkpoint: Path) -> None:
-    original, name = load_file(checkpoint / WEIGHTS_FILE), "model.layers.1.self_attn.v_proj.weight"
-    damaged = {
-        "lacks a tensor": {key: value for key, value in original.items() if key != name},
-        "shape": {**original, name: original[name][:16].contiguous()},
-        "not finite": {**original, name: torch.full_like(original[name], float("nan"))},
-        "number of parameters": {**original, "extra": torch.ones(3)},
-    }
-    for message, tensors in damaged.items():
-        save_file(tensors, checkpoint / WEIGHTS_FILE, metadata={"format": "pt"})
-        with pytest.raises(VerificationError, match=message):
-            verify_directory(checkpoint)
+V_PROJ = "model.layers.1.self_attn.v_proj.weight"
+WRONG: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "lacks a tensor": lambda tensors: tensors.pop(V_PROJ),
+    "shape": lambda tensors: tensors.update({V_PROJ: tensors[V_PROJ][:16]}),
+    "not finite": lambda tensors: tensors[V_PROJ].fill_(float("nan")),
+    "number of parameters": lambda tensors: tensors.update(extra=torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_tensors_are_caught_by_name(checkpoint: Path, message: str) -> None:
+    change_tensors(checkpoint / WEIGHTS_FILE, WRONG[message])
+    with pytest.raises(VerificationError, match=message):
+        verify_directory(checkpoint)
 
 
 def test_nan_in_fp8_is_caught(exports: Exports, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(exports.make("huggingface-fp8"), tmp_path / "fp8"))
+    made = exports.copy("huggingface-fp8", tmp_path / "fp8")
     (made / "verification.json").unlink()
     (made / "artifact.json").unlink()
     assert verify_directory(made).checked[0].found["precision"] == "fp8"
-    tensors = load_file(made / WEIGHTS_FILE)
-    stored = tensors["model.layers.0.mlp.up_proj.weight"].view(torch.uint8)
-    stored[0, 0] = 0x7F
-    save_file(tensors, made / WEIGHTS_FILE, metadata={"format": "pt"})
+    name = "model.layers.0.mlp.up_proj.weight"
+    nan = 0x7F
+    change_tensors(made / WEIGHTS_FILE, lambda tensors: tensors[name].view(torch.uint8)[0, 0].fill_(nan))
     with pytest.raises(VerificationError, match=r"not finite[\s\S]*layers\.0\.mlp\.up_proj"):
         verify_directory(made)
 
@@ -155,17 +148,16 @@ FOREIGN: dict[str, dict[str, object]] = {
 
 def packed(directory: Path, stated: dict[str, object]) -> None:
     """As other tools leave it: packed integers and scales in place of the linear layers' weights."""
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
-    tensors = {}
-    for name, tensor in load_file(directory / WEIGHTS_FILE).items():
-        if name.endswith("_proj.weight"):
+
+    def pack(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
             stem = name.removesuffix("weight")
             tensors[f"{stem}qweight"] = torch.zeros(8, 8, dtype=torch.int32)
             tensors[f"{stem}scales"] = torch.ones(8, 8, dtype=torch.float16)
-        else:
-            tensors[name] = tensor
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+            del tensors[name]
+
+    set_fields(directory / "config.json", quantization_config=stated)
+    change_tensors(directory / WEIGHTS_FILE, pack)
 
 
 @pytest.mark.parametrize("method", FOREIGN)
@@ -183,10 +175,9 @@ def test_an_fp8_checkpoint_without_its_record_is_still_refused(checkpoint: Path,
 
 
 def test_another_method_in_an_export_of_ours_is_an_edit(exports: Exports, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(exports.make("huggingface-fp8"), tmp_path / "fp8"))
-    config = json.loads((made / "config.json").read_text())
-    config["quantization_config"]["quant_method"] = "awq"
-    (made / "config.json").write_text(json.dumps(config))
+    made = exports.copy("huggingface-fp8", tmp_path / "fp8")
+    stated = {**config_of(made)["quantization_config"], "quant_method": "awq"}
+    set_fields(made / "config.json", quantization_config=stated)
     record_again(made)
     with pytest.raises(VerificationError, match="quantisation record says something else"):
         verify_directory(made)
@@ -200,8 +191,7 @@ def test_nothing_to_verify_is_a_usage_error(tmp_path: Path) -> None:
 def edited(made: Path, to: Path, name: str, **fields: object) -> Path:
     """A copy whose faulty writer wrote other fields, and recorded its file faithfully."""
     copy = Path(shutil.copytree(made, to))
-    file = copy / name
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    set_fields(copy / name, **fields)
     record_again(copy)
     return copy
 
@@ -229,9 +219,8 @@ def test_a_config_of_ours_names_no_code_and_the_dtype_of_its_tensors(
 
 
 def test_a_checkpoint_made_elsewhere_may_name_code_and_any_dtype(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    config |= {"auto_map": {"AutoConfig": "configuration.Config"}, "torch_dtype": "float16"}
-    (checkpoint / "config.json").write_text(json.dumps(config))
+    code = {"AutoConfig": "configuration.Config"}
+    set_fields(checkpoint / "config.json", auto_map=code, torch_dtype="float16")
     assert verify_directory(checkpoint).kind == "checkpoint"
 
 
@@ -258,7 +247,7 @@ def test_a_quantised_stage_is_held_to_both_of_its_configs(
 def test_an_exported_tokenizer_config_is_the_sources(
     exports: Exports, tmp_path: Path, name: str, field: str, value: object
 ) -> None:
-    source = exports.quantised(tied=True).path if FORMATS[name].needs_fp8 else exports.student(tied=True)
+    source = exports.source(name).path
     assert json.loads((source / "tokenizer_config.json").read_text()).get(field) != value
     made = edited(exports.make(name), tmp_path / "made", "tokenizer_config.json", **{field: value})
     # transformers 4.57 reads a prefix from the config, so its own tokens differ first.
@@ -267,18 +256,16 @@ def test_an_exported_tokenizer_config_is_the_sources(
 
 
 @pytest.mark.parametrize(
-    ("there", "missing", "helps"),
+    ("missing", "helps"),
     [
-        (("recipe.yaml", "plan.json"), "manifest.json", "in another directory"),
-        (("manifest.json", "plan.json"), "recipe.yaml", "repeat the command that made this run"),
-        (("manifest.json", "recipe.yaml"), "plan.json", "repeat the command that made this run"),
+        ("manifest.json", "in another directory"),
+        ("recipe.yaml", "repeat the command that made this run"),
+        ("plan.json", "repeat the command that made this run"),
     ],
 )
-def test_a_run_without_one_of_its_records_says_what_helps(
-    tmp_path: Path, there: tuple[str, ...], missing: str, helps: str
-) -> None:
+def test_a_run_without_one_of_its_records_says_what_helps(tmp_path: Path, missing: str, helps: str) -> None:
     """Repeating the command writes recipe and plan again; without a manifest it refuses the directory."""
-    for name in there:
+    for name in {"manifest.json", "recipe.yaml", "plan.json"} - {missing}:
         (tmp_path / name).write_text("{}")
     with pytest.raises(VerificationError, match=missing) as caught:
         verify_directory(tmp_path)
