@@ -25,12 +25,6 @@ def test_plan_is_what_dry_run_shows() -> None:
     assert documents[0] == documents[1] == documents[2]
 
 
-def test_the_plan_explains_its_rounding() -> None:
-    done = command_here("plan", "smollm2-135m", "--target", "80m")
-    assert "multiples of 144" in done.stdout
-    assert "+1.22%" in done.stdout
-
-
 def test_a_family_is_planned_member_by_member() -> None:
     words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", 32, "--gpu-hour-price", 2, "--mfu", 0.5)
     done = command_here("plan", *words, "--json")

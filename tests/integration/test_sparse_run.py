@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.integration.command import SHAPE, command_here, succeed_here, write_recipe
+from tests.integration.command import command_here, succeed_here, write_recipe
 from tests.records import record_again
 
 WEIGHTS_FILE = "model.safetensors"
@@ -100,20 +100,3 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     assert again.returncode == 2
     assert "distill.kl_weight" in again.stderr
     assert "--loss" not in again.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
-        (("--sparsity", "2:x"), 2, "--sparsity"),
-        (("--sparsity", "2:4", "--sparsity-method", "ast", "--tokens", "0"), 2, "ast trains"),
-        (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
-    ],
-)
-def test_runs_that_cannot_end_are_refused_at_once(
-    tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
-) -> None:
-    shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
-    done = command_here("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr

@@ -333,12 +333,6 @@ def test_an_alteration_is_refused_by_name_or_made_good(runs: Runs, tmp_path: Pat
         assert result(out) == result(runs.whole(of))
 
 
-def test_there_are_enough_of_both() -> None:
-    assert len(CASES) >= 50
-    assert sum(of == UNFINISHED for of, *_ in CASES.values()) >= 15
-    assert sum(of == SAMPLING for of, *_ in CASES.values()) >= 10
-
-
 def test_nothing_is_said_of_runs_that_nobody_touched(runs: Runs, tmp_path: Path) -> None:
     finished, unfinished = (
         Path(shutil.copytree(runs.root / name, tmp_path / name)) for name in (FINISHED, UNFINISHED)
