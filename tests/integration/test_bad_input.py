@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,10 +19,9 @@ Words = tuple[object, ...]
 SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(path: Path, **fields: object) -> None:
     config = json.loads((path / "config.json").read_text())
-    change(config)
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps({**config, **fields}))
 
 
 def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -46,16 +44,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "tokenizer": (lambda path: (path / "tokenizer.json").write_text("{"), 8, "the tokenizer cannot be read"),
     "no-config": (lambda path: (path / "config.json").unlink(), 2, "config.json"),
     "no-weights": (lambda path: (path / WEIGHTS).unlink(), 2, "no safetensors weights"),
-    "model-type": (
-        lambda path: edit(path, lambda config: config.update(model_type="mamba")),
-        3,
-        "'mamba' is not supported",
-    ),
-    "quantised": (
-        lambda path: edit(path, lambda config: config.update(quantization_config=GPTQ)),
-        3,
-        "already quantised",
-    ),
+    "model-type": (lambda path: edit(path, model_type="mamba"), 3, "'mamba' is not supported"),
+    "quantised": (lambda path: edit(path, quantization_config=GPTQ), 3, "already quantised"),
 }
 
 

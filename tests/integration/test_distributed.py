@@ -150,7 +150,7 @@ def test_the_whole_pipeline_runs_in_two_processes(
 
 def test_held_out_losses_leave_sharded_weights_as_they_were() -> None:
     """Checkpoints are written right after them: they must hold the float32 weights, not gathered ones."""
-    torchrun("tests.integration.evaluate_in_processes", processes=2)
+    torchrun(SCRIPT, processes=2)
 
 
 def test_losses_on_states_and_a_teacher_corrected_alongside_follow_one_process(

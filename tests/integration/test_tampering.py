@@ -146,17 +146,13 @@ DAMAGED = "is damaged and not used"
 ALTERATIONS: dict[tuple[str, int], dict[str, tuple[Any, ...]]] = {
     (FINISHED, 8): {
         "pruned weights: a bit": (f"stages/prune/{WEIGHTS}", flip),
-        "pruned weights: cut": (f"stages/prune/{WEIGHTS}", truncate),
-        "pruned weights: header of zeros": (f"stages/prune/{WEIGHTS}", zero),
         "distilled weights: a bit": (f"stages/distill/{WEIGHTS}", flip),
-        "distilled weights: longer": (f"stages/distill/{WEIGHTS}", append),
         "distilled weights: all zero": (f"stages/distill/{WEIGHTS}", zero_weights),
         "distilled weights: the student before": (
             f"stages/distill/{WEIGHTS}",
             replace_by(f"stages/prune/{WEIGHTS}"),
         ),
         "student's weights: a bit": (f"student/{WEIGHTS}", flip),
-        "student's weights: deleted": (f"student/{WEIGHTS}", remove),
         "quantised weights: a bit": (f"stages/quantize/{WEIGHTS}", flip),
         "FP8 weights: a bit": (f"stages/quantize/huggingface-fp8/{WEIGHTS}", flip),
         "calibrated maxima: a bit": ("stages/quantize/amax.safetensors", flip),
