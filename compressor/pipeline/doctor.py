@@ -81,15 +81,13 @@ class DoctorReport(Record):
 
 def examine() -> DoctorReport:
     """Look at everything once; nothing is changed."""
-    builder = find_builder()
-    found = {"reason": builder} if isinstance(builder, str) else {"version": builder.version}
     return DoctorReport(
         machine=describe(),
         free_disk_bytes=free_disk_bytes(Path.cwd()),
         dependencies=tuple(_declared()),
         tensorrt_llm_container_set=tuple(_check(name, spec) for name, spec in CONTAINER_SET.items()),
         gpus=tuple(_gpus()),
-        trtllm_build=BuilderRecord.model_validate(found),
+        trtllm_build=_engine_builder(),
         hub=_hub(),
     )
 
@@ -129,6 +127,11 @@ def _gpus() -> Iterator[GpuRecord]:
             fp8=capability >= FP8_CAPABILITY,
             sparsity_2_4=capability >= SPARSITY_CAPABILITY,
         )
+
+
+def _engine_builder() -> BuilderRecord:
+    found = find_builder()
+    return BuilderRecord(reason=found) if isinstance(found, str) else BuilderRecord(version=found.version)
 
 
 def _hub() -> HubRecord:

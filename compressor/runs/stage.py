@@ -159,9 +159,8 @@ def execute(
 ) -> StageOutcome:
     """Run a stage unless its finished output, in files of the recorded sizes, is already in `out_dir`.
 
-    What it reads is compared with its recorded sha256 first.
-
-    With `restart`, what is there is discarded instead of refused.
+    What it reads is compared with its recorded sha256 first. With `restart`, what is there is discarded
+    instead of refused.
 
     Raises:
         UsageError: when `out_dir` holds the output, or the beginning, of a different run.
@@ -233,10 +232,9 @@ def _cleared_after_errors(begun: Path, *, is_new: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_main() and is_new:
-            is_untouched = [path.name for path in begun.iterdir()] == [STAGE_FILE]
-            if is_untouched or isinstance(error, _INPUT_ERRORS):
-                discard(begun)
+        is_input = isinstance(error, _INPUT_ERRORS)
+        if is_main() and is_new and (is_input or [path.name for path in begun.iterdir()] == [STAGE_FILE]):
+            discard(begun)
         # A file that the machine refused to read, or to map, is not corrupt.
         refused = as_resource_error(error) if isinstance(error, VerificationError) else None
         if refused is not None:

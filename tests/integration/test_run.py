@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.integration.command import command_here, digests, kill_when, succeed, succeed_here, write_recipe
 from tests.records import record_again
 
+Finished = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 EXPORTS = ("huggingface-fp8", "onnx", "onnx-int4", "tensorrt-llm-fp8")
 COMPARED = (
     *("student", "exports", "stages/prune/prune_plan.json", "stages/reconstruct/model.safetensors"),
@@ -36,13 +37,13 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One undisturbed run and its summary."""
     out = tmp_path_factory.mktemp("runs") / "out"
     return out, succeed("run", "--config", recipe, "-o", out)
 
 
-def test_every_part_of_the_run_directory_is_there(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_every_part_of_the_run_directory_is_there(finished: Finished) -> None:
     out, summary = finished
     files = ("recipe.yaml", "plan.json", "manifest.json", "README.md")
     files += ("student/model.safetensors", "student/tokenizer.json", "student/verification.json")
@@ -58,7 +59,7 @@ def test_every_part_of_the_run_directory_is_there(finished: tuple[Path, dict[str
 
 
 def test_the_checkpoint_of_a_run_verifies_again_and_a_changed_scale_does_not(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    finished: Finished, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(finished[0], tmp_path / "out"))
     export = out / "exports" / "tensorrt-llm-fp8"
@@ -75,7 +76,7 @@ def test_the_checkpoint_of_a_run_verifies_again_and_a_changed_scale_does_not(
     assert "does not follow from calibration" in done.stderr
 
 
-def test_manifest_records_every_stage(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_manifest_records_every_stage(finished: Finished) -> None:
     manifest = json.loads((finished[0] / "manifest.json").read_text())
     stages = manifest["stages"]
     expected = {f"stages/{name}" for name in ("prune", "reconstruct", "distill", "quantize")}
@@ -85,7 +86,7 @@ def test_manifest_records_every_stage(finished: tuple[Path, dict[str, Any]]) -> 
     assert manifest["versions"]["torch"] != "absent"
 
 
-def test_card_repeats_the_measured_numbers(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_card_repeats_the_measured_numbers(finished: Finished) -> None:
     out, summary = finished
     card = (out / "README.md").read_text()
     for model in summary["evaluation"]["models"].values():
@@ -94,7 +95,7 @@ def test_card_repeats_the_measured_numbers(finished: tuple[Path, dict[str, Any]]
     assert "not measured" in card
 
 
-def test_a_second_run_skips_everything(finished: tuple[Path, dict[str, Any]], recipe: Path) -> None:
+def test_a_second_run_skips_everything(finished: Finished, recipe: Path) -> None:
     out, summary = finished
     before = digests(out, (*COMPARED, "bench"))
     again = succeed_here("run", "--config", recipe, "-o", out, "--resume")
@@ -103,9 +104,7 @@ def test_a_second_run_skips_everything(finished: tuple[Path, dict[str, Any]], re
     assert digests(out, (*COMPARED, "bench")) == before
 
 
-def test_a_changed_option_is_refused_with_what_changed(
-    finished: tuple[Path, dict[str, Any]], recipe: Path
-) -> None:
+def test_a_changed_option_is_refused_with_what_changed(finished: Finished, recipe: Path) -> None:
     kept = (*COMPARED, "recipe.yaml", "plan.json")
     before = digests(finished[0], kept)
     done = command_here("run", "--config", recipe, "-o", finished[0], "--learning-rate", "0.004")
@@ -130,7 +129,7 @@ def test_the_student_is_written_whatever_else_is(
 
 @pytest.mark.timeout(1800)
 def test_killed_in_every_stage_and_resumed_equals_undisturbed(
-    finished: tuple[Path, dict[str, Any]], recipe: Path, tmp_path: Path
+    finished: Finished, recipe: Path, tmp_path: Path
 ) -> None:
     """SIGKILL while pruning, distilling and exporting; then the same command.
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.integration.command import SHAPE, command_here, succeed_here, write_recipe
+from tests.integration.command import command_here, succeed_here, write_recipe
 from tests.records import record_again
 
+Finished = tuple[Path, dict[str, Any]]  # a run's directory and its summary
 WEIGHTS_FILE = "model.safetensors"
 TENSORRT_LLM = ["tensorrt-llm-fp16", "tensorrt-llm-fp8"]
 FORMATS = ["huggingface", "huggingface-fp8", *TENSORRT_LLM, "onnx", "onnx-int4"]
@@ -30,12 +31,12 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     out = tmp_path_factory.mktemp("runs") / "out"
     return out, succeed_here("run", "--config", recipe, "-o", out)
 
 
-def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_every_export_is_verified_sparse(finished: Finished) -> None:
     out, summary = finished
     models = list(summary["evaluation"]["models"])
     assert models == [
@@ -65,7 +66,7 @@ def test_every_export_is_verified_sparse(finished: tuple[Path, dict[str, Any]]) 
     }
 
 
-def test_verify_catches_a_planted_nonzero(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_verify_catches_a_planted_nonzero(finished: Finished, tmp_path: Path) -> None:
     recovered = Path(shutil.copytree(finished[0] / "stages" / "recover", tmp_path / "recover"))
     tensors, name = load_file(recovered / WEIGHTS_FILE), "model.layers.0.self_attn.v_proj.weight"
     row = tensors[name][7]
@@ -111,20 +112,3 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     assert again.returncode == 2
     assert "distill.kl_weight" in again.stderr
     assert "--loss" not in again.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
-        (("--sparsity", "2:x"), 2, "--sparsity"),
-        (("--sparsity", "2:4", "--sparsity-method", "ast", "--tokens", "0"), 2, "ast trains"),
-        (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
-    ],
-)
-def test_runs_that_cannot_end_are_refused_at_once(
-    tiny_checkpoint: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
-) -> None:
-    shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
-    done = command_here("run", tiny_checkpoint, "--shape", shape, *options, "-o", tmp_path / "out")
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr

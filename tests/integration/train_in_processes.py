@@ -1,6 +1,8 @@
 """Started by test_distributed.py, alone or through torchrun: a short distillation of a tiny model.
 
 python -m tests.integration.train_in_processes OUT TIED SHARDING MICRO_BATCH KILL_AT
+
+Without arguments, held-out losses of a model sharded in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from compressor.core.console import Console
-from compressor.core.processes import barrier, is_main, joined, rank, world_size
+from compressor.core.processes import barrier, is_main, joined, on_main, rank, world_size
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows, Window, starts_path
 from compressor.distillation.criterion import LossConfig
+from compressor.distillation.domain_losses import DomainLosses
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
 from compressor.recipe.recipe import Distill
@@ -112,7 +115,22 @@ def main(out: str, tied: str, sharding: str, micro: str, kill_at: str) -> None:
         (out_dir / "log.json").write_text(json.dumps(asdict(log)), encoding="utf-8")
 
 
+def evaluate() -> None:
+    student = make_model(tie_word_embeddings=True, seed=1, hidden_size=32)
+    module = DistillationModule(student, make_model(seed=2), LossConfig())
+    plan = make_plan(micro_batch_size=2, bf16=True)
+    place_(module, Distill.model_validate({"sharding": "fsdp"}), plan, "cpu")
+    before = full_state(student)
+    windows = torch.randint(VOCAB, (4, SEQ_LEN), generator=torch.Generator().manual_seed(0)).numpy()
+    losses = DomainLosses(module, [windows], plan)
+    assert losses.student(0) > 0
+    assert losses.teacher(0) > 0
+    after = full_state(student)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert on_main(lambda: (is_main(), on_main(lambda: "inside"))) == (True, "inside")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with joined("cpu"):
-        main(*sys.argv[1:])
+        main(*sys.argv[1:]) if sys.argv[1:] else evaluate()

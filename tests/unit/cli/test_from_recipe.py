@@ -33,22 +33,13 @@ def called(*arguments: str, config: Path | None = None, names: tuple[str, ...] =
     """What a command is called with by these options."""
     found: list[Call] = []
 
-    @click.command()
     @from_recipe("target", *names, output=None)
     def command(call: Call, show: Show) -> None:
         found.append(call)
 
-    file = ["--config", str(config)] if config else []
-    overrides = ["--target", "4b", *file, *arguments]
-    command.main([*overrides], standalone_mode=False)
+    given = ["--config", str(config)] if config else ["smollm2-135m"]
+    command.main([*given, "--target", "4b", *arguments], standalone_mode=False)
     return found[0]
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("model: smollm2-135m\n", encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -68,22 +59,20 @@ def recipe_file(tmp_path: Path) -> Path:
         (["--train-batch-size", "8"], "batch_size", 8),
     ],
 )
-def test_one_option_sets_one_field(
-    recipe_file: Path, arguments: list[str], field: str, value: object
-) -> None:
-    call = called(*arguments, config=recipe_file)
+def test_one_option_sets_one_field(arguments: list[str], field: str, value: object) -> None:
+    call = called(*arguments)
     assert call.recipe.distill == Distill().model_copy(update={field: value})
     assert dict(call.flags) == {"target": "--target", f"distill.{field}": arguments[0]}
 
 
-def test_an_option_is_read_like_the_same_text_in_a_recipe(recipe_file: Path, tmp_path: Path) -> None:
+def test_an_option_is_read_like_the_same_text_in_a_recipe(tmp_path: Path) -> None:
     texts = {"tokens": "100m", "layer_pairs": "29:13", "report_to": "none"}
     nested = {"generate": {"tokens": "2m"}, "correction": {"tokens": "60k"}}
     (tmp_path / "text.yaml").write_text(yaml.safe_dump({"model": "smollm2-135m", "distill": texts | nested}))
     flags = ("--tokens", "100m", "--layer-pairs", "29:13", "--report-to", "none")
     also = ("--generate-tokens", "2m", "--correction-tokens", "60k")
     read = load_recipe(tmp_path / "text.yaml", {"target": "4b"})
-    assert called(*flags, *also, config=recipe_file).recipe == read
+    assert called(*flags, *also).recipe == read
     assert (read.distill.tokens, read.distill.correction.tokens) == (100_000_000, 60_000)
 
 
@@ -103,8 +92,8 @@ def test_a_switch_can_be_turned_off(tmp_path: Path) -> None:
         ("mail=me@home.txt@2", "mail", "me@home.txt", 2.0),
     ],
 )
-def test_domains(recipe_file: Path, text: str, name: str, data: str, weight: float) -> None:
-    other, domain = called("--domain", "z=z", "--domain", text, config=recipe_file).recipe.distill.mixture()
+def test_domains(text: str, name: str, data: str, weight: float) -> None:
+    other, domain = called("--domain", "z=z", "--domain", text).recipe.distill.mixture()
     assert (other.name, domain.name, domain.data, domain.weight) == ("z", name, data, weight)
 
 

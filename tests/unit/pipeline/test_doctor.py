@@ -43,27 +43,24 @@ def test_both_dependency_sets_disk_and_hub_are_looked_at(path: Path) -> None:
     assert "out of reach (offline mode is set)" in text
 
 
-def test_the_engine_builder_is_asked_for_its_version(path: Path) -> None:
-    put_builder(path, "echo '[TensorRT-LLM] TensorRT-LLM version: 1.2.1'")
-
+@pytest.mark.parametrize(
+    ("script", "version", "said"),
+    [
+        ("echo '[TensorRT-LLM] TensorRT-LLM version: 1.2.1'", "1.2.1", "trtllm-build  1.2.1"),
+        ("exit 3", None, "does not say which TensorRT-LLM it belongs to"),
+        ("exec /bin/sleep 9", None, "trtllm-build  "),
+    ],
+)
+def test_an_engine_builder_is_one_that_says_its_version(
+    path: Path, monkeypatch: pytest.MonkeyPatch, script: str, version: str | None, said: str
+) -> None:
+    put_builder(path, script)
+    if "sleep" in script:
+        monkeypatch.setattr("exporters.tensorrt_llm.versions._TIMEOUT_S", 0.2)
     report = examine()
-    assert report.trtllm_build == BuilderRecord(version="1.2.1")
-    assert "trtllm-build  1.2.1" in doctor_text(report)
 
-
-def test_an_engine_builder_that_says_nothing_is_no_engine_builder(path: Path) -> None:
-    put_builder(path, "exit 3")
-
-    found = examine().trtllm_build
-    assert found.version is None
-    assert "does not say which TensorRT-LLM it belongs to" in str(found.reason)
-
-
-def test_an_engine_builder_that_hangs_is_said_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_builder(path, "exec /bin/sleep 9")
-    monkeypatch.setattr("exporters.tensorrt_llm.versions._TIMEOUT_S", 0.2)
-
-    assert examine().trtllm_build.version is None
+    assert report.trtllm_build.version == version
+    assert said in doctor_text(report)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from compressor.models.dims import num_parameters
 from compressor.models.presets import PRESETS
 from compressor.models.source import ModelSource
 from compressor.pipeline import pipeline
-from compressor.pipeline.family import plan_family, run_family, split_targets
+from compressor.pipeline.family import FamilyPlan, plan_family, run_family, split_targets
 from compressor.pipeline.running import Start
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Recipe, load_recipe
@@ -26,6 +26,10 @@ SOURCE = ModelSource(given="m", kind="directory", location="m")
 
 def recipe(target: str, **overrides: Any) -> Recipe:
     return load_recipe(None, {"model": "llama3.1-8b", "target": target, **overrides})
+
+
+def planned(out_dir: Path) -> FamilyPlan:
+    return plan_family(recipe("6b,4b"), LLAMA, out_dir=str(out_dir))
 
 
 @pytest.mark.parametrize(
@@ -152,8 +156,7 @@ def bench_by_hand() -> Results:
 def test_a_restart_reaches_what_depends_on_it(
     calls: list[dict[str, Any]], tmp_path: Path, asked: str | None, passed: list[str | None]
 ) -> None:
-    family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    run_family(SOURCE, family, tmp_path, Console(), Start(restart_from=asked))
+    run_family(SOURCE, planned(tmp_path), tmp_path, Console(), Start(restart_from=asked))
 
     assert [call["restart_from"] for call in calls] == passed
     assert calls[0]["source"] == SOURCE
@@ -164,8 +167,7 @@ def test_a_restart_reaches_what_depends_on_it(
 def test_the_page_lists_speedups_against_the_own_teacher_only(
     calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
-    record = run_family(SOURCE, family, tmp_path, Console(), Start())
+    record = run_family(SOURCE, planned(tmp_path), tmp_path, Console(), Start())
 
     assert [len(entry.speedups) for entry in record.members] == [1, 1]
     assert record.members[0].speedups[0].ratio == 1.8
@@ -177,7 +179,6 @@ def test_the_page_lists_speedups_against_the_own_teacher_only(
 def test_an_interrupted_family_says_what_is_missing_and_continues(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = plan_family(recipe("6b,4b"), LLAMA, out_dir=str(tmp_path))
     stand_in = pipeline.run_pipeline
 
     def interrupted(*arguments: Any) -> Any:
@@ -187,9 +188,9 @@ def test_an_interrupted_family_says_what_is_missing_and_continues(
 
     monkeypatch.setattr(pipeline, "run_pipeline", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_family(SOURCE, family, tmp_path, Console(), Start())
+        run_family(SOURCE, planned(tmp_path), tmp_path, Console(), Start())
     record = json.loads((tmp_path / "family.json").read_text(encoding="utf-8"))
     assert (record["complete"], [entry["name"] for entry in record["members"]]) == (False, ["6b"])
     assert "Not made yet: 4b" in (tmp_path / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr(pipeline, "run_pipeline", stand_in)
-    assert run_family(SOURCE, family, tmp_path, Console(), Start(resume=True)).complete
+    assert run_family(SOURCE, planned(tmp_path), tmp_path, Console(), Start(resume=True)).complete

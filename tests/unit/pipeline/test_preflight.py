@@ -35,6 +35,7 @@ def test_a_text_that_the_model_was_made_with_is_measured_on_its_held_out_part(tm
     assert evaluation_config(recipe).split == "held_out"
 
 
+RESPONSES = {"distill.loss_on": "responses"}
 CHAT = [{"role": "user", "content": "one river?"}, {"role": "assistant", "content": "a stone"}]
 
 
@@ -47,6 +48,15 @@ def recipe_of(train: Path, **fields: object) -> Recipe:
     text = {"distill.data": str(train), "calibration.data": str(train), "distill.tokens": 64}
     short = {"distill.context_length": 8, "calibration.seq_len": 8, "evaluate.seq_len": 8}
     return load_recipe(None, {"model": "smollm2-135m", **text, **short, **fields})
+
+
+def refused(path: Path, message: str, where: str) -> UsageError:
+    """A text that is fine unless the loss is on responses alone."""
+    require_texts(recipe_of(path), Console())
+    with pytest.raises(UsageError, match=message) as caught:
+        require_texts(recipe_of(path, **RESPONSES), Console())
+    assert caught.value.where == where
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -77,10 +87,7 @@ def test_what_is_skipped_or_mended_is_counted(tmp_path: Path) -> None:
 
 def test_a_plain_row_where_only_responses_count(tmp_path: Path) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5, {"text": "plain"}, {"messages": CHAT})
-    require_texts(recipe_of(path), Console())
-    with pytest.raises(UsageError, match="no responses") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
-    assert caught.value.where == f"{path}:6"
+    refused(path, "no responses", f"{path}:6")
 
 
 QUESTION = {"messages": CHAT[:1]}
@@ -102,13 +109,9 @@ def test_a_text_without_any_response_is_refused_before_any_work(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     path = rows_of(tmp_path / "x.jsonl", *rows)
-    require_texts(recipe_of(path), Console())
-    with pytest.raises(UsageError, match="no response") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
-    assert caught.value.where == str(path)
-    assert "18 rows" in str(caught.value.found)
+    assert "18 rows" in str(refused(path, "no response", str(path)).found)
     answered = rows_of(tmp_path / "y.jsonl", *rows[:10], {"messages": CHAT}, *rows[10:])
-    require_texts(recipe_of(answered, **{"distill.loss_on": "responses"}), Console())
+    require_texts(recipe_of(answered, **RESPONSES), Console())
 
 
 def test_a_template_that_shows_no_response_is_refused_before_any_stage(
@@ -116,7 +119,7 @@ def test_a_template_that_shows_no_response_is_refused_before_any_stage(
 ) -> None:
     """Its marks of what was generated stand beside the answers, not around them."""
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 20)
-    recipe = recipe_of(path, **{"distill.loss_on": "responses"})
+    recipe = recipe_of(path, **RESPONSES)
 
     marking = copy.deepcopy(tiny_tokenizer)
     marking.chat_template = (
@@ -134,10 +137,7 @@ def test_a_template_that_shows_no_response_is_refused_before_any_stage(
 def test_a_response_that_counts_in_part_is_refused(tmp_path: Path, weight: object) -> None:
     rows: list[object] = [{"messages": CHAT}] * 6
     path = rows_of(tmp_path / "x.jsonl", *rows, {"messages": [CHAT[0], {**CHAT[1], "weight": weight}]})
-    require_texts(recipe_of(path), Console())
-    with pytest.raises(UsageError, match="'weight' is neither") as caught:
-        require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
-    assert caught.value.where == f"{path}:7"
+    refused(path, "'weight' is neither", f"{path}:7")
 
 
 @pytest.mark.parametrize("structured", [INSTRUCTION, {"messages": CHAT}, {"prompt": "p", "completion": "c"}])
@@ -146,7 +146,7 @@ def test_a_text_beside_the_fields_it_was_made_of_is_read_for_its_responses(
 ) -> None:
     path = rows_of(tmp_path / "x.jsonl", *[{"text": "rendered", **structured}] * 20)
 
-    require_texts(recipe_of(path, **{"distill.loss_on": "responses"}), Console())
+    require_texts(recipe_of(path, **RESPONSES), Console())
     assert set(Documents(str(path), "all")) == {"rendered"}
     assert "rendered" not in Documents(str(path), "all", answers=True)
 
@@ -172,7 +172,7 @@ def test_what_needs_a_loss_on_all_tokens(tmp_path: Path, fields: dict[str, objec
     path = rows_of(tmp_path / "x.jsonl", *[{"messages": CHAT}] * 5)
     require_trainable(recipe_of(path, **fields))
     with pytest.raises(UsageError, match="loss on all tokens"):
-        require_trainable(recipe_of(path, **fields, **{"distill.loss_on": "responses"}))
+        require_trainable(recipe_of(path, **fields, **RESPONSES))
 
 
 @pytest.mark.parametrize("position", [0, 17, 29])

@@ -22,9 +22,6 @@ def summary_of(model: str, text: str, **parts: Any) -> RunSummary:
 )
 def test_closed_gap(distilled: float, pruned: float, expected: float | None) -> None:
     assert closed_gap(evaluation(teacher=1.0, pruned=pruned, distilled=distilled)) == expected
-
-
-def test_without_distillation_no_gap_is_closed() -> None:
     assert closed_gap(evaluation(teacher=1.0, pruned=3.0)) is None
 
 

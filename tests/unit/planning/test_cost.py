@@ -25,12 +25,7 @@ from compressor.planning.cost import (
 )
 from compressor.planning.disk import DiskUse, peak_disk_bytes
 from compressor.planning.plan import make_plan
-from compressor.planning.schedule import (
-    Phase,
-    Schedule,
-    activation_bytes_per_token,
-    memory_per_gpu,
-)
+from compressor.planning.schedule import Phase, Schedule, activation_bytes_per_token, memory_per_gpu
 from compressor.recipe.recipe import Correction, Distill, Recipe, load_recipe
 from tests.tiny_models import make_model
 
@@ -235,11 +230,10 @@ def test_rows_agree_with_steps_and_price() -> None:
 
 
 def test_what_fits_in_memory() -> None:
-    made = estimate(recipe())
-    assert (made.on(1).fits, made.on(1).fits_with_checkpointing) == (False, False)
-    assert (made.on(8).fits, made.on(8).fits_with_checkpointing) == (True, True)
-    long = estimate(recipe(**{"distill.batch_size": 1152, "distill.micro_batch_size": 4}))
-    assert (long.on(8).fits, long.on(8).fits_with_checkpointing) == (False, True)
+    long = {"distill.batch_size": 1152, "distill.micro_batch_size": 4}
+    for given, count, fits in (({}, 1, (False, False)), ({}, 8, (True, True)), (long, 8, (False, True))):
+        row = estimate(recipe(**given)).on(count)
+        assert (row.fits, row.fits_with_checkpointing) == fits
 
 
 def test_correction_before_distillation_is_a_training_of_the_teacher() -> None:
@@ -251,8 +245,7 @@ def test_correction_before_distillation_is_a_training_of_the_teacher() -> None:
         ("distill", SMALL, LARGE),
     ]
     assert found[0].tokens == pytest.approx(1_000_000_000, rel=0.01)
-    made = estimate(recipe(**settings))
-    row = made.on(1)
+    row = estimate(recipe(**settings)).on(1)
     assert row.hours == pytest.approx(sum(row.phase_hours.values()), rel=1e-3)
     assert set(row.phase_hours) == {"correct", "distill"}
 

@@ -109,8 +109,8 @@ def change(**kept: Any) -> Callable[[dict[str, Any]], None]:
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no range": (lambda document: document.update(layers="0-x"), "layers"),
     "a range of billions": (change(hidden=["0-99999999999"]), "above every model"),
-    "beyond the source": (change(hidden=["0-30 64"]), "kept.hidden"),
-    "twice the same": (change(hidden=["0-30 30"]), "kept.hidden"),
+    "beyond the source": (change(hidden=["0-30 64"]), "kept.hidden: expected ascending indices from 0 to 63"),
+    "twice the same": (change(hidden=["0-30 30"]), "kept.hidden: expected ascending indices"),
     "nothing": (change(hidden=[""]), "kept.hidden"),
     "an axis less": (lambda document: document["kept"].pop("heads"), "expected the axes"),
     "a layer less": (change(heads=["0 2"]), "one list per kept layer"),

@@ -11,6 +11,7 @@ import pytest
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import load_recipe
 from compressor.recipe.yaml_file import MAX_BYTES, MAX_VALUES, read_recipe_tree
+from tests.unit.recipe.test_recipe import written
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MODEL = "model: smollm2-135m\n"
@@ -49,8 +50,7 @@ HOSTILE = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_yaml_is_one_error(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
+    path = written(tmp_path, text)
     with pytest.raises(UsageError, match="recipe"):
         load_recipe(path, {})
 
@@ -73,8 +73,7 @@ def test_hostile_yaml_is_one_error(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_values_that_no_field_can_take_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"{MODEL}{text}\n")
+    path = written(tmp_path, f"{MODEL}{text}\n")
     with pytest.raises(UsageError) as caught:
         load_recipe(path, {})
     assert message in str(caught.value)
@@ -86,12 +85,11 @@ def test_values_from_options_are_looked_at_too() -> None:
 
 
 def test_aliases_and_merges_of_a_reasonable_size_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
+    text = (
         f"{MODEL}calibration: {{data: &text t.txt}}\n"
         "distill: {data: *text, generate: &once {tokens: 5}}\nevaluate: {<<: {seq_len: 9}, seq_len: 8}\n"
     )
-    recipe = load_recipe(path, {})
+    recipe = load_recipe(written(tmp_path, text), {})
     assert (recipe.distill.data, recipe.distill.generate.tokens, recipe.evaluate.seq_len) == ("t.txt", 5, 8)
 
 

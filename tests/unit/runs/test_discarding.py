@@ -9,27 +9,17 @@ import pytest
 from compressor.runs import discarding
 from compressor.runs.discarding import discard, is_leftover, remove_leftovers
 
-
-@pytest.mark.parametrize(
-    "name", ["prune.discarded-0", "distill.partial.discarded-12", "a b.discarded-3", ".discarded-0"]
+LEFT = ("prune.discarded-0", "distill.partial.discarded-12", "a b.discarded-3", ".discarded-0")
+OTHERS = (
+    *("prune", "prune.partial", "prune.discarded", "prune.discarded-", "prune.discarded-x"),
+    *("prune.discarded-0.txt", "prune.discarded-0 (copy)", "prune-discarded-0", "xdiscarded-0"),
+    "old.discarded-0/prune",
 )
-def test_what_a_kill_leaves_is_a_leftover(name: str) -> None:
-    assert is_leftover(Path("stages") / name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("prune", "prune.partial", "prune.discarded", "prune.discarded-", "prune.discarded-x"),
-        *("prune.discarded-0.txt", "prune.discarded-0 (copy)", "prune-discarded-0", "xdiscarded-0"),
-    ],
-)
-def test_other_names_are_none(name: str) -> None:
-    assert not is_leftover(Path("stages") / name)
-
-
-def test_only_the_name_counts_not_where_it_lies() -> None:
-    assert not is_leftover(Path("old.discarded-0") / "prune")
+@pytest.mark.parametrize("name", [*LEFT, *OTHERS])
+def test_only_what_a_kill_leaves_is_a_leftover(name: str) -> None:
+    assert is_leftover(Path("stages") / name) is (name in LEFT)
 
 
 def test_what_discarding_really_leaves_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

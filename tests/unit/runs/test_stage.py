@@ -305,30 +305,30 @@ def test_what_a_stage_reads_is_compared_first_and_once(bed: Bed, tmp_path: Path,
     bed.execute()  # compared by this process already
 
 
-def test_a_text_under_another_path_is_the_same_text(bed: Bed, tmp_path: Path) -> None:
-    text, moved = tmp_path / "text.txt", tmp_path / "elsewhere" / "copy.txt"
-    text.write_text("one\n")
-    moved.parent.mkdir()
-    shutil.copy(text, moved)
-    bed.execute(Config(text=str(text)))
-
-    assert bed.execute(Config(text=str(moved))).skipped
-    moved.write_text("two\n")
-    with pytest.raises(UsageError, match="sha256"):
-        bed.execute(Config(text=str(moved)))
+TWO = b'{"text": "one"}\n{"text": "two"}\n'
+TWO_ELSEWHERE = gzip.compress(b'{"text":  "one"}\n\n{"text": "two"}\n')
+OTHER = b'{"text": "one"}\n{"text": "three"}\n'
 
 
-def test_rows_under_another_path_are_the_same_text(bed: Bed, tmp_path: Path) -> None:
-    """Another name, other white space and another compression of the same documents."""
-    text, moved, other = (tmp_path / name for name in ("text.jsonl", "moved.jsonl.gz", "other.jsonl"))
-    text.write_text('{"text": "one"}\n{"text": "two"}\n')
-    moved.write_bytes(gzip.compress(b'{"text":  "one"}\n\n{"text": "two"}\n'))
-    other.write_text('{"text": "one"}\n{"text": "three"}\n')
-    bed.execute(Config(text=str(text)))
+@pytest.mark.parametrize(
+    ("name", "before", "moved_to", "moved", "other"),
+    [
+        ("text.txt", b"one\n", "copy.txt", b"one\n", b"two\n"),
+        ("text.jsonl", TWO, "moved.jsonl.gz", TWO_ELSEWHERE, gzip.compress(OTHER)),
+    ],
+)
+def test_a_text_under_another_path_is_the_same_text(
+    bed: Bed, tmp_path: Path, name: str, before: bytes, moved_to: str, moved: bytes, other: bytes
+) -> None:
+    """Rows also under another name, with other white space and in another compression."""
+    (tmp_path / name).write_bytes(before)
+    (tmp_path / moved_to).write_bytes(moved)
+    bed.execute(Config(text=str(tmp_path / name)))
 
-    assert bed.execute(Config(text=str(moved))).skipped
+    assert bed.execute(Config(text=str(tmp_path / moved_to))).skipped
+    (tmp_path / moved_to).write_bytes(other)
     with pytest.raises(UsageError, match="of a different run"):
-        bed.execute(Config(text=str(other)))
+        bed.execute(Config(text=str(tmp_path / moved_to)))
 
 
 @pytest.mark.parametrize("field", ["data", "prompts"])
