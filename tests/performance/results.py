@@ -25,6 +25,7 @@ from compressor.pipeline.summary import ExportRecord
 from tests.corruptions.report import RESULTS, corruption_rows, missed_lines, write_result
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation
+from tests.performance.repair_results import repair_rows, run_repair
 from tests.performance.sparsity_results import (
     run_sparse_training,
     run_sparsity,
@@ -64,7 +65,7 @@ def run_importance() -> dict[str, Any]:
     """Zero-shot perplexity after the same cut by each importance."""
     with tempfile.TemporaryDirectory() as scratch:
         pruned = {}
-        for importance in ("activation", "weight-magnitude", "random"):
+        for importance in ("activation", "taylor", "weight-magnitude", "random"):
             out = f"{scratch}/{importance}"
             _command(
                 *("prune", SMOLLM2, "--shape", ABLATED_SHAPE),
@@ -102,6 +103,7 @@ def run_perf() -> dict[str, Any]:
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": run_demo,
     "importance": run_importance,
+    "repair": lambda: run_repair(_command),
     "sparsity": lambda: run_sparsity(_command),
     "sparse-training": lambda: run_sparse_training(_command),
     "distillation": lambda: run_distillation(_command),
@@ -122,8 +124,8 @@ def demo_table(result: dict[str, Any]) -> str:
     data = result["data"]
     caption = (
         f"{result['hardware']['cpu']}, {result['hardware']['num_cpus']} CPUs; distillation on "
-        f"{data['tokens']:,} tokens closed {data['closed_gap']:.0%} of the log-perplexity gap between pruned "
-        "student and teacher."
+        f"{data['tokens']:,} tokens closed {data['closed_gap']:.0%} of the log-perplexity gap between its "
+        "student and the teacher."
     )
     parts = [caption]
     found = result_tables(
@@ -213,6 +215,7 @@ def corruptions_table(result: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "importance": importance_table,
+    "repair": lambda result: _table(*repair_rows(result["data"])),
     "sparsity": lambda result: _table(*sparsity_rows(result["data"])),
     "sparse-training": lambda result: _table(
         *sparse_training_rows(result["data"]), "", result["data"]["not_measured"]
