@@ -40,9 +40,11 @@ def make_artifacts(root: Path, text: Path) -> list[Made]:
     stages = run / "stages"
     made = [
         Made(kind="prune", directory=stages / "prune", source=teacher),
-        Made(kind="distill", directory=stages / "distill", source=stages / "prune"),
+        Made(kind="reconstruct", directory=stages / "reconstruct", source=stages / "prune"),
+        Made(kind="distill", directory=stages / "distill", source=stages / "reconstruct"),
         Made(kind="sparsify (sparsegpt)", directory=stages / "sparsify", source=stages / "distill"),
-        Made(kind="recover (ast)", directory=stages / "recover", source=stages / "sparsify"),
+        Made(kind="reconstruct (2:4)", directory=stages / "reconstruct-sparse", source=stages / "sparsify"),
+        Made(kind="recover (ast)", directory=stages / "recover", source=stages / "reconstruct-sparse"),
         Made(kind="quantize", directory=stages / "quantize", source=stages / "recover"),
         Made(kind="huggingface", directory=run / "student", source=stages / "recover"),
     ]

@@ -253,7 +253,8 @@ def run_faults() -> list[Fault]:
         assert old in text
         (directory / name).write_text(text.replace(old, new, 1), encoding="utf-8")
 
-    places = ("stages/prune", "stages/distill", "stages/sparsify", "stages/quantize", "stages/evaluate")
+    stages = ("prune", "reconstruct", "distill", "sparsify", "quantize", "evaluate")
+    places = tuple(f"stages/{name}" for name in stages)
     exports = ("exports/onnx", "exports/huggingface-fp8", "student")
     gone = {f"{name} deleted": name for name in (*places, *exports, "recipe.yaml", "plan.json", "README.md")}
     gone |= {

@@ -43,6 +43,8 @@ _EXPORT = [
 _FP8 = "huggingface-fp8/"
 FAULTS: dict[str, list[Fault]] = {
     "prune": [*weight_faults(), *config_faults(), *record_faults(), *plan_faults()],
+    "reconstruct": [*weight_faults(), *config_faults(), *record_faults(), *plan_faults()],
+    "reconstruct (2:4)": _SPARSE,
     "distill": [*weight_faults(), *config_faults(), *record_faults()],
     "sparsify (sparsegpt)": _SPARSE,
     "sparsify (wanda)": _SPARSE,
