@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from compressor.data.files import is_local
 from compressor.data.packing import IntArray, too_short
 from compressor.data.plain import PIECE_CHARACTERS
-from compressor.data.sources import Documents, describe_source, is_local, survey
+from compressor.data.sources import Documents, describe_source, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, TokenArray, grouped, tokenise_all
 from compressor.recipe.recipe import Calibration
 

@@ -8,9 +8,9 @@ from typing import Any
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.data.conversations import render_all, responses
-from compressor.data.files import find_files
-from compressor.data.hub import check_hub_split
-from compressor.data.sources import Documents, Split, is_local, survey
+from compressor.data.files import find_files, is_local
+from compressor.data.hub import open_hub_split
+from compressor.data.sources import Documents, Split, survey
 from compressor.data.tokenise import GROUP_DOCUMENTS, LossOn, grouped
 
 # No text takes more characters for a token, on average: a bound for what a budget of tokens will read.
@@ -30,7 +30,7 @@ def check_texts(specs: Iterable[str], console: Console) -> None:
     """
     for spec in dict.fromkeys(specs):
         if not is_local(spec):
-            check_hub_split(spec)
+            open_hub_split(spec)
             continue
         text, found = find_files(spec), survey(spec)
         if text.cards:
@@ -81,14 +81,7 @@ def _without_responses(spec: str, found: str) -> UsageError:
 def check_rendering(
     spec: str, split: Split, tokenizer: Any, *, max_tokens: int | None, loss_on: LossOn = "all"
 ) -> None:
-    """Render what will be read of a local text's conversations.
-
-    Args:
-        spec: The text.
-        split: Which part.
-        tokenizer: Has the chat template.
-        max_tokens: About how much will be read; None for all.
-        loss_on: `responses` to find these as well.
+    """Render about `max_tokens`, None for all, of a local text's conversations, and find their responses.
 
     Raises:
         UsageError: for responses and a text in which the template shows none.

@@ -76,9 +76,9 @@ def holds_json_rows(content: bytes) -> bool:
     Text in which prose follows an object does not count, such as a page about JSON.
     """
     text = content.decode("utf-8", errors="ignore").removeprefix("\ufeff")
-    decoder, position, num_rows = json.JSONDecoder(), _behind_space(text, 0), 0
+    decoder, position, num_rows = json.JSONDecoder(), behind_space(text, 0), 0
     is_list = text.startswith("[", position)
-    position = _behind_space(text, position + is_list)
+    position = behind_space(text, position + is_list)
     while num_rows < _TELLING_ROWS and position < len(text):
         if is_list and text[position] == "]":
             return num_rows > 0 and not text[position + 1 :].strip()
@@ -89,9 +89,9 @@ def holds_json_rows(content: bytes) -> bool:
         if not (isinstance(value, dict) and any(name in value for name in LEADING_FIELDS)):
             return False
         num_rows += 1
-        position = _behind_space(text, position)
+        position = behind_space(text, position)
         if is_list and text.startswith(",", position):
-            position = _behind_space(text, position + 1)
+            position = behind_space(text, position + 1)
     return num_rows > 0
 
 
@@ -115,6 +115,7 @@ def refuse_csv(path: Path, head: bytes) -> None:
             )
 
 
-def _behind_space(text: str, position: int) -> int:
+def behind_space(text: str, position: int) -> int:
+    """The first position from this one on that holds something else than JSON's white space."""
     found = _SPACE.match(text, position)
     return position if found is None else found.end()

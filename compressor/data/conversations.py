@@ -31,18 +31,11 @@ _TELLING_CHARACTERS = 8
 _OTHER_CONTENTS = ("qzxaxzq", "zxqbqxz")
 
 
-def render(document: Document, tokenizer: Any) -> str:
-    """A document as the text that is tokenised; see `render_all`."""
-    return render_all([document], tokenizer)[0].text
-
-
 def render_all(documents: Sequence[Document], tokenizer: Any, *, tracks: bool = False) -> list[Rendered]:
     """Documents as the texts that are tokenised, special tokens of the chat template included.
 
-    Args:
-        documents: Rendered together, so that the template's process is asked but twice.
-        tokenizer: Has the template.
-        tracks: Whether the spans of `{% generation %}` blocks are wanted.
+    They are rendered together, so that the template's process is asked but twice; where `tracks`, with the
+    spans of `{% generation %}` blocks.
 
     Raises:
         UsageError: for a conversation and a tokenizer without a chat template, or with one that refuses it or
@@ -76,14 +69,8 @@ def responses(document: Document, rendered: Rendered, tokenizer: Any, *, where: 
     These are the completion of a prompt, and the assistant's turns of a conversation with the token that
     ends each: what the template's `{% generation %}` blocks made, or else what follows the rendering of
     the messages before with the header of an answer, whether the template writes that header as a prompt or
-    with the answer alone. A message whose `weight` is 0, or `train` false, is
-    none.
-
-    Args:
-        document: The document.
-        rendered: What `render_all` made of it, with `tracks`.
-        tokenizer: Has the template.
-        where: The document's place, for messages.
+    with the answer alone. A message whose `weight` is 0, or `train` false, is none. `rendered` is what
+    `render_all` made of the document, with `tracks`.
 
     Raises:
         UsageError: for a text without responses, or a message that counts in part.
@@ -113,15 +100,8 @@ def _plain(document: Document) -> str:
     return document
 
 
-def _job(chat: Conversation, messages: list[Message], *, prompts: bool = False, tracks: bool = False) -> Job:
-    return Job(
-        messages=messages,
-        tools=chat.tools,
-        extras=chat.extras,
-        prompts=prompts,
-        tracks=tracks,
-        where=chat.where,
-    )
+def _job(chat: Conversation, messages: list[Message], *, tracks: bool = False) -> Job:
+    return Job(**{**vars(chat), "messages": messages, "tracks": tracks})
 
 
 def _has_calls(chat: Conversation) -> bool:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 from compressor.core.errors import UsageError
 from compressor.data.content import (
@@ -28,21 +28,16 @@ from compressor.data.content import (
     refuse_binary,
     refuse_csv,
 )
-from compressor.data.selection import cards_among, other_splits_among
+from compressor.data.selection import (
+    LOCAL_SUFFIXES,
+    PACKED_SUFFIXES,
+    Kind,
+    cards_among,
+    kind_of_name,
+    other_splits_among,
+)
 from compressor.runs.artifact import sha256_of_file
 
-Kind = Literal["plain", "jsonl", "json", "csv", "tsv", "parquet", "saved"]
-
-_KIND_OF_SUFFIX: dict[str, Kind] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-_PACKED_SUFFIXES = (".gz", ".zst")
-_LOCAL_SUFFIXES = (".txt", ".md", *_KIND_OF_SUFFIX, *_PACKED_SUFFIXES)
 _GLOB_CHARACTERS = frozenset("*?[")
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _HEAD_BYTES = 4096
@@ -102,7 +97,7 @@ def is_local(spec: str) -> bool:
     """Whether a SOURCE names files rather than a hub data set."""
     return (
         spec.startswith(("/", "./", "../", "~"))
-        or Path(spec).suffix in _LOCAL_SUFFIXES
+        or Path(spec).suffix in LOCAL_SUFFIXES
         or not _GLOB_CHARACTERS.isdisjoint(spec)
         or Path(spec).exists()
     )
@@ -117,10 +112,10 @@ def find_files(spec: str) -> LocalText:
     path = Path(spec).expanduser()
     if path.is_dir():
         if _is_saved_data_set(path):
-            saved = [(file, file.relative_to(path).as_posix()) for file in _files_below(path)]
-            files = tuple(TextFile(path=file, name=name, kind="saved") for file, name in saved)
+            saved = _files_below(path).items()
+            files = tuple(TextFile(path=file, name=name, kind="saved") for name, file in saved)
             return LocalText(spec=spec, files=files, folder=path)
-        found = {file.relative_to(path).as_posix(): file for file in _files_below(path)}
+        found = _files_below(path)
         if not found:
             raise UsageError(
                 "this directory holds no text",
@@ -128,13 +123,16 @@ def find_files(spec: str) -> LocalText:
                 hint="put text files into it, or name another directory",
             )
     elif path.exists() or _GLOB_CHARACTERS.isdisjoint(spec):
-        return LocalText(spec=spec, files=(_text_file(path, path.name, is_alone=True),))
+        found = {path.name: path}
     else:
         found = _matches(spec, path)
-    cards = cards_among(list(found), is_table=_is_table)
-    other_splits = other_splits_among([name for name in found if name not in cards], is_table=_is_table)
+    cards = cards_among(list(found))
+    other_splits = other_splits_among([name for name in found if name not in cards])
     read = {name: file for name, file in found.items() if name not in {*cards, *other_splits}}
-    files = tuple(_text_file(file, name, is_alone=len(read) == 1) for name, file in read.items())
+    files = tuple(
+        TextFile(path=file, name=name, kind=_checked_kind(file, is_alone=len(read) == 1))
+        for name, file in read.items()
+    )
     _refuse_mixture(spec, files)
     return LocalText(spec=spec, files=files, cards=cards, other_splits=other_splits)
 
@@ -253,14 +251,14 @@ def _is_saved_data_set(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or all((path / name).is_file() for name in names)
 
 
-def _files_below(directory: Path) -> list[Path]:
-    """Every file but hidden ones, and those in hidden directories, by name."""
-    found = [
-        path
-        for path in directory.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(directory).parts) and not path.is_dir()
-    ]
-    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+def _files_below(directory: Path) -> dict[str, Path]:
+    """Every file but hidden ones, and those in hidden directories, by and in the order of its name."""
+    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*")}
+    return {
+        name: path
+        for name, path in sorted(found.items())
+        if not path.is_dir() and not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 def _matches(spec: str, path: Path) -> dict[str, Path]:
@@ -271,20 +269,6 @@ def _matches(spec: str, path: Path) -> dict[str, Path]:
         raise UsageError("no file matches this pattern", where=spec, hint="check the path and the pattern")
     directory = os.path.commonpath([file.parent for file in files])
     return {file.relative_to(directory).as_posix(): file for file in files}
-
-
-def _text_file(path: Path, name: str, *, is_alone: bool) -> TextFile:
-    return TextFile(path=path, name=name, kind=_checked_kind(path, is_alone=is_alone))
-
-
-def _kind_of_name(path: Path) -> Kind:
-    """What a file's name says of it, compressed or not."""
-    inner = path.with_suffix("") if path.suffix.lower() in _PACKED_SUFFIXES else path
-    return _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
-
-
-def _is_table(name: str) -> bool:
-    return _kind_of_name(Path(name)) != "plain"
 
 
 def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
@@ -307,11 +291,10 @@ def _checked_kind(path: Path, *, is_alone: bool) -> Kind:
         )
     if status.st_size == 0 and is_alone:
         raise UsageError("this text is empty", where=str(path), hint="give a file with text")
-    packed = path.suffix.lower() in _PACKED_SUFFIXES
-    kind = _kind_of_name(path)
+    kind = kind_of_name(path)
     head = _head(path)
     is_packed = head.startswith((_GZIP, _ZSTD))
-    if packed and not is_packed and status.st_size:
+    if path.suffix.lower() in PACKED_SUFFIXES and not is_packed and status.st_size:
         raise UsageError(
             "this file is not compressed as its name says",
             where=str(path),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from compressor.core.errors import NetworkError, UsageError
@@ -50,39 +49,13 @@ def hub_name(spec: str) -> HubName:
     return HubName(data_set, config, split or _DEFAULT_SPLIT)
 
 
-def check_hub_split(spec: str) -> None:
-    """Refuse a data set without the split that is to be read of it.
+def open_hub_split(spec: str) -> Any:
+    """The split that a SOURCE names, as a stream of rows.
 
     Raises:
         UsageError: for what is not a data set id, configuration or split; with the splits that there are.
         NetworkError: when the hub cannot be reached.
     """
-    _open(spec)
-
-
-def open_hub_data_set(spec: str, bounds: tuple[int, int | None], state: Mapping[str, object] | None) -> Any:
-    """A stream of rows, `bounds[0]` up to `bounds[1]` of one split of a data set.
-
-    Args:
-        spec: As `hub_name` reads it.
-        bounds: First row and the one behind the last, None for no end.
-        state: What the stream's `state_dict()` returned, to continue behind the row taken last.
-
-    Raises:
-        UsageError: for what is not a data set id, configuration or split.
-        NetworkError: when the hub cannot be reached.
-    """
-    stream = _open(spec)
-    first, end = bounds
-    stream = stream.skip(first) if first else stream
-    stream = stream if end is None else stream.take(end - first)
-    if state is not None:
-        stream.load_state_dict(state)
-    return stream
-
-
-def _open(spec: str) -> Any:
-    """The split as a stream."""
     from datasets import load_dataset
 
     name, revision = hub_name(spec), hub_revision(spec)

@@ -16,13 +16,8 @@ class _Said(TypedDict):
 class Message(_Said, total=False):
     """A message as chat templates take it; other fields of a row's message stay in it unread.
 
-    Attributes:
-        role: Who speaks.
-        content: What is said; None beside calls or reasoning where a row has none.
-        tool_calls: JSON objects, at least one.
-        reasoning_content: Thoughts before the answer.
-        reasoning: The same under another name.
-        thinking: The same under another name.
+    Its content is None beside calls, of which there is at least one, or reasoning where a row has none.
+    Reasoning, the thoughts before the answer, stands under one of several names.
     """
 
     tool_calls: list[dict[str, object]]
@@ -33,24 +28,14 @@ class Message(_Said, total=False):
 
 # Other names of who speaks, ShareGPT's first of all.
 _ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
+    **dict.fromkeys(("human", "prompter", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "bot", "model", "assistant"), "assistant"),
     "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 # Who calls a function in the turn whose text is the call, as JSON.
 _CALLER = "function_call"
-_HINT = "correct or remove this row"
+CORRECT = "correct or remove this row"
 # Far deeper than calls and schemas are, and far from what JSON and templates are able to.
 _MAX_LEVELS = 100
 # What a table, or OpenAI's interface, may keep as JSON.
@@ -64,8 +49,6 @@ REASONING_FIELDS: tuple[Literal["reasoning_content", "reasoning", "thinking"], .
 
 def read_messages(raw: object, where: str) -> list[Message]:
     """A list of messages as templates take them: `role`, `content`, and what else each holds.
-
-    A content is a string; None beside calls or reasoning where a row has none.
 
     Raises:
         UsageError: for what is not a conversation, with its place.
@@ -92,7 +75,7 @@ def require_shallow(value: object, where: str) -> None:
         "a conversation's JSON is nested too deeply",
         where=where,
         expected=f"at most {_MAX_LEVELS} levels",
-        hint=_HINT,
+        hint=CORRECT,
     )
 
 
@@ -165,7 +148,7 @@ def _with_calls(message: dict[str, object], where: str, number: int) -> dict[str
             where=where,
             expected='{"name": ..., "arguments": {...}}',
             found=f"message {number}: {str(message.get('content'))[:80]}",
-            hint=_HINT,
+            hint=CORRECT,
         )
     rest = {key: item for key, item in message.items() if key != "content"}
     return {**rest, "tool_calls": [{"type": "function", "function": call} for call in calls]}
@@ -257,5 +240,5 @@ def _no_conversation(where: str, found: str) -> UsageError:
         where=where,
         expected='[{"role": "user", "content": "..."}, ...]',
         found=found,
-        hint=_HINT,
+        hint=CORRECT,
     )

@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
-from compressor.data.rows import Document
 from compressor.data.sources import Documents, Position, Split
-from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenise_all, tokenised_groups
+from compressor.data.tokenise import LossOn, TokenArray, Tokenised, tokenised_groups
 from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
 
 # The label of a position that has no next token to predict; torch's cross-entropy skips it by default.
@@ -57,15 +56,6 @@ class Window(_Predicted, total=False):
     domain_id: int
     teacher_top_ids: npt.NDArray[np.int32]
     teacher_top_logprobs: npt.NDArray[np.float16]
-
-
-def tokenise(spec: str, document: Document, tokenizer: Any) -> TokenArray:
-    """One document's token ids, without BOS; a row of a table ends with one end-of-text token.
-
-    Raises:
-        UsageError: for a conversation that cannot be rendered, or a text the tokenizer cannot take.
-    """
-    return tokenise_all(spec, [document], tokenizer)[0].ids
 
 
 def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len: int) -> TokenArray:
@@ -126,41 +116,36 @@ def write_tokens(
         VerificationError: when a finished file is not what was written.
     """
     wanted = _Wanted(source=spec, split=split, max_tokens=max_tokens, loss_on=loss_on)
-    done = _read_progress(path, wanted)
-    if done.complete:
-        check_tokens(path)
-        return done.num_tokens
-    reader = Documents(spec, split, position=done.position, answers=loss_on == "responses")
-    written = _Written(done.num_tokens, done.num_starts, done.num_documents)
+    written = _read_progress(path, wanted)
+    if written.complete:
+        _check_tokens(path, written)
+        return written.num_tokens
+    reader = Documents(spec, split, position=written.position, answers=loss_on == "responses")
     with (
-        _continued(path, done.num_tokens * 4) as file,
-        _continued(starts_path(path), done.num_starts * 8) as starts,
-        _continued(mask_path(path), done.num_tokens if loss_on == "responses" else 0) as mask,
+        _continued(path, written.num_tokens * 4) as file,
+        _continued(starts_path(path), written.num_starts * 8) as starts,
+        _continued(mask_path(path), written.num_tokens if loss_on == "responses" else 0) as mask,
     ):
-        last_saved = done.num_tokens
+        last_saved = written.num_tokens
         for group in tokenised_groups(reader, spec, tokenizer, loss_on=loss_on):
             for document in group:
-                written.add_(document, file, starts, mask, max_tokens=max_tokens)
+                written.add_(document, file, starts, mask)
             if written.num_tokens >= max_tokens:
                 break
             if written.num_tokens - last_saved >= SAVE_EVERY_TOKENS:
                 _sync(file, starts, mask)
                 last_saved = written.num_tokens
-                _save(path, wanted, written, reader, complete=False)
+                _save(path, written, reader, complete=False)
         _sync(file, starts, mask)
     if loss_on == "all":
         mask_path(path).unlink()
-    _save(path, wanted, written, reader, complete=True)
+    _save(path, written, reader, complete=True)
     return written.num_tokens
 
 
-def check_tokens(path: Path) -> None:
-    """Compare a finished token file, and what lies beside it, with what was recorded when it was written.
-
-    Raises:
-        VerificationError: naming the file that is missing or another.
-    """
-    for name, expected in _read_record(path).files.items():
+def _check_tokens(path: Path, written: _Progress) -> None:
+    """Compare a finished token file, and what lies beside it, with what was recorded when it was written."""
+    for name, expected in written.files.items():
         file = path.with_name(name)
         found = _described(file) if file.is_file() else None
         if found != expected:
@@ -185,37 +170,6 @@ def text_record(path: Path) -> dict[str, object]:
     }
 
 
-def remove_tokens(path: Path) -> None:
-    """Remove a token file and what `write_tokens` keeps beside it."""
-    for file in (path, starts_path(path), mask_path(path), progress_path(path)):
-        file.unlink(missing_ok=True)
-
-
-@dataclass
-class _Written:
-    """What has been written to a token file and beside it."""
-
-    num_tokens: int
-    num_starts: int
-    num_documents: int
-
-    def add_(
-        self, document: Tokenised, file: BinaryIO, starts: BinaryIO, mask: BinaryIO, *, max_tokens: int
-    ) -> None:
-        """Append a document, or what the budget leaves of it."""
-        kept = document.ids[: max_tokens - self.num_tokens]
-        if not len(kept):
-            return
-        if self.num_tokens == 0 or document.begins:
-            starts.write(np.uint64(self.num_tokens).astype("<u8").tobytes())
-            self.num_starts += 1
-        self.num_documents += document.begins
-        file.write(kept.astype("<u4").tobytes())
-        if document.mask is not None:
-            mask.write(document.mask[: len(kept)].tobytes())
-        self.num_tokens += len(kept)
-
-
 @dataclass(frozen=True)
 class _FileState:
     """A file's size and sha256."""
@@ -234,7 +188,7 @@ class _Wanted:
     loss_on: LossOn
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Progress:
     """What is recorded beside a token file: what it is to hold, and how far it is written."""
 
@@ -248,22 +202,29 @@ class _Progress:
     complete: bool = False
     files: dict[str, _FileState] = field(default_factory=dict)
 
+    def add_(self, document: Tokenised, file: BinaryIO, starts: BinaryIO, mask: BinaryIO) -> None:
+        """Append a document, or what the budget leaves of it."""
+        kept = document.ids[: self.wanted.max_tokens - self.num_tokens]
+        if not len(kept):
+            return
+        if self.num_tokens == 0 or document.begins:
+            starts.write(np.uint64(self.num_tokens).astype("<u8").tobytes())
+            self.num_starts += 1
+        self.num_documents += document.begins
+        file.write(kept.astype("<u4").tobytes())
+        if document.mask is not None:
+            mask.write(document.mask[: len(kept)].tobytes())
+        self.num_tokens += len(kept)
 
-def _save(path: Path, wanted: _Wanted, written: _Written, reader: Documents, *, complete: bool) -> None:
+
+def _save(path: Path, written: _Progress, reader: Documents, *, complete: bool) -> None:
     """Record how far a token file is written; of a finished one also what it and its companions are."""
-    files = (
-        [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()] if complete else []
-    )
-    progress = _Progress(
-        wanted=wanted,
-        **asdict(written),
-        num_empty=reader.num_empty,
-        num_replaced=reader.num_replaced,
-        position=None if complete else reader.position(),
-        complete=complete,
-        files={file.name: _described(file) for file in files},
-    )
-    write_json(progress_path(path), sealed(asdict(progress)))
+    written.num_empty, written.num_replaced = reader.num_empty, reader.num_replaced
+    written.position, written.complete = None if complete else reader.position(), complete
+    if complete:
+        files = [file for file in (path, starts_path(path), mask_path(path)) if file.is_file()]
+        written.files = {file.name: _described(file) for file in files}
+    write_json(progress_path(path), sealed(asdict(written)))
 
 
 def _described(file: Path) -> _FileState:

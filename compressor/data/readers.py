@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compressor.core.errors import UsageError
+from compressor.data.content import behind_space
 from compressor.data.files import MAX_LINE_BYTES, LocalText, TextFile, decoded, open_unpacked, read_lines
+from compressor.data.messages import CORRECT
 from compressor.data.rows import ROW_FIELDS, replace_surrogates, without_nulls
 
 # A JSON document is held in memory as text while its rows are decoded one by one.
@@ -18,7 +20,6 @@ MAX_JSON_BYTES = 1 << 30
 # Keys under which JSON documents keep their rows.
 _LIST_KEYS = ("data", "rows", "train")
 _BATCH_ROWS = 1000
-_JSON_SPACE = " \t\r\n"
 
 
 class Row(NamedTuple):
@@ -51,7 +52,9 @@ def read_rows(text: LocalText) -> Iterator[Row]:
 def _json_lines(file: TextFile) -> Iterator[Row]:
     for number, line in read_lines(file.path):
         where = f"{file.path}:{number}"
-        yield Row(where, None) if line.isspace() else _parsed(line, where)
+        with _json_at(where, where):
+            row = Row(where, None) if line.isspace() else _repaired(where, json.loads(line), line)
+        yield row
 
 
 def _json(file: TextFile) -> Iterator[Row]:
@@ -89,27 +92,23 @@ def _document_rows(text: str, path: Path) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     in_list, position = False, 0
     line, counted, number = 1, 0, 0
-    while (position := _skip(text, position)) < len(text):
+    while (position := behind_space(text, position)) < len(text):
         if text[position] == ("]" if in_list else "["):
             in_list, position = not in_list, position + 1
             continue
         line, counted, number = line + text.count("\n", counted, position), position, number + 1
         where = f"{path}:{line}, row {number}"
-        try:
+        with _json_at(where, f"{path}:{line}"):
             value, end = decoder.raw_decode(text, position)
-            value, num_replaced = _repaired(value, text[position:end])
-        except RecursionError as error:
-            raise _not_json(where, "JSON nested too deeply") from error
-        except ValueError as error:
-            raise _not_json(f"{path}:{line}", error) from error
+            row = _repaired(where, value, text[position:end])
         if in_list:
-            yield Row(where, value, num_replaced)
-            position = _skip(text, end)
+            yield row
+            position = behind_space(text, end)
             if not text.startswith((",", "]"), position):
                 raise _not_json(where, "no ',' or ']' behind it")
             position += text[position] == ","
         else:
-            yield from _unfolded(Row(where, value, num_replaced))
+            yield from _unfolded(row)
             position = end
     if in_list:
         raise _not_json(str(path), "the file ends before the list does")
@@ -128,26 +127,21 @@ def _unfolded(row: Row) -> Iterator[Row]:
         yield Row(f"{row.where}, {key}[{number}]", inner, 0 if number else row.num_replaced)
 
 
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _JSON_SPACE:
-        position += 1
-    return position
-
-
-def _parsed(line: str, where: str) -> Row:
+@contextlib.contextmanager
+def _json_at(where: str, line: str) -> Iterator[None]:
+    """Name the place of what is not JSON."""
     try:
-        value = json.loads(line)
-        value, num_replaced = _repaired(value, line)
+        yield
     except RecursionError as error:
         raise _not_json(where, "JSON nested too deeply") from error
     except ValueError as error:
-        raise _not_json(where, error) from error
-    return Row(where, value, num_replaced)
+        raise _not_json(line, error) from error
 
 
-def _repaired(value: Any, source: str) -> tuple[Any, int]:
-    """A value without lone surrogates, which only an escape can have put there."""
-    return replace_surrogates(value) if "\\ud" in source or "\\uD" in source else (value, 0)
+def _repaired(where: str, value: Any, source: str) -> Row:
+    """A row without lone surrogates, which only an escape can have put there."""
+    has_escapes = "\\ud" in source or "\\uD" in source
+    return Row(where, *(replace_surrogates(value) if has_escapes else (value, 0)))
 
 
 def _separated(file: TextFile) -> Iterator[Row]:
@@ -164,7 +158,7 @@ def _separated(file: TextFile) -> Iterator[Row]:
             where, first_line = f"{path}:{first_line}", reader.line_num + 1
             if names is None:
                 names = fields
-                _require_column(names, path)
+                _columns(names, path)
             elif fields and len(fields) != len(names):
                 raise UsageError(
                     "a row has another number of fields than the first line",
@@ -185,38 +179,20 @@ def _separated(file: TextFile) -> Iterator[Row]:
 
 
 def _parquet(file: TextFile) -> Iterator[Row]:
-    with _parquet_file(file.path) as table:
-        names = table.schema_arrow.names
-        _require_column(names, file.path)
-        columns = [name for name in ROW_FIELDS if name in names]
-        number = 0
-        for batch in table.iter_batches(columns=columns, batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield Row(f"{file.path}, row {number}", without_nulls(row))
-
-
-@contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
-    from pyarrow.lib import ArrowException
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            yield table
-    except (ArrowException, OSError) as error:
-        raise _unreadable("this Parquet file", path, error) from error
+    with _arrow_errors("this Parquet file", file.path), pyarrow.parquet.ParquetFile(file.path) as table:
+        columns = _columns(table.schema_arrow.names, file.path)
+        yield from _arrow_rows(table.iter_batches(columns=columns, batch_size=_BATCH_ROWS), file.path)
 
 
 def _saved_rows(folder: Path) -> Iterator[Row]:
     """A data set saved by `datasets`: of several splits `train`."""
     from datasets import DatasetDict, load_from_disk
-    from pyarrow.lib import ArrowException
 
-    try:
+    what = "this saved data set"
+    with _arrow_errors(what, folder, ValueError, KeyError, TypeError):
         data = load_from_disk(str(folder))
-    except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable("this saved data set", folder, error) from error
     if isinstance(data, DatasetDict):
         if "train" not in data and len(data) != 1:
             raise UsageError(
@@ -226,28 +202,38 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
                 hint="give the directory of one of them",
             )
         data = data["train"] if "train" in data else next(iter(data.values()))
-    _require_column(data.column_names, folder)
-    columns = [name for name in ROW_FIELDS if name in data.column_names]
-    number = 0
+    columns = _columns(data.column_names, folder)
+    with _arrow_errors(what, folder):
+        batches = data.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+        yield from _arrow_rows(batches, folder)
+
+
+def _arrow_rows(batches: Iterable[Any], path: Path) -> Iterator[Row]:
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield Row(f"{path}, row {number}", without_nulls(row))
+
+
+@contextlib.contextmanager
+def _arrow_errors(what: str, path: Path, *more: type[Exception]) -> Iterator[None]:
+    from pyarrow.lib import ArrowException
+
     try:
-        for batch in data.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield Row(f"{folder}, row {number}", without_nulls(row))
-    except (ArrowException, OSError) as error:
-        raise _unreadable("this saved data set", folder, error) from error
+        yield
+    except (ArrowException, OSError, *more) as error:
+        raise UsageError(
+            f"{what} cannot be read", where=str(path), found=error, hint="copy or write it again"
+        ) from error
 
 
 def _not_json(where: str, found: object) -> UsageError:
-    return UsageError("this is not JSON", where=where, found=found, hint="correct or remove this row")
+    return UsageError("this is not JSON", where=where, found=found, hint=CORRECT)
 
 
-def _unreadable(what: str, path: Path, error: Exception) -> UsageError:
-    return UsageError(f"{what} cannot be read", where=str(path), found=error, hint="copy or write it again")
-
-
-def _require_column(names: list[str], path: Path) -> None:
-    if not any(name in names for name in ROW_FIELDS):
+def _columns(names: list[str], path: Path) -> list[str]:
+    """The columns that are read of a table, at least one."""
+    columns = [name for name in ROW_FIELDS if name in names]
+    if not columns:
         raise UsageError(
             "this table holds no text",
             where=str(path),
@@ -255,6 +241,7 @@ def _require_column(names: list[str], path: Path) -> None:
             found=", ".join(map(str, names[:20])),
             hint="rename the column that holds the text to text",
         )
+    return columns
 
 
 _READERS: dict[str, Callable[[TextFile], Iterator[Row]]] = {

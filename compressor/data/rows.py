@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from compressor.core.errors import UsageError
 from compressor.data.messages import (
+    CORRECT,
     Message,
     decoded,
     is_response,
@@ -91,10 +92,8 @@ Document = str | TextPiece | Completion | Conversation
 def document_of(row: object, *, where: str, answers: bool = False) -> Document | None:
     """What a row holds; None for a row whose fields are all empty.
 
-    Args:
-        row: As its file holds it.
-        where: Its place, for messages.
-        answers: Whether responses are wanted: a text goes behind the other fields then.
+    Where `answers`, that is responses, are wanted, a text goes behind the other fields. `where` is the row's
+    place, for messages.
 
     Raises:
         UsageError: for a row without a known field, or with one that is not what its name says.
@@ -128,10 +127,8 @@ def has_response(document: Document, *, where: str) -> bool:
     if not isinstance(document, Conversation):
         return False
     # All of them are asked, so that a weight that cannot be used is found.
-    found = [
-        is_response(message, where=where) and says_something(message)
-        for message in document.messages[document.num_prompt_messages :]
-    ]
+    own = document.messages[document.num_prompt_messages :]
+    found = [is_response(message, where=where) and says_something(message) for message in own]
     return any(found)
 
 
@@ -254,9 +251,9 @@ def _refuse_beside_strings(row: Row, where: str) -> None:
     """Refuse what only a chat template could write, beside strings that none renders."""
     found = [name for name in (*_SYSTEM, *_TOOLS) if decoded(row.get(name)) not in (None, "", [])]
     if found:
-        raise UsageError(
+        raise _unusable(
             "a row whose prompt and completion are strings cannot hold these fields as well",
-            where=where,
+            where,
             expected="two strings alone, or two lists of messages",
             found=", ".join(map(repr, found)),
             hint="give the row as 'messages', or remove these fields",
@@ -318,11 +315,6 @@ def _extras(row: Row, where: str) -> Mapping[str, object]:
 
 
 def _unusable(
-    what: str,
-    where: str,
-    *,
-    expected: object = None,
-    found: object = None,
-    hint: str = "correct or remove this row",
+    what: str, where: str, *, expected: object = None, found: object = None, hint: str = CORRECT
 ) -> UsageError:
     return UsageError(what, where=where, expected=expected, found=found, hint=hint)

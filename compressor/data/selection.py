@@ -7,9 +7,22 @@ directory: `train.jsonl`, `data/test-00000-of-00002.parquet`, `validation/part1.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+Kind = Literal["plain", "jsonl", "json", "csv", "tsv", "parquet", "saved"]
+
+_KIND_OF_SUFFIX: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+PACKED_SUFFIXES = (".gz", ".zst")
+LOCAL_SUFFIXES = (".txt", ".md", *_KIND_OF_SUFFIX, *PACKED_SUFFIXES)
 _CARD = re.compile(r"(readme|licen[cs]e|notice|citation)([^a-z].*)?", re.IGNORECASE)
 # What older versions of `datasets` left beside the files of a data set.
 _INFOS = ("dataset_info.json", "dataset_infos.json")
@@ -21,35 +34,34 @@ _SPLIT_WORDS: dict[str, Literal["train", "held_out"]] = {
 }
 
 
-def cards_among(names: Sequence[str], *, is_table: Callable[[str], bool]) -> tuple[str, ...]:
-    """Descriptions and licences beside data files; where there are no data files, they are text themselves.
-
-    Args:
-        names: Paths below the directory.
-        is_table: Whether a name is that of a data file.
-    """
-    cards = tuple(name for name in names if _is_card(name, is_table=is_table))
-    return cards if any(is_table(name) for name in names if name not in cards) else ()
+def kind_of_name(path: str | Path) -> Kind:
+    """What a file's name says of it, compressed or not."""
+    inner = Path(path)
+    if inner.suffix.lower() in PACKED_SUFFIXES:
+        inner = inner.with_suffix("")
+    return _KIND_OF_SUFFIX.get(inner.suffix.lower(), "plain")
 
 
-def other_splits_among(names: Sequence[str], *, is_table: Callable[[str], bool]) -> tuple[str, ...]:
+def cards_among(names: Sequence[str]) -> tuple[str, ...]:
+    """Descriptions and licences beside data files; where there are no data files, they are the text."""
+    cards = tuple(name for name in names if _is_card(name))
+    return cards if any(_is_table(name) for name in names if name not in cards) else ()
+
+
+def other_splits_among(names: Sequence[str]) -> tuple[str, ...]:
     """What is of no training split, where some files are of a training split and others of another.
 
     Among plain texts all must be of one or the other: a directory of code that holds `train.py` and
     `test_it.py` is not a data set.
-
-    Args:
-        names: Paths below the directory.
-        is_table: Whether a name is that of a data file.
     """
-    splits = {name: split_of(name) for name in names}
-    is_data_set = None not in splits.values() or any(is_table(name) for name in names)
+    splits = {name: _split_of(name) for name in names}
+    is_data_set = None not in splits.values() or any(map(_is_table, names))
     if not is_data_set or not {"train", "held_out"} <= set(splits.values()):
         return ()
     return tuple(name for name, split in splits.items() if split != "train")
 
 
-def split_of(name: str) -> Literal["train", "held_out"] | None:
+def _split_of(name: str) -> Literal["train", "held_out"] | None:
     """What a path below a directory says of the split; None for nothing, or for both."""
     for part in reversed(name.lower().split("/")):
         words = _SEPARATORS.split(part)
@@ -59,6 +71,10 @@ def split_of(name: str) -> Literal["train", "held_out"] | None:
     return None
 
 
-def _is_card(name: str, *, is_table: Callable[[str], bool]) -> bool:
+def _is_card(name: str) -> bool:
     base = name.rpartition("/")[2]
-    return base in _INFOS or (_CARD.fullmatch(base) is not None and not is_table(name))
+    return base in _INFOS or (_CARD.fullmatch(base) is not None and not _is_table(name))
+
+
+def _is_table(name: str) -> bool:
+    return kind_of_name(name) != "plain"

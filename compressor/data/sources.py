@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from compressor.core.errors import NetworkError, UsageError
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
-from compressor.data.hub import ONLINE, hub_name, hub_revision, open_hub_data_set
+from compressor.data.hub import ONLINE, hub_name, hub_revision, open_hub_split
 from compressor.data.plain import find_cut, num_characters, pieces
 from compressor.data.readers import read_rows
 from compressor.data.rows import (
@@ -35,24 +35,12 @@ from compressor.data.rows import (
 )
 from compressor.runs.inputs import OF_BYTES, OF_DOCUMENTS
 
-__all__ = [
-    "Documents",
-    "Position",
-    "Split",
-    "Survey",
-    "documents",
-    "is_local",
-    "source_fingerprint",
-    "survey",
-]
-
 Split = Literal["train", "held_out", "all"]
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_HUB_DOCUMENTS = 1000
 # A record stays readable; the sum over all files says that they are the same.
 MAX_LISTED_FILES = 20
-# What the fingerprint of a local text begins with: it is of running text's bytes, or of a table's documents.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +76,15 @@ class Survey:
     """
 
     num_documents: int
-    num_empty: int
-    num_replaced: int
+    num_empty: int = 0
+    num_replaced: int = 0
     num_characters: int
     cut: int
     is_plain: bool
-    has_conversations: bool
+    has_conversations: bool = False
     plain_rows: str | None
-    first_response: int | None
-    digest: str | None
+    first_response: int | None = None
+    digest: str | None = None
 
 
 def source_fingerprint(spec: str) -> str:
@@ -124,9 +112,7 @@ def source_fingerprint(spec: str) -> str:
 def survey(spec: str, *, answers: bool = False) -> Survey:
     """Read and check all of a local text, once as long as its files do not change.
 
-    Args:
-        spec: A local SOURCE.
-        answers: Whether it is read for its responses.
+    `answers` says that it is read for its responses.
 
     Raises:
         UsageError: for a row or a file that cannot be read, with its place; for a text without documents.
@@ -139,6 +125,7 @@ class Documents:
     """A source's documents in order, and the position from which they can be taken up again.
 
     Attributes:
+        num_taken: How many were taken so far, those before the position included.
         num_empty: Rows without a content that were passed over so far; of a local text, all of them.
         num_replaced: The same of lone surrogates.
     """
@@ -151,47 +138,41 @@ class Documents:
         Args:
             spec: SOURCE as given on the command line; `ID:CONFIG:SPLIT` names a part of a hub data set.
             split: Which part.
-            position: Where to continue: what `position` returned when the last document was taken.
+            position: Where to continue.
             answers: Whether it is read for its responses.
 
         Raises:
             UsageError: for a text that is missing, empty or malformed.
             NetworkError: when the hub cannot be reached.
         """
+        position = position or Position(documents=0)
         self._spec, self._answers = spec, answers
-        self._num_taken = position.documents if position else 0
-        self.num_empty = position.empty if position else 0
-        self.num_replaced = 0
+        self.num_taken, self.num_empty, self.num_replaced = position.documents, position.empty, 0
         self._hub: Any = None
         if is_local(spec):
-            text = find_files(spec)
             found = survey(spec, answers=answers)
             self.num_empty, self.num_replaced = found.num_empty, found.num_replaced
-            self._rows: Iterator[Document] = itertools.islice(
-                _local_documents(text, found, split, answers=answers), self._num_taken, None
-            )
+            rows = _local_documents(find_files(spec), found, split, answers=answers)
+            self._rows: Iterator[Document] = itertools.islice(rows, self.num_taken, None)
         else:
-            self._hub = open_hub_data_set(spec, _hub_bounds(split), position.stream if position else None)
+            self._hub = _hub_part(spec, split)
+            if position.stream is not None:
+                self._hub.load_state_dict(position.stream)
             self._rows = self._hub_documents()
 
     def __iter__(self) -> Iterator[Document]:
         for document in self._rows:
-            self._num_taken += 1
+            self.num_taken += 1
             yield document
-
-    @property
-    def num_taken(self) -> int:
-        """How many documents were taken, those before the position included."""
-        return self._num_taken
 
     def position(self) -> Position:
         """Behind the last document taken."""
         if self._hub is None:
-            return Position(documents=self._num_taken)
-        return Position(documents=self._num_taken, empty=self.num_empty, stream=dict(self._hub.state_dict()))
+            return Position(documents=self.num_taken)
+        return Position(documents=self.num_taken, empty=self.num_empty, stream=dict(self._hub.state_dict()))
 
     def _hub_documents(self) -> Iterator[Document]:
-        first = self._num_taken + self.num_empty + 1
+        first = self.num_taken + self.num_empty + 1
         try:
             for number, row in enumerate(self._hub, first):
                 where = f"{self._spec}, row {number}"
@@ -232,11 +213,6 @@ def describe_source(spec: str) -> dict[str, object]:
     }
 
 
-def documents(spec: str, split: Split) -> Iterator[Document]:
-    """Stream a source's documents from the first; see `Documents`."""
-    yield from Documents(spec, split)
-
-
 @functools.lru_cache
 def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...], answers: bool) -> Survey:  # noqa: FBT001 - a key of the cache
     if text.is_plain:
@@ -245,15 +221,10 @@ def _survey(text: LocalText, _state: tuple[tuple[str, int, int], ...], answers: 
             raise UsageError("this text is empty", where=text.spec, hint="give a file with text")
         return Survey(
             num_documents=len(text.files),
-            num_empty=0,
-            num_replaced=0,
             num_characters=total,
             cut=find_cut(text, total, HELD_OUT_FRACTION),
             is_plain=True,
-            has_conversations=False,
             plain_rows=text.spec,
-            first_response=None,
-            digest=None,
         )
     return _survey_rows(text, answers=answers)
 
@@ -329,10 +300,8 @@ def _local_documents(text: LocalText, found: Survey, split: Split, *, answers: b
     yield from itertools.islice(every, *bounds[split])
 
 
-def _hub_bounds(split: Split) -> tuple[int, int | None]:
-    bounds: dict[str, tuple[int, int | None]] = {
-        "train": (HELD_OUT_HUB_DOCUMENTS, None),
-        "held_out": (0, HELD_OUT_HUB_DOCUMENTS),
-        "all": (0, None),
-    }
-    return bounds[split]
+def _hub_part(spec: str, split: Split) -> Any:
+    stream = open_hub_split(spec)
+    if split == "all":
+        return stream
+    return (stream.skip if split == "train" else stream.take)(HELD_OUT_HUB_DOCUMENTS)

@@ -10,12 +10,13 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compressor.core.errors import ResourceError, UnsupportedError, UsageError, VerificationError
 from compressor.data.messages import Message
+from compressor.data.rows import Conversation
 from compressor.data.template_worker import JobRequest, Messages, Request
 
 # Far above what a batch of conversations takes.
@@ -32,24 +33,16 @@ _PROGRAM = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One rendering.
+class Job(Conversation):
+    """A conversation to render.
 
     Attributes:
-        messages: The conversation.
-        tools: Its functions' schemas, or None.
-        extras: Further arguments of the template.
         prompts: Whether the header of an answer is added.
         tracks: Whether the spans of `{% generation %}` blocks are wanted.
-        where: Place of the conversation, for messages.
     """
 
-    messages: Sequence[Message]
-    tools: Sequence[object] | None = None
-    extras: Mapping[str, object] = field(default_factory=dict)
     prompts: bool = False
     tracks: bool = False
-    where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +92,7 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
     object; where a content is null and it fails on that or writes None, as an empty text. The day that a
     template asks for is always the same.
 
-    Args:
-        jobs: Together within one limit of time.
-        tokenizer: Has the template.
+    All of them are rendered within one limit of time.
 
     Raises:
         UsageError: for a tokenizer without a template, or one that refuses a conversation.
@@ -111,12 +102,22 @@ def render_jobs(jobs: Sequence[Job], tokenizer: Any) -> list[Rendered]:
         return []
     templates: dict[str, int] = {}
     numbers = [templates.setdefault(template_of(tokenizer, tools=job.tools), len(templates)) for job in jobs]
-    special = _special_tokens(tokenizer)
+    # What `apply_chat_template` lays beside the conversation.
+    special = {
+        name: [str(token) for token in value] if isinstance(value, list | tuple) else str(value)
+        for name, value in tokenizer.special_tokens_map.items()
+    }
     described = [
         JobRequest(
             template=number,
             messages=[dict(message) for message in job.messages],
-            arguments=_arguments(job, special),
+            arguments={
+                **special,
+                **job.extras,
+                "tools": job.tools,
+                "add_generation_prompt": job.prompts,
+                "return_assistant_tokens_mask": job.tracks,
+            },
             objects=with_objects(job.messages),
         )
         for number, job in zip(numbers, jobs, strict=True)
@@ -166,25 +167,6 @@ def with_objects(messages: Sequence[Message]) -> tuple[Messages, list[str]] | No
         if calls := message.get("tool_calls"):
             copied["tool_calls"] = [of_call(call) for call in calls]
     return (changed, found) if found else None
-
-
-def _arguments(job: Job, special: Mapping[str, object]) -> dict[str, object]:
-    """What `apply_chat_template` gives to transformers' renderer."""
-    return {
-        **special,
-        **job.extras,
-        "tools": None if job.tools is None else list(job.tools),
-        "add_generation_prompt": job.prompts,
-        "return_assistant_tokens_mask": job.tracks,
-    }
-
-
-def _special_tokens(tokenizer: Any) -> dict[str, object]:
-    """What `apply_chat_template` lays beside the conversation."""
-    return {
-        name: [str(token) for token in value] if isinstance(value, list | tuple) else str(value)
-        for name, value in tokenizer.special_tokens_map.items()
-    }
 
 
 def _exceeds(tokenizer: Any, where: str, found: str) -> VerificationError:

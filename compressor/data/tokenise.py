@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.conversations import Span, render_all, responses
+from compressor.data.messages import CORRECT
 from compressor.data.rows import Document, TextPiece
 from compressor.data.sources import Documents
 
@@ -112,7 +113,7 @@ def _encode(text: str, tokenizer: Any, spans: list[Span] | None, where: str) -> 
             "the tokenizer cannot take this text",
             where=where,
             found=error,
-            hint="correct or remove this row",
+            hint=CORRECT,
         ) from error
     ids = list(found.input_ids)
     return ids, [] if spans is None else _mask(found.offset_mapping, spans)

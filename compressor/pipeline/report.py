@@ -11,7 +11,7 @@ import yaml
 from bench.report.results import ArmCell, CellResult, Results, Summary
 from compressor.choices.formats import FORMATS
 from compressor.core.escaping import markdown_code, markdown_row, markdown_text
-from compressor.data.sources import is_local
+from compressor.data.files import is_local
 from compressor.evaluation.record import EvaluationRecord
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.data.sources import is_local, source_fingerprint
+from compressor.data.files import is_local
+from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.planning.plan import planned_model, read_plan

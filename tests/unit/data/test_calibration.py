@@ -16,6 +16,7 @@ from compressor.core.errors import UsageError
 from compressor.data import calibration, hub, sources
 from compressor.data.calibration import calibration_windows, spread
 from compressor.recipe.recipe import Calibration
+from tests.unit.data.texts import write_rows
 
 SEQ_LEN = 32
 
@@ -57,8 +58,7 @@ def test_windows_are_those_of_the_whole_training_part(
     whole = "".join(lines)
     train = whole[: whole.index("\n", round(len(whole) * 0.9)) + 1]
     if kind == "jsonl":
-        path = tmp_path / "x.jsonl"
-        path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        path = write_rows(tmp_path / "x.jsonl", *({"text": line} for line in lines))
         kept = lines[: len(lines) - round(len(lines) * 0.1)]
         train = "".join(line + tiny_tokenizer.eos_token for line in kept)
     every = all_windows(train, tiny_tokenizer)
@@ -118,14 +118,11 @@ def test_a_hub_data_set_is_sampled_over_its_first_documents(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A local file stands in for the hub."""
-    file = tmp_path / "rows.jsonl"
     texts = [f"document {number} of the old river" for number in range(500)]
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["", *texts]))
+    file = write_rows(tmp_path / "rows.jsonl", *({"text": text} for text in ["", *texts]))
     load = datasets.load_dataset
     monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda *_ids, **_how: load("json", data_files=str(file), streaming=True),
+        datasets, "load_dataset", lambda *_ids, **_how: load("json", data_files=str(file), streaming=True)
     )
     monkeypatch.setattr(hub, "hub_revision", lambda _spec: "r1")
     monkeypatch.setattr(sources, "hub_revision", lambda _spec: "r1")
@@ -139,11 +136,5 @@ def test_a_hub_data_set_is_sampled_over_its_first_documents(
     assert found.record["revision"] == "r1"
     assert found.ids.tolist() == every[spread(len(every), 5, seed=0)].tolist()
     # More documents where so many do not fill the windows.
-    assert (
-        len(
-            calibration_windows(
-                how.model_copy(update={"size": 70, "documents": 1}), tiny_tokenizer, seed=0
-            ).ids
-        )
-        == 70
-    )
+    more = how.model_copy(update={"size": 70, "documents": 1})
+    assert len(calibration_windows(more, tiny_tokenizer, seed=0).ids) == 70

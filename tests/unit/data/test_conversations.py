@@ -10,25 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from compressor.core.errors import UsageError
-from compressor.data.conversations import render
-from compressor.data.packing import read_windows, starts_path, tokenise, write_tokens
+from compressor.data.packing import read_windows, starts_path, write_tokens
 from compressor.data.rows import Conversation
-from compressor.data.sources import documents
-from tests.tiny_models import make_tokenizer
-from tests.unit.data.texts import with_template
+from compressor.data.tokenise import tokenise_all
+from tests.unit.data.texts import chat, read_row, render, texts_of, with_template, write_rows
 
-CHATS: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": "one river"}, {"role": "assistant", "content": "stone"}],
-    [{"role": "user", "content": "winter"}],
-]
+CHATS = [chat(user="one river", assistant="stone"), chat(user="winter")]
 
 
 def write_chats(path: Path) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.table({"messages": CHATS, "source": ["a", "b"]}), path)
-    else:
-        path.write_text("".join(json.dumps({"messages": chat, "n": 1}) + "\n" for chat in CHATS))
-    return path
+        return path
+    return write_rows(path, *({"messages": messages, "n": 1} for messages in CHATS))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -47,8 +41,7 @@ def test_conversations_are_rendered_by_the_chat_template(
 
 
 def test_special_tokens_of_the_template_are_tokens_and_the_end_comes_once(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<|begin|>{{ m['content'] }}<|end|>{% endfor %}"
+    tokenizer = with_template("{% for m in messages %}<|begin|>{{ m['content'] }}<|end|>{% endfor %}")
     chats = write_chats(tmp_path / "chats.jsonl")
     ids = read_windows(str(chats), "train", tokenizer, size=1, seq_len=8)[0].tolist()
     path = tmp_path / "tokens"
@@ -61,23 +54,18 @@ def test_special_tokens_of_the_template_are_tokens_and_the_end_comes_once(tmp_pa
 
 
 def test_a_text_is_taken_before_a_conversation(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"text": "plain", "messages": CHATS[0]}) + "\n")
-
-    assert list(documents(str(path), "all")) == ["plain"]
+    assert read_row(tmp_path, {"text": "plain", "messages": CHATS[0]}) == "plain"
 
 
 def test_a_tokenizer_without_a_chat_template(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = None
+    tokenizer = with_template(None)
 
     with pytest.raises(UsageError, match="no chat template"):
         read_windows(str(write_chats(tmp_path / "x.jsonl")), "all", tokenizer, size=1, seq_len=8)
 
 
 def test_a_conversation_the_template_refuses() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    tokenizer = with_template("{{ raise_exception('roles must alternate') }}")
 
     with pytest.raises(UsageError, match="roles must alternate") as caught:
         render(Conversation(messages=CHATS[0], where="x.jsonl:7"), tokenizer)
@@ -110,8 +98,8 @@ def test_all_of_a_conversation_reaches_the_template(tmp_path: Path, suffix: str)
         # Older versions of pyarrow write the fields of a struct in the order of their names.
         messages = without_absent(pq.read_table(path).to_pylist()[0]["messages"])
     else:
-        path.write_text(json.dumps({"messages": WITH_TOOLS, "tools": TOOLS}) + "\n")
-    (document,) = documents(str(path), "all")
+        write_rows(path, {"messages": WITH_TOOLS, "tools": TOOLS})
+    (document,) = texts_of(path)
 
     assert render(document, tokenizer) == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
 
@@ -139,94 +127,74 @@ def test_arguments_as_json_reach_a_template_in_the_form_that_it_takes(
     """Against transformers, given at once what this template takes."""
     tokenizer = with_template(WITH_CALLS.replace("CALL", way))
 
-    def chat(arguments: Any) -> list[dict[str, Any]]:
+    def talk(arguments: Any) -> list[dict[str, Any]]:
         function = {"name": "get_weather", "arguments": arguments}
         call = {"type": "function", "function": function}
         return [WITH_TOOLS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
 
     as_json = json.dumps(given, ensure_ascii=False)
-    takes = chat(as_json if WAYS[way] else given)
-    document = Conversation(messages=chat(as_json))
+    takes = talk(as_json if WAYS[way] else given)
+    document = Conversation(messages=talk(as_json))
     assert render(document, tokenizer) == tokenizer.apply_chat_template(takes, tokenize=False)
 
 
-# Published templates as far as they write a turn with calls, and what they take of it: a null or a string
-# as its content, and a string or an object as a call's arguments.
+# Published templates as far as they write a turn with calls. Some take a null as its content, others an empty
+# text; one takes a call's arguments as a string, the others an object.
 CALL_AS_JSON = '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
-STYLES: dict[str, tuple[str, bool, bool]] = {
+STYLES = {
     "Llama 3.1": (
         "{{ bos_token }}{% for m in messages %}{% if not (m.role == 'tool' or 'tool_calls' in m) %}"
         "<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% elif 'tool_calls' in m %}"
         "{% if not m.tool_calls|length == 1 %}{{ raise_exception('one call at once') }}{% endif %}"
         "{% set c = m.tool_calls[0] %}<|assistant|>" + CALL_AS_JSON + "<|end|>"
         "{% else %}<|ipython|>{% if m.content is mapping or m.content is iterable %}"
-        "{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>{% endif %}{% endfor %}",
-        True,
-        False,
+        "{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>{% endif %}{% endfor %}"
     ),
     "Qwen2.5": (
         "{% for m in messages %}<|begin|>{{ m.role }}{% if m.content %}\n{{ m.content }}{% endif %}"
         "{% for c in m.tool_calls %}\n<tool_call>\n" + CALL_AS_JSON + "\n</tool_call>{% endfor %}<|end|>\n"
-        "{% endfor %}",
-        True,
-        False,
+        "{% endfor %}"
     ),
     "Hermes": (
         "{% for m in messages %}{% if m.role != 'assistant' or m.tool_calls is not defined %}"
         "{{ '<|begin|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% else %}<|begin|>assistant"
         "{% for c in m.tool_calls %}\n<tool_call>\n" + CALL_AS_JSON + "\n</tool_call>{% endfor %}<|end|>\n"
-        "{% endif %}{% endfor %}",
-        True,
-        False,
+        "{% endif %}{% endfor %}"
     ),
     "Mistral": (
-        (
-            "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
-            "{% elif m.tool_calls is defined and m.tool_calls is not none %}[TOOL_CALLS] ["
-            "{% for c in m.tool_calls %}{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]"
-            "<|end|>{% elif m.role == 'assistant' %} {{ m.content | trim }}<|end|>"
-            "{% else %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]{% endif %}{% endfor %}"
-        ),
-        True,
-        False,
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+        "{% elif m.tool_calls is defined and m.tool_calls is not none %}[TOOL_CALLS] ["
+        "{% for c in m.tool_calls %}{{ c.function | tojson }}{{ ', ' if not loop.last }}{% endfor %}]"
+        "<|end|>{% elif m.role == 'assistant' %} {{ m.content | trim }}<|end|>"
+        "{% else %}[TOOL_RESULTS] {{ m.content }}[/TOOL_RESULTS]{% endif %}{% endfor %}"
     ),
     "DeepSeek": (
-        (
-            "{% for m in messages %}{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}"
-            "{% elif m['content'] is none %}{% for c in m['tool_calls'] %}"
-            "{{ '<call>' + c['function']['name'] + '\n' + c['function']['arguments'] + '</call>' }}"
-            "{% endfor %}<|end|>{% else %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
-        ),
-        True,
-        True,
+        "{% for m in messages %}{% if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}"
+        "{% elif m['content'] is none %}{% for c in m['tool_calls'] %}"
+        "{{ '<call>' + c['function']['name'] + '\n' + c['function']['arguments'] + '</call>' }}"
+        "{% endfor %}<|end|>{% else %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     ),
     "a sum of strings": (
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% for c in m.tool_calls or [] %}"
         + CALL_AS_JSON
-        + "{% endfor %}<|end|>{% endfor %}",
-        False,
-        False,
+        + "{% endfor %}<|end|>{% endfor %}"
     ),
     "contents as they are": (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
         + CALL_AS_JSON
-        + "{% endfor %}<|end|>{% endfor %}",
-        False,
-        False,
+        + "{% endfor %}<|end|>{% endfor %}"
     ),
     "parts or a string": (
         "{% for m in messages %}<|{{ m.role }}|>{% if m.content is string %}{{ m.content }}{% else %}"
         "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% for c in m.tool_calls or [] %}"
         + CALL_AS_JSON
-        + "{% endfor %}<|end|>{% endfor %}",
-        False,
-        False,
+        + "{% endfor %}<|end|>{% endfor %}"
     ),
 }
+TAKES_NULL = ("Llama 3.1", "Qwen2.5", "Hermes", "Mistral", "DeepSeek")
+TAKES_JSON = ("DeepSeek",)
 NOTHING: list[dict[str, Any]] = [{}, {"content": None}]
-GIVEN = [
-    (name, as_json) for name, style in STYLES.items() for as_json in (False, True) if as_json or not style[2]
-]
+GIVEN = [(name, as_json) for name in STYLES for as_json in (False, True) if as_json or name not in TAKES_JSON]
 
 
 @pytest.mark.parametrize("question", ["Weather in Paris?", "None of it, is None right?"])
@@ -236,11 +204,10 @@ def test_a_call_without_content_reaches_the_template_in_the_form_that_it_takes(
     tmp_path: Path, style: str, content: dict[str, Any], question: str, as_json: bool
 ) -> None:
     """Against transformers, given at once what this template takes."""
-    template, takes_null, takes_json = STYLES[style]
-    tokenizer = with_template(template)
+    tokenizer = with_template(STYLES[style])
     arguments = {"city": "Paris"}
 
-    def chat(content: dict[str, Any], *, as_json: bool) -> list[dict[str, Any]]:
+    def talk(content: dict[str, Any], *, as_json: bool) -> list[dict[str, Any]]:
         function = {"name": "get_weather", "arguments": json.dumps(arguments) if as_json else arguments}
         call = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
         return [
@@ -250,12 +217,9 @@ def test_a_call_without_content_reaches_the_template_in_the_form_that_it_takes(
             {"role": "assistant", "content": "It is 21 C."},
         ]
 
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"messages": chat(content, as_json=as_json)}) + "\n")
-    (document,) = documents(str(path), "all")
-    theirs = tokenizer.apply_chat_template(
-        chat({"content": None if takes_null else ""}, as_json=takes_json), tokenize=False
-    )
+    document = read_row(tmp_path, {"messages": talk(content, as_json=as_json)})
+    taken = talk({"content": None if style in TAKES_NULL else ""}, as_json=style in TAKES_JSON)
+    theirs = tokenizer.apply_chat_template(taken, tokenize=False)
 
     assert render(document, tokenizer) == theirs
     assert "get_weather" in theirs
@@ -266,10 +230,9 @@ def test_an_empty_content_stays_an_empty_one() -> None:
         "{% for m in messages %}{{ 'null' if m.content is none else m.content | tojson }}{{ m.tool_calls }}"
         "{% endfor %}"
     )
-    chat = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
-
-    assert render(Conversation(messages=chat), tokenizer).startswith('""')
-    assert render(Conversation(messages=[{**chat[0], "content": None}]), tokenizer).startswith("null")
+    for content, written in (("", '""'), (None, "null")):
+        messages = [{"role": "assistant", "content": content, "tool_calls": [CALL]}]
+        assert render(Conversation(messages=messages), tokenizer).startswith(written)
 
 
 @pytest.mark.parametrize("form", ["one", "object", "several", "role"])
@@ -284,23 +247,11 @@ def test_calls_of_sharegpt_are_the_assistants(tmp_path: Path, form: str) -> None
         ("gpt", "It is 21 C."),
     ]
     names = ("role", "content") if form == "role" else ("from", "value")
-    path = tmp_path / "x.jsonl"
-    row = {
-        "conversations": [dict(zip(names, turn, strict=True)) for turn in turns],
-        "tools": json.dumps(TOOLS),
-    }
-    path.write_text(json.dumps(row) + "\n")
-    (document,) = documents(str(path), "all")
-    expected = [
-        {"role": "user", "content": "Weather in Paris?"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": call} for call in calls],
-        },
-        {"role": "tool", "content": "21 C"},
-        {"role": "assistant", "content": "It is 21 C."},
-    ]
+    said = [dict(zip(names, turn, strict=True)) for turn in turns]
+    document = read_row(tmp_path, {"conversations": said, "tools": json.dumps(TOOLS)})
+    expected = chat(user="Weather in Paris?", tool="21 C", assistant="It is 21 C.")
+    made = [{"type": "function", "function": call} for call in calls]
+    expected.insert(1, {"role": "assistant", "content": "", "tool_calls": made})
 
     assert render(document, tokenizer) == tokenizer.apply_chat_template(expected, tools=TOOLS, tokenize=False)
 
@@ -323,10 +274,7 @@ def test_parameters_of_a_call_are_its_arguments(tmp_path: Path, form: str) -> No
     answer: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls}
     if form == "text":
         answer = {"from": "function_call", "value": json.dumps(function)}
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"messages": [CHATS[0][0], answer]}) + "\n")
-    (document,) = documents(str(path), "all")
-    assert isinstance(document, Conversation)
+    document = read_row(tmp_path, {"messages": [CHATS[0][0], answer]})
     (found,) = document.messages[1]["tool_calls"]
 
     assert found.get("function", found) == {"name": "get_weather", "arguments": {"city": "Paris"}}
@@ -334,16 +282,11 @@ def test_parameters_of_a_call_are_its_arguments(tmp_path: Path, form: str) -> No
 
 
 @pytest.mark.parametrize("tail", ["", "\n", "\n\n", " "])
-def test_one_end_token_per_document_whatever_stands_behind_the_templates_own(
-    tmp_path: Path, tail: str
-) -> None:
-    tokenizer = with_template("{% for m in messages %}{{ m.content }}<|end|>" + tail + "{% endfor %}")
-    ids = tokenise("x", Conversation(messages=[{"role": "user", "content": "one river"}]), tokenizer).tolist()
-
-    assert tokenizer.decode(ids) == "one river<|end|>" + tail
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + tail + "{% endfor %}"
-    ids = tokenise("x", Conversation(messages=[{"role": "user", "content": "one river"}]), tokenizer).tolist()
-    assert tokenizer.decode(ids) == "one river" + tail + "<|end|>"
+def test_one_end_token_per_document_whatever_stands_behind_the_templates_own(tail: str) -> None:
+    for written, text in (("<|end|>" + tail, "<|end|>" + tail), (tail, tail + "<|end|>")):
+        tokenizer = with_template("{% for m in messages %}{{ m.content }}" + written + "{% endfor %}")
+        (found,) = tokenise_all("x", [Conversation(messages=chat(user="one river"))], tokenizer)
+        assert tokenizer.decode(found.ids) == "one river" + text
 
 
 @pytest.mark.parametrize(
@@ -351,9 +294,6 @@ def test_one_end_token_per_document_whatever_stands_behind_the_templates_own(
     ["hello", [{"role": "user"}], [{"role": "user", "content": 3}], ["hello"], [{"content": "a"}]],
 )
 def test_messages_that_are_no_conversation(tmp_path: Path, messages: Any) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-
     with pytest.raises(UsageError, match="not a conversation") as caught:
-        list(documents(str(path), "all"))
-    assert str(caught.value.where).endswith("x.jsonl:1")
+        read_row(tmp_path, {"messages": messages})
+    assert str(caught.value.where).endswith("row.jsonl:1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from pathlib import Path
@@ -16,21 +15,26 @@ import pytest
 from compressor.core.errors import UsageError
 from compressor.data.files import find_files
 from compressor.data.sources import describe_source, source_fingerprint, survey
-from tests.unit.data.texts import TEXTS, chat, plain_text, share_gpt, texts_of, write_rows, write_table
+from tests.unit.data.texts import (
+    TEXTS,
+    chat,
+    plain_text,
+    refused,
+    share_gpt,
+    texts_of,
+    write_packed,
+    write_rows,
+    write_table,
+)
 
 
 def test_directories_and_globs_are_read_in_the_order_of_names(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     (folder / "b").mkdir(parents=True)
     (folder / ".hidden").mkdir()
-    for name, text in (
-        ("c.jsonl", "three"),
-        ("a.jsonl", "one"),
-        ("b/x.jsonl.gz", "two"),
-        (".hidden/y.jsonl", "no"),
-    ):
-        content = (json.dumps({"text": text}) + "\n").encode()
-        (folder / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    texts = {"c.jsonl": "three", "a.jsonl": "one", "b/x.jsonl.gz": "two", ".hidden/y.jsonl": "no"}
+    for name, text in texts.items():
+        write_packed(folder / name, json.dumps({"text": text}) + "\n")
 
     assert texts_of(folder) == ["one", "two", "three"]
     assert texts_of(folder / "*.jsonl") == ["one", "three"]
@@ -59,9 +63,7 @@ def test_tables_and_plain_texts_are_not_mixed(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet")
     (tmp_path / "notes.md").write_text("what we thought of it")
 
-    with pytest.raises(UsageError, match="partly tables") as caught:
-        survey(str(tmp_path))
-    assert "notes.md" in str(caught.value.found)
+    assert "notes.md" in str(refused(tmp_path, "partly tables").found)
     assert texts_of(tmp_path / "*.parquet") == TEXTS
 
 
@@ -120,8 +122,9 @@ def test_of_several_splits_train_is_read(tmp_path: Path, train: list[str], other
         if name.endswith("parquet"):
             pq.write_table(pa.table({"text": [name]}), path)
         else:
-            content = f"text\n{name}\n" if name.endswith("csv") else json.dumps({"text": name}) + "\n"
-            path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+            write_packed(
+                path, f"text\n{name}\n" if name.endswith("csv") else json.dumps({"text": name}) + "\n"
+            )
 
     assert texts_of(tmp_path) == train
     assert list(find_files(str(tmp_path)).other_splits) == sorted(others)
@@ -171,8 +174,7 @@ ROWS_OF_JSON = [
 @pytest.mark.parametrize("content", ROWS_OF_JSON)
 @pytest.mark.parametrize("name", ["data.txt", "data", "data.jsonl.txt", "data.md", "data.dat", "data.txt.gz"])
 def test_rows_of_json_under_another_name_are_rows(tmp_path: Path, name: str, content: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    path = write_packed(tmp_path / name, content)
 
     assert texts_of(path) == ["a", "b"]
     (tmp_path / "named.json").write_text(content, encoding="utf-8")
@@ -200,9 +202,7 @@ def test_a_broken_row_under_another_name_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_text('{"text": "a"}\n{"text": "b"}\nnot JSON\n')
 
-    with pytest.raises(UsageError, match="not JSON") as caught:
-        survey(str(path))
-    assert caught.value.where == f"{path}:3"
+    assert refused(path, "not JSON").where == f"{path}:3"
 
 
 @pytest.mark.parametrize(
@@ -248,10 +248,9 @@ def test_a_table_under_another_name_is_refused(tmp_path: Path, name: str, header
     path = tmp_path / name
     path.write_text(f"{header}\n1,2,3\n", encoding="utf-8")
 
-    with pytest.raises(UsageError, match="like a table") as caught:
-        survey(str(path))
-    assert caught.value.where == str(path)
-    assert suffix in str(caught.value.expected)
+    error = refused(path, "like a table")
+    assert error.where == str(path)
+    assert suffix in str(error.expected)
 
 
 @pytest.mark.parametrize(
@@ -269,26 +268,19 @@ def test_binary_content_is_refused_by_name(tmp_path: Path, name: str, content: b
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises(UsageError, match="not text") as caught:
-        survey(str(path))
-    assert caught.value.where == str(path)
-    assert found in str(caught.value.found)
+    error = refused(path, "not text")
+    assert error.where == str(path)
+    assert found in str(error.found)
 
 
 def test_other_encodings_name_the_place(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    path.write_bytes(b"\xef\xbb\xbfgood line\n" * 1 + b"second \xe9t\xe9\n")
-    with pytest.raises(UsageError, match="not UTF-8") as caught:
-        survey(str(path))
-    assert caught.value.where == f"{path}:2, byte 20"
+    path.write_bytes(b"\xef\xbb\xbfgood line\nsecond \xe9t\xe9\n")
+    assert refused(path, "not UTF-8").where == f"{path}:2, byte 20"
     path.write_bytes("sixteen".encode("utf-16"))
-    with pytest.raises(UsageError, match="not UTF-8") as caught:
-        survey(str(path))
-    assert "utf-16" in str(caught.value.hint)
+    assert "utf-16" in str(refused(path, "not UTF-8").hint)
     path.write_bytes(("é" * 700_000).encode() + b"\n\xff")  # behind the first chunk, which cuts a character
-    with pytest.raises(UsageError, match="not UTF-8") as caught:
-        survey(str(path))
-    assert caught.value.where == f"{path}:2, byte 1400001"
+    assert refused(path, "not UTF-8").where == f"{path}:2, byte 1400001"
 
 
 def test_marks_and_nuls_in_plain_text(tmp_path: Path) -> None:
@@ -301,11 +293,8 @@ def test_marks_and_nuls_in_plain_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
 def test_pipes_and_devices_are_no_files(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    for path in (tmp_path / name, Path("/dev/zero")):
-        with pytest.raises(UsageError, match="not a regular file"):
-            survey(str(path))
-    with pytest.raises(UsageError, match="not a regular file"):
-        survey(str(tmp_path))
+    for path in (tmp_path / name, Path("/dev/zero"), tmp_path):
+        refused(path, "not a regular file")
 
 
 @pytest.mark.parametrize("text", ["one two three " * 20_000, "word " * 9 + "\n", "x" * 50])

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from compressor.core.errors import UsageError
-from compressor.data.conversations import render
 from compressor.data.rows import Conversation
-from tests.unit.data.test_conversations import (
-    CHATS,
-    FULL_TEMPLATE,
-    TOOLS,
-    WITH_CALLS,
-    WITH_TOOLS,
-)
-from tests.unit.data.texts import with_template
+from tests.unit.data.test_conversations import CHATS, FULL_TEMPLATE, TOOLS, WITH_CALLS, WITH_TOOLS
+from tests.unit.data.texts import chat, render, with_template
+
+
+def left_out_of(document: Conversation, template: str) -> str:
+    """What the error names for a template that leaves out a part."""
+    with pytest.raises(UsageError, match="leaves out") as caught:
+        render(document, with_template(template))
+    assert caught.value.where == (document.where or None)
+    return str(caught.value.found)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +34,8 @@ from tests.unit.data.texts import with_template
 )
 def test_what_the_template_leaves_out_is_refused(left_out: str, named: str) -> None:
     assert left_out in FULL_TEMPLATE
-    tokenizer = with_template(FULL_TEMPLATE.replace(left_out, ""))
-
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(Conversation(messages=WITH_TOOLS, tools=TOOLS, where="x.jsonl:3"), tokenizer)
-    assert named in str(caught.value.found)
-    assert caught.value.where == "x.jsonl:3"
+    document = Conversation(messages=WITH_TOOLS, tools=TOOLS, where="x.jsonl:3")
+    assert named in left_out_of(document, FULL_TEMPLATE.replace(left_out, ""))
 
 
 TOOL: dict[str, Any] = {
@@ -67,19 +64,18 @@ def test_parts_of_tools_that_the_template_leaves_out_are_refused(way: str, is_ne
     named = PARTS_OF_TOOLS[way]
     tool = {"type": "function", "function": TOOL} if is_nested else TOOL
     function = "t.function" if is_nested else "t"
-    tokenizer = with_template(
+    template = (
         f"{{% for t in tools %}}{{% set f = {function} %}}{way}{{% endfor %}}"
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     )
-    chat = Conversation(messages=CHATS[0], tools=[tool], where="x.jsonl:3")
+    document = Conversation(messages=CHATS[0], tools=[tool], where="x.jsonl:3")
     if not named:
+        tokenizer = with_template(template)
         theirs = tokenizer.apply_chat_template(CHATS[0], tools=[tool], tokenize=False)
-        assert render(chat, tokenizer) == theirs
+        assert render(document, tokenizer) == theirs
         return
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(chat, tokenizer)
-    assert all(name in str(caught.value.found) for name in named)
-    assert caught.value.where == "x.jsonl:3"
+    found = left_out_of(document, template)
+    assert all(name in found for name in named)
 
 
 @pytest.mark.parametrize("parameters", [{"city": {"type": "string"}}, json.dumps(TOOL["parameters"])])
@@ -87,22 +83,21 @@ def test_parameters_of_other_forms(parameters: Any) -> None:
     """Without a schema around them, or as JSON."""
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": parameters}}
     template = "{% for t in tools %}WAY{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}"
-    chat = Conversation(messages=CHATS[0], tools=[tool])
+    document = Conversation(messages=CHATS[0], tools=[tool])
     whole = with_template(template.replace("WAY", "{{ t | tojson }}"))
 
-    assert render(chat, whole) == whole.apply_chat_template(CHATS[0], tools=[tool], tokenize=False)
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(chat, with_template(template.replace("WAY", "{{ t.function.name }}")))
-    assert "parameter 'city' of tool 0" in str(caught.value.found)
+    assert render(document, whole) == whole.apply_chat_template(CHATS[0], tools=[tool], tokenize=False)
+    found = left_out_of(document, template.replace("WAY", "{{ t.function.name }}"))
+    assert "parameter 'city' of tool 0" in found
 
 
 ARGUMENTS: list[tuple[Any, str]] = [
-    ({"city": "Paris"}, "argument 'city' of call 0 of message 1"),
-    ({"days": 3}, "argument 'days' of call 0 of message 1"),
-    ({"places": [{"at": 1, "city": "Paris"}]}, "argument 'places' of call 0 of message 1"),
-    ({"places": [{"at": 1}, 2], "none": None}, "argument 'places' of call 0 of message 1"),
-    (["Paris", 2], "the arguments of call 0 of message 1"),
-    ("Paris, in three days", "the arguments of call 0 of message 1"),
+    ({"city": "Paris"}, "argument 'city'"),
+    ({"days": 3}, "argument 'days'"),
+    ({"places": [{"at": 1, "city": "Paris"}]}, "argument 'places'"),
+    ({"places": [{"at": 1}, 2], "none": None}, "argument 'places'"),
+    (["Paris", 2], "the arguments"),
+    ("Paris, in three days", "the arguments"),
 ]
 
 
@@ -113,42 +108,35 @@ def test_arguments_that_the_template_leaves_out_are_refused(
 ) -> None:
     given = json.dumps(arguments) if as_json and not isinstance(arguments, str) else arguments
     call = {"type": "function", "function": {"name": "get_weather", "arguments": given}}
-    chat = [CHATS[0][0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages = [CHATS[0][0], {"role": "assistant", "content": "", "tool_calls": [call]}]
     whole = with_template(WITH_CALLS.replace("CALL", "{{ c.function.name }} {{ c.function.arguments }}"))
-    names = with_template(WITH_CALLS.replace("CALL", "{{ c.function.name }}"))
 
-    document = Conversation(messages=chat, where="x.jsonl:3")
-    assert render(document, whole) == whole.apply_chat_template(chat, tokenize=False)
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(document, names)
-    assert named in str(caught.value.found)
+    document = Conversation(messages=messages, where="x.jsonl:3")
+    assert render(document, whole) == whole.apply_chat_template(messages, tokenize=False)
+    found = left_out_of(document, WITH_CALLS.replace("CALL", "{{ c.function.name }}"))
+    assert f"{named} of call 0 of message 1" in found
 
 
 def test_some_arguments_that_the_template_leaves_out_are_refused() -> None:
     function = {"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}
-    chat = [CHATS[0][0], {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
-    tokenizer = with_template(
-        WITH_CALLS.replace("CALL", "{{ c.function.name }} {{ c.function.arguments.city }}")
-    )
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(Conversation(messages=chat), tokenizer)
-    assert caught.value.found == "nothing of argument 'days' of call 0 of message 1"
+    messages = [CHATS[0][0], {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
+    template = WITH_CALLS.replace("CALL", "{{ c.function.name }} {{ c.function.arguments.city }}")
+    found = left_out_of(Conversation(messages=messages), template)
+    assert found == "nothing of argument 'days' of call 0 of message 1"
 
 
 @pytest.mark.parametrize("role", ["system", "tool", "critic"])
 @pytest.mark.parametrize("content", ["x", "one", "a long sentence, said once"])
 def test_messages_of_roles_that_the_template_does_not_know(role: str, content: str) -> None:
     """Short contents stand somewhere in the text all the same."""
-    tokenizer = with_template(
+    template = (
         "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
         "<|{{ m.role }}|>{{ m.content|trim }}<|end|>{% endif %}{% endfor %}"
     )
-    chat = [{"role": role, "content": content}, *CHATS[0], {"role": "user", "content": "one more x"}]
+    messages = [{"role": role, "content": content}, *CHATS[0], {"role": "user", "content": "one more x"}]
 
-    assert render(Conversation(messages=CHATS[0]), tokenizer)
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(Conversation(messages=chat), tokenizer)
-    assert f"of role {role!r}" in str(caught.value.found)
+    assert render(Conversation(messages=CHATS[0]), with_template(template))
+    assert f"of role {role!r}" in left_out_of(Conversation(messages=messages), template)
 
 
 def test_thoughts_that_the_template_drops_from_earlier_contents_are_its_own_affair() -> None:
@@ -157,38 +145,29 @@ def test_thoughts_that_the_template_drops_from_earlier_contents_are_its_own_affa
         "{% for m in messages %}<|{{ m.role }}|>"
         "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
     )
-    chat = [
-        {"role": "user", "content": "one river"},
-        {"role": "assistant", "content": "<think>hm</think>stone"},
-        {"role": "user", "content": "and now"},
-        {"role": "assistant", "content": "<think>well</think>water"},
+    messages = [
+        *chat(user="one river", assistant="<think>hm</think>stone"),
+        *chat(user="and now", assistant="<think>well</think>water"),
     ]
 
-    assert render(Conversation(messages=chat), tokenizer) == (
+    assert render(Conversation(messages=messages), tokenizer) == (
         "<|user|>one river<|end|><|assistant|>stone<|end|>"
         "<|user|>and now<|end|><|assistant|><think>well</think>water<|end|>"
     )
 
 
+# As DeepSeek-R1's templates do: training would be on answers without the reasoning in the rows.
+WITHOUT_THOUGHTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+)
+
+
 @pytest.mark.parametrize("thoughts", ["<think>hm</think>", "<think>\nhm\n</think>\n\n", "hm\n</think>\n"])
 def test_thoughts_that_the_template_drops_from_every_answer_are_refused(thoughts: str) -> None:
-    """As DeepSeek-R1's templates do: training would be on answers without the reasoning in the rows."""
-    tokenizer = with_template(
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
-    )
-    chat = [{"role": "user", "content": "one river"}, {"role": "assistant", "content": f"{thoughts}stone"}]
-
-    with pytest.raises(UsageError, match="leaves out") as caught:
-        render(Conversation(messages=chat), tokenizer)
-    assert "the reasoning" in str(caught.value.found)
+    document = Conversation(messages=chat(user="one river", assistant=f"{thoughts}stone"))
+    assert "the reasoning" in left_out_of(document, WITHOUT_THOUGHTS)
 
 
 def test_empty_thoughts_that_the_template_drops_are_nothing_lost() -> None:
-    tokenizer = with_template(
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
-    )
-    chat = [
-        {"role": "user", "content": "one river"},
-        {"role": "assistant", "content": "<think>\n\n</think>stone"},
-    ]
-    assert render(Conversation(messages=chat), tokenizer).endswith("<|assistant|>stone<|end|>")
+    document = Conversation(messages=chat(user="one river", assistant="<think>\n\n</think>stone"))
+    assert render(document, with_template(WITHOUT_THOUGHTS)).endswith("<|assistant|>stone<|end|>")

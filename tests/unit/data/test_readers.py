@@ -13,10 +13,9 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from compressor.core.errors import UsageError
 from compressor.data import files
-from compressor.data.sources import source_fingerprint, survey
-from tests.unit.data.texts import TEXTS, plain_text, texts_of, write_table
+from compressor.data.sources import source_fingerprint
+from tests.unit.data.texts import TEXTS, plain_text, refused, texts_of, write_table
 
 # `printf 'the old river\n' | zstd`, twice, one frame behind the other.
 ZSTD_FRAMES = b64decode("KLUv/QRYcQAAdGhlIG9sZCByaXZlcgoU2ZR/") * 2
@@ -86,12 +85,9 @@ def test_damaged_compressed_files(tmp_path: Path, name: str) -> None:
     packed = gzip.compress(content) if name.endswith("gz") else pa.compress(content, "zstd", asbytes=True)
     path.write_bytes(packed[: len(packed) // 2])
 
-    with pytest.raises(UsageError, match="cannot be unpacked") as caught:
-        survey(str(path))
-    assert caught.value.where == str(path)
+    assert refused(path, "cannot be unpacked").where == str(path)
     path.write_bytes(b"not compressed at all")
-    with pytest.raises(UsageError, match="not compressed as its name says"):
-        survey(str(path))
+    refused(path, "not compressed as its name says")
 
 
 def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +98,7 @@ def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path, monkeypatch:
         path.write_bytes(
             gzip.compress(content) if name.endswith("gz") else pa.compress(content, "zstd", asbytes=True)
         )
-        with pytest.raises(UsageError, match="far more than a text"):
-            survey(str(path))
+        refused(path, "far more than a text")
 
 
 @pytest.mark.parametrize(
@@ -151,9 +146,7 @@ def test_broken_json_names_its_line(tmp_path: Path, content: str, line: int | No
     path = tmp_path / "x.json"
     path.write_text(content)
 
-    with pytest.raises(UsageError) as caught:
-        survey(str(path))
-    assert str(caught.value.where).startswith(str(path) if line is None else f"{path}:{line}")
+    assert str(refused(path).where).startswith(str(path) if line is None else f"{path}:{line}")
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
@@ -161,9 +154,7 @@ def test_json_without_a_bottom(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"text": "a"}\n' + '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
 
-    with pytest.raises(UsageError, match="nested too deeply") as caught:
-        survey(str(path))
-    assert str(caught.value.where).startswith(f"{path}:2")
+    assert str(refused(path, "nested too deeply").where).startswith(f"{path}:2")
 
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +162,7 @@ def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("x.jsonl", "x.csv"):
         path = tmp_path / name
         path.write_text('text\n"' + "a" * 2000)
-        with pytest.raises(UsageError, match=r"too long|not JSON"):
-            survey(str(path))
+        refused(path, r"too long|not JSON")
 
 
 @pytest.mark.parametrize(
@@ -188,9 +178,7 @@ def test_broken_csv(tmp_path: Path, content: str, message: str, line: int | None
     path = tmp_path / "x.csv"
     path.write_text(content)
 
-    with pytest.raises(UsageError, match=message) as caught:
-        survey(str(path))
-    assert caught.value.where == (f"{path}:{line}" if line else str(path))
+    assert refused(path, message).where == (f"{path}:{line}" if line else str(path))
 
 
 @pytest.mark.parametrize("has_splits", [False, True])

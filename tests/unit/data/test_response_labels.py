@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +10,24 @@ import torch
 from torch.nn import functional
 
 from compressor.core.errors import VerificationError
-from compressor.data.mixing import DistinctWindows, DomainWindows
 from compressor.data.packing import IGNORED, TokenWindows, mask_path, write_tokens
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.training.batches import collate
 from tests.tiny_models import make_model
 from tests.unit.data.test_responses import CHAT, CHATML
-from tests.unit.data.texts import with_template
+from tests.unit.data.texts import chat, with_template, write_rows
 
 SEQ_LEN = 24
 
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
-    rows = tmp_path / "chats.jsonl"
-    chats = [
-        CHAT,
-        CHAT[:2],
-        [{"role": "user", "content": "a long question without any answer at all " * 3}],
-        CHAT,
-    ]
-    rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    write_tokens(
-        str(rows), "all", with_template(CHATML), tmp_path / "tokens", max_tokens=10**6, loss_on="responses"
-    )
-    return tmp_path / "tokens"
+    long = chat(user="a long question without any answer at all " * 3)
+    rows = write_rows(tmp_path / "x.jsonl", *({"messages": each} for each in (CHAT, CHAT[:2], long, CHAT)))
+    tokens, tokenizer = tmp_path / "tokens", with_template(CHATML)
+    write_tokens(str(rows), "all", tokenizer, tokens, max_tokens=10**6, loss_on="responses")
+    return tokens
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -69,8 +60,7 @@ def test_the_mask_belongs_to_the_tokens(tokens: Path) -> None:
 def test_loss_and_gradient_are_means_over_the_tokens_of_responses(tokens: Path, kl_weight: float) -> None:
     """Against plain transformers' logits in float64, summed position by position."""
     windows = TokenWindows(tokens, seq_len=SEQ_LEN, loss_on="responses")
-    every = DistinctWindows([DomainWindows(name="chats", windows=windows)])
-    batch = collate([{**every[index], "domain_id": 0} for index in range(len(every))])
+    batch = collate([{**windows[index], "domain_id": 0} for index in range(len(windows))])
     student, teacher = make_model(seed=1).double(), make_model(seed=2).double()
     student.requires_grad_(requires_grad=True)
     module = DistillationModule(student, teacher, LossConfig(kl_weight=kl_weight))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from compressor.data.sources import survey
 from compressor.data.template import Rendered
 from compressor.data.tokenise import tokenise_all
 from tests.tiny_models import make_tokenizer
-from tests.unit.data.texts import with_template
+from tests.unit.data.texts import chat, counted, with_mask, with_template, write_rows
 
 CHATML = (
     "{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -38,36 +37,9 @@ GENERATION = (
     "{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
 CHAT = [
-    {"role": "user", "content": "one river?"},
-    {"role": "assistant", "content": "a stone — 石 🙂"},
-    {"role": "user", "content": "and more"},
-    {"role": "assistant", "content": "winter"},
+    *chat(user="one river?", assistant="a stone — 石 🙂"),
+    *chat(user="and more", assistant="winter"),
 ]
-# What is rendered, piece by piece, and whether a piece is a response.
-BY_HAND: dict[str, list[tuple[str, bool]]] = {
-    CHATML: [
-        ("<|begin|>user\none river?<|end|>\n<|begin|>assistant\n", False),
-        ("a stone — 石 🙂<|end|>", True),
-        ("\n<|begin|>user\nand more<|end|>\n<|begin|>assistant\n", False),
-        ("winter<|end|>", True),
-        ("\n", False),
-    ],
-    LLAMA3: [
-        ("<|begin|><|pad|>user<|pad|>\n\none river?<|end|><|pad|>assistant<|pad|>\n\n", False),
-        ("a stone — 石 🙂<|end|>", True),
-        ("<|pad|>user<|pad|>\n\nand more<|end|><|pad|>assistant<|pad|>\n\n", False),
-        ("winter<|end|>", True),
-    ],
-    MISTRAL: [
-        ("<|begin|>[INST] one river? [/INST]", False),
-        (" a stone — 石 🙂<|end|>", True),
-        ("[INST] and more [/INST]", False),
-        (" winter<|end|>", True),
-    ],
-}
-BY_HAND[GENERATION] = BY_HAND[CHATML]
-
-
 # Without a branch for the header of an answer to come: it stands before every answer all the same.
 VICUNA = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}"
@@ -82,7 +54,29 @@ LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
 )
-BY_HAND |= {
+# What is rendered, piece by piece, and whether a piece is a response.
+CHATML_PIECES = [
+    ("<|begin|>user\none river?<|end|>\n<|begin|>assistant\n", False),
+    ("a stone — 石 🙂<|end|>", True),
+    ("\n<|begin|>user\nand more<|end|>\n<|begin|>assistant\n", False),
+    ("winter<|end|>", True),
+    ("\n", False),
+]
+BY_HAND: dict[str, list[tuple[str, bool]]] = {
+    CHATML: CHATML_PIECES,
+    LLAMA3: [
+        ("<|begin|><|pad|>user<|pad|>\n\none river?<|end|><|pad|>assistant<|pad|>\n\n", False),
+        ("a stone — 石 🙂<|end|>", True),
+        ("<|pad|>user<|pad|>\n\nand more<|end|><|pad|>assistant<|pad|>\n\n", False),
+        ("winter<|end|>", True),
+    ],
+    MISTRAL: [
+        ("<|begin|>[INST] one river? [/INST]", False),
+        (" a stone — 石 🙂<|end|>", True),
+        ("[INST] and more [/INST]", False),
+        (" winter<|end|>", True),
+    ],
+    GENERATION: CHATML_PIECES,
     VICUNA: [
         ("<|begin|>USER: one river? ASSISTANT:", False),
         ("a stone — 石 🙂<|end|>", True),
@@ -109,54 +103,44 @@ BY_HAND |= {
         (" winter<|end|>", True),
     ],
 }
-NAMES = [
-    *("ChatML", "Llama 3", "Mistral", "generation blocks"),
-    *("Vicuna", "Zephyr", "Alpaca", "Llama 2"),
-]
+NAMES = ["ChatML", "Llama 3", "Mistral", "generation blocks", "Vicuna", "Zephyr", "Alpaca", "Llama 2"]
 
 
-def hand_made(pieces: list[tuple[str, bool]], tokenizer: Any) -> tuple[list[int], list[int]]:
+def hand_made(pieces: list[tuple[str, bool]], tokenizer: Any) -> list[list[int]]:
     """Tokens of the pieces one by one: none of these texts has a token across two of them."""
     ids: list[int] = []
     mask: list[int] = []
     for text, is_response in pieces:
         own = tokenizer(text, add_special_tokens=False).input_ids
         ids, mask = ids + own, mask + [int(is_response)] * len(own)
-    return ids, mask
+    return [ids, mask]
 
 
 @pytest.mark.parametrize("template", BY_HAND, ids=NAMES)
 def test_responses_by_hand(template: str) -> None:
     tokenizer = with_template(template)
-    (found,) = tokenise_all("x", [Conversation(messages=CHAT)], tokenizer, loss_on="responses")
-    ids, mask = hand_made(BY_HAND[template], tokenizer)
 
-    assert found.ids.tolist() == ids
-    assert found.mask is not None
-    assert found.mask.tolist() == mask
+    assert with_mask(tokenizer, CHAT) == hand_made(BY_HAND[template], tokenizer)
 
 
 def test_generation_blocks_as_transformers_marks_them() -> None:
     """Up to the end of a response in ASCII: it marks but the first token of a last character in several."""
     tokenizer = with_template(GENERATION)
-    chat = [{**message, "content": message["content"].encode("ascii", "ignore").decode()} for message in CHAT]
-    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
-    theirs = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+    messages = [
+        {**message, "content": message["content"].encode("ascii", "ignore").decode()} for message in CHAT
+    ]
+    theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
 
-    assert found.mask is not None
-    assert found.ids.tolist() == list(theirs["input_ids"])
-    assert found.mask.tolist() == list(theirs["assistant_masks"])
+    assert with_mask(tokenizer, messages) == [list(theirs["input_ids"]), list(theirs["assistant_masks"])]
 
 
 @pytest.mark.parametrize("template", [CHATML, GENERATION])
 def test_only_the_completion_of_a_prompt_counts(template: str) -> None:
     tokenizer = with_template(template)
     document = Conversation(messages=CHAT, num_prompt_messages=3)
-    (found,) = tokenise_all("x", [document], tokenizer, loss_on="responses")
     pieces = [(text, is_response and text.startswith("winter")) for text, is_response in BY_HAND[template]]
 
-    assert found.mask is not None
-    assert found.mask.tolist() == hand_made(pieces, tokenizer)[1]
+    assert with_mask(tokenizer, document) == hand_made(pieces, tokenizer)
 
 
 # The same, where the assistant opens the conversation.
@@ -178,7 +162,7 @@ def test_an_answer_that_opens_the_conversation(template: str, counts: bool) -> N
     """Before everything that the other conversation holds, but for the template's own beginning."""
     tokenizer = with_template(template)
     opening = {**CHAT[3], **({} if counts else {"weight": 0})}
-    (found,) = tokenise_all("x", [Conversation(messages=[opening, *CHAT])], tokenizer, loss_on="responses")
+    found_ids, found_mask = with_mask(tokenizer, [opening, *CHAT])
     begins = "<|begin|>Be kind." if template == ALPACA else "<|begin|>"
     (first, _), *rest = BY_HAND[template]
     if template in (LLAMA3, MISTRAL, VICUNA, ALPACA):
@@ -186,12 +170,9 @@ def test_an_answer_that_opens_the_conversation(template: str, counts: bool) -> N
     opened = [(text, is_response and counts) for text, is_response in OPENED[template]]
     ids, mask = hand_made([*opened, (first, False), *rest], tokenizer)
 
-    assert found.mask is not None
-    assert tokenizer.decode(found.ids) == tokenizer.decode(ids)
-    assert tokenizer.decode(found.ids[found.mask == 1]) == tokenizer.decode(
-        np.array(ids)[np.array(mask) == 1]
-    )
-    assert found.mask.sum() == sum(mask)
+    assert tokenizer.decode(found_ids) == tokenizer.decode(ids)
+    own = tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts])
+    assert [counted(tokenizer, [opening, *CHAT]), sum(found_mask)] == [own, sum(mask)]
 
 
 WITH_CALLS = (
@@ -218,36 +199,23 @@ def test_calls_and_reasoning_belong_to_the_answer(
     answer: dict[str, Any], text: str, head: str, opens: bool
 ) -> None:
     tokenizer = with_template(WITH_CALLS.replace("[HEAD]", head))
-    chat = [{"role": "user", "content": "look?"}] * (not opens) + [{"role": "assistant", **answer}]
-    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+    messages = [{"role": "user", "content": "look?"}] * (not opens) + [{"role": "assistant", **answer}]
 
-    assert found.mask is not None
-    assert tokenizer.decode(found.ids[found.mask == 1]) == text
+    assert counted(tokenizer, messages) == text
 
 
 @pytest.mark.parametrize("opens", [False, True])
 @pytest.mark.parametrize(
-    ("content", "counted"),
-    [
-        ("<think>hm</think>a stone", "<think>hm</think>a stone"),
-        ("<think></think> a stone", "<think></think> a stone"),
-        ("<think>\nhm", "<think>\nhm"),
-        ("a stone", "a stone"),
-        ("", ""),
-    ],
+    "content", ["<think>hm</think>a stone", "<think></think> a stone", "<think>\nhm", "a stone", ""]
 )
-def test_an_answer_that_begins_as_what_the_template_writes_before_others(
-    content: str, counted: str, opens: bool
-) -> None:
+def test_an_answer_that_begins_as_what_the_template_writes_before_others(content: str, opens: bool) -> None:
     tokenizer = with_template(
         "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' and '<think>' not in m.content %}"
         "<think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}"
     )
-    chat = [CHAT[0]] * (not opens) + [{"role": "assistant", "content": content}]
-    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+    messages = [CHAT[0]] * (not opens) + [{"role": "assistant", "content": content}]
 
-    assert found.mask is not None
-    assert tokenizer.decode(found.ids[found.mask == 1]) == f"{counted}<|end|>"
+    assert counted(tokenizer, messages) == f"{content}<|end|>"
 
 
 def test_an_answer_whose_beginning_cannot_be_told() -> None:
@@ -256,10 +224,10 @@ def test_an_answer_whose_beginning_cannot_be_told() -> None:
         "{% for m in messages %}{{ m.role }}: {% if m.content in ('one river?', 'winter') %}{{ m.content }}"
         "{% endif %}<|end|>{% endfor %}"
     )
-    chat = Conversation(messages=[CHAT[0], CHAT[3]], where="x.jsonl:4")
+    document = Conversation(messages=[CHAT[0], CHAT[3]], where="x.jsonl:4")
     rendered = Rendered(text="user: one river?<|end|>assistant: winter<|end|>", spans=())
     with pytest.raises(UnsupportedError, match="cannot be found") as caught:
-        responses(chat, rendered, tokenizer, where="x.jsonl:4")
+        responses(document, rendered, tokenizer, where="x.jsonl:4")
     assert caught.value.where == "x.jsonl:4"
 
 
@@ -271,16 +239,12 @@ MUTED: list[dict[str, Any]] = [{"weight": 0}, {"weight": 0.0}, {"train": False},
 @pytest.mark.parametrize("template", BY_HAND, ids=NAMES)
 def test_no_loss_on_messages_that_do_not_count(template: str, fields: dict[str, Any], first: bool) -> None:
     tokenizer = with_template(template)
-    chat = [{**m, "weight": 1} if m["role"] == "assistant" else m for m in CHAT]
-    chat[1 if first else 3] = {**CHAT[1 if first else 3], **fields}
-    (found,) = tokenise_all("x", [Conversation(messages=chat)], tokenizer, loss_on="responses")
+    messages = [{**m, "weight": 1} if m["role"] == "assistant" else m for m in CHAT]
+    messages[1 if first else 3] = {**CHAT[1 if first else 3], **fields}
     kept = "winter" if first else "a stone"
     pieces = [(text, is_response and kept in text) for text, is_response in BY_HAND[template]]
-    ids, mask = hand_made(pieces, tokenizer)
 
-    assert found.mask is not None
-    assert [found.ids.tolist(), found.mask.tolist()] == [ids, mask]
-    assert 0 < sum(mask) < sum(hand_made(BY_HAND[template], tokenizer)[1])
+    assert with_mask(tokenizer, messages) == hand_made(pieces, tokenizer)
 
 
 @pytest.mark.parametrize("num_prompt_messages", [0, 2])
@@ -291,15 +255,12 @@ def test_all_blocks_of_a_message_that_does_not_count(num_prompt_messages: int) -
         "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
         "{% endfor %}"
     )
-    chat = [*CHAT, CHAT[2], {**CHAT[1], "weight": 0}, CHAT[0], CHAT[3]]
-    chat[3] = {**chat[3], "train": False}
-    document = Conversation(messages=chat, num_prompt_messages=num_prompt_messages)
-    (found,) = tokenise_all("x", [document], tokenizer, loss_on="responses")
+    messages = [*CHAT, CHAT[2], {**CHAT[1], "weight": 0}, CHAT[0], CHAT[3]]
+    messages[3] = {**messages[3], "train": False}
+    document = Conversation(messages=messages, num_prompt_messages=num_prompt_messages)
+    first = "" if num_prompt_messages else "so a stone — 石 🙂<|end|>"
 
-    assert found.mask is not None
-    counted = tokenizer.decode(found.ids[found.mask == 1])
-    answers = ["so a stone — 石 🙂<|end|>"] if not num_prompt_messages else []
-    assert counted == "".join([*answers, "so winter<|end|>"])
+    assert counted(tokenizer, document) == f"{first}so winter<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -307,12 +268,7 @@ def test_all_blocks_of_a_message_that_does_not_count(num_prompt_messages: int) -
     [
         (
             {"instruction": "one river", "output": "stone"},
-            {
-                "messages": [
-                    {"role": "user", "content": "one river"},
-                    {"role": "assistant", "content": "stone"},
-                ]
-            },
+            {"messages": chat(user="one river", assistant="stone")},
         ),
         ({"messages": CHAT}, {"messages": CHAT}),
         ({"prompt": "one ", "completion": "stone"}, {"prompt": "one ", "completion": "stone"}),
@@ -325,8 +281,7 @@ def test_fields_go_before_their_text_where_only_responses_count(
     tokenizer = with_template(CHATML)
 
     def written(name: str, row: dict[str, Any], loss_on: Any) -> list[bytes]:
-        rows = tmp_path / f"{name}.jsonl"
-        rows.write_text((json.dumps(row) + "\n") * 20)
+        rows = write_rows(tmp_path / f"{name}.jsonl", *[row] * 20)
         path = tmp_path / name
         write_tokens(str(rows), "train", tokenizer, path, max_tokens=10**6, loss_on=loss_on)
         return [file.read_bytes() for file in (path, mask_path(path)) if file.is_file()]
@@ -338,10 +293,9 @@ def test_fields_go_before_their_text_where_only_responses_count(
 
 def test_a_text_whose_answer_is_empty_has_no_response(tmp_path: Path) -> None:
     """And is as many documents as where the loss is on all, so that what is held out is the same."""
-    rows = tmp_path / "rows.jsonl"
     empty = {"text": "one river", "instruction": "one river", "output": ""}
     full = {"text": "one river stone", "instruction": "one river", "output": "stone"}
-    rows.write_text("".join(json.dumps(row) + "\n" for row in [empty, full] * 10))
+    rows = write_rows(tmp_path / "rows.jsonl", *[empty, full] * 10)
     tokenizer = with_template(CHATML)
     path = tmp_path / "tokens"
     write_tokens(str(rows), "train", tokenizer, path, max_tokens=10**6, loss_on="responses")
@@ -354,14 +308,11 @@ def test_a_text_whose_answer_is_empty_has_no_response(tmp_path: Path) -> None:
 
 def test_a_completion_counts_with_the_end_token() -> None:
     tokenizer = make_tokenizer()
-    (found,) = tokenise_all(
-        "x", [Completion(prompt="one river", completion=" stone")], tokenizer, loss_on="responses"
-    )
-    ids, mask = hand_made([("one river", False), (" stone<|end|>", True)], tokenizer)
+    document = Completion(prompt="one river", completion=" stone")
 
-    assert found.ids.tolist() == ids
-    assert found.mask is not None
-    assert found.mask.tolist() == mask
+    assert with_mask(tokenizer, document) == hand_made(
+        [("one river", False), (" stone<|end|>", True)], tokenizer
+    )
 
 
 def test_a_template_whose_prefix_is_no_prefix() -> None:

@@ -10,14 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from compressor.core.errors import UsageError
-from compressor.data.conversations import render
 from compressor.data.rows import Completion, Conversation
 from compressor.data.sources import survey
-from tests.tiny_models import make_tokenizer
-from tests.unit.data.texts import chat, share_gpt, texts_of, write_rows
+from tests.unit.data.texts import (
+    chat,
+    read_row,
+    refused,
+    render,
+    share_gpt,
+    texts_of,
+    with_template,
+    write_rows,
+)
 
 CHAT_ROW: dict[str, Any] = {"messages": chat(user="q", assistant="a")}
+ANSWER = {"completion": chat(assistant="a")}
 
 
 @pytest.mark.parametrize(
@@ -33,38 +40,11 @@ CHAT_ROW: dict[str, Any] = {"messages": chat(user="q", assistant="a")}
         ({"conversations": chat(user="q")}, ["user q"]),
         ({"instruction": "do", "input": "this", "output": "done"}, ["user do\n\nthis", "assistant done"]),
         ({"instruction": "do", "input": "", "output": "done"}, ["user do", "assistant done"]),
+        ({"messages": chat(user=[{"type": "text", "text": part} for part in "ab"])}, ["user ab"]),
+        ({"prompt": chat(user="q"), **ANSWER}, ["user q", "assistant a"]),
+        ({"system": "be", "prompt": chat(user="q"), **ANSWER}, ["system be", "user q", "assistant a"]),
         (
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-                    }
-                ]
-            },
-            ["user ab"],
-        ),
-        (
-            {
-                "prompt": chat(user="q"),
-                "completion": chat(assistant="a"),
-            },
-            ["user q", "assistant a"],
-        ),
-        (
-            {
-                "system": "be",
-                "prompt": chat(user="q"),
-                "completion": chat(assistant="a"),
-            },
-            ["system be", "user q", "assistant a"],
-        ),
-        (
-            {
-                "system_prompt": "be",
-                "prompt": chat(system="be", user="q"),
-                "completion": chat(assistant="a"),
-            },
+            {"system_prompt": "be", "prompt": chat(system="be", user="q"), **ANSWER},
             ["system be", "user q", "assistant a"],
         ),
         ({"system": "be", "messages": chat(system="be")}, ["system be"]),
@@ -101,8 +81,7 @@ def test_fields_of_rows(tmp_path: Path, row: dict[str, Any], found: Any, kind: s
         return document
 
     if kind == "parquet" and found is None:
-        with pytest.raises(UsageError, match="empty"):
-            survey(str(path))
+        refused(path, "empty")
         return
     expected = [found, found] if found is not None else []
     assert [plainly(document) for document in texts_of(path)] == [
@@ -137,31 +116,25 @@ def row_with(deep: Any, place: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["message", "arguments", "JSON", "calls as JSON", "tools", "tools as JSON", "extras", "prompt"],
+    "place", ["message", "arguments", "JSON", "calls as JSON", "tools", "tools as JSON", "extras", "prompt"]
 )
 def test_conversations_without_a_bottom_name_their_line(tmp_path: Path, place: str) -> None:
     path = tmp_path / "x.jsonl"
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}"
-    write_rows(path, row_with(nested(80), place))
-    (document,) = texts_of(path)
+    tokenizer = with_template("{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}{% endfor %}")
+    document = read_row(tmp_path, row_with(nested(80), place))
     theirs = tokenizer.apply_chat_template(document.messages, tools=document.tools, tokenize=False)
     if place != "JSON":  # which is given to this template as an object
         assert render(document, tokenizer) == theirs
     for levels in (100, 300, 900):
         write_rows(path, {"text": "a"}, row_with(nested(levels), place))
-        with pytest.raises(UsageError, match="nested too deeply") as caught:
-            survey(str(path))
-        assert str(caught.value.where).startswith(f"{path}:2")
+        assert str(refused(path, "nested too deeply").where).startswith(f"{path}:2")
 
 
 @pytest.mark.parametrize("system", ["", "be"])
 def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: Path, system: str) -> None:
-    sides = {"prompt": chat(user="q"), "completion": chat(assistant="a")}
-    (document,) = texts_of(write_rows(tmp_path / "x.jsonl", {"system": system, **sides}))
+    document = read_row(tmp_path, {"system": system, "prompt": chat(user="q"), **ANSWER})
 
-    assert document.messages[document.num_prompt_messages :] == sides["completion"]
+    assert document.messages[document.num_prompt_messages :] == ANSWER["completion"]
 
 
 @pytest.mark.parametrize(
@@ -174,8 +147,8 @@ def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: 
         {"messages": "hello"},
         {"messages": [{"role": "user"}]},
         {"messages": chat(user=3)},
-        {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+        {"messages": chat(user=[{"type": "image", "url": "x"}])},
+        {"messages": chat(user=[{"type": "text", "text": "a"}, {"type": "image_url"}])},
         {"messages": [{"role": "assistant", "function_call": {"name": "f"}, "content": ""}]},
         share_gpt(narrator="q"),
         {"conversations": [{"from": ["human"], "value": "q"}]},
@@ -187,11 +160,7 @@ def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: 
         {"prompt": "p", "completion": "c", "tools": '[{"name": "f"}]'},
         {"prompt": "p", "completion": "c", "functions": [{"name": "f"}]},
         {"system": "be", "messages": chat(system="do", user="q")},
-        {
-            "system": "be",
-            "prompt": chat(system="do", user="q"),
-            "completion": chat(assistant="a"),
-        },
+        {"system": "be", "prompt": chat(system="do", user="q"), **ANSWER},
         {"instruction": "do", "input": "this"},
         {"messages": chat(user="a"), "system_prompt": ["be"]},
         {"messages": chat(user="a"), "functions": [{"name": "f"}]},
@@ -211,9 +180,7 @@ def test_the_prompt_is_all_but_the_completion_with_a_system_beside_it(tmp_path: 
 def test_rows_that_are_refused_name_their_line(tmp_path: Path, row: Any) -> None:
     path = write_rows(tmp_path / "x.jsonl", {"text": "fine"}, None, row)
 
-    with pytest.raises(UsageError) as caught:
-        survey(str(path))
-    assert caught.value.where == f"{path}:3"
+    assert refused(path).where == f"{path}:3"
 
 
 @pytest.mark.parametrize(

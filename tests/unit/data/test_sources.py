@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -24,25 +23,21 @@ from compressor.data.sources import (
     Documents,
     Position,
     describe_source,
-    documents,
     source_fingerprint,
     survey,
 )
+from tests.unit.data.texts import plain_text, refused, texts_of, write_packed, write_rows
 
 ROWS = [f"document {number}" for number in range(25)]
 
 
-def write_rows(path: Path, rows: list[str]) -> Path:
-    if path.suffix == ".parquet":
-        texts = pa.array(rows, pa.string())
-        pq.write_table(pa.table({"text": texts, "other": texts}), path)
-    else:
-        path.write_text("".join(json.dumps({"text": row, "n": 1}) + "\n" for row in rows), encoding="utf-8")
+def write(path: Path, rows: list[str]) -> Path:
+    """A table of texts, and another column."""
+    if path.suffix != ".parquet":
+        return write_rows(path, *({"text": row, "n": 1} for row in rows))
+    texts = pa.array(rows, pa.string())
+    pq.write_table(pa.table({"text": texts, "other": texts}), path)
     return path
-
-
-def plain_text(path: Path, split: Any) -> str:
-    return "".join(piece.text for piece in documents(str(path), split))  # type: ignore[union-attr]
 
 
 @given(
@@ -70,18 +65,17 @@ def test_text_splits_at_a_line_in_the_last_tenth(tiny_text: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_row_splits_are_disjoint_and_complete(tmp_path: Path, suffix: str) -> None:
-    path = write_rows(tmp_path / f"rows{suffix}", ROWS)
+    path = write(tmp_path / f"rows{suffix}", ROWS)
+    train, held_out = (texts_of(path, split) for split in ("train", "held_out"))
 
-    train, held_out = (list(documents(str(path), split)) for split in ("train", "held_out"))
-
-    assert train + held_out == ROWS == list(documents(str(path), "all"))
+    assert train + held_out == ROWS == texts_of(path)
     assert len(held_out) == 2
 
 
 def test_long_text_comes_in_blocks_of_whole_lines(make_text: object, tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text("a line of text\n" * 10_000, encoding="utf-8")
-    blocks = list(documents(str(path), "all"))
+    blocks = texts_of(path)
 
     assert len(blocks) > 1
     assert all(block.text.endswith("\n") for block in blocks)  # type: ignore[union-attr]
@@ -89,32 +83,22 @@ def test_long_text_comes_in_blocks_of_whole_lines(make_text: object, tmp_path: P
 
 def test_a_directory_without_files(tmp_path: Path) -> None:
     (tmp_path / ".hidden").touch()
-    with pytest.raises(UsageError, match="holds no text"):
-        list(documents(str(tmp_path), "train"))
+    refused(tmp_path, "holds no text")
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none.jsonl", "none.parquet", "none.csv.gz", "none"])
 def test_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        list(documents(str(tmp_path / name), "train"))
+    refused(tmp_path / name, "does not exist")
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
-def test_empty_file(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"empty{suffix}"
-    path.touch()
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet", "no-rows.parquet"])
+def test_empty_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write(path, []) if name == "no-rows.parquet" else path.touch()
 
-    with pytest.raises(UsageError, match="empty"):
-        list(documents(str(path), "train"))
+    refused(path, "empty")
     with pytest.raises(UsageError, match="empty"):
         source_fingerprint(str(path))
-
-
-def test_table_without_rows(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.parquet", [])
-
-    with pytest.raises(UsageError, match="empty"):
-        list(documents(str(path), "train"))
 
 
 @pytest.mark.parametrize(
@@ -132,25 +116,22 @@ def test_malformed_file(tmp_path: Path, name: str, content: bytes, message: str)
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises(UsageError, match=message):
-        list(documents(str(path), "all"))
+    refused(path, message)
 
 
 def test_parquet_without_a_known_column(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"body": ["a"]}), path)
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "x.parquet")
 
-    with pytest.raises(UsageError, match="holds no text"):
-        list(documents(str(path), "all"))
+    refused(tmp_path / "x.parquet", "holds no text")
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    path.write_text("one")
-    first = source_fingerprint(str(path))
-    path.write_text("another")
+    path, found = tmp_path / "x.txt", set()
+    for text in ("one", "another"):
+        path.write_text(text)
+        found.add(source_fingerprint(str(path)))
 
-    assert source_fingerprint(str(path)) != first
+    assert len(found) == 2
 
 
 def test_a_table_is_identified_by_its_documents(tmp_path: Path) -> None:
@@ -158,10 +139,7 @@ def test_a_table_is_identified_by_its_documents(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text}) for text in ("one", "two", "three")]
 
     def fingerprint(name: str, content: str) -> str:
-        path = tmp_path / name
-        packed = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
-        path.write_bytes(packed)
-        return source_fingerprint(str(path))
+        return source_fingerprint(str(write_packed(tmp_path / name, content)))
 
     first = fingerprint("a.jsonl", "\n".join(rows) + "\n")
     assert fingerprint("blank.jsonl", "\n\n".join(rows) + "\n\n") == first
@@ -202,8 +180,8 @@ def test_blank_lines_and_empty_rows_are_no_documents(tmp_path: Path) -> None:
     rows = [json.dumps({"text": row}) for row in ROWS]
     path.write_text("\n\n".join([json.dumps({"text": ""}), *rows]) + "\n\n  \n")
 
-    assert list(documents(str(path), "all")) == ROWS
-    assert list(documents(str(path), "held_out")) == ROWS[-2:]
+    assert texts_of(path) == ROWS
+    assert texts_of(path, "held_out") == ROWS[-2:]
     assert survey(str(path)).num_empty == 1 + len(ROWS) + 2
 
 
@@ -229,8 +207,8 @@ def test_documents_are_taken_up_behind_a_position(tmp_path: Path, suffix: str, s
     if suffix == ".txt":
         path.write_text("a line of text\n" * 60_000, encoding="utf-8")
     else:
-        write_rows(path, ROWS)
-    whole = list(documents(str(path), split))
+        write(path, ROWS)
+    whole = texts_of(path, split)
     first = Documents(str(path), split)
     taken = list(itertools.islice(first, 2))
     rest = list(Documents(str(path), split, position=first.position()))
@@ -244,7 +222,7 @@ def local_hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """A data set of 30 documents in three files, streamed by `datasets` without a network."""
     suffix = {"json": ".jsonl", "parquet": ".parquet"}[request.param]
     files = [
-        str(write_rows(tmp_path / f"part-{part}{suffix}", [f"{part}-{row}" for row in range(10)]))
+        str(write(tmp_path / f"part-{part}{suffix}", [f"{part}-{row}" for row in range(10)]))
         for part in range(3)
     ]
     load = datasets.load_dataset
@@ -262,9 +240,9 @@ def local_hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 def test_hub_documents_split_at_the_first_ones(local_hub: str) -> None:
     everything = [f"{part}-{row}" for part in range(3) for row in range(10)]
 
-    assert list(documents(local_hub, "held_out")) == everything[:4]
-    assert list(documents(local_hub, "train")) == everything[4:]
-    assert list(documents(local_hub, "all")) == everything
+    assert texts_of(local_hub, "held_out") == everything[:4]
+    assert texts_of(local_hub, "train") == everything[4:]
+    assert texts_of(local_hub) == everything
 
 
 def read_back(position: Position) -> Position:
@@ -280,18 +258,15 @@ def test_hub_documents_are_taken_up_behind_a_position(local_hub: str, num_taken:
     between = list(itertools.islice(resumed, 2))
     rest = list(Documents(local_hub, "train", position=read_back(resumed.position())))
 
-    assert taken + between + rest == list(documents(local_hub, "train"))
+    assert taken + between + rest == texts_of(local_hub, "train")
 
 
 @pytest.fixture
 def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory that `datasets` reads as it reads one of the hub."""
     for split in ("train", "validation", "test"):
-        folder = tmp_path / "small"
-        folder.mkdir(exist_ok=True)
-        pq.write_table(
-            pa.table({"text": [f"{split} {row}" for row in range(3)]}), folder / f"{split}.parquet"
-        )
+        (tmp_path / "small").mkdir(exist_ok=True)
+        write(tmp_path / "small" / f"{split}.parquet", [f"{split} {row}" for row in range(3)])
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: small\n  data_files:\n"
         "  - split: train\n    path: small/train*\n  - split: test\n    path: small/test*\n"
@@ -316,7 +291,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_a_split_of_a_hub_data_set_by_name(splits: str, name: str, split: str) -> None:
     checks.check_texts([f"{splits}:{name}"], Console())
-    assert list(documents(f"{splits}:{name}", "all")) == [f"{split} {row}" for row in range(3)]
+    assert texts_of(f"{splits}:{name}") == [f"{split} {row}" for row in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -363,9 +338,7 @@ def test_a_text_and_the_fields_beside_it_are_one_content(tmp_path: Path) -> None
     """The fields are read where only responses count, so that another answer is another text."""
 
     def fingerprint(name: str, **row: Any) -> str:
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text(json.dumps(row) + "\n")
-        return source_fingerprint(str(path))
+        return source_fingerprint(str(write_rows(tmp_path / f"{name}.jsonl", row)))
 
     plain = fingerprint("plain", text="a")
     assert fingerprint("columns", text="a", id=3, output="", input=None) == plain

@@ -62,10 +62,8 @@ def test_rendering_is_transformers_own(name: str, prompts: bool) -> None:
                 strftime_now=datetime(2024, 7, 26).strftime,  # noqa: DTZ001 - the day of every rendering
                 **extras,
             )
-            (ours,) = render_jobs(
-                [Job(messages=CHAT, tools=tools, extras=extras, prompts=prompts)], tokenizer
-            )
-            assert ours.text == theirs
+            job = Job(messages=CHAT, tools=tools, extras=extras, prompts=prompts)
+            assert render_jobs([job], tokenizer)[0].text == theirs
 
 
 def test_the_day_is_the_same_on_every_day_and_a_row_may_say_another() -> None:
@@ -155,11 +153,7 @@ def test_the_failing_conversation_of_several_is_named() -> None:
     tokenizer = with_template(
         "{% if messages|length == 1 %}{{ raise_exception('too short') }}{% endif %}fine"
     )
-    jobs = [
-        Job(messages=CHAT, where="x:1"),
-        Job(messages=CHAT[:1], where="x:2"),
-        Job(messages=CHAT, where="x:3"),
-    ]
+    jobs = [Job(messages=chat, where=f"x:{number}") for number, chat in enumerate((CHAT, CHAT[:1], CHAT), 1)]
     with pytest.raises(UsageError, match="too short") as caught:
         render_jobs(jobs, tokenizer)
     assert caught.value.where == "x:2"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from compressor.data.sources import documents
+from compressor.core.errors import UsageError
+from compressor.data.conversations import render_all
+from compressor.data.rows import Conversation, Document
+from compressor.data.sources import Documents, survey
+from compressor.data.tokenise import tokenise_all
 from tests.tiny_models import make_tokenizer
 
 TEXTS = ['one, "quoted" river', "two\nlines of stone", "drei Wörter — 三つ 🙂", "NA", "  spaces kept  "]
@@ -39,12 +45,47 @@ def write_rows(path: Path, *rows: Any) -> Path:
     return path
 
 
-def texts_of(spec: str | Path) -> list[Any]:
-    return list(documents(str(spec), "all"))
+def write_packed(path: Path, content: str) -> Path:
+    """A file, compressed where its name says so."""
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+def texts_of(spec: str | Path, split: Any = "all") -> list[Any]:
+    return list(Documents(str(spec), split))
+
+
+def refused(path: Path, message: str = "") -> UsageError:
+    with pytest.raises(UsageError, match=message) as caught:
+        survey(str(path))
+    return caught.value
 
 
 def plain_text(spec: str | Path, split: Any = "all") -> str:
-    return "".join(piece.text for piece in documents(str(spec), split))  # type: ignore[union-attr]
+    return "".join(piece.text for piece in texts_of(spec, split))
+
+
+def read_row(directory: Path, row: Any) -> Any:
+    """The document of a row in a file of its own."""
+    (document,) = texts_of(write_rows(directory / "row.jsonl", row))
+    return document
+
+
+def render(document: Document, tokenizer: Any) -> str:
+    return render_all([document], tokenizer)[0].text
+
+
+def with_mask(tokenizer: Any, document: Document | list[Any]) -> list[list[int]]:
+    """Token ids of a document, or a conversation's messages, and which of them are responses."""
+    document = Conversation(messages=document) if isinstance(document, list) else document
+    (found,) = tokenise_all("x", [document], tokenizer, loss_on="responses")
+    return [found.ids.tolist(), found.mask.tolist()]
+
+
+def counted(tokenizer: Any, document: Document | list[Any]) -> str:
+    """The text of the tokens that are responses."""
+    ids, mask = with_mask(tokenizer, document)
+    return tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts])
 
 
 def write_table(path: Path, column: str = "text") -> Path:

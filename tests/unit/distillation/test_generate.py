@@ -11,17 +11,17 @@ import torch
 from transformers import GenerationConfig
 
 from compressor.cli.main import invoke
-from compressor.core.console import Console
 from compressor.core.errors import UsageError, VerificationError
 from compressor.data.packing import read_windows
-from compressor.data.sources import documents
+from compressor.data.sources import Documents
 from compressor.distillation import generate_stage as generate
 from compressor.distillation.generate_stage import GENERATE, SAMPLES_PER_BATCH, TEXT_FILE, Sampler
-from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Generate
-from compressor.runs.stage import StageContext, StageOutcome, execute
+from compressor.runs.stage import StageOutcome, execute
 from tests.tiny_models import EOS_ID, VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
+from tests.unit.distillation.test_stage import as_source, make_context
+from tests.unit.training.test_checkpoints import DAMAGES
 
 
 def make_sampler(model: Any = None, *, prompts: Any = None, seed: int = 0, **settings: Any) -> Sampler:
@@ -29,10 +29,8 @@ def make_sampler(model: Any = None, *, prompts: Any = None, seed: int = 0, **set
     return Sampler(model or make_model(), make_tokenizer(), config, prompts=prompts, seed=seed)
 
 
-def sample(checkpoint: Path, out_dir: Path, config: Generate, seed: int = 0) -> StageOutcome:
-    source = open_checkpoint(resolve_source(str(checkpoint)), out_dir.parent, dtype="float32")
-    context = StageContext(console=Console(), seed=seed, device="cpu", dtype="float32")
-    return execute(GENERATE, config, source, out_dir, context)
+def sample(checkpoint: Path, out_dir: Path, config: Generate) -> StageOutcome:
+    return execute(GENERATE, config, as_source(checkpoint), out_dir, make_context(None))
 
 
 def test_a_batch_depends_on_seed_and_number_alone() -> None:
@@ -106,11 +104,10 @@ def test_the_stage_writes_a_training_text(tiny_checkpoint: Path, tiny_text: Path
     outcome = sample(tiny_checkpoint, tmp_path / "sampled", config)
     text = tmp_path / "sampled" / TEXT_FILE
     tokenizer = load_tokenizer(tiny_checkpoint)
-    rows = list(documents(str(text), "all"))
+    rows = list(Documents(str(text), "all"))
     start = tokenizer.decode(read_windows(str(tiny_text), "train", tokenizer, size=1, seq_len=5)[0])
 
-    assert outcome.artifact.details["tokens"] >= 200
-    assert outcome.artifact.details["tokens"] - 12 < 200
+    assert 200 <= outcome.artifact.details["tokens"] < 200 + 12
     assert outcome.artifact.details["samples"] == len(rows)
     assert str(rows[0]).startswith(start)
     assert all(row.keys() == {"text"} for row in map(json.loads, text.read_bytes().splitlines()))
@@ -180,16 +177,6 @@ def test_the_command(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert "no text is to be sampled" in capsys.readouterr().err
 
 
-def end_a_text_early(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def replace_a_letter(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def count_one_more(path: Path) -> None:
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "num_tokens": record["num_tokens"] + 1}))
@@ -198,9 +185,9 @@ def count_one_more(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "alter"),
     [
-        (TEXT_FILE, end_a_text_early),
-        (TEXT_FILE, replace_a_letter),
-        (TEXT_FILE, Path.unlink),
+        (TEXT_FILE, DAMAGES["truncated"]),
+        (TEXT_FILE, DAMAGES["flipped"]),
+        (TEXT_FILE, DAMAGES["missing"]),
         (generate.PROGRESS_FILE, count_one_more),
     ],
     ids=["shorter", "altered", "deleted", "progress"],
