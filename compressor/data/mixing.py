@@ -18,8 +18,7 @@ import numpy.typing as npt
 from compressor.core.errors import UsageError
 from compressor.data.packing import IntArray, TokenWindows, Window, epoch_order, text_record, write_tokens
 from compressor.data.sources import describe_source
-from compressor.data.tokenise import LossOn
-from compressor.recipe.recipe import Domain
+from compressor.recipe.recipe import Distill, Domain
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -47,22 +46,6 @@ class DomainWindows:
         return {**self.windows[int(self._order[1][position])], "domain_id": domain}
 
 
-class DistinctWindows:
-    """Every distinct window of several domains by one index, domain after domain."""
-
-    def __init__(self, domains: Sequence[DomainWindows]) -> None:
-        self._domains = domains
-        self._ends = np.cumsum([len(domain.windows) for domain in domains])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Window:
-        domain = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[domain]) - len(self._domains[domain].windows)
-        return self._domains[domain].windows[index - first]
-
-
 class StreamState(TypedDict):
     """Where a stream is, as plain JSON values: steps drawn, and per domain windows, weight and name."""
 
@@ -77,33 +60,24 @@ class WindowStream:
 
     Which domains a step draws from depends on the seed, the step and the weights at that moment;
     inside a domain, each epoch visits every window once before any is seen again.
+
+    Attributes:
+        domains: At least one, in the order of their `domain_id`.
+        names: Of the domains.
+        num_distinct: Distinct windows of each domain.
+        step: Steps drawn so far.
+        drawn: Windows drawn so far, per domain.
     """
 
     def __init__(self, domains: Sequence[DomainWindows], weights: Sequence[float], *, seed: int) -> None:
-        """Start at the first step.
-
-        Args:
-            domains: At least one.
-            weights: One positive number each, relative to each other.
-            seed: Decides the order.
-        """
-        if not domains:
-            raise ValueError("a stream needs a domain")
-        self._domains = tuple(domains)
+        """Start at the first step; the weights are positive numbers relative to each other."""
+        self.domains = tuple(domains)
+        self.names = tuple(domain.name for domain in domains)
+        self.num_distinct = tuple(len(domain.windows) for domain in domains)
         self._seed = seed
-        self._step = 0
-        self._drawn = [0] * len(domains)
+        self.step = 0
+        self.drawn = [0] * len(domains)
         self.weights = np.asarray(weights, dtype=np.float64)
-
-    @property
-    def num_domains(self) -> int:
-        """How many domains there are."""
-        return len(self._domains)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the domains, in the order of their `domain_id`."""
-        return tuple(domain.name for domain in self._domains)
 
     @property
     def weights(self) -> FloatArray:
@@ -112,43 +86,17 @@ class WindowStream:
 
     @weights.setter
     def weights(self, weights: FloatArray) -> None:
-        if weights.shape != (self.num_domains,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise ValueError(f"weights of {self.num_domains} domains expected, found {weights.tolist()}")
+        num_domains = len(self.domains)
+        if weights.shape != (num_domains,) or not np.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError(f"weights of {num_domains} domains expected, found {weights.tolist()}")
         if weights.sum() <= 0:
             raise ValueError("no domain has a weight")
         self._weights: FloatArray = weights / weights.sum()
 
     @property
-    def step(self) -> int:
-        """Steps drawn so far."""
-        return self._step
-
-    @property
-    def drawn(self) -> tuple[int, ...]:
-        """Windows drawn so far, per domain."""
-        return tuple(self._drawn)
-
-    @property
-    def distinct(self) -> DistinctWindows:
-        """The windows that the stream draws from."""
-        return DistinctWindows(self._domains)
-
-    @property
-    def num_distinct(self) -> tuple[int, ...]:
-        """Distinct windows of each domain."""
-        return tuple(len(domain.windows) for domain in self._domains)
-
-    @property
-    def texts(self) -> dict[str, dict[str, object]]:
-        """Which text each domain's windows are of, by name."""
-        return {domain.name: domain.text for domain in self._domains}
-
-    @property
     def num_epochs(self) -> tuple[float, ...]:
         """How often each domain's distinct text has been seen so far."""
-        return tuple(
-            number / len(domain.windows) for number, domain in zip(self._drawn, self._domains, strict=True)
-        )
+        return tuple(drawn / distinct for drawn, distinct in zip(self.drawn, self.num_distinct, strict=True))
 
     def step_windows(self, num_windows: int) -> list[Window]:
         """The windows of the next step, over all processes; advances the stream.
@@ -156,18 +104,18 @@ class WindowStream:
         Each holds numpy `input_ids`, `labels` and, with isolated documents, `position_ids`, int64
         `[seq_len]`, and the integer `domain_id`.
         """
-        choices = choose_domains(self._weights, num_windows, seed=self._seed, step=self._step)
+        choices = choose_domains(self._weights, num_windows, seed=self._seed, step=self.step)
         windows = []
         for domain in choices.tolist():
-            windows.append(self._domains[domain].draw(self._drawn[domain], seed=self._seed, domain=domain))
-            self._drawn[domain] += 1
-        self._step += 1
+            windows.append(self.domains[domain].draw(self.drawn[domain], seed=self._seed, domain=domain))
+            self.drawn[domain] += 1
+        self.step += 1
         return windows
 
     def state_dict(self) -> StreamState:
         """The position and the weights."""
         return StreamState(
-            step=self._step, drawn=list(self._drawn), weights=self._weights.tolist(), domains=list(self.names)
+            step=self.step, drawn=list(self.drawn), weights=self._weights.tolist(), domains=list(self.names)
         )
 
     def load_state_dict(self, state: StreamState) -> None:
@@ -183,7 +131,7 @@ class WindowStream:
                 found=", ".join(state["domains"]),
                 hint="give the training texts of the interrupted run, or start again with --overwrite",
             )
-        self._step, self._drawn = state["step"], list(state["drawn"])
+        self.step, self.drawn = state["step"], list(state["drawn"])
         # As they were: dividing by their sum again could change their last bit.
         self._weights = np.asarray(state["weights"], dtype=np.float64)
 
@@ -193,13 +141,8 @@ def choose_domains(weights: FloatArray, num_windows: int, *, seed: int, step: in
 
     Systematic sampling: one uniform number places a comb of `num_windows` equally spaced teeth on the
     domains' shares of the unit interval, so that each domain's count is its share of the windows
-    rounded up or down, and right in expectation; their order is then shuffled.
-
-    Args:
-        weights: Shares summing to 1, `[num_domains]`.
-        num_windows: Windows of the step.
-        seed: Seed of the stream.
-        step: The step, from 0.
+    rounded up or down, and right in expectation; their order is then shuffled. The weights `[num_domains]`
+    sum to 1; steps count from 0.
     """
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
     teeth = (np.arange(num_windows) + generator.random()) / num_windows
@@ -208,7 +151,7 @@ def choose_domains(weights: FloatArray, num_windows: int, *, seed: int, step: in
     return generator.permutation(np.minimum(choices, np.flatnonzero(weights)[-1]).astype(np.int64))
 
 
-def count_windows(weights: Sequence[float], *, num_steps: int, batch_size: int, seed: int) -> tuple[int, ...]:
+def count_windows(weights: Sequence[float], *, num_steps: int, batch_size: int, seed: int) -> list[int]:
     """How many windows a stream whose weights never change draws from each domain in `num_steps`."""
     shares = np.asarray(weights, dtype=np.float64)
     shares = shares / shares.sum()
@@ -216,54 +159,26 @@ def count_windows(weights: Sequence[float], *, num_steps: int, batch_size: int, 
     for step in range(num_steps):
         choices = choose_domains(shares, batch_size, seed=seed, step=step)
         counts += np.bincount(choices, minlength=len(shares))
-    return tuple(counts.tolist())
+    return [int(count) for count in counts]
 
 
 def write_domains(
-    domains: Sequence[Domain],
-    tokenizer: Any,
-    directory: Path,
-    *,
-    num_windows: Sequence[int],
-    seq_len: int,
-    loss_on: LossOn = "all",
+    config: Distill, domains: Sequence[Domain], tokenizer: Any, directory: Path, num_windows: Sequence[int]
 ) -> None:
     """Tokenise the training part of every domain into `directory`, as `0.bin`, `1.bin` ...
 
-    Args:
-        domains: The recipe's training texts.
-        tokenizer: A Hugging Face tokenizer.
-        directory: Made if it is not there.
-        num_windows: Distinct windows wanted per domain; a domain with less text repeats itself.
-        seq_len: Tokens per window.
-        loss_on: `responses` to mark them.
+    `num_windows` are the distinct windows wanted per domain; a domain with less text repeats itself.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for index, (domain, count) in enumerate(zip(domains, num_windows, strict=True)):
         # One more token than the windows hold: the last one's label.
-        max_tokens = max(1, count) * seq_len + 1
+        max_tokens = max(1, count) * config.context_length + 1
         path = _tokens_path(directory, index)
-        write_tokens(domain.data, "train", tokenizer, path, max_tokens=max_tokens, loss_on=loss_on)
+        write_tokens(domain.data, "train", tokenizer, path, max_tokens=max_tokens, loss_on=config.loss_on)
 
 
-def open_stream(
-    domains: Sequence[Domain],
-    directory: Path,
-    *,
-    seq_len: int,
-    isolate_documents: bool,
-    seed: int,
-    loss_on: LossOn = "all",
-) -> WindowStream:
+def open_stream(config: Distill, domains: Sequence[Domain], directory: Path, *, seed: int) -> WindowStream:
     """Mix the domains that `write_domains` tokenised, by their weights.
-
-    Args:
-        domains: The recipe's training texts.
-        directory: Of the token files.
-        seq_len: Tokens per window.
-        isolate_documents: Keep labels and positions from crossing documents.
-        seed: Decides the order.
-        loss_on: Which labels count.
 
     Raises:
         UsageError: when a domain's text does not fill one window.
@@ -273,7 +188,10 @@ def open_stream(
         path = _tokens_path(directory, index)
         try:
             windows = TokenWindows(
-                path, seq_len=seq_len, isolate_documents=isolate_documents, loss_on=loss_on
+                path,
+                seq_len=config.context_length,
+                isolate_documents=config.intra_document_masking,
+                loss_on=config.loss_on,
             )
         except UsageError as error:
             raise UsageError(

@@ -1,4 +1,9 @@
-"""From the recipe to the losses of a run, and the sentence that says which rule chose them."""
+"""From the recipe to the losses of a run, and the sentence that says which rule chose them.
+
+Minitron (arXiv 2407.14679, section 2.4 and table 17): losses on hidden states help only after large
+depth cuts, and there the layer two before the last of each does best (29 of 0-31 with 13 of 0-15),
+beside the embeddings, by cosine.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,12 @@ from dataclasses import dataclass
 from compressor.choices.losses import LOSSES, STATE_LOSSES
 from compressor.core.errors import UsageError
 from compressor.distillation.criterion import OFF, LossConfig
-from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
 from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
 from compressor.recipe.recipe import Distill
+
+LAYERS_BEFORE_LAST = 2
+# "Large": Minitron's depth-pruned models lost half of the layers, its width-pruned at most a tenth.
+LARGE_DEPTH_CUT = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +38,7 @@ class LossChoice:
 def choose_losses(
     config: Distill, *, num_teacher_layers: int, num_student_layers: int, has_stored_logits: bool = False
 ) -> LossChoice:
-    """Resolve the recipe's `auto` fields.
-
-    Args:
-        config: The recipe's section.
-        num_teacher_layers: Of the teacher.
-        num_student_layers: Of the student.
-        has_stored_logits: The teacher is not in memory; its logits come with the batches.
+    """Resolve the recipe's `auto` fields; with stored logits, the teacher's come with the batches.
 
     Raises:
         UsageError: for layer pairs out of range, or a loss that stored logits cannot give.
@@ -49,7 +51,7 @@ def choose_losses(
     pairs: tuple[tuple[int, int], ...] = ()
     if intermediate != OFF:
         pairs = config.layer_pairs or (default_pair(num_teacher_layers, num_student_layers),)
-        check_pairs(pairs, num_teacher_layers, num_student_layers)
+        _check_pairs(pairs, num_teacher_layers, num_student_layers)
     elif config.layer_pairs:
         raise UsageError(
             "layers are paired, but no loss compares hidden states",
@@ -125,3 +127,36 @@ def _require_stored(loss: LossConfig) -> None:
             found=f"{loss.loss} at temperature {loss.temperature:g}",
             hint="set distill.top_k to renormalise over the stored tokens",
         )
+
+
+def default_pair(num_teacher_layers: int, num_student_layers: int) -> tuple[int, int]:
+    """(teacher, student) layer two before the last of each, from 0; the first where there are fewer."""
+    return (
+        max(0, num_teacher_layers - 1 - LAYERS_BEFORE_LAST),
+        max(0, num_student_layers - 1 - LAYERS_BEFORE_LAST),
+    )
+
+
+def _check_pairs(
+    pairs: tuple[tuple[int, int], ...], num_teacher_layers: int, num_student_layers: int
+) -> None:
+    """Refuse a layer out of range."""
+    for teacher_layer, student_layer in pairs:
+        for owner, index, num_layers in (
+            ("teacher", teacher_layer, num_teacher_layers),
+            ("student", student_layer, num_student_layers),
+        ):
+            if not 0 <= index < num_layers:
+                raise UsageError(
+                    f"the {owner} has no such layer",
+                    where=f"distill.layer_pairs, pair {teacher_layer}:{student_layer}",
+                    expected=f"0 to {num_layers - 1}",
+                    found=index,
+                    hint="layers count from 0; a pair is TEACHER:STUDENT",
+                )
+
+
+def is_large_depth_cut(num_teacher_layers: int, num_student_layers: int) -> bool:
+    """Whether at least a third of the layers was cut."""
+    numerator, denominator = LARGE_DEPTH_CUT
+    return denominator * (num_teacher_layers - num_student_layers) >= numerator * num_teacher_layers

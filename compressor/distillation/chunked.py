@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,18 +19,9 @@ from compressor.distillation.head import Head
 CHUNK_VALUES = 3 << 23  # a loss by autograd holds them eight times over: below 1 GiB with head gradients
 
 
-class Criterion(Protocol):
-    """A loss on a chunk of logits."""
-
-    def __call__(
-        self, logits_TV: torch.Tensor, positions_T: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of every token `[T]` and its gradient by the logits `[T, V]`, both of their own memory.
-
-        Args:
-            logits_TV: Logits of the chunk, not to be changed.
-            positions_T: Where in the batch these tokens are.
-        """
+# A loss on a chunk: of logits `[T, V]`, not to be changed, and where in the batch these tokens are `[T]`, the
+# loss of every token `[T]` and its gradient by the logits `[T, V]`, both of their own memory.
+Criterion = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = compute_dtype(weight_VH)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            head = head.to(dtype)
+            head = head.frozen(dtype)
             exact = torch.float64 if dtype == torch.float64 else torch.float32
             losses = torch.zeros(hidden_NH.shape[0], dtype=exact, device=hidden_NH.device)
             if needs_gradient:

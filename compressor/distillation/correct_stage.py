@@ -19,19 +19,7 @@ from compressor.core.processes import world_size
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import (
-    clean_up,
-    flops_of_training,
-    keep_only_progress,
-    open_training_stream,
-    place_,
-    require_training_memory,
-    save_trained,
-    schedule,
-    training_content,
-    training_details,
-)
-from compressor.models.load import load_model
+from compressor.distillation.training import Training, load_trainable, schedule, training_content
 from compressor.planning.schedule import correction_schedule
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
@@ -39,7 +27,6 @@ from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.training.config import TrainingConfig
 from compressor.training.extension import TrainingExtension
 from compressor.training.sharding import is_sharded, whole
-from compressor.training.trainer import train
 
 LEARNING_RATE_SHARE = 1 / 5
 MAX_GRAD_NORM = 1.0
@@ -80,26 +67,12 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UsageError: when the text or the budget does not fill one window.
     """
     plan = correction_settings(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    settings = correction_budget(config)
-    keep_only_progress(out_dir)
-    require_training_memory([source], settings, context.device)
-    stream = open_training_stream(settings, plan, config.mixture(), source, out_dir, context)
-    teacher = load_model(
-        source.path, dtype="float32", device=context.device, trust_remote_code=context.trust_remote_code
-    )
-    teacher.requires_grad_(requires_grad=True).train()
-    module = DistillationModule(teacher, None, LossConfig(kl_weight=0))
-    place_(module, settings, plan, context.device)
-    flops = flops_of_training(None, source.path, config.context_length)
-    log = train(module, stream, plan, out_dir, context.console, flops_per_token=flops)
-    save_trained(module, source, out_dir, dtype=getattr(torch, context.dtype), plan=plan)
-    clean_up(out_dir)
+    training = Training(correction_budget(config), config.mixture(), source, out_dir, context, plan=plan)
+    module = DistillationModule(load_trainable(source, context), None, LossConfig(kl_weight=0))
+    details = training.save(module, training.fit_(module))
     return StageResult(
         num_parameters=source.num_parameters,
-        details={
-            "loss": "cross-entropy of the teacher, mean over tokens",
-            **training_details(stream, plan, log, config.context_length),
-        },
+        details={"loss": "cross-entropy of the teacher, mean over tokens", **details},
     )
 
 
@@ -111,12 +84,7 @@ class CorrectAlongside(TrainingExtension):
     """
 
     def __init__(self, teacher: nn.Module, *, learning_rate: float) -> None:
-        """Make a teacher trainable.
-
-        Args:
-            teacher: The one that the module was given; its parameters in float32.
-            learning_rate: Its peak.
-        """
+        """Make the module's teacher, its parameters in float32, trainable with a peak of its own."""
         self._teacher = teacher.requires_grad_(requires_grad=True).train()
         self._learning_rate = learning_rate
 
@@ -126,7 +94,13 @@ class CorrectAlongside(TrainingExtension):
         Raises:
             UnsupportedError: for several processes that each hold a whole teacher.
         """
-        _require_one_teacher(self._teacher)
+        if world_size() > 1 and not is_sharded(self._teacher):
+            raise UnsupportedError(
+                "a teacher corrected alongside must be sharded over the processes",
+                where="distill.correction.mode alongside",
+                expected="distill.sharding fsdp",
+                hint="use --sharding fsdp, one process, or --teacher-correction first",
+            )
         own = [parameter for parameter in module.parameters() if parameter.requires_grad]
         groups = [
             {"params": own, "lr": config.learning_rate},
@@ -175,16 +149,6 @@ def require_alongside(config: Distill) -> None:
             expected="off",
             found=correction.mode,
             hint="correct the teacher first and store its logits then, or give --teacher",
-        )
-
-
-def _require_one_teacher(teacher: nn.Module) -> None:
-    if world_size() > 1 and not is_sharded(teacher):
-        raise UnsupportedError(
-            "a teacher corrected alongside must be sharded over the processes",
-            where="distill.correction.mode alongside",
-            expected="distill.sharding fsdp",
-            hint="use --sharding fsdp, one process, or --teacher-correction first",
         )
 
 

@@ -118,9 +118,6 @@ class LogitsCriterion:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Over these tokens of the teacher alone, both distributions renormalised."""
         divergence, temperature = self.config.divergence.load(), self.config.temperature
-
-        def over_top(student_logits: torch.Tensor) -> torch.Tensor:
-            loss: torch.Tensor = divergence(student_logits.gather(-1, ids), top, temperature=temperature)
-            return loss
-
-        return autograd_gradient(over_top, logits)
+        return autograd_gradient(
+            lambda own: divergence(own.gather(-1, ids), top, temperature=temperature), logits
+        )

@@ -13,39 +13,28 @@ from compressor.training.config import TrainingConfig
 from compressor.training.sharding import reshard_
 
 
-class DomainLosses:
-    """Mean cross-entropy by domain; every process computes it and takes the main one's, to the last bit."""
+def held_out_loss(
+    module: DistillationModule,
+    windows: Sequence[TokenArray],
+    plan: TrainingConfig,
+    domain: int,
+    *,
+    of_teacher: bool,
+) -> float:
+    """One model's nats per token on a domain's windows `[num_windows, seq_len]`.
 
-    def __init__(
-        self, module: DistillationModule, windows: Sequence[TokenArray], plan: TrainingConfig
-    ) -> None:
-        """Set up.
-
-        Args:
-            module: Holds both models, placed for training.
-            windows: Held-out windows `[num_windows, seq_len]` of every domain.
-            plan: Its micro-batch size and autocast are used.
-        """
-        self._module, self._windows, self._plan = module, windows, plan
-
-    def student(self, domain: int) -> float:
-        """Nats per token."""
-        return self._mean(domain, of_teacher=False)
-
-    def teacher(self, domain: int) -> float:
-        """Nats per token."""
-        return self._mean(domain, of_teacher=True)
-
-    def _mean(self, domain: int, *, of_teacher: bool) -> float:
-        device = next(self._module.parameters()).device
-        windows = torch.from_numpy(self._windows[domain].astype("int64"))
-        total, num_tokens = 0.0, 0
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._plan.bf16):
-            for batch in windows.split(self._plan.micro_batch_size):
-                loss, counted = self._module.cross_entropy(batch.to(device), of_teacher=of_teacher)
-                total += float(loss)
-                num_tokens += counted
-        for placed in (self._module, self._module.teacher):
-            if placed is not None:
-                reshard_(placed)
-        return on_main(lambda: total / num_tokens)
+    Every process computes it, in the plan's micro-batches and precision, and takes the main one's, to the
+    last bit.
+    """
+    device = next(module.parameters()).device
+    ids = torch.from_numpy(windows[domain].astype("int64"))
+    total, num_tokens = 0.0, 0
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+        for batch in ids.split(plan.micro_batch_size):
+            loss, counted = module.cross_entropy(batch.to(device), of_teacher=of_teacher)
+            total += float(loss)
+            num_tokens += counted
+    for placed in (module, module.teacher):
+        if placed is not None:
+            reshard_(placed)
+    return on_main(lambda: total / num_tokens)

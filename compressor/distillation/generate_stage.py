@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,12 +72,7 @@ class Sampler:
     ) -> None:
         """Set the model's generation settings, all of them: none of the checkpoint's own remain.
 
-        Args:
-            model: In evaluation mode.
-            tokenizer: Its tokenizer.
-            config: How to sample.
-            prompts: `[num_prompts, prompt_tokens]`, or None.
-            seed: Seed of the run.
+        The model is in evaluation mode; prompts are `[num_prompts, prompt_tokens]`.
 
         Raises:
             UsageError: for a tokenizer without BOS and end-of-text tokens.
@@ -115,7 +111,8 @@ class Sampler:
             output = self._model.generate(ids, attention_mask=torch.ones_like(ids))
         sampled = output[:, ids.shape[1] :].tolist()
         return [
-            (prompt[1:], self._until_end(row)) for prompt, row in zip(prompts.tolist(), sampled, strict=True)
+            (prompt[1:], list(takewhile(lambda token: token not in self._ends, row)))
+            for prompt, row in zip(prompts.tolist(), sampled, strict=True)
         ]
 
     def _batch_prompts(self, number: int) -> Any:
@@ -125,10 +122,6 @@ class Sampler:
         first = number * SAMPLES_PER_BATCH
         rows = np.arange(first, first + SAMPLES_PER_BATCH) % len(self._prompts)
         return np.concatenate([start, self._prompts[rows].astype(np.int64)], axis=1)
-
-    def _until_end(self, row: list[int]) -> list[int]:
-        ends = [index for index, token in enumerate(row) if token in self._ends]
-        return row[: ends[0]] if ends else row
 
 
 def run(config: Generate, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:

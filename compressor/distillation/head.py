@@ -6,7 +6,7 @@ Some families transform the products with the LM head: Gemma 2 caps them smoothl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class Head:
             gradient_TV.mul_(logits_TV.div_(self.softcap).square_().neg_().add_(1))
         return gradient_TV if self.scale == 1 else gradient_TV.mul_(self.scale)
 
-    def to(self, dtype: torch.dtype) -> Head:
-        """The same head in another dtype."""
-        return Head(weight=self.weight.to(dtype), scale=self.scale, softcap=self.softcap)
+    def frozen(self, dtype: torch.dtype) -> Head:
+        """The same head in another dtype, to which no gradients flow."""
+        return replace(self, weight=self.weight.detach().to(dtype))
 
 
 def head_of(model: Any) -> Head:
@@ -64,8 +64,5 @@ def head_of(model: Any) -> Head:
             hint="use a model without this bias; --tokens 0 prunes without distillation",
         )
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(
-        weight=embeddings.weight,
-        scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(weight=embeddings.weight, scale=scale, softcap=softcap)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset
 
 from compressor.core.console import Tick
 from compressor.core.errors import UsageError
@@ -19,15 +20,13 @@ from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
     LogitsHeader,
     TopTokens,
-    Windows,
     digest_of,
     is_whole,
     shard_name,
     write_index,
     write_shard,
 )
-from compressor.distillation.training import TOKENS, open_training_stream, schedule, training_content
-from compressor.models.load import load_model
+from compressor.distillation.training import TOKENS, load, open_training_stream, schedule, training_content
 from compressor.models.memory import require_model_memory
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
@@ -46,13 +45,12 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         UsageError: when the text or the budget does not fill one window.
     """
     plan = schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-    windows = open_training_stream(config, plan, config.mixture(), source, out_dir, context).distinct
+    stream = open_training_stream(config, plan, config.mixture(), source, out_dir, context)
+    windows: ConcatDataset[Window] = ConcatDataset([domain.windows for domain in stream.domains])  # type: ignore[misc]
     distinct: dict[str, int] = {}
     for index in range(len(windows)):
         distinct.setdefault(digest_of(windows[index]["input_ids"]), index)
-    teacher = load_model(
-        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
-    )
+    teacher = load(source, context.dtype, context)
     vocab_size = teacher.config.vocab_size
     header = LogitsHeader(
         top_k=min(config.top_k or STORED_TOP_K, vocab_size),
@@ -81,7 +79,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
 
 def write_logits(
     teacher: Body,
-    windows: Windows,
+    windows: ConcatDataset[Window],
     distinct: dict[str, int],
     out_dir: Path,
     header: LogitsHeader,
@@ -92,15 +90,8 @@ def write_logits(
 ) -> int:
     """Write the shards that are not there yet, then the index; returns the bytes of all shards.
 
-    Args:
-        teacher: In evaluation mode, on its device.
-        windows: The training windows.
-        distinct: Which of them to store, by digest, in the order of the shards.
-        out_dir: The store.
-        header: What it will say of itself.
-        windows_per_shard: How the windows are divided.
-        micro_batch_size: Windows per forward pass, within a shard.
-        tick: Counts windows.
+    `distinct` says which of the windows to store, by digest, in the order of the shards. A forward pass of
+    the teacher, in evaluation mode, takes up to `micro_batch_size` windows of a shard.
     """
     digests = list(distinct)
     shards: list[tuple[str, list[str]]] = []

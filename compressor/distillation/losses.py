@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from compressor.data.packing import IGNORED
-
 # Minitron finds KL over 100 and fewer of the teacher's tokens harmful, and ModelOpt takes 1024.
 SMALLEST_SAFE_TOP_K = 1000
 
@@ -26,10 +24,7 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def forward_kl(
-    student_logits_TV: torch.Tensor,
-    teacher_logits_TV: torch.Tensor,
-    *,
-    temperature: float = 1.0,
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
     """KL(teacher || student) of every token `[T]`, times temperature squared."""
     log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature)
@@ -37,10 +32,7 @@ def forward_kl(
 
 
 def reverse_kl(
-    student_logits_TV: torch.Tensor,
-    teacher_logits_TV: torch.Tensor,
-    *,
-    temperature: float = 1.0,
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
     """KL(student || teacher) of every token `[T]`, times temperature squared."""
     log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature)
@@ -73,11 +65,6 @@ def bucketed_forward_kl(
     return functional.kl_div(log_q, p, reduction="none").sum(-1)
 
 
-def cross_entropy(student_logits_TV: torch.Tensor, labels_T: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of every token `[T]` at temperature 1; 0 where the label is `IGNORED`."""
-    return functional.cross_entropy(wide(student_logits_TV), labels_T, ignore_index=IGNORED, reduction="none")
-
-
 def forward_kl_and_gradient(
     student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +84,7 @@ def forward_kl_and_gradient(
 def cross_entropy_and_gradient(
     student_logits_TV: torch.Tensor, labels_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cross_entropy` of labels that are all there, and its gradient by the logits `[T, V]`."""
+    """Cross-entropy of every token `[T]`, labels all there, and its gradient by the logits `[T, V]`."""
     log_q = functional.log_softmax(wide(student_logits_TV), dim=-1)
     loss = -log_q.gather(-1, labels_T.unsqueeze(-1)).squeeze(-1)
     gradient = log_q.exp_()

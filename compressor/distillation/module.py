@@ -16,11 +16,12 @@ from compressor.choices.losses import STATE_LOSSES
 from compressor.data.packing import IGNORED
 from compressor.distillation.chunked import TeacherLogits, chunked_loss, compute_dtype
 from compressor.distillation.criterion import OFF, LogitsCriterion, LossConfig, StoredTop
-from compressor.distillation.head import Head, head_of
+from compressor.distillation.head import head_of
 from compressor.distillation.losses import dynamic_weight
-from compressor.distillation.projection import make_projection
 from compressor.distillation.states import EMBEDDING, Body, States, body_states
 from compressor.training.probes import probe_logits
+
+PROJECTION_SEED = 0
 
 
 class DistillationModule(nn.Module):
@@ -40,12 +41,12 @@ class DistillationModule(nn.Module):
         *,
         corrects_teacher: bool = False,
     ) -> None:
-        """Put a loss between two models.
+        """Put a loss, by default forward KL on logits, between two models.
 
         Args:
             student: To be trained.
             teacher: A frozen one; None when the loss needs none or its logits come with the batches.
-            loss: Which losses; by default forward KL on logits.
+            loss: Which losses.
             corrects_teacher: Train the teacher as well, by cross-entropy on the same batches; its
                 parameters must require gradients, and its optimizer is the caller's.
 
@@ -101,9 +102,14 @@ class DistillationModule(nn.Module):
         teacher = self._teacher_states(input_ids, position_ids, teacher_layers)
         student = body_states(self.student, input_ids, position_ids, student_layers)
         head = head_of(self.student)
-        reference: TeacherLogits | StoredTop | None = _stored(teacher_top_ids, teacher_top_logprobs)
-        if reference is None and teacher is not None:
-            reference = self._teacher_logits(teacher, compute_dtype(head.weight))
+        reference: TeacherLogits | StoredTop | None = None
+        if teacher_top_ids is not None and teacher_top_logprobs is not None:
+            reference = StoredTop(
+                ids=teacher_top_ids.flatten(0, 1), logprobs=teacher_top_logprobs.flatten(0, 1)
+            )
+        elif self.teacher is not None and teacher is not None:
+            frozen = self.teacher.head().frozen(compute_dtype(head.weight))
+            reference = TeacherLogits(hidden=teacher.last.detach().flatten(0, 1), head=frozen)
         if reference is None and self.loss.kl_weight > 0:
             raise ValueError("KL needs a teacher in memory or stored logits in the batch")
         criterion = LogitsCriterion(config=self.loss, labels=labels.flatten(), teacher=reference)
@@ -153,12 +159,6 @@ class DistillationModule(nn.Module):
             states: States = self.teacher(input_ids, position_ids, layers)
         return states
 
-    def _teacher_logits(self, teacher: States, dtype: torch.dtype) -> TeacherLogits:
-        assert self.teacher is not None
-        head = self.teacher.head()
-        frozen = Head(weight=head.weight.detach().to(dtype), scale=head.scale, softcap=head.softcap)
-        return TeacherLogits(hidden=teacher.last.detach().flatten(0, 1), head=frozen)
-
     def _teacher_loss(self, teacher: States, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The teacher's own cross-entropy, summed over tokens."""
         assert self.teacher is not None
@@ -180,14 +180,23 @@ class DistillationModule(nn.Module):
         return total / len(pairs)
 
 
+def make_projection(student: Any, teacher: Any) -> nn.Linear | None:
+    """One bias-free linear map shared by all compared states (Minitron, section 2.4); None at equal widths.
+
+    It begins random, with a seed of its own, so that equal runs begin equal.
+    """
+    widths = (student.config.hidden_size, teacher.config.hidden_size)
+    if widths[0] == widths[1]:
+        return None
+    projection = nn.Linear(*widths, bias=False)
+    generator = torch.Generator().manual_seed(PROJECTION_SEED)
+    with torch.no_grad():
+        projection.weight.normal_(std=widths[0] ** -0.5, generator=generator)
+    return projection.to(next(student.parameters()).device)
+
+
 def next_tokens(input_ids: torch.Tensor) -> torch.Tensor:
     """Every position's label within its window `[B, S]`; the last has none."""
     labels = input_ids.roll(-1, dims=1)
     labels[:, -1] = IGNORED
     return labels
-
-
-def _stored(ids: torch.Tensor | None, logprobs: torch.Tensor | None) -> StoredTop | None:
-    if ids is None or logprobs is None:
-        return None
-    return StoredTop(ids=ids.flatten(0, 1), logprobs=logprobs.flatten(0, 1))

@@ -7,13 +7,13 @@ is the embedding's output, as it enters layer 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from compressor.calibration.hooks import observed
 from compressor.distillation.head import Head, head_of
 from compressor.models.adapter import ModelAdapter
 from compressor.models.packed import packed_arguments
@@ -59,30 +59,12 @@ def body_states(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None, layers: tuple[int, ...]
 ) -> States:
     """Run a model without its head."""
-    with _captured(model, layers) as inner:
+    inner: dict[int, torch.Tensor] = {}
+    kept = [(_module_of(model, layer), partial(inner.__setitem__, layer)) for layer in layers]
+    with observed(outputs=kept):
         packed = {} if position_ids is None else packed_arguments(model, position_ids)
         last = ModelAdapter(model).body(input_ids, **packed, use_cache=False)
     return States(last.last_hidden_state, inner)
-
-
-@contextmanager
-def _captured(model: Any, layers: tuple[int, ...]) -> Iterator[dict[int, torch.Tensor]]:
-    """The outputs of these layers while the block runs; no hook outlives it."""
-    inner: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            inner[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    modules = {layer: _module_of(model, layer) for layer in layers}
-    handles = [module.register_forward_hook(keep(layer)) for layer, module in modules.items()]
-    try:
-        yield inner
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _module_of(model: Any, layer: int) -> nn.Module:

@@ -15,15 +15,15 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
-from compressor.data.packing import Window
+from compressor.data.mixing import WindowStream
+from compressor.data.packing import IntArray, Window
 from compressor.runs.artifact import write_json
 
 INDEX_FILE = "index.json"
@@ -33,18 +33,6 @@ SCHEMA = "compress-export/teacher-logits/1"
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
 _REDO = "store the logits again: compress-export cache-logits ... --overwrite"
 _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
-
-Ids = npt.NDArray[np.int64]
-
-
-class Windows(Protocol):
-    """Training windows by their index."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, index: int) -> Window:
-        """`input_ids` `[seq_len]`, and `position_ids` where documents are kept apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +75,7 @@ class TopTokens:
     logprobs: npt.NDArray[np.float16]
 
 
-def digest_of(input_ids: Ids) -> str:
+def digest_of(input_ids: IntArray) -> str:
     """A window's name in the store."""
     return hashlib.blake2b(input_ids.astype("<u4").tobytes(), digest_size=16).hexdigest()
 
@@ -122,13 +110,7 @@ def is_whole(path: Path, members: list[str]) -> bool:
 
 
 def write_index(directory: Path, header: LogitsHeader, shards: list[tuple[str, list[str]]]) -> None:
-    """Write `index.json`, the last file of a finished store.
-
-    Args:
-        directory: The store.
-        header: What it is of.
-        shards: File names and the digests of their windows.
-    """
+    """Write `index.json`, last of all; shards are file names with the digests of their windows."""
     entries = [
         {"file": name, "bytes": (directory / name).stat().st_size, "windows": digests}
         for name, digests in shards
@@ -209,16 +191,17 @@ class StoredLogits:
                 hint="lower --top-k, or store the logits again with this --top-k",
             )
 
-    def require_windows(self, windows: Windows) -> None:
+    def require_windows(self, stream: WindowStream) -> None:
         """Refuse a store that lacks a training window, before any training.
 
         Raises:
             UsageError: when it does.
         """
-        for index in range(len(windows)):
-            self._digest(windows[index]["input_ids"])
+        for domain in stream.domains:
+            for index in range(len(domain.windows)):
+                self._digest(domain.windows[index]["input_ids"])
 
-    def _digest(self, input_ids: Ids) -> str:
+    def _digest(self, input_ids: IntArray) -> str:
         digest = digest_of(input_ids)
         if digest not in self._shard_of:
             raise UsageError(
@@ -228,7 +211,7 @@ class StoredLogits:
             )
         return digest
 
-    def window(self, input_ids: Ids) -> TopTokens:
+    def window(self, input_ids: IntArray) -> TopTokens:
         """What is stored of one window `[seq_len]`.
 
         Raises:
@@ -258,13 +241,10 @@ class StoredLogits:
             )
         return found
 
-    def batch(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What `DistillationModule.forward` takes for windows `[B, seq_len]`, on the CPU."""
-        windows = [self.window(row) for row in input_ids.cpu().numpy()]
-        return {
-            "teacher_top_ids": torch.from_numpy(np.stack([window.ids for window in windows])),
-            "teacher_top_logprobs": torch.from_numpy(np.stack([window.logprobs for window in windows])),
-        }
+    def complete(self, window: Window) -> Window:
+        """A window with what is stored of its positions."""
+        top = self.window(window["input_ids"])
+        return {**window, "teacher_top_ids": top.ids, "teacher_top_logprobs": top.logprobs}
 
     def _shard(self, name: str) -> Any:
         if self._open is None or self._open[0] != name:

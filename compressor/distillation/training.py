@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.hardware import cpu_has_bf16, require_memory
 from compressor.core.processes import is_main, on_main, world_size
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
+from compressor.data.packing import Window
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, TensorSpec, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
 from compressor.models.digests import spec_digest, write_digests
 from compressor.models.dims import dims_of_config
+from compressor.models.load import load_model
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
@@ -32,32 +35,24 @@ from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
 from compressor.runs.stage import StageContext, start_afresh
 from compressor.training.config import TrainingConfig, TrainingLog
+from compressor.training.extension import TrainingExtension
 from compressor.training.probes import take_probes, write_probes
-from compressor.training.sharding import is_sharded, process_mesh, reshard_, shard_, stream_rows
-from compressor.training.trainer import CHECKPOINTS
+from compressor.training.sharding import is_sharded, reshard_, shard_, stream_rows
+from compressor.training.trainer import CHECKPOINTS, train
 
 TOKENS = "tokens"
 _BYTES_PER_TRAINED = 16
 
 _TEXT_FIELDS = (
-    "data",
-    "domains",
-    "loss_on",
-    "tokens",
-    "context_length",
-    "intra_document_masking",
-    "batch_size",
+    *("data", "domains", "loss_on", "tokens", "context_length", "intra_document_masking", "batch_size"),
 )
 _STEP_FIELDS = ("learning_rate", "min_learning_rate_ratio", "warmup_steps", "sharding")
 
 
 def training_content(config: Distill, *more: str, trains: bool = True) -> dict[str, object]:
-    """What decides a training's text and steps, without the losses of distillation.
+    """What decides a training's text and steps, and `more` fields, without the losses of distillation.
 
-    Args:
-        config: The training.
-        more: Further fields that decide it.
-        trains: Whether weights are trained on the text; else a model only reads it.
+    `trains` says whether weights are trained on the text; else a model only reads it.
     """
     steps = _STEP_FIELDS if trains else ()
     return fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
@@ -141,7 +136,6 @@ def open_training_stream(
         UsageError: when a domain's text does not fill one window.
     """
     require_loss_on(config)
-    total = plan.max_steps * plan.batch_size
     if config.dynamic_batches.variant == "off":
         counts = count_windows(
             [domain.weight for domain in domains],
@@ -150,49 +144,26 @@ def open_training_stream(
             seed=context.seed,
         )
     else:  # any domain may turn out to be the one that lags
-        counts = (total,) * len(domains)
-    directory = out_dir / TOKENS
+        counts = [plan.max_steps * plan.batch_size] * len(domains)
 
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
         context.console.info("tokenizing the training text")
-        write_domains(
-            domains,
-            tokenizer,
-            directory,
-            num_windows=counts,
-            seq_len=config.context_length,
-            loss_on=config.loss_on,
-        )
+        write_domains(config, domains, tokenizer, out_dir / TOKENS, counts)
 
     on_main(write)
-    stream = open_stream(
-        domains,
-        directory,
-        seq_len=config.context_length,
-        isolate_documents=config.intra_document_masking,
-        seed=context.seed,
-        loss_on=config.loss_on,
-    )
-    _warn_of_repeats(stream, counts, context)
-    return stream
-
-
-def _warn_of_repeats(stream: WindowStream, counts: Sequence[int], context: StageContext) -> None:
+    stream = open_stream(config, domains, out_dir / TOKENS, seed=context.seed)
     for name, num_distinct, count in zip(stream.names, stream.num_distinct, counts, strict=True):
         if count > num_distinct:
             which = "the training text" if len(counts) == 1 else f"domain {name}"
             context.console.warn(f"{which} is seen {count / num_distinct:.2f} times")
+    return stream
 
 
 def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str) -> None:
-    """Set a student up for training in place: activation checkpointing, compilation, sharding.
+    """Set `module.student` up for training in place: activation checkpointing, compilation, sharding.
 
-    Args:
-        module: Has the student as `student`; its `teacher`, if it has one, is sharded on its own.
-        config: What is asked for.
-        plan: The schedule.
-        device: `cpu` or `cuda`.
+    The module's `teacher`, if it has one, is sharded on its own.
     """
     student: Any = module.student
     if config.activation_checkpointing:
@@ -202,7 +173,7 @@ def place_(module: nn.Module, config: Distill, plan: TrainingConfig, device: str
             layer.module.compile()
     if world_size() == 1 or config.sharding == "ddp":
         return
-    mesh = process_mesh(device)
+    mesh = init_device_mesh(device, (world_size(),))
     teacher = getattr(module, "teacher", None)
     if teacher is not None:
         shard_(teacher, teacher.model, mesh, bf16=False)
@@ -262,11 +233,13 @@ def save_trained(
     Before that, what a verifier compares the files with is taken from memory: the logits of fixed
     probes, and the digest of every tensor. Sharded tensors reach the main process block by block.
 
+    Every process must take part.
+
     Args:
-        module: The trained module; every process must take part.
+        module: The trained module; its student is rounded to `dtype` in place.
         source: The checkpoint that training began with.
         out_dir: Where to write.
-        dtype: Stored dtype. The student in memory is rounded to it.
+        dtype: Stored dtype.
         plan: The training's schedule.
         branches: Low-rank branches beside the student's layers; the caller writes their files.
     """
@@ -312,27 +285,96 @@ def _round_(model: nn.Module, names: frozenset[str], dtype: torch.dtype) -> None
             parameter.copy_(parameter.to(dtype).to(parameter.dtype))
 
 
-def keep_only_progress(out_dir: Path) -> None:
-    """Of what an interrupted training left, keep what it continues from."""
-    on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
+class Training:
+    """A training in a stage's directory: its text tokenised, a module trained on it, and saved."""
+
+    def __init__(
+        self,
+        config: Distill,
+        domains: Sequence[Domain],
+        source: ModelArtifact,
+        out_dir: Path,
+        context: StageContext,
+        *,
+        plan: TrainingConfig | None = None,
+        also_trained: Sequence[ModelArtifact] = (),
+    ) -> None:
+        """Keep what an interrupted training continues from, and tokenise the text.
+
+        Args:
+            config: What the recipe says.
+            domains: The texts.
+            source: What is trained.
+            out_dir: Of the stage.
+            context: Of the stage.
+            plan: The trainer's settings, where they are not those of `config`.
+            also_trained: What trains beside `source`.
+
+        Raises:
+            UsageError: when the budget or a domain's text does not fill one window.
+            ResourceError: when what trains cannot be in memory.
+        """
+        on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
+        require_training_memory([source, *also_trained], config, context.device)
+        self.plan = plan or schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
+        self.stream = open_training_stream(config, self.plan, domains, source, out_dir, context)
+        self.config, self.domains, self.source = config, domains, source
+        self.out_dir, self.context = out_dir, context
+
+    def fit_(
+        self,
+        module: nn.Module,
+        *,
+        teacher: ModelArtifact | None = None,
+        trains_teacher: bool = False,
+        extensions: Sequence[TrainingExtension] = (),
+        complete: Callable[[Window], Window] = lambda window: window,
+    ) -> TrainingLog:
+        """Place a module, whose teacher in memory is the one given, and train it."""
+        place_(module, self.config, self.plan, self.context.device)
+        flops_per_token = flops_of_training(
+            teacher.path if teacher else None,
+            self.source.path,
+            self.config.context_length,
+            trains_teacher=trains_teacher,
+        )
+        return train(
+            module,
+            self.stream,
+            self.plan,
+            self.out_dir,
+            self.context.console,
+            extensions=extensions,
+            complete=complete,
+            flops_per_token=flops_per_token,
+        )
+
+    def save(
+        self, module: nn.Module, log: TrainingLog, *, branches: Mapping[str, AdapterBranch] | None = None
+    ) -> dict[str, object]:
+        """Write what was trained, remove what only an unfinished training needs; returns what is reported."""
+        dtype = getattr(torch, self.context.dtype)
+        save_trained(module, self.source, self.out_dir, dtype=dtype, plan=self.plan, branches=branches)
+        if is_main():
+            for name in (CHECKPOINTS, TOKENS):
+                shutil.rmtree(self.out_dir / name)
+        stream = self.stream
+        return {
+            "schedule": self.plan.record(),
+            "tokens": sum(stream.drawn) * self.config.context_length,
+            "epochs": round(max(stream.num_epochs), 4),
+            "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+            "texts": {domain.name: domain.text for domain in stream.domains},
+            "curve": asdict(log),
+        }
 
 
-def clean_up(out_dir: Path) -> None:
-    """Remove what only an unfinished training needs."""
-    if is_main():
-        for name in (CHECKPOINTS, TOKENS):
-            shutil.rmtree(out_dir / name)
+def load(artifact: ModelArtifact, dtype: str, context: StageContext) -> Any:
+    """A model, on the context's device and as far as it is trusted."""
+    trust = context.trust_remote_code
+    return load_model(artifact.path, dtype=dtype, device=context.device, trust_remote_code=trust)
 
 
-def training_details(
-    stream: WindowStream, plan: TrainingConfig, log: TrainingLog, context_length: int
-) -> dict[str, object]:
-    """What every training reports."""
-    return {
-        "schedule": plan.record(),
-        "tokens": sum(stream.drawn) * context_length,
-        "epochs": round(max(stream.num_epochs), 4),
-        "domains": dict(zip(stream.names, stream.drawn, strict=True)),
-        "texts": stream.texts,
-        "curve": asdict(log),
-    }
+def load_trainable(artifact: ModelArtifact, context: StageContext) -> Any:
+    """A model whose parameters train, in float32."""
+    return load(artifact, "float32", context).requires_grad_(requires_grad=True).train()

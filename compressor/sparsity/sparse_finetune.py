@@ -6,9 +6,7 @@ the trainer, its data and its resume are distillation's. States are compared onl
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,24 +15,11 @@ from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.processes import is_main
 from compressor.data.sources import source_fingerprint
-from compressor.distillation.choice import LossChoice, choose_losses, describe
+from compressor.distillation.choice import describe
 from compressor.distillation.criterion import OFF
-from compressor.distillation.distill_stage import dynamic_batches, training_domains
+from compressor.distillation.distill_stage import chosen_losses, dynamic_batches, training_domains
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import (
-    clean_up,
-    flops_of_training,
-    keep_only_progress,
-    open_training_stream,
-    place_,
-    refuse_unfit_teacher,
-    require_training_memory,
-    save_trained,
-    schedule,
-    training_content,
-    training_details,
-)
-from compressor.models.load import load_model
+from compressor.distillation.training import Training, load, refuse_unfit_teacher, training_content
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.models.sparse.record import MASKS_FILE, SparsityRecord, read_masks, read_sparsity, write_masks
@@ -44,7 +29,6 @@ from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.sparsity.adaptive import FixedMasks, MovingMasks
 from compressor.training.sharding import whole
-from compressor.training.trainer import train
 
 PUBLISHED_MASK_INTERVAL = 10
 # A short run selects its mask this often, and its decay grows over this share of it (10k of 40k steps).
@@ -93,72 +77,29 @@ def run(
         raise UsageError(f"training a sparse model needs {what}", where=str(source.path), hint=hint)
     refuse_unfit_teacher(source, context.teacher, trust_remote_code=context.trust_remote_code)
     settings = config.training()
-    keep_only_progress(out_dir)
-    require_training_memory([source], settings, context.device)
-    plan = schedule(settings, seed=context.seed, device=context.device, dtype=context.dtype)
-    domains = training_domains(settings, context)
-    stream = open_training_stream(settings, plan, domains, source, out_dir, context)
-    load = partial(load_model, device=context.device, trust_remote_code=context.trust_remote_code)
-    student = load(source.path, dtype="float32")
-    extension = _prepare_(student, source.path, sparsity, config.sparsify, plan.max_steps)
-    teacher = load(context.teacher.path, dtype=context.dtype)
-    choice = _losses(settings, teacher, student, context)
-    module = DistillationModule(student, teacher, choice.loss)
-    place_(module, settings, plan, context.device)
-    dynamic = dynamic_batches(settings, plan, domains, stream, module, source, context)
-    log = train(
-        module,
-        stream,
-        plan,
-        out_dir,
-        context.console,
-        extensions=[extension, *([dynamic] if dynamic else [])],
-        flops_per_token=flops_of_training(context.teacher.path, source.path, settings.context_length),
-    )
+    training = Training(settings, training_domains(settings, context), source, out_dir, context)
+    student = load(source, "float32", context)
+    extension = _prepare_(student, source.path, sparsity, config.sparsify, training.plan.max_steps)
+    choice = chosen_losses(settings, source, context)
+    module = DistillationModule(student, load(context.teacher, context.dtype, context), choice.loss)
+    dynamic = dynamic_batches(training, module)
+    log = training.fit_(module, teacher=context.teacher, extensions=[extension, *dynamic])
     extension.apply_()
     branches, masks = _branches(extension.layers), extension.masks()
-    dtype = getattr(torch, context.dtype)
-    save_trained(module, source, out_dir, dtype=dtype, plan=plan, branches=branches)
-    _write_sparsity(out_dir, sparsity, masks, branches)
-    details = {
-        "loss": describe(choice.loss),
-        **_details(
-            config.sparsify,
-            plan.max_steps,
-            read_masks(source.path / MASKS_FILE, sparsity.shapes),
-            masks,
-            branches,
-        ),
-        **training_details(stream, plan, log, settings.context_length),
-    }
-    if dynamic is not None:
-        details["dynamic_batches"] = dynamic.report()
-    clean_up(out_dir)
-    return StageResult(num_parameters=source.num_parameters, details=details)
-
-
-def _write_sparsity(
-    out_dir: Path,
-    sparsity: SparsityRecord,
-    masks: dict[str, torch.Tensor],
-    branches: dict[str, AdapterBranch],
-) -> None:
     if is_main():
         sparsity.write(out_dir)
         write_masks(out_dir / MASKS_FILE, masks)
         if branches:
             write_adapter(out_dir, branches)
-
-
-def _losses(settings: Distill, teacher: Any, student: Any, context: StageContext) -> LossChoice:
-    choice = choose_losses(
-        settings,
-        num_teacher_layers=teacher.config.num_hidden_layers,
-        num_student_layers=student.config.num_hidden_layers,
-    )
-    for warning in choice.warnings:
-        context.console.warn(warning)
-    return choice
+    before = read_masks(source.path / MASKS_FILE, sparsity.shapes)
+    details = {
+        "loss": describe(choice.loss),
+        **_details(config.sparsify, training.plan.max_steps, before, masks, branches),
+        **training.save(module, log, branches=branches),
+    }
+    for each in dynamic:
+        details["dynamic_batches"] = each.report()
+    return StageResult(num_parameters=source.num_parameters, details=details)
 
 
 def _prepare_(
@@ -205,11 +146,12 @@ def _details(
 ) -> dict[str, object]:
     num_moved = sum(int((before[name] & ~mask.cpu()).sum()) for name, mask in masks.items())
     num_kept = sum(int(mask.sum()) for mask in before.values())
+    is_moving = SPARSITY_METHODS[sparsify.method].trains
     details: dict[str, object] = {
-        "masks": "moving" if SPARSITY_METHODS[sparsify.method].trains else "fixed",
+        "masks": "moving" if is_moving else "fixed",
         "moved_share": round(num_moved / num_kept, 6),
     }
-    if SPARSITY_METHODS[sparsify.method].trains:
+    if is_moving:
         interval, ramp_steps = moving_schedule(sparsify, max_steps)
         details |= {"mask_interval": interval, "decay_ramp_steps": ramp_steps}
     if branches:

@@ -25,13 +25,7 @@ class Batches:
     def __init__(
         self, stream: WindowStream, config: TrainingConfig, complete: Callable[[Window], Window]
     ) -> None:
-        """Set up; nothing is drawn yet.
-
-        Args:
-            stream: The windows of all processes.
-            config: Batch, micro-batch and steps.
-            complete: Adds to each of this process's windows what the stream does not hold.
-        """
+        """Set up; `complete` adds to each of this process's windows what the stream does not hold."""
         self.stream = stream
         self._config, self._complete = config, complete
 
@@ -45,14 +39,11 @@ class Batches:
             drawn = self.stream.step_windows(self._config.batch_size)
             own = [self._complete(window) for window in drawn[rank() :: world_size()]]
             if len(own) < num_own:
-                own += [_uncounted(self._complete(drawn[0]))] * (num_own - len(own))
+                first = self._complete(drawn[0])
+                uncounted: Window = {**first, "labels": np.full_like(first["labels"], IGNORED)}
+                own += [uncounted] * (num_own - len(own))
             for start in range(0, num_own, size):
                 yield collate(own[start : start + size])
-
-
-def _uncounted(window: Window) -> Window:
-    """A window of which no token counts in the loss."""
-    return {**window, "labels": np.full_like(window["labels"], IGNORED)}
 
 
 def collate(windows: Sequence[Window]) -> dict[str, torch.Tensor]:

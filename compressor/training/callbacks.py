@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from compressor.core.console import Tick
 from compressor.core.errors import DependencyError
@@ -28,9 +28,7 @@ class Watch(TrainerCallback):
         self._tick = tick
         self._note = ""
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take up the newest figures."""
         entry = state.log_history[-1] if state.log_history else {}
         if "loss" not in entry:
@@ -47,59 +45,38 @@ class Watch(TrainerCallback):
             parts.append(f"{entry['utilisation']:.0%} of the peak rate")
         self._note = ", ".join(parts)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Advance the display."""
         self._tick(self._note, done=state.global_step)
 
 
 class Extend(TrainerCallback):
-    """Calls the extensions after every step and at every checkpoint."""
+    """Checks every step before the optimizer moves, and calls the extensions after it and at checkpoints.
 
-    def __init__(self, extensions: Sequence[TrainingExtension]) -> None:
+    A checkpoint is marked when every process has written and synced every file; a killed save leaves no mark.
+    """
+
+    def __init__(self, extensions: Sequence[TrainingExtension], check: Callable[[], None]) -> None:
         """Call these, in order."""
-        self._extensions = extensions
+        self._extensions, self._check = extensions, check
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """When a step's gradients are there."""
+        self._check()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """After a step."""
         for extension in self._extensions:
             extension.after_step(state.global_step)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """At a checkpoint."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for extension in self._extensions:
-            extension.save(_checkpoint(args, state))
-
-
-class Guard(TrainerCallback):
-    """Calls a check when a step's gradients are there and the optimizer has not moved."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        """Call this."""
-        self._check = check
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Before the optimizer."""
-        self._check()
-
-
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint whose every file every process has written and synced; a killed save leaves none."""
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """After the extensions."""
+            extension.save(checkpoint)
         barrier()
         if is_main():
-            mark_complete(_checkpoint(args, state))
+            mark_complete(checkpoint)
 
 
 def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:
@@ -117,10 +94,6 @@ def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:
     from transformers.integrations import TensorBoardCallback
 
     return [TensorBoardCallback(tb_writer=SummaryWriter(logdir=str(directory)))]
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _duration(seconds: float) -> str:

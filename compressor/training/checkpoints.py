@@ -14,7 +14,6 @@ from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.core.processes import on_main
 from compressor.runs.artifact import (
-    Files,
     check_files,
     read_file_records,
     record_files,
@@ -86,17 +85,12 @@ def _damage(directory: Path) -> VerificationError | None:
     what = "the mark of a complete checkpoint"
     try:
         record = unsealed(read_json_mapping(mark, what=what), mark, what=what, hint=_REDO)
-        files: Files = read_file_records(record, mark)
-        check_files(directory, files, contents=True, but=(COMPLETE_MARK,))
+        check_files(directory, read_file_records(record, mark), contents=True, but=(COMPLETE_MARK,))
     except VerificationError as error:
         return error
     return None
 
 
 def _newest_first(checkpoints: Path) -> list[Path]:
-    found = [(int(name[1]), path) for path in _entries(checkpoints) if (name := _STEP.fullmatch(path.name))]
+    found = [(int(name[1]), path) for path in checkpoints.glob("*") if (name := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
-
-
-def _entries(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.is_dir() else []

@@ -1,4 +1,13 @@
-"""Dynamic batch loading as a training extension: every so many steps the lagging domains gain weight.
+"""Dynamic batch loading (Sheared LLaMA, arXiv 2310.06694): every so many steps lagging domains gain weight.
+
+A domain whose loss is further above its reference than the others' gets a larger share. Two variants
+are published. The paper's (algorithm 1), with l the losses and r the references:
+
+    delta_i = max(l_i - r_i, 0),  w_i <- w_i e^delta_i / sum_j w_j e^delta_j
+
+The released code's keeps shortfalls (no max) and mixes in a uniform share, c = 1e-4 and k domains:
+
+    w <- (1 - c) softmax(ln w + delta) + c / k
 
 The stream draws a step's windows from the weights of that moment, so an update acts on the very next
 step. The stream's own state carries the weights through a checkpoint; this module's carries the
@@ -9,15 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import softmax
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json
 from compressor.core.processes import is_main
-from compressor.data.dynamic_weights import Variant, updated_weights
-from compressor.data.mixing import WindowStream
+from compressor.data.mixing import FloatArray, WindowStream
 from compressor.data.packing import read_windows
 from compressor.data.tokenise import TokenArray
 from compressor.recipe.recipe import Domain
@@ -25,6 +36,9 @@ from compressor.runs.artifact import write_json
 from compressor.training.extension import TrainingExtension
 
 STATE_FILE = "dynamic_batches.json"
+SMOOTHING = 1e-4
+
+Variant = Literal["clipped", "unclipped"]
 
 # A domain's mean cross-entropy in nats on its held-out windows, by its index in the stream. It must be
 # the same number on every process: each updates the weights of its own stream.
@@ -47,14 +61,26 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _State:
-    """What `report` says, read back."""
+class Course:
+    """The course of the weights, for checkpoints and the report."""
 
-    variant: str
+    variant: Variant
     interval_steps: int
     domains: tuple[str, ...]
     reference_losses: tuple[float, ...] | None
     updates: tuple[Update, ...]
+
+
+def updated_weights(
+    weights: FloatArray, losses: Sequence[float], references: Sequence[float], *, variant: Variant
+) -> FloatArray:
+    """The shares of the next interval `[num_domains]`, summing to 1; losses are in nats."""
+    excess = np.asarray(losses, dtype=np.float64) - np.asarray(references, dtype=np.float64)
+    if variant == "clipped":
+        clipped: FloatArray = softmax(np.log(weights) + np.maximum(excess, 0.0))
+        return clipped
+    unclipped: FloatArray = (1 - SMOOTHING) * softmax(np.log(weights) + excess) + SMOOTHING / len(weights)
+    return unclipped
 
 
 class DynamicBatchLoading(TrainingExtension):
@@ -81,20 +107,13 @@ class DynamicBatchLoading(TrainingExtension):
             variant: Which published rule.
             interval_steps: Optimizer steps between updates.
         """
-        if len(references) != stream.num_domains:
-            raise ValueError(f"{len(references)} references for {stream.num_domains} domains")
         self._stream = stream
         self._evaluate, self._evaluate_teacher = evaluate, evaluate_teacher
         self._given = tuple(references)
         self._references: tuple[float, ...] | None = None
         self._variant: Variant = variant
         self._interval_steps = interval_steps
-        self._updates: list[Update] = []
-
-    @property
-    def updates(self) -> tuple[Update, ...]:
-        """The course of the weights so far."""
-        return tuple(self._updates)
+        self.updates: list[Update] = []
 
     def after_step(self, step: int) -> None:
         """Update the weights when the interval is over.
@@ -110,12 +129,11 @@ class DynamicBatchLoading(TrainingExtension):
         if step % self._interval_steps:
             return
         losses = tuple(
-            self._checked(self._evaluate(index), index, "student")
-            for index in range(self._stream.num_domains)
+            self._checked(self._evaluate(index), index, "student") for index in range(len(self._given))
         )
         weights = updated_weights(self._stream.weights, losses, self._references, variant=self._variant)
         self._stream.weights = weights
-        self._updates.append(Update(step=step, losses=losses, weights=tuple(self._stream.weights.tolist())))
+        self.updates.append(Update(step=step, losses=losses, weights=tuple(self._stream.weights.tolist())))
 
     def save(self, directory: Path) -> None:
         """Write references and course into a checkpoint."""
@@ -136,22 +154,19 @@ class DynamicBatchLoading(TrainingExtension):
                 hint="start the training again: --overwrite, or --restart-from its stage in a run",
             )
         what = "the record of dynamic weights"
-        state = as_record(_State, read_json(file, what=what), what=what, where=file)
-        self._references = state.reference_losses or None
-        self._updates = list(state.updates)
+        course = as_record(Course, read_json(file, what=what), what=what, where=file)
+        self._references, self.updates = course.reference_losses, list(course.updates)
 
     def report(self) -> dict[str, object]:
-        """The course of the weights for the report, as plain JSON values."""
-        return {
-            "variant": self._variant,
-            "interval_steps": self._interval_steps,
-            "domains": list(self._stream.names),
-            "reference_losses": list(self._references) if self._references else None,
-            "updates": [
-                {"step": update.step, "losses": list(update.losses), "weights": list(update.weights)}
-                for update in self._updates
-            ],
-        }
+        """The course of the weights so far."""
+        course = Course(
+            variant=self._variant,
+            interval_steps=self._interval_steps,
+            domains=self._stream.names,
+            reference_losses=self._references,
+            updates=tuple(self.updates),
+        )
+        return asdict(course)
 
     def _checked(self, loss: float, index: int, role: str) -> float:
         if not math.isfinite(loss):

@@ -116,10 +116,8 @@ def read_probes(directory: Path) -> Probes:
             tensors = {name: reader.get_tensor(name) for name in _TENSORS}
     except (SafetensorError, OSError) as error:
         raise VerificationError("the probes cannot be read", where=str(file), found=error) from error
-    shapes_fit = tensors["input_ids"].shape == tensors["position_ids"].shape == (
-        NUM_PROBES,
-        tensors["input_ids"].shape[-1],
-    ) and tensors["logits"].shape[:2] == (NUM_PROBES, KEPT_POSITIONS)
+    ids, positions, logits = (tensors[name].shape for name in _TENSORS)
+    shapes_fit = ids == positions == (NUM_PROBES, ids[-1]) and logits[:2] == (NUM_PROBES, KEPT_POSITIONS)
     if metadata.get(SCHEMA) not in TOLERANCES or not shapes_fit:
         raise VerificationError("the probes are not ours", where=str(file), expected=SCHEMA)
     return Probes(**tensors, compute_dtype=metadata[SCHEMA])

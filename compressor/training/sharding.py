@@ -14,18 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from compressor.core.processes import is_main, rank, world_size
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import row_blocks
-
-
-def process_mesh(device: str) -> DeviceMesh:
-    """All processes in one row."""
-    return init_device_mesh(device, (world_size(),))
 
 
 def shard_(root: nn.Module, model: Any, mesh: DeviceMesh, *, bf16: bool) -> None:

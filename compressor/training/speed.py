@@ -12,11 +12,7 @@ class Speed:
     """Counts tokens between two readings."""
 
     def __init__(self, flops_per_token: float | None) -> None:
-        """Set up.
-
-        Args:
-            flops_per_token: Of a training step; None leaves the utilisation out.
-        """
+        """Start; None for the FLOPs of a training step leaves the utilisation out."""
         self._flops_per_token = flops_per_token
         self._peak = peak_bf16_flops_per_s()
         self._tokens = self._steps = 0

@@ -27,15 +27,7 @@ from compressor.data.mixing import WindowStream
 from compressor.data.packing import IGNORED, Window
 from compressor.runs.artifact import LOGS, write_json
 from compressor.training.batches import Batches
-from compressor.training.callbacks import (
-    DOMAIN_LOSS,
-    LOGGING_STEPS,
-    Extend,
-    Guard,
-    MarkComplete,
-    Watch,
-    reporters,
-)
+from compressor.training.callbacks import DOMAIN_LOSS, LOGGING_STEPS, Extend, Watch, reporters
 from compressor.training.checkpoints import last_complete_checkpoint
 from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.extension import TrainingExtension
@@ -89,16 +81,11 @@ def train(
         trainer = _StudentTrainer(
             model=module,
             args=_arguments(config, checkpoints),
-            callbacks=[
-                Watch(tick),
-                Extend(extensions),
-                MarkComplete(),
-                *reporters(config.report_to, work_dir / LOGS),
-            ],
+            callbacks=[Watch(tick), *reporters(config.report_to, work_dir / LOGS)],
             optimizers=(_optimizer(extensions, module, config), None),
         )
         trainer.set_up(Batches(stream, config, complete), config, extensions, Speed(flops_per_token))
-        trainer.add_callback(Guard(trainer.check_step))
+        trainer.add_callback(Extend(extensions, trainer.check_step))
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _log_of(trainer.state.log_history, stream.names)
@@ -143,17 +130,13 @@ class _StudentTrainer(Trainer):
     """Trainer over a `WindowStream` that saves and restores its module and what its extensions hold."""
 
     def set_up(
-        self,
-        batches: Batches,
-        config: TrainingConfig,
-        extensions: Sequence[TrainingExtension],
-        speed: Speed,
+        self, batches: Batches, config: TrainingConfig, extensions: Sequence[TrainingExtension], speed: Speed
     ) -> None:
         """Set what the Trainer itself does not know."""
         self._batches, self._stream, self._config = batches, batches.stream, config
         self._extensions, self._speed = extensions, speed
         # On the device: reading them at every micro-batch would make the GPU wait.
-        shape = (self._stream.num_domains, 2)
+        shape = (len(self._stream.domains), 2)
         self._domains = torch.zeros(shape, dtype=torch.float64, device=self.args.device)
         self._step_batches: list[dict[str, torch.Tensor]] = []
         self._step_losses: list[torch.Tensor] = []

@@ -6,14 +6,14 @@ layer under observation; the optimizer has not moved, so the same thing happens 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from compressor.calibration.hooks import Observer, observed
 from compressor.core.errors import VerificationError
 from compressor.core.processes import sum_over_processes
 
@@ -32,8 +32,8 @@ def refuse_non_finite(
     Args:
         module: Holds the gradients of the step.
         batches: The step's micro-batches of this process.
-        losses: Their losses.
-        step: The optimizer step, from 1.
+        losses: Theirs.
+        step: From 1.
         position: Windows seen before it.
         autocast: Makes the context the forward pass runs in.
 
@@ -71,10 +71,19 @@ def _first_non_finite(
     """Where the first value that is not finite appears, and the loss of its micro-batch."""
     device = next(module.parameters()).device
     loss = float("nan")
+    found: list[str] = []
+
+    def observer(name: str) -> Observer:
+        def observe(output: Any) -> None:
+            if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+                found.append(f"output of {name}")
+
+        return observe
+
+    innermost = [(part, observer(name)) for name, part in module.named_modules() if not any(part.children())]
     for number, batch in enumerate(batches):
         module.zero_grad()
-        found: list[str] = []
-        with _observed(module, found), autocast():
+        with observed(outputs=innermost), autocast():
             outputs = module(**{name: values.to(device) for name, values in batch.items()})
         loss = float(outputs["loss"].detach())
         outputs["loss"].backward()
@@ -86,26 +95,3 @@ def _first_non_finite(
         if found:
             return f"micro-batch {number}, {found[0]}", loss
     return "not seen here when the step was run again", loss
-
-
-@contextlib.contextmanager
-def _observed(module: nn.Module, found: list[str]) -> Iterator[None]:
-    """Append the names of the innermost modules whose output is not finite, in order."""
-
-    def observe(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
-                found.append(f"output of {name}")
-
-        return hook
-
-    handles = [
-        part.register_forward_hook(observe(name))
-        for name, part in module.named_modules()
-        if not any(part.children())
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

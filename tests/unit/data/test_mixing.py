@@ -21,8 +21,8 @@ from compressor.data.mixing import (
     open_stream,
     write_domains,
 )
-from compressor.data.packing import TokenWindows
-from compressor.recipe.recipe import Domain
+from compressor.recipe.recipe import Distill, Domain
+from tests.short_training import stream_of
 
 SEQ_LEN = 4
 SIZES = (7, 3, 5)
@@ -33,23 +33,15 @@ step_sizes = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 
 @pytest.fixture(scope="module")
-def token_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple[DomainWindows, ...]:
     """Three domains of 7, 3 and 5 windows whose tokens tell domain and window apart."""
-    directory = tmp_path_factory.mktemp("domains")
-    paths = []
-    for domain, size in enumerate(SIZES):
-        path = directory / f"{domain}.bin"
-        (np.arange(size * SEQ_LEN, dtype="<u4") + DOMAIN_STRIDE * domain).tofile(path)
-        paths.append(path)
-    return paths
+    tokens = [np.arange(size * SEQ_LEN) + DOMAIN_STRIDE * domain for domain, size in enumerate(SIZES)]
+    return stream_of(tmp_path_factory.mktemp("domains"), *tokens, seq_len=SEQ_LEN).domains
 
 
-def make_stream(paths: list[Path], weights: list[float], seed: int = 0) -> WindowStream:
-    domains = [
-        DomainWindows(name=f"d{index}", windows=TokenWindows(path, seq_len=SEQ_LEN))
-        for index, path in enumerate(paths[: len(weights)])
-    ]
-    return WindowStream(domains, weights, seed=seed)
+def make_stream(domains: tuple[DomainWindows, ...], weights: list[float], seed: int = 0) -> WindowStream:
+    fresh = [DomainWindows(name=each.name, windows=each.windows) for each in domains[: len(weights)]]
+    return WindowStream(fresh, weights, seed=seed)
 
 
 def identities(windows: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -60,14 +52,14 @@ def identities(windows: list[dict[str, Any]]) -> list[tuple[int, int]]:
 @settings(deadline=None)
 @given(weights=weight_lists, sizes=step_sizes, cut=st.integers(0, 12), seed=st.integers(0, 2**32))
 def test_resumed_after_any_step_the_stream_continues_the_same(
-    token_files: list[Path], weights: list[float], sizes: list[int], cut: int, seed: int
+    domains: tuple[DomainWindows, ...], weights: list[float], sizes: list[int], cut: int, seed: int
 ) -> None:
-    whole = make_stream(token_files, weights, seed)
+    whole = make_stream(domains, weights, seed)
     order = [identities(whole.step_windows(size)) for size in sizes]
-    first = make_stream(token_files, weights, seed)
+    first = make_stream(domains, weights, seed)
     for size in sizes[:cut]:
         first.step_windows(size)
-    resumed = make_stream(token_files, [1.0] * len(weights), seed)
+    resumed = make_stream(domains, [1.0] * len(weights), seed)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
 
     assert [identities(resumed.step_windows(size)) for size in sizes[cut:]] == order[cut:]
@@ -77,9 +69,9 @@ def test_resumed_after_any_step_the_stream_continues_the_same(
 @settings(deadline=None)
 @given(weights=weight_lists, sizes=step_sizes, seed=st.integers(0, 2**32))
 def test_an_epoch_of_a_domain_skips_and_repeats_nothing(
-    token_files: list[Path], weights: list[float], sizes: list[int], seed: int
+    domains: tuple[DomainWindows, ...], weights: list[float], sizes: list[int], seed: int
 ) -> None:
-    stream = make_stream(token_files, weights, seed)
+    stream = make_stream(domains, weights, seed)
     drawn = [window for size in sizes for window in identities(stream.step_windows(size))]
 
     for domain in range(len(weights)):
@@ -93,10 +85,10 @@ def test_an_epoch_of_a_domain_skips_and_repeats_nothing(
 @settings(deadline=None)
 @given(weights=weight_lists, sizes=step_sizes, world_size=st.integers(1, 5), seed=st.integers(0, 2**32))
 def test_the_ranks_together_see_the_order_of_one_process(
-    token_files: list[Path], weights: list[float], sizes: list[int], world_size: int, seed: int
+    domains: tuple[DomainWindows, ...], weights: list[float], sizes: list[int], world_size: int, seed: int
 ) -> None:
-    alone = make_stream(token_files, weights, seed)
-    ranks = [make_stream(token_files, weights, seed) for _ in range(world_size)]
+    alone = make_stream(domains, weights, seed)
+    ranks = [make_stream(domains, weights, seed) for _ in range(world_size)]
     for size in sizes:
         shares = [
             identities(stream.step_windows(size))[rank::world_size] for rank, stream in enumerate(ranks)
@@ -124,8 +116,8 @@ def test_single_windows_follow_the_weights_in_the_long_run() -> None:
     assert [counts[domain] / 4000 for domain in range(3)] == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
 
 
-def test_new_weights_act_at_the_very_next_step(token_files: list[Path]) -> None:
-    stream = make_stream(token_files, [1.0, 1.0, 1.0])
+def test_new_weights_act_at_the_very_next_step(domains: tuple[DomainWindows, ...]) -> None:
+    stream = make_stream(domains, [1.0, 1.0, 1.0])
     stream.step_windows(9)
     stream.weights = np.asarray([0.0, 0.0, 1.0])
 
@@ -133,47 +125,37 @@ def test_new_weights_act_at_the_very_next_step(token_files: list[Path]) -> None:
 
 
 def test_every_epoch_of_a_domain_visits_every_window_once_in_an_order_of_its_own(
-    token_files: list[Path],
+    domains: tuple[DomainWindows, ...],
 ) -> None:
-    stream = make_stream(token_files, [0.3], seed=5)
-    num_distinct = stream.num_distinct[0]
+    stream = make_stream(domains, [0.3], seed=5)
+    windows, num_distinct = stream.domains[0].windows, stream.num_distinct[0]
     drawn = [w["input_ids"].tolist() for _ in range(3 * num_distinct) for w in stream.step_windows(1)]
 
     epochs = [drawn[first : first + num_distinct] for first in range(0, len(drawn), num_distinct)]
-    whole = sorted(stream.distinct[index]["input_ids"].tolist() for index in range(num_distinct))
+    whole = sorted(windows[index]["input_ids"].tolist() for index in range(num_distinct))
     assert [sorted(epoch) for epoch in epochs] == [whole] * 3
     assert epochs[0] != epochs[1] != epochs[2]
     assert stream.num_epochs == (3,)
 
 
-def test_distinct_windows_go_through_the_domains_in_order(token_files: list[Path]) -> None:
-    stream = make_stream(token_files, [1.0, 1.0, 1.0])
-    distinct = stream.distinct
-    firsts = [TokenWindows(path, seq_len=SEQ_LEN)[0]["input_ids"].tolist() for path in token_files]
-    starts = np.cumsum([0, *stream.num_distinct])
-
-    assert len(distinct) == starts[-1]
-    assert [distinct[int(start)]["input_ids"].tolist() for start in starts[:-1]] == firsts
-
-
-def test_a_position_of_other_domains_is_refused(token_files: list[Path]) -> None:
-    state = make_stream(token_files, [1.0, 1.0]).state_dict()
+def test_a_position_of_other_domains_is_refused(domains: tuple[DomainWindows, ...]) -> None:
+    state = make_stream(domains, [1.0, 1.0]).state_dict()
 
     with pytest.raises(UsageError, match="other domains"):
-        make_stream(token_files, [1.0]).load_state_dict(state)
+        make_stream(domains, [1.0]).load_state_dict(state)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0]])
-def test_impossible_weights(token_files: list[Path], weights: list[float]) -> None:
-    stream = make_stream(token_files, [1.0, 1.0])
+def test_impossible_weights(domains: tuple[DomainWindows, ...], weights: list[float]) -> None:
+    stream = make_stream(domains, [1.0, 1.0])
 
     with pytest.raises(ValueError, match="weight"):
         stream.weights = np.asarray(weights)
 
 
-def test_counting_ahead_is_what_the_stream_draws(token_files: list[Path]) -> None:
+def test_counting_ahead_is_what_the_stream_draws(domains: tuple[DomainWindows, ...]) -> None:
     weights = [0.55, 0.25, 0.2]
-    stream = make_stream(token_files, weights, seed=9)
+    stream = make_stream(domains, weights, seed=9)
     for _ in range(11):
         stream.step_windows(3)
 
@@ -185,8 +167,9 @@ def test_the_recipes_domains_become_a_stream(make_text: Any, tiny_tokenizer: Any
         Domain(name="long", data=str(make_text(num_words=900)), weight=3.0),
         Domain(name="short", data=str(make_text(num_words=60, seed=1)), weight=1.0),
     ]
-    write_domains(domains, tiny_tokenizer, tmp_path / "tokens", num_windows=(4, 100), seq_len=16)
-    stream = open_stream(domains, tmp_path / "tokens", seq_len=16, isolate_documents=True, seed=0)
+    config = Distill(context_length=16, intra_document_masking=True)
+    write_domains(config, domains, tiny_tokenizer, tmp_path / "tokens", (4, 100))
+    stream = open_stream(config, domains, tmp_path / "tokens", seed=0)
     windows = stream.step_windows(16)
 
     assert stream.names == ("long", "short")
@@ -201,9 +184,9 @@ def test_the_recipes_domains_become_a_stream(make_text: Any, tiny_tokenizer: Any
 def test_a_domain_shorter_than_one_window_is_named(
     make_text: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    domains = [Domain(name="prose", data=str(make_text(num_words=12)))]
-    write_domains(domains, tiny_tokenizer, tmp_path, num_windows=(1,), seq_len=4096)
+    domains, config = [Domain(name="prose", data=str(make_text(num_words=12)))], Distill(context_length=4096)
+    write_domains(config, domains, tiny_tokenizer, tmp_path, (1,))
 
     with pytest.raises(UsageError, match="shorter than one sequence") as caught:
-        open_stream(domains, tmp_path, seq_len=4096, isolate_documents=False, seed=0)
+        open_stream(config, domains, tmp_path, seed=0)
     assert "prose" in str(caught.value.where)

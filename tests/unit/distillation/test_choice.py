@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from compressor.core.errors import UsageError
-from compressor.distillation.choice import LossChoice, choose_losses, describe
-from compressor.distillation.layer_map import check_pairs, default_pair, is_large_depth_cut
+from compressor.distillation.choice import LossChoice, choose_losses, describe, is_large_depth_cut
 from compressor.recipe.recipe import Distill
 
 
@@ -22,8 +21,7 @@ def choose(teacher: int = 32, student: int = 16, *, stored: bool = False, **fiel
     ("teacher", "student", "pair"), [(32, 16, (29, 13)), (30, 15, (27, 12)), (3, 2, (0, 0)), (4, 3, (1, 0))]
 )
 def test_the_default_pair_is_two_before_the_last(teacher: int, student: int, pair: tuple[int, int]) -> None:
-    assert default_pair(teacher, student) == pair
-    assert check_pairs((pair,), teacher, student) == (pair,)
+    assert choose(teacher, student, hidden_state_loss="mse").loss.layer_pairs == (pair,)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +30,6 @@ def test_the_default_pair_is_two_before_the_last(teacher: int, student: int, pai
 def test_layers_out_of_range_are_refused(pair: tuple[int, int], found: str) -> None:
     with pytest.raises(UsageError, match=f"the {found} has no such layer"):
         choose(hidden_state_loss="cosine", layer_pairs=((1, 1), pair))
-    with pytest.raises(UsageError, match="layers to compare"):
-        check_pairs((), 32, 16)
 
 
 @pytest.mark.parametrize(

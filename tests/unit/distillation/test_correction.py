@@ -12,8 +12,6 @@ import torch
 
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
-from compressor.data.mixing import DomainWindows, WindowStream
-from compressor.data.packing import TokenWindows
 from compressor.distillation.correct_stage import (
     CORRECT,
     CorrectAlongside,
@@ -24,29 +22,22 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import flops_of_training, schedule
 from compressor.models.load import load_model
-from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Correction, Distill
-from compressor.runs.stage import StageContext, execute
+from compressor.runs.stage import execute
 from compressor.training.trainer import train
-from tests.short_training import full_state, make_config
+from tests.short_training import assert_equal_states, full_state, make_config, stream_of
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
+from tests.unit.distillation.test_stage import as_source, make_context
 
 SEQ_LEN, STEPS = 8, 4
 WHERE = {"seed": 0, "device": "cpu", "dtype": "float32"}
 
 
-def make_data(path: Path) -> WindowStream:
-    path.write_bytes(np.random.default_rng(0).integers(0, 320, 12 * SEQ_LEN).astype("<u4").tobytes())
-    windows = TokenWindows(path, seq_len=SEQ_LEN)
-    return WindowStream([DomainWindows(name="text", windows=windows)], [1.0], seed=0)
-
-
 def run_training(module: DistillationModule, directory: Path, *extensions: Any, **changes: Any) -> Any:
     """Train into a directory, from the first window of a stream of its own."""
-    directory.mkdir(exist_ok=True)
     config = make_config(**{"max_steps": STEPS, "micro_batch_size": 1, "warmup_steps": 0, **changes})
-    stream, console = make_data(directory / "tokens"), Console()
-    return train(module, stream, config, directory, console, extensions=extensions)
+    stream = stream_of(directory, np.random.default_rng(0).integers(0, 320, 12 * SEQ_LEN), seq_len=SEQ_LEN)
+    return train(module, stream, config, directory, Console(), extensions=extensions)
 
 
 def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
@@ -54,11 +45,6 @@ def make_pair() -> tuple[DistillationModule, CorrectAlongside]:
     teacher = make_model(seed=2, num_hidden_layers=2)
     extension = CorrectAlongside(teacher, learning_rate=2e-4)
     return DistillationModule(student.train(), teacher, corrects_teacher=True), extension
-
-
-def teacher_of(module: DistillationModule) -> dict[str, torch.Tensor]:
-    assert module.teacher is not None
-    return full_state(module.teacher.model)
 
 
 def test_the_published_settings() -> None:
@@ -79,16 +65,14 @@ def test_the_published_settings() -> None:
 
 def test_alongside_resumes_to_the_same_student_and_teacher(tmp_path: Path) -> None:
     whole, extension = make_pair()
-    before = {name: tensor.clone() for name, tensor in teacher_of(whole).items()}
+    before = {name: tensor.clone() for name, tensor in full_state(whole.teacher).items()}
     log = run_training(whole, tmp_path / "run", extension)
-    assert all(not torch.equal(before[name], tensor) for name, tensor in teacher_of(whole).items())
+    assert all(not torch.equal(before[name], tensor) for name, tensor in full_state(whole.teacher).items())
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}")
     resumed, restored = make_pair()
     assert run_training(resumed, tmp_path / "run", restored) == log
-    for name, tensor in teacher_of(whole).items():
-        assert torch.equal(tensor, teacher_of(resumed)[name]), name
-    for name, tensor in full_state(whole.student).items():
-        assert torch.equal(tensor, full_state(resumed.student)[name]), name
+    assert_equal_states(whole.teacher, resumed.teacher)
+    assert_equal_states(whole.student, resumed.student)
 
 
 def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) -> None:
@@ -98,8 +82,7 @@ def test_alongside_steps_the_teacher_as_training_it_alone_would(tmp_path: Path) 
     teacher = make_model(seed=2, num_hidden_layers=2).requires_grad_(requires_grad=True).train()
     alone = DistillationModule(teacher, None, LossConfig(kl_weight=0))
     run_training(alone, tmp_path / "alone", max_steps=1, checkpoint_steps=1, learning_rate=2e-4)
-    for name, tensor in full_state(teacher).items():
-        torch.testing.assert_close(teacher_of(module)[name], tensor, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(full_state(module.teacher.model), full_state(teacher), rtol=1e-5, atol=1e-7)
 
 
 def test_a_trained_teacher_costs_as_many_passes_as_a_student(tmp_path: Path) -> None:
@@ -119,10 +102,8 @@ def test_alongside_has_no_budget_of_its_own() -> None:
 
 
 def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=2))
+    source = as_source(save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=2)))
     (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
-    source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
-    context = StageContext(console=Console(), **WHERE)
     config = Distill(
         data=str(tmp_path / "text.txt"),
         tokens=16 * 12,
@@ -131,7 +112,7 @@ def test_the_stage_writes_a_better_teacher(tmp_path: Path) -> None:
         save_steps=5,
         correction=Correction(mode="first", learning_rate=2e-3),
     )
-    artifact = execute(CORRECT, config, source, tmp_path / "corrected", context).artifact
+    artifact = execute(CORRECT, config, source, tmp_path / "corrected", make_context(None)).artifact
     ids = torch.tensor([make_tokenizer()("the sun argued about the wind").input_ids])
     before, after = (
         load_model(path, dtype="float32", device="cpu")(ids, labels=ids).loss
@@ -153,6 +134,4 @@ def test_a_projection_resumes_to_the_same_weights(tmp_path: Path) -> None:
     run_training(uninterrupted, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"checkpoint-{STEPS}")
     run_training(resumed, tmp_path / "run")
-    assert uninterrupted.projection is not None
-    assert resumed.projection is not None
-    assert torch.equal(uninterrupted.projection.weight, resumed.projection.weight)
+    assert_equal_states(uninterrupted.projection, resumed.projection)

@@ -48,14 +48,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Loss:
 def test_a_row_is_a_loss_to_train_on(toy: Loss, tmp_path: Path, top_k: int | None) -> None:
     student, teacher = make_model(seed=1, hidden_size=32), make_model(seed=2)
     config = LossConfig(loss=toy.name, temperature=2.0, top_k=top_k)
-    assert (
-        choose_losses(
-            Distill(loss=toy.name, temperature=2.0, top_k=top_k, hidden_state_loss="off"),
-            num_teacher_layers=3,
-            num_student_layers=3,
-        ).loss
-        == config
-    )
+    recipe = Distill(loss=toy.name, temperature=2.0, top_k=top_k, hidden_state_loss="off")
+    assert choose_losses(recipe, num_teacher_layers=3, num_student_layers=3).loss == config
     module = DistillationModule(student.requires_grad_(requires_grad=True).train(), teacher, config)
     ids = torch.arange(32).view(2, 16)
     loss = module(ids)["loss"]
@@ -65,7 +59,7 @@ def test_a_row_is_a_loss_to_train_on(toy: Loss, tmp_path: Path, top_k: int | Non
         ours = ours.gather(-1, kept)
     torch.testing.assert_close(loss.detach(), total_variation(ours, theirs, temperature=2.0).mean())
 
-    stream = make_data(tmp_path / "tokens")
+    stream = make_data(tmp_path)
     settings = make_config(max_steps=2, checkpoint_steps=1, learning_rate=1e-2, warmup_steps=0)
     log = train(module, stream, settings, tmp_path, Console())
     assert 0 < log.loss[1] <= 1

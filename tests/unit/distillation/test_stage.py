@@ -30,17 +30,6 @@ BASE = {
 }
 
 
-@pytest.fixture
-def student(tmp_path: Path) -> ModelArtifact:
-    model = make_model(seed=1, hidden_size=32, num_hidden_layers=1)
-    return as_source(save_checkpoint(tmp_path / "student", model))
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> ModelArtifact:
-    return as_source(save_checkpoint(tmp_path / "teacher", make_model(seed=2, num_hidden_layers=4)))
-
-
 def as_source(path: Path) -> ModelArtifact:
     return open_checkpoint(resolve_source(str(path)), path.parent / "scratch", dtype="float32")
 
@@ -50,15 +39,33 @@ def make_context(teacher: ModelArtifact | None, **others: ModelArtifact) -> Stag
     return StageContext(console=Console(), teacher=teacher, others=others, **where)
 
 
-def distill(
-    student: ModelArtifact, teacher: ModelArtifact | None, out: Path, text: Path, **settings: Any
-) -> dict[str, Any]:
-    config = Distill.model_validate({**BASE, "data": str(text), **settings})
-    return run(config, student, out, make_context(teacher)).artifact.details
+class Setup:
+    """A student of one layer, a teacher of four, and a text."""
+
+    def __init__(self, root: Path, text: Path) -> None:
+        student = make_model(seed=1, hidden_size=32, num_hidden_layers=1)
+        self.root, self.text, self.out = root, text, root / "out"
+        self.student = as_source(save_checkpoint(root / "student", student))
+        self.teacher = as_source(save_checkpoint(root / "teacher", make_model(seed=2, num_hidden_layers=4)))
+
+    def config(self, **settings: Any) -> Distill:
+        return Distill.model_validate({**BASE, "data": str(self.text), **settings})
+
+    def run(self, context: StageContext | None = None, *, name: str = "out", **settings: Any) -> StageOutcome:
+        context = context or make_context(self.teacher)
+        return execute(DISTILL, self.config(**settings), self.student, self.root / name, context)
+
+    def distill(self, context: StageContext | None = None, **settings: Any) -> dict[str, Any]:
+        return self.run(context, **settings).artifact.details
+
+    def store(self, **settings: Any) -> ModelArtifact:
+        config, out_dir = self.config(**settings), self.root / "store"
+        return execute(LOGITS, config, self.teacher, out_dir, make_context(None)).artifact
 
 
-def run(config: Distill, student: ModelArtifact, out: Path, context: StageContext) -> StageOutcome:
-    return execute(DISTILL, config, student, out, context)
+@pytest.fixture
+def setup(tmp_path: Path, tiny_text: Path) -> Setup:
+    return Setup(tmp_path, tiny_text)
 
 
 def domains(make_text: Any) -> list[dict[str, Any]]:
@@ -68,158 +75,119 @@ def domains(make_text: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_deep_cut_brings_losses_on_states_and_says_so(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    details = distill(student, teacher, tmp_path / "out", tiny_text)
+def test_a_deep_cut_brings_losses_on_states_and_says_so(setup: Setup) -> None:
+    details = setup.distill()
     assert details["loss"] == (
         "forward KL on logits + cosine on hidden states (teacher:student 1:0) + cosine on embeddings, "
         "mean over tokens"
     )
     assert "1 of 4 layers" in details["loss_rule"]
     assert details["teacher"] == "in memory, frozen"
-    names = set(load_file(tmp_path / "out" / "model.safetensors"))
+    names = set(load_file(setup.out / "model.safetensors"))
     assert names == {name for name, _ in make_model(num_hidden_layers=1).named_parameters()}
 
 
-def test_weighted_domains_are_counted_and_their_losses_kept(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
-) -> None:
-    details = distill(student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), batch_size=4)
+def test_weighted_domains_are_counted_and_their_losses_kept(setup: Setup, make_text: Any) -> None:
+    details = setup.distill(domains=domains(make_text), batch_size=4)
     assert details["domains"] == {"first": 12, "second": 4}
     assert set(details["curve"]["domain_loss"]) == {"first", "second"}
 
 
-def test_dynamic_batches_report_the_course_of_the_weights(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path, make_text: Any
-) -> None:
+def test_dynamic_batches_report_the_course_of_the_weights(setup: Setup, make_text: Any) -> None:
     dynamic = {"variant": "clipped", "interval_steps": 2, "eval_size": 2}
-    details = distill(
-        student, teacher, tmp_path / "out", tiny_text, domains=domains(make_text), dynamic_batches=dynamic
-    )
-    course = details["dynamic_batches"]
+    course = setup.distill(domains=domains(make_text), dynamic_batches=dynamic)["dynamic_batches"]
     assert [update["step"] for update in course["updates"]] == [2, 4, 6, 8]
     for update in course["updates"]:
         assert sum(update["weights"]) == pytest.approx(1)
     assert len(course["reference_losses"]) == 2
 
 
-def test_generated_text_is_one_more_domain(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    sampled = tmp_path / "sampled"
+def test_generated_text_is_one_more_domain(setup: Setup) -> None:
+    sampled = setup.root / "sampled"
     sampled.mkdir()
-    rows = [json.dumps({"text": line}) for line in tiny_text.read_text().splitlines()]
+    rows = [json.dumps({"text": line}) for line in setup.text.read_text().splitlines()]
     (sampled / "text.jsonl").write_text("\n".join(rows) + "\n")
     generated = ModelArtifact(
         path=sampled, stage="generate", fingerprint="of the text", lineage=(), num_parameters=0
     )
-    settings = {**BASE, "data": str(tiny_text), "generate": {"tokens": 1, "weight": 3.0}, "batch_size": 4}
-    context = make_context(teacher, **{GENERATED: generated})
-    outcome = run(Distill.model_validate(settings), student, tmp_path / "out", context)
-    assert outcome.artifact.details["domains"] == {"text": 4, "generated": 12}
+    context = make_context(setup.teacher, **{GENERATED: generated})
+    details = setup.distill(context, generate={"tokens": 1, "weight": 3.0}, batch_size=4)
+    assert details["domains"] == {"text": 4, "generated": 12}
 
 
-def test_stored_logits_replace_the_teacher(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
+def test_stored_logits_replace_the_teacher(setup: Setup) -> None:
     """With every token stored, the student learns what it learns from the teacher itself."""
     off = {"hidden_state_loss": "off", "embedding_loss": "off"}
-    in_memory = distill(student, teacher, tmp_path / "memory", tiny_text, **off)
-    config = Distill.model_validate({**BASE, "data": str(tiny_text), "top_k": VOCAB_SIZE})
-    store = execute(LOGITS, config, teacher, tmp_path / "store", make_context(None)).artifact
-    settings = Distill.model_validate(
-        {**BASE, "data": str(tiny_text), "teacher_logits": str(store.path), **off}
-    )
+    in_memory = setup.distill(name="memory", **off)
+    store = setup.store(top_k=VOCAB_SIZE)
     context = make_context(None, **{STORED_LOGITS: store})
-    details = run(settings, student, tmp_path / "out", context).artifact.details
+    details = setup.distill(context, teacher_logits=str(store.path), **off)
     assert details["teacher"] == f"stored logits, {VOCAB_SIZE} tokens per position"
     assert details["curve"]["loss"] == pytest.approx(in_memory["curve"]["loss"], rel=1e-3)
 
 
-def test_a_teacher_corrected_alongside_learns_too(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
+def test_a_teacher_corrected_alongside_learns_too(setup: Setup) -> None:
     settings = {"correction": {"mode": "alongside"}, "tokens": 40 * 2 * 32, "save_steps": 10}
-    details = distill(student, teacher, tmp_path / "out", tiny_text, hidden_state_loss="off", **settings)
+    details = setup.distill(hidden_state_loss="off", **settings)
     assert details["teacher"] == "in memory, corrected alongside"
     # The teacher's own cross-entropy is part of the loss, and falls.
     assert details["curve"]["loss"][-1] < details["curve"]["loss"][0] - 0.1
 
 
-def test_cross_entropy_alone_needs_no_teacher_in_memory(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    details = distill(student, teacher, tmp_path / "out", tiny_text, kl_weight=0)
+def test_cross_entropy_alone_needs_no_teacher_in_memory(setup: Setup) -> None:
+    details = setup.distill(kl_weight=0)
     assert details["loss"] == "cross-entropy, mean over tokens"
     assert details["teacher"] == "none: the loss needs no teacher"
 
 
-def test_few_of_the_teachers_tokens_are_warned_of(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    config = Distill.model_validate({**BASE, "data": str(tiny_text), "top_k": 10})
-    outcome = run(config, student, tmp_path / "out", make_context(teacher))
-    assert any("fewer than 1000" in warning for warning in outcome.warnings)
+def test_few_of_the_teachers_tokens_are_warned_of(setup: Setup) -> None:
+    assert any("fewer than 1000" in warning for warning in setup.run(top_k=10).warnings)
 
 
-def test_a_student_without_anything_to_learn_from_is_refused(
-    student: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
+def test_a_student_without_anything_to_learn_from_is_refused(setup: Setup) -> None:
     with pytest.raises(UsageError, match="needs a teacher"):
-        distill(student, None, tmp_path / "out", tiny_text)
+        setup.distill(make_context(None))
 
 
-def test_another_vocabulary_is_refused(student: ModelArtifact, tmp_path: Path, tiny_text: Path) -> None:
-    path = save_checkpoint(tmp_path / "other", make_model(vocab_size=VOCAB_SIZE + 8))
+def test_another_vocabulary_is_refused(setup: Setup) -> None:
+    path = save_checkpoint(setup.root / "other", make_model(vocab_size=VOCAB_SIZE + 8))
     with pytest.raises(UnsupportedError, match="different vocabularies"):
-        distill(student, as_source(path), tmp_path / "out", tiny_text)
+        setup.distill(make_context(as_source(path)))
 
 
-def test_another_tokenizer_of_the_same_size_is_refused(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    file = teacher.path / "tokenizer.json"
+def test_another_tokenizer_of_the_same_size_is_refused(setup: Setup) -> None:
+    file = setup.teacher.path / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UnsupportedError, match="different vocabularies") as caught:
-        distill(student, teacher, tmp_path / "out", tiny_text)
+        setup.distill()
     assert "token 'a'" in str(caught.value)
 
 
-def test_a_head_that_repeats_the_tied_embedding_is_no_parameter(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    weights = load_file(student.path / "model.safetensors")
+def test_a_head_that_repeats_the_tied_embedding_is_no_parameter(setup: Setup) -> None:
+    file = setup.student.path / "model.safetensors"
+    weights = load_file(file)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, student.path / "model.safetensors", metadata={"format": "pt"})
-    distill(as_source(student.path), teacher, tmp_path / "out", tiny_text)
-    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys() - {"lm_head.weight"}
+    save_file(weights, file, metadata={"format": "pt"})
+    setup.student = as_source(setup.student.path)
+    setup.distill()
+    assert load_file(setup.out / "model.safetensors").keys() == weights.keys() - {"lm_head.weight"}
 
 
-def test_windows_that_are_not_stored_are_missed_before_any_training(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path, tiny_text: Path
-) -> None:
-    config = Distill.model_validate({**BASE, "data": str(tiny_text), "tokens": BASE["tokens"] // 2})
-    store = execute(LOGITS, config, teacher, tmp_path / "store", make_context(None)).artifact
-    settings = Distill.model_validate({**BASE, "data": str(tiny_text), "teacher_logits": str(store.path)})
-    context = make_context(None, **{STORED_LOGITS: store})
+def test_windows_that_are_not_stored_are_missed_before_any_training(setup: Setup) -> None:
+    store = setup.store(tokens=BASE["tokens"] // 2)
     with pytest.raises(UsageError, match="not among the stored"):
-        run(settings, student, tmp_path / "out", context)
-    assert not list(tmp_path.glob("out*"))
+        setup.distill(make_context(None, **{STORED_LOGITS: store}), teacher_logits=str(store.path))
+    assert not list(setup.root.glob("out*"))
 
 
-def test_isolated_documents_leave_out_what_crosses_them(
-    student: ModelArtifact, teacher: ModelArtifact, tmp_path: Path
-) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"one two {n}"}) + "\n" for n in range(400)))
+def test_isolated_documents_leave_out_what_crosses_them(setup: Setup) -> None:
+    setup.text = setup.root / "rows.jsonl"
+    setup.text.write_text("".join(json.dumps({"text": f"one two {n}"}) + "\n" for n in range(400)))
     losses = [
-        distill(student, teacher, tmp_path / str(isolate), rows, intra_document_masking=isolate)["curve"][
-            "loss"
-        ]
+        setup.distill(name=str(isolate), intra_document_masking=isolate)["curve"]["loss"]
         for isolate in (True, False)
     ]
     assert losses[0] != losses[1]

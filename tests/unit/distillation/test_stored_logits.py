@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.distillation.criterion import LossConfig
 from compressor.distillation.logits_stage import LOGITS, write_logits
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.states import Body
@@ -26,12 +24,21 @@ from compressor.distillation.stored_logits import (
     is_whole,
     shard_name,
 )
-from compressor.models.source import open_checkpoint, resolve_source
 from compressor.recipe.recipe import Distill
-from compressor.runs.stage import StageContext, execute
+from compressor.runs.stage import execute
+from compressor.training.batches import collate
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
+from tests.unit.distillation.gradients import assert_same_gradients
+from tests.unit.distillation.test_stage import as_source, make_context
 
 SEQ_LEN, NUM_WINDOWS, TOP_K = 12, 5, 6
+FITTING: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "seq_len": SEQ_LEN,
+    "tokenizer": "tokenizer",
+    "isolates_documents": False,
+    "top_k": None,
+}
 
 
 def make_windows() -> list[dict[str, Any]]:
@@ -40,36 +47,20 @@ def make_windows() -> list[dict[str, Any]]:
 
 
 def header(**changes: Any) -> LogitsHeader:
-    fields = {"top_k": TOP_K, "seq_len": SEQ_LEN, "vocab_size": VOCAB_SIZE}
-    known = {"tokenizer": "tokenizer", "teacher": "teacher", "isolates_documents": False}
-    return LogitsHeader(**{**fields, **known, **changes})
+    return LogitsHeader(**{**FITTING, "top_k": TOP_K, "teacher": "teacher", **changes})
 
 
 def write(out_dir: Path, **changes: Any) -> StoredLogits:
     windows = make_windows()
     distinct = {digest_of(window["input_ids"]): index for index, window in enumerate(windows)}
     out_dir.mkdir(exist_ok=True)
-    with Console().progress("storing", NUM_WINDOWS) as tick:
-        write_logits(
-            Body(make_model(seed=2)),
-            windows,
-            distinct,
-            out_dir,
-            header(**changes),
-            windows_per_shard=2,
-            micro_batch_size=2,
-            tick=tick,
-        )
+    how = {"windows_per_shard": 2, "micro_batch_size": 2, "tick": lambda **_done: None}
+    write_logits(Body(make_model(seed=2)), windows, distinct, out_dir, header(**changes), **how)
     return StoredLogits(out_dir)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-
-
-def fitting(**changes: Any) -> dict[str, Any]:
-    fields = {"vocab_size": VOCAB_SIZE, "seq_len": SEQ_LEN, "tokenizer": "tokenizer"}
-    return {**fields, "isolates_documents": False, "top_k": None, **changes}
 
 
 def test_what_is_stored_are_the_teachers_top_tokens(tmp_path: Path) -> None:
@@ -83,19 +74,6 @@ def test_what_is_stored_are_the_teachers_top_tokens(tmp_path: Path) -> None:
         assert found.ids.tolist() == ids.tolist()
         assert found.logprobs.dtype == np.float16
         np.testing.assert_allclose(found.logprobs, values.numpy(), rtol=1e-3, atol=1e-4)
-
-
-def test_position_ids_reach_the_teacher(tmp_path: Path) -> None:
-    """Two documents in one window are two windows of their own to a teacher that keeps them apart."""
-    half = SEQ_LEN // 2
-    window = make_windows()[0]
-    restarting = np.concatenate([np.arange(half), np.arange(half)])
-    teacher = Body(make_model(seed=2))
-    last = teacher(torch.from_numpy(window["input_ids"])[None], torch.from_numpy(restarting)[None]).last[
-        0, half:
-    ]
-    alone = teacher(torch.from_numpy(window["input_ids"][half:])[None]).last[0]
-    torch.testing.assert_close(last, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path) -> None:
@@ -112,16 +90,13 @@ def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path) -> None:
 
 def test_training_on_the_whole_vocabulary_equals_training_on_the_teacher(tmp_path: Path) -> None:
     store = write(tmp_path / "store", top_k=VOCAB_SIZE)
-    input_ids = torch.from_numpy(np.stack([window["input_ids"] for window in make_windows()[:3]]))
+    batch = collate([{**store.complete(window), "domain_id": 0} for window in make_windows()[:3]])
     student = make_model(seed=1, hidden_size=32).requires_grad_(requires_grad=True)
-    beside = DistillationModule(student, make_model(seed=2))(input_ids)
-    stored = DistillationModule(student, None)(input_ids, **store.batch(input_ids))
+    beside = DistillationModule(student, make_model(seed=2))(batch["input_ids"])
+    stored = DistillationModule(student, None)(**batch)
     torch.testing.assert_close(stored["loss"], beside["loss"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(stored["window_losses"], beside["window_losses"], rtol=1e-3, atol=1e-2)
-    weights = list(student.parameters())
-    found, expected = (torch.autograd.grad(each["loss"], weights) for each in (stored, beside))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).abs().max() <= 5e-3 * theirs.abs().max()
+    assert_same_gradients(stored["loss"], beside["loss"], student.parameters(), tolerance=5e-3)
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "flipped"])
@@ -130,16 +105,13 @@ def test_a_damaged_shard_is_an_error(tmp_path: Path, damage: str) -> None:
     window = make_windows()[2]["input_ids"]
     path = tmp_path / "store" / shard_name(1)
     content = bytearray(path.read_bytes())
-    if damage == "missing":
-        path.unlink()
-    elif damage == "shorter":
-        path.write_bytes(content[:-1])
-    else:
+    if damage == "flipped":
         content[200] ^= 0xFF
         path.write_bytes(content)
         with pytest.raises(VerificationError, match="damaged"):
             store.window(window)
         return
+    path.unlink() if damage == "missing" else path.write_bytes(content[:-1])
     with pytest.raises(VerificationError, match="missing or damaged"):
         StoredLogits(tmp_path / "store")
 
@@ -179,24 +151,22 @@ def test_a_store_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     store = write(tmp_path / "store")
-    store.require(**fitting(top_k=TOP_K))
+    store.require(**{**FITTING, "top_k": TOP_K})
     with pytest.raises(error, match=message):
-        store.require(**fitting(**changes))
+        store.require(**{**FITTING, **changes})
 
 
 def test_the_stage_stores_every_training_window(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "teacher", make_model(seed=2))
+    source = as_source(save_checkpoint(tmp_path / "teacher", make_model(seed=2)))
     (tmp_path / "text.txt").write_text("the north wind and the sun argued about who was stronger\n" * 20)
-    source = open_checkpoint(resolve_source(str(tmp_path / "teacher")), tmp_path, dtype="float32")
-    context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32")
     config = Distill(data=str(tmp_path / "text.txt"), tokens=16 * 40, context_length=16, top_k=8)
-    artifact = execute(LOGITS, config, source, tmp_path / "store", context).artifact
+    artifact = execute(LOGITS, config, source, tmp_path / "store", make_context(None)).artifact
     store = StoredLogits(tmp_path / "store")
     assert artifact.details["windows"] == len(store) > 0
     assert artifact.details["bytes"] == (tmp_path / "store" / shard_name(0)).stat().st_size
     assert store.header.teacher == source.fingerprint
     assert not (tmp_path / "store" / "tokens").exists()
-    assert LossConfig(top_k=store.header.top_k).top_k == 8
+    assert store.header.top_k == 8
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "of other windows"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compressor.core.console import Console
-from compressor.distillation import distill_stage
+from compressor.distillation import training
 from compressor.distillation.correct_stage import CORRECT
 from compressor.distillation.distill_stage import DISTILL
 from compressor.distillation.generate_stage import GENERATE
@@ -119,7 +119,7 @@ def test_a_training_continues_with_less_memory_and_other_checkpoints(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill_stage, "save_trained", kill)
+        patch.setattr(training, "save_trained", kill)
         with pytest.raises(Killed):
             execute(DISTILL, config, student, tmp_path / "killed", context)
     shutil.rmtree(tmp_path / "killed.partial" / "checkpoints" / "checkpoint-8")

@@ -13,12 +13,12 @@ from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_, require_rowwise
+from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, FixedMasks, MovingMasks
 from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.trainer import train
-from tests.short_training import full_state, make_config
+from tests.short_training import assert_equal_states, full_state, make_config
 from tests.tiny_models import make_model
 from tests.unit.training.test_trainer import make_data
 
@@ -121,8 +121,7 @@ def make_student(*, moving: bool) -> tuple[DistillationModule, FixedMasks]:
 def run_training(
     module: DistillationModule, config: TrainingConfig, directory: Path, masks: FixedMasks
 ) -> TrainingLog:
-    data = make_data(directory.with_name(f"{directory.name}-tokens"))
-    return train(module, data, config, directory, Console(), extensions=[masks])
+    return train(module, make_data(directory), config, directory, Console(), extensions=[masks])
 
 
 @pytest.mark.parametrize("moving", [True, False])
@@ -134,10 +133,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, moving: bo
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-12")
     resumed, restored = make_student(moving=moving)
     assert run_training(resumed, config, tmp_path / "run", restored) == log
-    for name, tensor in full_state(whole.student).items():
-        assert torch.equal(tensor, full_state(resumed.student)[name]), name
-    for name, mask in masks.masks().items():
-        assert torch.equal(mask, restored.masks()[name]), name
+    assert_equal_states(whole.student, resumed.student)
+    torch.testing.assert_close(masks.masks(), restored.masks())
 
 
 @pytest.mark.parametrize("moving", [True, False])
@@ -152,11 +149,6 @@ def test_fixed_masks_never_move_and_moving_ones_do(tmp_path: Path, moving: bool)
     for name, mask in masks.masks().items():
         check_pattern(name, state[name], Pattern())
         assert state[name][~mask].abs().max() == 0
-
-
-def test_a_flattened_parameter_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="flattened"):
-        require_rowwise("w", torch.zeros(32))
 
 
 def test_a_weight_flattened_after_installation_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,12 @@ def recover(
     **settings: Any,
 ) -> tuple[ModelArtifact, ModelArtifact]:
     source = made.make(method="sparsegpt", **(start or {}))
-    distill = Distill(
-        data=str(made.text),
-        tokens=1920,
-        context_length=32,
-        batch_size=2,
-        learning_rate=3e-3,
-        warmup_steps=1,
-        **(losses or {}),
-    )
+    steps = {"tokens": 1920, "context_length": 32, "batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 1}
+    distill = Distill(data=str(made.text), **steps, **(losses or {}))
     sparsify = Sparsify(**{"pattern": "2:4", **settings, **(start or {})})
     config = RecoverStageConfig(distill=distill, sparsify=sparsify)
-    where = replace(context(teacher=artifact_of(made.dense)), trust_remote_code=trust_remote_code)
-    artifact = execute(RECOVER, config, source, out_dir, where).artifact
-    return source, artifact
+    where = context(teacher=artifact_of(made.dense), trust_remote_code=trust_remote_code)
+    return source, execute(RECOVER, config, source, out_dir, where).artifact
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "ast"])
@@ -108,21 +99,16 @@ def test_both_models_are_loaded_as_far_as_they_are_trusted(
         trusted.append(trust_remote_code)
         return load_model(*_arguments, trust_remote_code=trust_remote_code, **keywords)
 
-    monkeypatch.setattr("compressor.sparsity.sparse_finetune.load_model", load)
+    monkeypatch.setattr("compressor.distillation.training.load_model", load)
     recover(sparsified, tmp_path / "out", trust_remote_code=True)
     assert trusted == [True, True]
 
 
 def test_plain_distillation_of_a_sparse_student_is_refused(sparsified: Sparsified, tmp_path: Path) -> None:
     config = Distill(data=str(sparsified.text), tokens=64, context_length=32)
+    student, where = sparsified.make(method="wanda"), context(teacher=artifact_of(sparsified.dense))
     with pytest.raises(UsageError, match="overwrite the zeros"):
-        execute(
-            DISTILL,
-            config,
-            sparsified.make(method="wanda"),
-            tmp_path / "out",
-            context(teacher=artifact_of(sparsified.dense)),
-        )
+        execute(DISTILL, config, student, tmp_path / "out", where)
 
 
 def test_a_dense_student_cannot_recover(sparsified: Sparsified, tmp_path: Path) -> None:

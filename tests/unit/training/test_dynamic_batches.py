@@ -1,38 +1,85 @@
-"""Dynamic batch loading beside a real training: shares follow the difficulty, and survive a resume."""
+"""Dynamic batch loading: updates computed by hand, and beside a real training, which it survives."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.data.dynamic_weights import Variant, updated_weights
-from compressor.data.mixing import DomainWindows, WindowStream
-from compressor.data.packing import TokenWindows
+from compressor.data.mixing import WindowStream
 from compressor.recipe.recipe import Domain
-from compressor.training.dynamic_batches import STATE_FILE, DynamicBatchLoading, held_out_windows
+from compressor.training.dynamic_batches import (
+    STATE_FILE,
+    DynamicBatchLoading,
+    Variant,
+    held_out_windows,
+    updated_weights,
+)
+from tests.short_training import stream_of
 from tests.tiny_models import make_model
 
 SEQ_LEN = 16
 NUM_TOKENS = 64 * SEQ_LEN
 EASY_VOCABULARY, HARD_VOCABULARY = 4, 300
+LN2, LN3, SHARES = math.log(2), math.log(3), np.asarray([0.5, 0.3, 0.2])
+values = st.lists(st.floats(0.01, 12), min_size=4, max_size=4)
+
+
+def test_paper_by_hand() -> None:
+    """Excesses ln 3, ln 2 and a shortfall: factors 3, 2 and 1 on 0.5, 0.3, 0.2, sum 2.3."""
+    updated = updated_weights(SHARES, [1 + LN3, 2 + LN2, 1.0], [1.0, 2.0, 1.5], variant="clipped")
+
+    assert updated.tolist() == pytest.approx([1.5 / 2.3, 0.6 / 2.3, 0.2 / 2.3], rel=1e-12)
+
+
+def test_code_by_hand() -> None:
+    """The shortfall ln 2 halves: 1.5, 0.6, 0.1 of 2.2; then 1e-4 of it is spread evenly."""
+    updated = updated_weights(SHARES, [1 + LN3, 2 + LN2, 1.0], [1.0, 2.0, 1 + LN2], variant="unclipped")
+    expected = [0.9999 * share / 2.2 + 1e-4 / 3 for share in (1.5, 0.6, 0.1)]
+
+    assert updated.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_only_the_code_lets_shortfalls_lower_a_share() -> None:
+    weights, losses, references = np.asarray([0.5, 0.5]), [1.0, 1.0], [1.0, 2.0]
+
+    assert updated_weights(weights, losses, references, variant="clipped").tolist() == [0.5, 0.5]
+    assert updated_weights(weights, losses, references, variant="unclipped")[1] < 0.3
+
+
+@given(weights=values, losses=values, references=values, variant=st.sampled_from(["clipped", "unclipped"]))
+def test_shares_sum_to_one_and_a_common_offset_changes_nothing(
+    weights: list[float], losses: list[float], references: list[float], variant: str
+) -> None:
+    shares = np.asarray(weights) / sum(weights)
+    updated = updated_weights(shares, losses, references, variant=variant)
+
+    assert updated.sum() == pytest.approx(1)
+    assert (updated > 0).all()
+    shifted = [[value + 1 for value in row] for row in (losses, references)]
+    assert updated_weights(shares, *shifted, variant=variant) == pytest.approx(updated)
+
+
+def test_a_huge_excess_does_not_overflow() -> None:
+    updated = updated_weights(np.asarray([0.5, 0.5]), [2000.0, 1.0], [1.0, 1.0], variant="unclipped")
+
+    assert updated.tolist() == pytest.approx([1 - 5e-5, 5e-5])
 
 
 def make_stream(directory: Path, vocabularies: tuple[int, ...]) -> WindowStream:
     """Domains of random tokens; the more tokens to choose from, the harder."""
-    domains = []
-    for index, size in enumerate(vocabularies):
-        path = directory / f"{index}.bin"
-        np.random.default_rng(index).integers(0, size, NUM_TOKENS).astype("<u4").tofile(path)
-        domains.append(DomainWindows(name=f"d{index}", windows=TokenWindows(path, seq_len=SEQ_LEN)))
-    return WindowStream(domains, [1.0] * len(vocabularies), seed=0)
+    random = [np.random.default_rng(i).integers(0, size, NUM_TOKENS) for i, size in enumerate(vocabularies)]
+    return stream_of(directory, *random, seq_len=SEQ_LEN)
 
 
 def cross_entropy(model: Any, windows: list[Any]) -> torch.Tensor:
@@ -103,7 +150,7 @@ def test_the_course_is_the_published_rule_applied_at_every_interval(tmp_path: Pa
     first = updated_weights(np.asarray([0.5, 0.5]), [2.0, 3.0], [1.5, 1.5], variant="clipped")
     second = updated_weights(first, [2.0, 3.0], [1.5, 1.5], variant="clipped")
 
-    assert loading.report()["reference_losses"] == [1.5, 1.5]  # given, and the teacher's
+    assert loading.report()["reference_losses"] == (1.5, 1.5)  # given, and the teacher's
     assert [update.step for update in loading.updates] == [2, 4]
     assert loading.updates[0].weights == pytest.approx(first)
     assert loading.updates[1].weights == pytest.approx(second)
@@ -111,34 +158,23 @@ def test_the_course_is_the_published_rule_applied_at_every_interval(tmp_path: Pa
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole_stream = make_stream(tmp_path, (4, 4))
-    whole = make_loading(whole_stream, [2.0, 3.0], [None, None])
-    for step in range(1, 8):
-        whole_stream.step_windows(3)
-        whole.after_step(step)
-    first_stream = make_stream(tmp_path, (4, 4))
-    first = make_loading(first_stream, [2.0, 3.0], [None, None])
-    for step in range(1, 4):
-        first_stream.step_windows(3)
-        first.after_step(step)
+    def run(steps: range, stream: WindowStream, loading: DynamicBatchLoading) -> None:
+        for step in steps:
+            stream.step_windows(3)
+            loading.after_step(step)
+
+    streams = [make_stream(tmp_path, (4, 4)) for _ in range(3)]
+    whole, first, resumed = (make_loading(stream, [2.0, 3.0], [None, None]) for stream in streams)
+    run(range(1, 8), streams[0], whole)
+    run(range(1, 4), streams[1], first)
     first.save(tmp_path)
-    stream = make_stream(tmp_path, (4, 4))
-    stream.load_state_dict(json.loads(json.dumps(first_stream.state_dict())))
-    resumed = DynamicBatchLoading(
-        stream,
-        lambda index: [2.0, 3.0][index],
-        lambda _index: pytest.fail("the teacher is asked once"),
-        references=[None, None],
-        variant="clipped",
-        interval_steps=2,
-    )
+    streams[2].load_state_dict(json.loads(json.dumps(streams[1].state_dict())))
+    resumed._evaluate_teacher = lambda _index: pytest.fail("the teacher is asked once")
     resumed.load(tmp_path)
-    for step in range(4, 8):
-        stream.step_windows(3)
-        resumed.after_step(step)
+    run(range(4, 8), streams[2], resumed)
 
     assert resumed.report() == whole.report()
-    assert stream.state_dict() == whole_stream.state_dict()
+    assert streams[2].state_dict() == streams[0].state_dict()
 
 
 def test_a_checkpoint_without_dynamic_weights(tmp_path: Path) -> None:
@@ -154,14 +190,8 @@ def test_a_checkpoint_without_dynamic_weights(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(
     tmp_path: Path, loss: float, reference: float | None, message: str
 ) -> None:
-    loading = DynamicBatchLoading(
-        make_stream(tmp_path, (4,)),
-        lambda _index: loss,
-        lambda _index: float("nan"),
-        references=[reference],
-        variant="unclipped",
-        interval_steps=1,
-    )
+    loading = make_loading(make_stream(tmp_path, (4,)), [loss], [reference], interval_steps=1)
+    loading._evaluate_teacher = lambda _index: float("nan")
 
     with pytest.raises(VerificationError, match=f"{message}.* not finite") as caught:
         loading.after_step(1)

@@ -34,18 +34,13 @@ from tests.short_training import make_config
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
 WEIGHTS = "model.safetensors"
+LONG = {"factor": 8.0, "original_max_position_embeddings": 256}
 ROPE_FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "llama3": {
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 256,
-        }
+        "rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **LONG}
     },
-    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", **LONG}},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
 }
 

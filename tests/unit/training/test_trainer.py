@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +14,25 @@ from transformers import TrainerState
 
 from compressor.core.console import Console
 from compressor.core.errors import DependencyError, UsageError, VerificationError
-from compressor.data.mixing import DomainWindows, WindowStream
-from compressor.data.packing import TokenWindows
+from compressor.data.mixing import WindowStream
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_, schedule
 from compressor.recipe.recipe import Distill
 from compressor.training.callbacks import Watch, reporters
 from compressor.training.checkpoints import last_complete_checkpoint
+from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.extension import TrainingExtension
 from compressor.training.trainer import train
-from tests.short_training import full_state, make_config
+from tests.short_training import assert_equal_states, full_state, make_config, stream_of
 from tests.tiny_models import make_model
 
 SEQ_LEN = 16
 
 
-def make_data(path: Path, *, num_domains: int = 1) -> WindowStream:
+def make_data(directory: Path, *, num_domains: int = 1) -> WindowStream:
     """A stream of 20 windows of random tokens per domain."""
-    domains = []
-    for domain in range(num_domains):
-        file = path.with_name(f"{path.name}-{domain}")
-        tokens = np.random.default_rng(domain).integers(0, 320, 20 * SEQ_LEN).astype("<u4")
-        file.write_bytes(tokens.tobytes())
-        domains.append(DomainWindows(name=f"d{domain}", windows=TokenWindows(file, seq_len=SEQ_LEN)))
-    return WindowStream(domains, [1.0] * num_domains, seed=0)
+    random = (np.random.default_rng(domain).integers(0, 320, 20 * SEQ_LEN) for domain in range(num_domains))
+    return stream_of(directory, *random, seq_len=SEQ_LEN)
 
 
 def make_module(*, tied: bool = True) -> DistillationModule:
@@ -45,29 +41,27 @@ def make_module(*, tied: bool = True) -> DistillationModule:
     return DistillationModule(student, make_model(seed=2))
 
 
-def quiet() -> Console:
-    return Console()
+def run(
+    module: DistillationModule, directory: Path, *, num_domains: int = 1, extensions: Any = (), **changes: Any
+) -> TrainingLog:
+    stream = make_data(directory, num_domains=num_domains)
+    return train(module, stream, make_config(**changes), directory, Console(), extensions=extensions)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, tied: bool) -> None:
-    whole = make_module(tied=tied)
-    log = train(whole, make_data(tmp_path / "tokens"), make_config(), tmp_path / "whole", quiet())
-    first = make_module(tied=tied)
-    train(first, make_data(tmp_path / "tokens"), make_config(), tmp_path / "parts", quiet())
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-6")
-    resumed = make_module(tied=tied)
-    data = make_data(tmp_path / "tokens")
-    resumed_log = train(resumed, data, make_config(), tmp_path / "parts", quiet())
-    assert data.drawn == (12,)
-    for name, tensor in full_state(whole.student).items():
-        assert torch.equal(tensor, full_state(resumed.student)[name]), name
-    assert resumed_log == log
+    whole, resumed = make_module(tied=tied), make_module(tied=tied)
+    log = run(whole, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-6")
+    data = make_data(tmp_path)
+    assert train(resumed, data, make_config(), tmp_path, Console()) == log
+    assert data.drawn == [12]
+    assert_equal_states(whole.student, resumed.student)
 
 
 def test_checkpoints_hold_what_is_trained_and_the_optimizer(tmp_path: Path) -> None:
     module = make_module()
-    train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet())
+    run(module, tmp_path)
     saved = FileSystemReader(tmp_path / "checkpoints" / "checkpoint-6").read_metadata().state_dict_metadata
     names = {name for name, _ in module.named_parameters()}
     moments = {f"optimizer/{name}/{kept}" for name in names for kept in ("exp_avg", "exp_avg_sq", "step")}
@@ -80,14 +74,13 @@ def test_activations_are_in_the_autocast_dtype(tmp_path: Path, bf16: bool) -> No
     seen: set[torch.dtype] = set()
     layer = module.student.model.layers[0].mlp.down_proj
     layer.register_forward_hook(lambda _module, _args, output: seen.add(output.dtype))
-    train(module, make_data(tmp_path / "tokens"), make_config(bf16=bf16), tmp_path, quiet())
+    run(module, tmp_path, bf16=bf16)
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
     assert {parameter.dtype for parameter in module.student.parameters()} == {torch.float32}
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    config = make_config(max_steps=60, checkpoint_steps=10, learning_rate=5e-3)
-    log = train(make_module(), make_data(tmp_path / "tokens"), config, tmp_path, quiet())
+    log = run(make_module(), tmp_path, max_steps=60, checkpoint_steps=10, learning_rate=5e-3)
     assert log.loss[-1] < 0.7 * log.loss[0]
     assert log.steps == (10, 20, 30, 40, 50, 60)
 
@@ -97,8 +90,7 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     states, logs = [], []
     for name, micro in (("one", 4), ("four", 1)):
         module = make_module()
-        config = make_config(batch_size=4, micro_batch_size=micro)
-        logs.append(train(module, make_data(tmp_path / "tokens"), config, tmp_path / name, quiet()))
+        logs.append(run(module, tmp_path / name, batch_size=4, micro_batch_size=micro))
         states.append(full_state(module.student))
     assert logs[0].grad_norm == pytest.approx(logs[1].grad_norm, rel=1e-3)
     assert logs[0].loss == pytest.approx(logs[1].loss, rel=1e-3)
@@ -125,9 +117,9 @@ def test_a_non_finite_loss_stops_with_step_position_and_layer(
                     module.student.get_parameter(parameter)[0] = float("inf")
 
     with pytest.raises(VerificationError, match="optimizer step 5, after window 8") as caught:
-        train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet(), extensions=[Break()])
+        run(module, tmp_path, extensions=[Break()])
     assert layer in str(caught.value.where)
-    last = last_complete_checkpoint(tmp_path / "checkpoints", quiet())
+    last = last_complete_checkpoint(tmp_path / "checkpoints", Console())
     assert last is not None
     assert last.name == "checkpoint-4"
 
@@ -137,14 +129,12 @@ def test_a_non_finite_gradient_alone_stops_too(tmp_path: Path) -> None:
     weight = module.student.get_parameter("model.layers.0.mlp.up_proj.weight")
     weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(VerificationError, match="optimizer step 1, after window 0") as caught:
-        train(module, make_data(tmp_path / "tokens"), make_config(), tmp_path, quiet())
+        run(module, tmp_path)
     assert "gradient of student.model.layers.0.mlp.up_proj.weight" in str(caught.value.where)
 
 
 def test_the_loss_of_every_domain_is_logged_and_weighs_up_to_the_whole(tmp_path: Path) -> None:
-    config = make_config(max_steps=4, checkpoint_steps=2, batch_size=4)
-    stream = make_data(tmp_path / "tokens", num_domains=2)
-    log = train(make_module(), stream, config, tmp_path, quiet())
+    log = run(make_module(), tmp_path, num_domains=2, max_steps=4, checkpoint_steps=2, batch_size=4)
     assert set(log.domain_loss) == {"d0", "d1"}
     for number, loss in enumerate(log.loss):
         # Both domains have equal weights and a step of four windows takes two of each.
@@ -172,17 +162,10 @@ def test_the_display_shows_every_domains_loss_where_there_are_several() -> None:
 
 
 def test_curves_go_to_tensorboard(tmp_path: Path) -> None:
-    config = make_config(report_to=("tensorboard",))
-    train(make_module(), make_data(tmp_path / "tokens"), config, tmp_path, quiet())
+    run(make_module(), tmp_path, report_to=("tensorboard",))
     (events,) = (tmp_path / "tensorboard").glob("events*")
-    for tag in (
-        b"train/loss",
-        b"train/grad_norm",
-        b"train/tokens_per_s",
-        b"train/seconds_left",
-        b"train/loss/d0",
-    ):
-        assert tag in events.read_bytes(), tag
+    for name in ("loss", "grad_norm", "tokens_per_s", "seconds_left", "loss/d0"):
+        assert f"train/{name}".encode() in events.read_bytes(), name
 
 
 def test_a_missing_reporter_is_named(tmp_path: Path) -> None:
@@ -193,27 +176,21 @@ def test_a_missing_reporter_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_activation_checkpointing_changes_no_number(tmp_path: Path, checkpointing: bool) -> None:
     module = make_module()
-    config = make_config()
-    place_(module, Distill(activation_checkpointing=checkpointing), config, "cpu")
-    log = train(module, make_data(tmp_path / "tokens"), config, tmp_path, quiet())
-    plain = make_module()
-    expected = train(plain, make_data(tmp_path / "tokens"), config, tmp_path / "plain", quiet())
+    place_(module, Distill(activation_checkpointing=checkpointing), make_config(), "cpu")
+    log = run(module, tmp_path)
+    expected = run(make_module(), tmp_path / "plain")
     assert log.loss == expected.loss
     assert log.grad_norm == pytest.approx(expected.grad_norm, rel=1e-6)
 
 
-def test_teacher_is_no_part_of_the_module() -> None:
-    names = [name for name, _ in make_module().named_parameters()]
-    assert all(name.startswith("student.") for name in names)
+def plan(**fields: int) -> TrainingConfig:
+    return schedule(Distill(**fields), seed=0, device="cpu", dtype="bfloat16")
 
 
 def test_schedule_keeps_the_published_batch_and_the_shortest_run() -> None:
-    published = schedule(
-        Distill(tokens=1_888_000_000, context_length=4096), seed=0, device="cpu", dtype="bfloat16"
-    )
-    assert published.batch_size == 1152
-    assert published.max_steps == 400
-    short = schedule(Distill(tokens=100_000, context_length=256), seed=0, device="cpu", dtype="bfloat16")
+    published = plan(tokens=1_888_000_000, context_length=4096)
+    assert (published.max_steps, published.batch_size) == (400, 1152)
+    short = plan(tokens=100_000, context_length=256)
     assert (short.max_steps, short.batch_size) == (390, 1)
     assert short.warmup_steps == 39
 
@@ -224,12 +201,11 @@ def test_batch_and_steps_do_not_depend_on_the_processes(
 ) -> None:
     """1,098 sequences per step on eight GPUs: the last forward pass of some processes is padding."""
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    config = Distill(tokens=1_800_000_000, micro_batch_size=4)
-    plan = schedule(config, seed=0, device="cpu", dtype="bfloat16")
-    assert (plan.batch_size, plan.max_steps) == (1098, 400)
-    assert 0 <= plan.micro_batch_size * plan.accumulation_steps * processes - 1098 < processes * 4
+    found = plan(tokens=1_800_000_000, micro_batch_size=4)
+    assert (found.batch_size, found.max_steps) == (1098, 400)
+    assert 0 <= found.micro_batch_size * found.accumulation_steps * processes - 1098 < processes * 4
 
 
 def test_a_budget_below_one_sequence_is_refused() -> None:
     with pytest.raises(UsageError, match="does not fill one training"):
-        schedule(Distill(tokens=100, context_length=256), seed=0, device="cpu", dtype="bfloat16")
+        plan(tokens=100, context_length=256)
