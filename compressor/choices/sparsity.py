@@ -17,7 +17,7 @@ class SparsityMethod:
     Attributes:
         name: In recipes and on the command line.
         help: One sentence for those who choose.
-        code: "module:function", a `compressor.sparsity.method.OneShotMethod`.
+        code: "module:function", as `compressor.sparsity.method` describes it.
         changes_kept_weights: Whether kept weights get new values; otherwise only a mask is chosen.
         trains: Whether training follows, in which the mask is selected again; `code` makes its start.
     """
@@ -37,17 +37,17 @@ _ROWS = (
     SparsityMethod(
         name="magnitude",
         help="Keeps the weights with the largest absolute values.",
-        code="compressor.sparsity.magnitude:magnitude",
+        code="compressor.sparsity.scores:magnitude",
     ),
     SparsityMethod(
         name="wanda",
         help="Keeps weights with the largest products of absolute value and input norm (arXiv 2306.11695).",
-        code="compressor.sparsity.wanda:wanda",
+        code="compressor.sparsity.scores:wanda",
     ),
     SparsityMethod(
         name="ria",
         help="Like wanda, with each weight taken relative to the sums of its row and its column.",
-        code="compressor.sparsity.wanda:ria",
+        code="compressor.sparsity.scores:ria",
     ),
     SparsityMethod(
         name="sparsegpt",

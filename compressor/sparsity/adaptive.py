@@ -12,7 +12,7 @@ The decay enters u and v but never the first moment mu. t is part of the optimiz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,6 @@ class AnnealedAdamW(torch.optim.Optimizer):
         lr: float,
         mask_decay: float,
         ramp_steps: int,
-        betas: tuple[float, float] = BETAS,
-        weight_decay: float = 0.0,
     ) -> None:
         """Set up.
 
@@ -53,8 +51,6 @@ class AnnealedAdamW(torch.optim.Optimizer):
             lr: Learning rate.
             mask_decay: alpha T0, the decay from the ramp's end on.
             ramp_steps: T0.
-            betas: b1 and b2.
-            weight_decay: Decoupled, on all parameters.
         """
         self._mask_decay, self._ramp_steps = mask_decay, ramp_steps
         self._layers = sparse
@@ -62,39 +58,27 @@ class AnnealedAdamW(torch.optim.Optimizer):
             {"params": others},
             {"params": [layer.weight for layer in sparse], "is_sparse": True},
         ]
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "is_sparse": False,
-            "annealing_step": 0,
-        }
+        defaults = {"lr": lr, "is_sparse": False, "annealing_step": 0}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
         Raises:
             UnsupportedError: when sharding has flattened a sparse weight.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        assert closure is None
         for group in self.param_groups:
             group["annealing_step"] += 1
-            masks = self._masks(group["params"]) if group["is_sparse"] else None
-            for number, parameter in enumerate(group["params"]):
+            masks: list[torch.Tensor | None] = [None] * len(group["params"])
+            if group["is_sparse"]:
+                masks = [layer.keep_mask for layer in self._layers]
+            for parameter, mask in zip(group["params"], masks, strict=True):
+                if group["is_sparse"]:  # the trainer may have sharded it since its mask was installed
+                    require_rowwise("a sparse weight in the optimizer", parameter)
                 if parameter.grad is not None:
-                    self._update_(parameter, group, None if masks is None else masks[number])
-        return loss
-
-    def _masks(self, weights: list[nn.Parameter]) -> list[torch.Tensor | None]:
-        """The layers' masks; the trainer may have sharded their weights since they were installed."""
-        for weight in weights:
-            require_rowwise("a sparse weight in the optimizer", weight)
-        return [layer.keep_mask for layer in self._layers]
+                    self._update_(parameter, group, mask)
 
     def decay_at(self, step: int) -> float:
         """lambda_t."""
@@ -104,14 +88,13 @@ class AnnealedAdamW(torch.optim.Optimizer):
         state, step = self.state[parameter], group["annealing_step"]
         if not state:
             state["mu"], state["v"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = BETAS
         assert parameter.grad is not None
         mu, v, u = state["mu"], state["v"], parameter.grad
         mu.mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
         if mask is not None:
             u = torch.where(_like(mask, parameter), 0, parameter).mul_(self.decay_at(step)).add_(mu)
         v.mul_(beta2).addcmul_(u, u, value=1 - beta2)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
         scale = (v / (1 - beta2**step)).sqrt_().add_(EPSILON)
         parameter.addcdiv_(mu if mask is None else u, scale, value=-group["lr"] / (1 - beta1**step))
 
@@ -176,15 +159,7 @@ class MovingMasks(FixedMasks):
         mask_decay: float,
         ramp_steps: int,
     ) -> None:
-        """Set up.
-
-        Args:
-            layers: Named by their weight; their masks pass gradients straight through.
-            pattern: N:M.
-            interval: k.
-            mask_decay: alpha T0.
-            ramp_steps: T0.
-        """
+        """Set up: k, alpha T0 and T0, over layers whose masks pass gradients straight through."""
         super().__init__(layers)
         self._pattern, self._interval = pattern, interval
         self._mask_decay, self._ramp_steps = mask_decay, ramp_steps
@@ -194,12 +169,9 @@ class MovingMasks(FixedMasks):
         layers = list(self.layers.values())
         own = {id(layer.weight) for layer in layers}
         others = [p for p in module.parameters() if p.requires_grad and id(p) not in own]
+        mask_decay, ramp_steps = self._mask_decay, self._ramp_steps
         return AnnealedAdamW(
-            others,
-            layers,
-            lr=config.learning_rate,
-            mask_decay=self._mask_decay,
-            ramp_steps=self._ramp_steps,
+            others, layers, lr=config.learning_rate, mask_decay=mask_decay, ramp_steps=ramp_steps
         )
 
     @torch.no_grad()

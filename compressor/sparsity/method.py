@@ -1,13 +1,15 @@
-"""What a one-shot sparsity method is given, and what it returns."""
+"""What a one-shot sparsity method is given, and what it returns.
+
+It is a function `method(weight_RC, inputs, settings) -> Choice`: of a matrix in float32 `[out, in]`, which it
+does not change, the `Gram` matrix of the layer's inputs over the calibration tokens, and the settings.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from compressor.calibration.sequential import Gram
 from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern
 
 BLOCK_SIZE = 128
@@ -45,16 +47,3 @@ class Choice:
     keep_mask: torch.Tensor
     weight: torch.Tensor | None = None
     dampening_fraction: float | None = None
-
-
-class OneShotMethod(Protocol):
-    """A function that chooses which weights of one matrix are kept."""
-
-    def __call__(self, weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:
-        """Choose.
-
-        Args:
-            weight_RC: float32 `[out, in]`; not to be changed.
-            inputs: Gram matrix of the layer's inputs over the calibration tokens.
-            settings: Of the recipe.
-        """

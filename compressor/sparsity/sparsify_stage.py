@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from compressor.calibration.sequential import LayerVisit, run_sequentially
+from compressor.calibration.sequential import Gram, LayerVisit, run_sequentially
 from compressor.calibration.text import read_calibration
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
@@ -38,8 +39,7 @@ from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
-from compressor.sparsity.apply import SparseMatrix, sparsify_matrix
-from compressor.sparsity.method import OneShotSettings
+from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 
 _SCRATCH = "scratch"
@@ -53,11 +53,9 @@ class SparsifyStageConfig(Section):
 
 
 def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
-    """Full names of the weights to make sparse: every linear layer of the decoder not on the skip list.
+    """Full names of the weights to make sparse: every linear layer of the decoder but those to skip.
 
-    Args:
-        dims: Of the model.
-        skip: Shell patterns of full names to leave dense.
+    `skip` are shell patterns of full names.
     """
     names = [f"{name}.weight" for name in dims.linear_names()]
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
@@ -138,45 +136,52 @@ class _Visitor:
             if full not in self._names:
                 continue
             try:
-                sparse = sparsify_matrix(
-                    linear.weight,
-                    layer.grams[name],
-                    method=self._sparsify.method,
-                    settings=self._settings,
-                    update_weights=self._sparsify.update_weights,
-                )
+                replaced[name], masks[full] = self._sparse(full, linear.weight, layer.grams[name])
             except NotPositiveDefiniteError as error:
                 raise VerificationError(
                     str(error), where=full, hint="use more calibration text, or --raise-dampening"
                 ) from error
-            self._record(full, linear.weight, sparse)
-            replaced[name], masks[full] = sparse.weight, sparse.keep_mask
         path = self._scratch / f"masks-{layer.index}.safetensors"
         write_masks(path, masks)
         self.masks |= dict.fromkeys(masks, path)
         return replaced
 
-    def _record(self, name: str, dense: torch.Tensor, sparse: SparseMatrix) -> None:
-        if not math.isfinite(sparse.relative_error):
+    def _sparse(self, name: str, dense: torch.Tensor, inputs: Gram) -> tuple[torch.Tensor, torch.Tensor]:
+        """A matrix made sparse in float32 and stored in its own dtype, and its mask; both are recorded."""
+        weight = dense.float()
+        choice: Choice = SPARSITY_METHODS[self._sparsify.method].load()(weight, inputs, self._settings)
+        updated = choice.weight if self._sparsify.update_weights else None
+        sparse = (weight if updated is None else updated).masked_fill(~choice.keep_mask, 0).to(dense.dtype)
+        error = relative_error(weight, sparse.float(), inputs.total)
+        if not math.isfinite(error):
             raise VerificationError(
                 "this weight cannot be sparsified", where=name, expected="finite values and outputs"
             )
-        num_nonzero = int((sparse.weight != 0).sum())
+        num_nonzero = int((sparse != 0).sum())
         self.num_nonzero += num_nonzero
-        self.num_weights += sparse.weight.numel()
+        self.num_weights += sparse.numel()
         entry: dict[str, object] = {
-            "relative_error": float(f"{sparse.relative_error:.6g}"),
-            "density": num_nonzero / sparse.weight.numel(),
+            "relative_error": float(f"{error:.6g}"),
+            "density": num_nonzero / sparse.numel(),
         }
-        if sparse.dampening_fraction is not None:
-            entry["dampening_fraction"] = sparse.dampening_fraction
-            entry["dampening_was_raised"] = sparse.dampening_fraction > self._settings.dampening_fraction
+        if choice.dampening_fraction is not None:
+            entry["dampening_fraction"] = choice.dampening_fraction
+            entry["dampening_was_raised"] = choice.dampening_fraction > self._settings.dampening_fraction
         self.layers[name] = entry
-        self.digests[name] = tensor_digest(sparse.weight)
+        self.digests[name] = tensor_digest(sparse)
         if (group_size := self._sparsify.slorb_group_size) is not None:
             module = name.removesuffix(".weight")
-            self.branches[module] = initial_branch(dense, sparse.weight, group_size=group_size)
+            self.branches[module] = initial_branch(dense, sparse, group_size=group_size)
             self.digests |= branch_digests(module, self.branches[module])
+        return sparse, choice.keep_mask
+
+
+def relative_error(weight_RC: torch.Tensor, changed_RC: torch.Tensor, gram_CC: torch.Tensor) -> float:
+    """||(W' - W) X||² / ||W X||² from the Gram matrix of X; 0 when the output itself is 0."""
+    difference = changed_RC - weight_RC
+    lost = ((difference @ gram_CC) * difference).sum(dtype=torch.float64).item()
+    total = ((weight_RC @ gram_CC) * weight_RC).sum(dtype=torch.float64).item()
+    return lost / total if total else 0.0
 
 
 def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> SparsityRecord:

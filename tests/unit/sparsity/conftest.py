@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,21 @@ class Sparsified:
     text: Path
 
     def make(self, *, dtype: str = "float32", **settings: Any) -> ModelArtifact:
-        sparsify = Sparsify(pattern="2:4", **settings)
         name = "-".join(f"{key}={value}" for key, value in {**settings, "dtype": dtype}.items())
-        config = SparsifyStageConfig(sparsify=sparsify, calibration=self.calibration)
         out_dir = self.root / name.replace("/", "_").replace("*", "_")
-        return execute(SPARSIFY, config, artifact_of(self.dense), out_dir, context(dtype=dtype)).artifact
+        return self.run(artifact_of(self.dense), out_dir, dtype=dtype, **settings)
+
+    def run(
+        self, source: ModelArtifact, out_dir: Path, *, dtype: str = "float32", **settings: Any
+    ) -> ModelArtifact:
+        """Sparsify any checkpoint into a directory of the caller's."""
+        sparsify = Sparsify(**{"pattern": "2:4", **settings})
+        config = SparsifyStageConfig(sparsify=sparsify, calibration=self.calibration)
+        return execute(SPARSIFY, config, source, out_dir, context(dtype=dtype)).artifact
+
+    def copy(self, directory: Path) -> Path:
+        """A sparse checkpoint that may be changed."""
+        return Path(shutil.copytree(self.make(method="wanda").path, directory / "made"))
 
     @property
     def calibration(self) -> Calibration:

@@ -22,12 +22,18 @@ from compressor.models.sparse.low_rank import (
 from compressor.models.sparse.pattern import keep_mask
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
+from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import execute
 from exporters.export_stage import export_stage
 from tests.tiny_models import VOCAB_SIZE
 from tests.unit.sparsity.conftest import Sparsified, context
 
 IDS = torch.arange(40).remainder(VOCAB_SIZE)[None]
+
+
+@pytest.fixture
+def made(sparsified: Sparsified) -> ModelArtifact:
+    return sparsified.make(method="magnitude", slorb="fixed")
 
 
 def test_the_branch_starts_as_published() -> None:
@@ -58,9 +64,8 @@ def test_columns_that_do_not_divide_are_refused() -> None:
         initial_branch(torch.zeros(4, 24), torch.zeros(4, 24))
 
 
-def test_peft_computes_exactly_the_same(sparsified: Sparsified) -> None:
+def test_peft_computes_exactly_the_same(made: ModelArtifact) -> None:
     peft = pytest.importorskip("peft")
-    made = sparsified.make(method="magnitude", slorb="fixed")
     ours = load_model(made.path, dtype="float32", device="cpu")
     plain = ours(IDS).logits
     install_sparse_layers_(ours, branches=read_adapter(made.path))
@@ -72,8 +77,7 @@ def test_peft_computes_exactly_the_same(sparsified: Sparsified) -> None:
     assert (found - plain).abs().max() > 1e-3
 
 
-def test_the_branch_brings_outputs_closer(sparsified: Sparsified) -> None:
-    made = sparsified.make(method="magnitude", slorb="fixed")
+def test_the_branch_brings_outputs_closer(sparsified: Sparsified, made: ModelArtifact) -> None:
     dense = load_model(sparsified.dense, dtype="float32", device="cpu")
     name = "model.layers.0.mlp.down_proj"
     sparse = load_model(made.path, dtype="float32", device="cpu")
@@ -85,9 +89,8 @@ def test_the_branch_brings_outputs_closer(sparsified: Sparsified) -> None:
 
 
 def test_exports_that_would_drop_it_refuse_and_huggingface_carries_it(
-    sparsified: Sparsified, tmp_path: Path
+    sparsified: Sparsified, made: ModelArtifact, tmp_path: Path
 ) -> None:
-    made = sparsified.make(method="magnitude", slorb="fixed")
     with pytest.raises(UnsupportedError, match="onnx export cannot carry the low-rank branch"):
         execute(export_stage("onnx"), Export(), made, tmp_path / "onnx", context())
     quantize = QuantizeStageConfig(calibration=sparsified.calibration)
@@ -98,8 +101,7 @@ def test_exports_that_would_drop_it_refuse_and_huggingface_carries_it(
     assert carried.details["checks"]["sparsity"]["num_tensors"] == 21
 
 
-def test_a_merge_is_refused_because_it_fills_zeros(sparsified: Sparsified) -> None:
-    made = sparsified.make(method="magnitude", slorb="fixed")
+def test_a_merge_is_refused_because_it_fills_zeros(made: ModelArtifact) -> None:
     with pytest.raises(UnsupportedError, match="would fill the zeros"):
         refuse_adapter(made.path, by="a merged checkpoint")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compressor.calibration.sequential import Gram
-from compressor.sparsity.wanda import input_norms, ria_scores, wanda_scores
+from compressor.sparsity.scores import input_norms, ria_scores, wanda_scores
 
 ROWS, COLUMNS, TOKENS = 3, 8, 11
 

@@ -11,8 +11,8 @@ import torch
 from compressor.calibration.sequential import Gram
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.sparsity.method import Choice, OneShotSettings
+from compressor.sparsity.scores import input_norms, wanda_scores
 from compressor.sparsity.sparsegpt import NotPositiveDefiniteError, sparsegpt
-from compressor.sparsity.wanda import input_norms, wanda_scores
 
 TOKENS = 64
 

@@ -18,12 +18,10 @@ from compressor.models.checkpoint import WEIGHTS_FILE
 from compressor.models.sparse.pattern import Pattern, keep_mask
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_sparsity
 from compressor.recipe.recipe import Sparsify
-from compressor.runs.stage import execute
 from compressor.sparsity.method import Choice, OneShotSettings
-from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 from exporters.verification.verify import verify_directory
 from tests.records import record_again
-from tests.unit.sparsity.conftest import Sparsified, artifact_of, context
+from tests.unit.sparsity.conftest import Sparsified, artifact_of
 
 METHODS = [name for name, row in SPARSITY_METHODS.items() if not row.trains]
 
@@ -77,17 +75,13 @@ def test_magnitude_keeps_what_it_keeps_as_it_was(sparsified: Sparsified) -> None
 
 def test_errors_fall_in_the_published_order(sparsified: Sparsified) -> None:
     """Summed over the first layer, whose inputs no method has changed yet."""
-    errors = {}
-    for settings in [{"method": method} for method in METHODS] + [
-        {"method": "sparsegpt", "update_weights": False}
-    ]:
-        layers = sparsified.make(**settings).details["layers"]
-        key = settings["method"] + ("" if settings.get("update_weights", True) else " mask")
-        errors[key] = sum(
-            entry["relative_error"] for name, entry in layers.items() if name.startswith("model.layers.0.")
-        )
-    assert errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
-    assert errors["sparsegpt"] < errors["sparsegpt mask"]
+
+    def error(method: str, **settings: bool) -> float:
+        layers = sparsified.make(method=method, **settings).details["layers"]
+        return sum(layer["relative_error"] for name, layer in layers.items() if ".layers.0." in name)
+
+    assert error("sparsegpt") < error("wanda") < error("magnitude")
+    assert error("sparsegpt") < error("sparsegpt", update_weights=False)
 
 
 def test_relative_error_is_that_of_the_outputs(sparsified: Sparsified) -> None:
@@ -130,7 +124,7 @@ def test_bfloat16_is_sparse_too(sparsified: Sparsified) -> None:
 
 
 def test_a_planted_third_nonzero_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
+    made = sparsified.copy(tmp_path)
     tensors, name = load_file(made / WEIGHTS_FILE), "model.layers.1.self_attn.o_proj.weight"
     row = tensors[name][5]
     row[(row[:4] == 0).nonzero()[0]] = 1e-3
@@ -158,26 +152,20 @@ def test_a_pattern_may_be_demanded_of_any_checkpoint(sparsified: Sparsified) -> 
 def test_what_cannot_be_sparsified_is_refused(
     sparsified: Sparsified, tmp_path: Path, settings: dict[str, object], error: type[Exception], message: str
 ) -> None:
-    config = SparsifyStageConfig(sparsify=Sparsify(**settings), calibration=sparsified.calibration)
     with pytest.raises(error, match=message):
-        execute(SPARSIFY, config, artifact_of(sparsified.dense), tmp_path / "out", context())
+        sparsified.run(artifact_of(sparsified.dense), tmp_path / "out", **settings)
 
 
-def test_a_sparse_checkpoint_is_not_sparsified_again(sparsified: Sparsified, tmp_path: Path) -> None:
-    config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=sparsified.calibration)
-    with pytest.raises(UnsupportedError, match="sparse already"):
-        execute(SPARSIFY, config, sparsified.make(method="wanda"), tmp_path / "out", context())
-
-
-def test_an_export_of_a_sparse_checkpoint_is_not_sparsified_again(
-    sparsified: Sparsified, tmp_path: Path
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_a_sparse_checkpoint_is_not_sparsified_again(
+    sparsified: Sparsified, tmp_path: Path, has_masks: bool
 ) -> None:
-    """It carries the record, but no masks."""
-    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
-    (made / MASKS_FILE).unlink()
-    config = SparsifyStageConfig(sparsify=Sparsify(pattern="2:4"), calibration=sparsified.calibration)
+    """An export of one carries the record, but no masks."""
+    made = sparsified.copy(tmp_path)
+    if not has_masks:
+        (made / MASKS_FILE).unlink()
     with pytest.raises(UnsupportedError, match="sparse already"):
-        execute(SPARSIFY, config, artifact_of(made), tmp_path / "out", context())
+        sparsified.run(artifact_of(made), tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -187,15 +175,12 @@ def test_a_weight_that_is_not_finite_is_named(sparsified: Sparsified, tmp_path: 
     tensors, name = load_file(dense / WEIGHTS_FILE), "model.layers.2.mlp.down_proj.weight"
     tensors[name][3, 5] = float("nan")
     save_file(tensors, dense / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = SparsifyStageConfig(
-        sparsify=Sparsify(pattern="2:4", method=method), calibration=sparsified.calibration
-    )
     with pytest.raises(VerificationError, match=r"layers\.2\.mlp\.down_proj"):
-        execute(SPARSIFY, config, artifact_of(dense), tmp_path / "out", context())
+        sparsified.run(artifact_of(dense), tmp_path / "out", method=method)
 
 
 def test_a_corrupt_record_is_caught(sparsified: Sparsified, tmp_path: Path) -> None:
-    made = Path(shutil.copytree(sparsified.make(method="wanda").path, tmp_path / "made"))
+    made = sparsified.copy(tmp_path)
     (made / SPARSITY_FILE).write_text('{"pattern": "2:4", "tensors": 3}')
     record_again(made)
     with pytest.raises(VerificationError, match="sparsity record is corrupt"):

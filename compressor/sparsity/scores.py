@@ -1,4 +1,4 @@
-"""Scores from weights and the size of their inputs: Wanda and RIA.
+"""Scores from weights and the size of their inputs: magnitude, Wanda and RIA.
 
 Wanda (arXiv 2306.11695): |W_ij| ||X_j||. RIA (Relative Importance and Activations): |W_ij| relative to
 its column's and to its row's sum, times ||X_j||^0.5; without the optional channel permutation.
@@ -15,6 +15,11 @@ from compressor.models.sparse.pattern import keep_mask
 from compressor.sparsity.method import Choice, OneShotSettings
 
 RIA_POWER = 0.5
+
+
+def magnitude(weight_RC: torch.Tensor, _inputs: Gram, settings: OneShotSettings) -> Choice:
+    """Keep the largest |W| of every group."""
+    return Choice(keep_mask=keep_mask(weight_RC.abs(), settings.pattern))
 
 
 def wanda(weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:
@@ -41,7 +46,6 @@ def ria_scores(weight_RC: torch.Tensor, norms_C: torch.Tensor) -> torch.Tensor:
     """(|W_ij| / column sum + |W_ij| / row sum) ||X_j||^0.5; a row or column of zeros scores zero."""
     size = weight_RC.abs()
     tiny = torch.finfo(size.dtype).tiny
-    relative = size / size.sum(0, keepdim=True).clamp_min(tiny) + size / size.sum(1, keepdim=True).clamp_min(
-        tiny
-    )
+    columns, rows = (size.sum(dim, keepdim=True).clamp_min(tiny) for dim in (0, 1))
+    relative = size / columns + size / rows
     return relative * norms_C**RIA_POWER
