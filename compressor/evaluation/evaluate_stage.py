@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def run(
         model = _load(artifact, context)
         with context.console.progress(f"perplexity of {name}", len(windows)) as tick:
             measured = perplexity(model, windows, on_window=tick)
-        models[name] = MeasuredModel(**asdict(measured), num_parameters=artifact.num_parameters)
+        models[name] = MeasuredModel(**measured.model_dump(), num_parameters=artifact.num_parameters)
     record = EvaluationRecord(
         protocol=EvaluationProtocol(
             window=config.window, stride=config.window, split=config.split, compute_dtype=context.dtype

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,42 +14,18 @@ from torch.nn import functional
 
 from compressor.core.errors import VerificationError
 from compressor.data.tokenise import TokenArray
+from compressor.evaluation.record import Perplexity
 from compressor.models.adapter import ModelAdapter
 
 _CHUNK_TOKENS = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """A perplexity and what it was measured over.
-
-    Attributes:
-        perplexity: exp(mean_nll).
-        mean_nll: Mean negative log-likelihood per scored token, in nats.
-        num_tokens: Scored tokens.
-        window: Tokens per window.
-        num_windows: Windows.
-    """
-
-    perplexity: float
-    mean_nll: float
-    num_tokens: int
-    window: int
-    num_windows: int
-
-
 def negative_log_likelihood(
     hidden_TH: torch.Tensor, head_VH: torch.Tensor, targets_T: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over tokens of -log softmax(hidden head^T)[target], logits in float32, a chunk at a time.
+    """Sum over tokens T of -log softmax(hidden head^T)[target], logits in float32, a chunk at a time.
 
-    Args:
-        hidden_TH: Final hidden states `[num_tokens, hidden_size]`.
-        head_VH: LM head `[vocab_size, hidden_size]`.
-        targets_T: Token ids `[num_tokens]`.
-
-    Returns:
-        A float64 scalar.
+    Hidden states are `[T, hidden_size]`, the LM head is `[vocab_size, hidden_size]`, the sum float64.
     """
     total = torch.zeros((), dtype=torch.float64)
     for hidden, targets in zip(hidden_TH.split(_CHUNK_TOKENS), targets_T.split(_CHUNK_TOKENS), strict=True):

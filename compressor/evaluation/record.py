@@ -23,14 +23,19 @@ class EvaluationProtocol(Record):
     compute_dtype: str
 
 
-class MeasuredModel(Record):
-    """One model's perplexity, exp of the mean negative log-likelihood in nats, and what it is over."""
+class Perplexity(Record):
+    """A perplexity, exp of the mean negative log-likelihood in nats, and the tokens that it is over."""
 
     perplexity: float
     mean_nll: float
     num_tokens: int
     window: int
     num_windows: int
+
+
+class MeasuredModel(Perplexity):
+    """One model's perplexity."""
+
     num_parameters: int
 
 
