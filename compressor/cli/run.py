@@ -10,7 +10,18 @@ from compressor.cli.from_recipe import Call, from_recipe
 from compressor.cli.session import Show, emit, work
 
 SECTIONS = (
-    *("target", "prune", "calibration", "distill", "sparsify", "quantize", "export", "evaluate", "bench"),
+    *(
+        "target",
+        "prune",
+        "calibration",
+        "repair",
+        "distill",
+        "sparsify",
+        "quantize",
+        "export",
+        "evaluate",
+        "bench",
+    ),
 )
 
 

@@ -24,9 +24,8 @@ from compressor.models.shapes import expected_shapes
 from compressor.models.sparse.pattern import parse_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
-from compressor.recipe.recipe import Recipe
+from compressor.recipe.recipe import FEWEST_REPAIR_SEQUENCES, Recipe
 from compressor.repair.reconstruct_stage import require_sequences
-from compressor.repair.walk import FEWEST_WINDOWS
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.registry import check_exports
@@ -138,7 +137,7 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     if recipe.repair.enabled:
         calibration = recipe.calibration
         found = read_windows(
-            calibration.data, "train", tokenizer, size=FEWEST_WINDOWS, seq_len=calibration.seq_len
+            calibration.data, "train", tokenizer, size=FEWEST_REPAIR_SEQUENCES, seq_len=calibration.seq_len
         )
         require_sequences(len(found))
     measured = evaluation.size * evaluation.window

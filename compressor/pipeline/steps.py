@@ -49,7 +49,7 @@ def _reconstruct_sparse(run: Run) -> None:
 
 
 def _repair(run: Run, part_of: str, *, of: ModelArtifact, makes: str) -> None:
-    config = ReconstructStageConfig(calibration=run.recipe.calibration)
+    config = ReconstructStageConfig(calibration=run.recipe.repair_calibration())
     run.execute(RECONSTRUCT, config, _student(run), part_of, makes=makes, teacher=of)
 
 

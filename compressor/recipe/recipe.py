@@ -34,6 +34,8 @@ from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 # Sections that train, which others import from here too.
 __all__ = ["Correction", "Distill", "Domain", "Generate", "Recipe", "Section", "Sparsify"]
 
+# To fit, to choose the ridge, and to accept.
+FEWEST_REPAIR_SEQUENCES = 3
 MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
 EVERY, EXPORT = "Every command", "Export and benchmark"
@@ -100,6 +102,12 @@ class Repair(Section):
         "How the weights that stay make up for what was removed, after pruning and after sparsifying. "
         "least-squares: every linear layer is solved again on the calibration text.",
         flag="--repair",
+    )
+    size: int = option(
+        256,
+        "Largest number of calibration sequences that a repair uses in a run; `reconstruct` uses all.",
+        flag="--repair-size",
+        ge=FEWEST_REPAIR_SEQUENCES,
     )
 
     @property
@@ -327,6 +335,11 @@ class Recipe(Environment):
         if self.export.formats is not None:
             return self.export.formats
         return default_formats(fp8=self.quantize.fp8)
+
+    def repair_calibration(self) -> Calibration:
+        """The calibration text, and as many of its sequences as a repair uses."""
+        size = min(self.repair.size, self.calibration.size)
+        return self.calibration.model_copy(update={"size": size})
 
     def repairs_sparse(self) -> bool:
         """Whether a sparse model is repaired; one with a low-rank branch has that for what it lost."""

@@ -16,15 +16,17 @@ from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.stream import Stream, mapped_states
 from compressor.calibration.text import read_calibration
 from compressor.core.errors import UsageError
+from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
+from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
-from compressor.recipe.recipe import Calibration, Section
-from compressor.repair.walk import FEWEST_WINDOWS, Walk
+from compressor.recipe.recipe import FEWEST_REPAIR_SEQUENCES, Calibration, Section
+from compressor.repair.walk import Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
@@ -55,6 +57,25 @@ def run(
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
+    walk = _walk(original, source.path, windows.ids, plan, scratch, context)
+    write_digests(
+        out_dir, {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
+    )
+    write_rewritten(source.path, out_dir, walk.changed, getattr(torch, context.dtype))
+    _carry(source.path, out_dir)
+    shutil.rmtree(scratch)
+    return StageResult(num_parameters=source.num_parameters, details=_details(walk, windows))
+
+
+def _walk(
+    original: Path,
+    compressed: Path,
+    windows: TokenArray,
+    plan: PrunePlan,
+    scratch: Path,
+    context: StageContext,
+) -> Walk:
+    """Both models side by side, to the end."""
     dtype = getattr(torch, context.dtype)
     how: dict[str, Any] = {
         "dtype": dtype,
@@ -63,25 +84,24 @@ def run(
     }
     with (
         context.console.progress("reconstructing", len(plan.layers)) as tick,
-        Stream(original, windows.ids, scratch / "original.bin", **how) as teacher,
-        Stream(source.path, windows.ids, scratch / "compressed.bin", **how) as student,
+        Stream(original, windows, scratch / "original.bin", **how) as teacher,
+        Stream(compressed, windows, scratch / "compressed.bin", **how) as student,
     ):
         walk = Walk(
             original=teacher,
             compressed=student,
             after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), dtype),
             plan=plan,
-            keep_mask=_masks(source.path),
+            keep_mask=_masks(compressed),
             scratch=scratch,
             on_layer=tick,
         )
         walk.run()
-    digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
-    write_digests(out_dir, digests)
-    write_rewritten(source.path, out_dir, walk.changed, dtype)
-    _carry(source.path, out_dir)
-    shutil.rmtree(scratch)
-    details: dict[str, object] = {
+    return walk
+
+
+def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
+    return {
         "num_accepted": len(walk.changed),
         "num_left": len(walk.layers) - len(walk.changed),
         "outlier_tokens": walk.outlier_tokens,
@@ -98,7 +118,6 @@ def run(
             for name, layer in walk.layers.items()
         },
     }
-    return StageResult(num_parameters=source.num_parameters, details=details)
 
 
 def require_sequences(found: int) -> None:
@@ -107,11 +126,11 @@ def require_sequences(found: int) -> None:
     Raises:
         UsageError: with the number that is needed.
     """
-    if found < FEWEST_WINDOWS:
+    if found < FEWEST_REPAIR_SEQUENCES:
         raise UsageError(
             "too few calibration sequences to repair a model with",
             where="--calib-size",
-            expected=f"at least {FEWEST_WINDOWS}: to fit, to choose the ridge, and to accept",
+            expected=f"at least {FEWEST_REPAIR_SEQUENCES}: to fit, to choose the ridge, and to accept",
             found=found,
             hint="raise --calib-size, lower --calib-seq-len or give more text with --calib-data; a run also "
             "takes --repair off",

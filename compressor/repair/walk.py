@@ -44,7 +44,6 @@ Use = Literal["fit", "choose", "accept"]
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 # Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
 _PERIOD = 8
-FEWEST_WINDOWS = 3
 _OUTLIER = 10.0
 # Layers whose outputs are hidden channels write to the residual stream.
 _STREAM = "hidden"

@@ -106,6 +106,10 @@ def test_a_sparse_family_goes_on_from_the_dense_model() -> None:
     assert second.recipe.model == "out/6b/stages/distill"
     untrained = {"sparsify.pattern": "2:4", "distill.tokens": 0}
     assert plan_family(recipe("6b,4b", **untrained), LLAMA, out_dir="out").members[1].recipe.model == (
+        "out/6b/stages/reconstruct"
+    )
+    unrepaired = {**untrained, "repair.method": "off"}
+    assert plan_family(recipe("6b,4b", **unrepaired), LLAMA, out_dir="out").members[1].recipe.model == (
         "out/6b/stages/prune"
     )
 

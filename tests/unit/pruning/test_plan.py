@@ -61,7 +61,7 @@ def test_the_least_important_contiguous_block_goes() -> None:
 
 
 def test_scattered_layers_are_the_least_important_ones_alone() -> None:
-    dims = dims_of_config({**TINY["llama"], "num_hidden_layers": 5})
+    dims = dims_of_config({**TINY, "num_hidden_layers": 5})
     scores = random_importance(dims, seed=0)
     blocks = torch.full((6, 6), 9.0)
     for layer, score in enumerate((0.5, 0.1, 0.7, 0.2, 0.6)):
