@@ -41,6 +41,7 @@ class Stream:
         *,
         dtype: torch.dtype,
         device: str,
+        states_dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Embed every window.
@@ -51,12 +52,13 @@ class Stream:
             states_file: Where hidden states are kept until the stream is closed.
             dtype: Of weights and activations in the forward passes.
             device: Torch device name.
+            states_dtype: Of the states in the file; by default that of the forward passes.
             trust_remote_code: Whether the checkpoint's own code may run.
         """
         self.adapter = ModelAdapter(_empty_model(checkpoint, dtype, trust_remote_code=trust_remote_code))
         self._dtype, self.device, self._file = dtype, device, states_file
         shape = (len(windows), 1, windows.shape[1], self.adapter.dims.hidden_size)
-        self.states = mapped_states(states_file, shape, dtype)
+        self.states = mapped_states(states_file, shape, states_dtype or dtype)
         self._reader = CheckpointReader(checkpoint)
         self._calls = self._embed(windows)
 
@@ -83,7 +85,7 @@ class Stream:
     def run(self, index: int, states: torch.Tensor) -> torch.Tensor:
         """What the layer in use makes of one window's states, on the device."""
         layer = self.adapter.layers[index].module
-        output = layer(states.to(self.device), **self._calls[index])
+        output = layer(states.to(device=self.device, dtype=self._dtype), **self._calls[index])
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
 

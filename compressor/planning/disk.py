@@ -14,7 +14,7 @@ CONVERTED = "stages/*-v[0-9]*"
 # Float32 weights and AdamW's two moments, of two checkpoints: the older goes when the newer is complete.
 _CHECKPOINT_BYTES = 2 * 12
 _TOKEN_BYTES = 4
-_STATE_BYTES = 2
+_STATE_BYTES = 4
 
 
 class DiskUse(Record):

@@ -97,8 +97,8 @@ class Repair(Section):
 
     heading: ClassVar[str] = "Repair"
 
-    method: Literal["least-squares", "off"] = option(
-        "least-squares",
+    method: Literal["off", "least-squares"] = option(
+        "off",
         "How the weights that stay make up for what was removed, after pruning and after sparsifying. "
         "least-squares: every linear layer is solved again on the calibration text.",
         flag="--repair",

@@ -79,6 +79,7 @@ def _walk(
     dtype = getattr(torch, context.dtype)
     how: dict[str, Any] = {
         "dtype": dtype,
+        "states_dtype": torch.float32,
         "device": context.device,
         "trust_remote_code": context.trust_remote_code,
     }
@@ -90,7 +91,7 @@ def _walk(
         walk = Walk(
             original=teacher,
             compressed=student,
-            after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), dtype),
+            after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), torch.float32),
             plan=plan,
             keep_mask=_masks(compressed),
             scratch=scratch,

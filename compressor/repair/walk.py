@@ -41,7 +41,7 @@ from compressor.repair.least_squares import Sums, solve
 
 Use = Literal["fit", "choose", "accept"]
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
 _PERIOD = 8
 _OUTLIER = 10.0
@@ -109,7 +109,9 @@ class Walk:
                 for group in _groups(layer):
                     replaced |= self._repair(group, layer, index, own)
                 self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
-                self.compressed.advance(index)
+                for states in self.compressed.states:
+                    _, after = streams_after(self.compressed, index, states)
+                    states.copy_(after.view_as(states))
             self.on_layer()
 
     def _look_ahead(self, first: int, end: int) -> None:
@@ -118,7 +120,8 @@ class Walk:
         for index in range(first, end):
             with self.original.layer(index):
                 for states in self.after:
-                    states.copy_(self.original.run(index, states))
+                    _, after = streams_after(self.original, index, states)
+                    states.copy_(after.view_as(states))
 
     def _repair(
         self, group: list[Weight], layer: DecoderLayer, index: int, own: int
@@ -174,17 +177,16 @@ class Walk:
 
         The latter is 0 where the output goes elsewhere.
         """
-        family, reader = layer.family, group[0].module
         states = self.compressed.states[window]
-        norm = family.module("mlp_norm")
-        places = {"reads": (reader, "input")}
+        places = {"reads": (group[0].module, "input")}
         if "down" in group[0].rows:
-            places["stream"] = (norm, "input")
+            places["o"] = (layer.family.module("o"), "output")
         seen = seen_in(self.compressed, index, states, places)
         inputs = seen["reads"]
         if not _writes(group):
             return inputs, torch.zeros(1, 1, device=inputs.device)
-        return inputs, seen.get("stream", _rows(states.to(inputs.device)))
+        before = _rows(states.to(inputs.device))
+        return inputs, before + seen["o"] if "o" in seen else before
 
     def _wanted(self, group: list[Weight], own: int, window: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What each weight of a group should give `[T, O]`, and the original's stream `[T, H]` there."""
@@ -200,8 +202,10 @@ class Walk:
         if "down" in group[0].rows:
             stream = _rows(self.after[window].to(self.compressed.device))
         else:
-            places = {"stream": (family.module("mlp_norm"), "input")}
-            stream = seen_in(self.original, own, states, places)["stream"]
+            places = {"o": (family.module("o"), "output")}
+            stream = seen_in(self.original, own, states, places)["o"] + _rows(
+                states.to(self.compressed.device)
+            )
         return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
 
 
@@ -262,6 +266,18 @@ def seen_in(
     with observed(inputs=hooks["input"], outputs=hooks["output"]), suppress(_SeenError):
         stream.run(index, states)
     return seen
+
+
+def streams_after(stream: Stream, index: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stream `[T, H]` after attention, and after the layer in use, added up in float32.
+
+    In 16 bits the sums would be off by as much as what a repair is to find.
+    """
+    family = stream.adapter.family
+    places = {part: (family.module(part), "output") for part in ("o", "down")}
+    seen = seen_in(stream, index, states, places)
+    between = _rows(states.to(stream.device)) + seen["o"]
+    return between, between + seen["down"]
 
 
 def solved(

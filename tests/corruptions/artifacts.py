@@ -61,6 +61,7 @@ def _run(root: Path, teacher: Path, text: Path) -> Path:
         "prune": {"shape": SHAPE},
         "calibration": {"data": str(text), **_CALIBRATION},
         "distill": {"data": str(text), **_TRAINING},
+        "repair": {"method": "least-squares"},
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
         "export": {"formats": ["huggingface", *EXPORTS]},

@@ -68,6 +68,7 @@ def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
         "prune": {"shape": SHAPE},
         "calibration": {"data": str(text), "size": 4, "seq_len": 32},
         "distill": {"data": str(text), "tokens": 2560, "context_length": 32, "batch_size": 4},
+        "repair": {"method": "least-squares"},
         "evaluate": {"seq_len": 64, "size": 4},
         "bench": {"enabled": False},
     }

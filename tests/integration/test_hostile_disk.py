@@ -123,7 +123,7 @@ def test_a_run_whose_disk_fills_up_while_it_works(
     monkeypatch.setattr(running, "free_disk_bytes", lambda _path: 1 << 40)
     filler = leave(disk, room)
     words = ("run", tiny_checkpoint, *SHAPE, "--importance", "random", "--tokens", 0, "--quiet")
-    words += ("--repair", "off", "--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", disk / "run")
+    words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", disk / "run")
     assert_full(command_here(*words))
     if room == 400 << 10:
         filler.unlink()

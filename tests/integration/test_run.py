@@ -119,7 +119,7 @@ def test_the_student_is_written_whatever_else_is(
 ) -> None:
     out = tmp_path / "out"
     words = ("run", tiny_checkpoint, "--shape", "hidden_size=48", "--importance", "random", "--tokens", 0)
-    words += ("--repair", "off", "--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet")
+    words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet")
     summary = succeed_here(*words)
     assert (out / "student" / "verification.json").is_file()
     assert list(summary["exports"]) == ["huggingface", "tensorrt-llm"]
