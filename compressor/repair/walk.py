@@ -110,8 +110,7 @@ class Walk:
                     replaced |= self._repair(group, layer, index, own)
                 self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
                 for states in self.compressed.states:
-                    _, after = streams_after(self.compressed, index, states)
-                    states.copy_(after.view_as(states))
+                    states.copy_(stream_after(self.compressed, index, states))
             self.on_layer()
 
     def _look_ahead(self, first: int, end: int) -> None:
@@ -120,8 +119,7 @@ class Walk:
         for index in range(first, end):
             with self.original.layer(index):
                 for states in self.after:
-                    _, after = streams_after(self.original, index, states)
-                    states.copy_(after.view_as(states))
+                    states.copy_(stream_after(self.original, index, states))
 
     def _repair(
         self, group: list[Weight], layer: DecoderLayer, index: int, own: int
@@ -268,16 +266,14 @@ def seen_in(
     return seen
 
 
-def streams_after(stream: Stream, index: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream `[T, H]` after attention, and after the layer in use, added up in float32.
+def stream_after(stream: Stream, index: int, states: torch.Tensor) -> torch.Tensor:
+    """The stream after the layer in use, in the states' shape, added up in float32.
 
     In 16 bits the sums would be off by as much as what a repair is to find.
     """
     family = stream.adapter.family
-    places = {part: (family.module(part), "output") for part in ("o", "down")}
-    seen = seen_in(stream, index, states, places)
-    between = _rows(states.to(stream.device)) + seen["o"]
-    return between, between + seen["down"]
+    seen = seen_in(stream, index, states, {part: (family.module(part), "output") for part in ("o", "down")})
+    return (_rows(states.to(stream.device)) + seen["o"] + seen["down"]).view_as(states)
 
 
 def solved(
