@@ -25,7 +25,7 @@ from compressor.core.processes import barrier, is_main, joined, on_main, rank, w
 from compressor.data.mixing import DomainWindows, WindowStream
 from compressor.data.packing import TokenWindows, Window, starts_path
 from compressor.distillation.criterion import LossConfig
-from compressor.distillation.domain_losses import DomainLosses
+from compressor.distillation.domain_losses import held_out_loss
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.training import place_
 from compressor.recipe.recipe import Distill
@@ -122,9 +122,8 @@ def evaluate() -> None:
     place_(module, Distill.model_validate({"sharding": "fsdp"}), plan, "cpu")
     before = full_state(student)
     windows = torch.randint(VOCAB, (4, SEQ_LEN), generator=torch.Generator().manual_seed(0)).numpy()
-    losses = DomainLosses(module, [windows], plan)
-    assert losses.student(0) > 0
-    assert losses.teacher(0) > 0
+    for of_teacher in (False, True):
+        assert held_out_loss(module, [windows], plan, 0, of_teacher=of_teacher) > 0
     after = full_state(student)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert on_main(lambda: (is_main(), on_main(lambda: "inside"))) == (True, "inside")
