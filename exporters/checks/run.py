@@ -86,7 +86,11 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
     graphs = teacher_graphs(recipe).values()
     places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
-    return places | ({BENCH: None} if graphs or recipe.bench.reads_checkpoints() else {})
+    bench = recipe.bench
+    runs = bench.reads_checkpoints() and (
+        bench.row.serves or not set(bench.row.precisions).isdisjoint(bench.precisions)
+    )
+    return places | ({BENCH: None} if graphs or runs else {})
 
 
 @dataclass(frozen=True, kw_only=True)

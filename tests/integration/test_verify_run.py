@@ -247,6 +247,14 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
             *("stages/teacher-onnx", "stages/teacher-onnx-int4", "bench"),
         },
     ),
+    "a runtime without the precisions": (
+        {
+            "distill": {"tokens": 0},
+            "export": {"formats": ["huggingface"]},
+            "bench": {"runtime": "torch-eager", "precisions": ["int4"]},
+        },
+        {"stages/prune", "student", "stages/evaluate"},
+    ),
     "sparse without recovery, no graphs": (
         {
             "distill": {"tokens": 9},
