@@ -306,7 +306,7 @@ def test_what_a_stage_reads_is_compared_first_and_once(bed: Bed, tmp_path: Path,
 
 
 TWO = b'{"text": "one"}\n{"text": "two"}\n'
-TWO_ELSEWHERE = gzip.compress(b'{"text":  "one"}\n\n{"text": "two"}\n')
+TWO_ELSEWHERE = gzip.compress(b'{"text":  "one"}\n\n{"text": "two"}\n', mtime=0)
 OTHER = b'{"text": "one"}\n{"text": "three"}\n'
 
 
@@ -314,7 +314,7 @@ OTHER = b'{"text": "one"}\n{"text": "three"}\n'
     ("name", "before", "moved_to", "moved", "other"),
     [
         ("text.txt", b"one\n", "copy.txt", b"one\n", b"two\n"),
-        ("text.jsonl", TWO, "moved.jsonl.gz", TWO_ELSEWHERE, gzip.compress(OTHER)),
+        ("text.jsonl", TWO, "moved.jsonl.gz", TWO_ELSEWHERE, gzip.compress(OTHER, mtime=0)),
     ],
 )
 def test_a_text_under_another_path_is_the_same_text(
