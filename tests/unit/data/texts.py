@@ -55,7 +55,7 @@ def texts_of(spec: str | Path, split: Any = "all") -> list[Any]:
     return list(Documents(str(spec), split))
 
 
-def refused(path: Path, message: str = "") -> UsageError:
+def refused(path: Path, message: str | None = None) -> UsageError:
     with pytest.raises(UsageError, match=message) as caught:
         survey(str(path))
     return caught.value
