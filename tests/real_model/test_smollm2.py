@@ -55,7 +55,7 @@ def test_perplexity_equals_transformers_own_loss(checkpoint: Path, real_assets: 
 
 def test_slicing_is_exact_on_real_weights(checkpoint: Path, tmp_path: Path) -> None:
     shape = {"hidden_size": 432, "intermediate_size": 1024, "num_hidden_layers": 20}
-    plan = random_plan(checkpoint, shape)
+    plan = random_plan(checkpoint, **shape)
     slice_checkpoint(checkpoint, plan, tmp_path)
     ids = torch.randint(0, 49_000, (1, 64))
     found = load_model(tmp_path, dtype="float32", device="cpu")(ids).logits
