@@ -152,7 +152,7 @@ def require_output(out_dir: Path, *, resume: bool, overwrite: bool = False) -> b
     """
     if out_dir.name in ("", ".."):
         raise UsageError(
-            "the output directory needs a name of its own",
+            "the output directory may not be the root, or a path that ends in ..",
             where=str(out_dir),
             hint="name a directory such as ./pruned",
         )

@@ -32,7 +32,7 @@ IMPORTANCE_METHODS = table(
     ),
     ImportanceMethod(
         name="taylor",
-        help="Sum of weight times gradient over the weights of a unit (LLM-Pruner); needs gradients.",
+        help="Sum of |weight * gradient| over each channel, head or layer (LLM-Pruner); needs gradients.",
         code="compressor.pruning.importance:taylor_method",
         needs_text=True,
     ),

@@ -38,7 +38,7 @@ SPARSITY_METHODS = table(
     ),
     SparsityMethod(
         name="sparsegpt",
-        help="Keeps the weights with the largest second-order error and updates them (arXiv 2301.00774).",
+        help="Keeps weights whose removal would raise the error most, and updates them (arXiv 2301.00774).",
         code="compressor.sparsity.sparsegpt:sparsegpt",
         changes_kept_weights=True,
     ),

@@ -120,9 +120,9 @@ def _refuse_without_effect(call: Call, runtime: Runtime) -> None:
     grid = [call.flags[name] for name in _GRID if name in call.flags]
     if "bench.preset" in call.flags and grid:
         raise UsageError(
-            "a preset names all lengths and batch sizes",
+            "--preset sets all lengths and batch sizes, and some are given beside it",
             where=", ".join(["--preset", *grid]),
-            hint="leave out --preset, or the others",
+            hint="use --preset, or the other options",
         )
     foreign = _STATIC if runtime.serves else _SERVING
     if given := [call.flags[name] for name in foreign if name in call.flags]:

@@ -262,7 +262,9 @@ def _shared(output: str | None) -> list[click.Option]:
             type=click.Path(),
             help="Recipe in YAML that sets any of these options; those on the command line override it.",
         ),
-        click.Option(["--resume"], is_flag=True, help="Fail unless there is an interrupted run to resume."),
+        click.Option(
+            ["--resume"], is_flag=True, help="Resume an interrupted run, and fail if there is none."
+        ),
         click.Option(
             ["--overwrite"],
             is_flag=True,

@@ -70,7 +70,7 @@ def prune(call: Call, plan_file: Path | None) -> Work:
 def reconstruct(call: Call, teacher: str) -> Work:
     """Repair MODEL, which was pruned or made sparse, without training.
 
-    Every linear layer is solved again by least squares, so that its outputs on the calibration text come as
+    Every linear layer is fitted again by least squares, so that its outputs on the calibration text come as
     close as possible to the teacher's. A layer changes only where that lowers the error on calibration
     sequences that were held out of the fit. The shape, and the zeros of a sparse model, stay.
     """

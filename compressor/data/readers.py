@@ -222,7 +222,7 @@ def _arrow_errors(what: str, path: Path, *more: type[Exception]) -> Iterator[Non
         yield
     except (ArrowException, OSError, *more) as error:
         raise UsageError(
-            f"{what} cannot be read", where=str(path), found=error, hint="copy or write it again"
+            f"{what} cannot be read", where=str(path), found=error, hint="replace the file, or write it again"
         ) from error
 
 

@@ -152,7 +152,7 @@ def _check_pairs(
                     where=f"distill.layer_pairs, pair {teacher_layer}:{student_layer}",
                     expected=f"0 to {num_layers - 1}",
                     found=index,
-                    hint="layers count from 0; a pair is TEACHER:STUDENT",
+                    hint="use pairs TEACHER:STUDENT of layers that are there, counted from 0",
                 )
 
 

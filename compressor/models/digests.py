@@ -49,6 +49,6 @@ def read_digests(directory: Path) -> dict[str, str]:
     record = read_json_mapping(file, what="the record of the tensors in memory")
     tensors = record.get("tensors")
     if record.get("schema") != SCHEMA or not isinstance(tensors, dict):
-        what = "the record of the tensors in memory is not ours"
+        what = "this tool did not write this record of tensors"
         raise VerificationError(what, where=str(file), expected=SCHEMA)
     return {name: str(digest) for name, digest in tensors.items()}

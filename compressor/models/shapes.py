@@ -66,7 +66,7 @@ def check_source(reader: CheckpointReader, dims: Dims, *, where: Path) -> None:
             where=str(where),
             expected=f"the tensors of {dims.model_type}, and no others",
             found=", ".join(extra[:_NAMED]) + more,
-            hint="leaving them out would make another model; check num_hidden_layers and model_type",
+            hint="correct num_hidden_layers or model_type in config.json, or use another checkpoint",
         )
     for name in reader:
         if reader.dtype(name) not in FLOAT_DTYPES and not is_harmless(name):

@@ -49,9 +49,9 @@ class DynamicBatches(Section):
 
     variant: Literal["off", "clipped", "unclipped"] = option(
         "off",
-        "Sample a --domain more often if its loss is far above a reference loss. clipped: a loss below the "
-        "reference counts as equal to it (rule of the Sheared LLaMA paper); unclipped: it counts as it is, "
-        "and sampling weights are smoothed (rule of the paper's code).",
+        "Sample a --domain more often if its loss is far above its reference loss, by default the teacher's. "
+        "clipped: a loss below the reference counts as equal to it (rule of the Sheared LLaMA paper); unclipped: it "
+        "counts as it is, and sampling weights are smoothed (rule of the paper's code).",
         flag="--dynamic-batches",
     )
     interval_steps: int = option(
@@ -87,7 +87,7 @@ class Correction(Section):
     )
     warmup_steps: int | None = option(
         None,
-        "Warm-up steps of teacher correction; by default 120, or a tenth of the run if that is shorter.",
+        "Warm-up steps of teacher correction; by default 120, or a tenth of all steps if that is fewer.",
         ge=0,
     )
 
@@ -159,7 +159,7 @@ class Distill(Section):
     context_length: int = option(4096, "Tokens per training sequence.", ge=8)
     intra_document_masking: bool = option(
         default=False,
-        text="Restrict attention and loss to one document each where a sequence packs several.",
+        text="Keep attention and loss within each document of a sequence that packs several.",
         heading=TEXT,
     )
     batch_size: int | None = option(
@@ -174,7 +174,7 @@ class Distill(Section):
         0.1, "Final learning rate of the cosine schedule, as a fraction of the peak.", ge=0, le=1
     )
     warmup_steps: int | None = option(
-        None, "Linear warm-up steps; by default 40, or a tenth of the run if that is shorter.", ge=0
+        None, "Linear warm-up steps; by default 40, or a tenth of all steps if that is fewer.", ge=0
     )
     loss: Annotated[str, AfterValidator(OneOf(LOSSES))] = option(
         "forward-kl", "Divergence between the teacher's and the student's distributions.", heading=LOSS
@@ -338,7 +338,7 @@ class Sparsify(Section):
     )
     decay_ramp_steps: int | None = option(
         None,
-        "Optimizer steps in which ast raises its decay from 0 to --mask-decay; by default a quarter of all.",
+        "Steps over which ast raises its decay from 0 to --mask-decay; by default a quarter of all steps.",
         ge=1,
     )
     slorb: Literal["off", "fixed", "trained"] = option(

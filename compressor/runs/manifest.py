@@ -99,7 +99,7 @@ class Manifest:
                     where=str(self._out_dir / where),
                     expected=recorded.fingerprint,
                     found=artifact.fingerprint,
-                    hint="--restart-from the stage that is named, or --overwrite to start over",
+                    hint="use --restart-from with that stage, or --overwrite to start over",
                 )
             return
         entry = StageEntry(
