@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from compressor.recipe.recipe import Aggregation
+from compressor.recipe.compression import Aggregation
 
 
 def over_sequence(x_BTC: torch.Tensor, aggregation: Aggregation) -> torch.Tensor:

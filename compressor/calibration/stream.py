@@ -66,7 +66,7 @@ class Stream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._reader.__exit__(None, None, None)
+        self._reader.close()
         self._file.unlink()
 
     def prefix(self, index: int) -> str:

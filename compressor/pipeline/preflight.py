@@ -24,7 +24,8 @@ from compressor.models.shapes import expected_shapes
 from compressor.models.sparse.pattern import parse_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
-from compressor.recipe.recipe import FEWEST_REPAIR_SEQUENCES, Recipe
+from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
+from compressor.recipe.recipe import Recipe
 from compressor.repair.reconstruct_stage import require_sequences
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights

@@ -30,7 +30,7 @@ from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from compressor.models.load import load_model
-from compressor.recipe.recipe import Aggregation, Prune
+from compressor.recipe.compression import Aggregation, Prune
 from compressor.runs.stage import StageContext
 
 IMPORTANCE_FILE = "importance.safetensors"

@@ -33,7 +33,6 @@ class PruneStageConfig(Section):
     prune: Prune
     calibration: Calibration
     plan: PrunePlan | None = None
-    removed_layers: tuple[int, ...] = ()
     scores_sha256: str | None = None
 
     @property
@@ -43,13 +42,21 @@ class PruneStageConfig(Section):
         return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
 
 
+_MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
+
+
+def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
+    """The layers that the publication of this student removed from this source; none where it names none."""
+    known, made = preset_of_dims(source), preset_of_dims(student)
+    return made.removed_layers if known and made and made.alias in known.targets.values() else ()
+
+
 def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
-    """The configuration that makes this student; one of a published shape loses the published layers.
+    """The configuration that makes this student.
 
     Raises:
-        UsageError: for saved scores that are not there.
+        UsageError: for saved scores that are not there, or beside a choice of how to measure them.
     """
-    published = preset_of_dims(student)
     scores = Path(settings.scores) / IMPORTANCE_FILE if settings.scores else None
     if scores and not scores.is_file():
         raise UsageError(
@@ -57,11 +64,17 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
             where=str(scores),
             hint=f"give --scores a directory in which `compress-export prune` left {IMPORTANCE_FILE}",
         )
+    measured = [name for name in _MEASURED if getattr(settings, name) != getattr(Prune(), name)]
+    if scores and measured:
+        raise UsageError(
+            "saved scores are not measured again, so these choices have no effect",
+            where=", ".join(f"prune.{name}" for name in measured),
+            hint="leave them out, or leave out --scores",
+        )
     return PruneStageConfig(
         shape={name: getattr(student, name) for name in PRUNABLE_FIELDS},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
-        removed_layers=published.removed_layers if published else (),
         scores_sha256=sha256_of_file(scores) if scores else None,
     )
 
@@ -89,7 +102,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             scores,
             importance="saved scores" if config.prune.scores else config.prune.importance,
             depth=config.prune.depth,
-            removed_layers=config.removed_layers,
+            removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
         )
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
@@ -128,7 +141,7 @@ def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: St
 PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune",
     run=run,
-    format_version=3,
+    format_version=4,
     data=lambda config: (config.calibration.data,) if config.needs_text else (),
     fingerprint=source_fingerprint,
     require_memory=_require_memory,

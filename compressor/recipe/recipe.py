@@ -15,14 +15,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from compressor.choices.formats import FORMATS, default_formats, options
-from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError, nearest
-from compressor.recipe.forms import Integers, Lengths, Shape, parse_batches, parse_names, written
+from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
+from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
 from compressor.recipe.option import OneOf, Section, option
 from compressor.recipe.training import (
-    DEFAULT_TEXT,
-    TEXT_FORMS,
     Correction,
     Distill,
     Domain,
@@ -31,96 +29,27 @@ from compressor.recipe.training import (
 )
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
-# Sections that train, which others import from here too.
-__all__ = ["Correction", "Distill", "Domain", "Generate", "Recipe", "Section", "Sparsify"]
+# Sections of other modules, which are imported from here too.
+__all__ = [
+    "Calibration",
+    "Correction",
+    "Distill",
+    "Domain",
+    "Generate",
+    "Prune",
+    "Quantize",
+    "Recipe",
+    "Repair",
+    "Section",
+    "Sparsify",
+]
 
-# To fit, to choose the ridge, and to accept.
-FEWEST_REPAIR_SEQUENCES = 3
 MAX_SEED = 1 << 32  # NumPy's generators take no larger ones
 
 EVERY, EXPORT = "Every command", "Export and benchmark"
 
-Importance = Annotated[str, AfterValidator(OneOf(IMPORTANCE_METHODS))]
-Aggregation = Literal["mean", "l2", "var"]
 ExportFormat = Annotated[str, AfterValidator(OneOf(FORMATS))]
 BenchPreset = Literal["quick", "published", "minitron-blog"]
-
-
-class Calibration(Section):
-    """Text that only sets statistics: importance scores and FP8 scales."""
-
-    heading: ClassVar[str] = "Calibration"
-    prefix: ClassVar[str] = "calib"
-
-    data: str = option(DEFAULT_TEXT, f"Calibration text: {TEXT_FORMS}.", metavar="SOURCE")
-    size: int = option(
-        1024, "Number of calibration sequences, taken from all of the text that is not held out.", ge=1
-    )
-    seq_len: int = option(2048, "Tokens per calibration sequence.", ge=8)
-    documents: int = option(
-        10_000, "Take calibration sequences from the first N documents of a hub data set.", ge=1, metavar="N"
-    )
-
-
-class Prune(Section):
-    """What makes a unit important, and an explicit shape instead of a target."""
-
-    importance: Importance = option("activation", "How the importance of channels and layers is measured.")
-    batch_aggregation: Aggregation = option(
-        "l2", "How activations are aggregated over the calibration sequences: mean, L2 norm or variance."
-    )
-    sequence_aggregation: Aggregation = option(
-        "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
-    )
-    depth: Literal["contiguous", "scattered"] = option(
-        "contiguous",
-        "Which layers are removed. contiguous: the least important block of neighbouring layers; scattered: "
-        "the layers that are least important by themselves.",
-        flag="--depth-removal",
-    )
-    scores: str | None = option(
-        None,
-        "Directory of an earlier prune of the same model, whose saved scores are used instead of measuring "
-        "importance again.",
-        course=True,
-        metavar="DIR",
-    )
-    shape: Shape | None = option(
-        None,
-        "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",
-        metavar="NAME=NUMBER,...",
-    )
-
-
-class Repair(Section):
-    """What happens to weights after units or weights were removed, before any training."""
-
-    heading: ClassVar[str] = "Repair"
-
-    method: Literal["off", "least-squares"] = option(
-        "off",
-        "How the weights that stay make up for what was removed, after pruning and after sparsifying. "
-        "least-squares: every linear layer is solved again on the calibration text.",
-        flag="--repair",
-    )
-    size: int = option(
-        256,
-        "Largest number of calibration sequences that a repair uses in a run; `reconstruct` uses all.",
-        flag="--repair-size",
-        ge=FEWEST_REPAIR_SEQUENCES,
-    )
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is repaired."""
-        return self.method != "off"
-
-
-class Quantize(Section):
-    """Post-training quantisation of the decoder's linear layers."""
-
-    fp8: bool = option(default=False, text="Quantize weights and activations to FP8 (E4M3).")
-    fp8_kv_cache: bool = option(default=False, text="Quantize the key/value cache to FP8 too; needs --fp8.")
 
 
 class TensorRTLLM(Section):
@@ -169,8 +98,8 @@ class Export(Section):
     tensorrt_llm: TensorRTLLM = TensorRTLLM()
     int4_min_top1: float | None = option(
         None,
-        "Fail with exit code 6 if an int4 export predicts the same next token as the student at a smaller "
-        "share of positions (0 to 1); by default the share is only reported.",
+        "Smallest share of positions (0 to 1) at which an int4 export must predict the student's next token; "
+        "below it the exit code is 6. By default the share is only reported.",
         ge=0,
         le=1,
     )
@@ -245,8 +174,8 @@ class Bench(Section):
     )
     baselines: Literal["same-precision", "all"] = option(
         "all",
-        "What is compared. same-precision: models in the same precision; all: also each precision with the "
-        "first one, and each model in each precision with the baseline in the first one.",
+        "What is compared. same-precision: models in the same precision; all: also each model's other "
+        "precisions with its first, and everything with the first model in its first precision.",
     )
     precisions: Annotated[tuple[BenchPrecision, ...], written(parse_names)] = option(
         ("fp32", "int4"),
@@ -315,8 +244,8 @@ class Recipe(Environment):
     model: str = option(..., "Model to compress: alias, Hugging Face id, directory or .gguf file.", flag="")
     target: str | None = option(
         None,
-        "Size of the student (4b, 4.5B, 60%) or a published shape (4b-width). A run also takes several, such "
-        "as 8b,4b: each model is made from the one before it.",
+        "Parameters of the student (4b, 4.5B, or 60% of MODEL's) or a published shape (4b-width). A run also "
+        "takes several, such as 8b,4b: each model is made from the one before it.",
         heading="Options",
         metavar="SIZE",
     )

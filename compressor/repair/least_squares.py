@@ -22,6 +22,10 @@ import torch
 _BATCH_BYTES = 256 << 20
 
 
+class NotPositiveDefiniteError(ValueError):
+    """A matrix has no Cholesky factor: what was added to its diagonal is less than its rounding."""
+
+
 @dataclass(kw_only=True)
 class Sums:
     """What least squares needs to know of some tokens, of one linear layer.
@@ -65,6 +69,9 @@ def solve(sums: Sums, ridge: float, keep_mask: torch.Tensor | None = None) -> to
         sums: Of the tokens to fit.
         ridge: As a fraction of the Gram matrix's mean diagonal; above 0.
         keep_mask: bool `[O, I]`; weights outside it do not change.
+
+    Raises:
+        NotPositiveDefiniteError: for a ridge that is too small.
     """
     gram, cross = sums.gram.double(), sums.cross.double()
     strength = ridge * gram.diagonal().mean()
@@ -72,7 +79,7 @@ def solve(sums: Sums, ridge: float, keep_mask: torch.Tensor | None = None) -> to
         return torch.zeros_like(cross)
     if keep_mask is None:
         gram.diagonal().add_(strength)
-        return torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
+        return torch.cholesky_solve(cross.T, _factor(gram)).T
     change = torch.zeros_like(cross)
     for rows in _batches(keep_mask):
         change[rows] = _solve_rows(gram, cross[rows], keep_mask[rows], strength)
@@ -97,5 +104,13 @@ def _solve_rows(
     systems *= is_kept[:, :, None] & is_kept[:, None, :]
     systems.diagonal(dim1=1, dim2=2).add_(strength)
     wanted = cross.gather(1, kept) * is_kept
-    found = torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(systems))[:, :, 0]
+    found = torch.cholesky_solve(wanted[:, :, None], _factor(systems))[:, :, 0]
     return torch.zeros_like(cross).scatter(1, kept, found * is_kept)
+
+
+def _factor(systems: torch.Tensor) -> torch.Tensor:
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(systems)
+    if failed.any():
+        raise NotPositiveDefiniteError("the Gram matrix is not positive definite")
+    return factor

@@ -25,7 +25,8 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
-from compressor.recipe.recipe import FEWEST_REPAIR_SEQUENCES, Calibration, Section
+from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
+from compressor.recipe.recipe import Calibration, Section
 from compressor.repair.walk import Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -131,10 +132,10 @@ def require_sequences(found: int) -> None:
         raise UsageError(
             "too few calibration sequences to repair a model with",
             where="--calib-size",
-            expected=f"at least {FEWEST_REPAIR_SEQUENCES}: to fit, to choose the ridge, and to accept",
+            expected=f"at least {FEWEST_REPAIR_SEQUENCES}: to fit the repair, to tune it and to check it",
             found=found,
-            hint="raise --calib-size, lower --calib-seq-len or give more text with --calib-data; a run also "
-            "takes --repair off",
+            hint="raise --calib-size, lower --calib-seq-len, give more text with --calib-data, or use "
+            "--repair off in a run",
         )
 
 
@@ -154,7 +155,7 @@ def plan_between(original: Path, compressed: Path) -> PrunePlan:
             expected=f"a directory with the {PLAN_FILE} that says which units of the teacher it keeps, or a "
             "student of the teacher's shape",
             found=_difference(plan, teacher, student),
-            hint="give what `compress-export prune` or `sparsify` wrote, and as --teacher what they read",
+            hint="give the output of `compress-export prune` or `sparsify`, and its input as --teacher",
         )
     return plan
 

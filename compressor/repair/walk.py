@@ -18,6 +18,7 @@ Legend: T tokens, I inputs, O outputs, H hidden_size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from compressor.models.adapter import DecoderLayer
 from compressor.models.axes import Weight
 from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import kept_channels
-from compressor.repair.least_squares import Sums, solve
+from compressor.repair.least_squares import NotPositiveDefiniteError, Sums, solve
 
 Use = Literal["fit", "choose", "accept"]
 
@@ -57,7 +58,7 @@ class Repaired:
         accepted: Whether its weight changed.
         ridge: That did best on the windows to choose.
         error_ratio: Weighted squared error of the repaired weight on the windows to accept, over that of the
-            weight as it was; None where that was 0.
+            weight as it was; None where that was 0, or no ridge gave a solution.
     """
 
     accepted: bool
@@ -131,9 +132,9 @@ class Walk:
         for weight, of_use in zip(group, sums, strict=True):
             name = f"{self.compressed.prefix(index)}{weight.name}"
             linear = layer.linear_layers()[weight.module]
+            if not all(math.isfinite(part.error) and part.gram.isfinite().all() for part in of_use.values()):
+                raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
             repaired, self.layers[name] = solved(linear.weight, of_use, self.keep_mask(name))
-            if not torch.isfinite(repaired).all():
-                raise VerificationError("this weight cannot be repaired", where=name, found="NaN or inf")
             if self.layers[name].accepted:
                 linear.weight.data = repaired
                 replaced[weight.module] = repaired
@@ -288,11 +289,17 @@ def solved(
     """
 
     def error(ridge: float) -> float:
-        return sums["choose"].error_after(solve(sums["fit"], ridge, keep_mask))
+        try:
+            return sums["choose"].error_after(solve(sums["fit"], ridge, keep_mask))
+        except NotPositiveDefiniteError:
+            return math.inf
 
     ridge = min(RIDGES, key=error)
     before = weight.double()
-    change = solve(sums["fit"] + sums["choose"], ridge, keep_mask)
+    try:
+        change = solve(sums["fit"] + sums["choose"], ridge, keep_mask)
+    except NotPositiveDefiniteError:
+        return weight, Repaired(accepted=False, ridge=ridge, error_ratio=None)
     repaired = (before + change).to(weight.dtype)
     error_before = sums["accept"].error
     ratio = sums["accept"].error_after(repaired.double() - before) / error_before if error_before else None

@@ -16,14 +16,11 @@ import torch
 
 from compressor.calibration.sequential import Gram
 from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.sparsity.method import DAMPENING_FRACTION, Choice, OneShotSettings
 
 _DAMPENING_STEP = 10.0
 _MAX_DAMPENING_FRACTION = 10.0
-
-
-class NotPositiveDefiniteError(ValueError):
-    """The dampened Hessian has no Cholesky factor."""
 
 
 def sparsegpt(weight_RC: torch.Tensor, inputs: Gram, settings: OneShotSettings) -> Choice:

@@ -34,10 +34,10 @@ from compressor.models.sparse.pattern import Pattern, parse_pattern, require_who
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, SparsityRecord, write_masks
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
+from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from compressor.sparsity.method import Choice, OneShotSettings
-from compressor.sparsity.sparsegpt import NotPositiveDefiniteError
 from compressor.sparsity.swaps import refined
 
 _SCRATCH = "scratch"

@@ -67,6 +67,9 @@ def test_saved_scores_stand_for_measured_ones(
 
     assert prune(model, "none", *shape, "--scores", str(tmp_path)) == 2
     assert "there are no saved scores" in capsys.readouterr().err
+    saved = ("--scores", str(tmp_path / "measured"))
+    assert prune(model, "both", *shape, *saved, "--importance", "taylor") == 2
+    assert "prune.importance" in capsys.readouterr().err
     other = save_checkpoint(tmp_path / "other", make_model(num_hidden_layers=4))
     assert prune(other, "other-out", *shape, "--scores", str(tmp_path / "measured")) == 2
     assert "these scores are of another model" in capsys.readouterr().err

@@ -27,8 +27,7 @@ from compressor.pruning.plan import (
     parse_ranges,
     read_plan,
 )
-from compressor.pruning.prune_stage import stage_config
-from compressor.recipe.recipe import Calibration, Prune
+from compressor.pruning.prune_stage import published_layers
 from tests.unit.models.config.published import TINY
 
 
@@ -73,17 +72,13 @@ def test_scattered_layers_are_the_least_important_ones_alone() -> None:
 
 
 def test_the_published_depth_model_loses_the_published_layers() -> None:
-    config = stage_config(PRESETS["4b-depth"].dims, Prune(), Calibration())
-    scores = random_importance(PRESETS["llama3.1-8b"].dims, seed=0)
-    plan = make_plan(
-        PRESETS["llama3.1-8b"].dims,
-        PRESETS["4b-depth"].dims,
-        scores,
-        importance="random",
-        removed_layers=config.removed_layers,
-    )
+    teacher, student = PRESETS["llama3.1-8b"].dims, PRESETS["4b-depth"].dims
+    removed = published_layers(teacher, student)
+    scores = random_importance(teacher, seed=0)
+    plan = make_plan(teacher, student, scores, importance="random", removed_layers=removed)
     assert plan.layers == (*range(15), 31)
-    assert stage_config(PRESETS["4b-width"].dims, Prune(), Calibration()).removed_layers == ()
+    assert published_layers(teacher, PRESETS["4b-width"].dims) == ()
+    assert published_layers(teacher.with_shape(num_hidden_layers=24), student) == ()
 
 
 @pytest.fixture

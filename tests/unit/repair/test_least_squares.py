@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.repair import least_squares
-from compressor.repair.least_squares import Sums, solve
+from compressor.repair.least_squares import NotPositiveDefiniteError, Sums, solve
 
 NUM_TOKENS, NUM_INPUTS, NUM_OUTPUTS = 200, 24, 9
 
@@ -88,3 +88,12 @@ def test_sums_of_two_parts_are_those_of_all_tokens() -> None:
 def test_inputs_that_are_all_zero_change_nothing() -> None:
     inputs, missing = tokens()
     assert not solve(sums_of(torch.zeros_like(inputs), missing), 0.1).any()
+
+
+def test_a_ridge_below_the_rounding_is_no_solution() -> None:
+    gram = torch.diag(torch.tensor([-1e-3, *[1.0] * (NUM_INPUTS - 1)]))
+    sums = Sums(gram=gram, cross=torch.ones(NUM_OUTPUTS, NUM_INPUTS))
+    for mask in (None, torch.ones(NUM_OUTPUTS, NUM_INPUTS, dtype=torch.bool)):
+        with pytest.raises(NotPositiveDefiniteError):
+            solve(sums, 1e-6, mask)
+        assert solve(sums, 0.1, mask).isfinite().all()

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from compressor import api
 from compressor.cli.main import invoke
-from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.load import load_model
 from compressor.models.sparse.record import MASKS_FILE
 from compressor.pruning.plan import PLAN_FILE
@@ -152,3 +152,23 @@ def test_a_low_rank_branch_is_refused(
     )
     with pytest.raises(UnsupportedError, match="reconstruction"):
         repaired(branched, tiny_checkpoint, calibration, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e38], ids=["nan", "overflow"])
+def test_an_activation_that_is_not_finite_is_named(
+    value: float, pruned: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(pruned.path, tmp_path / "copy"))
+    (copy / "artifact.json").unlink()  # as a checkpoint that was made elsewhere
+    tensors = load_file(copy / WEIGHTS)
+    tensors["model.layers.0.mlp.gate_proj.weight"][0] = value
+    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match="not finite") as caught:
+        api.reconstruct(
+            str(copy),
+            tmp_path / "out",
+            teacher=str(tiny_checkpoint),
+            calibration=calibration,
+            execution=FLOAT32,
+        )
+    assert "model.layers." in str(caught.value.where)

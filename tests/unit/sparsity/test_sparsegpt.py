@@ -10,9 +10,10 @@ import torch
 
 from compressor.calibration.sequential import Gram
 from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.scores import input_norms, wanda_scores
-from compressor.sparsity.sparsegpt import NotPositiveDefiniteError, sparsegpt
+from compressor.sparsity.sparsegpt import sparsegpt
 
 TOKENS = 64
 

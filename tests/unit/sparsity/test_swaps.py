@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern, keep_mask, parse_pattern
-from compressor.sparsity.swaps import refine_mask
+from compressor.sparsity.method import Choice
+from compressor.sparsity.swaps import refine_mask, refined
 
 ROWS, TOKENS = 6, 64
 
@@ -53,6 +55,27 @@ def test_many_groups_never_get_worse_and_keep_the_pattern() -> None:
         assert (after <= before * (1 + 1e-5)).all()
         assert (refined.unflatten(1, (-1, 4)).sum(-1) == 2).all()
     assert after.sum() < 0.8 * before.sum()
+
+
+def test_new_values_are_the_best_for_the_new_mask() -> None:
+    """Against float64 least squares of every row on its kept inputs, from the tokens themselves."""
+    weight, inputs = matrices(16, 5)
+    gram = inputs.T @ inputs
+    given = Choice(keep_mask=keep_mask(weight.abs(), TWO_OF_FOUR), weight=weight, dampening_fraction=0.01)
+    found = refined(given, weight, gram, TWO_OF_FOUR, sweeps=20)
+    assert found.weight is not None
+    strength = (0.01 * gram.diagonal().mean()).double().sqrt()
+    for row in range(ROWS):
+        own = found.keep_mask[row].nonzero()[:, 0]
+        lost = weight[row].masked_fill(found.keep_mask[row], 0)
+        system = torch.cat([inputs[:, own].double(), strength * torch.eye(len(own))])
+        wanted = torch.cat([inputs.double() @ lost.double(), torch.zeros(len(own))])
+        change = torch.linalg.lstsq(system, wanted[:, None]).solution[:, 0]
+        assert torch.allclose(found.weight[row, own].double(), weight[row, own] + change, atol=1e-3)
+        assert not found.weight[row][~found.keep_mask[row]].any()
+    unchanged = refined(replace(given, weight=None), weight, gram, TWO_OF_FOUR, sweeps=20)
+    assert unchanged.weight is None
+    assert torch.equal(unchanged.keep_mask, found.keep_mask)
 
 
 def test_no_sweep_changes_nothing() -> None:

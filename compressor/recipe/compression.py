@@ -1,0 +1,95 @@
+"""The recipe's sections about making a model smaller without training."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator
+
+from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.recipe.forms import Shape
+from compressor.recipe.option import OneOf, Section, option
+from compressor.recipe.training import DEFAULT_TEXT, TEXT_FORMS
+
+# To fit, to choose the ridge, and to accept.
+FEWEST_REPAIR_SEQUENCES = 3
+
+Importance = Annotated[str, AfterValidator(OneOf(IMPORTANCE_METHODS))]
+Aggregation = Literal["mean", "l2", "var"]
+
+
+class Calibration(Section):
+    """Text that only sets statistics: importance scores and FP8 scales."""
+
+    heading: ClassVar[str] = "Calibration"
+    prefix: ClassVar[str] = "calib"
+
+    data: str = option(DEFAULT_TEXT, f"Calibration text: {TEXT_FORMS}.", metavar="SOURCE")
+    size: int = option(
+        1024, "Number of calibration sequences, taken from all of the text that is not held out.", ge=1
+    )
+    seq_len: int = option(2048, "Tokens per calibration sequence.", ge=8)
+    documents: int = option(
+        10_000, "Take calibration sequences from the first N documents of a hub data set.", ge=1, metavar="N"
+    )
+
+
+class Prune(Section):
+    """What makes a unit important, and an explicit shape instead of a target."""
+
+    importance: Importance = option("activation", "How the importance of channels and layers is measured.")
+    batch_aggregation: Aggregation = option(
+        "l2", "How activations are aggregated over the calibration sequences: mean, L2 norm or variance."
+    )
+    sequence_aggregation: Aggregation = option(
+        "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
+    )
+    depth: Literal["contiguous", "scattered"] = option(
+        "contiguous",
+        "Which layers are removed. contiguous: the least important block of neighbouring layers; scattered: "
+        "the layers that are least important by themselves.",
+        flag="--depth-removal",
+    )
+    scores: str | None = option(
+        None,
+        "Directory of an earlier prune of the same model, whose saved scores are used instead of measuring "
+        "importance again.",
+        course=True,
+        metavar="DIR",
+    )
+    shape: Shape | None = option(
+        None,
+        "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",
+        metavar="NAME=NUMBER,...",
+    )
+
+
+class Repair(Section):
+    """What happens to weights after units or weights were removed, before any training."""
+
+    heading: ClassVar[str] = "Repair"
+
+    method: Literal["off", "least-squares"] = option(
+        "off",
+        "Adjust the kept weights after pruning and after sparsifying, to make up for removed ones. "
+        "least-squares: fit every linear layer again on the calibration text.",
+        flag="--repair",
+    )
+    size: int = option(
+        256,
+        "Largest number of calibration sequences that a repair uses in a run; `reconstruct` uses all.",
+        flag="--repair-size",
+        ge=FEWEST_REPAIR_SEQUENCES,
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is repaired."""
+        return self.method != "off"
+
+
+class Quantize(Section):
+    """Post-training quantisation of the decoder's linear layers."""
+
+    fp8: bool = option(default=False, text="Quantize weights and activations to FP8 (E4M3).")
+    fp8_kv_cache: bool = option(default=False, text="Quantize the key/value cache to FP8 too; needs --fp8.")
