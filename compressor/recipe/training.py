@@ -50,8 +50,8 @@ class DynamicBatches(Section):
     variant: Literal["off", "clipped", "unclipped"] = option(
         "off",
         "Sample a --domain more often if its loss is far above its reference loss, by default the teacher's. "
-        "clipped: a loss below the reference counts as equal to it (rule of the Sheared LLaMA paper); unclipped: it "
-        "counts as it is, and sampling weights are smoothed (rule of the paper's code).",
+        "clipped: a loss below the reference counts as equal to it (rule of the Sheared LLaMA paper); "
+        "unclipped: it counts as it is, and sampling weights are smoothed (rule of the paper's code).",
         flag="--dynamic-batches",
     )
     interval_steps: int = option(
