@@ -66,7 +66,12 @@ def prune(call: Call, plan_file: Path | None) -> Work:
 @click.option(
     "--teacher", metavar="MODEL", required=True, help="Model that MODEL was pruned or made sparse from."
 )
-@stage_command()
+@stage_command(
+    text=lambda made: (
+        f"{made.path}: {made.details['num_accepted']} linear layers fitted again, "
+        f"{made.details['num_left']} left as they were"
+    )
+)
 def reconstruct(call: Call, teacher: str) -> Work:
     """Repair MODEL, which was pruned or made sparse, without training.
 
