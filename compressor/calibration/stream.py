@@ -85,9 +85,13 @@ class Stream:
     def run(self, index: int, states: torch.Tensor) -> torch.Tensor:
         """What the layer in use makes of one window's states, on the device."""
         layer = self.adapter.layers[index].module
-        output = layer(states.to(device=self.device, dtype=self._dtype), **self._calls[index])
+        output = layer(self.placed(states), **self._calls[index])
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+    def placed(self, states: torch.Tensor) -> torch.Tensor:
+        """States as the layers take them."""
+        return states.to(device=self.device, dtype=self._dtype)
 
     def advance(self, index: int) -> None:
         """Replace every window's states by what the layer in use makes of them."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from compressor.calibration.rewrite import read_kept, write_rewritten
-from compressor.calibration.stream import Stream, mapped_states
+from compressor.calibration.stream import Stream
 from compressor.calibration.text import read_calibration
 from compressor.core.errors import UsageError
 from compressor.data.calibration import CalibrationWindows
@@ -92,7 +92,6 @@ def _walk(
         walk = Walk(
             original=teacher,
             compressed=student,
-            after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), torch.float32),
             plan=plan,
             keep_mask=_masks(compressed),
             scratch=scratch,

@@ -13,13 +13,17 @@ Tokens are weighted by one over the root mean square of the original's stream, s
 norm do not decide. Windows have three uses: to fit, to choose the ridge, and to accept; a weight stays as it
 was unless its error falls on the windows to accept, of the values that are stored.
 
+Attention and MLP are two sublayers with the same steps: the layers that read its norm are solved, then the
+one that writes its output. Both models run one sublayer at a time, so the original passes through each of its
+layers once, and the compressed model through each sublayer twice.
+
 Legend: T tokens, I inputs, O outputs, H hidden_size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,6 +40,7 @@ from compressor.calibration.stream import Stream
 from compressor.core.errors import VerificationError
 from compressor.models.adapter import DecoderLayer
 from compressor.models.axes import Weight
+from compressor.models.families import Family
 from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import kept_channels
 from compressor.repair.least_squares import NotPositiveDefiniteError, Sums, solve
@@ -46,8 +51,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
 _PERIOD = 8
 _OUTLIER = 10.0
-# Layers whose outputs are hidden channels write to the residual stream.
-_STREAM = "hidden"
+# Rows of a masked weight that choose its ridge: each has a system of its own.
+_CHOOSING_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,78 @@ class Repaired:
     error_ratio: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sublayer:
+    """Attention or MLP of every decoder layer.
+
+    Attributes:
+        norm: Name of its norm, relative to the layer.
+        readers: The matrices that read the norm.
+        writer: The one whose output is added to the residual stream.
+        is_attention: Attention is called with more than hidden states.
+    """
+
+    norm: str
+    readers: tuple[Weight, ...]
+    writer: Weight
+    is_attention: bool
+
+    def read(self, stream: Stream, index: int, states: torch.Tensor) -> torch.Tensor:
+        """What the readers are given, `[1, T, H]`, in the layer in use."""
+        x: torch.Tensor = stream.adapter.layers[index].part(self.norm)(stream.placed(states))
+        return x
+
+    def seen(
+        self, stream: Stream, index: int, states: torch.Tensor, places: Mapping[str, str]
+    ) -> dict[str, torch.Tensor]:
+        """What passes places on the way, float32 rows `[T, channels]`, in the layer in use.
+
+        Args:
+            stream: Whose layer.
+            index: Of the layer.
+            states: The residual stream before the sublayer.
+            places: Modules' names relative to the layer, and "input" or "output".
+        """
+        layer = stream.adapter.layers[index]
+        seen: dict[str, torch.Tensor] = {}
+
+        def observer(name: str) -> Callable[[torch.Tensor], None]:
+            def observe(values: torch.Tensor) -> None:
+                seen[name] = _rows(values)
+                if len(seen) == len(places):
+                    raise _SeenError
+
+            return observe
+
+        hooks: dict[str, list[tuple[nn.Module, Callable[[torch.Tensor], None]]]] = {"input": [], "output": []}
+        for name, side in places.items():
+            hooks[side].append((layer.part(name), observer(name)))
+        with observed(inputs=hooks["input"], outputs=hooks["output"]), suppress(_SeenError):
+            if self.is_attention:
+                stream.run(index, states)
+            else:
+                layer.part(self.writer.module.rpartition(".")[0])(self.read(stream, index, states))
+        return seen
+
+
+class _SeenError(Exception):
+    """Everything that was asked for has been seen; the rest of the layer need not run."""
+
+
+def sublayers(family: Family) -> tuple[Sublayer, Sublayer]:
+    """Attention and MLP of an architecture."""
+    by_module = {weight.module: weight for weight in family.linears}
+    attention_readers, (o,), mlp_readers, (down,) = (
+        tuple(by_module[name] for name in names) for names in family.sharing_input
+    )
+
+    def sublayer(readers: tuple[Weight, ...], writer: Weight, *, is_attention: bool) -> Sublayer:
+        norm = family.module(str(readers[0].reads))
+        return Sublayer(norm=norm, readers=readers, writer=writer, is_attention=is_attention)
+
+    return sublayer(attention_readers, o, is_attention=True), sublayer(mlp_readers, down, is_attention=False)
+
+
 @dataclass(kw_only=True)
 class Walk:
     """Two models side by side, and what was found so far.
@@ -73,7 +150,6 @@ class Walk:
     Attributes:
         original: Hidden states of the model that shows what is wanted.
         compressed: Those of the model that is repaired.
-        after: The original's states before the next layer that is kept.
         plan: Which layers and units of the original stayed.
         keep_mask: Which weights exist, by full name; None: all.
         scratch: Where changed weights go.
@@ -86,7 +162,6 @@ class Walk:
 
     original: Stream
     compressed: Stream
-    after: torch.Tensor
     plan: PrunePlan
     keep_mask: Callable[[str], torch.Tensor | None]
     scratch: Path
@@ -100,39 +175,91 @@ class Walk:
     def run(self) -> None:
         """Repair every layer in order."""
         kept = (*self.plan.layers, self.plan.source.num_hidden_layers)
-        self._look_ahead(0, kept[0])
+        attention, mlp = sublayers(self.plan.source.family)
+        self._pass_through(range(kept[0]))
         for index, (own, end) in enumerate(pairwise(kept)):
-            self.original.states.copy_(self.after)
-            self._look_ahead(own, end)
+            with self.compressed.layer(index) as layer:
+                with self.original.layer(own):
+                    replaced = self._repair_readers(attention, layer, index, own)
+                    replaced |= self._repair_writer(attention, layer, index)
+                    replaced |= self._repair_readers(mlp, layer, index, own)
+                self._pass_through(range(own + 1, end))
+                replaced |= self._repair_writer(mlp, layer, index)
             prefix = self.compressed.prefix(index)
-            with self.original.layer(own), self.compressed.layer(index) as layer:
-                replaced: dict[str, torch.Tensor] = {}
-                for group in _groups(layer):
-                    replaced |= self._repair(group, layer, index, own)
-                self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
-                for states in self.compressed.states:
-                    states.copy_(stream_after(self.compressed, index, states))
+            self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
             self.on_layer()
 
-    def _look_ahead(self, first: int, end: int) -> None:
-        """Send the original's states through layers first to end - 1, into `after`."""
-        self.after.copy_(self.original.states)
-        for index in range(first, end):
+    def _pass_through(self, removed: range) -> None:
+        """Send the original's states through layers that the compressed model lacks."""
+        for index in removed:
             with self.original.layer(index):
-                for states in self.after:
-                    states.copy_(stream_after(self.original, index, states))
+                for sublayer in sublayers(self.plan.source.family):
+                    for states in self.original.states:
+                        _add_(states, sublayer, self.original, index)
+
+    def _repair_readers(
+        self, sublayer: Sublayer, layer: DecoderLayer, index: int, own: int
+    ) -> dict[str, torch.Tensor]:
+        """Solve what reads the norm; the original's states then are those after the sublayer."""
+        names = [weight.module for weight in sublayer.readers]
+        rows = [kept_channels(self.plan, tuple(weight.rows.values()), own) for weight in sublayer.readers]
+        places = dict.fromkeys((*names, sublayer.writer.module), "output")
+
+        def gather(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            seen = sublayer.seen(self.original, own, theirs, places)
+            wanted = [_taken(seen[name], kept) for name, kept in zip(names, rows, strict=True)]
+            inputs = sublayer.read(self.compressed, index, ours)
+            given = [_rows(layer.linear_layers()[name](inputs)) for name in names]
+            scale = self._scale(theirs)
+            theirs.add_(seen[sublayer.writer.module].view_as(theirs).to(theirs.device))
+            return _rows(inputs), torch.cat(wanted, dim=1) - torch.cat(given, dim=1), scale
+
+        return self._repair(sublayer.readers, layer, index, gather)
+
+    def _repair_writer(self, sublayer: Sublayer, layer: DecoderLayer, index: int) -> dict[str, torch.Tensor]:
+        """Solve what writes to the stream; the compressed model's states then are those after it."""
+        writer, hidden = sublayer.writer, kept_channels(self.plan, ("hidden",), None)
+        linear = layer.linear_layers()[writer.module]
+
+        def gather(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            inputs = sublayer.seen(self.compressed, index, ours, {writer.module: "input"})[writer.module]
+            given = self._rows_of(ours) + _rows(linear(inputs.to(linear.weight.dtype)))
+            return inputs, _taken(self._rows_of(theirs), hidden) - given, self._scale(theirs)
+
+        replaced = self._repair((writer,), layer, index, gather)
+        for states in self.compressed.states:
+            _add_(states, sublayer, self.compressed, index)
+        return replaced
 
     def _repair(
-        self, group: list[Weight], layer: DecoderLayer, index: int, own: int
+        self,
+        weights: tuple[Weight, ...],
+        layer: DecoderLayer,
+        index: int,
+        gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
     ) -> dict[str, torch.Tensor]:
-        """Solve the linear layers that share an input, and give those that improve their new weights."""
-        sums = self._gather(group, layer, index, own)
+        """Solve the linear layers that share an input, and give those that improve their new weights.
+
+        Args:
+            weights: Theirs.
+            layer: The compressed model's.
+            index: Of the layer.
+            gather: Gives of one window's states of both models the layers' input, what their outputs lack,
+                and by what every token is divided.
+        """
+        linears = [layer.linear_layers()[weight.module] for weight in weights]
+        sums = self._sums(linears, gather)
         started = monotonic()
         replaced: dict[str, torch.Tensor] = {}
-        for weight, of_use in zip(group, sums, strict=True):
+        outputs = torch.arange(sum(linear.out_features for linear in linears)).split(
+            [linear.out_features for linear in linears]
+        )
+        for weight, linear, own in zip(weights, linears, outputs, strict=True):
             name = f"{self.compressed.prefix(index)}{weight.name}"
-            linear = layer.linear_layers()[weight.module]
-            if not all(math.isfinite(part.error) and part.gram.isfinite().all() for part in of_use.values()):
+            of_use = {use: found.of(slice(int(own[0]), int(own[-1]) + 1)) for use, found in sums.items()}
+            if not all(
+                part.error.isfinite().all() and part.gram.isfinite().all() for part in of_use.values()
+            ):
                 raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
             repaired, self.layers[name] = solved(linear.weight, of_use, self.keep_mask(name))
             if self.layers[name].accepted:
@@ -141,71 +268,32 @@ class Walk:
         self.solve_seconds += monotonic() - started
         return replaced
 
-    def _gather(
-        self, group: list[Weight], layer: DecoderLayer, index: int, own: int
-    ) -> list[dict[Use, Sums]]:
-        """The sums of every weight of a group, over the windows of each use."""
-        linears = [layer.linear_layers()[weight.module] for weight in group]
-        device, num_inputs = linears[0].weight.device, linears[0].in_features
-        sums: list[dict[Use, Sums]] = [{} for _ in group]
-        for use in get_args(Use):
-            gram = torch.zeros(num_inputs, num_inputs, device=device)
-            for linear, of_use in zip(linears, sums, strict=True):
-                of_use[use] = Sums(gram=gram, cross=torch.zeros_like(linear.weight, dtype=torch.float32))
-        scales = []
-        for window in range(len(self.after)):
-            use = use_of(window, len(self.after))
-            inputs, before = self._seen(group, layer, index, window)
-            wanted, stream = self._wanted(group, own, window)
-            scale = stream.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+    def _sums(
+        self,
+        linears: list[nn.Linear],
+        gather: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    ) -> dict[Use, Sums]:
+        """The sums of linear layers with one input, over the windows of each use."""
+        num_outputs = sum(linear.out_features for linear in linears)
+        device = linears[0].weight.device
+        sums: dict[Use, Sums] = {
+            use: Sums.empty(linears[0].in_features, num_outputs, device) for use in get_args(Use)
+        }
+        num_windows, scales = len(self.original.states), []
+        for window in range(num_windows):
+            inputs, missing, scale = gather(self.original.states[window], self.compressed.states[window])
             scales.append(scale)
-            weighted = inputs / scale
-            sums[0][use].gram.addmm_(weighted.T, weighted)
-            for linear, target, of_use in zip(linears, wanted, sums, strict=True):
-                given = linear(inputs.to(linear.weight.dtype)).float()
-                missing = target - before - given
-                of_use[use].add(weighted, missing / scale)
+            sums[use_of(window, num_windows)].add(inputs / scale, missing / scale)
         found = torch.cat(scales)
         self.outlier_tokens = max(self.outlier_tokens, int((found > _OUTLIER * found.median()).sum()))
         return sums
 
-    def _seen(
-        self, group: list[Weight], layer: DecoderLayer, index: int, window: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a group reads `[T, I]`, and the compressed model's stream that its output is added to.
+    def _scale(self, states: torch.Tensor) -> torch.Tensor:
+        """The root mean square of every token of a window's stream, `[T, 1]`."""
+        return self._rows_of(states).square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
 
-        The latter is 0 where the output goes elsewhere.
-        """
-        states = self.compressed.states[window]
-        places = {"reads": (group[0].module, "input")}
-        if "down" in group[0].rows:
-            places["o"] = (layer.family.module("o"), "output")
-        seen = seen_in(self.compressed, index, states, places)
-        inputs = seen["reads"]
-        if not _writes(group):
-            return inputs, torch.zeros(1, 1, device=inputs.device)
-        before = _rows(states.to(inputs.device))
-        return inputs, before + seen["o"] if "o" in seen else before
-
-    def _wanted(self, group: list[Weight], own: int, window: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What each weight of a group should give `[T, O]`, and the original's stream `[T, H]` there."""
-        states, family = self.original.states[window], self.plan.source.family
-        if not _writes(group):
-            places = {weight.module: (weight.module, "output") for weight in group}
-            # `reads` names the norm, which the original's stream goes into.
-            places["stream"] = (family.module(str(group[0].reads)), "input")
-            seen = seen_in(self.original, own, states, places)
-            rows = [kept_channels(self.plan, tuple(weight.rows.values()), own) for weight in group]
-            targets = [_taken(seen[weight.module], kept) for weight, kept in zip(group, rows, strict=True)]
-            return targets, seen["stream"]
-        if "down" in group[0].rows:
-            stream = _rows(self.after[window].to(self.compressed.device))
-        else:
-            places = {"o": (family.module("o"), "output")}
-            stream = seen_in(self.original, own, states, places)["o"] + _rows(
-                states.to(self.compressed.device)
-            )
-        return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
+    def _rows_of(self, states: torch.Tensor) -> torch.Tensor:
+        return _rows(states.to(self.compressed.device))
 
 
 def use_of(window: int, num_windows: int) -> Use:
@@ -213,16 +301,6 @@ def use_of(window: int, num_windows: int) -> Use:
     period = min(_PERIOD, num_windows)
     uses: dict[int, Use] = {period // 2: "choose", period - 1: "accept"}
     return uses.get(window % period, "fit")
-
-
-def _groups(layer: DecoderLayer) -> list[list[Weight]]:
-    """A layer's matrices in forward order, those with one input together."""
-    by_module = {weight.module: weight for weight in layer.family.linears}
-    return [[by_module[name] for name in names] for names in layer.family.sharing_input]
-
-
-def _writes(group: list[Weight]) -> bool:
-    return set(group[0].rows.values()) == {_STREAM}
 
 
 def _taken(rows_TO: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -233,48 +311,14 @@ def _rows(states: torch.Tensor) -> torch.Tensor:
     return states.flatten(0, -2).float()
 
 
-class _SeenError(Exception):
-    """Everything that was asked for has been seen; the rest of the layer need not run."""
-
-
-def seen_in(
-    stream: Stream, index: int, states: torch.Tensor, places: dict[str, tuple[str, str]]
-) -> dict[str, torch.Tensor]:
-    """What passes places of the layer in use, as float32 rows `[T, channels]`; the rest of it is not run.
-
-    Args:
-        stream: Whose layer.
-        index: Of the layer.
-        states: Its input.
-        places: By the name to return: a module's name relative to the layer, and "input" or "output".
-    """
-    layer = stream.adapter.layers[index]
-    seen: dict[str, torch.Tensor] = {}
-
-    def observer(name: str) -> Callable[[torch.Tensor], None]:
-        def observe(values: torch.Tensor) -> None:
-            seen[name] = _rows(values)
-            if len(seen) == len(places):
-                raise _SeenError
-
-        return observe
-
-    hooks: dict[str, list[tuple[nn.Module, Callable[[torch.Tensor], None]]]] = {"input": [], "output": []}
-    for name, (module, side) in places.items():
-        hooks[side].append((layer.part(module), observer(name)))
-    with observed(inputs=hooks["input"], outputs=hooks["output"]), suppress(_SeenError):
-        stream.run(index, states)
-    return seen
-
-
-def stream_after(stream: Stream, index: int, states: torch.Tensor) -> torch.Tensor:
-    """The stream after the layer in use, in the states' shape, added up in float32.
+def _add_(states: torch.Tensor, sublayer: Sublayer, stream: Stream, index: int) -> None:
+    """Add a sublayer's output to its stream, in the states' float32.
 
     In 16 bits the sums would be off by as much as what a repair is to find.
     """
-    family = stream.adapter.family
-    seen = seen_in(stream, index, states, {part: (family.module(part), "output") for part in ("o", "down")})
-    return (_rows(states.to(stream.device)) + seen["o"] + seen["down"]).view_as(states)
+    writer = sublayer.writer.module
+    seen = sublayer.seen(stream, index, states, {writer: "output"})
+    states.add_(seen[writer].view_as(states).to(states.device))
 
 
 def solved(
@@ -287,20 +331,29 @@ def solved(
         sums: Of the windows of each use.
         keep_mask: bool `[O, I]`: weights outside it stay 0.
     """
-
-    def error(ridge: float) -> float:
-        try:
-            return sums["choose"].error_after(solve(sums["fit"], ridge, keep_mask))
-        except NotPositiveDefiniteError:
-            return math.inf
-
-    ridge = min(RIDGES, key=error)
-    before = weight.double()
+    ridge = _chosen_ridge(sums, keep_mask)
+    before, both = weight.double(), sums["fit"] + sums["choose"]
     try:
-        change = solve(sums["fit"] + sums["choose"], ridge, keep_mask)
+        change = solve(both.gram, both.cross, ridge, keep_mask)
     except NotPositiveDefiniteError:
         return weight, Repaired(accepted=False, ridge=ridge, error_ratio=None)
     repaired = (before + change).to(weight.dtype)
-    error_before = sums["accept"].error
+    error_before = sums["accept"].error.sum().item()
     ratio = sums["accept"].error_after(repaired.double() - before) / error_before if error_before else None
     return repaired, Repaired(accepted=ratio is not None and ratio < 1, ridge=ridge, error_ratio=ratio)
+
+
+def _chosen_ridge(sums: dict[Use, Sums], keep_mask: torch.Tensor | None) -> float:
+    """The ridge of least error on the windows to choose; of a masked weight by some rows, evenly spread."""
+    fit, choose = sums["fit"], sums["choose"]
+    if keep_mask is not None:
+        rows = torch.arange(0, len(keep_mask), max(1, len(keep_mask) // _CHOOSING_ROWS))
+        fit, choose, keep_mask = fit.of(rows), choose.of(rows), keep_mask[rows]
+
+    def error(ridge: float) -> float:
+        try:
+            return choose.error_after(solve(fit.gram, fit.cross, ridge, keep_mask))
+        except NotPositiveDefiniteError:
+            return math.inf
+
+    return min(RIDGES, key=error)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from compressor.models.sparse.pattern import Pattern
-from compressor.repair.least_squares import Sums, solve
+from compressor.repair.least_squares import solve
 from compressor.sparsity.method import DAMPENING_FRACTION, Choice
 
 
@@ -35,8 +35,7 @@ def refined(
     if choice.weight is None:
         return replace(choice, keep_mask=kept)
     lost = weight_RC.masked_fill(kept, 0)
-    sums = Sums(gram=gram_CC, cross=lost @ gram_CC)
-    change = solve(sums, choice.dampening_fraction or DAMPENING_FRACTION, kept)
+    change = solve(gram_CC, lost @ gram_CC, choice.dampening_fraction or DAMPENING_FRACTION, kept)
     return replace(choice, keep_mask=kept, weight=weight_RC - lost + change.to(weight_RC.dtype))
 
 

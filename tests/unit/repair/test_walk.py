@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compressor.calibration.rewrite import read_kept
-from compressor.calibration.stream import Stream, mapped_states
+from compressor.calibration.stream import Stream
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
@@ -156,7 +156,6 @@ def test_the_walk_repairs_as_whole_models_by_hand(model_type: str, shape: str, t
         walk = Walk(
             original=ours,
             compressed=b,
-            after=mapped_states(scratch / "c", tuple(ours.states.shape), torch.float32),
             plan=plan,
             keep_mask=lambda _name: None,
             scratch=scratch,
