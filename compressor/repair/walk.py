@@ -51,8 +51,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
 _PERIOD = 8
 _OUTLIER = 10.0
-# Rows of a masked weight that choose its ridge: each has a system of its own.
-_CHOOSING_ROWS = 128
+# Outputs that choose a linear layer's ridge, so that trying all of them costs less than the final solution.
+_CHOOSING_OUTPUTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,15 +344,15 @@ def solved(
 
 
 def _chosen_ridge(sums: dict[Use, Sums], keep_mask: torch.Tensor | None) -> float:
-    """The ridge of least error on the windows to choose; of a masked weight by some rows, evenly spread."""
-    fit, choose = sums["fit"], sums["choose"]
-    if keep_mask is not None:
-        rows = torch.arange(0, len(keep_mask), max(1, len(keep_mask) // _CHOOSING_ROWS))
-        fit, choose, keep_mask = fit.of(rows), choose.of(rows), keep_mask[rows]
+    """The ridge of least error on the windows to choose, by outputs that are evenly spread."""
+    num_outputs = len(sums["fit"].cross)
+    outputs = torch.arange(0, num_outputs, max(1, num_outputs // _CHOOSING_OUTPUTS))
+    fit, choose = sums["fit"].of(outputs), sums["choose"].of(outputs)
+    mask = None if keep_mask is None else keep_mask[outputs]
 
     def error(ridge: float) -> float:
         try:
-            return choose.error_after(solve(fit.gram, fit.cross, ridge, keep_mask))
+            return choose.error_after(solve(fit.gram, fit.cross, ridge, mask))
         except NotPositiveDefiniteError:
             return math.inf
 
