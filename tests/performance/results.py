@@ -25,13 +25,13 @@ from compressor.pipeline.summary import ExportRecord
 from tests.corruptions.report import RESULTS, corruption_rows, missed_lines, write_result
 from tests.performance.bounds import measure_all
 from tests.performance.distillation_results import distillation_rows, run_distillation
-from tests.performance.repair_results import repair_rows, run_repair
 from tests.performance.sparsity_results import (
     run_sparse_training,
     run_sparsity,
     sparse_training_rows,
     sparsity_rows,
 )
+from tests.performance.student_results import PARTS, run_students, student_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/demo.yaml"
@@ -61,24 +61,6 @@ def run_demo() -> dict[str, Any]:
     }
 
 
-def run_importance() -> dict[str, Any]:
-    """Zero-shot perplexity after the same cut by each importance."""
-    with tempfile.TemporaryDirectory() as scratch:
-        pruned = {}
-        for importance in ("activation", "taylor", "weight-magnitude", "random"):
-            out = f"{scratch}/{importance}"
-            _command(
-                *("prune", SMOLLM2, "--shape", ABLATED_SHAPE),
-                *("--importance", importance, "--calib-data", ".assets/wiki.txt"),
-                *("--calib-size", "32", "--calib-seq-len", "512", "-o", out),
-            )
-            pruned[importance] = out
-        # A text of its own, so nothing of it was calibrated on.
-        source = ("--data", ".assets/c4.txt", "--seq-len", "1024", "--size", "8")
-        report = _command("evaluate", *pruned.values(), *source, "-o", f"{scratch}/quality")
-    return {"shape": ABLATED_SHAPE, "evaluation": report}
-
-
 def run_bench() -> dict[str, Any]:
     """SmolLM2 against a student of its shape family, only pruned: as fast as a distilled one. Twice."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,6 +76,10 @@ def run_bench() -> dict[str, Any]:
         return {"student": ABLATED_SHAPE, "first": runs[0], "second": runs[1], "gpu": NO_GPU}
 
 
+def _students(part: str) -> Callable[[], dict[str, Any]]:
+    return lambda: run_students(part, _command)
+
+
 def run_perf() -> dict[str, Any]:
     """The bounds of the design, each with its day: a row may be measured again by itself."""
     today = datetime.now(timezone.utc).date().isoformat()
@@ -102,8 +88,7 @@ def run_perf() -> dict[str, Any]:
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": run_demo,
-    "importance": run_importance,
-    "repair": lambda: run_repair(_command),
+    **{part: _students(part) for part in PARTS},
     "sparsity": lambda: run_sparsity(_command),
     "sparse-training": lambda: run_sparse_training(_command),
     "distillation": lambda: run_distillation(_command),
@@ -138,10 +123,8 @@ def demo_table(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def importance_table(result: dict[str, Any]) -> str:
-    models = result["data"]["evaluation"]["models"]
-    rows = [(name, f"{entry['perplexity']:.1f}") for name, entry in models.items()]
-    return _table(("importance", "perplexity after pruning, before distillation"), rows)
+def students_table(result: dict[str, Any]) -> str:
+    return _table(*student_rows(result["data"]))
 
 
 def bench_table(result: dict[str, Any]) -> str:
@@ -214,8 +197,7 @@ def corruptions_table(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
-    "importance": importance_table,
-    "repair": lambda result: _table(*repair_rows(result["data"])),
+    **dict.fromkeys(PARTS, students_table),
     "sparsity": lambda result: _table(*sparsity_rows(result["data"])),
     "sparse-training": lambda result: _table(
         *sparse_training_rows(result["data"]), "", result["data"]["not_measured"]

@@ -119,11 +119,12 @@ def repair_(module: Any, inputs: torch.Tensor, missing: torch.Tensor) -> bool:
         change: torch.Tensor = torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1]), x.T @ y)
         return change.T
 
-    def error(change: torch.Tensor, use: str) -> float:
+    def error(change: torch.Tensor, use: str, every: int = 1) -> float:
         x, y = part(use)
-        return (y - x @ change.T).square().sum().item()
+        return (y - x @ change.T)[:, ::every].square().sum().item()
 
-    ridge = min(RIDGES, key=lambda ridge: error(fitted(ridge, "fit"), "choose"))
+    every = max(1, missing.shape[-1] // 64)  # outputs that choose the ridge
+    ridge = min(RIDGES, key=lambda ridge: error(fitted(ridge, "fit"), "choose", every))
     change = fitted(ridge, "fit", "choose")
     is_better = error(change, "accept") < error(torch.zeros_like(change), "accept")
     if is_better:

@@ -1,0 +1,188 @@
+"""The long measurements of compressed students of SmolLM2: as cut, repaired, and after a short distillation.
+
+Every student is made with each seed of its calibration windows. A part of it takes minutes, and what an
+interrupted measurement found is kept in `build` until it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from compressor.runs.artifact import write_json
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
+MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT = ".assets/wiki.txt"
+SEEDS = (0, 1)
+SCORED = ("--calib-data", TEXT, "--calib-size", "32", "--calib-seq-len", "512")
+FITTED = ("--calib-data", TEXT, "--calib-size", "64", "--calib-seq-len", "512")
+# Of the text that was calibrated on, `evaluate` reads the held-out part.
+QUALITY = {"wiki, held-out": TEXT, "c4": ".assets/c4.txt"}
+WINDOWS = ("--seq-len", "1024", "--size", "8")
+SHORT = (
+    *("--train-data", TEXT, "--context-length", "256", "--train-batch-size", "4"),
+    *("--micro-batch-size", "4", "--learning-rate", "5e-4"),
+)
+
+Command = Callable[..., dict[str, Any]]
+Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """How a student comes to be.
+
+    Attributes:
+        words: The command that cuts it.
+        calibration: The sequences that choose units and weights.
+        repair: Those that `reconstruct` reads; none: not repaired.
+        tokens: Of distillation afterwards.
+    """
+
+    words: tuple[str, ...]
+    calibration: tuple[str, ...] = SCORED
+    repair: tuple[str, ...] = ()
+    tokens: int = 0
+
+
+def cut(shape: str, *options: str) -> tuple[str, ...]:
+    return ("prune", "--shape", shape, *options)
+
+
+def by_rule(shape: str, *options: str) -> Student:
+    """A shape's student as the rules are compared: repaired with few windows, and shortly distilled."""
+    return Student(words=cut(shape, *options), repair=SCORED, tokens=10_240)
+
+
+_SCATTERED = ("--depth-removal", "scattered")
+_AGGREGATIONS = ("l2", "mean", "var")
+PARTS: dict[str, dict[str, Student]] = {
+    "importance": {
+        **{
+            f"activation, {batch} of {sequence}": Student(
+                words=cut(
+                    "intermediate_size=1024",
+                    *("--batch-aggregation", batch, "--sequence-aggregation", sequence),
+                )
+            )
+            for batch in _AGGREGATIONS
+            for sequence in _AGGREGATIONS
+        },
+        **{
+            name: Student(words=cut("intermediate_size=1024", "--importance", name))
+            for name in ("taylor", "weight-magnitude", "random")
+        },
+    },
+    "rules": {
+        "60 %: both widths": by_rule("hidden_size=432,intermediate_size=1024"),
+        "60 %: MLP": by_rule("intermediate_size=512"),
+        "60 %: hidden 512 and MLP": by_rule("hidden_size=512,intermediate_size=704"),
+        "60 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=640"),
+        "60 %: 24 layers and MLP": by_rule("num_hidden_layers=24,intermediate_size=768", *_SCATTERED),
+        "60 %: 20 layers and MLP": by_rule("num_hidden_layers=20,intermediate_size=1024", *_SCATTERED),
+        "80 %: both widths": by_rule("hidden_size=512,intermediate_size=1216"),
+        "80 %: MLP": by_rule("intermediate_size=1024"),
+        "80 %: 26 layers and MLP": by_rule("num_hidden_layers=26,intermediate_size=1280", *_SCATTERED),
+    },
+    "depth": {
+        name: Student(words=cut("num_hidden_layers=20", *options), repair=FITTED)
+        for name, options in {"contiguous": (), "scattered": _SCATTERED}.items()
+    },
+    "sparse-repair": {
+        "SparseGPT": Student(words=("sparsify",), calibration=FITTED, repair=FITTED),
+        "SparseGPT and swaps": Student(
+            words=("sparsify", "--mask-swaps", "20"), calibration=FITTED, repair=FITTED
+        ),
+    },
+}
+
+
+def run_students(part: str, command: Command) -> dict[str, Any]:
+    """Perplexities of a part's students at every stage, by seed."""
+    BUILD.mkdir(exist_ok=True)
+    file, students = BUILD / f"{part}.json", PARTS[part]
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for seed in SEEDS:
+        for name, student in students.items():
+            key = f"{name}, seed {seed}"
+            if key not in kept:
+                with tempfile.TemporaryDirectory() as scratch:
+                    kept[key] = _measure(command, student, seed, Path(scratch))
+                write_json(file, kept)
+    file.unlink()
+    return {
+        "students": {name: [kept[f"{name}, seed {seed}"] for seed in SEEDS] for name in students},
+        "commands": {name: _words(student) for name, student in students.items()},
+        "protocol": " ".join(WINDOWS),
+    }
+
+
+def _words(student: Student) -> list[str]:
+    """What makes a student, one command line per stage."""
+    lines = [" ".join((*student.words, *student.calibration))]
+    if student.repair:
+        lines.append(" ".join(("reconstruct", *student.repair)))
+    if student.tokens:
+        lines.append(" ".join(("distill", "--tokens", str(student.tokens), *SHORT)))
+    return lines
+
+
+def _measure(command: Command, student: Student, seed: int, scratch: Path) -> dict[str, Any]:
+    """One student's stages, evaluated together."""
+    made: dict[str, str] = {}
+    own = ("--seed", str(seed))
+    records, seconds = {}, {}
+
+    def make(name: str, *words: str) -> None:
+        started = monotonic()
+        made[name] = str(scratch / name)
+        records[name] = command(*words, *own, "-o", made[name])
+        seconds[name] = round(monotonic() - started)
+
+    first, *options = student.words
+    make("cut", first, MODEL, *options, *student.calibration)
+
+    if student.repair:
+        make("repaired", "reconstruct", made["cut"], "--teacher", MODEL, *student.repair)
+    if student.tokens:
+        last, tokens = list(made.values())[-1], str(student.tokens)
+        make("distilled", "distill", last, "--teacher", MODEL, *SHORT, "--tokens", tokens)
+    found: dict[str, dict[str, float]] = {name: {} for name in made}
+    for number, (text, source) in enumerate(QUALITY.items()):
+        out = str(scratch / f"quality-{number}")
+        report = command("evaluate", *made.values(), "--data", source, *WINDOWS, "-o", out)
+        for name, entry in zip(made, report["models"].values(), strict=True):
+            found[name][text] = entry["perplexity"]
+    details = records["repaired"]["details"] if student.repair else {}
+    return {
+        "num_parameters": records["cut"]["num_parameters"],
+        "perplexity": found,
+        "removed_layers": records["cut"]["details"].get("removed_layers", []),
+        "seconds": seconds,
+        **{name: details[name] for name in ("num_accepted", "num_left", "solve_seconds") if name in details},
+    }
+
+
+def student_rows(data: dict[str, Any]) -> Rows:
+    """Header and rows of a part's table; the seeds' figures are separated by strokes."""
+    seeds_of = data["students"]
+    stages = max((list(seeds[0]["perplexity"]) for seeds in seeds_of.values()), key=len)
+
+    def figures(seeds: list[dict[str, Any]], stage: str, text: str) -> str:
+        return " / ".join(f"{seed['perplexity'][stage][text]:,.1f}" for seed in seeds)
+
+    rows = [
+        (
+            name,
+            f"{seeds[0]['num_parameters'] / 1e6:.1f}M",
+            *(figures(seeds, stage, text) for text in QUALITY for stage in stages),
+        )
+        for name, seeds in seeds_of.items()
+    ]
+    return ("student", "parameters", *(f"{text}: {stage}" for text in QUALITY for stage in stages)), rows
