@@ -71,14 +71,10 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:
-    """Beside the weights, hidden states of every calibration sequence, the original's twice."""
+    """Beside the weights, hidden states of every calibration sequence in both models."""
     sixteen, calibration = weight_bytes(student, "bf16"), recipe.repair_calibration()
-    states = (
-        _STATE_BYTES
-        * calibration.size
-        * calibration.seq_len
-        * (2 * original.hidden_size + student.hidden_size)
-    )
+    tokens = calibration.size * calibration.seq_len
+    states = _STATE_BYTES * tokens * (original.hidden_size + student.hidden_size)
     return DiskUse(stage=stage, where=f"stages/{stage}", num_bytes=sixteen, temporary_bytes=states + sixteen)
 
 

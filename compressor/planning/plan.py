@@ -25,6 +25,8 @@ from compressor.planning.target import resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
+# The student's passes in a repair; the teacher makes one.
+_REPAIR_PASSES = 3
 _MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
@@ -48,14 +50,14 @@ class PlannedTexts(Record):
 
 
 class Hours(Record):
-    """Hours on the stated hardware; `stages` holds calibration and every training."""
+    """Hours on the stated hardware; `stages` holds calibration, repair and every training."""
 
     hardware: str
     assumed_utilisation: float
     stages: dict[str, float]
     gpu_hours: float
     cost_usd: float
-    not_included: str = "loading, evaluation, export, benchmark"
+    not_included: str = "loading, the linear systems of the repair, evaluation, export, benchmark"
 
     @property
     def total(self) -> float:
@@ -200,20 +202,25 @@ def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
 
 
 def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row: GpuRow | None) -> Hours:
-    """Hours on the stated hardware: calibration by its forward FLOPs, then every training."""
+    """Hours on the stated hardware: calibration and repair by their forward FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
-    flops = tokens * flops_per_token(teacher, context)
+    flops = {"calibration": tokens * flops_per_token(teacher, context)}
     if recipe.quantize.fp8:
-        flops += tokens * flops_per_token(student, context)
+        flops["calibration"] += tokens * flops_per_token(student, context)
+    if recipe.repair.enabled:
+        repair = recipe.repair_calibration()
+        own = _REPAIR_PASSES * flops_per_token(student, repair.seq_len // 2)
+        passes = flops_per_token(teacher, repair.seq_len // 2) + own
+        flops["reconstruct"] = repair.size * repair.seq_len * passes
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
-    calibration = flops / rate / 3600
-    phases = row.phase_hours if row else {"distill": 0.0}
-    gpu_hours = (calibration + sum(phases.values())) * hardware.num_gpus
+    stages = {name: round(count / rate / 3600, 4) for name, count in flops.items()}
+    stages |= row.phase_hours if row else {"distill": 0.0}
+    gpu_hours = sum(stages.values()) * hardware.num_gpus
     return Hours(
         hardware=f"{hardware.num_gpus} x {hardware.device.name}",
         assumed_utilisation=hardware.utilisation,
-        stages={"calibration": round(calibration, 4), **phases},
+        stages=stages,
         gpu_hours=round(gpu_hours, 3),
         cost_usd=round(gpu_hours * hardware.price, 2),
     )

@@ -70,7 +70,7 @@ class Repair(Section):
     heading: ClassVar[str] = "Repair"
 
     method: Literal["off", "least-squares"] = option(
-        "off",
+        "least-squares",
         "Adjust the kept weights after pruning and after sparsifying, to make up for removed ones. "
         "least-squares: fit every linear layer again on the calibration text.",
         flag="--repair",

@@ -21,23 +21,18 @@ from compressor.distillation.head import Head
 from compressor.distillation.losses import forward_kl
 from compressor.distillation.module import DistillationModule
 from compressor.models.adapter import ModelAdapter
-from compressor.models.checkpoint import TensorSpec, read_config, write_checkpoint
-from compressor.models.config.portable import write_config
-from compressor.models.dims import dims_of_config
+from compressor.models.checkpoint import read_config
 from compressor.models.load import load_model
-from compressor.models.presets import PRESETS
-from compressor.models.shapes import expected_shapes
 from compressor.models.tokenizer import load_tokenizer
-from compressor.pruning.importance import activation_importance, random_importance
-from compressor.pruning.plan import make_plan
-from compressor.pruning.slicing import slice_checkpoint
+from compressor.pruning.importance import activation_importance
 from compressor.quantization.coverage import quantised_linears
 from compressor.runs.artifact import sync_tree
 from exporters.tensorrt_llm.checkpoint import write_trtllm_checkpoint
 from exporters.tensorrt_llm.config import Parallelism
 from tests import assets
-from tests.performance import sparsity_bounds
+from tests.performance import repair_bounds, sparsity_bounds
 from tests.performance.checkpoint_memory import checkpoint_bounds
+from tests.performance.large_tensors import cut_8b_tensors, write_8b_tensors
 from tests.performance.measure import (
     Bound,
     bare_pass,
@@ -48,7 +43,6 @@ from tests.performance.measure import (
 )
 
 GIB = 1 << 30
-SLICED_LAYERS = 4
 LOSS_VOCAB, LOSS_TOKENS, LOSS_HIDDEN = 128_256, 4096, 256
 
 
@@ -64,12 +58,12 @@ def importance(scratch: Path) -> list[Bound]:
 
 def slicing(scratch: Path) -> list[Bound]:
     """Slicing real 8B tensors (fewer layers) to 4B-Width: memory, and speed against copying."""
-    source = _write_8b_tensors(scratch / "8b")
+    source = write_8b_tensors(scratch / "8b")
     peak = peak_memory_bytes(slice_in_process, source, scratch / "memory")
     copied = scratch / "copied"
     speeds = []
     for _ in range(3):
-        speeds.append(_seconds(_copy, source, copied) / _seconds(_slice, source, scratch / "sliced"))
+        speeds.append(_seconds(_copy, source, copied) / _seconds(cut_8b_tensors, source, scratch / "sliced"))
         shutil.rmtree(copied)
         shutil.rmtree(scratch / "sliced")
     shutil.rmtree(source)
@@ -83,7 +77,7 @@ def slicing(scratch: Path) -> list[Bound]:
 
 def slice_in_process(source: Path, out_dir: Path, sender: Any) -> None:
     with counted_memory(sender):
-        _slice(source, out_dir)
+        cut_8b_tensors(source, out_dir)
 
 
 def distillation(scratch: Path) -> list[Bound]:
@@ -151,7 +145,7 @@ def start_up(scratch: Path) -> list[Bound]:
 
 def trtllm_checkpoint(scratch: Path) -> list[Bound]:
     """Writing an FP8 TensorRT-LLM checkpoint of real 8B tensors (fewer layers): memory."""
-    source = _write_8b_tensors(scratch / "8b")
+    source = write_8b_tensors(scratch / "8b")
     peak = peak_memory_bytes(write_trtllm_in_process, source, scratch / "checkpoint") / GIB
     what = "writing an FP8 TensorRT-LLM checkpoint of 8B tensors: peak memory"
     return [Bound(what=what, measured=peak, required=4, unit="GiB")]
@@ -175,6 +169,8 @@ BOUNDS = (
     trtllm_checkpoint,
     sparsity_bounds.one_shot,
     sparsity_bounds.moving_masks,
+    repair_bounds.passes,
+    repair_bounds.large_layer,
     checkpoint_bounds,
 )
 
@@ -187,35 +183,6 @@ def measure_all() -> list[Bound]:
                 print(bound.row(), flush=True)
                 found.append(bound)
     return found
-
-
-def _write_8b_tensors(directory: Path) -> Path:
-    directory.mkdir()
-    dims = PRESETS["llama3.1-8b"].dims.with_shape(num_hidden_layers=SLICED_LAYERS)
-    config = {name: getattr(dims, name) for name in dims.__dataclass_fields__}
-    rope = {"rope_theta": 5e5, "max_position_embeddings": 131_072}
-    others = {"dtype": "bfloat16", "hidden_act": "silu", "rms_norm_eps": 1e-5}
-    write_config(directory, {**config, **rope, **others})
-    shapes = expected_shapes(dims)
-    write_checkpoint(directory, [_random_spec(name, shape) for name, shape in shapes.items()])
-    return directory
-
-
-def _random_spec(name: str, shape: tuple[int, ...]) -> TensorSpec:
-    def blocks() -> Any:
-        for start in range(0, shape[0], 4096):
-            yield torch.randn(min(4096, shape[0] - start), *shape[1:], dtype=torch.bfloat16)
-
-    return TensorSpec(name=name, shape=shape, dtype=torch.bfloat16, blocks=blocks)
-
-
-def _slice(source: Path, out_dir: Path) -> None:
-    dims = dims_of_config(read_config(source))
-    target = PRESETS["4b-width"].dims.with_shape(num_hidden_layers=SLICED_LAYERS)
-    plan = make_plan(dims, target, random_importance(dims, seed=0), importance="random")
-    out_dir.mkdir()
-    slice_checkpoint(source, plan, out_dir)
-    sync_tree(out_dir)
 
 
 def _copy(source: Path, out_dir: Path) -> None:
