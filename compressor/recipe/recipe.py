@@ -285,6 +285,8 @@ _REPLACES: dict[str, tuple[str, object]] = {
     "target": ("prune.shape", None),
     "prune.shape": ("target", None),
     "distill.data": ("distill.domains", ()),
+    "distill.warmup_steps": ("distill.warmup_ratio", None),
+    "distill.warmup_ratio": ("distill.warmup_steps", None),
 }
 
 
