@@ -73,7 +73,7 @@ def solve(sums: Sums, ridge: float, keep_mask: torch.Tensor | None = None) -> to
     Raises:
         NotPositiveDefiniteError: for a ridge that is too small.
     """
-    gram, cross = sums.gram.double(), sums.cross.double()
+    gram, cross = sums.gram.to(torch.float64, copy=True), sums.cross.double()
     strength = ridge * gram.diagonal().mean()
     if strength == 0:  # every input was 0
         return torch.zeros_like(cross)

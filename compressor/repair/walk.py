@@ -36,8 +36,10 @@ from compressor.calibration.stream import Stream
 from compressor.core.errors import VerificationError
 from compressor.models.adapter import DecoderLayer
 from compressor.models.axes import Weight
+from compressor.models.sparse.low_rank import AdapterBranch
 from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import kept_channels
+from compressor.repair.branch import grouped, left_after
 from compressor.repair.least_squares import NotPositiveDefiniteError, Sums, solve
 
 Use = Literal["fit", "choose", "accept"]
@@ -80,6 +82,9 @@ class Walk:
         on_layer: Called after every layer of the compressed model.
         changed: Full names of the changed weights, and the file that holds each.
         layers: What became of every linear layer, by full name.
+        branches: Low-rank branches beside sparse weights, by their layers' full names; each is fitted again
+            to the error that its repaired weight leaves.
+        branch_layers: What became of every branch; one that is not accepted adds nothing.
         outlier_tokens: Largest number of tokens, over layers, whose stream is ten times the median.
         solve_seconds: Spent in solving.
     """
@@ -93,6 +98,8 @@ class Walk:
     on_layer: Callable[[], None]
     changed: dict[str, Path] = field(default_factory=dict)
     layers: dict[str, Repaired] = field(default_factory=dict)
+    branches: dict[str, AdapterBranch] = field(default_factory=dict)
+    branch_layers: dict[str, Repaired] = field(default_factory=dict)
     outlier_tokens: int = 0
     solve_seconds: float = 0.0
 
@@ -134,12 +141,28 @@ class Walk:
             linear = layer.linear_layers()[weight.module]
             if not all(math.isfinite(part.error) and part.gram.isfinite().all() for part in of_use.values()):
                 raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
+            before = linear.weight.data
             repaired, self.layers[name] = solved(linear.weight, of_use, self.keep_mask(name))
             if self.layers[name].accepted:
                 linear.weight.data = repaired
                 replaced[weight.module] = repaired
+            self._fit_branch(name.removesuffix(".weight"), linear, before, of_use)
         self.solve_seconds += monotonic() - started
         return replaced
+
+    def _fit_branch(self, name: str, linear: nn.Linear, before: torch.Tensor, sums: dict[Use, Sums]) -> None:
+        """Fit a layer's branch, if it has one, to what its weight leaves; layers after it see both act."""
+        branch = self.branches.get(name)
+        if branch is None:
+            return
+        change = linear.weight.double() - before.double()
+        left = {use: grouped(left_after(part, change), branch.group_size) for use, part in sums.items()}
+        none = torch.zeros(linear.out_features, branch.rank, device=linear.weight.device)
+        up, self.branch_layers[name] = solved(none, left, None)
+        up = up if self.branch_layers[name].accepted else none
+        self.branches[name] = AdapterBranch(down=branch.down, up=up.cpu())
+        acting = linear.weight.float() + up @ branch.down.to(up.device)
+        linear.weight.data = acting.to(before.dtype)
 
     def _gather(
         self, group: list[Weight], layer: DecoderLayer, index: int, own: int
