@@ -10,7 +10,7 @@ Legend: T tokens, C input channels of a linear layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,14 @@ class LayerVisit:
         prefix: Of its tensors' names in the checkpoint, with a dot.
         linears: The linear layers by name relative to the layer, weights in the compute dtype.
         grams: Statistics of their inputs; layers with one input share one.
+        beside: Matrices that act beside new weights and are not part of them, by name; the visitor's to fill.
     """
 
     index: int
     prefix: str
     linears: dict[str, nn.Linear]
     grams: dict[str, Gram]
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 # Returns the new weights of some linear layers, by name relative to the layer.
@@ -99,10 +101,12 @@ def run_sequentially(
                 prefix, linears = stream.prefix(index), layer.linear_layers()
                 grams = _gather(stream, layer, index, device=device, on_window=on_window)
                 _refuse_nonfinite(prefix, grams)
-                replaced = visit(LayerVisit(index=index, prefix=prefix, linears=linears, grams=grams))
+                visited = LayerVisit(index=index, prefix=prefix, linears=linears, grams=grams)
+                replaced = visit(visited)
                 grams.clear()
                 for name, weight in replaced.items():
-                    linears[name].weight.data = weight.to(device=device, dtype=dtype)
+                    acting = weight + visited.beside[name] if name in visited.beside else weight
+                    linears[name].weight.data = acting.to(device=device, dtype=dtype)
                 changed |= keep_weights(replaced, prefix, scratch / f"layer-{index}.safetensors")
                 stream.advance(index)
     return changed

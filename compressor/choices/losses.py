@@ -17,13 +17,13 @@ class Loss(Row):
     Attributes:
         title: In reports.
         gradient: The same with the gradient by the student's logits, where that is written by hand.
-        stored: The same at temperature 1 from a teacher's stored top-k tokens and one bucket for all
-            others; None where such a bucket does not determine the loss.
+        needs_tail: Whether it divides by the teacher's probability of all tokens outside the top k. That must
+            then be stored: what rounded probabilities leave to them may be nothing.
     """
 
     title: str
     gradient: str | None = None
-    stored: str | None = None
+    needs_tail: bool = True
 
 
 LOSSES = table(
@@ -33,7 +33,7 @@ LOSSES = table(
         help="KL(teacher || student): the student covers every token that is likely for the teacher.",
         code="compressor.distillation.losses:forward_kl",
         gradient="compressor.distillation.losses:forward_kl_and_gradient",
-        stored="compressor.distillation.losses:bucketed_forward_kl",
+        needs_tail=False,
     ),
     Loss(
         name="reverse-kl",

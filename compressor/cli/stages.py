@@ -102,7 +102,10 @@ def generate(call: Call) -> Work:
     return partial(api.generate, call.recipe.model, settings=call.recipe.distill.generate)
 
 
-@from_recipe(*fields_under("distill", SCHEDULE, TEXT, SCALE, but=_OF_DISTILLATION), model="TEACHER")
+@from_recipe(
+    *fields_under("distill", SCHEDULE, TEXT, SCALE, but=(*_OF_DISTILLATION, "distill.warmup_ratio")),
+    model="TEACHER",
+)
 @stage_command()
 def correct_teacher(call: Call) -> Work:
     """Fine-tune TEACHER by cross-entropy on the text that its student will be distilled on.

@@ -50,12 +50,14 @@ class Window(_Predicted, total=False):
         domain_id: Number of the text that it was drawn from.
         teacher_top_ids: The teacher's top-k tokens, `[seq_len, k]`, where its logits were stored.
         teacher_top_logprobs: Their log-probabilities, `[seq_len, k]`.
+        teacher_tail_logprobs: That of all other tokens together.
     """
 
     position_ids: IntArray
     domain_id: int
     teacher_top_ids: npt.NDArray[np.int32]
     teacher_top_logprobs: npt.NDArray[np.float16]
+    teacher_tail_logprobs: npt.NDArray[np.float16]
 
 
 def read_windows(spec: str, split: Split, tokenizer: Any, *, size: int, seq_len: int) -> TokenArray:

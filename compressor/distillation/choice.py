@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compressor.choices.losses import LOSSES, STATE_LOSSES
+from compressor.choices.losses import STATE_LOSSES
 from compressor.core.errors import UsageError
 from compressor.distillation.criterion import OFF, LossConfig
 from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
@@ -64,6 +64,8 @@ def choose_losses(
         kl_weight=config.kl_weight,
         temperature=config.temperature,
         top_k=config.top_k,
+        top_k_tail=config.top_k_tail,
+        kl_weighting=config.kl_weighting,
         intermediate=intermediate,
         embedding=embedding,
         layer_pairs=pairs,
@@ -79,6 +81,10 @@ def describe(loss: LossConfig) -> str:
     parts: list[str] = []
     if loss.kl_weight > 0:
         over = "logits" if loss.top_k is None else f"the teacher's top {loss.top_k} tokens"
+        if loss.top_k is not None and loss.top_k_tail == "bucket":
+            over = f"{over} and the sum of all others"
+        if loss.kl_weighting != "uniform":
+            over = f"{over}, tokens weighted by {loss.kl_weighting}"
         weight = "" if loss.kl_weight == 1 else f"{loss.kl_weight:g} "
         parts.append(f"{weight}{loss.divergence.title} on {over}")
     if loss.kl_weight < 1:
@@ -105,7 +111,9 @@ def _rule(config: Distill, loss: LossConfig, layers: str, may_compare: bool) -> 
 
 
 def _warnings(loss: LossConfig) -> tuple[str, ...]:
-    if loss.kl_weight == 0 or loss.top_k is None or loss.top_k >= SMALLEST_SAFE_TOP_K:
+    if loss.kl_weight == 0 or loss.top_k is None or loss.top_k_tail == "bucket":
+        return ()
+    if loss.top_k >= SMALLEST_SAFE_TOP_K:
         return ()
     return (f"KL over {loss.top_k} tokens: fewer than {SMALLEST_SAFE_TOP_K} are known to do harm",)
 
@@ -119,13 +127,14 @@ def _require_stored(loss: LossConfig) -> None:
             expected="distill.hidden_state_loss and distill.embedding_loss off",
             hint="turn both off, or give --teacher instead of --teacher-logits",
         )
-    if loss.kl_weight > 0 and loss.top_k is None and (loss.temperature != 1 or not loss.divergence.stored):
-        possible = " or ".join(row.title for row in LOSSES.values() if row.stored)
+    renormalises = loss.top_k is not None and loss.top_k_tail == "drop"
+    if loss.kl_weight > 0 and not renormalises and loss.temperature != 1:
         raise UsageError(
-            f"stored logits determine only {possible} at temperature 1 over the whole vocabulary",
+            "stored logits give the probability of all tokens that are not stored at temperature 1 only",
             where="distill.teacher_logits",
-            found=f"{loss.loss} at temperature {loss.temperature:g}",
-            hint="set distill.top_k to renormalise over the stored tokens",
+            expected="distill.temperature 1",
+            found=f"{loss.temperature:g}",
+            hint="use --temperature 1, or --top-k with --top-k-tail drop, which leaves those tokens out",
         )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compressor.choices.losses import LOSSES
 from compressor.core.errors import UsageError
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import LossChoice, choose_losses, describe
@@ -20,10 +21,11 @@ from compressor.distillation.generate_stage import TEXT_FILE
 from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.stored_logits import StoredLogits
-from compressor.distillation.training import Training, load, load_trainable, refuse_unfit_teacher
+from compressor.distillation.training import NEUTRAL, Training, load, load_trainable, refuse_unfit_teacher
 from compressor.models.checkpoint import read_config
 from compressor.models.sparse.record import read_sparsity
 from compressor.models.tokenizer import load_tokenizer
+from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -177,6 +179,8 @@ def _stored_logits(config: Distill, source: ModelArtifact) -> StoredLogits | Non
         isolates_documents=config.intra_document_masking,
         top_k=config.top_k,
     )
+    if config.kl_weight > 0 and (config.top_k is None or config.top_k_tail == "bucket"):
+        stored.require_tails(LOSSES[config.loss])
     return stored
 
 
@@ -193,6 +197,7 @@ DISTILL: Stage[Distill] = Stage(
     run=run,
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
+    content=lambda config: unless_neutral(content_of(config), **NEUTRAL),
     data=lambda config: tuple(domain.data for domain in config.mixture()),
     fingerprint=source_fingerprint,
     parallel=True,

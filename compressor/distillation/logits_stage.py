@@ -16,6 +16,7 @@ from compressor.core.errors import UsageError
 from compressor.data.packing import Window
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.chunked import CHUNK_VALUES
+from compressor.distillation.losses import wide
 from compressor.distillation.states import Body
 from compressor.distillation.stored_logits import (
     LogitsHeader,
@@ -124,12 +125,19 @@ def top_tokens(teacher: Body, windows: Sequence[Window], top_k: int) -> Iterator
         head = teacher.head()
         chunk_tokens = max(1, CHUNK_VALUES // head.weight.shape[0])
         for hidden in states:
-            ids, logprobs = [], []
+            ids, logprobs, tails = [], [], []
             for chunk in hidden.split(chunk_tokens):
-                values, tokens = head.logits(chunk).log_softmax(-1).topk(top_k, dim=-1)
+                logits = wide(head.logits(chunk)).log_softmax(-1)
+                values, tokens = logits.topk(top_k, dim=-1)
+                tail = logits.scatter(-1, tokens, float("-inf")).logsumexp(-1)
                 ids.append(tokens.to(device="cpu", dtype=torch.int32))
                 logprobs.append(values.to(device="cpu", dtype=torch.float16))
-            yield TopTokens(ids=torch.cat(ids).numpy(), logprobs=torch.cat(logprobs).numpy())
+                tails.append(tail.to(device="cpu", dtype=torch.float16))
+            yield TopTokens(
+                ids=torch.cat(ids).numpy(),
+                logprobs=torch.cat(logprobs).numpy(),
+                tail_logprobs=torch.cat(tails).numpy(),
+            )
 
 
 def tokenizer_fingerprint(directory: Path) -> str:
@@ -152,6 +160,7 @@ def tokenizer_fingerprint(directory: Path) -> str:
 LOGITS: Stage[Distill] = Stage(
     name="logits",
     run=run,
+    format_version=2,
     libraries=("torch", "transformers", "numpy"),
     content=lambda config: training_content(config, "top_k", trains=False),
     data=lambda config: tuple(domain.data for domain in config.mixture()),

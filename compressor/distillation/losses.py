@@ -5,8 +5,8 @@ temperature); alone, forward and at temperature 1, it is the best loss. Multipli
 squared, so that gradients keep their size (Hinton et al., 2015). States are compared after large depth
 cuts only (same paper, table 17).
 
-All are computed in float32, float64 staying what it is. Legend: T tokens, V vocabulary, K the teacher's
-top-k tokens, H hidden_size.
+All are computed in float32, float64 staying what it is. Legend: T tokens, V vocabulary, H
+hidden_size.
 """
 
 from __future__ import annotations
@@ -37,32 +37,6 @@ def reverse_kl(
     """KL(student || teacher) of every token `[T]`, times temperature squared."""
     log_q, log_p = _log_probabilities(student_logits_TV, teacher_logits_TV, temperature)
     return functional.kl_div(log_p, log_q, log_target=True, reduction="none").sum(-1) * temperature**2
-
-
-def bucketed_forward_kl(
-    student_logits_TV: torch.Tensor, top_ids_TK: torch.Tensor, top_logprobs_TK: torch.Tensor
-) -> torch.Tensor:
-    """Forward KL over the teacher's top-k tokens and one bucket for all others, `[T]`.
-
-    A lower bound of the KL over the whole vocabulary, and equal to it when K is V.
-
-    Args:
-        student_logits_TV: The student's.
-        top_ids_TK: Token ids, distinct in every row.
-        top_logprobs_TK: The teacher's log-probabilities of these, at temperature 1; rounded ones may sum
-            to slightly more than one, and are then scaled to one.
-    """
-    logits, ids = wide(student_logits_TV), top_ids_TK.long()
-    p = wide(top_logprobs_TK).to(logits.dtype).exp()
-    total = p.sum(-1, keepdim=True)
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    log_q = logits.gather(-1, ids) - normaliser
-    if ids.shape[-1] == logits.shape[-1]:
-        return functional.kl_div(log_q, p / total, reduction="none").sum(-1)
-    others = logits.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
-    p = torch.cat([p / total.clamp_min(1), (1 - total).clamp_min(0)], dim=-1)
-    log_q = torch.cat([log_q, others - normaliser], dim=-1)
-    return functional.kl_div(log_q, p, reduction="none").sum(-1)
 
 
 def forward_kl_and_gradient(

@@ -78,6 +78,7 @@ class DistillationModule(nn.Module):
         num_tokens: torch.Tensor | int | None = None,
         teacher_top_ids: torch.Tensor | None = None,
         teacher_top_logprobs: torch.Tensor | None = None,
+        teacher_tail_logprobs: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The loss of a batch of B windows of S tokens.
 
@@ -90,6 +91,7 @@ class DistillationModule(nn.Module):
             num_tokens: What the sum over tokens is divided by; by default the batch's counted positions.
             teacher_top_ids: `[B, S, K]` stored teacher logits, instead of a teacher in memory.
             teacher_top_logprobs: `[B, S, K]` their log-probabilities.
+            teacher_tail_logprobs: `[B, S]` those of all other tokens together; None when there are none.
 
         Returns:
             `loss`, the scalar to train on; `window_losses` `[B]`, detached sums of the loss on logits;
@@ -105,7 +107,9 @@ class DistillationModule(nn.Module):
         reference: TeacherLogits | StoredTop | None = None
         if teacher_top_ids is not None and teacher_top_logprobs is not None:
             reference = StoredTop(
-                ids=teacher_top_ids.flatten(0, 1), logprobs=teacher_top_logprobs.flatten(0, 1)
+                ids=teacher_top_ids.flatten(0, 1),
+                logprobs=teacher_top_logprobs.flatten(0, 1),
+                tail_logprobs=None if teacher_tail_logprobs is None else teacher_tail_logprobs.flatten(),
             )
         elif self.teacher is not None and teacher is not None:
             frozen = self.teacher.head().frozen(compute_dtype(head.weight))

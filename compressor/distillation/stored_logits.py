@@ -1,9 +1,11 @@
 """A teacher's logits on disk: the top-k tokens of every position, for machines that hold one model.
 
-A directory of shards `logits-00000.npz`, each a compressed zip of NumPy arrays, two per window: ids
-`[seq_len, K]` int32, most likely first, and log-probabilities float16 at temperature 1; what they leave
-to one is the tail. `index.json` says what they are of. A window is found by a digest of its token ids, so
-training may visit the windows in any order. Equal windows and weights leave equal bytes.
+A directory of shards `logits-00000.npz`, each a compressed zip of NumPy arrays, three per window: ids
+`[seq_len, K]` int32, most likely first, their log-probabilities float16 at temperature 1, and the
+log-probability of all other tokens together, `[seq_len]` float16. Stores of version 1 lack the last, which is
+then what the others, rounded as they are, leave to one. `index.json` says what they are of. A window is found
+by a digest of its token ids, so training may visit the windows in any order. Equal windows and weights leave
+equal bytes.
 """
 
 from __future__ import annotations
@@ -19,15 +21,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from compressor.choices.losses import Loss
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.data.mixing import WindowStream
 from compressor.data.packing import IntArray, Window
+from compressor.distillation.buckets import remainder
 from compressor.runs.artifact import write_json
 
 INDEX_FILE = "index.json"
-SCHEMA = "compress-export/teacher-logits/1"
+SCHEMA = "compress-export/teacher-logits/2"
+WITHOUT_TAILS = "compress-export/teacher-logits/1"
+_ARRAYS = ("ids", "logprobs", "tail_logprobs")
 # What reading damaged bytes raises: one bit may say that a member is encrypted (RuntimeError), or
 # compressed in a way that is unknown (NotImplementedError, a RuntimeError) or another (OSError, LZMAError).
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
@@ -69,10 +76,17 @@ class _Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class TopTokens:
-    """One window's stored part: `[seq_len, K]` int32 ids and float16 log-probabilities."""
+    """One window's stored part.
+
+    Attributes:
+        ids: `[seq_len, K]`.
+        logprobs: `[seq_len, K]`.
+        tail_logprobs: `[seq_len]`, of all other tokens together; -inf when there are none.
+    """
 
     ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float16]
+    tail_logprobs: npt.NDArray[np.float16]
 
 
 def digest_of(input_ids: IntArray) -> str:
@@ -90,9 +104,9 @@ def write_shard(path: Path, windows: dict[str, TopTokens]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with zipfile.ZipFile(temporary, "w") as archive:
         for digest, window in windows.items():
-            for name, array in (("ids", window.ids), ("logprobs", window.logprobs)):
+            for name in _ARRAYS:
                 buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, array, allow_pickle=False)
+                np.lib.format.write_array(buffer, getattr(window, name), allow_pickle=False)
                 # A date of its own in every member would make equal shards differ.
                 member = zipfile.ZipInfo(f"{digest}.{name}.npy", date_time=_FIXED_DATE)
                 archive.writestr(member, buffer.getvalue(), compress_type=zipfile.ZIP_DEFLATED)
@@ -103,7 +117,7 @@ def is_whole(path: Path, members: list[str]) -> bool:
     """Whether a shard is there, holds these windows and has the checksums of its members."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [f"{digest}.{name}.npy" for digest in members for name in ("ids", "logprobs")]
+            names = [f"{digest}.{name}.npy" for digest in members for name in _ARRAYS]
             return archive.namelist() == names and archive.testzip() is None
     except _DAMAGE:
         return False
@@ -131,7 +145,7 @@ class StoredLogits:
             VerificationError: when the index is corrupt, or a shard missing or of another size.
         """
         self._directory = directory
-        self.header, shards = _read_index(directory / INDEX_FILE)
+        self.header, self._schema, shards = _read_index(directory / INDEX_FILE)
         self._shard_of: dict[str, str] = {}
         for shard in shards:
             path = directory / shard.file
@@ -150,6 +164,11 @@ class StoredLogits:
     def __len__(self) -> int:
         """Number of windows."""
         return len(self._shard_of)
+
+    @property
+    def holds_all_tokens(self) -> bool:
+        """Whether every token of the vocabulary is stored, so that there are no others."""
+        return self.header.top_k == self.header.vocab_size
 
     def require(
         self, *, vocab_size: int, seq_len: int, tokenizer: str, isolates_documents: bool, top_k: int | None
@@ -191,6 +210,21 @@ class StoredLogits:
                 hint="lower --top-k, or store the logits again with this --top-k",
             )
 
+    def require_tails(self, loss: Loss) -> None:
+        """Refuse a store without the probability of all other tokens, for a loss that divides by it.
+
+        Raises:
+            UsageError: for such a loss, and a store of version 1.
+        """
+        if loss.needs_tail and self._schema == WITHOUT_TAILS and not self.holds_all_tokens:
+            raise UsageError(
+                f"{loss.title} needs the probability of all tokens that are not stored, which is missing",
+                where=str(self._directory),
+                expected=SCHEMA,
+                found=self._schema,
+                hint=f"{_REDO}; or use --loss forward-kl",
+            )
+
     def require_windows(self, stream: WindowStream) -> None:
         """Refuse a store that lacks a training window, before any training.
 
@@ -222,7 +256,11 @@ class StoredLogits:
         name = self._shard_of[digest]
         try:
             shard = self._shard(name)
-            found = TopTokens(ids=shard[f"{digest}.ids"], logprobs=shard[f"{digest}.logprobs"])
+            ids, logprobs = shard[f"{digest}.ids"], shard[f"{digest}.logprobs"]
+            if self._schema == WITHOUT_TAILS:
+                tails = remainder(torch.from_numpy(logprobs)).to(torch.float16).numpy()
+            else:
+                tails = shard[f"{digest}.tail_logprobs"]
         except (KeyError, *_DAMAGE) as error:
             raise VerificationError(
                 "a shard of the stored teacher logits is damaged",
@@ -231,20 +269,23 @@ class StoredLogits:
                 hint=_REDO,
             ) from error
         shape = (self.header.seq_len, self.header.top_k)
-        if found.ids.shape != shape or found.logprobs.shape != shape:
+        if (ids.shape, logprobs.shape, tails.shape) != (shape, shape, shape[:1]):
             raise VerificationError(
                 "a shard of the stored teacher logits is damaged",
                 where=str(self._directory / name),
                 expected=shape,
-                found=found.ids.shape,
+                found=(ids.shape, logprobs.shape, tails.shape),
                 hint=_REDO,
             )
-        return found
+        return TopTokens(ids=ids, logprobs=logprobs, tail_logprobs=tails)
 
     def complete(self, window: Window) -> Window:
         """A window with what is stored of its positions."""
         top = self.window(window["input_ids"])
-        return {**window, "teacher_top_ids": top.ids, "teacher_top_logprobs": top.logprobs}
+        completed: Window = {**window, "teacher_top_ids": top.ids, "teacher_top_logprobs": top.logprobs}
+        if not self.holds_all_tokens:
+            completed["teacher_tail_logprobs"] = top.tail_logprobs
+        return completed
 
     def _shard(self, name: str) -> Any:
         if self._open is None or self._open[0] != name:
@@ -255,7 +296,8 @@ class StoredLogits:
         return self._open[1]
 
 
-def _read_index(file: Path) -> tuple[LogitsHeader, list[_Shard]]:
+def _read_index(file: Path) -> tuple[LogitsHeader, str, list[_Shard]]:
+    """What a store is of, its schema, and its shards."""
     if not file.is_file():
         raise UsageError(
             "this directory holds no stored teacher logits",
@@ -265,12 +307,13 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[_Shard]]:
         )
     try:
         record = read_json_mapping(file, what="the index of the stored teacher logits")
-        if record["schema"] != SCHEMA:
+        schema = str(record["schema"])
+        if schema not in (SCHEMA, WITHOUT_TAILS):
             raise UsageError(
                 "the teacher logits were stored by another version of this tool",
                 where=str(file),
                 expected=SCHEMA,
-                found=record["schema"],
+                found=schema,
                 hint=_REDO,
             )
         values = {name: record[name] for name in LogitsHeader.__dataclass_fields__}
@@ -287,4 +330,4 @@ def _read_index(file: Path) -> tuple[LogitsHeader, list[_Shard]]:
         raise VerificationError(
             "the index of the stored teacher logits is corrupt", where=str(file), found=error, hint=_REDO
         ) from error
-    return header, shards
+    return header, schema, shards

@@ -30,7 +30,7 @@ from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, ref
 from compressor.models.tokenizer import load_tokenizer
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.planning.schedule import Schedule, training_flops_per_token, training_schedule
-from compressor.recipe.option import content_of, fields_of
+from compressor.recipe.option import content_of, fields_of, unless_neutral
 from compressor.recipe.recipe import Distill, Domain
 from compressor.runs.artifact import LOGS, ModelArtifact
 from compressor.runs.stage import StageContext, start_afresh
@@ -46,7 +46,9 @@ _BYTES_PER_TRAINED = 16
 _TEXT_FIELDS = (
     *("data", "domains", "loss_on", "tokens", "context_length", "intra_document_masking", "batch_size"),
 )
-_STEP_FIELDS = ("learning_rate", "min_learning_rate_ratio", "warmup_steps", "sharding")
+_STEP_FIELDS = ("learning_rate", "min_learning_rate_ratio", "warmup_steps", "warmup_ratio", "sharding")
+# Options that came later, at the values by which nothing changes.
+NEUTRAL: dict[str, object] = {"warmup_ratio": None, "top_k_tail": "drop", "kl_weighting": "uniform"}
 
 
 def training_content(config: Distill, *more: str, trains: bool = True) -> dict[str, object]:
@@ -55,7 +57,8 @@ def training_content(config: Distill, *more: str, trains: bool = True) -> dict[s
     `trains` says whether weights are trained on the text; else a model only reads it.
     """
     steps = _STEP_FIELDS if trains else ()
-    return fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
+    content = fields_of(content_of(config), *_TEXT_FIELDS, "micro_batch_size", *steps, *more)
+    return unless_neutral(content, **NEUTRAL)
 
 
 def schedule(

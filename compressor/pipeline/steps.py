@@ -43,9 +43,6 @@ def _reconstruct(run: Run) -> None:
 
 
 def _reconstruct_sparse(run: Run) -> None:
-    recipe = run.recipe
-    if recipe.repair.enabled and recipe.sparsify.pattern and recipe.sparsify.slorb_group_size:
-        run.console.warn("the sparse model is not repaired: its low-rank branch stands for what it lost")
     if run.recipe.repairs_sparse():
         dense = [run.made[name] for name in SIXTEEN_BIT[:3] if name in run.made][-1]
         _repair(run, "reconstruct-sparse", of=dense, makes="repaired")

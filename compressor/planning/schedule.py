@@ -119,13 +119,18 @@ def training_schedule(config: Distill, processes: int) -> Schedule:
     wanted = config.batch_size or min(PUBLISHED_BATCH_SIZE, num_windows // SHORTEST_PUBLISHED_RUN_STEPS)
     batch_size = max(1, min(wanted, num_windows))
     steps = num_windows // batch_size
-    warmup = min(PUBLISHED_WARMUP_STEPS, steps // 10) if config.warmup_steps is None else config.warmup_steps
     return Schedule(
         steps=steps,
         batch_size=batch_size,
         micro_batch_size=math.gcd(ceil_divide(batch_size, processes), config.micro_batch_size),
-        warmup_steps=warmup,
+        warmup_steps=_warmup(config, steps),
     )
+
+
+def _warmup(config: Distill, steps: int) -> int:
+    if config.warmup_ratio is not None:
+        return round(config.warmup_ratio * steps)
+    return min(PUBLISHED_WARMUP_STEPS, steps // 10) if config.warmup_steps is None else config.warmup_steps
 
 
 def correction_schedule(config: Distill, processes: int) -> Schedule:

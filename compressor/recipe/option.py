@@ -123,3 +123,11 @@ def _choices(*kinds: object) -> Iterator[tuple[str, str]]:
 def fields_of(content: dict[str, object], *names: str) -> dict[str, object]:
     """Of a configuration's content, what one stage reads; a name that is not there is a mistake of ours."""
     return {name: content[name] for name in names}
+
+
+def unless_neutral(content: dict[str, object], **neutral: object) -> dict[str, object]:
+    """Content without options that are as they were before they could be chosen.
+
+    What was made when an option did not exist is then still what is asked for.
+    """
+    return {name: value for name, value in content.items() if name not in neutral or value != neutral[name]}

@@ -271,8 +271,8 @@ class Recipe(Environment):
         return self.calibration.model_copy(update={"size": size})
 
     def repairs_sparse(self) -> bool:
-        """Whether a sparse model is repaired; one with a low-rank branch has that for what it lost."""
-        return self.repair.enabled and self.sparsify.pattern is not None and self.sparsify.slorb == "off"
+        """Whether a sparse model is repaired."""
+        return self.repair.enabled and self.sparsify.pattern is not None
 
     def recovery_tokens(self) -> int:
         """Tokens of the training that follows sparsification; 0 without one."""
@@ -285,6 +285,8 @@ _REPLACES: dict[str, tuple[str, object]] = {
     "target": ("prune.shape", None),
     "prune.shape": ("target", None),
     "distill.data": ("distill.domains", ()),
+    "distill.warmup_steps": ("distill.warmup_ratio", None),
+    "distill.warmup_ratio": ("distill.warmup_steps", None),
 }
 
 

@@ -22,6 +22,8 @@ SCHEDULE, TEXT = "Training", "Training text"
 LOSS, SCALE = "Distillation loss and teacher", "Memory and many GPUs"
 
 StateLoss = Literal["auto", "off", "cosine", "mse"]
+TopKTail = Literal["drop", "bucket"]
+KLWeighting = Literal["uniform", "entropy"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -176,6 +178,9 @@ class Distill(Section):
     warmup_steps: int | None = option(
         None, "Linear warm-up steps; by default 40, or a tenth of all steps if that is fewer.", ge=0
     )
+    warmup_ratio: float | None = option(
+        None, "Linear warm-up as a fraction of all steps, instead of --warmup-steps.", ge=0, le=1
+    )
     loss: Annotated[str, AfterValidator(OneOf(LOSSES))] = option(
         "forward-kl", "Divergence between the teacher's and the student's distributions.", heading=LOSS
     )
@@ -187,10 +192,22 @@ class Distill(Section):
     )
     top_k: int | None = option(
         None,
-        "Use only the teacher's top-k tokens per position, renormalised for the KL loss; by default all "
-        "tokens, in cache-logits 1024.",
+        "Use only the teacher's top-k tokens per position for the KL loss; by default all tokens, in "
+        "cache-logits 1024.",
         heading=LOSS,
         ge=1,
+    )
+    top_k_tail: TopKTail = option(
+        "drop",
+        "With --top-k: what becomes of all other tokens. drop: they are left out and the rest renormalised; "
+        "bucket: their summed probability counts as one more token.",
+        heading=LOSS,
+    )
+    kl_weighting: KLWeighting = option(
+        "uniform",
+        "How much each position counts in the KL loss. uniform: all alike; entropy: more where teacher and "
+        "student are uncertain of the next token (EA-KD, arXiv 2311.13621).",
+        heading=LOSS,
     )
     hidden_state_loss: StateLoss = option(
         "auto",
@@ -241,6 +258,16 @@ class Distill(Section):
         names = [domain.name for domain in self.domains]
         if len(set(names)) != len(names):
             raise ValueError(f"two domains have the same name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_take_effect(self) -> Distill:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("warmup_steps and warmup_ratio both say how long the warm-up is")
+        if self.top_k_tail == "bucket" and self.top_k is None and self.teacher_logits is None:
+            raise ValueError("top_k_tail bucket needs top_k: without it, no token is left out")
+        if self.kl_weighting != "uniform" and self.kl_weight == 0:
+            raise ValueError(f"kl_weighting {self.kl_weighting} has no effect with kl_weight 0")
         return self
 
     def loss_choices(self) -> list[str]:

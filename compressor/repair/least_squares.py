@@ -72,11 +72,15 @@ class Sums:
         """Those of some outputs."""
         return Sums(gram=self.gram, cross=self.cross[outputs], error=self.error[outputs])
 
+    def after(self, change_OI: torch.Tensor) -> Sums:
+        """The same tokens once the weights have changed; `cross` in float64."""
+        change, cross = change_OI.double(), self.cross.double()
+        left = cross - change @ self.gram.double()
+        return Sums(gram=self.gram, cross=left, error=self.error - (change * (cross + left)).sum(dim=1))
+
     def error_after(self, change_OI: torch.Tensor) -> float:
         """Squared error of all outputs once the weights have changed."""
-        change = change_OI.double()
-        gained = (change * (change @ self.gram.double() - 2 * self.cross.double())).sum()
-        return (self.error.sum() + gained).item()
+        return self.after(change_OI).error.sum().item()
 
 
 def solve(

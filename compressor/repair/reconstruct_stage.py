@@ -22,11 +22,20 @@ from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.sparse.low_rank import refuse_adapter
+from compressor.models.sparse.low_rank import (
+    AdapterBranch,
+    adds_groups,
+    branch_digests,
+    has_adapter,
+    read_adapter,
+    refuse_adapter,
+    write_adapter,
+)
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Calibration, Section
+from compressor.repair.choice import Repaired
 from compressor.repair.walk import Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -52,18 +61,22 @@ def run(
     start_afresh(out_dir)
     assert context.teacher is not None
     original = context.teacher.path
-    refuse_adapter(source.path, by="reconstruction")
+    refuse_adapter(original, by="a teacher")
+    branches = _branches(source.path)
     plan = plan_between(original, source.path)
     windows = read_calibration(config.calibration, source.path, context)
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    walk = _walk(original, source.path, windows.ids, plan, scratch, context)
-    write_digests(
-        out_dir, {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
-    )
+    walk = _walk(original, source.path, windows.ids, plan, branches, scratch, context)
+    digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
+    for name, branch in walk.branches.items():
+        digests |= branch_digests(name, branch)
+    write_digests(out_dir, digests)
     write_rewritten(source.path, out_dir, walk.changed, getattr(torch, context.dtype))
     _carry(source.path, out_dir)
+    if walk.branches:
+        write_adapter(out_dir, walk.branches)
     shutil.rmtree(scratch)
     return StageResult(num_parameters=source.num_parameters, details=_details(walk, windows))
 
@@ -73,6 +86,7 @@ def _walk(
     compressed: Path,
     windows: TokenArray,
     plan: PrunePlan,
+    branches: dict[str, AdapterBranch],
     scratch: Path,
     context: StageContext,
 ) -> Walk:
@@ -96,13 +110,26 @@ def _walk(
             keep_mask=_masks(compressed),
             scratch=scratch,
             on_layer=tick,
+            branches=branches,
         )
         walk.run()
     return walk
 
 
+def _branches(directory: Path) -> dict[str, AdapterBranch]:
+    """The low-rank branches that are fitted again: those that no training has changed yet.
+
+    Raises:
+        UnsupportedError: for trained ones.
+    """
+    branches = read_adapter(directory) if has_adapter(directory) else {}
+    if not all(adds_groups(branch) for branch in branches.values()):
+        refuse_adapter(directory, by="reconstruction")
+    return branches
+
+
 def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
-    return {
+    details: dict[str, object] = {
         "num_accepted": len(walk.changed),
         "num_left": len(walk.layers) - len(walk.changed),
         "outlier_tokens": walk.outlier_tokens,
@@ -110,14 +137,18 @@ def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
         "window_tokens": windows.ids.shape[1],
         "solve_seconds": round(walk.solve_seconds, 3),
         "calibration": windows.record,
-        "layers": {
-            name: {
-                "accepted": layer.accepted,
-                "ridge": layer.ridge,
-                "error_ratio": None if layer.error_ratio is None else float(f"{layer.error_ratio:.6g}"),
-            }
-            for name, layer in walk.layers.items()
-        },
+        "layers": {name: _record(layer) for name, layer in walk.layers.items()},
+    }
+    if walk.branches:
+        details["branches"] = {name: _record(layer) for name, layer in walk.branch_layers.items()}
+    return details
+
+
+def _record(layer: Repaired) -> dict[str, object]:
+    return {
+        "accepted": layer.accepted,
+        "ridge": layer.ridge,
+        "error_ratio": None if layer.error_ratio is None else float(f"{layer.error_ratio:.6g}"),
     }
 
 

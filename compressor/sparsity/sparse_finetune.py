@@ -35,7 +35,9 @@ PUBLISHED_MASK_INTERVAL = 10
 MIN_SELECTIONS = 40
 RAMP_SHARE = 0.25
 # Distillation's choices about the loss that this training follows.
-FOLLOWED_LOSSES = ("loss", "top_k", "hidden_state_loss", "embedding_loss", "layer_pairs")
+FOLLOWED_LOSSES = (
+    *("loss", "top_k", "top_k_tail", "kl_weighting", "hidden_state_loss", "embedding_loss", "layer_pairs"),
+)
 
 
 class RecoverStageConfig(Section):

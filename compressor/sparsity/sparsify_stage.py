@@ -29,11 +29,12 @@ from compressor.models.checkpoint import (
 )
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, initial_branch, write_adapter
+from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, write_adapter
 from compressor.models.sparse.pattern import Pattern, parse_pattern, require_whole_groups
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, SparsityRecord, write_masks
 from compressor.recipe.option import content_of, fields_of
 from compressor.recipe.recipe import Calibration, Section, Sparsify
+from compressor.repair.branch import start_branch
 from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -41,6 +42,8 @@ from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.swaps import refined
 
 _SCRATCH = "scratch"
+# Names how branches start, which decides bytes only where there are some.
+_BRANCH_START = "least squares"
 
 
 class SparsifyStageConfig(Section):
@@ -139,6 +142,8 @@ class _Visitor:
                 raise VerificationError(
                     str(error), where=full, hint="use more calibration text, or --raise-dampening"
                 ) from error
+            if (branch := self.branches.get(full.removesuffix(".weight"))) is not None:
+                layer.beside[name] = (branch.up @ branch.down).to(linear.weight.device)
         path = self._scratch / f"masks-{layer.index}.safetensors"
         write_masks(path, masks)
         self.masks |= dict.fromkeys(masks, path)
@@ -173,8 +178,12 @@ class _Visitor:
         self.digests[name] = tensor_digest(sparse)
         if (group_size := self._sparsify.slorb_group_size) is not None:
             module = name.removesuffix(".weight")
-            self.branches[module] = initial_branch(dense, sparse, group_size=group_size)
-            self.digests |= branch_digests(module, self.branches[module])
+            branch = start_branch(dense, sparse, inputs.total, group_size=group_size)
+            acting = sparse.float() + (branch.up @ branch.down).to(sparse.device)
+            error = relative_error(weight, acting, inputs.total)
+            entry["relative_error_with_branch"] = float(f"{error:.6g}")
+            self.branches[module] = branch
+            self.digests |= branch_digests(module, branch)
         return sparse, choice.keep_mask
 
 
@@ -243,6 +252,8 @@ _FIELDS = (
 def _content(config: SparsifyStageConfig) -> dict[str, object]:
     """All but what decides the training that follows."""
     sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
+    if config.sparsify.slorb != "off":
+        sparsify["slorb_start"] = _BRANCH_START
     return {"sparsify": sparsify, "calibration": content_of(config.calibration)}
 
 

@@ -30,7 +30,7 @@ from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
-from exporters.checks.sparsified import check_masks, check_moved_masks, check_sparsified
+from exporters.checks.sparsified import check_branches, check_masks, check_moved_masks, check_sparsified
 from exporters.verification.logits import VerifyOptions
 
 Found = dict[str, JsonValue]
@@ -72,11 +72,16 @@ def _reconstructed(
     accepted = {name for name, layer in layers.items() if layer.get("accepted")}
     counted = {"num_accepted": len(accepted), "num_left": len(layers) - len(accepted)}
     expect_figures(directory, counted, artifact.details)
-    if set(read_digests(directory)) != accepted:
-        odd = min(set(read_digests(directory)) ^ accepted)
+    branches = read_adapter(directory) if has_adapter(directory) else {}
+    written = accepted.union(*(branch_digests(name, branch) for name, branch in branches.items()))
+    if set(read_digests(directory)) != written:
+        odd = min(set(read_digests(directory)) ^ written)
         raise VerificationError("the record names other repaired weights than the stage wrote", where=odd)
     if read_sparsity(directory) is not None:
         found |= check_masks(directory, artifact)
+    if branches:
+        check_branches(directory)
+    _check_branches_left(branches, artifact)
     if source is None:
         return found
     _same_model(directory, source)
@@ -88,6 +93,17 @@ def _reconstructed(
             own = reader.tensor(name)
             expect_bits(name, original.tensor(name).to(own.dtype), own, against="the source's")
     return {**found, "num_tensors_equal_to_source": len(names)}
+
+
+def _check_branches_left(branches: dict[str, AdapterBranch], artifact: ModelArtifact) -> None:
+    """A branch that was not accepted adds nothing, and every branch is accounted for."""
+    records = artifact.details.get("branches", {})
+    if set(records) != set(branches):
+        odd = min(set(records) ^ set(branches))
+        raise VerificationError("the record names other low-rank branches than the stage wrote", where=odd)
+    for name, branch in branches.items():
+        if not records[name].get("accepted") and bool(branch.up.any()):
+            raise VerificationError("a low-rank branch that was not accepted is not zero", where=name)
 
 
 def _trained(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:

@@ -22,7 +22,8 @@ from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PLAN_FILE, make_plan, read_plan
 from compressor.pruning.slicing import slice_checkpoint
 from compressor.repair import walk as walk_module
-from compressor.repair.walk import Repaired, Walk
+from compressor.repair.choice import Repaired
+from compressor.repair.walk import Walk
 from tests import assets
 from tests.performance.large_tensors import cut_8b_tensors, write_8b_tensors
 from tests.performance.measure import (

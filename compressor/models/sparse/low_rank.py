@@ -1,11 +1,11 @@
 """SLoRB (Adaptive Sparse Trainer, arXiv 2407.20584): a low-rank branch beside a sparse matrix.
 
-y = (m ⊙ W) x + S (X x). X `[r, d]` adds up groups of k input channels (r = d / k), S `[N, r]` holds per
-output and group the mean of what the mask removed, so the branch restores the dense output exactly for
-inputs that are constant inside each group.
+y = (m ⊙ W) x + S (X x). X `[r, d]` adds up groups of k input channels (r = d / k), S `[N, r]` holds a weight
+per output and group, so a branch can restore the dense output exactly for inputs that are constant inside
+each group.
 
-Departure: S starts from the mean of dense minus sparse weight. That is the published formula where kept
-weights are as they were, and stays right after SparseGPT, which changes them.
+Departure: S starts from least squares on the inputs of the layer (`compressor.repair.branch`). Published is
+the mean of what the mask removed from each group.
 
 The branch is kept beside the checkpoint as a standard PEFT LoRA adapter, lora_A = X and lora_B = S, with
 `alpha_pattern` equal to `rank_pattern` so that its scaling is 1. It cannot be merged: S X has no zeros.
@@ -50,16 +50,18 @@ class AdapterBranch:
         return int(self.down.shape[0])
 
     @property
+    def group_size(self) -> int:
+        """K, input channels per rank."""
+        return int(self.down.shape[1]) // self.rank
+
+    @property
     def num_parameters(self) -> int:
         """Of both matrices."""
         return self.down.numel() + self.up.numel()
 
 
-def initial_branch(
-    dense_NC: torch.Tensor, sparse_NC: torch.Tensor, *, group_size: int = GROUP_SIZE
-) -> AdapterBranch:
-    """The published initialisation; unsupported where the columns do not divide into groups."""
-    columns = dense_NC.shape[1]
+def group_sums(columns: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+    """X `[rank, columns]` as published; unsupported where the columns do not divide into groups."""
     if columns % group_size:
         raise UnsupportedError(
             "the low-rank branch does not fit this layer",
@@ -67,10 +69,7 @@ def initial_branch(
             found=columns,
             hint="choose a --slorb-group-size that divides the columns",
         )
-    rank = columns // group_size
-    down = torch.eye(rank).repeat_interleave(group_size, dim=1)
-    removed = (dense_NC.float() - sparse_NC.float()).cpu()
-    return AdapterBranch(down=down, up=removed.unflatten(1, (rank, group_size)).mean(-1))
+    return torch.eye(columns // group_size).repeat_interleave(group_size, dim=1)
 
 
 def write_adapter(directory: Path, branches: Mapping[str, AdapterBranch]) -> None:
@@ -186,6 +185,12 @@ def _wrong_config(folder: Path, name: str, expected: object, found: object) -> V
         expected=expected,
         found=found,
     )
+
+
+def adds_groups(branch: AdapterBranch) -> bool:
+    """Whether a branch's X is as published; one that was trained is not."""
+    columns = branch.down.shape[1]
+    return columns % branch.rank == 0 and torch.equal(branch.down, group_sums(columns, branch.group_size))
 
 
 def refuse_adapter(directory: Path, *, by: str) -> None:

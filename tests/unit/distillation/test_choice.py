@@ -8,7 +8,7 @@ import pytest
 
 from compressor.core.errors import UsageError
 from compressor.distillation.choice import LossChoice, choose_losses, describe, is_large_depth_cut
-from compressor.recipe.recipe import Distill
+from compressor.recipe.recipe import Distill, load_recipe
 
 
 def choose(teacher: int = 32, student: int = 16, *, stored: bool = False, **fields: Any) -> LossChoice:
@@ -78,19 +78,22 @@ def test_cross_entropy_alone_compares_nothing() -> None:
 def test_few_tokens_are_warned_of() -> None:
     assert choose(top_k=1000).warnings == ()
     assert choose(top_k=999, kl_weight=0).warnings == ()
+    assert choose(top_k=999, top_k_tail="bucket").warnings == ()
     assert "999" in choose(top_k=999).warnings[0]
 
 
-def test_stored_logits_give_no_states_and_one_divergence() -> None:
+def test_stored_logits_give_no_states_and_one_temperature() -> None:
     chosen = choose(stored=True)
     assert not chosen.loss.compares_states
     assert "teacher in memory" in chosen.rule
     with pytest.raises(UsageError, match="teacher in memory"):
         choose(stored=True, hidden_state_loss="cosine")
-    for fields in ({"temperature": 2.0}, {"loss": "reverse-kl"}):
-        with pytest.raises(UsageError, match="only forward KL at temperature 1"):
+    assert choose(stored=True, loss="reverse-kl").loss.loss == "reverse-kl"
+    warm: dict[str, Any] = {"temperature": 2.0}
+    for fields in (warm, warm | {"top_k": 1024, "top_k_tail": "bucket"}):
+        with pytest.raises(UsageError, match="at temperature 1 only"):
             choose(stored=True, **fields)
-        assert choose(stored=True, top_k=1024, **fields).loss.top_k == 1024
+    assert choose(stored=True, top_k=1024, **warm).loss.top_k == 1024
 
 
 def test_every_part_is_described() -> None:
@@ -98,3 +101,25 @@ def test_every_part_is_described() -> None:
     assert describe(loss) == (
         "0.67 reverse KL on the teacher's top 2000 tokens + 0.33 cross-entropy, mean over tokens"
     )
+    loss = choose(32, 32, top_k=2000, top_k_tail="bucket", kl_weighting="entropy").loss
+    assert describe(loss) == (
+        "forward KL on the teacher's top 2000 tokens and the sum of all others, tokens weighted by entropy, "
+        "mean over tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k_tail": "bucket"}, "needs top_k"),
+        ({"kl_weighting": "entropy", "kl_weight": 0}, "no effect with kl_weight 0"),
+        ({"warmup_steps": 3, "warmup_ratio": 0.1}, "both say"),
+    ],
+)
+def test_choices_without_effect_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_recipe(None, {"model": "m", **{f"distill.{name}": value for name, value in fields.items()}})
+
+
+def test_stored_logits_alone_leave_tokens_to_the_bucket() -> None:
+    assert Distill(teacher_logits="store", top_k_tail="bucket").top_k is None

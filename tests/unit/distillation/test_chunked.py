@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,7 @@ from compressor.data.packing import IGNORED
 from compressor.distillation.chunked import TeacherLogits, chunked_loss
 from compressor.distillation.criterion import LogitsCriterion, LossConfig, StoredTop
 from compressor.distillation.head import Head
-from compressor.distillation.losses import bucketed_forward_kl, forward_kl, reverse_kl
+from compressor.distillation.losses import forward_kl, reverse_kl
 from tests.unit.distillation.gradients import assert_same_gradients
 
 TOKENS, VOCAB, STUDENT, TEACHER = 37, 101, 16, 24
@@ -42,6 +43,14 @@ def over_top(top_k: int, student: torch.Tensor, teacher: torch.Tensor) -> tuple[
     return student.gather(-1, ids), logits
 
 
+def by_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """EA-KD's weight as written in the paper, a constant."""
+    entropies = [
+        torch.distributions.Categorical(logits=logits.detach()).entropy() for logits in (teacher, student)
+    ]
+    return (entropies[0] + entropies[0] * entropies[1] / math.log(VOCAB)) / 2
+
+
 CASES: dict[str, tuple[LossConfig, Plain]] = {
     "forward": (LossConfig(), lambda s, t, _: forward_kl(s, t)),
     "warm": (LossConfig(temperature=2.0), lambda s, t, _: forward_kl(s, t, temperature=2.0)),
@@ -50,6 +59,14 @@ CASES: dict[str, tuple[LossConfig, Plain]] = {
         lambda s, t, _: reverse_kl(s, t, temperature=0.5),
     ),
     "top": (LossConfig(top_k=7), lambda s, t, _: forward_kl(*over_top(7, s, t))),
+    "top and others": (
+        LossConfig(top_k=7, top_k_tail="bucket"),
+        lambda s, t, _: forward_kl(*with_others(7, s, t)),
+    ),
+    "by entropy": (
+        LossConfig(kl_weight=0.5, kl_weighting="entropy"),
+        lambda s, t, y: 0.5 * by_entropy(s, t) * forward_kl(s, t) + 0.5 * cross_entropy(s, y),
+    ),
     "cross-entropy": (LossConfig(kl_weight=0.0), lambda s, _, y: cross_entropy(s, y)),
     "mix": (
         LossConfig(kl_weight=0.67, temperature=2.0),
@@ -80,25 +97,56 @@ def test_gradients_equal_autograd_on_full_logits(
     assert_same_gradients(total / 3, per_token.sum() / 3, (student, weight), tolerance=1e-10)
 
 
+def with_others(
+    top_k: int, student: torch.Tensor, teacher: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities over the teacher's top-k tokens and one for the sum of all other probabilities."""
+    ids = teacher.topk(top_k, dim=-1).indices
+    found = []
+    for logits in (student, teacher):
+        chosen = logits.softmax(-1).gather(-1, ids)
+        found.append(torch.cat([chosen, 1 - chosen.sum(-1, keepdim=True)], dim=-1).log())
+    return found[0], found[1]
+
+
+def top_of(logits: torch.Tensor, top_k: int) -> StoredTop:
+    """What a store without rounding would hold."""
+    logprobs, ids = logits.log_softmax(-1).topk(top_k, dim=-1)
+    tail = None if top_k == VOCAB else (1 - logprobs.exp().sum(-1)).log()
+    return StoredTop(ids=ids.int(), logprobs=logprobs, tail_logprobs=tail)
+
+
 @pytest.mark.parametrize("chunk_tokens", [5, 100])
-@pytest.mark.parametrize("stored", [9, VOCAB])
-def test_stored_logits_give_the_gradients_of_their_definition(stored: int, chunk_tokens: int) -> None:
+@pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl"])
+@pytest.mark.parametrize(("stored", "top_k"), [(9, None), (9, 4), (9, 9), (VOCAB, 9)])
+def test_stored_logits_give_the_gradients_of_their_definition(
+    stored: int, top_k: int | None, loss: str, chunk_tokens: int
+) -> None:
     student, weight, teacher, teacher_weight = tensors()
-    logprobs, ids = (teacher @ teacher_weight.T).log_softmax(-1).topk(stored, dim=-1)
-    per_token = bucketed_forward_kl(student @ weight.T, ids, logprobs)[COUNTED]
-    top = StoredTop(ids=ids.int(), logprobs=logprobs)
-    criterion = LogitsCriterion(config=LossConfig(), labels=labels(), teacher=top)
-    total, _ = chunked_loss(student, Head(weight=weight), criterion, COUNTED, chunk_tokens=chunk_tokens)
-    assert_same_gradients(total, per_token.sum(), (student, weight), tolerance=1e-10)
+    teacher_logits = teacher @ teacher_weight.T
+    plain = {"forward-kl": forward_kl, "reverse-kl": reverse_kl}[loss]
+    per_token = plain(*with_others(top_k or stored, student @ weight.T, teacher_logits))[COUNTED]
+    config = LossConfig(loss=loss, top_k=top_k, top_k_tail="bucket" if top_k else "drop")
+    criterion = LogitsCriterion(config=config, labels=labels(), teacher=top_of(teacher_logits, stored))
+    total, losses = chunked_loss(student, Head(weight=weight), criterion, COUNTED, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(losses[COUNTED], per_token.detach())
+    assert_same_gradients(total, per_token.sum(), (student, weight), tolerance=1e-9)
+
+
+def test_all_tokens_stored_give_the_divergence_over_the_vocabulary() -> None:
+    student, weight, teacher, teacher_weight = tensors()
+    teacher_logits = teacher @ teacher_weight.T
+    per_token = forward_kl(student @ weight.T, teacher_logits)[COUNTED]
+    criterion = LogitsCriterion(config=LossConfig(), labels=labels(), teacher=top_of(teacher_logits, VOCAB))
+    total, _ = chunked_loss(student, Head(weight=weight), criterion, COUNTED)
+    assert_same_gradients(total, per_token.sum(), (student, weight), tolerance=1e-9)
 
 
 def test_stored_logits_renormalise_over_fewer_tokens() -> None:
     student, weight, teacher, teacher_weight = tensors()
     teacher_logits = teacher @ teacher_weight.T
-    logprobs, ids = teacher_logits.log_softmax(-1).topk(9, dim=-1)
     config = LossConfig(loss="reverse-kl", top_k=5, temperature=2.0)
-    top = StoredTop(ids=ids.int(), logprobs=logprobs)
-    criterion = LogitsCriterion(config=config, labels=labels(), teacher=top)
+    criterion = LogitsCriterion(config=config, labels=labels(), teacher=top_of(teacher_logits, 9))
     total, losses = chunked_loss(student, Head(weight=weight), criterion, COUNTED)
     expected = reverse_kl(*over_top(5, student @ weight.T, teacher_logits), temperature=2.0)[COUNTED]
     torch.testing.assert_close(losses[COUNTED], expected.detach())

@@ -12,7 +12,6 @@ from compressor.distillation.chunked import TeacherLogits
 from compressor.distillation.criterion import LogitsCriterion, LossConfig
 from compressor.distillation.head import Head
 from compressor.distillation.losses import (
-    bucketed_forward_kl,
     cosine_distance,
     cross_entropy_and_gradient,
     dynamic_weight,
@@ -93,41 +92,6 @@ def test_half_precision_is_widened() -> None:
     student, teacher = logits(0).half(), logits(1).half()
     assert forward_kl(student, teacher).dtype == torch.float32
     torch.testing.assert_close(forward_kl(student, teacher), forward_kl(student.float(), teacher.float()))
-
-
-def test_bucketed_kl_equals_the_definition() -> None:
-    student, teacher = logits(0), logits(1)
-    top, ids = teacher.log_softmax(-1).topk(4, dim=-1)
-    expected = []
-    for row in range(TOKENS):
-        p, q = (softmax_by_hand(model[row].tolist(), 1) for model in (teacher, student))
-        kept = ids[row].tolist()
-        p_kept, q_kept = ([values[index] for index in kept] for values in (p, q))
-        expected.append(kl_by_hand([*p_kept, 1 - sum(p_kept)], [*q_kept, 1 - sum(q_kept)]))
-    assert bucketed_forward_kl(student, ids, top).tolist() == pytest.approx(expected)
-
-
-def test_bucketed_kl_is_exact_over_the_whole_vocabulary_and_a_lower_bound_below() -> None:
-    student, teacher = logits(0), logits(1)
-    exact = forward_kl(student, teacher)
-    previous = torch.zeros(TOKENS, dtype=torch.float64)
-    for size in range(1, VOCAB + 1):
-        top, ids = teacher.log_softmax(-1).topk(size, dim=-1)
-        bound = bucketed_forward_kl(student, ids, top)
-        assert (bound >= previous - 1e-12).all()
-        previous = bound
-    torch.testing.assert_close(previous, exact)
-
-
-def test_bucketed_kl_stands_rounding_of_what_is_stored() -> None:
-    student, teacher = logits(0).float(), 4 * logits(1).float()
-    for size in (3, VOCAB - 1, VOCAB):
-        top, ids = teacher.log_softmax(-1).topk(size, dim=-1)
-        exact = bucketed_forward_kl(student, ids, top)
-        leaf = student.clone().requires_grad_()
-        rounded = bucketed_forward_kl(leaf, ids.int(), top.half())
-        torch.testing.assert_close(rounded.detach(), exact, rtol=5e-3, atol=5e-3)
-        assert torch.isfinite(torch.autograd.grad(rounded.sum(), leaf)[0]).all()
 
 
 def test_state_losses_equal_their_definitions() -> None:

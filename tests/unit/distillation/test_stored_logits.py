@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.choices.losses import LOSSES
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.distillation.criterion import LossConfig
 from compressor.distillation.logits_stage import LOGITS, write_logits
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.states import Body
@@ -74,6 +76,61 @@ def test_what_is_stored_are_the_teachers_top_tokens(tmp_path: Path) -> None:
         assert found.ids.tolist() == ids.tolist()
         assert found.logprobs.dtype == np.float16
         np.testing.assert_allclose(found.logprobs, values.numpy(), rtol=1e-3, atol=1e-4)
+        rest = logits.double().softmax(-1).scatter(-1, ids, 0).sum(-1)
+        np.testing.assert_allclose(found.tail_logprobs, rest.log().numpy(), rtol=1e-3)
+
+
+def as_version_one(directory: Path) -> StoredLogits:
+    """The same store as it was written before the probability of all other tokens was part of it."""
+    index = json.loads((directory / INDEX_FILE).read_text())
+    for entry in index["shards"]:
+        path = directory / entry["file"]
+        with np.load(path) as shard:
+            arrays = {name: shard[name] for name in shard.files if not name.endswith("tail_logprobs")}
+        np.savez_compressed(path, **arrays)
+        entry["bytes"] = path.stat().st_size
+    (directory / INDEX_FILE).write_text(
+        json.dumps(index | {"schema": "compress-export/teacher-logits/1"}), encoding="utf-8"
+    )
+    return StoredLogits(directory)
+
+
+def test_a_store_of_version_one_is_read(tmp_path: Path) -> None:
+    new = write(tmp_path / "store")
+    windows = make_windows()
+    expected = [new.window(window["input_ids"]) for window in windows]
+    old = as_version_one(tmp_path / "store")
+    for window, stored in zip(windows, expected, strict=True):
+        found = old.window(window["input_ids"])
+        assert np.array_equal(found.ids, stored.ids)
+        np.testing.assert_allclose(np.exp(found.tail_logprobs), np.exp(stored.tail_logprobs), atol=2e-3)
+    new.require_tails(LOSSES["reverse-kl"])
+    old.require_tails(LOSSES["forward-kl"])
+    with pytest.raises(UsageError, match="probability of all tokens that are not stored"):
+        old.require_tails(LOSSES["reverse-kl"])
+
+
+def test_the_whole_vocabulary_leaves_nothing_to_other_tokens(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", top_k=VOCAB_SIZE)
+    window = make_windows()[0]
+    assert np.isneginf(store.window(window["input_ids"]).tail_logprobs).all()
+    assert "teacher_tail_logprobs" not in store.complete(window)
+    as_version_one(tmp_path / "store").require_tails(LOSSES["reverse-kl"])
+
+
+@pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl"])
+def test_training_on_a_few_stored_tokens_equals_training_on_the_teachers_buckets(
+    tmp_path: Path, loss: str
+) -> None:
+    store = write(tmp_path / "store", top_k=8)
+    batch = collate([{**store.complete(window), "domain_id": 0} for window in make_windows()[:3]])
+    student = make_model(seed=1, hidden_size=32).requires_grad_(requires_grad=True)
+    beside = DistillationModule(
+        student, make_model(seed=2), LossConfig(loss=loss, top_k=8, top_k_tail="bucket")
+    )(batch["input_ids"])
+    stored = DistillationModule(student, None, LossConfig(loss=loss))(**batch)
+    torch.testing.assert_close(stored["loss"], beside["loss"], rtol=2e-3, atol=1e-3)
+    assert_same_gradients(stored["loss"], beside["loss"], student.parameters(), tolerance=1e-2)
 
 
 def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path) -> None:

@@ -170,6 +170,12 @@ def test_activations_are_what_autograd_saves(model_type: str) -> None:
     assert activation_bytes_per_token(dims) * 256 * 6 == pytest.approx(saved, rel=0.15)
 
 
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (0.1, 24), (0.25, 60), (1.0, 240)])
+def test_a_warm_up_is_that_fraction_of_the_steps(ratio: float, steps: int) -> None:
+    config = Distill(tokens=240 * 2 * 256, context_length=256, batch_size=2, warmup_ratio=ratio)
+    assert schedule(config, **WHERE).warmup_steps == steps
+
+
 def test_plan_and_training_spend_a_budget_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every combination by brute force: windows are seen whole, and the plan says what the trainer does."""
     budgets, processes = (4096, 61440, 999_999, 1_800_000_000), (1, 2, 3, 8)

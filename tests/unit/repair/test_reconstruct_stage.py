@@ -15,6 +15,12 @@ from compressor import api
 from compressor.cli.main import invoke
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.load import load_model
+from compressor.models.sparse.low_rank import (
+    ADAPTER_DIRECTORY,
+    AdapterBranch,
+    read_adapter,
+    write_adapter,
+)
 from compressor.models.sparse.record import MASKS_FILE
 from compressor.pruning.plan import PLAN_FILE
 from compressor.recipe.recipe import Calibration, Environment, Prune, Sparsify
@@ -143,15 +149,83 @@ def test_too_few_sequences_are_refused(
     assert "--calib-size" in error
 
 
-def test_a_low_rank_branch_is_refused(
-    tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
-) -> None:
-    settings = Sparsify(method="magnitude", slorb="fixed", slorb_group=8)
-    branched = api.sparsify(
-        str(tiny_checkpoint), tmp_path / "branched", settings=settings, calibration=calibration
+@pytest.fixture(scope="module")
+def branched(
+    tiny_checkpoint: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> ModelArtifact:
+    settings = Sparsify(method="sparsegpt", slorb="trained", slorb_group=8)
+    return api.sparsify(
+        str(tiny_checkpoint),
+        tmp_path_factory.mktemp("branched") / "out",
+        settings=settings,
+        calibration=calibration,
+        execution=FLOAT32,
     )
-    with pytest.raises(UnsupportedError, match="reconstruction"):
-        repaired(branched, tiny_checkpoint, calibration, tmp_path / "out")
+
+
+def with_branches(path: Path, out: Path) -> Path:
+    """A checkpoint whose weights compute what its branches add as well."""
+    copy = Path(shutil.copytree(path, out))
+    tensors = load_file(copy / WEIGHTS)
+    for name, branch in read_adapter(path).items():
+        tensors[f"{name}.weight"] += branch.up @ branch.down
+    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
+    shutil.rmtree(copy / ADAPTER_DIRECTORY)
+    return copy
+
+
+def test_weights_and_then_branches_are_fitted_again(
+    branched: ModelArtifact, tiny_checkpoint: Path, tiny_text: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    made = repaired(branched, tiny_checkpoint, calibration, tmp_path / "out")
+    whole = [
+        with_branches(path, tmp_path / name) for path, name in ((branched.path, "was"), (made.path, "is"))
+    ]
+    was, now, alone = (distance(path, tiny_checkpoint, tiny_text) for path in (*whole, made.path))
+    assert now < was
+    assert now < alone
+    records, branches = made.details["branches"], read_adapter(made.path)
+    assert set(records) == set(branches) == set(read_adapter(branched.path))
+    assert any(record["accepted"] for record in records.values())
+    for name, record in records.items():
+        assert bool(branches[name].up.any()) == record["accepted"], name
+        assert not record["accepted"] or record["error_ratio"] < 1, name
+    given, found = (load_file(path / WEIGHTS) for path in (branched.path, made.path))
+    for name in branches:
+        assert not found[f"{name}.weight"][given[f"{name}.weight"] == 0].any()
+    assert invoke(["verify", str(made.path), "--source", str(branched.path)]) == 0
+
+
+def test_a_branch_of_the_reconstruction_that_changed_is_found(
+    branched: ModelArtifact,
+    tiny_checkpoint: Path,
+    calibration: Calibration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = repaired(branched, tiny_checkpoint, calibration, tmp_path / "out")
+    branches = read_adapter(made.path)
+    name = min(branches)
+    branches[name] = AdapterBranch(down=branches[name].down, up=branches[name].up + 1)
+    write_adapter(made.path, branches)
+    record_again(made.path)
+    assert invoke(["verify", str(made.path), "--source", str(branched.path)]) == 8
+    assert name in capsys.readouterr().err
+
+
+def test_a_trained_low_rank_branch_is_refused(
+    branched: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(branched.path, tmp_path / "copy"))
+    (copy / "artifact.json").unlink()  # as a checkpoint that was made elsewhere
+    trained = {
+        name: AdapterBranch(down=branch.down + 0.01, up=branch.up)
+        for name, branch in read_adapter(copy).items()
+    }
+    write_adapter(copy, trained)
+    for student, teacher in ((copy, tiny_checkpoint), (branched.path, copy)):
+        with pytest.raises(UnsupportedError, match="cannot carry the low-rank branch"):
+            api.reconstruct(str(student), tmp_path / "out", teacher=str(teacher), calibration=calibration)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e38], ids=["nan", "overflow"])

@@ -17,7 +17,8 @@ from compressor.models.load import load_model
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import slice_checkpoint
-from compressor.repair.walk import RIDGES, Walk, use_of
+from compressor.repair.choice import RIDGES, use_of
+from compressor.repair.walk import Walk
 from tests.tiny_models import VOCAB_SIZE, make_model, save_checkpoint
 
 NUM_WINDOWS = 16

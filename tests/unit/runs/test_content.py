@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,15 @@ TEXT: dict[str, Any] = {
     "distill.intra_document_masking": True,
     "distill.domains": [{"name": "one", "data": "an/id"}],
 }
-STEPS: dict[str, Any] = {"distill.learning_rate": 0.5, "distill.warmup_steps": 3}
+STEPS: dict[str, Any] = {
+    "distill.learning_rate": 0.5,
+    "distill.warmup_steps": 3,
+    "distill.warmup_ratio": 0.5,
+}
 TOP_K = {"distill.top_k": 9}
 FOLLOWED: dict[str, Any] = {
     "distill.loss": "reverse-kl",
+    "distill.kl_weighting": "entropy",
     "distill.hidden_state_loss": "mse",
     "distill.embedding_loss": "mse",
     "distill.layer_pairs": [[1, 1]],
@@ -92,6 +98,13 @@ def test_what_changes_bytes_is_in_the_fingerprint_and_nothing_else(
         for name, value in changes.items():
             recipe = load_recipe(None, {"model": "m", name: value})
             assert (stage.content(config_of(stage, recipe)) != base) is changed, name
+
+
+@pytest.mark.parametrize("stage", [DISTILL, CORRECT, LOGITS, RECOVER], ids=lambda stage: stage.name)
+def test_options_that_came_later_change_nothing_until_they_are_used(stage: Stage[Any]) -> None:
+    """What was made before there were such options is what is asked for without them."""
+    found = json.dumps(stage.content(config_of(stage, load_recipe(None, {"model": "m"}))))
+    assert not [name for name in ("top_k_tail", "kl_weighting", "warmup_ratio") if name in found]
 
 
 class Killed(BaseException):

@@ -9,19 +9,23 @@ import pytest
 import torch
 
 from compressor.core.errors import UnsupportedError, VerificationError
+from compressor.data.calibration import calibration_windows
 from compressor.models.load import load_model
 from compressor.models.sparse.layers import install_sparse_layers_
 from compressor.models.sparse.low_rank import (
     ADAPTER_CONFIG,
     ADAPTER_DIRECTORY,
-    initial_branch,
+    AdapterBranch,
+    adds_groups,
+    group_sums,
     read_adapter,
     refuse_adapter,
     write_adapter,
 )
-from compressor.models.sparse.pattern import keep_mask
+from compressor.models.tokenizer import load_tokenizer
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
+from compressor.repair.branch import RIDGE
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import execute
 from exporters.export_stage import export_stage
@@ -36,32 +40,27 @@ def made(sparsified: Sparsified) -> ModelArtifact:
     return sparsified.make(method="magnitude", slorb="fixed")
 
 
-def test_the_branch_starts_as_published() -> None:
-    weight = torch.randn(5, 32)
-    mask = keep_mask(weight.abs())
-    branch = initial_branch(weight, weight * mask, group_size=16)
-    removed = weight * ~mask
-    for i in range(5):
-        for j in range(2):
-            assert branch.up[i, j].item() == pytest.approx(removed[i, 16 * j : 16 * j + 16].mean().item())
+def branch(columns: int = 32) -> AdapterBranch:
+    """One of four outputs."""
+    down = group_sums(columns)
+    return AdapterBranch(down=down, up=torch.ones(4, len(down)))
+
+
+def test_groups_are_added_up_as_published() -> None:
+    found = branch()
     for row in range(2):
         expected = [1.0 if 16 * row <= column < 16 * row + 16 else 0.0 for column in range(32)]
-        assert branch.down[row].tolist() == expected
-    assert branch.num_parameters == 2 * 32 + 5 * 2
-
-
-def test_constant_groups_are_restored_exactly() -> None:
-    weight = torch.randn(5, 32).double()
-    sparse = weight * keep_mask(weight.abs())
-    branch = initial_branch(weight, sparse, group_size=16)
-    inputs = torch.randn(7, 2).double().repeat_interleave(16, dim=1)
-    found = inputs @ sparse.T + inputs @ branch.down.double().T @ branch.up.double().T
-    torch.testing.assert_close(found, inputs @ weight.T, rtol=1e-5, atol=1e-5)
+        assert found.down[row].tolist() == expected
+    assert found.num_parameters == 2 * 32 + 4 * 2
+    assert (found.rank, found.group_size) == (2, 16)
+    assert adds_groups(found)
+    assert not adds_groups(AdapterBranch(down=found.down + 1e-3, up=found.up))
+    assert not adds_groups(AdapterBranch(down=torch.ones(3, 32), up=torch.ones(4, 3)))
 
 
 def test_columns_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="multiple of 16"):
-        initial_branch(torch.zeros(4, 24), torch.zeros(4, 24))
+        branch(24)
 
 
 def test_peft_computes_exactly_the_same(made: ModelArtifact) -> None:
@@ -77,15 +76,35 @@ def test_peft_computes_exactly_the_same(made: ModelArtifact) -> None:
     assert (found - plain).abs().max() > 1e-3
 
 
-def test_the_branch_brings_outputs_closer(sparsified: Sparsified, made: ModelArtifact) -> None:
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_the_branch_lowers_the_error_of_every_layer(sparsified: Sparsified, method: str) -> None:
+    layers = sparsified.make(method=method, slorb="fixed").details["layers"]
+    assert len(layers) == 21
+    for name, layer in layers.items():
+        assert 0 < layer["relative_error_with_branch"] < layer["relative_error"], name
+
+
+def test_later_layers_are_calibrated_on_what_the_branch_adds(
+    sparsified: Sparsified, made: ModelArtifact
+) -> None:
+    """The second layer's branch is that of its inputs in the model with masks and branches."""
     dense = load_model(sparsified.dense, dtype="float32", device="cpu")
-    name = "model.layers.0.mlp.down_proj"
-    sparse = load_model(made.path, dtype="float32", device="cpu")
-    branch = read_adapter(made.path)[name]
-    inputs = torch.ones(1, 192)
-    wanted = dense.get_submodule(name)(inputs)
-    without = sparse.get_submodule(name)(inputs)
-    assert (without + inputs @ branch.down.T @ branch.up.T - wanted).norm() < 1e-3 * (without - wanted).norm()
+    ours = load_model(made.path, dtype="float32", device="cpu")
+    branches, name = read_adapter(made.path), "model.layers.1.self_attn.q_proj"
+    install_sparse_layers_(ours, branches=branches)
+    inputs: list[torch.Tensor] = []
+    ours.get_submodule(name).register_forward_pre_hook(lambda _m, args: inputs.append(args[0][0].double()))
+    tokenizer = load_tokenizer(sparsified.dense)
+    with torch.no_grad():
+        for window in calibration_windows(sparsified.calibration, tokenizer, seed=0).ids:
+            ours(torch.from_numpy(window.astype("int64"))[None])
+    x = torch.cat(inputs)
+    lost = (dense.get_submodule(name).weight - ours.get_submodule(name).weight).detach().double()
+    groups = x @ branches[name].down.double().T
+    system = groups.T @ groups
+    system += RIDGE * system.diagonal().mean() * torch.eye(len(system))
+    expected = torch.linalg.solve(system, groups.T @ (x @ lost.T)).T
+    torch.testing.assert_close(branches[name].up.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_exports_that_would_drop_it_refuse_and_huggingface_carries_it(
@@ -124,7 +143,7 @@ ADAPTER_FAULTS = {
 
 @pytest.mark.parametrize("field", ADAPTER_FAULTS)
 def test_a_config_that_computes_something_else_is_caught(tmp_path: Path, field: str) -> None:
-    write_adapter(tmp_path, {"layer": initial_branch(torch.ones(4, 32), torch.zeros(4, 32))})
+    write_adapter(tmp_path, {"layer": branch()})
     assert set(read_adapter(tmp_path)) == {"layer"}
     file = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
     config = json.loads(file.read_text())
@@ -136,7 +155,7 @@ def test_a_config_that_computes_something_else_is_caught(tmp_path: Path, field: 
 
 
 def test_tensors_and_config_of_different_layers_are_caught(tmp_path: Path) -> None:
-    branches = {name: initial_branch(torch.ones(4, 32), torch.zeros(4, 32)) for name in ("one", "two")}
+    branches = {name: branch() for name in ("one", "two")}
     write_adapter(tmp_path, branches)
     file = tmp_path / ADAPTER_DIRECTORY / ADAPTER_CONFIG
     config = json.loads(file.read_text())
@@ -149,7 +168,7 @@ def test_tensors_and_config_of_different_layers_are_caught(tmp_path: Path) -> No
 
 def test_an_adapter_saved_again_by_peft_is_read(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    write_adapter(tmp_path, {"layer": initial_branch(torch.ones(4, 32), torch.zeros(4, 32))})
+    write_adapter(tmp_path, {"layer": branch()})
     folder = tmp_path / ADAPTER_DIRECTORY
     peft.LoraConfig.from_pretrained(folder).save_pretrained(folder)
     assert set(read_adapter(tmp_path)) == {"layer"}
