@@ -1,4 +1,4 @@
-"""Attention and MLP by themselves: what reads their norm, what they add to the stream, and what is between."""
+"""Attention and MLP by themselves: what reads their norm, and what they add to the residual stream."""
 
 from __future__ import annotations
 
