@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,17 +10,22 @@ import torch
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
+from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
+from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
+from compressor.pruning.rotation import ROTATION_FILE, Rotation, principal_components
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.recipe.option import content_of, option
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -34,12 +39,23 @@ class PruneStageConfig(Section):
     calibration: Calibration
     plan: PrunePlan | None = None
     scores_sha256: str | None = None
+    rotation_file: str | None = option(None, "Where the given plan's rotation is.", course=True)
 
     @property
     def needs_text(self) -> bool:
         """Whether units are scored, by a method that reads text."""
         is_measured = self.plan is None and self.prune.scores is None
         return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the hidden size is reduced by a rotation that is found here."""
+        return self.plan is None and self.prune.rotates
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the calibration text decides anything."""
+        return self.needs_text or self.rotates
 
 
 _MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
@@ -90,11 +106,13 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    plan, text = config.plan, None
+    plan, windows = config.plan, None
     student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
+    if config.reads_text:
+        windows = read_calibration(config.calibration, source.path, context)
     if plan is None:
-        scores, text = _scores(config, source, dims, context)
+        scores = _scores(config, source, dims, context, windows)
         scores.save(out_dir)
         plan = make_plan(
             dims,
@@ -104,37 +122,83 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             depth=config.prune.depth,
             removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
         )
+    plan, rotation = _rotation(config, source, plan, out_dir, context, windows)
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
-            source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
+            source.path,
+            plan,
+            out_dir,
+            dtype=getattr(torch, context.dtype),
+            rotation=rotation,
+            on_tensor=tick,
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
     details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
-    if text:
-        details["calibration"] = text
+    if rotation is not None:
+        details["hidden_variance_kept"] = round(rotation.kept_variance(plan), 6)
+    if windows is not None:
+        details["calibration"] = windows.record
     return StageResult(num_parameters=num_parameters, details=details)
 
 
 def _scores(
-    config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> tuple[ImportanceScores, Mapping[str, object] | None]:
-    """The scores, saved or measured, and the record of the text that set them."""
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    dims: Dims,
+    context: StageContext,
+    windows: CalibrationWindows | None,
+) -> ImportanceScores:
+    """The scores, saved or measured."""
     if config.prune.scores:
-        return ImportanceScores.load(Path(config.prune.scores), dims), None
-    ids, record = None, None
-    if config.needs_text:
-        windows = read_calibration(config.calibration, source.path, context)
-        ids, record = windows.ids, windows.record
+        return ImportanceScores.load(Path(config.prune.scores), dims)
+    ids = windows.ids if windows and config.needs_text else None
     inputs = ScoringInputs(
         checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
     )
-    return IMPORTANCE_METHODS[config.prune.importance].load()(inputs), record
+    scores: ImportanceScores = IMPORTANCE_METHODS[config.prune.importance].load()(inputs)
+    return scores
+
+
+def _rotation(
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    plan: PrunePlan,
+    out_dir: Path,
+    context: StageContext,
+    windows: CalibrationWindows | None,
+) -> tuple[PrunePlan, Rotation | None]:
+    """The rotation that a given plan names, or that is found on the text, written beside its plan."""
+    if plan.rotation is not None:
+        assert config.rotation_file is not None
+        file = Path(config.rotation_file)
+        found = Rotation.load(file, digest=plan.rotation, hidden_size=plan.source.hidden_size)
+        shutil.copyfile(file, out_dir / ROTATION_FILE)
+        return plan, found
+    if not config.rotates:
+        return plan, None
+    assert windows is not None
+    trust = context.trust_remote_code
+    model = load_model(source.path, dtype=context.dtype, device=context.device, trust_remote_code=trust)
+    with context.console.progress("principal components", len(windows.ids)) as tick:
+        found = principal_components(ModelAdapter(model), windows.ids, layers=plan.layers, on_window=tick)
+    return plan.rotated(found.save(out_dir)), found
+
+
+def _content(config: PruneStageConfig) -> dict[str, object]:
+    """What decides the student; how the hidden size is reduced only where it is by rotation.
+
+    So a student that was made before there was this choice is known as what it is.
+    """
+    content = content_of(config)
+    if not config.prune.rotates and isinstance(prune := content["prune"], dict):
+        del prune["hidden"]
+    return content
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if config.needs_text:
+    if config.reads_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 
@@ -142,7 +206,8 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune",
     run=run,
     format_version=4,
-    data=lambda config: (config.calibration.data,) if config.needs_text else (),
+    data=lambda config: (config.calibration.data,) if config.reads_text else (),
     fingerprint=source_fingerprint,
+    content=_content,
     require_memory=_require_memory,
 )

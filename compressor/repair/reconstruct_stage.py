@@ -25,6 +25,7 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
+from compressor.pruning.rotation import ROTATION_FILE, Rotation, rotation_of
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Calibration, Section
 from compressor.repair.walk import Walk
@@ -54,11 +55,12 @@ def run(
     original = context.teacher.path
     refuse_adapter(source.path, by="reconstruction")
     plan = plan_between(original, source.path)
+    rotation = rotation_of(source.path, plan)
     windows = read_calibration(config.calibration, source.path, context)
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    walk = _walk(original, source.path, windows.ids, plan, scratch, context)
+    walk = _walk(original, source.path, windows.ids, plan, rotation, scratch, context)
     write_digests(
         out_dir, {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
     )
@@ -73,6 +75,7 @@ def _walk(
     compressed: Path,
     windows: TokenArray,
     plan: PrunePlan,
+    rotation: Rotation | None,
     scratch: Path,
     context: StageContext,
 ) -> Walk:
@@ -94,6 +97,7 @@ def _walk(
             compressed=student,
             after=mapped_states(scratch / "after.bin", tuple(teacher.states.shape), torch.float32),
             plan=plan,
+            basis=None if rotation is None else rotation.kept(plan).float(),
             keep_mask=_masks(compressed),
             scratch=scratch,
             on_layer=tick,
@@ -177,7 +181,7 @@ def _masks(directory: Path) -> Callable[[str], torch.Tensor | None]:
 def _carry(source: Path, out_dir: Path) -> None:
     """What says how the model was compressed stays with it."""
     carry_sparsity(source, out_dir)
-    for name in (MASKS_FILE, PLAN_FILE):
+    for name in (MASKS_FILE, PLAN_FILE, ROTATION_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, out_dir / name)
 

@@ -75,6 +75,8 @@ class Walk:
         compressed: Those of the model that is repaired.
         after: The original's states before the next layer that is kept.
         plan: Which layers and units of the original stayed.
+        basis: float32 `[H, K]`, the directions of the compressed model's channels in the original's stream;
+            None: they are kept channels.
         keep_mask: Which weights exist, by full name; None: all.
         scratch: Where changed weights go.
         on_layer: Called after every layer of the compressed model.
@@ -88,6 +90,7 @@ class Walk:
     compressed: Stream
     after: torch.Tensor
     plan: PrunePlan
+    basis: torch.Tensor | None = None
     keep_mask: Callable[[str], torch.Tensor | None]
     scratch: Path
     on_layer: Callable[[], None]
@@ -205,7 +208,13 @@ class Walk:
             stream = seen_in(self.original, own, states, places)["o"] + _rows(
                 states.to(self.compressed.device)
             )
-        return [_taken(stream, kept_channels(self.plan, (_STREAM,), None))], stream
+        return [self._as_compressed(stream)], stream
+
+    def _as_compressed(self, stream: torch.Tensor) -> torch.Tensor:
+        """The original's stream `[T, H]` in the compressed model's channels."""
+        if self.basis is None:
+            return _taken(stream, kept_channels(self.plan, (_STREAM,), None))
+        return stream @ self.basis.to(stream)
 
 
 def use_of(window: int, num_windows: int) -> Use:
