@@ -116,7 +116,12 @@ class PrunePlan(BaseModel):
         return None if len(units) == self.source.units(axis) else units
 
     def rotated(self, rotation: str) -> PrunePlan:
-        """The plan that keeps as many hidden channels of the rotated model, those of most variance."""
+        """The plan that keeps as many channels of the rotated model, those of most variance.
+
+        Of a plan with a rotation, which a person may have edited, everything stays but the sha256.
+        """
+        if self.rotation is not None:
+            return self.model_copy(update={"rotation": rotation})
         hidden = (tuple(range(len(self.kept["hidden"][0]))),)
         return self.model_copy(update={"kept": {**self.kept, "hidden": hidden}, "rotation": rotation})
 

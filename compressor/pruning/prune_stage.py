@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,18 +11,16 @@ from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
-from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
-from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
-from compressor.pruning.rotation import ROTATION_FILE, Rotation, principal_components
+from compressor.pruning.rotation import find_rotation, rotation_of
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
 from compressor.recipe.option import content_of, option
 from compressor.recipe.recipe import Calibration, Prune, Section
@@ -39,7 +36,7 @@ class PruneStageConfig(Section):
     calibration: Calibration
     plan: PrunePlan | None = None
     scores_sha256: str | None = None
-    rotation_file: str | None = option(None, "Where the given plan's rotation is.", course=True)
+    plan_directory: str = option("", "Where the given plan was, and its rotation is.", course=True)
 
     @property
     def needs_text(self) -> bool:
@@ -122,7 +119,11 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             depth=config.prune.depth,
             removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
         )
-    plan, rotation = _rotation(config, source, plan, out_dir, context, windows)
+    rotation = rotation_of(Path(config.plan_directory), plan)
+    if config.rotates and windows is not None:
+        rotation = find_rotation(source.path, plan, windows.ids, context)
+    if rotation is not None:
+        plan = plan.rotated(rotation.save(out_dir))
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -159,31 +160,6 @@ def _scores(
     )
     scores: ImportanceScores = IMPORTANCE_METHODS[config.prune.importance].load()(inputs)
     return scores
-
-
-def _rotation(
-    config: PruneStageConfig,
-    source: ModelArtifact,
-    plan: PrunePlan,
-    out_dir: Path,
-    context: StageContext,
-    windows: CalibrationWindows | None,
-) -> tuple[PrunePlan, Rotation | None]:
-    """The rotation that a given plan names, or that is found on the text, written beside its plan."""
-    if plan.rotation is not None:
-        assert config.rotation_file is not None
-        file = Path(config.rotation_file)
-        found = Rotation.load(file, digest=plan.rotation, hidden_size=plan.source.hidden_size)
-        shutil.copyfile(file, out_dir / ROTATION_FILE)
-        return plan, found
-    if not config.rotates:
-        return plan, None
-    assert windows is not None
-    trust = context.trust_remote_code
-    model = load_model(source.path, dtype=context.dtype, device=context.device, trust_remote_code=trust)
-    with context.console.progress("principal components", len(windows.ids)) as tick:
-        found = principal_components(ModelAdapter(model), windows.ids, layers=plan.layers, on_window=tick)
-    return plan.rotated(found.save(out_dir)), found
 
 
 def _content(config: PruneStageConfig) -> dict[str, object]:

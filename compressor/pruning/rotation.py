@@ -33,8 +33,10 @@ from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.axes import Weight
 from compressor.models.checkpoint import row_blocks
+from compressor.models.load import load_model
 from compressor.pruning.plan import PrunePlan
 from compressor.runs.artifact import sha256_of_file
+from compressor.runs.stage import StageContext
 
 ROTATION_FILE = "rotation.safetensors"
 STREAM = "hidden"
@@ -95,11 +97,19 @@ class Rotation:
 
 
 def rotation_of(directory: Path, plan: PrunePlan) -> Rotation | None:
-    """The rotation beside a plan; None where the plan keeps channels as they are."""
+    """The rotation in the directory of a plan; None where the plan keeps channels as they are."""
     if plan.rotation is None:
         return None
     file, size = directory / ROTATION_FILE, plan.source.hidden_size
     return Rotation.load(file, digest=plan.rotation, hidden_size=size)
+
+
+def find_rotation(checkpoint: Path, plan: PrunePlan, windows: TokenArray, context: StageContext) -> Rotation:
+    """`principal_components` of the loaded model, for the layers that a plan keeps."""
+    trust = context.trust_remote_code
+    model = load_model(checkpoint, dtype=context.dtype, device=context.device, trust_remote_code=trust)
+    with context.console.progress("principal components", len(windows)) as tick:
+        return principal_components(ModelAdapter(model), windows, layers=plan.layers, on_window=tick)
 
 
 @torch.no_grad()

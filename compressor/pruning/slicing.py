@@ -57,6 +57,7 @@ def slice_checkpoint(
         VerificationError: when plan and checkpoint do not belong together.
         UnsupportedError: for a tensor that the model class does not have.
     """
+    assert (rotation is None) == (plan.rotation is None)
     config = read_config(source)
     dims = dims_of_config(config)
     if dims != plan.source:
