@@ -36,6 +36,7 @@ def prune(
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.plan import read_plan
     from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, stage_config
+    from compressor.pruning.rotation import rotation_of
 
     execution = execution or Execution()
     teacher = source_dims(resolve_source(model))
@@ -52,7 +53,11 @@ def prune(
         kept = read_plan(plan)
         hint = f"prune a model of these dimensions: {kept.source}"
         require(kept.source == teacher, "this plan is for another model", where=str(plan), hint=hint)
-        config = PruneStageConfig(shape={}, prune=settings, calibration=calibration, plan=kept)
+        rotation_of(plan.parent, kept)  # refused before any work
+        beside = str(plan.parent.absolute())
+        config = PruneStageConfig(
+            shape={}, prune=settings, calibration=calibration, plan=kept, plan_directory=beside
+        )
     return execution.run_on(model, out_dir, PRUNE, config)
 
 

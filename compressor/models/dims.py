@@ -52,6 +52,10 @@ class Dims:
         """A copy with some dimensions replaced."""
         return replace(self, **shape)  # type: ignore[arg-type]  # the names are those of whole numbers
 
+    def untied(self) -> Dims:
+        """A copy with an LM head of its own."""
+        return replace(self, tie_word_embeddings=False)
+
     def units(self, axis: str) -> int:
         """Number of units of an axis: heads or channels."""
         count: int = getattr(self, AXES[axis].field)

@@ -100,6 +100,8 @@ class Family:
         layers: Name of the list of decoder layers.
         hidden_divisible_by_heads: Whether the class demands a hidden size that is a multiple of the heads.
         prunable: Whether the model can be pruned, and not only planned.
+        rotatable: Whether the stream can be rotated: it is only added to, and only read through norms that
+            divide it by its root mean square and multiply it with their weight.
         norm_offset: What the norms add to their stored weight.
         unsupported_flags: Config fields that would add tensors the lists here do not hold.
         activation: `hidden_act` as the rest of the project assumes it.
@@ -120,6 +122,7 @@ class Family:
     layers: str = "model.layers"
     hidden_divisible_by_heads: bool = False
     prunable: bool = True
+    rotatable: bool = False
     norm_offset: float = 0.0
     unsupported_flags: tuple[str, ...] = ("attention_bias", "mlp_bias")
     activation: str = "silu"
@@ -209,6 +212,7 @@ _QWEN_DEFAULTS: dict[str, float | str | None] = {
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         model_type="llama",
+        rotatable=True,
         hidden_divisible_by_heads=True,
         defaults={"hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         tensorrt_llm=TensorRTLLM(architecture="LlamaForCausalLM"),
@@ -217,6 +221,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(
         model_type="mistral",
+        rotatable=True,
         reads_layer_types=False,
         defaults={
             "hidden_act": "silu",
@@ -260,6 +265,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         model_type="phi3",
+        rotatable=True,
         layer=(
             _input("self_attn.qkv_proj", {"q": "heads", "k": "kv_heads", "v": "kv_heads"}, "attention_norm"),
             *_OUTPUT,
@@ -279,6 +285,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(
         model_type="qwen2",
+        rotatable=True,
         layer=(
             *_LLAMA,
             Weight("self_attn.q_proj.bias", {"q": "heads"}),
@@ -297,6 +304,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         model_type="qwen3",
+        rotatable=True,
         layer=(
             *_LLAMA,
             *_norm("q_norm", "self_attn.q_norm", axis="head_dim"),

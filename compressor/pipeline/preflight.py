@@ -60,7 +60,7 @@ def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims
     Raises:
         UnsupportedError: naming the field, or the tensor.
     """
-    dims = {name: getattr(student, name) for name in SHAPE_FIELDS}
+    dims = {name: getattr(student, name) for name in (*SHAPE_FIELDS, "tie_word_embeddings")}
     pattern, sparsity = recipe.sparsify.pattern, None
     if pattern is not None:
         shapes = expected_shapes(student)
@@ -94,7 +94,7 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
-    scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
+    scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text or recipe.prune.rotates
     calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts

@@ -21,7 +21,7 @@ from compressor.models.dims import (
 from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
-from compressor.planning.target import resolve_shape, resolve_target
+from compressor.planning.target import require_rotation, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
@@ -110,17 +110,20 @@ def make_plan(
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
-            not fill one window.
+            not fill one window; a rotation that reduces nothing.
+        UnsupportedError: a rotation of an architecture that cannot be rotated.
     """
-    hardware = hardware or Hardware()
+    hardware, rotates = hardware or Hardware(), recipe.prune.rotates
     if recipe.prune.shape is not None:
-        target = resolve_shape(teacher, recipe.prune.shape)
+        target = resolve_shape(teacher, recipe.prune.shape, rotates=rotates)
     elif recipe.target is not None:
-        target = resolve_target(teacher, recipe.target)
+        target = resolve_target(teacher, recipe.target, rotates=rotates)
     else:
         choices = "add --target 4b, --target 60%, or --shape (prune.shape in a recipe)"
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
+    if rotates:
+        require_rotation(teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
     uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
     return Plan(
@@ -205,14 +208,15 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
     """Hours on the stated hardware: calibration and repair by their forward FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
-    flops = {"calibration": tokens * flops_per_token(teacher, context)}
+    passes = 2 if recipe.prune.rotates else 1
+    flops = {"calibration": tokens * flops_per_token(teacher, context) * passes}
     if recipe.quantize.fp8:
         flops["calibration"] += tokens * flops_per_token(student, context)
     if recipe.repair.enabled:
         repair = recipe.repair_calibration()
         own = _REPAIR_PASSES * flops_per_token(student, repair.seq_len // 2)
-        passes = flops_per_token(teacher, repair.seq_len // 2) + own
-        flops["reconstruct"] = repair.size * repair.seq_len * passes
+        both = flops_per_token(teacher, repair.seq_len // 2) + own
+        flops["reconstruct"] = repair.size * repair.seq_len * both
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     stages = {name: round(count / rate / 3600, 4) for name, count in flops.items()}
     stages |= row.phase_hours if row else {"distill": 0.0}

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compressor.core.errors import UsageError, nearest
+from compressor.core.errors import UnsupportedError, UsageError, nearest
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, num_parameters
+from compressor.models.families import FAMILIES
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
 from compressor.recipe import forms
 
@@ -53,14 +54,49 @@ def parse_count(text: str, *, whole: int) -> int:
         ) from error
 
 
-def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
+def require_rotation(teacher: Dims, student: Dims) -> None:
+    """Refuse to reduce the hidden size by rotation where that is not possible, or no reduction.
+
+    Raises:
+        UnsupportedError: for an architecture whose residual stream cannot be rotated.
+        UsageError: for a student of the teacher's hidden size, or no smaller than the teacher.
+    """
+    where = "--hidden-removal rotation"
+    if not teacher.family.rotatable:
+        raise UnsupportedError(
+            f"the hidden size of {teacher.model_type} models cannot be reduced by rotation",
+            where=where,
+            expected=f"one of {', '.join(name for name, family in FAMILIES.items() if family.rotatable)}",
+            hint="use --hidden-removal channels",
+        )
+    if student.hidden_size == teacher.hidden_size:
+        raise UsageError(
+            "the student keeps the teacher's hidden size, so there is nothing to rotate",
+            where=where,
+            expected=f"a hidden_size below {teacher.hidden_size}",
+            hint="leave out --hidden-removal, or give a smaller hidden_size with --shape",
+        )
+    own, whole = num_parameters(student), num_parameters(teacher)
+    if own >= whole:
+        raise UsageError(
+            "the student would not be smaller than the teacher, because its LM head is not its embedding",
+            where=where,
+            expected=f"below {whole:,} parameters",
+            found=f"{own:,}",
+            hint="choose a smaller shape, or --hidden-removal channels",
+        )
+
+
+def resolve_target(teacher: Dims, target: str, *, rotates: bool = False) -> ResolvedTarget:
     """The student shape that `target` asks for.
+
+    A student that `rotates` has a smaller hidden size than the teacher, and an LM head of its own.
 
     Raises:
         UsageError: a target that is no size and no published shape, above the teacher, or too small.
     """
     published = published_target(teacher, target)
-    if published is not None:
+    if published is not None and not (rotates and published.dims.tie_word_embeddings):
         return ResolvedTarget(
             student=published.dims,
             rule=f"published shape {published.alias} ({published.source})",
@@ -85,11 +121,13 @@ def resolve_target(teacher: Dims, target: str) -> ResolvedTarget:
             found=f"{wanted:,}",
             hint="choose a smaller --target, such as 50%",
         )
-    return _shrink(teacher, wanted)
+    return _shrink(teacher, wanted, rotates=rotates)
 
 
-def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
+def resolve_shape(teacher: Dims, shape: dict[str, int], *, rotates: bool = False) -> ResolvedTarget:
     """The student with these explicit dimensions, checked against the teacher and its class.
+
+    A student that `rotates` has an LM head of its own.
 
     Raises:
         UsageError: an unknown dimension, or one above the teacher's.
@@ -111,7 +149,7 @@ def resolve_shape(teacher: Dims, shape: dict[str, int]) -> ResolvedTarget:
                 found=size,
                 hint="set it to at most the teacher's",
             )
-    student = teacher.with_shape(**shape)
+    student = (teacher.untied() if rotates else teacher).with_shape(**shape)
     check_shape(student, where="--shape")
     published = preset_of_dims(student)
     if published is None:
@@ -139,11 +177,14 @@ def _hidden_sizes(dims: Dims) -> list[int]:
     ]
 
 
-def _shrink(teacher: Dims, wanted: int) -> ResolvedTarget:
+def _shrink(teacher: Dims, wanted: int, *, rotates: bool) -> ResolvedTarget:
+    start = teacher.untied() if rotates else teacher
     smallest_depth = max(1, int(teacher.num_hidden_layers * SMALLEST_FRACTION))
     seen: list[Dims] = []
     for num_layers in range(teacher.num_hidden_layers, smallest_depth - 1, -1):
-        shapes = _width_candidates(teacher.with_shape(num_hidden_layers=num_layers), wanted)
+        shapes = _width_candidates(start.with_shape(num_hidden_layers=num_layers), wanted)
+        if rotates:
+            shapes = [dims for dims in shapes if dims.hidden_size < teacher.hidden_size]
         close = [dims for dims in shapes if abs(num_parameters(dims) - wanted) <= TOLERANCE * wanted]
         if close:
             student = min(close, key=lambda dims: _imbalance(teacher, dims, wanted))
@@ -156,6 +197,12 @@ def _shrink(teacher: Dims, wanted: int) -> ResolvedTarget:
 
 def _unreachable(seen: list[Dims], wanted: int) -> UsageError:
     """Why no shape fits: the target is below all of them, or between two of the grid."""
+    if not seen:
+        return UsageError(
+            "no smaller hidden size is on the grid",
+            where="--hidden-removal rotation",
+            hint="use --hidden-removal channels, or set the dimensions with --shape",
+        )
     counts = [num_parameters(dims) for dims in seen]
     nearest_count = min(counts, key=lambda count: abs(count - wanted))
     if wanted < min(counts):
@@ -214,4 +261,6 @@ def _explain(teacher: Dims, student: Dims, wanted: int) -> str:
             f"layers {teacher.num_hidden_layers} to {student.num_hidden_layers}, because width alone "
             "does not reach the target"
         )
+    if student.tie_word_embeddings != teacher.tie_word_embeddings:
+        parts.append("an LM head of its own, because the hidden size is reduced by rotation")
     return "; ".join(parts)

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from compressor.core.errors import UsageError
 from compressor.core.json_files import read_json
@@ -51,7 +59,8 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(parse_ranges), PlainSeriali
 class PrunePlan(BaseModel):
     """What stays of a model, as ascending 0-based indices of the source.
 
-    Units are by axis: of every kept layer, or once for all where the layers share the axis.
+    Units are by axis: of every kept layer, or once for all where the layers share the axis. With a rotation,
+    whose sha256 stands here, those of the hidden size are principal components, by descending variance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,10 +70,21 @@ class PrunePlan(BaseModel):
     source: Dims
     layers: Indices
     kept: dict[str, tuple[Indices, ...]]
+    rotation: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _named(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A plan without a rotation reads as one always did."""
+        document: dict[str, object] = plain(self)
+        if self.rotation is None:
+            del document["rotation"]
+        return document
 
     @model_validator(mode="after")
     def _check(self) -> PrunePlan:
         _check_indices("layers", self.layers, self.source.num_hidden_layers)
+        if self.rotation is not None and not self.source.family.rotatable:
+            raise ValueError(f"rotation: {self.source.model_type} models cannot be rotated")
         if set(self.kept) != set(PRUNABLE_AXES):
             raise ValueError(f"kept: expected the axes {', '.join(PRUNABLE_AXES)}")
         for name, axis in PRUNABLE_AXES.items():
@@ -84,7 +104,8 @@ class PrunePlan(BaseModel):
     def student(self) -> Dims:
         """Dimensions of the result."""
         sizes = {axis.field: len(self.kept[name][0]) for name, axis in PRUNABLE_AXES.items()}
-        return self.source.with_shape(num_hidden_layers=len(self.layers), **sizes)
+        source = self.source if self.rotation is None else self.source.untied()
+        return source.with_shape(num_hidden_layers=len(self.layers), **sizes)
 
     def units(self, axis: str, layer: int | None) -> tuple[int, ...] | None:
         """The kept units of an axis in a layer of the source; None: all of them."""
@@ -93,6 +114,16 @@ class PrunePlan(BaseModel):
         position = self.layers.index(layer) if layer is not None and AXES[axis].is_per_layer else 0
         units = self.kept[axis][position]
         return None if len(units) == self.source.units(axis) else units
+
+    def rotated(self, rotation: str) -> PrunePlan:
+        """The plan that keeps as many channels of the rotated model, those of most variance.
+
+        Of a plan with a rotation, which a person may have edited, everything stays but the sha256.
+        """
+        if self.rotation is not None:
+            return self.model_copy(update={"rotation": rotation})
+        hidden = (tuple(range(len(self.kept["hidden"][0]))),)
+        return self.model_copy(update={"kept": {**self.kept, "hidden": hidden}, "rotation": rotation})
 
     def write(self, directory: Path) -> None:
         """Write the plan as JSON."""

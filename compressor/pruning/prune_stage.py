@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
@@ -20,7 +20,9 @@ from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
+from compressor.pruning.rotation import find_rotation, rotation_of
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.recipe.option import content_of, option
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -34,12 +36,23 @@ class PruneStageConfig(Section):
     calibration: Calibration
     plan: PrunePlan | None = None
     scores_sha256: str | None = None
+    plan_directory: str = option("", "Where the given plan was, and its rotation is.", course=True)
 
     @property
     def needs_text(self) -> bool:
         """Whether units are scored, by a method that reads text."""
         is_measured = self.plan is None and self.prune.scores is None
         return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the hidden size is reduced by a rotation that is found here."""
+        return self.plan is None and self.prune.rotates
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the calibration text decides anything."""
+        return self.needs_text or self.rotates
 
 
 _MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
@@ -90,11 +103,13 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    plan, text = config.plan, None
+    plan, windows = config.plan, None
     student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
+    if config.reads_text:
+        windows = read_calibration(config.calibration, source.path, context)
     if plan is None:
-        scores, text = _scores(config, source, dims, context)
+        scores = _scores(config, source, dims, context, windows)
         scores.save(out_dir)
         plan = make_plan(
             dims,
@@ -104,37 +119,62 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             depth=config.prune.depth,
             removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
         )
+    rotation = rotation_of(Path(config.plan_directory), plan)
+    if config.rotates and windows is not None:
+        rotation = find_rotation(source.path, plan, windows.ids, context)
+    if rotation is not None:
+        plan = plan.rotated(rotation.save(out_dir))
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
-            source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
+            source.path,
+            plan,
+            out_dir,
+            dtype=getattr(torch, context.dtype),
+            rotation=rotation,
+            on_tensor=tick,
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
     details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
-    if text:
-        details["calibration"] = text
+    if rotation is not None:
+        details["hidden_variance_kept"] = round(rotation.kept_variance(plan), 6)
+    if windows is not None:
+        details["calibration"] = windows.record
     return StageResult(num_parameters=num_parameters, details=details)
 
 
 def _scores(
-    config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> tuple[ImportanceScores, Mapping[str, object] | None]:
-    """The scores, saved or measured, and the record of the text that set them."""
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    dims: Dims,
+    context: StageContext,
+    windows: CalibrationWindows | None,
+) -> ImportanceScores:
+    """The scores, saved or measured."""
     if config.prune.scores:
-        return ImportanceScores.load(Path(config.prune.scores), dims), None
-    ids, record = None, None
-    if config.needs_text:
-        windows = read_calibration(config.calibration, source.path, context)
-        ids, record = windows.ids, windows.record
+        return ImportanceScores.load(Path(config.prune.scores), dims)
+    ids = windows.ids if windows and config.needs_text else None
     inputs = ScoringInputs(
         checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
     )
-    return IMPORTANCE_METHODS[config.prune.importance].load()(inputs), record
+    scores: ImportanceScores = IMPORTANCE_METHODS[config.prune.importance].load()(inputs)
+    return scores
+
+
+def _content(config: PruneStageConfig) -> dict[str, object]:
+    """What decides the student; how the hidden size is reduced only where it is by rotation.
+
+    So a student that was made before there was this choice is known as what it is.
+    """
+    content = content_of(config)
+    if not config.prune.rotates and isinstance(prune := content["prune"], dict):
+        del prune["hidden"]
+    return content
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if config.needs_text:
+    if config.reads_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 
@@ -142,7 +182,8 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune",
     run=run,
     format_version=4,
-    data=lambda config: (config.calibration.data,) if config.needs_text else (),
+    data=lambda config: (config.calibration.data,) if config.reads_text else (),
     fingerprint=source_fingerprint,
+    content=_content,
     require_memory=_require_memory,
 )

@@ -6,6 +6,7 @@ One block of rows of one tensor is in memory at a time, whatever the model's siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,15 @@ from compressor.models.config.portable import write_config
 from compressor.models.dims import SHAPE_FIELDS, dims_of_config
 from compressor.models.shapes import is_parameter
 from compressor.pruning.plan import PrunePlan
+from compressor.pruning.rotation import (
+    STREAM,
+    Rotation,
+    is_norm,
+    norm_of,
+    reading_blocks,
+    writes,
+    writing_blocks,
+)
 
 _BITS_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,16 +46,18 @@ def slice_checkpoint(
     out_dir: Path,
     *,
     dtype: torch.dtype | None = None,
+    rotation: Rotation | None = None,
     on_tensor: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the student that `plan` cuts out of `source` into a directory; returns its number of parameters.
 
-    Without a stored `dtype` each tensor keeps its own.
+    Without a stored `dtype` each tensor keeps its own. The `rotation` is the one that the plan names, if any.
 
     Raises:
         VerificationError: when plan and checkpoint do not belong together.
         UnsupportedError: for a tensor that the model class does not have.
     """
+    assert (rotation is None) == (plan.rotation is None)
     config = read_config(source)
     dims = dims_of_config(config)
     if dims != plan.source:
@@ -54,6 +66,7 @@ def slice_checkpoint(
         )
     write_config(out_dir, sliced_config(config, plan, dtype))
     weights = dims.weights()
+    cut = _sliced if rotation is None else partial(_rotated, rotation.kept(plan))
     with CheckpointReader(source) as reader:
         specs = []
         for name in filter(partial(is_parameter, dims=dims), reader):
@@ -66,7 +79,11 @@ def slice_checkpoint(
             weight, layer = weights[name]
             if layer is None or layer in plan.layers:
                 tensor = reader.tensor(name)
-                specs.append(_sliced(tensor, weight, layer, plan, dtype or tensor.dtype))
+                specs.append(cut(_Part(reader, tensor, weight, layer, plan, dtype or tensor.dtype)))
+        if dims.tie_word_embeddings and not plan.student.tie_word_embeddings:
+            tensor, head = reader.tensor(f"{dims.family.embedding}.weight"), dims.family.find("head")
+            assert head is not None
+            specs.append(cut(_Part(reader, tensor, head, None, plan, dtype or tensor.dtype)))
         write_checkpoint(out_dir, specs, on_tensor=on_tensor)
     return sum(torch.Size(spec.shape).numel() for spec in specs)
 
@@ -86,6 +103,8 @@ def sliced_config(
         name: getattr(student, name) for name in SHAPE_FIELDS if name != "vocab_size"
     }
     changed |= _sliced_layer_types(config, plan)
+    if plan.rotation is not None:
+        changed["tie_word_embeddings"] = False
     if dtype is not None:
         changed["dtype"] = str(dtype).removeprefix("torch.")
     return {**config, **changed}
@@ -109,19 +128,63 @@ def _sliced_layer_types(config: Mapping[str, object], plan: PrunePlan) -> dict[s
     return changed
 
 
-def _sliced(
-    tensor: torch.Tensor, weight: Weight, layer: int | None, plan: PrunePlan, dtype: torch.dtype
-) -> TensorSpec:
+@dataclass(frozen=True)
+class _Part:
+    """A tensor of the source, and what is to be made of it."""
+
+    reader: CheckpointReader
+    tensor: torch.Tensor
+    weight: Weight
+    layer: int | None
+    plan: PrunePlan
+    dtype: torch.dtype
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """The kept rows; None for all."""
+        return kept_channels(self.plan, tuple(self.weight.rows.values()), self.layer)
+
+    @property
+    def columns(self) -> torch.Tensor | None:
+        """The kept columns; None for all, or of a vector."""
+        axis = self.weight.columns
+        return kept_channels(self.plan, (axis,), self.layer) if axis else None
+
+    def spec(self, blocks: Callable[[], Iterator[torch.Tensor]]) -> TensorSpec:
+        """The student's tensor."""
+        family, layer = self.plan.source.family, self.layer
+        prefix = "" if layer is None else f"{family.layers}.{self.plan.layers.index(layer)}."
+        shape = self.plan.student.shape_of(self.weight)
+        return TensorSpec(name=prefix + self.weight.name, shape=shape, dtype=self.dtype, blocks=blocks)
+
+    def gain(self) -> torch.Tensor | None:
+        """The weight of the norm before a matrix that reads the residual stream."""
+        part, family = norm_of(self.weight), self.plan.source.family
+        if part is None:
+            return None
+        norm = family.find(part)
+        assert norm is not None
+        prefix = f"{family.layers}.{self.layer}." if norm in family.layer else ""
+        return self.reader.tensor(prefix + norm.name)
+
+
+def _sliced(part: _Part) -> TensorSpec:
     """The spec of the kept part of one tensor."""
-    rows = kept_channels(plan, tuple(weight.rows.values()), layer)
-    columns = kept_channels(plan, (weight.columns,), layer) if weight.columns else None
-    prefix = "" if layer is None else f"{plan.source.family.layers}.{plan.layers.index(layer)}."
-    return TensorSpec(
-        name=prefix + weight.name,
-        shape=plan.student.shape_of(weight),
-        dtype=dtype,
-        blocks=lambda: _gather(tensor, rows, columns, dtype),
-    )
+    rows, columns = part.rows, part.columns
+    return part.spec(lambda: _gather(part.tensor, rows, columns, part.dtype))
+
+
+def _rotated(kept: torch.Tensor, part: _Part) -> TensorSpec:
+    """The spec of the kept part of one tensor of the rotated model; see `compressor.pruning.rotation`."""
+    tensor, weight, dtype = part.tensor, part.weight, part.dtype
+    if is_norm(weight):
+        return part.spec(lambda: iter((torch.ones(kept.shape[1], dtype=dtype),)))
+    if writes(weight):
+        return part.spec(lambda: writing_blocks(tensor, part.columns, kept, dtype))
+    if weight.columns == STREAM:
+        blocks = partial(_gather, tensor, part.rows, None, tensor.dtype)
+        return part.spec(lambda: reading_blocks(blocks(), kept, part.gain(), dtype))
+    return _sliced(part)
 
 
 def kept_channels(plan: PrunePlan, axes: tuple[str, ...], layer: int | None) -> torch.Tensor | None:

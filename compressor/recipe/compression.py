@@ -50,6 +50,13 @@ class Prune(Section):
         "the layers that are least important by themselves.",
         flag="--depth-removal",
     )
+    hidden: Literal["channels", "rotation"] = option(
+        "channels",
+        "How the hidden size is reduced. channels: keep the most important channels; rotation: keep the "
+        "principal components of the hidden states on the calibration text. By rotation, the student of a "
+        "model whose LM head is its embedding gets an LM head of its own, which counts in its size.",
+        flag="--hidden-removal",
+    )
     scores: str | None = option(
         None,
         "Directory of an earlier prune of the same model, whose saved scores are used instead of measuring "
@@ -62,6 +69,11 @@ class Prune(Section):
         "Dimensions of the student instead of --target, such as hidden_size=432,num_hidden_layers=24.",
         metavar="NAME=NUMBER,...",
     )
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the hidden size is reduced by rotation."""
+        return self.hidden == "rotation"
 
 
 class Repair(Section):

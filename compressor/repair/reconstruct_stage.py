@@ -33,6 +33,7 @@ from compressor.models.sparse.low_rank import (
 )
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
+from compressor.pruning.rotation import ROTATION_FILE, Rotation, rotation_of
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Calibration, Section
 from compressor.repair.choice import Repaired
@@ -64,11 +65,12 @@ def run(
     refuse_adapter(original, by="a teacher")
     branches = _branches(source.path)
     plan = plan_between(original, source.path)
+    rotation = rotation_of(source.path, plan)
     windows = read_calibration(config.calibration, source.path, context)
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    walk = _walk(original, source.path, windows.ids, plan, branches, scratch, context)
+    walk = _walk(original, source.path, windows.ids, plan, rotation, branches, scratch, context)
     digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
     for name, branch in walk.branches.items():
         digests |= branch_digests(name, branch)
@@ -86,6 +88,7 @@ def _walk(
     compressed: Path,
     windows: TokenArray,
     plan: PrunePlan,
+    rotation: Rotation | None,
     branches: dict[str, AdapterBranch],
     scratch: Path,
     context: StageContext,
@@ -107,6 +110,7 @@ def _walk(
             original=teacher,
             compressed=student,
             plan=plan,
+            basis=None if rotation is None else rotation.kept(plan).float(),
             keep_mask=_masks(compressed),
             scratch=scratch,
             on_layer=tick,
@@ -207,7 +211,7 @@ def _masks(directory: Path) -> Callable[[str], torch.Tensor | None]:
 def _carry(source: Path, out_dir: Path) -> None:
     """What says how the model was compressed stays with it."""
     carry_sparsity(source, out_dir)
-    for name in (MASKS_FILE, PLAN_FILE):
+    for name in (MASKS_FILE, PLAN_FILE, ROTATION_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, out_dir / name)
 

@@ -56,6 +56,8 @@ class Walk:
         original: Hidden states of the model that shows what is wanted.
         compressed: Those of the model that is repaired.
         plan: Which layers and units of the original stayed.
+        basis: float32 `[H, K]`, the directions of the compressed model's channels in the original's stream;
+            None: they are kept channels.
         keep_mask: Which weights exist, by full name; None: all.
         scratch: Where changed weights go.
         on_layer: Called after every layer of the compressed model.
@@ -71,6 +73,7 @@ class Walk:
     original: Stream
     compressed: Stream
     plan: PrunePlan
+    basis: torch.Tensor | None = None
     keep_mask: Callable[[str], torch.Tensor | None]
     scratch: Path
     on_layer: Callable[[], None]
@@ -128,13 +131,13 @@ class Walk:
 
     def _repair_writer(self, sublayer: Sublayer, layer: DecoderLayer, index: int) -> dict[str, torch.Tensor]:
         """Solve what writes to the stream; the compressed model's states then are those after it."""
-        writer, hidden = sublayer.writer, kept_channels(self.plan, ("hidden",), None)
+        writer = sublayer.writer
         linear = layer.linear_layers()[writer.module]
 
         def gather(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, ...]:
             inputs = sublayer.seen(self.compressed, index, ours, {writer.module: "input"})[writer.module]
             given = self._rows(ours) + rows_of(linear(inputs.to(linear.weight.dtype)))
-            return inputs, _taken(self._rows(theirs), hidden) - given, self._scale(theirs)
+            return inputs, self._as_compressed(self._rows(theirs)) - given, self._scale(theirs)
 
         replaced = self._repair((writer,), layer, index, gather)
         for states in self.compressed.states:
@@ -220,6 +223,12 @@ class Walk:
 
     def _rows(self, states: torch.Tensor) -> torch.Tensor:
         return rows_of(states.to(self.compressed.device))
+
+    def _as_compressed(self, stream: torch.Tensor) -> torch.Tensor:
+        """The original's stream `[T, H]` in the compressed model's channels."""
+        if self.basis is None:
+            return _taken(stream, kept_channels(self.plan, ("hidden",), None))
+        return stream @ self.basis.to(stream)
 
 
 def _taken(rows_TO: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:

@@ -22,7 +22,8 @@ from compressor.models.dims import Dims, dims_of_config
 from compressor.pruning.plan import PLAN_FILE, SCHEMA
 from compressor.runs.artifact import ModelArtifact
 from exporters.checks.config import check_config, check_tokenizer_files
-from exporters.checks.equality import expect_bits, expect_fields, expect_figures
+from exporters.checks.equality import expect_bits, expect_equal, expect_fields, expect_figures
+from exporters.checks.rotated import expect_rotated, gain_before, read_components
 
 _LAYER = re.compile(r"^(?P<prefix>.*?\blayers\.)(?P<index>\d+)(?P<rest>\..+)$")
 
@@ -49,12 +50,16 @@ _AXES: dict[str, tuple[str | None, str | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The kept indices of a plan, as lists; those of MLP neurons and query heads per kept layer."""
+    """The kept indices of a plan, as lists; those of MLP neurons and query heads per kept layer.
+
+    With a rotation, which its sha256 names, those of the hidden size are principal components.
+    """
 
     layers: list[int]
     hidden: list[int]
     intermediate: list[list[int]]
     heads: list[list[int]]
+    rotation: str | None = None
 
 
 def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
@@ -62,7 +67,14 @@ def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict
     teacher = dims_of_config(read_config(source))
     kept = read_kept(directory, teacher)
     removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
-    expect_figures(directory, {"removed_layers": removed}, artifact.details)
+    figures: dict[str, object] = {"removed_layers": removed}
+    components = None
+    if kept.rotation is not None:
+        components, variances = read_components(directory, kept.rotation, teacher.hidden_size)
+        components = components[:, kept.hidden]
+        share = variances[kept.hidden].sum() / variances.sum()
+        figures["hidden_variance_kept"] = round(share.item(), 6)
+    expect_figures(directory, figures, artifact.details)
     check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
     check_tokenizer_files(directory, source)
     dtype = _dtype(read_config(directory), directory)
@@ -70,8 +82,15 @@ def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict
         wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
         _same_names(wanted, reader)
         for name, from_name in wanted.items():
-            tensor = _cut(original.tensor(from_name), name, kept, teacher)
-            expect_bits(name, tensor.to(dtype), reader.tensor(name), against="the source cut by the plan")
+            tensor, found = _cut(original.tensor(from_name), name, kept, teacher), reader.tensor(name)
+            module = name.split(".")[-2]
+            if components is None or "hidden" not in _AXES[module] or name.endswith(".bias"):
+                expect_bits(name, tensor.to(dtype), found, against="the source cut by the plan")
+                continue
+            expect_equal("a tensor has another dtype than the config says", dtype, found.dtype, where=name)
+            norm = gain_before(from_name, module)
+            gain = original.tensor(norm) if norm else None
+            expect_rotated(name, tensor, found, gain=gain, kept=components)
     return {"num_recomputed_tensors": len(wanted), "config": "the source's, but for the planned axes"}
 
 
@@ -88,6 +107,7 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
             hidden=_expand(hidden, teacher.hidden_size),
             intermediate=[_expand(part, teacher.intermediate_size) for part in units["intermediate"]],
             heads=[_expand(part, teacher.num_attention_heads) for part in units["heads"]],
+            rotation=plan.get("rotation"),
         )
         sizes = {
             (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
@@ -120,7 +140,9 @@ def _expand(text: str, size: int) -> list[int]:
 
 def _student_shape(teacher: Dims, kept: Kept) -> dict[str, object]:
     """The config fields that the plan decides; key/value heads and their width stay the source's."""
+    untied = {} if kept.rotation is None else {"tie_word_embeddings": False}
     return {
+        **untied,
         "hidden_size": len(kept.hidden),
         "intermediate_size": len(kept.intermediate[0]),
         "num_hidden_layers": len(kept.layers),
@@ -153,6 +175,8 @@ def _wanted_names(original: CheckpointReader, kept: Kept, *, is_tied: bool) -> d
         elif int(match["index"]) in kept.layers:
             position = kept.layers.index(int(match["index"]))
             wanted[f"{match['prefix']}{position}{match['rest']}"] = name
+    if is_tied and kept.rotation is not None:
+        wanted["lm_head.weight"] = "model.embed_tokens.weight"
     return wanted
 
 
@@ -183,7 +207,7 @@ def _units(axis: str | None, name: str, kept: Kept, teacher: Dims) -> list[int] 
     if axis is None:
         return None
     if axis == "hidden":
-        return kept.hidden
+        return kept.hidden if kept.rotation is None else None
     match = _LAYER.match(name)
     assert match is not None
     position = int(match["index"])

@@ -2,7 +2,7 @@
 
 | stage | weights | config and tokenizer |
 |---|---|---|
-| prune | the source cut by the plan, by a second slicer | the source's, but for the planned axes |
+| prune | the source or its rotation cut by the plan, a second time | the source's, but for the planned axes |
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
 | reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
@@ -24,6 +24,7 @@ from compressor.models.load import load_model
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, has_adapter, read_adapter
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_sparsity
 from compressor.pruning.plan import PLAN_FILE
+from compressor.pruning.rotation import ROTATION_FILE
 from compressor.quantization.amax import FP8_DIRECTORY, read_amax
 from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import check_probes, read_probes
@@ -85,7 +86,7 @@ def _reconstructed(
     if source is None:
         return found
     _same_model(directory, source)
-    for name in (SPARSITY_FILE, MASKS_FILE, PLAN_FILE):
+    for name in (SPARSITY_FILE, MASKS_FILE, PLAN_FILE, ROTATION_FILE):
         expect_same_file(name, source, directory)
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
         names = [name for name in _same_names(original, reader) if name not in accepted]

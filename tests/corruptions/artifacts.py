@@ -51,7 +51,8 @@ def make_artifacts(root: Path, text: Path) -> list[Made]:
     for name in EXPORTS:
         source = stages / ("quantize" if FORMATS[name].needs_fp8 else "recover")
         made.append(Made(kind=name, directory=run / "exports" / name, source=source))
-    return [*made, *_sparsified(root, teacher, text), Made(kind=RUN, directory=run, source=None)]
+    made += [_rotated(root, teacher, text), *_sparsified(root, teacher, text)]
+    return [*made, Made(kind=RUN, directory=run, source=None)]
 
 
 def _run(root: Path, teacher: Path, text: Path) -> Path:
@@ -72,6 +73,15 @@ def _run(root: Path, teacher: Path, text: Path) -> Path:
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     succeed_here("run", "--config", recipe, "-o", root / RUN)
     return root / RUN
+
+
+def _rotated(root: Path, teacher: Path, text: Path) -> Made:
+    """A student whose hidden size was reduced by rotation."""
+    shape = ",".join(f"{name}={size}" for name, size in SHAPE.items())
+    calibration = ("--calib-data", text, "--calib-size", 4, "--calib-seq-len", 32, "--importance", "random")
+    out = root / "rotated"
+    succeed_here("prune", teacher, "--shape", shape, "--hidden-removal", "rotation", *calibration, "-o", out)
+    return Made(kind="prune (rotation)", directory=out, source=teacher)
 
 
 def _sparsified(root: Path, teacher: Path, text: Path) -> list[Made]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from compressor.runs.artifact import sha256_of_file
 from tests.corruptions.formats import HF_LAYER, Tensors, change_json, change_tensors
 
 WEIGHTS = "model.safetensors"
@@ -23,6 +24,7 @@ ARTIFACT = "artifact.json"
 VERIFICATION = "verification.json"
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
+ROTATION = "rotation.safetensors"
 
 Plant = Callable[[Path], None]
 
@@ -217,6 +219,37 @@ def plan_faults() -> list[Fault]:
 
     changes = {"plan, layers": other_layers, "plan, a neuron more": other_neuron}
     return faults_of(changes, fields, "prune_plan.json")
+
+
+def rotation_faults() -> list[Fault]:
+    """Faults of a rotation, also where the plan names the wrong one, and of what it makes of weights."""
+
+    def entry(rotation: Tensors) -> None:
+        rotation["components"][3, 5] += 0.01
+
+    def reflected(rotation: Tensors) -> None:
+        rotation["components"][:, 7] *= -1
+
+    def named(change: Callable[[Tensors], None]) -> Plant:
+        def plant(directory: Path) -> None:
+            change_tensors(directory / ROTATION, change)
+            digest = sha256_of_file(directory / ROTATION)
+            change_json(directory / "prune_plan.json", lambda plan: plan.update(rotation=digest))
+
+        return plant
+
+    norm = HF_LAYER.format(index=1) + "input_layernorm.weight"
+    weights: dict[str, Callable[[Tensors], None]] = {
+        "norm constant": set_value(norm, lambda value: value * 1.1547),
+        "flipped bit, head": flip_bit("lm_head.weight"),
+    }
+    return [
+        *faults_of(weights, tensors),
+        Fault(name="rotation, an entry", plant=tensors(entry, ROTATION)),
+        Fault(name="rotation, an entry, named", plant=named(entry)),
+        Fault(name="rotation, a component reflected, named", plant=named(reflected)),
+        Fault(name="rotation deleted", plant=delete(ROTATION)),
+    ]
 
 
 def adapter_faults() -> list[Fault]:

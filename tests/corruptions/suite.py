@@ -26,6 +26,7 @@ from tests.corruptions.faults import (
     fp8_faults,
     plan_faults,
     record_faults,
+    rotation_faults,
     sparsity_faults,
     weight_faults,
 )
@@ -43,6 +44,13 @@ _EXPORT = [
 _FP8 = "huggingface-fp8/"
 FAULTS: dict[str, list[Fault]] = {
     "prune": [*weight_faults(), *config_faults(), *record_faults(), *plan_faults()],
+    "prune (rotation)": [
+        *(fault for fault in weight_faults() if fault.name != "norms swapped"),  # all of them are 1
+        *config_faults(),
+        *record_faults(),
+        *plan_faults(),
+        *rotation_faults(),
+    ],
     "reconstruct": [*weight_faults(), *config_faults(), *record_faults(), *plan_faults()],
     "reconstruct (2:4)": _SPARSE,
     "distill": [*weight_faults(), *config_faults(), *record_faults()],

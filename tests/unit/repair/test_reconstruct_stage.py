@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from compressor.models.sparse.low_rank import (
 )
 from compressor.models.sparse.record import MASKS_FILE
 from compressor.pruning.plan import PLAN_FILE
+from compressor.pruning.rotation import ROTATION_FILE
 from compressor.recipe.recipe import Calibration, Environment, Prune, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from tests.records import record_again
 
 FLOAT32 = api.Execution(environment=Environment(dtype="float32"))
 WEIGHTS = "model.safetensors"
+CARRIED = {"pruned": (PLAN_FILE,), "rotated": (PLAN_FILE, ROTATION_FILE), "sparse": (MASKS_FILE,)}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,15 @@ def pruned(
 ) -> ModelArtifact:
     settings = Prune(shape={"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2})
     out = tmp_path_factory.mktemp("pruned") / "out"
+    return api.prune(str(tiny_checkpoint), out, settings=settings, calibration=calibration, execution=FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def rotated(
+    tiny_checkpoint: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> ModelArtifact:
+    settings = Prune(shape={"hidden_size": 48, "num_hidden_layers": 2}, hidden="rotation")
+    out = tmp_path_factory.mktemp("rotated") / "out"
     return api.prune(str(tiny_checkpoint), out, settings=settings, calibration=calibration, execution=FLOAT32)
 
 
@@ -73,7 +85,7 @@ def distance(model: Path, teacher: Path, text: Path) -> float:
     return (found - wanted).square().mean().item()
 
 
-@pytest.mark.parametrize("kind", ["pruned", "sparse"])
+@pytest.mark.parametrize("kind", ["pruned", "rotated", "sparse"])
 def test_the_repaired_model_is_nearer_to_its_teacher(
     kind: str,
     request: pytest.FixtureRequest,
@@ -91,12 +103,27 @@ def test_the_repaired_model_is_nearer_to_its_teacher(
     given, found = (load_file(path / WEIGHTS) for path in (student.path, made.path))
     accepted = {name for name, layer in made.details["layers"].items() if layer["accepted"]}
     assert {name for name in given if not torch.equal(given[name], found[name])} == accepted
-    kept = MASKS_FILE if kind == "sparse" else PLAN_FILE
-    assert (made.path / kept).read_bytes() == (student.path / kept).read_bytes()
+    for name in CARRIED[kind]:
+        assert (made.path / name).read_bytes() == (student.path / name).read_bytes()
     if kind == "sparse":
         for name in accepted:
             assert not found[name][given[name] == 0].any()
     assert invoke(["verify", str(made.path), "--source", str(student.path)]) == 0
+
+
+def test_a_rotation_that_is_lost_or_another_is_refused(
+    rotated: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path, capsys: Any
+) -> None:
+    made = repaired(rotated, tiny_checkpoint, calibration, tmp_path / "out")
+    (made.path / ROTATION_FILE).write_bytes((made.path / WEIGHTS).read_bytes())
+    record_again(made.path)
+    assert invoke(["verify", str(made.path), "--source", str(rotated.path)]) == 8
+    assert ROTATION_FILE in capsys.readouterr().err
+    copy = Path(shutil.copytree(rotated.path, tmp_path / "copy"))
+    (copy / ROTATION_FILE).unlink()
+    record_again(copy)
+    with pytest.raises(UsageError, match="rotation of a prune plan cannot be read"):
+        repaired(replace(rotated, path=copy), tiny_checkpoint, calibration, tmp_path / "none")
 
 
 def changed(name: str) -> Any:

@@ -16,6 +16,7 @@ from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import PrunePlan, make_plan
+from compressor.pruning.rotation import Rotation
 from compressor.pruning.slicing import slice_checkpoint
 from compressor.repair.choice import RIDGES, use_of
 from compressor.repair.walk import Walk
@@ -61,10 +62,13 @@ class Recorded:
         return torch.stack(self.seen[place])
 
 
-def by_hand(teacher: Any, student: Any, plan: PrunePlan) -> dict[str, bool]:
-    """Repair a whole student in place; which weights changed."""
+def by_hand(teacher: Any, student: Any, plan: PrunePlan, components: torch.Tensor) -> dict[str, bool]:
+    """Repair a whole student in place; which weights changed.
+
+    The columns of `components` are the directions that the plan counts as hidden channels.
+    """
     changed = {}
-    hidden = torch.tensor(plan.kept["hidden"][0])
+    hidden = components.double()[:, list(plan.kept["hidden"][0])]
     original = Recorded(teacher)
     ends = (*plan.layers[1:], plan.source.num_hidden_layers)
     head_dim = plan.source.head_dim
@@ -92,7 +96,7 @@ def by_hand(teacher: Any, student: Any, plan: PrunePlan) -> dict[str, bool]:
                     start = now.of(
                         f"{ours}:in" if name == WRITERS[0] else f"{ours}.post_attention_layernorm:in"
                     )
-                    wanted = stream[..., kept] - start
+                    wanted = stream @ kept - start
                 else:
                     stream = original.of(before if "attn" in name else between)
                     wanted = original.of(f"{theirs}.{name}:out")
@@ -136,6 +140,17 @@ def repair_(module: Any, inputs: torch.Tensor, missing: torch.Tensor) -> bool:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 def test_the_walk_repairs_as_whole_models_by_hand(model_type: str, shape: str, tmp_path: Path) -> None:
+    repairs_as_by_hand(model_type, shape, tmp_path)
+
+
+def test_the_walk_repairs_in_the_basis_of_a_rotation(tmp_path: Path) -> None:
+    matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    components = torch.linalg.qr(matrix).Q.float()
+    rotation = Rotation(components=components, variances=torch.ones(64, dtype=torch.float64))
+    repairs_as_by_hand("llama", "width", tmp_path, rotation)
+
+
+def repairs_as_by_hand(model_type: str, shape: str, tmp_path: Path, rotation: Rotation | None = None) -> None:
     teacher = make_model(model_type).float()
     source = save_checkpoint(tmp_path / "teacher", teacher)
     dims = dims_of_config(teacher.config.to_dict())
@@ -144,9 +159,11 @@ def test_the_walk_repairs_as_whole_models_by_hand(model_type: str, shape: str, t
     )
     pruned = tmp_path / "pruned"
     pruned.mkdir()
-    slice_checkpoint(source, plan, pruned, dtype=torch.float32)
+    plan = plan if rotation is None else plan.rotated(rotation.save(pruned))
+    slice_checkpoint(source, plan, pruned, dtype=torch.float32, rotation=rotation)
     student = load_model(pruned, dtype="float32", device="cpu")
-    expected = by_hand(load_model(source, dtype="float32", device="cpu"), student, plan)
+    components = torch.eye(dims.hidden_size) if rotation is None else rotation.components
+    expected = by_hand(load_model(source, dtype="float32", device="cpu"), student, plan, components)
 
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -159,6 +176,7 @@ def test_the_walk_repairs_as_whole_models_by_hand(model_type: str, shape: str, t
             original=ours,
             compressed=b,
             plan=plan,
+            basis=None if rotation is None else rotation.kept(plan).float(),
             keep_mask=lambda _name: None,
             scratch=scratch,
             on_layer=lambda: None,
