@@ -95,6 +95,7 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
     scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text
+    scores_by_text = scores_by_text or recipe.prune.measures_depth
     calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts

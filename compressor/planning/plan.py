@@ -19,6 +19,7 @@ from compressor.models.dims import (
     weight_bytes,
 )
 from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
+from compressor.planning.depth import depth_passes, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
 from compressor.planning.target import resolve_shape, resolve_target
@@ -119,6 +120,7 @@ def make_plan(
         choices = "add --target 4b, --target 60%, or --shape (prune.shape in a recipe)"
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
+    require_depth(recipe.prune, teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
     uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
     return Plan(
@@ -203,7 +205,9 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
     """Hours on the stated hardware: calibration by its forward FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
-    flops = tokens * flops_per_token(teacher, context)
+    measured = min(recipe.prune.depth_size, recipe.calibration.size) * recipe.calibration.seq_len
+    tokens_of_depth = measured * depth_passes(recipe.prune, teacher, student)
+    flops = (tokens + tokens_of_depth) * flops_per_token(teacher, context)
     if recipe.quantize.fp8:
         flops += tokens * flops_per_token(student, context)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.sources import source_fingerprint
+from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
@@ -18,11 +18,15 @@ from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.pruning.depth import choose_layers
+from compressor.pruning.depth_page import render_page
+from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.recipe.option import content_of
 from compressor.recipe.recipe import Calibration, Prune, Section
-from compressor.runs.artifact import ModelArtifact, sha256_of_file
+from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json, write_text
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
@@ -34,14 +38,34 @@ class PruneStageConfig(Section):
     calibration: Calibration
     plan: PrunePlan | None = None
     scores_sha256: str | None = None
+    task_sha256: str | None = None
 
     @property
-    def needs_text(self) -> bool:
+    def scores_by_text(self) -> bool:
         """Whether units are scored, by a method that reads text."""
         is_measured = self.plan is None and self.prune.scores is None
         return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
 
+    @property
+    def measures_depth(self) -> bool:
+        """Whether removed layers are chosen by what the model loses without them."""
+        return self.plan is None and self.prune.measures_depth
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text is read."""
+        return self.scores_by_text or self.measures_depth
+
+    def content(self) -> dict[str, object]:
+        """What decides the student; how removals are measured only where they are."""
+        content = content_of(self)
+        if not self.measures_depth:
+            prune = {name: value for name, value in content_of(self.prune).items() if name not in _DEPTH}
+            content["prune"] = prune
+        return content
+
+
+_DEPTH = ("depth_importance", "depth_size", "depth_curve")
 _MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
 
 
@@ -76,6 +100,7 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
         scores_sha256=sha256_of_file(scores) if scores else None,
+        task_sha256=sha256_of_file(Path(settings.depth_task)) if settings.depth_task else None,
     )
 
 
@@ -90,20 +115,11 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    plan, text = config.plan, None
+    plan, details = config.plan, dict[str, object]()
     student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
     if plan is None:
-        scores, text = _scores(config, source, dims, context)
-        scores.save(out_dir)
-        plan = make_plan(
-            dims,
-            student,
-            scores,
-            importance="saved scores" if config.prune.scores else config.prune.importance,
-            depth=config.prune.depth,
-            removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
-        )
+        plan = _chosen(config, source, student, out_dir, context, details)
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -111,26 +127,68 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         )
     copy_tokenizer(source.path, out_dir)
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
-    if text:
-        details["calibration"] = text
+    details |= {"removed_layers": removed, "importance": plan.importance}
     return StageResult(num_parameters=num_parameters, details=details)
 
 
-def _scores(
-    config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
-) -> tuple[ImportanceScores, Mapping[str, object] | None]:
-    """The scores, saved or measured, and the record of the text that set them."""
-    if config.prune.scores:
-        return ImportanceScores.load(Path(config.prune.scores), dims), None
-    ids, record = None, None
+def _chosen(
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    student: Dims,
+    out_dir: Path,
+    context: StageContext,
+    details: dict[str, object],
+) -> PrunePlan:
+    """Choose what stays; writes what was measured, and adds to the details what it was measured on."""
+    settings, dims = config.prune, dims_of_config(read_config(source.path))
+    windows = None
     if config.needs_text:
-        windows = read_calibration(config.calibration, source.path, context)
-        ids, record = windows.ids, windows.record
-    inputs = ScoringInputs(
-        checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
+        calibration = config.calibration
+        if not config.scores_by_text:
+            size = min(settings.depth_size, calibration.size)
+            calibration = calibration.model_copy(update={"size": size})
+        found = read_calibration(calibration, source.path, context)
+        windows, details["calibration"] = found.ids, found.record
+    scores = _scores(config, source, dims, windows, context)
+    scores.save(out_dir)
+    is_block = settings.depth == "contiguous"
+    removed = published_layers(dims, student) if is_block else ()
+    if config.measures_depth:
+        assert windows is not None
+        depth = choose_layers(source.path, dims, student, settings, windows, context)
+        write_json(out_dir / DEPTH_FILE, depth.to_json())
+        write_text(out_dir / PAGE_FILE, render_page(depth))
+        removed, details["depth"] = depth.removed_layers, depth.choice.to_json()
+    return make_plan(
+        dims,
+        student,
+        scores,
+        importance="saved scores" if settings.scores else settings.importance,
+        depth=settings.depth,
+        removed_layers=removed,
     )
-    return IMPORTANCE_METHODS[config.prune.importance].load()(inputs), record
+
+
+def _scores(
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    dims: Dims,
+    windows: TokenArray | None,
+    context: StageContext,
+) -> ImportanceScores:
+    """The scores, saved or measured."""
+    if config.prune.scores:
+        return ImportanceScores.load(Path(config.prune.scores), dims)
+    method = IMPORTANCE_METHODS[config.prune.importance]
+    inputs = ScoringInputs(
+        checkpoint=source.path,
+        dims=dims,
+        settings=config.prune,
+        context=context,
+        windows=windows if method.needs_text else None,
+    )
+    scores: ImportanceScores = method.load()(inputs)
+    return scores
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
@@ -144,5 +202,6 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     format_version=4,
     data=lambda config: (config.calibration.data,) if config.needs_text else (),
     fingerprint=source_fingerprint,
+    content=PruneStageConfig.content,
     require_memory=_require_memory,
 )
