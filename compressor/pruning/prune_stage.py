@@ -12,7 +12,7 @@ from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
+from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
@@ -95,8 +95,9 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
             where=", ".join(f"prune.{name}" for name in measured),
             hint="leave them out, or leave out --scores",
         )
+    groups = [name for name in GROUP_FIELDS if name in (settings.shape or {})]
     return PruneStageConfig(
-        shape={name: getattr(student, name) for name in PRUNABLE_FIELDS},
+        shape={name: getattr(student, name) for name in (*PRUNABLE_FIELDS, *groups)},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
         scores_sha256=sha256_of_file(scores) if scores else None,
