@@ -8,6 +8,8 @@ that follow it, and all blocks of one size of a model of L layers about L / 2 fo
 Scattered layers are removed greedily: the layer that is missed least goes, and all others are measured
 again without it. Single-layer losses, the first round, say little about many layers at once.
 
+Under `torchrun` every process runs its share of the sequences and questions.
+
 Legend: B sequences of equal length, T tokens, H hidden_size.
 """
 
@@ -22,6 +24,7 @@ import torch
 from compressor.calibration.likelihood import negative_log_likelihood
 from compressor.calibration.stream import begun
 from compressor.core.errors import VerificationError
+from compressor.core.processes import own_share, sum_over_processes
 from compressor.data.calibration import spread
 from compressor.data.multiple_choice import EncodedQuestion, encode, read_questions
 from compressor.data.tokenise import TokenArray
@@ -76,7 +79,7 @@ def choose_layers(
     num_removed = dims.num_hidden_layers - student.num_hidden_layers
     is_greedy = settings.depth == "scattered"
     num_rounds = num_removed if is_greedy else 1
-    with context.console.progress("depth", num_rounds * measure.num_samples) as tick:
+    with context.console.progress("depth", num_rounds * measure.num_own_samples) as tick:
         sizes = {*curve_sizes(settings, dims.num_hidden_layers), 1 if is_greedy else num_removed}
         curves = measure.without_blocks(range(dims.num_hidden_layers), {0, *sizes}, on_sample=tick)
         removals: tuple[Removal, ...] = ()
@@ -120,9 +123,9 @@ class DepthMeasure:
         self._num_tokens = windows.shape[0] * (windows.shape[1] - 1)
 
     @property
-    def num_samples(self) -> int:
-        """How many samples run to measure blocks once."""
-        return len(self._windows) + len(self._questions)
+    def num_own_samples(self) -> int:
+        """How many samples this process runs to measure blocks once."""
+        return len(own_share(self._windows)) + len(own_share(self._questions))
 
     def without_blocks(
         self, kept: Sequence[int], sizes: set[int], *, on_sample: Callable[[], None] = lambda: None
@@ -166,10 +169,10 @@ class DepthMeasure:
         on_sample: Callable[[], None],
     ) -> _Sums:
         sums = {size: torch.zeros(_num_positions(len(kept), size), dtype=torch.float64) for size in sizes}
-        for sample in samples:
+        for sample in own_share(samples):
             self._add_(sums, sample, kept)
             on_sample()
-        return sums
+        return {size: sum_over_processes(total) for size, total in sorted(sums.items())}
 
     @torch.no_grad()
     def _add_(self, sums: _Sums, sample: Sample, kept: Sequence[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
@@ -106,8 +109,11 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Score all units and plan, unless a plan is given; slice the checkpoint by it."""
-    start_afresh(out_dir)
+    """Score all units and plan, unless a plan is given; slice the checkpoint by it.
+
+    All processes of a run score; the main one does the rest.
+    """
+    on_main(lambda: start_afresh(out_dir))
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
         raise UnsupportedError(
@@ -121,15 +127,21 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     check_shape(student)
     if plan is None:
         plan = _chosen(config, source, student, out_dir, context, details)
+    num_parameters = on_main(partial(_slice, plan, source, out_dir, context))
+    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
+    details |= {"removed_layers": removed, "importance": plan.importance}
+    return StageResult(num_parameters=num_parameters, details=details)
+
+
+def _slice(plan: PrunePlan, source: ModelArtifact, out_dir: Path, context: StageContext) -> int:
+    """Write the plan and what it keeps of the source; returns the number of parameters."""
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
             source.path, plan, out_dir, dtype=getattr(torch, context.dtype), on_tensor=tick
         )
     copy_tokenizer(source.path, out_dir)
-    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details |= {"removed_layers": removed, "importance": plan.importance}
-    return StageResult(num_parameters=num_parameters, details=details)
+    return num_parameters
 
 
 def _chosen(
@@ -148,17 +160,17 @@ def _chosen(
         if not config.scores_by_text:
             size = min(settings.depth_size, calibration.size)
             calibration = calibration.model_copy(update={"size": size})
-        found = read_calibration(calibration, source.path, context)
+        found = on_main(partial(read_calibration, calibration, source.path, context))
         windows, details["calibration"] = found.ids, found.record
     scores = _scores(config, source, dims, windows, context)
-    scores.save(out_dir)
+    on_main(lambda: scores.save(out_dir))
     is_block = settings.depth == "contiguous"
     removed = published_layers(dims, student) if is_block else ()
     if config.measures_depth:
         assert windows is not None
         depth = choose_layers(source.path, dims, student, settings, windows, context)
-        write_json(out_dir / DEPTH_FILE, depth.to_json())
-        write_text(out_dir / PAGE_FILE, render_page(depth))
+        on_main(lambda: write_json(out_dir / DEPTH_FILE, depth.to_json()))
+        on_main(lambda: write_text(out_dir / PAGE_FILE, render_page(depth)))
         removed, details["depth"] = depth.removed_layers, depth.choice.to_json()
     return make_plan(
         dims,
@@ -179,7 +191,8 @@ def _scores(
 ) -> ImportanceScores:
     """The scores, saved or measured."""
     if config.prune.scores:
-        return ImportanceScores.load(Path(config.prune.scores), dims)
+        saved = Path(config.prune.scores)
+        return on_main(lambda: ImportanceScores.load(saved, dims))
     method = IMPORTANCE_METHODS[config.prune.importance]
     inputs = ScoringInputs(
         checkpoint=source.path,
@@ -188,8 +201,8 @@ def _scores(
         context=context,
         windows=windows if method.needs_text else None,
     )
-    scores: ImportanceScores = method.load()(inputs)
-    return scores
+    work: Callable[[], ImportanceScores] = partial(method.load(), inputs)
+    return work() if method.needs_text else on_main(work)
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
@@ -204,5 +217,6 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     data=lambda config: (config.calibration.data,) if config.needs_text else (),
     fingerprint=source_fingerprint,
     content=PruneStageConfig.content,
+    parallel=True,
     require_memory=_require_memory,
 )
