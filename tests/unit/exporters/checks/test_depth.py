@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from compressor import api
 from compressor.core.errors import VerificationError
+from compressor.recipe.recipe import Prune, Recipe
 from exporters.checks.depth import check_depth
+from exporters.checks.documents import check_recipe
 
 LOSSES = {1: (5.0, 4.0, 4.5, 6.0), 2: (7.0, 6.5, 8.0)}
 
@@ -111,3 +114,15 @@ def test_a_contradiction_is_refused(fault: str, tmp_path: Path) -> None:
 def test_a_missing_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VerificationError):
         check_depth(tmp_path, details())
+
+
+def test_a_recipe_that_measures_is_not_the_one_of_a_student_by_influence(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = Prune(importance="random", shape={"num_hidden_layers": 2})
+    made = api.prune(str(tiny_checkpoint), tmp_path / "out", settings=settings)
+    recipe = Recipe(model=str(tiny_checkpoint), prune=settings)
+    check_recipe(tmp_path / "recipe.yaml", recipe, made)
+    other = recipe.model_copy(update={"prune": settings.model_copy(update={"depth_importance": "loss"})})
+    with pytest.raises(VerificationError, match="depth_importance"):
+        check_recipe(tmp_path / "recipe.yaml", other, made)
