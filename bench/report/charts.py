@@ -10,9 +10,9 @@ import numpy as np
 
 from bench.report.numbers import show_interval, show_number
 from bench.report.results import Absent, ArmCell, Results
-from bench.report.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
 from bench.report.tables import Wording, wording_of
 from bench.report.waterfall import Waterfall, waterfalls_of
+from compressor.core.svg import Bar, Point, Series, bar_chart, pareto_front, xy_chart
 
 _RATE = "output_tokens_per_s"
 

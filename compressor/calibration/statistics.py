@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from compressor.core.processes import sum_over_processes
 from compressor.recipe.compression import Aggregation
 
 
@@ -46,6 +47,14 @@ class BatchAggregate:
         self._count += scores.shape[0]
         self._sum = self._sum.to(scores.device) + scores.sum(0)
         self._sum_of_squares = self._sum_of_squares.to(scores.device) + scores.square().sum(0)
+
+    def sum_over_processes_(self, num_units: int) -> None:
+        """Make it the aggregate of the samples of all processes of the run, each of which has its own."""
+        own = torch.zeros(2, num_units, dtype=torch.float64)
+        if self._count:
+            own = torch.stack([self._sum, self._sum_of_squares]).cpu()
+        self._count = int(sum_over_processes(torch.tensor(self._count)))
+        self._sum, self._sum_of_squares = sum_over_processes(own)
 
     def result(self) -> torch.Tensor:
         """The aggregate, float64 `[C]` on the CPU."""

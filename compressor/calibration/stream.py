@@ -124,6 +124,13 @@ class Stream:
         module.requires_grad_(requires_grad=False).to(self.device)
 
 
+def begun(adapter: ModelAdapter, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+    """What a model in memory gives its first layer for token ids `[batch, tokens]`, and how it calls each."""
+    with _recorded(adapter) as recorders:
+        states = _first_states(adapter, recorders, ids)
+    return states, [recorder.call for recorder in recorders]
+
+
 def mapped_states(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A tensor in a file of reserved space: a full disk ends a process that writes to a hole by SIGBUS."""
     size = torch.Size(shape).numel()

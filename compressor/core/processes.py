@@ -13,7 +13,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from compressor.core.errors import UsageError
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     import torch
 
 Value = TypeVar("Value")
+# A sequence or an array.
+Shared = TypeVar("Shared", bound="Sliceable")
+
+
+class Sliceable(Protocol):
+    """What gives a part of its own kind for a slice."""
+
+    def __getitem__(self, key: slice, /) -> Any:
+        """That part."""
+
 
 # Whether the main process works while the others wait.
 _alone: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
@@ -108,9 +118,17 @@ def barrier() -> None:
     on_main(lambda: None)
 
 
+def own_share(items: Shared) -> Shared:
+    """Of what every process has whole, each a part: every so many-th item; all where one works alone."""
+    if world_size() == 1 or _alone.get():
+        return items
+    part: Shared = items[rank() :: world_size()]
+    return part
+
+
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The sum of every process's tensor; the tensor itself for a single process."""
-    if world_size() == 1:
+    """The sum of every process's tensor; the tensor itself for a single process, or one that works alone."""
+    if world_size() == 1 or _alone.get():
         return values
     import torch.distributed as dist
 

@@ -10,28 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from compressor.calibration.likelihood import negative_log_likelihood
 from compressor.core.errors import VerificationError
 from compressor.data.tokenise import TokenArray
 from compressor.evaluation.record import Perplexity
 from compressor.models.adapter import ModelAdapter
-
-_CHUNK_TOKENS = 256
-
-
-def negative_log_likelihood(
-    hidden_TH: torch.Tensor, head_VH: torch.Tensor, targets_T: torch.Tensor
-) -> torch.Tensor:
-    """Sum over tokens T of -log softmax(hidden head^T)[target], logits in float32, a chunk at a time.
-
-    Hidden states are `[T, hidden_size]`, the LM head is `[vocab_size, hidden_size]`, the sum float64.
-    """
-    total = torch.zeros((), dtype=torch.float64)
-    for hidden, targets in zip(hidden_TH.split(_CHUNK_TOKENS), targets_T.split(_CHUNK_TOKENS), strict=True):
-        logits = (hidden @ head_VH.T).float()
-        total += functional.cross_entropy(logits, targets, reduction="sum").double().cpu()
-    return total
 
 
 @torch.no_grad()

@@ -18,7 +18,9 @@ class Axis:
         is_head: Whether a unit is a head of `head_dim` channels instead of one channel.
         is_prunable: Whether units can be removed.
         is_per_layer: Whether every layer keeps units of its own; otherwise all layers keep the same ones.
-        groups: The dimension that counts the groups of units; every group keeps equally many.
+        groups: The dimension that counts the groups of units; every kept group keeps equally many.
+        members: The axis whose groups its units are. Such a unit goes with all its members, and counts as
+            much as they do together; all of them stay where nothing else is asked for.
         is_cut: Whether tensor parallelism gives each rank a range of the units.
     """
 
@@ -27,6 +29,7 @@ class Axis:
     is_prunable: bool = False
     is_per_layer: bool = False
     groups: str | None = None
+    members: str | None = None
     is_cut: bool = False
 
 
@@ -41,11 +44,15 @@ AXES: dict[str, Axis] = {
         groups="num_key_value_heads",
         is_cut=True,
     ),
-    "kv_heads": Axis(field="num_key_value_heads", is_head=True, is_cut=True),
+    "kv_heads": Axis(
+        field="num_key_value_heads", is_head=True, is_per_layer=True, members="heads", is_cut=True
+    ),
     "head_dim": Axis(field="head_dim"),
     "vocab": Axis(field="vocab_size", is_cut=True),
 }
 PRUNABLE_AXES = {name: axis for name, axis in AXES.items() if axis.is_prunable}
+# By the axis of their members.
+GROUP_AXES = {axis.members: name for name, axis in AXES.items() if axis.members}
 
 
 @dataclass(frozen=True)

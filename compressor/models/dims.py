@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from compressor.core.errors import UnsupportedError
-from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
+from compressor.models.axes import AXES, GROUP_AXES, PRUNABLE_AXES, Weight
 from compressor.models.families import Family, family_of
 
 # Far above any published model; below what would keep a loop over layers or names busy.
@@ -27,6 +27,8 @@ LARGEST = {
 }
 SHAPE_FIELDS = tuple(LARGEST)
 PRUNABLE_FIELDS = ("num_hidden_layers", *(axis.field for axis in PRUNABLE_AXES.values()))
+# What an explicit shape may lower beside them.
+GROUP_FIELDS = tuple(AXES[name].field for name in GROUP_AXES.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,8 @@ def _trained_on(recipe: Recipe) -> tuple[str, ...]:
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
-    scores_by_text = IMPORTANCE_METHODS[recipe.prune.importance].needs_text or recipe.prune.rotates
+    prune = recipe.prune
+    scores_by_text = IMPORTANCE_METHODS[prune.importance].needs_text or prune.measures_depth or prune.rotates
     calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts

@@ -17,8 +17,16 @@ from compressor.data.files import is_local
 from compressor.evaluation.record import EvaluationRecord
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS
-from compressor.pipeline.summary import DistillRecord, DynamicBatchesRecord, RunSummary, read_summary
+from compressor.pipeline.summary import (
+    PLACES,
+    DistillRecord,
+    DynamicBatchesRecord,
+    PruneRecord,
+    RunSummary,
+    read_summary,
+)
 from compressor.planning.plan import Plan
+from compressor.pruning.depth_record import PAGE_FILE
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
 from exporters.verification.record import Engine, ExportRecord
@@ -80,6 +88,7 @@ def model_card(out_dir: Path, summary: RunSummary) -> str:
         _shape(plan.student.dims) + f" {markdown_text(plan.rule)}.",
         "",
         *_text_lines(plan),
+        *_depth_lines(summary.prune),
         *_loss_lines(summary.distill),
     ]
     for title, header, rows in tables_of(summary):
@@ -161,6 +170,19 @@ def _text_lines(plan: Plan) -> list[str]:
     texts = plan.text
     used = {"calibration": texts.calibration, "training": texts.training, "evaluation": texts.evaluation}
     return [f"- {use} text: {markdown_text(_text_name(source))}" for use, source in used.items()]
+
+
+def _depth_lines(prune: PruneRecord | None) -> list[str]:
+    """What it cost to remove layers that were chosen by that."""
+    if prune is None or prune.depth is None:
+        return []
+    whole, without = prune.depth.whole, prune.depth.without
+    figures = f"loss {whole.loss:.4f} to {without.loss:.4f}"
+    if whole.accuracy is not None and without.accuracy is not None:
+        figures += f", accuracy {whole.accuracy:.4f} to {without.accuracy:.4f}"
+    removed = ", ".join(map(str, prune.removed_layers))
+    line = f"- layers {removed} removed by {prune.depth.importance}: {figures}"
+    return [f"{line}, before repair and training (`{PLACES['prune']}/{PAGE_FILE}`)"]
 
 
 def _loss_lines(distill: DistillRecord | None) -> list[str]:

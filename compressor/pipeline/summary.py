@@ -16,6 +16,7 @@ from compressor.core.json_files import as_record
 from compressor.core.records import Record
 from compressor.evaluation.record import EvaluationRecord
 from compressor.planning.plan import Plan, read_plan
+from compressor.pruning.depth_record import DepthChoice
 from compressor.recipe.recipe import Recipe, load_recipe
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.runs.manifest import (
@@ -30,6 +31,7 @@ from exporters.verification.record import ExportRecord
 
 # Role in the summary -> directory in the run; exports follow, by their format.
 PLACES = {
+    "prune": "stages/prune",
     "reconstruct": "stages/reconstruct",
     "generate": "stages/generate",
     "correct": "stages/correct",
@@ -48,6 +50,13 @@ class _Open(Record):
     """A part whose stage records more than is read here; all of it is kept."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class PruneRecord(_Open):
+    """What the prune stage reports."""
+
+    removed_layers: tuple[int, ...]
+    depth: DepthChoice | None = None
 
 
 class WeightUpdate(_Open):
@@ -81,6 +90,7 @@ class RunSummary(Record):
     student: str
     plan: Plan
     stages: dict[str, StageEntry]
+    prune: PruneRecord | None = None
     reconstruct: Details | None = None
     generate: Details | None = None
     correct: Details | None = None
@@ -120,6 +130,7 @@ def summary_of(
             hint="repeat the command that made this run: it finishes it",
         )
     kinds: dict[str, type[BaseModel]] = {
+        "prune": PruneRecord,
         "distill": DistillRecord,
         "evaluation": EvaluationRecord,
         "bench": Results,

@@ -19,6 +19,7 @@ from compressor.models.dims import (
     weight_bytes,
 )
 from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
+from compressor.planning.depth import depth_passes, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
 from compressor.planning.target import require_rotation, resolve_shape, resolve_target
@@ -124,6 +125,7 @@ def make_plan(
     student = target.student
     if rotates:
         require_rotation(teacher, student)
+    require_depth(recipe.prune, teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
     uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
     return Plan(
@@ -208,8 +210,10 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
     """Hours on the stated hardware: calibration and repair by their forward FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
+    measured = min(recipe.prune.depth_size, recipe.calibration.size) * recipe.calibration.seq_len
+    tokens_of_depth = measured * depth_passes(recipe.prune, teacher, student)
     passes = 2 if recipe.prune.rotates else 1
-    flops = {"calibration": tokens * flops_per_token(teacher, context) * passes}
+    flops = {"calibration": (passes * tokens + tokens_of_depth) * flops_per_token(teacher, context)}
     if recipe.quantize.fp8:
         flops["calibration"] += tokens * flops_per_token(student, context)
     if recipe.repair.enabled:

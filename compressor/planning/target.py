@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from compressor.core.errors import UnsupportedError, UsageError, nearest
-from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, num_parameters
+from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, check_shape, num_parameters
 from compressor.models.families import FAMILIES
 from compressor.models.presets import PRESETS, preset_of_dims, published_target
 from compressor.recipe import forms
@@ -133,13 +133,14 @@ def resolve_shape(teacher: Dims, shape: dict[str, int], *, rotates: bool = False
         UsageError: an unknown dimension, or one above the teacher's.
         UnsupportedError: a shape that the model class refuses.
     """
+    names = (*PRUNABLE_FIELDS, *GROUP_FIELDS)
     for name, size in shape.items():
-        if name not in PRUNABLE_FIELDS:
+        if name not in names:
             raise UsageError(
                 f"unknown dimension {name!r}",
                 where="--shape",
-                expected=", ".join(PRUNABLE_FIELDS),
-                hint=nearest(name, PRUNABLE_FIELDS) or "use one of the expected names",
+                expected=", ".join(names),
+                hint=nearest(name, names) or "use one of the expected names",
             )
         if not 0 < size <= getattr(teacher, name):
             raise UsageError(
@@ -151,11 +152,25 @@ def resolve_shape(teacher: Dims, shape: dict[str, int], *, rotates: bool = False
             )
     student = (teacher.untied() if rotates else teacher).with_shape(**shape)
     check_shape(student, where="--shape")
+    _refuse_larger_groups(teacher, student)
     published = preset_of_dims(student)
     if published is None:
         return ResolvedTarget(student=student, rule="explicit shape")
     rule = f"explicit shape, published as {published.alias} ({published.source})"
     return ResolvedTarget(student=student, rule=rule, published=published.alias)
+
+
+def _refuse_larger_groups(teacher: Dims, student: Dims) -> None:
+    """A key/value head goes with its query heads; those of others cannot take their place."""
+    largest = teacher.num_attention_heads // teacher.num_key_value_heads * student.num_key_value_heads
+    if student.num_attention_heads > largest:
+        raise UsageError(
+            "a key/value head is removed with all of its query heads, so fewer of those are left",
+            where="--shape: num_attention_heads, num_key_value_heads",
+            expected=f"at most {largest} query heads with {student.num_key_value_heads} key/value heads",
+            found=student.num_attention_heads,
+            hint=f"add num_attention_heads={largest}, or keep more key/value heads",
+        )
 
 
 def hidden_multiple(dims: Dims, hidden_size: int) -> int:

@@ -8,6 +8,9 @@ the calibration set without the LM head, all axes at once.
   gate that input, after activation and gate, is the neuron's whole contribution;
 * hidden channel: the outputs of both norms of every layer, each hook's score added;
 * block of layers i..j-1: one minus the cosine of the block's input and output (block influence).
+
+Under `torchrun` every process runs its share of the windows; sums over windows, in float64 but for gradients,
+are added up over the processes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch import nn
 from compressor.calibration.hooks import Observer, observed
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_norms, over_sequence
 from compressor.core.errors import UsageError, VerificationError
+from compressor.core.processes import own_share, sum_over_processes
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
@@ -93,7 +97,10 @@ class ImportanceScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringInputs:
-    """What an importance method may read; windows `[num_windows, seq_len]` only where it needs text."""
+    """What an importance method may read; windows `[num_windows, seq_len]` only where it needs text.
+
+    A method that needs text runs in every process of a run, and returns the same in each; others run in one.
+    """
 
     checkpoint: Path
     dims: Dims
@@ -108,7 +115,7 @@ def activation_method(inputs: ScoringInputs) -> ImportanceScores:
     assert inputs.windows is not None
     trust = context.trust_remote_code
     model = load_model(inputs.checkpoint, dtype=context.dtype, device=context.device, trust_remote_code=trust)
-    with context.console.progress("importance", len(inputs.windows)) as tick:
+    with context.console.progress("importance", len(own_share(inputs.windows))) as tick:
         return activation_importance(
             ModelAdapter(model),
             inputs.windows,
@@ -140,6 +147,7 @@ def activation_importance(
 ) -> ImportanceScores:
     """Score all axes in one forward pass over token ids `[num_windows, seq_len]`, each window one sample.
 
+    The processes of a run share the windows.
     A score that is not finite is a VerificationError.
     """
     num_layers, states = adapter.dims.num_hidden_layers, list[torch.Tensor]()
@@ -160,11 +168,15 @@ def activation_importance(
     similarity = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
     device = next(adapter.body.parameters()).device
     with observed(inputs=inputs, outputs=outputs):
-        for window in windows:
+        for window in own_share(windows):
             adapter.body(torch.from_numpy(window.astype("int64"))[None].to(device), use_cache=False)
             similarity += cosine_sums(states)
             states.clear()
             on_window()
+    for axis, found in aggregates.items():
+        for aggregate in found:
+            aggregate.sum_over_processes_(adapter.dims.units(axis))
+    similarity = sum_over_processes(similarity)
     scores = {name: torch.stack([one.result() for one in found]) for name, found in aggregates.items()}
     units = {name: rows if AXES[name].is_per_layer else rows.sum(0) for name, rows in scores.items()}
     return ImportanceScores(units=units, blocks=1 - similarity / windows.size)
@@ -207,8 +219,9 @@ def taylor_method(inputs: ScoringInputs) -> ImportanceScores:
     trust = context.trust_remote_code
     model = load_model(inputs.checkpoint, dtype="float32", device=context.device, trust_remote_code=trust)
     model.requires_grad_(requires_grad=True)
-    with context.console.progress("importance", len(inputs.windows)) as tick:
-        for window in inputs.windows:
+    windows = own_share(inputs.windows)
+    with context.console.progress("importance", len(windows)) as tick:
+        for window in windows:
             ids = torch.from_numpy(window.astype("int64"))[None].to(context.device)
             loss = model(ids, labels=ids, use_cache=False).loss / len(inputs.windows)
             loss.backward()
@@ -216,8 +229,9 @@ def taylor_method(inputs: ScoringInputs) -> ImportanceScores:
 
     def product(name: str) -> torch.Tensor:
         weight: torch.nn.Parameter = model.get_parameter(name)
-        assert weight.grad is not None
-        return (weight.detach().double() * weight.grad.double()).abs().cpu()
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad  # none of no window
+        total = sum_over_processes(gradient.double().cpu())
+        return (weight.detach().double().cpu() * total).abs()
 
     return _summed(product, inputs.dims)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,7 @@ from pydantic import (
 
 from compressor.core.errors import UsageError
 from compressor.core.json_files import read_json
-from compressor.models.axes import AXES, PRUNABLE_AXES
+from compressor.models.axes import AXES, GROUP_AXES, PRUNABLE_AXES
 from compressor.models.dims import LARGEST, Dims
 from compressor.pruning.importance import ImportanceScores
 
@@ -59,8 +60,9 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(parse_ranges), PlainSeriali
 class PrunePlan(BaseModel):
     """What stays of a model, as ascending 0-based indices of the source.
 
-    Units are by axis: of every kept layer, or once for all where the layers share the axis. With a rotation,
-    whose sha256 stands here, those of the hidden size are principal components, by descending variance.
+    Units are by axis: of every kept layer, or once for all where the layers share the axis. Groups of units,
+    the key/value heads, are listed only where some of them go. With a rotation, whose sha256 stands here,
+    those of the hidden size are principal components, by descending variance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,9 +87,10 @@ class PrunePlan(BaseModel):
         _check_indices("layers", self.layers, self.source.num_hidden_layers)
         if self.rotation is not None and not self.source.family.rotatable:
             raise ValueError(f"rotation: {self.source.model_type} models cannot be rotated")
-        if set(self.kept) != set(PRUNABLE_AXES):
+        if not set(PRUNABLE_AXES) <= set(self.kept) <= {*PRUNABLE_AXES, *GROUP_AXES.values()}:
             raise ValueError(f"kept: expected the axes {', '.join(PRUNABLE_AXES)}")
-        for name, axis in PRUNABLE_AXES.items():
+        for name in self.kept:
+            axis = AXES[name]
             lists, where = self.kept[name], f"kept.{name}"
             if len(lists) != (len(self.layers) if axis.is_per_layer else 1):
                 raise ValueError(f"{where}: expected one list per kept layer, or one for all layers")
@@ -96,20 +99,24 @@ class PrunePlan(BaseModel):
             num_units = self.source.units(name)
             for units in lists:
                 _check_indices(where, units, num_units)
-                if axis.groups:
-                    _check_groups(where, units, num_units, getattr(self.source, axis.groups))
+        for members, name in GROUP_AXES.items():
+            num_units, num_groups = self.source.units(members), self.source.units(name)
+            lists = self.kept[members]
+            groups = self.kept.get(name, (tuple(range(num_groups)),) * len(lists))
+            for units, kept_groups in zip(lists, groups, strict=True):
+                _check_groups(f"kept.{members}", units, num_units, num_groups, kept_groups)
         return self
 
     @property
     def student(self) -> Dims:
         """Dimensions of the result."""
-        sizes = {axis.field: len(self.kept[name][0]) for name, axis in PRUNABLE_AXES.items()}
+        sizes = {AXES[name].field: len(lists[0]) for name, lists in self.kept.items()}
         source = self.source if self.rotation is None else self.source.untied()
         return source.with_shape(num_hidden_layers=len(self.layers), **sizes)
 
     def units(self, axis: str, layer: int | None) -> tuple[int, ...] | None:
         """The kept units of an axis in a layer of the source; None: all of them."""
-        if axis not in PRUNABLE_AXES:
+        if axis not in self.kept:
             return None
         position = self.layers.index(layer) if layer is not None and AXES[axis].is_per_layer else 0
         units = self.kept[axis][position]
@@ -136,13 +143,15 @@ def _check_indices(where: str, indices: tuple[int, ...], size: int) -> None:
         raise ValueError(f"{where}: expected ascending indices from 0 to {size - 1}, at least one")
 
 
-def _check_groups(where: str, units: tuple[int, ...], num_units: int, num_groups: int) -> None:
+def _check_groups(
+    where: str, units: tuple[int, ...], num_units: int, num_groups: int, kept_groups: tuple[int, ...]
+) -> None:
     if num_groups < 1 or num_units % num_groups:
         raise ValueError(f"{where}: expected a number of units that fills the groups evenly")
     group_size = num_units // num_groups
     counts = Counter(unit // group_size for unit in units)
-    if len(counts) != num_groups or len(set(counts.values())) > 1:
-        raise ValueError(f"{where}: expected equally many of every {group_size} units in a row")
+    if set(counts) != set(kept_groups) or len(set(counts.values())) > 1:
+        raise ValueError(f"{where}: expected equally many of every {group_size} units in a row that are kept")
 
 
 def read_plan(file: Path) -> PrunePlan:
@@ -179,6 +188,8 @@ def make_plan(
 ) -> PrunePlan:
     """Choose the units to keep: the best-scored ones of every axis, ties to the lower index.
 
+    Of groups of units the ones with the highest sum stay.
+
     Args:
         source: Dimensions of the model to slice.
         student: Those of the result.
@@ -195,12 +206,27 @@ def make_plan(
         layers = best(torch.diagonal(scores.blocks, offset=1), count)
     else:
         layers = kept_layers(scores.blocks, source.num_hidden_layers - count)
-    kept = {}
+    kept: dict[str, tuple[tuple[int, ...], ...]] = {}
     for name, axis in PRUNABLE_AXES.items():
-        num_groups = getattr(source, axis.groups) if axis.groups else 1
         rows = [scores.units[name][index] for index in layers] if axis.is_per_layer else [scores.units[name]]
-        kept[name] = tuple(best(row, student.units(name), num_groups=num_groups) for row in rows)
+        count = student.units(name)
+        if axis.groups is None:
+            kept[name] = tuple(best(row, count) for row in rows)
+            continue
+        grouped = [row.view(source.units(GROUP_AXES[name]), -1) for row in rows]
+        num_groups = student.units(GROUP_AXES[name])
+        groups = tuple(best(row.sum(1), num_groups) for row in grouped)
+        kept[name] = tuple(map(partial(_best_within, count=count), grouped, groups))
+        if num_groups < source.units(GROUP_AXES[name]):
+            kept[GROUP_AXES[name]] = groups
     return PrunePlan(importance=importance, source=source, layers=layers, kept=kept)
+
+
+def _best_within(grouped: torch.Tensor, groups: tuple[int, ...], *, count: int) -> tuple[int, ...]:
+    """The `count` best units of these groups, equally many of each; scores are `[num_groups, group_size]`."""
+    size = grouped.shape[1]
+    chosen = best(grouped[list(groups)].flatten(), count, num_groups=len(groups))
+    return tuple(groups[unit // size] * size + unit % size for unit in chosen)
 
 
 def best(scores: torch.Tensor, count: int, *, num_groups: int = 1) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,22 +11,26 @@ import torch
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
-from compressor.data.calibration import CalibrationWindows
+from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
+from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
-from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
+from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.pruning.depth import choose_layers
+from compressor.pruning.depth_page import render_page
+from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
-from compressor.pruning.rotation import find_rotation, rotation_of
+from compressor.pruning.rotation import Rotation, find_rotation, rotation_of
 from compressor.pruning.slicing import num_tensors, slice_checkpoint
-from compressor.recipe.option import content_of, option
+from compressor.recipe.option import content_of, option, unless_neutral
 from compressor.recipe.recipe import Calibration, Prune, Section
-from compressor.runs.artifact import ModelArtifact, sha256_of_file
+from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json, write_text
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
@@ -37,9 +43,10 @@ class PruneStageConfig(Section):
     plan: PrunePlan | None = None
     scores_sha256: str | None = None
     plan_directory: str = option("", "Where the given plan was, and its rotation is.", course=True)
+    task_sha256: str | None = None
 
     @property
-    def needs_text(self) -> bool:
+    def scores_by_text(self) -> bool:
         """Whether units are scored, by a method that reads text."""
         is_measured = self.plan is None and self.prune.scores is None
         return is_measured and IMPORTANCE_METHODS[self.prune.importance].needs_text
@@ -50,11 +57,24 @@ class PruneStageConfig(Section):
         return self.plan is None and self.prune.rotates
 
     @property
-    def reads_text(self) -> bool:
-        """Whether the calibration text decides anything."""
-        return self.needs_text or self.rotates
+    def measures_depth(self) -> bool:
+        """Whether removed layers are chosen by what the model loses without them."""
+        return self.plan is None and self.prune.measures_depth
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text is read."""
+        return self.scores_by_text or self.measures_depth or self.rotates
+
+    def content(self) -> dict[str, object]:
+        """What decides the student; how layers and hidden size are reduced only where not as ever."""
+        prune = unless_neutral(content_of(self.prune), hidden="channels")
+        if not self.measures_depth:
+            prune = {name: value for name, value in prune.items() if name not in _DEPTH}
+        return {**content_of(self), "prune": prune}
 
 
+_DEPTH = ("depth_importance", "depth_size", "depth_curve")
 _MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
 
 
@@ -84,17 +104,22 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
             where=", ".join(f"prune.{name}" for name in measured),
             hint="leave them out, or leave out --scores",
         )
+    groups = [name for name in GROUP_FIELDS if name in (settings.shape or {})]
     return PruneStageConfig(
-        shape={name: getattr(student, name) for name in PRUNABLE_FIELDS},
+        shape={name: getattr(student, name) for name in (*PRUNABLE_FIELDS, *groups)},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
         scores_sha256=sha256_of_file(scores) if scores else None,
+        task_sha256=sha256_of_file(Path(settings.depth_task)) if settings.depth_task else None,
     )
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
-    """Score all units and plan, unless a plan is given; slice the checkpoint by it."""
-    start_afresh(out_dir)
+    """Score all units and plan, unless a plan is given; slice the checkpoint by it.
+
+    All processes of a run score; the main one does the rest.
+    """
+    on_main(lambda: start_afresh(out_dir))
     dims = dims_of_config(read_config(source.path))
     if not dims.family.prunable:
         raise UnsupportedError(
@@ -103,27 +128,26 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             hint=f"prune one of {', '.join(name for name, family in FAMILIES.items() if family.prunable)}",
         )
     refuse_adapter(source.path, by="pruning")
-    plan, windows = config.plan, None
+    plan, details = config.plan, dict[str, object]()
     student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
-    if config.reads_text:
-        windows = read_calibration(config.calibration, source.path, context)
+    windows = _windows(config, source, context, details)
     if plan is None:
-        scores = _scores(config, source, dims, context, windows)
-        scores.save(out_dir)
-        plan = make_plan(
-            dims,
-            student,
-            scores,
-            importance="saved scores" if config.prune.scores else config.prune.importance,
-            depth=config.prune.depth,
-            removed_layers=published_layers(dims, student) if config.prune.depth == "contiguous" else (),
-        )
-    rotation = rotation_of(Path(config.plan_directory), plan)
-    if config.rotates and windows is not None:
-        rotation = find_rotation(source.path, plan, windows.ids, context)
+        plan = _chosen(config, source, student, out_dir, context, windows, details)
+    rotation = _rotation(config, plan, source, context, windows)
     if rotation is not None:
-        plan = plan.rotated(rotation.save(out_dir))
+        plan = plan.rotated(on_main(partial(rotation.save, out_dir)))
+        details["hidden_variance_kept"] = round(rotation.kept_variance(plan), 6)
+    num_parameters = on_main(partial(_slice, plan, rotation, source, out_dir, context))
+    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
+    details |= {"removed_layers": removed, "importance": plan.importance}
+    return StageResult(num_parameters=num_parameters, details=details)
+
+
+def _slice(
+    plan: PrunePlan, rotation: Rotation | None, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> int:
+    """Write the plan and what it keeps of the source; returns the number of parameters."""
     plan.write(out_dir)
     with context.console.progress("slicing", num_tensors(source.path)) as tick:
         num_parameters = slice_checkpoint(
@@ -135,46 +159,94 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
             on_tensor=tick,
         )
     copy_tokenizer(source.path, out_dir)
-    removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details: dict[str, object] = {"removed_layers": removed, "importance": plan.importance}
-    if rotation is not None:
-        details["hidden_variance_kept"] = round(rotation.kept_variance(plan), 6)
-    if windows is not None:
-        details["calibration"] = windows.record
-    return StageResult(num_parameters=num_parameters, details=details)
+    return num_parameters
+
+
+def _windows(
+    config: PruneStageConfig, source: ModelArtifact, context: StageContext, details: dict[str, object]
+) -> TokenArray | None:
+    """The calibration sequences, if any are read; adds to the details which they are."""
+    if not config.needs_text:
+        return None
+    calibration = config.calibration
+    if not (config.scores_by_text or config.rotates):
+        size = min(config.prune.depth_size, calibration.size)
+        calibration = calibration.model_copy(update={"size": size})
+    found = on_main(partial(read_calibration, calibration, source.path, context))
+    details["calibration"] = found.record
+    return found.ids
+
+
+def _rotation(
+    config: PruneStageConfig,
+    plan: PrunePlan,
+    source: ModelArtifact,
+    context: StageContext,
+    windows: TokenArray | None,
+) -> Rotation | None:
+    """The rotation that a given plan names, or the one that is asked for."""
+    if not config.rotates:
+        return on_main(partial(rotation_of, Path(config.plan_directory), plan))
+    assert windows is not None
+    return on_main(partial(find_rotation, source.path, plan, windows, context))
+
+
+def _chosen(
+    config: PruneStageConfig,
+    source: ModelArtifact,
+    student: Dims,
+    out_dir: Path,
+    context: StageContext,
+    windows: TokenArray | None,
+    details: dict[str, object],
+) -> PrunePlan:
+    """Choose what stays; writes what was measured."""
+    settings, dims = config.prune, dims_of_config(read_config(source.path))
+    scores = _scores(config, source, dims, windows, context)
+    on_main(lambda: scores.save(out_dir))
+    is_block = settings.depth == "contiguous"
+    removed = published_layers(dims, student) if is_block else ()
+    if config.measures_depth:
+        assert windows is not None
+        depth = choose_layers(source.path, dims, student, settings, windows, context)
+        on_main(lambda: write_json(out_dir / DEPTH_FILE, depth.to_json()))
+        on_main(lambda: write_text(out_dir / PAGE_FILE, render_page(depth)))
+        removed, details["depth"] = depth.removed_layers, depth.choice.to_json()
+    return make_plan(
+        dims,
+        student,
+        scores,
+        importance="saved scores" if settings.scores else settings.importance,
+        depth=settings.depth,
+        removed_layers=removed,
+    )
 
 
 def _scores(
     config: PruneStageConfig,
     source: ModelArtifact,
     dims: Dims,
+    windows: TokenArray | None,
     context: StageContext,
-    windows: CalibrationWindows | None,
 ) -> ImportanceScores:
     """The scores, saved or measured."""
     if config.prune.scores:
-        return ImportanceScores.load(Path(config.prune.scores), dims)
-    ids = windows.ids if windows and config.needs_text else None
+        saved = Path(config.prune.scores)
+        return on_main(lambda: ImportanceScores.load(saved, dims))
+    method = IMPORTANCE_METHODS[config.prune.importance]
     inputs = ScoringInputs(
-        checkpoint=source.path, dims=dims, settings=config.prune, context=context, windows=ids
+        checkpoint=source.path,
+        dims=dims,
+        settings=config.prune,
+        context=context,
+        windows=windows if method.needs_text else None,
     )
-    scores: ImportanceScores = IMPORTANCE_METHODS[config.prune.importance].load()(inputs)
-    return scores
-
-
-def _content(config: PruneStageConfig) -> dict[str, object]:
-    """What decides the student; how the hidden size is reduced only where it is by rotation.
-
-    So a student that was made before there was this choice is known as what it is.
-    """
-    content = content_of(config)
-    if not config.prune.rotates and isinstance(prune := content["prune"], dict):
-        del prune["hidden"]
-    return content
+    work: Callable[[], ImportanceScores] = partial(method.load(), inputs)
+    return work() if method.needs_text else on_main(work)
 
 
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
-    if config.reads_text:
+    if config.needs_text:
         require_model_memory((source.path, context.dtype), device=context.device)
 
 
@@ -182,8 +254,9 @@ PRUNE: Stage[PruneStageConfig] = Stage(
     name="prune",
     run=run,
     format_version=4,
-    data=lambda config: (config.calibration.data,) if config.reads_text else (),
+    data=lambda config: (config.calibration.data,) if config.needs_text else (),
     fingerprint=source_fingerprint,
-    content=_content,
+    content=PruneStageConfig.content,
+    parallel=True,
     require_memory=_require_memory,
 )

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator
 
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.recipe.forms import Shape
+from compressor.recipe.forms import Integers, Shape
 from compressor.recipe.option import OneOf, Section, option
 from compressor.recipe.training import DEFAULT_TEXT, TEXT_FORMS
 
@@ -57,6 +57,31 @@ class Prune(Section):
         "model whose LM head is its embedding gets an LM head of its own, which counts in its size.",
         flag="--hidden-removal",
     )
+    depth_importance: Literal["influence", "loss", "task"] = option(
+        "influence",
+        "What decides which layers are removed. influence: the scores of --importance, which for activation "
+        "say how little a block changes its input; loss: the loss on calibration text without them; task: "
+        "first the accuracy on --depth-task without them, then the loss. With --depth-removal scattered, "
+        "loss and task remove one layer after the other, each time the one that is missed least.",
+    )
+    depth_task: str | None = option(
+        None,
+        "File of multiple-choice questions for --depth-importance task: on each line a JSON object with "
+        "question, choices and answer, the index of the right choice from 0.",
+        course=True,
+        metavar="FILE",
+    )
+    depth_size: int = option(
+        32,
+        "Largest number of calibration sequences on which --depth-importance loss or task measures the loss.",
+        ge=1,
+    )
+    depth_curve: Integers | None = option(
+        None,
+        "Sizes of blocks of layers whose removal is measured at every position and drawn in depth.html, with "
+        "--depth-importance loss or task; by default 1, 2, 8 and 16, in proportion for fewer than 32 layers.",
+        metavar="N,...",
+    )
     scores: str | None = option(
         None,
         "Directory of an earlier prune of the same model, whose saved scores are used instead of measuring "
@@ -74,6 +99,11 @@ class Prune(Section):
     def rotates(self) -> bool:
         """Whether the hidden size is reduced by rotation."""
         return self.hidden == "rotation"
+
+    @property
+    def measures_depth(self) -> bool:
+        """Whether the model is run without layers to find those that are removed."""
+        return self.depth_importance != "influence"
 
 
 class Repair(Section):

@@ -12,7 +12,7 @@ from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.planning.plan import planned_model, read_plan
-from compressor.recipe.recipe import Recipe
+from compressor.recipe.recipe import Prune, Recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact
 from compressor.runs.inputs import comparable, differences, is_local_fingerprint
 from compressor.runs.manifest import StageEntry
@@ -52,6 +52,9 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     before = _config(comparable({**inputs, "config": recorded}))
     now = _config(comparable({**inputs, **moved, "config": said}))
     pairs: list[tuple[str, object, object]] = [("seed", recipe.seed, inputs.get("seed"))]
+    if artifact.stage == "prune":  # which records how removals are measured only where they are
+        chosen = recorded["prune"].get("depth_importance", Prune().depth_importance)
+        pairs.append(("prune.depth_importance", recipe.prune.depth_importance, chosen))
     pairs += [
         (f"{name}.{key}", now[name].get(key), value)
         for name, section in before.items()

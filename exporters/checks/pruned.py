@@ -35,8 +35,8 @@ _AXES: dict[str, tuple[str | None, str | None]] = {
     "input_layernorm": ("hidden", None),
     "post_attention_layernorm": ("hidden", None),
     "q_proj": ("heads", "hidden"),
-    "k_proj": (None, "hidden"),
-    "v_proj": (None, "hidden"),
+    "k_proj": ("kv heads", "hidden"),
+    "v_proj": ("kv heads", "hidden"),
     "qkv_proj": ("heads, then keys and values", "hidden"),
     "o_proj": ("hidden", "heads"),
     "q_norm": (None, None),
@@ -50,7 +50,7 @@ _AXES: dict[str, tuple[str | None, str | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The kept indices of a plan, as lists; those of MLP neurons and query heads per kept layer.
+    """The kept indices of a plan, as lists; those of MLP neurons and heads per kept layer.
 
     With a rotation, which its sha256 names, those of the hidden size are principal components.
     """
@@ -59,6 +59,7 @@ class Kept:
     hidden: list[int]
     intermediate: list[list[int]]
     heads: list[list[int]]
+    kv_heads: list[list[int]]
     rotation: str | None = None
 
 
@@ -107,11 +108,12 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
             hidden=_expand(hidden, teacher.hidden_size),
             intermediate=[_expand(part, teacher.intermediate_size) for part in units["intermediate"]],
             heads=[_expand(part, teacher.num_attention_heads) for part in units["heads"]],
+            kv_heads=_kept_groups(units, teacher),
             rotation=plan.get("rotation"),
         )
-        sizes = {
-            (len(neurons), len(heads)) for neurons, heads in zip(kept.intermediate, kept.heads, strict=True)
-        }
+        lists = zip(kept.intermediate, kept.heads, kept.kv_heads, strict=True)
+        sizes = {tuple(map(len, of_layer)) for of_layer in lists}
+        _refuse_torn_groups(kept, teacher)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VerificationError("the prune plan is corrupt", where=str(file), found=error) from error
     if len(kept.heads) != len(kept.layers) or len(sizes) != 1:
@@ -119,9 +121,27 @@ def read_kept(directory: Path, teacher: Dims) -> Kept:
             "the prune plan is corrupt",
             where=str(file),
             expected=f"lists for {len(kept.layers)} layers, all of one length",
-            found=f"{len(kept.heads)} lists of (neurons, heads) {sorted(sizes)}",
+            found=f"{len(kept.heads)} lists of (neurons, query heads, key/value heads) {sorted(sizes)}",
         )
     return kept
+
+
+def _kept_groups(units: Mapping[str, list[str]], teacher: Dims) -> list[list[int]]:
+    """The kept key/value heads of every kept layer: all of them where the plan does not list them."""
+    if "kv_heads" in units:
+        return [_expand(part, teacher.num_key_value_heads) for part in units["kv_heads"]]
+    return [list(range(teacher.num_key_value_heads)) for _ in units["heads"]]
+
+
+def _refuse_torn_groups(kept: Kept, teacher: Dims) -> None:
+    """A query head must find the key/value head that it had, at the place that the class gives it."""
+    before = teacher.num_attention_heads // teacher.num_key_value_heads
+    for heads, groups in zip(kept.heads, kept.kv_heads, strict=True):
+        now = len(heads) // len(groups)
+        if len(heads) % len(groups) or [head // before for head in heads] != [
+            group for group in groups for _ in range(now)
+        ]:
+            raise ValueError(f"query heads {heads} do not share key/value heads {groups} as in the source")
 
 
 def _expand(text: str, size: int) -> list[int]:
@@ -139,7 +159,7 @@ def _expand(text: str, size: int) -> list[int]:
 
 
 def _student_shape(teacher: Dims, kept: Kept) -> dict[str, object]:
-    """The config fields that the plan decides; key/value heads and their width stay the source's."""
+    """The config fields that the plan decides; the width of heads stays the source's."""
     untied = {} if kept.rotation is None else {"tie_word_embeddings": False}
     return {
         **untied,
@@ -147,7 +167,7 @@ def _student_shape(teacher: Dims, kept: Kept) -> dict[str, object]:
         "intermediate_size": len(kept.intermediate[0]),
         "num_hidden_layers": len(kept.layers),
         "num_attention_heads": len(kept.heads[0]),
-        "num_key_value_heads": teacher.num_key_value_heads,
+        "num_key_value_heads": len(kept.kv_heads[0]),
         "head_dim": teacher.head_dim,
     }
 
@@ -212,12 +232,16 @@ def _units(axis: str | None, name: str, kept: Kept, teacher: Dims) -> list[int] 
     assert match is not None
     position = int(match["index"])
     neurons, head_dim = kept.intermediate[position], teacher.head_dim
-    queries = [head * head_dim + channel for head in kept.heads[position] for channel in range(head_dim)]
+    queries, keys = (
+        [head * head_dim + channel for head in heads[position] for channel in range(head_dim)]
+        for heads in (kept.heads, kept.kv_heads)
+    )
     if axis == "intermediate":
         return neurons
     if axis == "intermediate, twice":
         return neurons + [teacher.intermediate_size + neuron for neuron in neurons]
-    if axis == "heads":
-        return queries
+    if axis in ("heads", "kv heads"):
+        return queries if axis == "heads" else keys
     first = teacher.num_attention_heads * head_dim
-    return queries + list(range(first, first + 2 * teacher.num_key_value_heads * head_dim))
+    second = first + teacher.num_key_value_heads * head_dim
+    return queries + [start + channel for start in (first, second) for channel in keys]

@@ -2,7 +2,7 @@
 
 | stage | weights | config and tokenizer |
 |---|---|---|
-| prune | the source or its rotation cut by the plan, a second time | the source's, but for the planned axes |
+| prune | the source or its rotation, cut by a second slicer; removals | the source's, but for planned axes |
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
 | reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
@@ -29,6 +29,7 @@ from compressor.quantization.amax import FP8_DIRECTORY, read_amax
 from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
+from exporters.checks.depth import check_depth
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.pruned import check_pruned
 from exporters.checks.sparsified import check_branches, check_masks, check_moved_masks, check_sparsified
@@ -51,7 +52,8 @@ def check_stage(
 
 
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
-    return {} if source is None else check_pruned(directory, artifact, source)
+    found = check_depth(directory, artifact.details)
+    return found if source is None else {**found, **check_pruned(directory, artifact, source)}
 
 
 def _sparsified(

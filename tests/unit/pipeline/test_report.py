@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, write_model_card
-from compressor.pipeline.summary import DistillRecord, RunSummary
+from compressor.pipeline.summary import DistillRecord, PruneRecord, RunSummary
 from tests.unit.pipeline.summaries import evaluation, make_summary, plan_of
 
 
@@ -66,3 +66,20 @@ def test_the_card_says_which_losses_and_how_the_domains_weights_moved(tmp_path: 
     course = card[card.index("| from step | web | code |") :].splitlines()
     assert "| 30 | 0.300 | 0.700 |" in course
     assert 2 <= sum(line.startswith("| ") for line in course) <= 1 + MAX_COURSE_ROWS
+
+
+def test_the_card_says_what_removing_measured_layers_cost(tmp_path: Path) -> None:
+    depth = {
+        "importance": "task",
+        "whole": {"loss": 3.0, "accuracy": 0.75},
+        "without": {"loss": 3.51234, "accuracy": 0.5},
+    }
+    prune = PruneRecord.model_validate({"removed_layers": [4, 5], "depth": depth, "importance": "random"})
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text", prune=prune))
+
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    expected = "- layers 4, 5 removed by task: loss 3.0000 to 3.5123, accuracy 0.7500 to 0.5000, before"
+    assert expected in card
+    others = PruneRecord.model_validate({"removed_layers": [4, 5]})
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text", prune=others))
+    assert "removed by" not in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -140,3 +140,14 @@ def test_explicit_shapes_that_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         resolve_shape(SMOLLM, shape)
+
+
+def test_key_value_heads_go_with_their_query_heads() -> None:
+    shape = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    student = resolve_shape(SMOLLM, shape).student
+    assert (student.num_attention_heads, student.num_key_value_heads) == (6, 2)
+    assert resolve_shape(SMOLLM, {**shape, "num_attention_heads": 4, "hidden_size": 512}).student
+    with pytest.raises(UsageError, match="at most 3 query heads with 1 key/value heads"):
+        resolve_shape(SMOLLM, {"num_key_value_heads": 1})
+    with pytest.raises(UnsupportedError, match="fill the key/value groups"):
+        resolve_shape(SMOLLM, {**shape, "num_attention_heads": 5})

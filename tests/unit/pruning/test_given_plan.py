@@ -75,10 +75,15 @@ def test_saved_scores_stand_for_measured_ones(
     assert "these scores are of another model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("groups", [([0, 1], [0, 1]), ([1], [0])], ids=["all groups", "a group"])
 def test_an_edited_plan_is_cut_as_slices_by_plain_torch(
-    model: Path, plan: dict[str, Any], tmp_path: Path
+    groups: tuple[list[int], list[int]], model: Path, plan: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert run(model, edited(plan), tmp_path / "out") == 0
+    given = edited(plan)
+    if len(groups[0]) == 1:
+        given["kept"] |= {"kv_heads": groups, "heads": ([3], [0])}
+    assert run(model, given, tmp_path / "out") == 0
+    own_heads = given["kept"]["heads"]
     teacher, student = (load_file(path / "model.safetensors") for path in (model, tmp_path / "out"))
     hidden = torch.tensor(HIDDEN)
     expected = {
@@ -87,12 +92,13 @@ def test_an_edited_plan_is_cut_as_slices_by_plain_torch(
     }
     for new, old in enumerate(LAYERS):
         neurons = torch.tensor(NEURONS[new])
-        heads = torch.cat([torch.arange(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in HEADS[new]])
+        heads = channels_of(own_heads[new])
+        keys = channels_of(groups[new])
         of = {name: teacher[f"model.layers.{old}.{name}.weight"] for name in NAMES}
         cut = {
             "self_attn.q_proj": of["self_attn.q_proj"][heads][:, hidden],
-            "self_attn.k_proj": of["self_attn.k_proj"][:, hidden],
-            "self_attn.v_proj": of["self_attn.v_proj"][:, hidden],
+            "self_attn.k_proj": of["self_attn.k_proj"][keys][:, hidden],
+            "self_attn.v_proj": of["self_attn.v_proj"][keys][:, hidden],
             "self_attn.o_proj": of["self_attn.o_proj"][hidden][:, heads],
             "mlp.gate_proj": of["mlp.gate_proj"][neurons][:, hidden],
             "mlp.up_proj": of["mlp.up_proj"][neurons][:, hidden],
@@ -106,6 +112,10 @@ def test_an_edited_plan_is_cut_as_slices_by_plain_torch(
         assert torch.equal(student[name], tensor.float()), name
     assert read_plan(tmp_path / "out" / PLAN_FILE) == read_plan(tmp_path / "out.json")
     assert invoke(["verify", str(tmp_path / "out"), "--source", str(model), "-q"]) == 0
+
+
+def channels_of(heads: list[int]) -> torch.Tensor:
+    return torch.cat([torch.arange(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in heads])
 
 
 NAMES = (

@@ -81,6 +81,29 @@ def test_the_published_depth_model_loses_the_published_layers() -> None:
     assert published_layers(teacher.with_shape(num_hidden_layers=24), student) == ()
 
 
+def test_the_groups_with_the_highest_sums_stay_with_heads_of_their_own() -> None:
+    shape = {"num_attention_heads": 6, "num_key_value_heads": 3, "num_hidden_layers": 2}
+    dims = dims_of_config({**TINY, **shape})
+    scores = random_importance(dims, seed=0)
+    heads = torch.tensor([[9.0, 0.0, 4.0, 4.0, 1.0, 9.5], [1.0, 2.0, 3.0, 4.0, 5.0, 0.0]])
+    scores = replace(scores, units={**scores.units, "heads": heads})
+    whole = dims.with_shape(num_attention_heads=4, num_key_value_heads=2)
+    plan = make_plan(dims, whole, scores, importance="random")
+    # Sums: 9, 8, 10.5 in the first layer; 3, 7, 5 in the second.
+    assert plan.kept["kv_heads"] == ((0, 2), (1, 2))
+    assert plan.kept["heads"] == ((0, 1, 4, 5), (2, 3, 4, 5))
+    assert plan.student == whole
+    single = dims.with_shape(num_attention_heads=2, num_key_value_heads=2)
+    fewer = make_plan(dims, single, scores, importance="random")
+    assert fewer.kept["heads"] == ((0, 5), (3, 4))
+    assert fewer.units("kv_heads", 1) == (1, 2)
+
+
+def test_a_plan_that_keeps_every_group_does_not_list_them(plan: PrunePlan) -> None:
+    assert set(plan.kept) == {"hidden", "intermediate", "heads"}
+    assert plan.units("kv_heads", 0) is None
+
+
 @pytest.fixture
 def plan() -> PrunePlan:
     dims = dims_of_config(TINY)
@@ -111,6 +134,11 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a layer less": (change(heads=["0 2"]), "one list per kept layer"),
     "uneven layers": (change(intermediate=["0-63", "0-62"]), "equally many"),
     "heads of one group": (change(heads=["0-1", "0-1"]), "of every 2 units"),
+    "heads of a group that goes": (change(heads=["0-1", "2-3"], kv_heads=["0", "0"]), "of every 2 units"),
+    "groups without heads": (change(heads=["0-1", "0-1"], kv_heads=["0-1", "0-1"]), "of every 2 units"),
+    "uneven groups": (change(heads=["0-1", "0-3"], kv_heads=["0", "0-1"]), "equally many"),
+    "no such group": (change(heads=["0-1", "0-1"], kv_heads=["0", "2"]), "from 0 to 1"),
+    "groups of a layer less": (change(kv_heads=["0-1"]), "one list per kept layer"),
 }
 
 

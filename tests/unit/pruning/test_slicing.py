@@ -25,6 +25,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "intermediate": {"intermediate_size": 128},
     "hidden": {"hidden_size": 48},
     "heads": {"num_attention_heads": 2},
+    "groups": {"num_key_value_heads": 1, "num_attention_heads": 2},
+    "heads of a group": {"num_key_value_heads": 1, "num_attention_heads": 1},
     "depth": {"num_hidden_layers": 2},
     "all": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},
 }
@@ -94,6 +96,17 @@ def test_sliced_model_equals_zeroed_reference(any_checkpoint: Path, tmp_path: Pa
 def test_every_family_slices_to_its_zeroed_reference(tmp_path: Path, model_type: str) -> None:
     checkpoint = save_checkpoint(tmp_path / "model", make_model(model_type, tie_word_embeddings=False))
     slices_to_its_reference(checkpoint, SHAPES["all"], tmp_path)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_loses_groups_of_heads(tmp_path: Path, model_type: str) -> None:
+    """Eight query heads, four of them on two of four key/value heads that stay; and every head its own."""
+    shape = {**SHAPES["all"], "num_key_value_heads": 2, "num_attention_heads": 2}
+    for keys in (4, 8):
+        model = make_model(model_type, num_attention_heads=8, num_key_value_heads=keys, head_dim=8)
+        root = tmp_path / str(keys)
+        root.mkdir()
+        slices_to_its_reference(save_checkpoint(root / "model", model), shape, root)
 
 
 def test_keeping_everything_changes_nothing(any_checkpoint: Path, tmp_path: Path) -> None:

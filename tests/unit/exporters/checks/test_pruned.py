@@ -53,6 +53,18 @@ def test_what_the_stage_cut_is_what_source_and_plan_give(model_type: str, tied: 
     assert found["num_recomputed_tensors"] == len(load_file(made.path / WEIGHTS))
 
 
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "qwen2"])
+@pytest.mark.parametrize("keys", [2, 4])
+def test_groups_of_heads_pass_too(model_type: str, keys: int, tmp_path: Path) -> None:
+    model = make_model(model_type, num_hidden_layers=4, num_key_value_heads=keys)
+    made, source = pruned(tmp_path, model, num_key_value_heads=keys // 2)
+    found = check_pruned(made.path, made, source)
+    assert found["num_recomputed_tensors"] == len(load_file(made.path / WEIGHTS))
+    change_json(made.path / "prune_plan.json", lambda plan: plan["kept"]["kv_heads"].reverse())
+    with pytest.raises(VerificationError, match=r"corrupt|differs"):
+        check_pruned(made.path, made, source)
+
+
 def test_layers_deleted_by_hand_in_plain_transformers_pass(tmp_path: Path) -> None:
     """The plan's definition of a kept layer, from outside: a module list without the others."""
     made, source = pruned(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bench.report.svg import Bar, Point, Series, bar_chart, show_tick, xy_chart
+from compressor.core.svg import Bar, Point, Series, bar_chart, show_tick, xy_chart
 
 
 def test_ticks_have_no_needless_zeros() -> None:
