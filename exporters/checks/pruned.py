@@ -8,7 +8,7 @@ with `compressor.pruning` but the plan's file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,20 +59,41 @@ class Kept:
 
 def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse a tensor or a config field of the prune stage's `directory` that source and plan do not give."""
+    kept = check_cut(directory, artifact, source)
+    dtype = _dtype(read_config(directory), directory)
+    num_tensors = 0
+    with CheckpointReader(directory) as reader:
+        for name, tensor in cut_tensors(directory, source, kept):
+            expect_bits(name, tensor.to(dtype), reader.tensor(name), against="the source cut by the plan")
+            num_tensors += 1
+    return {"num_recomputed_tensors": num_tensors, "config": "the source's, but for the planned axes"}
+
+
+def check_cut(directory: Path, artifact: ModelArtifact, source: Path) -> Kept:
+    """Refuse a config, a tokenizer or removed layers that are not the source's and the plan's."""
     teacher = dims_of_config(read_config(source))
     kept = read_kept(directory, teacher)
     removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
     expect_figures(directory, {"removed_layers": removed}, artifact.details)
     check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
     check_tokenizer_files(directory, source)
-    dtype = _dtype(read_config(directory), directory)
+    return kept
+
+
+def cut_tensors(
+    directory: Path,
+    source: Path,
+    kept: Kept,
+    *,
+    change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that the pruned checkpoint must hold, and no other: the source's, changed first, cut."""
+    teacher = dims_of_config(read_config(source))
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
         wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
         _same_names(wanted, reader)
         for name, from_name in wanted.items():
-            tensor = _cut(original.tensor(from_name), name, kept, teacher)
-            expect_bits(name, tensor.to(dtype), reader.tensor(name), against="the source cut by the plan")
-    return {"num_recomputed_tensors": len(wanted), "config": "the source's, but for the planned axes"}
+            yield name, _cut(change(from_name, original.tensor(from_name)), name, kept, teacher)
 
 
 def read_kept(directory: Path, teacher: Dims) -> Kept:
