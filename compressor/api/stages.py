@@ -92,17 +92,17 @@ def learn_masks(
     Raises:
         UsageError: for a target that does not fit the model, or choices without effect.
     """
-    from compressor.masks.choice import mask_schedule, require_mask_choices
+    from compressor.masks.choice import require_mask_choices
     from compressor.masks.learn_stage import LEARN, learn_config
     from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
 
     execution = execution or Execution()
     require_mask_choices(settings, masks)
-    mask_schedule(training, masks)
     teacher = source_dims(resolve_source(model))
     require_prunable(teacher)
-    resolved = make_plan(Recipe(model=model, target=target, prune=settings, masks=masks), teacher)
+    recipe = Recipe(model=model, target=target, prune=settings, masks=masks, distill=training)
+    resolved = make_plan(recipe, teacher)
     execution.console.info(resolved.rule)
     config = learn_config(resolved.student.dims, masks, training)
     return execution.run_on(model, out_dir, LEARN, config, training=training)

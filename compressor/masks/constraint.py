@@ -4,10 +4,11 @@ With s the expected share of removed units of a row and t its target, every row 
 
     l1 (s - t) + l2 (s - t)²
 
-to the loss. Masks and weights descend, both multipliers ascend, all of them by the same optimizer; so the
-multipliers grow for as long as a row misses its target. The target rises linearly from nothing while it warms
-up. As the student keeps equally many units in every layer, and equally many query heads in every key/value
-group, each of these is a row with multipliers of its own; the published constraint is one per axis.
+and an axis adds the mean of its rows to the loss. Masks and weights descend, both multipliers ascend, all of
+them by the same optimizer; so the multipliers grow for as long as a row misses its target. The target rises
+linearly from nothing while it warms up. As the student keeps equally many units in every layer, and equally
+many query heads in every key/value group, each of these is a row with multipliers of its own; the published
+constraint has one pair per axis.
 """
 
 from __future__ import annotations
@@ -35,4 +36,4 @@ class Constraint(nn.Module):
     def forward(self, count_RU: torch.Tensor, warmth: float) -> torch.Tensor:
         """The penalty, from how far each unit is expected to stay; `warmth` (0 to 1) scales the target."""
         miss = 1 - count_RU.mean(1) - self.share * warmth
-        return (self.linear * miss + self.quadratic * miss.square()).sum()
+        return (self.linear * miss + self.quadratic * miss.square()).mean()

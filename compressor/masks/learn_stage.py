@@ -22,7 +22,6 @@ from compressor.distillation.criterion import LossConfig
 from compressor.distillation.distill_stage import dynamic_batches
 from compressor.distillation.training import Training, load, load_trainable, schedule, training_content
 from compressor.masks.applied import MaskValues, fold_, kept_mask, masked
-from compressor.masks.choice import mask_budget, mask_schedule, target_warmup_steps
 from compressor.masks.mask_set import MaskSet
 from compressor.masks.module import MaskedModule, MaskTraining
 from compressor.masks.record import write_final_masks
@@ -33,6 +32,12 @@ from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_c
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.planning.mask_schedule import (
+    mask_budget,
+    mask_schedule,
+    needs_whole_model,
+    target_warmup_steps,
+)
 from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import kept_channels, slice_checkpoint
 from compressor.recipe.masks import LearnedMasks
@@ -125,7 +130,7 @@ def _module(
     config: LearnStageConfig, masks: MaskSet, source: ModelArtifact, context: StageContext, *, max_steps: int
 ) -> MaskedModule:
     """The model under masks, beside itself without them where a loss compares the two."""
-    needs_teacher = config.masks.kl_weight > 0 or config.distill.dynamic_batches.variant != "off"
+    needs_teacher = needs_whole_model(config.distill, config.masks)
     student = load_trainable(source, context)
     student.requires_grad_(requires_grad=config.masks.weights == "trained")
     return MaskedModule(

@@ -15,6 +15,8 @@ from compressor.masks.mask_set import MaskSet
 from compressor.training.config import TrainingConfig
 from compressor.training.extension import TrainingExtension
 
+# Peak learning rate of the multipliers, as published.
+MULTIPLIER_RATE = 1.0
 _BETAS = (0.9, 0.95)
 
 
@@ -80,7 +82,7 @@ class MaskedModule(DistillationModule):
 
 
 class MaskTraining(TrainingExtension):
-    """Masks that learn at a rate of their own, and multipliers that ascend at it."""
+    """Masks that learn at a rate of their own, and multipliers that ascend."""
 
     def __init__(self, module: MaskedModule, *, learning_rate: float) -> None:
         """Train a module's masks with this peak."""
@@ -90,11 +92,10 @@ class MaskTraining(TrainingExtension):
         """AdamW: weights at the config's rate, masks and multipliers at theirs."""
         masks = self._module.masks
         weights = [weight for weight in self._module.student.parameters() if weight.requires_grad]
-        rate = self._learning_rate
         groups: list[dict[str, Any]] = [
             *([{"params": weights, "lr": config.learning_rate}] if weights else []),
-            {"params": list(masks.gates.parameters()), "lr": rate},
-            {"params": list(masks.constraints.parameters()), "lr": rate, "maximize": True},
+            {"params": list(masks.gates.parameters()), "lr": self._learning_rate},
+            {"params": list(masks.constraints.parameters()), "lr": MULTIPLIER_RATE, "maximize": True},
         ]
         return torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
 

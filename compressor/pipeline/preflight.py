@@ -18,7 +18,7 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.correct_stage import require_alongside
 from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
-from compressor.masks.choice import mask_schedule, require_mask_choices
+from compressor.masks.choice import require_mask_choices
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.shapes import expected_shapes
@@ -41,8 +41,6 @@ def require_consistent(recipe: Recipe) -> None:
         UsageError: naming them.
     """
     require_mask_choices(recipe.prune, recipe.masks)
-    if recipe.mask_tokens():
-        mask_schedule(recipe.distill, recipe.masks)
     if recipe.repair.enabled:
         require_sequences(recipe.calibration.size)
     if recipe.quantize.fp8:

@@ -37,8 +37,8 @@ class LearnedMasks(Section):
     )
     learning_rate: float | None = option(
         None,
-        "Peak learning rate of the masks and of the multipliers that hold them to the shape; by default 1 "
-        "for hard-concrete masks and 0.05 for deterministic ones.",
+        "Peak learning rate of the masks; by default 1 for hard-concrete masks and 0.05 for deterministic "
+        "ones.",
         gt=0,
     )
     weight_learning_rate: float = option(

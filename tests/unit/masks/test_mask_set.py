@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from compressor.masks.mask_set import MaskSet
 from compressor.models.dims import Dims, dims_of_config
 from tests.tiny_models import make_model
 
-STEPS = 300
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +30,37 @@ def student_of(source: Dims) -> Dims:
     return source.with_shape(hidden_size=16, intermediate_size=20, num_attention_heads=4, num_hidden_layers=2)
 
 
-def worth_of(source: Dims) -> dict[str, torch.Tensor]:
-    """How much every unit is worth: all values of an axis differ, by steps that can be told apart."""
+def best_of(source: Dims) -> dict[str, torch.Tensor]:
+    """The units that a loss will want to keep, drawn at random: the student's number of every row."""
     generator = np.random.default_rng(5)
-    shapes = {"hidden": (24,), "intermediate": (3, 32), "heads": (3, 8), "layers": (3,)}
-    return {
-        name: torch.tensor(generator.permuted(np.tile(np.arange(shape[-1]), (*shape[:-1], 1)), axis=-1) + 1.0)
-        .view(shape)
-        .float()
-        for name, shape in shapes.items()
-    }
+    rows = {"hidden": (1, 24, 16), "intermediate": (3, 32, 20), "heads": (6, 4, 2), "layers": (1, 3, 2)}
+    found = {}
+    for name, (num_rows, num_units, num_kept) in rows.items():
+        order = np.argsort(generator.random((num_rows, num_units)), axis=1)
+        found[name] = torch.tensor(order < num_kept)
+    per_layer = {name: found[name].view(3, -1) for name in ("intermediate", "heads")}
+    return {"hidden": found["hidden"][0], **per_layer, "layers": found["layers"][0]}
 
 
-def learned(masks: MaskSet, worth: dict[str, torch.Tensor], *, rate: float) -> MaskSet:
-    """Masks after so many steps on the loss sum worth (1 - z)² of every axis, without a trainer."""
+def learned(masks: MaskSet, best: dict[str, torch.Tensor], *, rate: float) -> MaskSet:
+    """Masks after so many steps on the loss mean(worth (1 - z)²) of every axis, without a trainer."""
+    worth = {name: torch.where(mask, 10.0, 0.5) for name, mask in best.items()}
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(masks.gates.parameters())},
-            {"params": list(masks.constraints.parameters()), "maximize": True},
+            {"params": list(masks.gates.parameters()), "lr": rate},
+            {"params": list(masks.constraints.parameters()), "lr": 1.0, "maximize": True},
         ],
-        lr=rate,
         betas=(0.9, 0.95),
         weight_decay=0.0,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.05, 1 - step / STEPS))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / 20) * max(0.1, (1 + math.cos(math.pi * step / STEPS)) / 2),
+    )
     for step in range(STEPS):
         drawn = masks.drawn(step).named()
         loss = sum((worth[name] * (1 - drawn[name]).square()).sum() / worth[name].numel() for name in worth)
-        penalty = masks.penalty(progress=step / STEPS, warmth=min(1.0, step / 60))
+        penalty = masks.penalty(progress=step / STEPS, warmth=min(1.0, step / 40))
         optimizer.zero_grad()
         (loss + penalty).backward()
         optimizer.step()
@@ -66,24 +69,25 @@ def learned(masks: MaskSet, worth: dict[str, torch.Tensor], *, rate: float) -> M
     return masks
 
 
+def indices(mask: torch.Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero()[:, 0].tolist())
+
+
 @pytest.mark.parametrize(("kind", "rate"), [("hard-concrete", 1.0), ("deterministic", 0.05)])
 def test_the_most_valuable_units_of_every_row_stay(source: Dims, kind: MaskKind, rate: float) -> None:
-    worth = worth_of(source)
-    masks = learned(MaskSet(source, student_of(source), kind=kind, seed=0), worth, rate=rate)
-    assert all(miss < 0.75 for miss in masks.largest_misses(progress=1.0).values())
+    best = best_of(source)
+    masks = learned(MaskSet(source, student_of(source), kind=kind, seed=0), best, rate=rate)
+    assert all(miss < 1.5 for miss in masks.largest_misses(progress=1.0).values())
     plan = masks.plan("learned")
     assert plan.student == student_of(source)
-    expected_layers = sorted(np.argsort(-worth["layers"].numpy())[:2])
-    assert plan.layers == tuple(expected_layers)
-    found: Any
-    for position, layer in enumerate(plan.layers):
-        best = set(np.argsort(-worth["intermediate"][layer].numpy())[:20])
-        assert len(best & set(plan.kept["intermediate"][position])) >= 19
-        for group in range(2):
-            values = worth["heads"][layer, 4 * group : 4 * group + 4].numpy()
-            found = {head for head in plan.kept["heads"][position] if head // 4 == group}
-            assert found == {4 * group + head for head in np.argsort(-values)[:2]}
-    assert len(set(np.argsort(-worth["hidden"].numpy())[:16]) & set(plan.kept["hidden"][0])) >= 15
+    assert plan.layers == indices(best["layers"])
+    assert plan.kept["hidden"] == (indices(best["hidden"]),)
+    right = [
+        len(set(plan.kept[name][position]) & set(indices(best[name][layer])))
+        for name in ("heads", "intermediate")
+        for position, layer in enumerate(plan.layers)
+    ]
+    assert sum(right) >= 2 * (4 + 20) - 2  # random masks may take a head or a neuron for its neighbour
     final = masks.final(plan).named()
     assert {name: int((values != 0).sum(-1).max()) for name, values in final.items()} == {
         "hidden": 16,
@@ -102,16 +106,17 @@ def test_the_penalty_is_both_multipliers_times_the_miss_of_every_row() -> None:
     found = constraint(counts, 0.5)
     misses = [0.4 - 0.2, 0.7 - 0.2, 0.1 - 0.2]
     expected = misses[0] - 2 * misses[1] + 3 * misses[1] ** 2 + 0.5 * misses[2] + 4 * misses[2] ** 2
-    assert float(found) == pytest.approx(expected)
+    assert float(found) == pytest.approx(expected / 3)
     found.backward()
     assert constraint.linear.grad is not None
-    assert constraint.linear.grad.tolist() == pytest.approx(misses)
+    assert constraint.linear.grad.tolist() == pytest.approx([miss / 3 for miss in misses])
 
 
 def test_draws_depend_on_seed_and_step_alone(source: Dims) -> None:
     def drawn(seed: int, step: int) -> torch.Tensor:
-        masks = MaskSet(source, student_of(source), kind="hard-concrete", seed=0)
-        masks._seed = seed  # noqa: SLF001 - the same start, other noise
+        masks = MaskSet(source, student_of(source), kind="hard-concrete", seed=seed)
+        with torch.no_grad():
+            masks.gates["intermediate"].get_parameter("raw").zero_()  # the same start, other noise
         return masks.drawn(step).units["intermediate"].detach()
 
     with torch.random.fork_rng():
