@@ -10,7 +10,16 @@ from pathlib import Path
 
 from compressor.api.execution import SCRATCH, Execution, require
 from compressor.choices.sparsity import SPARSITY_METHODS
-from compressor.recipe.recipe import Calibration, Distill, Generate, Prune, Quantize, Recipe, Sparsify
+from compressor.recipe.recipe import (
+    Calibration,
+    Distill,
+    Generate,
+    LearnedMasks,
+    Prune,
+    Quantize,
+    Recipe,
+    Sparsify,
+)
 from compressor.runs.artifact import ModelArtifact, read_artifact
 
 
@@ -32,6 +41,7 @@ def prune(
     Raises:
         UsageError: a target or a plan that does not fit the model, or both.
     """
+    from compressor.masks.choice import learns_masks
     from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.plan import read_plan
@@ -39,6 +49,8 @@ def prune(
     from compressor.pruning.rotation import rotation_of
 
     execution = execution or Execution()
+    what, hint = "this importance is learned by training", "call learn_masks"
+    require(not learns_masks(settings), what, where="prune.importance", hint=hint)
     teacher = source_dims(resolve_source(model))
     require_prunable(teacher)
     if plan is None:
@@ -59,6 +71,46 @@ def prune(
             shape={}, prune=settings, calibration=calibration, plan=kept, plan_directory=beside
         )
     return execution.run_on(model, out_dir, PRUNE, config)
+
+
+def learn_masks(
+    model: str,
+    out_dir: Path,
+    *,
+    target: str | None = None,
+    settings: Prune,
+    masks: LearnedMasks = LearnedMasks(),
+    training: Distill = Distill(),
+    execution: Execution | None = None,
+) -> ModelArtifact:
+    """Prune a model by masks that are trained to the student's shape.
+
+    Args:
+        model: What is pruned.
+        out_dir: Where the student is written.
+        target: A size or a published shape, else `settings` name a shape.
+        settings: Their importance is learned masks.
+        masks: How these are learned.
+        training: On which text; its token budget, batch and learning rate are not used.
+        execution: How the stage runs.
+
+    Raises:
+        UsageError: for a target that does not fit the model, or choices without effect.
+    """
+    from compressor.masks.choice import require_mask_choices
+    from compressor.masks.learn_stage import LEARN, learn_config
+    from compressor.models.source import resolve_source, source_dims
+    from compressor.planning.plan import make_plan, require_prunable
+
+    execution = execution or Execution()
+    require_mask_choices(settings, masks)
+    teacher = source_dims(resolve_source(model))
+    require_prunable(teacher)
+    recipe = Recipe(model=model, target=target, prune=settings, masks=masks, distill=training)
+    resolved = make_plan(recipe, teacher)
+    execution.console.info(resolved.rule)
+    config = learn_config(resolved.student.dims, masks, training)
+    return execution.run_on(model, out_dir, LEARN, config, training=training)
 
 
 def reconstruct(

@@ -13,9 +13,11 @@ class ImportanceMethod(Row):
 
     Attributes:
         needs_text: Whether it runs the model over the calibration text.
+        trains: Whether it is a stage that trains on the training text, instead of such a function.
     """
 
     needs_text: bool = False
+    trains: bool = False
 
 
 IMPORTANCE_METHODS = table(
@@ -40,5 +42,11 @@ IMPORTANCE_METHODS = table(
         name="random",
         help="Random scores from --seed, as a baseline for comparisons.",
         code="compressor.pruning.importance:random_method",
+    ),
+    ImportanceMethod(
+        name="learned-masks",
+        help="Masks trained to the student's shape, with the weights (Sheared LLaMA); see Learned masks.",
+        code="compressor.masks.learn_stage:LEARN",
+        trains=True,
     ),
 )

@@ -14,6 +14,7 @@ SECTIONS = (
         "target",
         "prune",
         "calibration",
+        "masks",
         "repair",
         "distill",
         "sparsify",

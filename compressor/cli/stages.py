@@ -33,9 +33,23 @@ _OF_SPARSE_TRAINING = (
     *("sparsify.tokens", "sparsify.learning_rate", "sparsify.kl_weight", "sparsify.temperature"),
     *("sparsify.mask_interval", "sparsify.mask_decay", "sparsify.decay_ramp_steps"),
 )
+# What the training of masks reads of distillation's text and course.
+_OF_MASK_TRAINING = tuple(
+    f"distill.{name}"
+    for name in (
+        *("data", "domains", "loss_on", "context_length", "intra_document_masking", "dynamic_batches"),
+        *(
+            "micro_batch_size",
+            "min_learning_rate_ratio",
+            "activation_checkpointing",
+            "report_to",
+            "save_steps",
+        ),
+    )
+)
 
 
-@from_recipe("target", "prune", "calibration")
+@from_recipe("target", "prune", "calibration", "masks", *_OF_MASK_TRAINING)
 @click.option(
     "--plan",
     "plan_file",
@@ -47,11 +61,32 @@ _OF_SPARSE_TRAINING = (
 def prune(call: Call, plan_file: Path | None) -> Work:
     """Prune MODEL to a target size or shape.
 
-    Writes a Hugging Face checkpoint and prune_plan.json, the list of what was kept.
+    Writes a Hugging Face checkpoint and prune_plan.json, the list of what was kept. --importance
+    learned-masks trains on --train-data; the other methods only calibrate.
     """
     from compressor import api
 
     recipe = call.recipe
+    learns = plan_file is None and recipe.mask_tokens() > 0
+    unread = "calibration." if learns else ("distill.", "masks.")
+    unused = [flag for name, flag in call.flags.items() if name.startswith(unread)]
+    if unused:
+        raise UsageError(
+            "masks are learned from the training text, so these options have no effect"
+            if learns
+            else "no masks are learned, so these options have no effect",
+            where=", ".join(unused),
+            hint="leave them out" if learns else "leave them out, or use --importance learned-masks",
+        )
+    if learns:
+        return partial(
+            api.learn_masks,
+            recipe.model,
+            target=recipe.target,
+            settings=recipe.prune,
+            masks=recipe.masks,
+            training=recipe.distill,
+        )
     return partial(
         api.prune,
         recipe.model,

@@ -301,6 +301,7 @@ class Training:
         *,
         plan: TrainingConfig | None = None,
         also_trained: Sequence[ModelArtifact] = (),
+        trains_source: bool = True,
     ) -> None:
         """Keep what an interrupted training continues from, and tokenise the text.
 
@@ -312,13 +313,15 @@ class Training:
             context: Of the stage.
             plan: The trainer's settings, where they are not those of `config`.
             also_trained: What trains beside `source`.
+            trains_source: Whether weights of `source` train, and not only what is put on it.
 
         Raises:
             UsageError: when the budget or a domain's text does not fill one window.
             ResourceError: when what trains cannot be in memory.
         """
         on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
-        require_training_memory([source, *also_trained], config, context.device)
+        trained = [*([source] if trains_source else []), *also_trained]
+        require_training_memory(trained, config, context.device)
         self.plan = plan or schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
         self.stream = open_training_stream(config, self.plan, domains, source, out_dir, context)
         self.config, self.domains, self.source = config, domains, source
@@ -358,6 +361,10 @@ class Training:
         """Write what was trained, remove what only an unfinished training needs; returns what is reported."""
         dtype = getattr(torch, self.context.dtype)
         save_trained(module, self.source, self.out_dir, dtype=dtype, plan=self.plan, branches=branches)
+        return self.finish(log)
+
+    def finish(self, log: TrainingLog) -> dict[str, object]:
+        """Remove what only an unfinished training needs; returns what is reported of it."""
         if is_main():
             for name in (CHECKPOINTS, TOKENS):
                 shutil.rmtree(self.out_dir / name)

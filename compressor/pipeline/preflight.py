@@ -18,6 +18,7 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.correct_stage import require_alongside
 from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
+from compressor.masks.choice import require_mask_choices
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.shapes import expected_shapes
@@ -39,6 +40,7 @@ def require_consistent(recipe: Recipe) -> None:
     Raises:
         UsageError: naming them.
     """
+    require_mask_choices(recipe.prune, recipe.masks)
     if recipe.repair.enabled:
         require_sequences(recipe.calibration.size)
     if recipe.quantize.fp8:
@@ -88,7 +90,7 @@ def require_texts(recipe: Recipe, console: Console) -> None:
 
 
 def _trained_on(recipe: Recipe) -> tuple[str, ...]:
-    trains = recipe.distill.tokens or recipe.recovery_tokens()
+    trains = recipe.distill.tokens or recipe.recovery_tokens() or recipe.mask_tokens()
     return tuple(domain.data for domain in recipe.distill.mixture()) if trains else ()
 
 
@@ -131,7 +133,7 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     parts = [(evaluation.data, evaluation.split, evaluation.window)]
     if recipe.calibration.data in _seen(recipe):
         parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
-    if recipe.distill.tokens:
+    if recipe.distill.tokens or recipe.mask_tokens():
         window = recipe.distill.context_length
         parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
     for spec, split, seq_len in parts:
@@ -146,7 +148,8 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
     if recipe.calibration.data in _seen(recipe):
         check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
-    budget = max(recipe.distill.tokens, recipe.distill.correction.tokens or 0, recipe.recovery_tokens())
+    trained = (recipe.distill.tokens, recipe.recovery_tokens(), recipe.mask_tokens())
+    budget = max(*trained, recipe.distill.correction.tokens or 0)
     for spec in _trained_on(recipe):
         check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
 

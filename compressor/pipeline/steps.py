@@ -15,6 +15,7 @@ from compressor.distillation.distill_stage import DISTILL, GENERATED, STORED_LOG
 from compressor.distillation.generate_stage import GENERATE
 from compressor.evaluation.evaluate_stage import EVALUATE
 from compressor.evaluation.record import EvaluationRecord
+from compressor.masks.learn_stage import LEARN, learn_config
 from compressor.pipeline.preflight import evaluation_config
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
 from compressor.pipeline.summary import details_of
@@ -33,6 +34,10 @@ SIXTEEN_BIT = ("pruned", "reconstructed", "distilled", "sparsified", "repaired",
 
 
 def _prune(run: Run) -> None:
+    if run.recipe.mask_tokens():
+        learned = learn_config(run.plan.student.dims, run.recipe.masks, run.recipe.distill)
+        run.execute(LEARN, learned, run.teacher, "prune", makes="pruned")
+        return
     config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
     run.execute(PRUNE, config, run.teacher, "prune", makes="pruned")
 

@@ -16,6 +16,7 @@ from compressor.core.hardware import GPUS, Gpu
 from compressor.core.records import Record
 from compressor.models.dims import Dims, flops_per_token, num_parameters
 from compressor.models.presets import preset_of_dims
+from compressor.planning.mask_schedule import mask_phase
 from compressor.planning.schedule import (
     Phase,
     ceil_divide,
@@ -154,9 +155,13 @@ class TrainingEstimate(Record):
 
 def step_seconds(phase: Phase, hardware: Hardware, num_gpus: int) -> float:
     """Seconds of one optimizer step: the GPU with the most windows decides."""
-    tokens = ceil_divide(phase.schedule.batch_size, num_gpus) * phase.context_length
+    tokens = _windows_per_gpu(phase, num_gpus) * phase.context_length
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation
     return tokens * phase.flops_per_token / rate
+
+
+def _windows_per_gpu(phase: Phase, num_gpus: int) -> int:
+    return ceil_divide(phase.schedule.batch_size, 1 if phase.single_process else num_gpus)
 
 
 def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
@@ -175,7 +180,7 @@ def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int
         UsageError: for a budget that does not fill one window.
     """
     distill = recipe.distill
-    phases = []
+    phases = [mask_phase(distill, recipe.masks, teacher)] if recipe.mask_tokens() else []
     if distill.tokens and distill.correction.mode == "first":
         phases.append(_phase("correct", distill, processes, student=teacher, teacher=None))
     if distill.tokens:
@@ -285,7 +290,7 @@ def _row(phases: tuple[Phase, ...], hardware: Hardware, num_gpus: int, *, sampli
         num_gpus=num_gpus,
         memory_bytes=plain,
         memory_with_checkpointing_bytes=recomputed,
-        windows_per_gpu={phase.name: ceil_divide(phase.schedule.batch_size, num_gpus) for phase in phases},
+        windows_per_gpu={phase.name: _windows_per_gpu(phase, num_gpus) for phase in phases},
         fits=all(parts["total"] <= usable for parts in plain.values()),
         fits_with_checkpointing=all(parts["total"] <= usable for parts in recomputed.values()),
         step_s={name: round(value, 4) for name, value in seconds.items()},

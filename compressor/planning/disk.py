@@ -52,7 +52,8 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
     """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first."""
     sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
     uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
-    uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen))
+    temporary = _masks(recipe, teacher) if recipe.mask_tokens() else 0
+    uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen, temporary_bytes=temporary))
     if recipe.repair.enabled:
         uses.append(_repair(recipe, teacher, student, "reconstruct"))
     uses += _trainings(recipe, teacher, student)
@@ -68,6 +69,14 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
         size = weight_bytes(teacher, precision)
         uses.append(DiskUse(stage="bench", where=f"stages/teacher-{name}", num_bytes=size))
     return tuple(uses)
+
+
+def _masks(recipe: Recipe, teacher: Dims) -> int:
+    """Training checkpoints and tokens while masks are learned, and the whole model before it is sliced."""
+    distill = recipe.distill
+    copies = 1 if distill.dynamic_batches.variant == "off" else len(distill.mixture())
+    training = _CHECKPOINT_BYTES * num_parameters(teacher) + _TOKEN_BYTES * copies * recipe.mask_tokens()
+    return training + weight_bytes(teacher, "bf16")
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:

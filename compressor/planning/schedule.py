@@ -64,12 +64,13 @@ class Phase:
     """One training of a run.
 
     Attributes:
-        name: The stage that trains: correct, distill or recover; or scratch.
+        name: The stage that trains: prune, correct, distill or recover; or scratch.
         teacher: The model that is asked for logits, if there is one in memory.
         context_length: Tokens per window.
         trains_teacher: Whether the teacher is trained on the same batches.
         sharded: Whether weights, gradients, moments and teacher are cut over the GPUs.
         recomputes: Whether activations are recomputed.
+        single_process: Whether it runs on one GPU, however many there are.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Phase:
     trains_teacher: bool = False
     sharded: bool = True
     recomputes: bool = False
+    single_process: bool = False
 
     @property
     def tokens(self) -> int:

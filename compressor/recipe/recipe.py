@@ -15,10 +15,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from compressor.choices.formats import FORMATS, default_formats, options
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError, nearest
 from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
 from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
+from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.option import OneOf, Section, option
 from compressor.recipe.training import (
     Correction,
@@ -36,6 +38,7 @@ __all__ = [
     "Distill",
     "Domain",
     "Generate",
+    "LearnedMasks",
     "Prune",
     "Quantize",
     "Recipe",
@@ -251,6 +254,7 @@ class Recipe(Environment):
     )
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
+    masks: LearnedMasks = LearnedMasks()
     repair: Repair = Repair()
     distill: Distill = Distill()
     sparsify: Sparsify = Sparsify()
@@ -273,6 +277,10 @@ class Recipe(Environment):
     def repairs_sparse(self) -> bool:
         """Whether a sparse model is repaired."""
         return self.repair.enabled and self.sparsify.pattern is not None
+
+    def mask_tokens(self) -> int:
+        """Tokens of the training that learns masks; 0 without one."""
+        return self.masks.tokens if IMPORTANCE_METHODS[self.prune.importance].trains else 0
 
     def recovery_tokens(self) -> int:
         """Tokens of the training that follows sparsification; 0 without one."""

@@ -41,7 +41,9 @@ _PROVENANCE = frozenset(
     {"dtype", "torch_dtype", "_name_or_path", "_model_name_or_path", "transformers_version", "auto_map"}
 )
 # They store every tensor in the dtype that their config says.
-_OF_ONE_DTYPE = frozenset({"prune", "reconstruct", "sparsify", "correct", "distill", "recover"})
+_OF_ONE_DTYPE = frozenset(
+    {"prune", "prune-masks", "reconstruct", "sparsify", "correct", "distill", "recover"}
+)
 _FP8 = DTYPE_NAMES[torch.float8_e4m3fn]
 # Says which layers differ by their index; where layers go, `layer_types` says it layer by layer instead.
 _BY_INDEX = frozenset({"max_window_layers"})

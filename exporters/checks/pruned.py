@@ -8,7 +8,7 @@ with `compressor.pruning` but the plan's file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,26 +65,14 @@ class Kept:
 
 def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict[str, JsonValue]:
     """Refuse a tensor or a config field of the prune stage's `directory` that source and plan do not give."""
-    teacher = dims_of_config(read_config(source))
-    kept = read_kept(directory, teacher)
-    removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
-    figures: dict[str, object] = {"removed_layers": removed}
-    components = None
-    if kept.rotation is not None:
-        components, variances = read_components(directory, kept.rotation, teacher.hidden_size)
-        components = components[:, kept.hidden]
-        share = variances[kept.hidden].sum() / variances.sum()
-        figures["hidden_variance_kept"] = round(share.item(), 6)
-    expect_figures(directory, figures, artifact.details)
-    check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
-    check_tokenizer_files(directory, source)
+    kept = check_cut(directory, artifact, source)
+    components, _ = _components(directory, kept, dims_of_config(read_config(source)))
     dtype = _dtype(read_config(directory), directory)
+    num_tensors = 0
     with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
-        wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
-        _same_names(wanted, reader)
-        for name, from_name in wanted.items():
-            tensor, found = _cut(original.tensor(from_name), name, kept, teacher), reader.tensor(name)
-            module = name.split(".")[-2]
+        for name, from_name, tensor in cut_tensors(directory, source, kept):
+            num_tensors += 1
+            found, module = reader.tensor(name), name.split(".")[-2]
             if components is None or "hidden" not in _AXES[module] or name.endswith(".bias"):
                 expect_bits(name, tensor.to(dtype), found, against="the source cut by the plan")
                 continue
@@ -92,7 +80,49 @@ def check_pruned(directory: Path, artifact: ModelArtifact, source: Path) -> dict
             norm = gain_before(from_name, module)
             gain = original.tensor(norm) if norm else None
             expect_rotated(name, tensor, found, gain=gain, kept=components)
-    return {"num_recomputed_tensors": len(wanted), "config": "the source's, but for the planned axes"}
+    return {"num_recomputed_tensors": num_tensors, "config": "the source's, but for the planned axes"}
+
+
+def check_cut(directory: Path, artifact: ModelArtifact, source: Path) -> Kept:
+    """Refuse a config, a tokenizer or figures that are not the source's and the plan's."""
+    teacher = dims_of_config(read_config(source))
+    kept = read_kept(directory, teacher)
+    removed = sorted(set(range(teacher.num_hidden_layers)) - set(kept.layers))
+    figures: dict[str, object] = {"removed_layers": removed}
+    _, share = _components(directory, kept, teacher)
+    if share is not None:
+        figures["hidden_variance_kept"] = round(share, 6)
+    expect_figures(directory, figures, artifact.details)
+    check_config(directory, source, changed=_student_shape(teacher, kept), layers=kept.layers)
+    check_tokenizer_files(directory, source)
+    return kept
+
+
+def _components(directory: Path, kept: Kept, teacher: Dims) -> tuple[torch.Tensor, float] | tuple[None, None]:
+    """The principal components that the plan keeps, and their share of the variance; of a rotation only."""
+    if kept.rotation is None:
+        return None, None
+    components, variances = read_components(directory, kept.rotation, teacher.hidden_size)
+    return components[:, kept.hidden], (variances[kept.hidden].sum() / variances.sum()).item()
+
+
+def cut_tensors(
+    directory: Path,
+    source: Path,
+    kept: Kept,
+    *,
+    change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _name, tensor: tensor,
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Every tensor that the pruned checkpoint must hold, and no other: the source's, changed first, cut.
+
+    Gives its name, the source's name, and the tensor; a hidden size by rotation is not cut.
+    """
+    teacher = dims_of_config(read_config(source))
+    with CheckpointReader(source) as original, CheckpointReader(directory) as reader:
+        wanted = _wanted_names(original, kept, is_tied=teacher.tie_word_embeddings)
+        _same_names(wanted, reader)
+        for name, from_name in wanted.items():
+            yield name, from_name, _cut(change(from_name, original.tensor(from_name)), name, kept, teacher)
 
 
 def read_kept(directory: Path, teacher: Dims) -> Kept:

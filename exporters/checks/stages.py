@@ -3,6 +3,7 @@
 | stage | weights | config and tokenizer |
 |---|---|---|
 | prune | the source or its rotation, cut by a second slicer; removals | the source's, but for planned axes |
+| prune-masks | probes, digests; of frozen weights the source's times the masks, cut | as after prune |
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
 | reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
@@ -31,6 +32,7 @@ from compressor.training.probes import check_probes, read_probes
 from exporters.checks.config import check_config, check_tokenizer_files
 from exporters.checks.depth import check_depth
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
+from exporters.checks.learned import check_learned
 from exporters.checks.pruned import check_pruned
 from exporters.checks.sparsified import check_branches, check_masks, check_moved_masks, check_sparsified
 from exporters.verification.logits import VerifyOptions
@@ -54,6 +56,12 @@ def check_stage(
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
     found = check_depth(directory, artifact.details)
     return found if source is None else {**found, **check_pruned(directory, artifact, source)}
+
+
+def _learned(directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions) -> Found:
+    found: Found = {**_check_digests(directory, whole_model=True), **_check_probes(directory, options)}
+    _check_course(directory, artifact)
+    return found if source is None else found | check_learned(directory, artifact, source)
 
 
 def _sparsified(
@@ -147,6 +155,7 @@ def _quantised(
 
 _CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], Found]] = {
     "prune": _pruned,
+    "prune-masks": _learned,
     "sparsify": _sparsified,
     "reconstruct": _reconstructed,
     "distill": _trained,
