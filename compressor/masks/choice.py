@@ -5,6 +5,7 @@ from __future__ import annotations
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.processes import world_size
+from compressor.models.dims import GROUP_FIELDS
 from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.recipe import Prune
 
@@ -19,7 +20,7 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
 
     Raises:
         UsageError: for options of masks without them, or of scores beside masks; a rate of frozen weights.
-        UnsupportedError: for masks in several processes.
+        UnsupportedError: for masks in several processes, or of key/value heads.
     """
     if not learns_masks(prune):
         chosen = _changed(masks, LearnedMasks(), "masks")
@@ -36,6 +37,14 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
             "masks are learned instead of scores being measured, so these choices have no effect",
             where=", ".join(chosen),
             hint="leave them out, or choose another --importance",
+        )
+    groups = [name for name in GROUP_FIELDS if name in (prune.shape or {})]
+    if groups:
+        raise UnsupportedError(
+            "masks are learned of query heads, not of key/value heads",
+            where="--shape",
+            found=", ".join(groups),
+            hint="leave it out, or choose another --importance",
         )
     if masks.weights == "frozen" and masks.weight_learning_rate != LearnedMasks().weight_learning_rate:
         raise UsageError(

@@ -82,12 +82,11 @@ PARTS: dict[str, dict[str, Student]] = {
     "rules": {
         "60 %: both widths": by_rule("hidden_size=432,intermediate_size=1024"),
         "60 %: MLP": by_rule("intermediate_size=512"),
-        "60 %: hidden 512 and MLP": by_rule("hidden_size=512,intermediate_size=704"),
         "60 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=640"),
         "60 %: 24 layers and MLP": by_rule("num_hidden_layers=24,intermediate_size=768", *_SCATTERED),
         "60 %: 20 layers and MLP": by_rule("num_hidden_layers=20,intermediate_size=1024", *_SCATTERED),
-        "80 %: both widths": by_rule("hidden_size=512,intermediate_size=1216"),
         "80 %: MLP": by_rule("intermediate_size=1024"),
+        "80 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=1152"),
         "80 %: 26 layers and MLP": by_rule("num_hidden_layers=26,intermediate_size=1280", *_SCATTERED),
     },
     "depth": {

@@ -104,7 +104,7 @@ def test_a_rotation_reads_the_calibration_text(tmp_path: Path) -> None:
 
     text = tmp_path / "text.txt"
     text.write_text("a river and a stone")
-    fields = {"prune.importance": "random", "evaluate.data": str(text)}
+    fields = {"prune.importance": "random", "repair.method": "off", "evaluate.data": str(text)}
     fields["calibration.data"] = str(tmp_path / "none.txt")
     require_texts(recipe(**fields, **{"prune.hidden": "channels"}), Console())
     with pytest.raises(UsageError, match=r"none\.txt"):

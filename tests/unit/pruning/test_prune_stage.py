@@ -67,6 +67,7 @@ def test_a_new_row_is_a_new_method(
         {
             "model": str(tiny_checkpoint),
             "prune.importance": "toy",
+            "repair.method": "off",
             "calibration.data": str(text),
             "distill.tokens": 0,
             "evaluate.data": str(tiny_text_of(tmp_path)),
