@@ -15,7 +15,7 @@ import torch
 from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.stream import Stream, mapped_states
 from compressor.calibration.text import read_calibration
-from compressor.core.errors import UsageError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -34,7 +34,9 @@ from compressor.models.sparse.low_rank import (
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
+from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Calibration, Section
+from compressor.repair.local_steps import Stepped
 from compressor.repair.walk import Repaired, Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -46,6 +48,7 @@ class ReconstructStageConfig(Section):
     """The sections of a recipe that decide this stage."""
 
     calibration: Calibration
+    steps: int = 0
 
 
 def run(
@@ -62,12 +65,13 @@ def run(
     original = context.teacher.path
     refuse_adapter(original, by="a teacher")
     branches = _branches(source.path)
+    require_steps_alone(config.steps, has_branches=bool(branches))
     plan = plan_between(original, source.path)
     windows = read_calibration(config.calibration, source.path, context)
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    walk = _walk(original, source.path, windows.ids, plan, branches, scratch, context)
+    walk = _walk(original, source.path, windows.ids, plan, branches, config.steps, scratch, context)
     digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
     for name, branch in walk.branches.items():
         digests |= branch_digests(name, branch)
@@ -86,6 +90,7 @@ def _walk(
     windows: TokenArray,
     plan: PrunePlan,
     branches: dict[str, AdapterBranch],
+    steps: int,
     scratch: Path,
     context: StageContext,
 ) -> Walk:
@@ -111,6 +116,7 @@ def _walk(
             scratch=scratch,
             on_layer=tick,
             branches=branches,
+            steps=steps,
         )
         walk.run()
     return walk
@@ -139,17 +145,34 @@ def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
         "calibration": windows.record,
         "layers": {name: _record(layer) for name, layer in walk.layers.items()},
     }
+    if walk.steps:
+        details["steps"] = walk.steps
+        details["parts"] = {name: _record(part) for name, part in walk.parts.items()}
     if walk.branches:
         details["branches"] = {name: _record(layer) for name, layer in walk.branch_layers.items()}
     return details
 
 
-def _record(layer: Repaired) -> dict[str, object]:
-    return {
-        "accepted": layer.accepted,
-        "ridge": layer.ridge,
-        "error_ratio": None if layer.error_ratio is None else float(f"{layer.error_ratio:.6g}"),
-    }
+def _record(found: Repaired | Stepped) -> dict[str, object]:
+    how = {"ridge": found.ridge} if isinstance(found, Repaired) else {"steps": found.steps}
+    ratio = None if found.error_ratio is None else float(f"{found.error_ratio:.6g}")
+    return {"accepted": found.accepted, **how, "error_ratio": ratio}
+
+
+def require_steps_alone(steps: int, *, has_branches: bool) -> None:
+    """Refuse local gradient steps beside low-rank branches, which would be fitted to other weights.
+
+    Raises:
+        UnsupportedError: for both.
+    """
+    if steps and has_branches:
+        raise UnsupportedError(
+            "local gradient steps cannot train a layer beside its low-rank branch",
+            where="--repair-steps",
+            expected="0 with --slorb",
+            found=steps,
+            hint="leave out --repair-steps, or --slorb",
+        )
 
 
 def require_sequences(found: int) -> None:
@@ -215,6 +238,7 @@ def _carry(source: Path, out_dir: Path) -> None:
 RECONSTRUCT: Stage[ReconstructStageConfig] = Stage(
     name="reconstruct",
     run=run,
+    content=lambda config: unless_neutral(content_of(config), steps=0),
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: (config.calibration.data,),
     fingerprint=source_fingerprint,

@@ -19,20 +19,20 @@ Legend: T tokens, I inputs, O outputs, H hidden_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
 from compressor.calibration.hooks import observed
 from compressor.calibration.rewrite import keep_weights
-from compressor.calibration.stream import Stream
+from compressor.calibration.stream import Stream, mapped_states
 from compressor.core.errors import VerificationError
 from compressor.models.adapter import DecoderLayer
 from compressor.models.axes import Weight
@@ -41,8 +41,7 @@ from compressor.pruning.plan import PrunePlan
 from compressor.pruning.slicing import kept_channels
 from compressor.repair.branch import grouped, left_after
 from compressor.repair.least_squares import NotPositiveDefiniteError, Sums, solve
-
-Use = Literal["fit", "choose", "accept"]
+from compressor.repair.local_steps import Examples, Matrix, Stepped, Use, part_of, take_steps
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of every so many windows one chooses the ridge, one accepts, and the rest is fitted.
@@ -85,6 +84,8 @@ class Walk:
         branches: Low-rank branches beside sparse weights, by their layers' full names; each is fitted again
             to the error that its repaired weight leaves.
         branch_layers: What became of every branch; one that is not accepted adds nothing.
+        steps: Local gradient steps of attention and of the MLP, after least squares; not beside branches.
+        parts: What became of attention and MLP of every layer by such steps, by full name.
         outlier_tokens: Largest number of tokens, over layers, whose stream is ten times the median.
         solve_seconds: Spent in solving.
     """
@@ -100,6 +101,8 @@ class Walk:
     layers: dict[str, Repaired] = field(default_factory=dict)
     branches: dict[str, AdapterBranch] = field(default_factory=dict)
     branch_layers: dict[str, Repaired] = field(default_factory=dict)
+    steps: int = 0
+    parts: dict[str, Stepped] = field(default_factory=dict)
     outlier_tokens: int = 0
     solve_seconds: float = 0.0
 
@@ -116,6 +119,8 @@ class Walk:
                 replaced: dict[str, torch.Tensor] = {}
                 for group in _groups(layer):
                     replaced |= self._repair(group, layer, index, own)
+                    if self.steps and _writes(group):
+                        replaced |= self._take_steps(group, layer, index, own)
                 self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
                 for states in self.compressed.states:
                     states.copy_(stream_after(self.compressed, index, states))
@@ -163,6 +168,53 @@ class Walk:
         self.branches[name] = AdapterBranch(down=branch.down, up=up.cpu())
         acting = linear.weight.float() + up @ branch.down.to(up.device)
         linear.weight.data = acting.to(before.dtype)
+
+    def _take_steps(
+        self, group: list[Weight], layer: DecoderLayer, index: int, own: int
+    ) -> dict[str, torch.Tensor]:
+        """Train the part that ends in this group; returns its new weights."""
+        name, prefix = group[0].module.rpartition(".")[0], self.compressed.prefix(index)
+        part = part_of(layer.part(name), lambda: self.compressed.run(index, self.compressed.states[0]))
+        linears = {
+            module.removeprefix(f"{name}."): linear
+            for module, linear in layer.linear_layers().items()
+            if module.startswith(f"{name}.")
+        }
+        matrices = {
+            f"{own_name}.weight": Matrix(
+                weight=linear.weight.data, keep_mask=self.keep_mask(f"{prefix}{name}.{own_name}.weight")
+            )
+            for own_name, linear in linears.items()
+        }
+        with self._examples(group, layer, index, own) as examples:
+            self.parts[f"{prefix}{name}"] = found = take_steps(part, matrices, examples, self.steps)
+        if not found.accepted:
+            return {}
+        for own_name, linear in linears.items():
+            linear.weight.data = found.weights[f"{own_name}.weight"]
+        return {f"{name}.{own_name}": linear.weight.data for own_name, linear in linears.items()}
+
+    @contextmanager
+    def _examples(self, group: list[Weight], layer: DecoderLayer, index: int, own: int) -> Iterator[Examples]:
+        """What the part that ends in this group reads and should give, in files while the context lasts."""
+        norm = layer.family.module("attention_norm" if "o" in group[0].rows else "mlp_norm")
+        states = self.compressed.states
+        shape = (len(states), states.shape[-2])
+        files = [self.scratch / f"{name}.bin" for name in ("inputs", "targets")]
+        inputs, targets = (mapped_states(file, (*shape, states.shape[-1]), torch.float32) for file in files)
+        weights = torch.empty(*shape, 1)
+        uses: dict[Use, list[int]] = {use: [] for use in get_args(Use)}
+        for window in range(len(states)):
+            uses[use_of(window, len(states))].append(window)
+            inputs[window] = seen_in(self.compressed, index, states[window], {"": (norm, "output")})[""]
+            wanted, stream = self._wanted(group, own, window)
+            targets[window] = wanted[0] - self._seen(group, layer, index, window)[1]
+            weights[window] = 1 / stream.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+        try:
+            yield Examples(inputs=inputs, targets=targets, weights=weights, uses=uses)
+        finally:
+            for file in files:
+                file.unlink()
 
     def _gather(
         self, group: list[Weight], layer: DecoderLayer, index: int, own: int
