@@ -119,6 +119,7 @@ def reconstruct(
     *,
     teacher: str,
     calibration: Calibration = Calibration(),
+    steps: int = 0,
     execution: Execution | None = None,
 ) -> ModelArtifact:
     """Solve the linear layers of a pruned or sparse model again by least squares, towards its teacher's.
@@ -128,6 +129,7 @@ def reconstruct(
         out_dir: Where the repaired checkpoint is written.
         teacher: The model that the student was made from.
         calibration: The text that the layers are fitted and accepted on.
+        steps: Gradient steps of attention and MLP of each layer, after that.
         execution: How the stage runs.
 
     Raises:
@@ -136,7 +138,7 @@ def reconstruct(
     from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
 
     execution = execution or Execution()
-    config = ReconstructStageConfig(calibration=calibration)
+    config = ReconstructStageConfig(calibration=calibration, steps=steps)
     execution.begin(out_dir, [student, teacher], texts=RECONSTRUCT.data(config))
     source = execution.open(student, out_dir)
     taught_by = execution.open(teacher, out_dir, tokenizer=False)

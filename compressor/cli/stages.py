@@ -97,7 +97,7 @@ def prune(call: Call, plan_file: Path | None) -> Work:
     )
 
 
-@from_recipe("calibration")
+@from_recipe("calibration", "repair.steps")
 @click.option(
     "--teacher", metavar="MODEL", required=True, help="Model that MODEL was pruned or made sparse from."
 )
@@ -117,7 +117,13 @@ def reconstruct(call: Call, teacher: str) -> Work:
     from compressor import api
 
     recipe = call.recipe
-    return partial(api.reconstruct, recipe.model, teacher=teacher, calibration=recipe.calibration)
+    return partial(
+        api.reconstruct,
+        recipe.model,
+        teacher=teacher,
+        calibration=recipe.calibration,
+        steps=recipe.repair.steps,
+    )
 
 
 @from_recipe("distill.generate", own="distill.generate", but=("distill.generate.weight",))

@@ -27,7 +27,7 @@ from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Recipe
-from compressor.repair.reconstruct_stage import require_sequences
+from compressor.repair.reconstruct_stage import require_sequences, require_steps_alone
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.registry import check_exports
@@ -43,6 +43,16 @@ def require_consistent(recipe: Recipe) -> None:
     require_mask_choices(recipe.prune, recipe.masks)
     if recipe.repair.enabled:
         require_sequences(recipe.calibration.size)
+        has_branches = recipe.sparsify.pattern is not None and recipe.sparsify.slorb != "off"
+        require_steps_alone(recipe.repair.steps, has_branches=has_branches)
+    elif recipe.repair.steps:
+        raise UsageError(
+            "gradient steps are part of a repair, which is off",
+            where="--repair-steps",
+            expected="0 with --repair off",
+            found=recipe.repair.steps,
+            hint="add --repair least-squares, or leave out --repair-steps",
+        )
     if recipe.quantize.fp8:
         return
     quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]

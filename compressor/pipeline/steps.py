@@ -54,7 +54,9 @@ def _reconstruct_sparse(run: Run) -> None:
 
 
 def _repair(run: Run, part_of: str, *, of: ModelArtifact, makes: str) -> None:
-    config = ReconstructStageConfig(calibration=run.recipe.repair_calibration())
+    config = ReconstructStageConfig(
+        calibration=run.recipe.repair_calibration(), steps=run.recipe.repair.steps
+    )
     run.execute(RECONSTRUCT, config, _student(run), part_of, makes=makes, teacher=of)
 
 

@@ -124,6 +124,15 @@ class Repair(Section):
         ge=FEWEST_REPAIR_SEQUENCES,
     )
 
+    steps: int = option(
+        0,
+        "After least squares, train attention and MLP of each layer by themselves with this many gradient "
+        "steps, such as 200 (arXiv 2510.14444).",
+        flag="--repair-steps",
+        ge=0,
+        metavar="N",
+    )
+
     @property
     def enabled(self) -> bool:
         """Whether anything is repaired."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.stream import Stream
 from compressor.calibration.text import read_calibration
-from compressor.core.errors import UsageError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -35,8 +36,10 @@ from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_mas
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
 from compressor.pruning.rotation import ROTATION_FILE, Rotation, rotation_of
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
+from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Calibration, Section
 from compressor.repair.choice import Repaired
+from compressor.repair.local_steps import Stepped
 from compressor.repair.walk import Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -48,6 +51,7 @@ class ReconstructStageConfig(Section):
     """The sections of a recipe that decide this stage."""
 
     calibration: Calibration
+    steps: int = 0
 
 
 def run(
@@ -61,16 +65,13 @@ def run(
     """
     start_afresh(out_dir)
     assert context.teacher is not None
-    original = context.teacher.path
-    refuse_adapter(original, by="a teacher")
-    branches = _branches(source.path)
-    plan = plan_between(original, source.path)
-    rotation = rotation_of(source.path, plan)
+    models = _pair(context.teacher.path, source.path)
+    require_steps_alone(config.steps, has_branches=bool(models.branches))
     windows = read_calibration(config.calibration, source.path, context)
     require_sequences(len(windows.ids))
     scratch = out_dir / _SCRATCH
     scratch.mkdir()
-    walk = _walk(original, source.path, windows.ids, plan, rotation, branches, scratch, context)
+    walk = _walk(models, windows.ids, config.steps, scratch, context)
     digests = {name: tensor_digest(read_kept(path, name)) for name, path in walk.changed.items()}
     for name, branch in walk.branches.items():
         digests |= branch_digests(name, branch)
@@ -83,16 +84,25 @@ def run(
     return StageResult(num_parameters=source.num_parameters, details=_details(walk, windows))
 
 
-def _walk(
-    original: Path,
-    compressed: Path,
-    windows: TokenArray,
-    plan: PrunePlan,
-    rotation: Rotation | None,
-    branches: dict[str, AdapterBranch],
-    scratch: Path,
-    context: StageContext,
-) -> Walk:
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A model, one that was made from it, and how."""
+
+    original: Path
+    compressed: Path
+    plan: PrunePlan
+    rotation: Rotation | None
+    branches: dict[str, AdapterBranch]
+
+
+def _pair(original: Path, compressed: Path) -> _Pair:
+    refuse_adapter(original, by="a teacher")
+    branches, plan = _branches(compressed), plan_between(original, compressed)
+    rotation = rotation_of(compressed, plan)
+    return _Pair(original=original, compressed=compressed, plan=plan, rotation=rotation, branches=branches)
+
+
+def _walk(models: _Pair, windows: TokenArray, steps: int, scratch: Path, context: StageContext) -> Walk:
     """Both models side by side, to the end."""
     dtype = getattr(torch, context.dtype)
     how: dict[str, Any] = {
@@ -102,19 +112,20 @@ def _walk(
         "trust_remote_code": context.trust_remote_code,
     }
     with (
-        context.console.progress("reconstructing", len(plan.layers)) as tick,
-        Stream(original, windows, scratch / "original.bin", **how) as teacher,
-        Stream(compressed, windows, scratch / "compressed.bin", **how) as student,
+        context.console.progress("reconstructing", len(models.plan.layers)) as tick,
+        Stream(models.original, windows, scratch / "original.bin", **how) as teacher,
+        Stream(models.compressed, windows, scratch / "compressed.bin", **how) as student,
     ):
         walk = Walk(
             original=teacher,
             compressed=student,
-            plan=plan,
-            basis=None if rotation is None else rotation.kept(plan).float(),
-            keep_mask=_masks(compressed),
+            plan=models.plan,
+            basis=None if models.rotation is None else models.rotation.kept(models.plan).float(),
+            keep_mask=_masks(models.compressed),
             scratch=scratch,
             on_layer=tick,
-            branches=branches,
+            branches=models.branches,
+            steps=steps,
         )
         walk.run()
     return walk
@@ -143,17 +154,34 @@ def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
         "calibration": windows.record,
         "layers": {name: _record(layer) for name, layer in walk.layers.items()},
     }
+    if walk.steps:
+        details["steps"] = walk.steps
+        details["parts"] = {name: _record(part) for name, part in walk.parts.items()}
     if walk.branches:
         details["branches"] = {name: _record(layer) for name, layer in walk.branch_layers.items()}
     return details
 
 
-def _record(layer: Repaired) -> dict[str, object]:
-    return {
-        "accepted": layer.accepted,
-        "ridge": layer.ridge,
-        "error_ratio": None if layer.error_ratio is None else float(f"{layer.error_ratio:.6g}"),
-    }
+def _record(found: Repaired | Stepped) -> dict[str, object]:
+    how = {"ridge": found.ridge} if isinstance(found, Repaired) else {"steps": found.steps}
+    ratio = None if found.error_ratio is None else float(f"{found.error_ratio:.6g}")
+    return {"accepted": found.accepted, **how, "error_ratio": ratio}
+
+
+def require_steps_alone(steps: int, *, has_branches: bool) -> None:
+    """Refuse local gradient steps beside low-rank branches, which would be fitted to other weights.
+
+    Raises:
+        UnsupportedError: for both.
+    """
+    if steps and has_branches:
+        raise UnsupportedError(
+            "local gradient steps cannot train a layer beside its low-rank branch",
+            where="--repair-steps",
+            expected="0 with --slorb",
+            found=steps,
+            hint="leave out --repair-steps, or --slorb",
+        )
 
 
 def require_sequences(found: int) -> None:
@@ -219,6 +247,7 @@ def _carry(source: Path, out_dir: Path) -> None:
 RECONSTRUCT: Stage[ReconstructStageConfig] = Stage(
     name="reconstruct",
     run=run,
+    content=lambda config: unless_neutral(content_of(config), steps=0),
     libraries=("torch", "transformers", "accelerate"),
     data=lambda config: (config.calibration.data,),
     fingerprint=source_fingerprint,

@@ -31,6 +31,11 @@ class Sublayer:
     writer: Weight
     is_attention: bool
 
+    @property
+    def module(self) -> str:
+        """Its own name, relative to the layer."""
+        return self.writer.module.rpartition(".")[0]
+
     def read(self, stream: Stream, index: int, states: torch.Tensor) -> torch.Tensor:
         """What the readers are given, `[1, T, H]`, in the layer in use."""
         x: torch.Tensor = stream.adapter.layers[index].part(self.norm)(stream.placed(states))
@@ -65,7 +70,7 @@ class Sublayer:
             if self.is_attention:
                 stream.run(index, states)
             else:
-                layer.part(self.writer.module.rpartition(".")[0])(self.read(stream, index, states))
+                layer.part(self.module)(self.read(stream, index, states))
         return seen
 
 

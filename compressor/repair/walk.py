@@ -22,7 +22,8 @@ Legend: T tokens, I inputs, O outputs, H hidden_size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 
 from compressor.calibration.rewrite import keep_weights
-from compressor.calibration.stream import Stream
+from compressor.calibration.stream import Stream, mapped_states
 from compressor.core.errors import VerificationError
 from compressor.models.adapter import DecoderLayer
 from compressor.models.axes import Weight
@@ -43,6 +44,7 @@ from compressor.pruning.slicing import kept_channels
 from compressor.repair.branch import grouped
 from compressor.repair.choice import Repaired, Use, solved, use_of
 from compressor.repair.least_squares import Sums
+from compressor.repair.local_steps import Examples, Matrix, Stepped, part_of, take_steps
 from compressor.repair.sublayer import Sublayer, add_, rows_of, sublayers
 
 _OUTLIER = 10.0
@@ -66,6 +68,8 @@ class Walk:
         branches: Low-rank branches beside sparse weights, by their layers' full names; each is fitted again
             to the error that its repaired weight leaves.
         branch_layers: What became of every branch; one that is not accepted adds nothing.
+        steps: Gradient steps after least squares, of attention and of the MLP by themselves.
+        parts: What became of every attention and MLP by steps, by full name.
         outlier_tokens: Largest number of tokens, over layers, whose stream is ten times the median.
         solve_seconds: Spent in solving.
     """
@@ -81,6 +85,8 @@ class Walk:
     layers: dict[str, Repaired] = field(default_factory=dict)
     branches: dict[str, AdapterBranch] = field(default_factory=dict)
     branch_layers: dict[str, Repaired] = field(default_factory=dict)
+    steps: int = 0
+    parts: dict[str, Stepped] = field(default_factory=dict)
     outlier_tokens: int = 0
     solve_seconds: float = 0.0
 
@@ -140,6 +146,8 @@ class Walk:
             return inputs, self._as_compressed(self._rows(theirs)) - given, self._scale(theirs)
 
         replaced = self._repair((writer,), layer, index, gather)
+        if self.steps:
+            replaced |= self._take_steps(sublayer, layer, index)
         for states in self.compressed.states:
             add_(states, sublayer, self.compressed, index)
         return replaced
@@ -196,6 +204,50 @@ class Walk:
         self.branches[name] = AdapterBranch(down=branch.down, up=up.cpu())
         acting = linear.weight.float() + up @ branch.down.to(up.device)
         linear.weight.data = acting.to(before.dtype)
+
+    def _take_steps(self, sublayer: Sublayer, layer: DecoderLayer, index: int) -> dict[str, torch.Tensor]:
+        """Train a sublayer; returns its new weights."""
+        name = sublayer.module
+        part = part_of(layer.part(name), lambda: self.compressed.run(index, self.compressed.states[0]))
+        linears = {
+            module.removeprefix(f"{name}."): linear
+            for module, linear in layer.linear_layers().items()
+            if module.startswith(f"{name}.")
+        }
+        full = f"{self.compressed.prefix(index)}{name}"
+        matrices = {
+            f"{own}.weight": Matrix(
+                weight=linear.weight.data, keep_mask=self.keep_mask(f"{full}.{own}.weight")
+            )
+            for own, linear in linears.items()
+        }
+        with self._examples(sublayer, index) as examples:
+            self.parts[full] = found = take_steps(part, matrices, examples, self.steps)
+        if not found.accepted:
+            return {}
+        for own, linear in linears.items():
+            linear.weight.data = found.weights[f"{own}.weight"]
+        return {f"{name}.{own}": linear.weight.data for own, linear in linears.items()}
+
+    @contextmanager
+    def _examples(self, sublayer: Sublayer, index: int) -> Iterator[Examples]:
+        """What a sublayer reads and should give, in files while the context lasts."""
+        states = self.compressed.states
+        shape = (len(states), states.shape[-2])
+        files = [self.scratch / f"{name}.bin" for name in ("inputs", "targets")]
+        inputs, targets = (mapped_states(file, (*shape, states.shape[-1]), torch.float32) for file in files)
+        weights = torch.empty(*shape, 1)
+        uses: dict[Use, list[int]] = {use: [] for use in get_args(Use)}
+        for window, (theirs, ours) in enumerate(zip(self.original.states, states, strict=True)):
+            uses[use_of(window, len(states))].append(window)
+            inputs[window] = rows_of(sublayer.read(self.compressed, index, ours))
+            targets[window] = self._as_compressed(self._rows(theirs)) - self._rows(ours)
+            weights[window] = 1 / self._scale(theirs)
+        try:
+            yield Examples(inputs=inputs, targets=targets, weights=weights, uses=uses)
+        finally:
+            for file in files:
+                file.unlink()
 
     def _sums(
         self,

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from compressor import api
 from compressor.cli.main import invoke
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.data.calibration import calibration_windows
 from compressor.models.load import load_model
 from compressor.models.sparse.low_rank import (
     ADAPTER_DIRECTORY,
@@ -26,6 +27,7 @@ from compressor.models.sparse.record import MASKS_FILE
 from compressor.pruning.plan import PLAN_FILE
 from compressor.pruning.rotation import ROTATION_FILE
 from compressor.recipe.recipe import Calibration, Environment, Prune, Sparsify
+from compressor.repair.choice import use_of
 from compressor.runs.artifact import ModelArtifact
 from tests.records import record_again
 
@@ -67,9 +69,11 @@ def sparse(
     )
 
 
-def repaired(student: ModelArtifact, teacher: Path, calibration: Calibration, out: Path) -> ModelArtifact:
+def repaired(
+    student: ModelArtifact, teacher: Path, calibration: Calibration, out: Path, steps: int = 0
+) -> ModelArtifact:
     return api.reconstruct(
-        str(student.path), out, teacher=str(teacher), calibration=calibration, execution=FLOAT32
+        str(student.path), out, teacher=str(teacher), calibration=calibration, steps=steps, execution=FLOAT32
     )
 
 
@@ -176,6 +180,62 @@ def test_too_few_sequences_are_refused(
     assert "--calib-size" in error
 
 
+def attention_error(made: Path, teacher: Path, calibration: Calibration) -> float:
+    """Weighted squared error of the first attention's output on the sequences to accept, by plain models."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    windows = calibration_windows(calibration, tokenizer, seed=0).ids
+    outputs: dict[Path, torch.Tensor] = {}
+    for path in (made, teacher):
+        model, seen = load_model(path, dtype="float32", device="cpu"), []
+        block = model.model.layers[0]
+        block.self_attn.register_forward_hook(lambda _m, _args, output, seen=seen: seen.append(output[0]))
+        block.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            for number, window in enumerate(windows):
+                if use_of(number, len(windows)) == "accept":
+                    model(torch.from_numpy(window.astype("int64"))[None])
+        outputs[path] = torch.stack([torch.cat([own.flatten(0, -2) for own in seen[i::2]]) for i in (0, 1)])
+    stream = outputs[teacher].sum(0)
+    missing = stream - outputs[made].sum(0)
+    return (missing.double() / stream.double().square().mean(1, keepdim=True).sqrt()).square().sum().item()
+
+
+def test_gradient_steps_after_least_squares(
+    sparse: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    plain = repaired(sparse, tiny_checkpoint, calibration, tmp_path / "plain")
+    made = repaired(sparse, tiny_checkpoint, calibration, tmp_path / "made", steps=24)
+    parts = made.details["parts"]
+    assert len(parts) == 6
+    assert any(part["accepted"] for part in parts.values())
+    for name, part in parts.items():
+        assert 0 <= part["steps"] <= 24, name
+        assert not part["accepted"] or part["error_ratio"] < 1, name
+    errors = [attention_error(path, tiny_checkpoint, calibration) for path in (made.path, plain.path)]
+    first = parts["model.layers.0.self_attn"]
+    assert first["accepted"]
+    assert errors[0] / errors[1] == pytest.approx(first["error_ratio"], rel=1e-3)
+    given, found = (load_file(path / WEIGHTS) for path in (sparse.path, made.path))
+    for name, layer in made.details["layers"].items():
+        stepped = parts[name.rpartition(".")[0].rpartition(".")[0]]["accepted"]
+        assert torch.equal(given[name], found[name]) != (layer["accepted"] or stepped), name
+        assert not found[name][given[name] == 0].any()
+    assert invoke(["verify", str(made.path), "--source", str(sparse.path)]) == 0
+
+
+def test_gradient_steps_in_16_bits(
+    pruned: ModelArtifact, tiny_checkpoint: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    made = api.reconstruct(
+        str(pruned.path), tmp_path / "out", teacher=str(tiny_checkpoint), calibration=calibration, steps=8
+    )
+    assert made.details["steps"] == 8
+    assert set(made.details["parts"]) == {
+        f"model.layers.{i}.{p}" for i in (0, 1) for p in ("self_attn", "mlp")
+    }
+    assert invoke(["verify", str(made.path)]) == 0
+
+
 @pytest.fixture(scope="module")
 def branched(
     tiny_checkpoint: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
@@ -253,6 +313,8 @@ def test_a_trained_low_rank_branch_is_refused(
     for student, teacher in ((copy, tiny_checkpoint), (branched.path, copy)):
         with pytest.raises(UnsupportedError, match="cannot carry the low-rank branch"):
             api.reconstruct(str(student), tmp_path / "out", teacher=str(teacher), calibration=calibration)
+    with pytest.raises(UnsupportedError, match="beside its low-rank branch"):
+        repaired(branched, tiny_checkpoint, calibration, tmp_path / "out", steps=3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e38], ids=["nan", "overflow"])
