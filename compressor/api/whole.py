@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compressor.api.execution import Execution
+from compressor.api.execution import Execution, require
 from compressor.core.errors import UsageError
 from compressor.models.source import plan_dims, resolve_source, short_name
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
@@ -12,6 +12,7 @@ from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
+from compressor.planning.search_plan import require_searchable
 from compressor.recipe.recipe import Recipe
 
 
@@ -35,6 +36,13 @@ def plan(
             found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
             hint="leave one of them out",
         )
+    require_searchable(recipe, teacher)
+    require(
+        recipe.search.shard is None,
+        "a run does its search whole",
+        where="search.shard",
+        hint="leave it out, or do the shares with `compress-export search` and give the run its --shape",
+    )
     if len(split_targets(recipe.target)) > 1:
         return plan_family(recipe, teacher, hardware=hardware, out_dir=where)
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
@@ -43,7 +51,8 @@ def plan(
         from compressor.models.checkpoint import read_config
         from compressor.pipeline.preflight import require_expressible
 
-        require_expressible(recipe, read_config(Path(recipe.model)), made.student.dims)
+        for student in made.possible_students():
+            require_expressible(recipe, read_config(Path(recipe.model)), student)
     return made
 
 

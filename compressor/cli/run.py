@@ -12,6 +12,7 @@ from compressor.cli.session import Show, emit, work
 SECTIONS = (
     *(
         "target",
+        "search",
         "prune",
         "calibration",
         "repair",
@@ -25,7 +26,7 @@ SECTIONS = (
 )
 
 
-@from_recipe(*SECTIONS, output=None)
+@from_recipe(*SECTIONS, but=("search.shard",), output=None)
 @click.option(
     "-o",
     "--output-dir",
@@ -68,7 +69,7 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     emit(summary.to_json(), show, finished_text(summary))
 
 
-@from_recipe(*SECTIONS, output=None)
+@from_recipe(*SECTIONS, but=("search.shard",), output=None)
 @click.option(
     "--gpu",
     metavar="NAME",

@@ -48,10 +48,18 @@ def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:
     return peak
 
 
-def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -> tuple[DiskUse, ...]:
-    """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first."""
+def disk_uses(
+    recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool, tried: Iterable[Dims] = ()
+) -> tuple[DiskUse, ...]:
+    """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first.
+
+    `tried` are the shapes of a search, of which one at a time is on disk.
+    """
     sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
     uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
+    if per_shape := [_trial_bytes(recipe, teacher, shape) for shape in tried]:
+        most = max(per_shape)
+        uses.append(DiskUse(stage="search", where="stages/search", num_bytes=0, temporary_bytes=most))
     uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen))
     if recipe.repair.enabled:
         uses.append(_repair(recipe, teacher, student, "reconstruct"))
@@ -68,6 +76,16 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
         size = weight_bytes(teacher, precision)
         uses.append(DiskUse(stage="bench", where=f"stages/teacher-{name}", num_bytes=size))
     return tuple(uses)
+
+
+def _trial_bytes(recipe: Recipe, teacher: Dims, shape: Dims) -> int:
+    """The pruned checkpoint, and what its repair and its short training write; it all goes afterwards."""
+    plain = recipe.sparsify.model_copy(update={"pattern": None})
+    short = recipe.model_copy(update={"distill": recipe.search.training(recipe.distill), "sparsify": plain})
+    uses = [DiskUse(stage="search", where="", num_bytes=weight_bytes(shape, "bf16"))]
+    if recipe.repair.enabled:
+        uses.append(_repair(recipe, teacher, shape, "reconstruct"))
+    return peak_disk_bytes([*uses, *_trainings(short, teacher, shape)])
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:

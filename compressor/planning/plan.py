@@ -21,7 +21,8 @@ from compressor.models.dims import (
 from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
-from compressor.planning.target import resolve_shape, resolve_target
+from compressor.planning.search_plan import SearchPlan, plan_search
+from compressor.planning.target import ResolvedTarget, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
@@ -62,6 +63,17 @@ class Hours(Record):
         """All stages."""
         return sum(self.stages.values())
 
+    def with_search(self, hours: float, hardware: Hardware) -> Hours:
+        """The same with a search before everything else."""
+        gpu_hours = self.gpu_hours + hours * hardware.num_gpus
+        return self.model_copy(
+            update={
+                "stages": {"search": hours, **self.stages},
+                "gpu_hours": round(gpu_hours, 3),
+                "cost_usd": round(gpu_hours * hardware.price, 2),
+            }
+        )
+
 
 class Plan(Record):
     """A resolved run; `plan.json` holds it.
@@ -72,6 +84,7 @@ class Plan(Record):
         disk: What each stage writes, in the order of the stages.
         disk_bytes: The most that the run directory holds at one time.
         memory_bytes: Largest model memory by stage, activations left out.
+        search: The shapes that a search tries first, where the recipe asks for one.
     """
 
     schema_id: Literal["compress-export/plan/2"] = Field(SCHEMA, alias="schema")
@@ -92,6 +105,11 @@ class Plan(Record):
     memory_bytes: dict[str, int]
     hours: Hours
     training: TrainingEstimate | None
+    search: SearchPlan | None = None
+
+    def possible_students(self) -> tuple[Dims, ...]:
+        """The student's shape, or all those that a search takes it from."""
+        return self.search.candidates if self.search else (self.student.dims,)
 
 
 def make_plan(
@@ -101,17 +119,22 @@ def make_plan(
     hardware: Hardware | None = None,
     out_dir: str = "",
     origin: Dims | None = None,
+    found: ResolvedTarget | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
-    `origin` is the published model that the teacher was itself made from; by default the teacher.
+    `origin` is the published model that the teacher was itself made from; by default the teacher. `found` is
+    the student that a search chose, which goes before the recipe's.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
             not fill one window.
     """
     hardware = hardware or Hardware()
-    if recipe.prune.shape is not None:
+    search = plan_search(recipe, teacher, hardware)
+    if found is not None:
+        target = found
+    elif recipe.prune.shape is not None:
         target = resolve_shape(teacher, recipe.prune.shape)
     elif recipe.target is not None:
         target = resolve_target(teacher, recipe.target)
@@ -120,7 +143,9 @@ def make_plan(
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
-    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
+    tried = search.candidates if search else ()
+    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf", tried=tried)
+    hours = _hours(recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None)
     return Plan(
         model=recipe.model,
         target=recipe.target,
@@ -141,10 +166,9 @@ def make_plan(
         disk=uses,
         disk_bytes=peak_disk_bytes(uses),
         memory_bytes=_memory(recipe, teacher, student),
-        hours=_hours(
-            recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None
-        ),
+        hours=hours.with_search(search.hours, hardware) if search else hours,
         training=training,
+        search=search,
     )
 
 

@@ -94,7 +94,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     student = dims.with_shape(**config.shape) if plan is None else plan.student
     check_shape(student)
     if plan is None:
-        scores, text = _scores(config, source, dims, context)
+        scores, text = scores_of(config, source, dims, context)
         scores.save(out_dir)
         plan = make_plan(
             dims,
@@ -117,7 +117,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     return StageResult(num_parameters=num_parameters, details=details)
 
 
-def _scores(
+def scores_of(
     config: PruneStageConfig, source: ModelArtifact, dims: Dims, context: StageContext
 ) -> tuple[ImportanceScores, Mapping[str, object] | None]:
     """The scores, saved or measured, and the record of the text that set them."""

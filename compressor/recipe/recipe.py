@@ -20,6 +20,7 @@ from compressor.core.errors import UsageError, nearest
 from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
 from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
 from compressor.recipe.option import OneOf, Section, option
+from compressor.recipe.search import Search
 from compressor.recipe.training import (
     Correction,
     Distill,
@@ -40,6 +41,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Repair",
+    "Search",
     "Section",
     "Sparsify",
 ]
@@ -249,6 +251,7 @@ class Recipe(Environment):
         heading="Options",
         metavar="SIZE",
     )
+    search: Search = Search()
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
     repair: Repair = Repair()
