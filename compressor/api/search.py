@@ -55,10 +55,10 @@ def search(
     on_main(lambda: _check_source(recipe, plan, source))
 
     def work(stage: Any, config: Any, name: str, *, others: Mapping[str, ModelArtifact]) -> ModelArtifact:
-        if name == SEARCH:
-            return execution.run(stage, config, source, out_dir, others=others)
+        where = out_dir if name == SEARCH else trials / name
+        # What there is to resume was looked for at the beginning.
         how = execution.beside()
-        return how.run(stage, config, source, trials / name, others=others, wait=name == SCORES)
+        return how.run(stage, config, source, where, others=others, wait=name == SCORES)
 
     evaluation = evaluation_config(recipe, source.texts)
     todo = SearchWork(recipe=recipe, plan=plan, evaluation=evaluation, work=work)

@@ -85,6 +85,14 @@ def require_searchable(recipe: Recipe, teacher: Dims) -> None:
             found="an explicit shape" if recipe.prune.shape is not None else "no target",
             hint="give a size such as --target 60% instead of --shape, or leave --search out",
         )
+    if search.tokens is not None and search.tokens < recipe.distill.context_length:
+        raise UsageError(
+            "the tokens of a search do not fill one training sequence",
+            where="--search-tokens (in `compress-export search` --tokens)",
+            expected=f"at least {recipe.distill.context_length}, which is --context-length",
+            found=search.tokens,
+            hint="raise them, or lower --context-length",
+        )
     if "," in recipe.target:
         raise UsageError(
             "a search is for one target; several make a family of models, whose shapes depend on each other",
