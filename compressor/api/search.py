@@ -12,7 +12,7 @@ from compressor.core.processes import on_main
 from compressor.core.records import Record
 from compressor.planning.search_plan import SearchPlan, name_of
 from compressor.recipe.recipe import Recipe
-from compressor.recipe.search import DEFAULT_CANDIDATES, parse_shard
+from compressor.recipe.search import DEFAULT_CANDIDATES
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
 
 if TYPE_CHECKING:
@@ -27,13 +27,17 @@ class SearchShare(Record):
 
 
 def search(
-    recipe: Recipe, out_dir: Path, *, execution: Execution | None = None
+    recipe: Recipe,
+    out_dir: Path,
+    *,
+    shard: tuple[int, int] | None = None,
+    execution: Execution | None = None,
 ) -> ModelArtifact | SearchShare:
     """Try several shapes of the recipe's target: prune, repair and train each shortly, and rank them.
 
-    An interrupted search goes on with the shape that it was at. With a shard only that share is tried, and
-    what is there and what is left is returned; without one, every shape that is left is tried and all are
-    compared. Trials are kept beside `out_dir`.
+    An interrupted search goes on with the shape that it was at. With a `shard`, (1, 4) being the first of
+    four, only that share is tried, and what is there and what is left is returned; without one, every shape
+    that is left is tried and all are compared. Trials are kept beside `out_dir`.
 
     Raises:
         UsageError: for a target or settings that leave nothing to search, or to resume.
@@ -48,8 +52,13 @@ def search(
     teacher = source_dims(resolve_source(recipe.model))
     require_prunable(teacher)
     plan = _planned(recipe, teacher, out_dir)
-    shard = parse_shard(recipe.search.shard) if recipe.search.shard else None
     trials = out_dir.absolute().parent / SCRATCH / f"{out_dir.name}-{SEARCH}"
+    require(
+        shard is None or not execution.overwrite,
+        "a share cannot start over: the others may be at work on the same search",
+        where="--shard, --overwrite",
+        hint=f"delete {trials} before the first share, and leave --overwrite out",
+    )
     _begin(recipe, out_dir, trials, execution)
     source = execution.open(recipe.model, out_dir)
     on_main(lambda: _check_source(recipe, plan, source))
@@ -90,12 +99,6 @@ def _begin(recipe: Recipe, out_dir: Path, trials: Path, execution: Execution) ->
     """Refuse, before anything is read, what would end the search later."""
     from compressor.pipeline.preflight import require_consistent, require_texts
 
-    require(
-        not (recipe.search.shard and execution.overwrite),
-        "a share cannot start over: the others may be at work on the same search",
-        where="--shard, --overwrite",
-        hint=f"delete {trials} before the first share, and leave --overwrite out",
-    )
     training = recipe.search.training(recipe.distill)
     own = recipe.model_copy(update={"distill": training})
     require_consistent(own)

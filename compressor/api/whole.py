@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compressor.api.execution import Execution, require
+from compressor.api.execution import Execution
 from compressor.core.errors import UsageError
 from compressor.models.source import plan_dims, resolve_source, short_name
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
@@ -37,12 +37,6 @@ def plan(
             hint="leave one of them out",
         )
     require_searchable(recipe, teacher)
-    require(
-        recipe.search.shard is None,
-        "a run does its search whole",
-        where="search.shard",
-        hint="leave it out, or do the shares with `compress-export search` and give the run its --shape",
-    )
     if len(split_targets(recipe.target)) > 1:
         return plan_family(recipe, teacher, hardware=hardware, out_dir=where)
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)

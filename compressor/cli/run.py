@@ -26,7 +26,7 @@ SECTIONS = (
 )
 
 
-@from_recipe(*SECTIONS, but=("search.shard",), output=None)
+@from_recipe(*SECTIONS, output=None)
 @click.option(
     "-o",
     "--output-dir",
@@ -69,7 +69,7 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     emit(summary.to_json(), show, finished_text(summary))
 
 
-@from_recipe(*SECTIONS, but=("search.shard",), output=None)
+@from_recipe(*SECTIONS, output=None)
 @click.option(
     "--gpu",
     metavar="NAME",

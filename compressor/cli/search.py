@@ -6,8 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from compressor.cli.from_recipe import Call, from_recipe
 from compressor.cli.session import Show, emit, work
+from compressor.core.errors import UsageError
+from compressor.recipe.forms import is_count
 
 if TYPE_CHECKING:
     from compressor.api.search import SearchShare
@@ -30,7 +34,13 @@ _DEPLOYMENT = (
     own="search",
     but=_OF_THE_RUN,
 )
-def search(call: Call, show: Show) -> None:
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Only do a share of the work, such as 1/4 for the first of four. When all are there, the same "
+    "command without --shard compares them.",
+)
+def search(call: Call, show: Show, shard: str | None) -> None:
     """Try several shapes of MODEL at --target, and rank them.
 
     Each shape is pruned by the same importance scores, repaired, trained shortly on the same tokens and
@@ -42,13 +52,32 @@ def search(call: Call, show: Show) -> None:
     """
     from compressor import api
 
+    share = parse_shard(shard) if shard is not None else None
     with work(show, call.recipe.device) as console:
         execution = replace(call.execution, console=console)
-        made = api.search(call.recipe, call.out_dir or Path(), execution=execution)
+        made = api.search(call.recipe, call.out_dir or Path(), shard=share, execution=execution)
     if isinstance(made, api.SearchShare):
         emit({"schema": "compress-export/search-share/1", **made.to_json()}, show, _share_text(made))
     else:
         emit(made.details, show, _text(made))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`1/4` as the first of four shares.
+
+    Raises:
+        UsageError: for anything but two numbers, the first not above the second.
+    """
+    first, _, second = text.partition("/")
+    if not (is_count(first) and is_count(second)) or not 1 <= int(first) <= int(second):
+        raise UsageError(
+            "this is not a share of the work",
+            where="--shard",
+            expected="I/N with I from 1 to N",
+            found=text[:40],
+            hint="write it like --shard 1/4, the first of four",
+        )
+    return int(first), int(second)
 
 
 def _share_text(share: SearchShare) -> str:

@@ -70,12 +70,11 @@ def require_searchable(recipe: Recipe, teacher: Dims) -> None:
     """
     search = recipe.search
     if search.candidates is None:
-        unused = [name for name in ("tokens", "shard") if getattr(search, name) is not None]
-        if unused:
+        if search.tokens is not None:
             raise UsageError(
-                "no shapes are tried, so this has no effect",
-                where=", ".join(f"search.{name}" for name in unused),
-                hint="add --search N, or leave it out",
+                "no shapes are tried, so these tokens have no effect",
+                where="--search-tokens (search.tokens)",
+                hint="add --search N, or leave them out",
             )
         return
     if recipe.prune.shape is not None or recipe.target is None:

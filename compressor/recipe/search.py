@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import AfterValidator
-
-from compressor.recipe.forms import Tokens, is_count
+from compressor.recipe.forms import Tokens
 from compressor.recipe.option import Section, option
 from compressor.recipe.training import Distill
 
@@ -15,23 +13,6 @@ DEFAULT_CANDIDATES = 8
 # (arXiv 2407.14679, section 3.2).
 SHARE_OF_TRAINING = 0.02
 FEWEST_SEQUENCES = 16
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`1/4` as the first of four shares.
-
-    Raises:
-        ValueError: for anything but two numbers, the first not above the second.
-    """
-    first, _, second = text.partition("/")
-    if not (is_count(first) and is_count(second)) or not 1 <= int(first) <= int(second):
-        raise ValueError(f"{text[:40]!r} is not a share such as 1/4, the first of four")
-    return int(first), int(second)
-
-
-def _checked(text: str) -> str:
-    parse_shard(text)
-    return text
 
 
 class Search(Section):
@@ -54,13 +35,6 @@ class Search(Section):
         "sequences.",
         ge=1,
         metavar="COUNT",
-    )
-    shard: Annotated[str, AfterValidator(_checked)] | None = option(
-        None,
-        "Only do a share of the work, such as 1/4 for the first of four; when all shares are there, the same "
-        "command without it compares them.",
-        course=True,
-        metavar="I/N",
     )
 
     def training(self, distill: Distill) -> Distill:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.families import family_of
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
 from exporters.checks.equality import expect_equal
 
@@ -122,7 +123,7 @@ def _floors_s(count: int, shape: Shape, record: Shape) -> list[float]:
 
 def _mlp_matrices(shape: Shape) -> int:
     """Matrices of an MLP: two, and a gate where the class has one."""
-    return 2 if shape["model_type"] == "nemotron" else 3
+    return 2 + family_of(shape["model_type"]).gated_mlp
 
 
 def _check_ranks(file: Path, record: Shape, shapes: list[Shape]) -> None:

@@ -172,7 +172,7 @@ def test_without_a_search_the_tolerance_stays_two_percent() -> None:
     assert default in space.shapes
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(number=st.integers(2, 40), fraction=st.floats(0.5, 0.85))
 def test_candidates_are_spread_over_the_list(number: int, fraction: float) -> None:
     wanted = round(fraction * num_parameters(SMOLLM))

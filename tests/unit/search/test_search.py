@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from compressor import api
+from compressor.cli.search import parse_shard
 from compressor.core.errors import UsageError, VerificationError
 from compressor.recipe.recipe import Recipe, load_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact, record_files
@@ -21,6 +22,7 @@ from tests.integration.command import command_here
 
 TARGET = "99168"
 NAMES = ("3x48x128x4", "3x64x64x4", "2x64x128x4")
+TWO = (NAMES[0], NAMES[2])
 
 
 def recipe_of(checkpoint: Path, text: Path, **given: Any) -> Recipe:
@@ -31,7 +33,7 @@ def recipe_of(checkpoint: Path, text: Path, **given: Any) -> Recipe:
             "target": TARGET,
             "dtype": "float32",
             "search.candidates": 3,
-            "search.tokens": 512,
+            "search.tokens": 256,
             "calibration.data": str(text),
             "calibration.size": 6,
             "calibration.seq_len": 64,
@@ -45,6 +47,11 @@ def recipe_of(checkpoint: Path, text: Path, **given: Any) -> Recipe:
             **given,
         },
     )
+
+
+def of_two(recipe: Recipe) -> Recipe:
+    """The same search of two shapes, which are among the three."""
+    return recipe.model_copy(update={"search": recipe.search.model_copy(update={"candidates": 2})})
 
 
 def execution_of(recipe: Recipe, **given: Any) -> api.Execution:
@@ -88,7 +95,7 @@ def test_a_trial_measures_what_single_commands_measure(
         calibration=recipe.repair_calibration(),
         execution=how,
     )
-    training = recipe.distill.model_copy(update={"tokens": 512, "report_to": ()})
+    training = recipe.distill.model_copy(update={"tokens": 256, "report_to": ()})
     distilled = api.distill(
         str(repaired.path), tmp_path / "d", settings=training, teacher=teacher, execution=how
     )
@@ -117,7 +124,7 @@ def test_a_killed_search_goes_on_with_the_shape_that_it_was_at(
 
     def watched(stage: Any, config: Any, source: Any, where: Path, context: Any) -> Any:
         shape = where.parent.name.removesuffix(".partial").removeprefix("search-")
-        if (shape, stage.name, len(done)) == (NAMES[1], "distill", 6):
+        if (shape, stage.name, len(done)) == (TWO[1], "distill", 6):
             raise KeyboardInterrupt
         outcome = execute(stage, config, source, where, context)
         done.append(f"{shape} {stage.name}{' skipped' if outcome.skipped else ''}")
@@ -125,14 +132,13 @@ def test_a_killed_search_goes_on_with_the_shape_that_it_was_at(
 
     monkeypatch.setattr(stages, "execute", watched)
     with pytest.raises(KeyboardInterrupt):
-        api.search(recipe, out, execution=execution_of(recipe))
+        api.search(of_two(recipe), out, execution=execution_of(recipe))
     assert len(done) == 6
     done.clear()
-    made = api.search(recipe, out, execution=execution_of(recipe, resume=True))
+    made = api.search(of_two(recipe), out, execution=execution_of(recipe, resume=True))
     goes_on = ["prune skipped", "reconstruct skipped", "distill", "evaluate"]
-    assert done[:4] == [f"{NAMES[1]} {rest}" for rest in goes_on]
-    assert {one.split()[0] for one in done} == {NAMES[1], NAMES[2]}
-    assert losses_of(made) == losses_of(searched)
+    assert done == [f"{TWO[1]} {rest}" for rest in goes_on]
+    assert losses_of(made) == {name: losses_of(searched)[name] for name in TWO}
 
 
 def losses_of(made: object) -> dict[str, float]:
@@ -146,15 +152,15 @@ def test_shares_do_their_own_shapes_and_the_last_command_reads_them(
     out = tmp_path / "out"
 
     def share(text: str) -> Any:
-        own = recipe.search.model_copy(update={"shard": text})
         how = execution_of(recipe)
-        return api.search(recipe.model_copy(update={"search": own}), out, execution=how)
+        return api.search(of_two(recipe), out, shard=parse_shard(text), execution=how)
 
-    assert share("2/2") == api.SearchShare(done=(NAMES[1],), left=(NAMES[0], NAMES[2]))
+    assert share("2/2") == api.SearchShare(done=TWO[1:], left=TWO[:1])
     assert not out.exists()
-    assert share("1/2") == api.SearchShare(done=NAMES, left=())
+    assert share("1/2") == api.SearchShare(done=TWO, left=())
     monkeypatch.setattr(stages, "execute", None)  # nothing is tried again
-    assert losses_of(api.search(recipe, out, execution=execution_of(recipe))) == losses_of(searched)
+    made = api.search(of_two(recipe), out, execution=execution_of(recipe))
+    assert losses_of(made) == {name: losses_of(searched)[name] for name in TWO}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,6 @@ def test_shares_do_their_own_shapes_and_the_last_command_reads_them(
         ({"prune.shape": {"hidden_size": 48}, "target": None}, "needs the size"),
         ({"target": None}, "needs the size"),
         ({"target": "80%,60%"}, "one target"),
-        ({"search.shard": "1/2"}, "a run does its search whole"),
         ({"search.candidates": None}, "no effect"),
         ({"export.tensorrt_llm.tp_size": 8}, "fewer than two shapes"),
         ({"search.tokens": 63}, "fill one training sequence"),
@@ -181,8 +186,8 @@ def test_a_run_refuses_what_a_search_contradicts(
     ("options", "error"),
     [
         (("--candidates", "1"), "--candidates"),
-        (("--shard", "3/2"), "a share such as 1/4"),
-        (("--shard", "0/2"), "a share such as 1/4"),
+        (("--shard", "3/2"), "not a share of the work"),
+        (("--shard", "0/2"), "not a share of the work"),
         (("--shard", "1/2", "--overwrite"), "a share cannot start over"),
         (("--resume",), "nothing to resume"),
     ],
