@@ -7,6 +7,7 @@ Functions take sections of the recipe and paths, return what was recorded, and r
 from compressor.api.arms import Selection, select
 from compressor.api.execution import Execution
 from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
+from compressor.api.search import SearchShare, search
 from compressor.api.stages import (
     cache_logits,
     correct_teacher,
@@ -24,6 +25,7 @@ from compressor.planning.plan import Plan
 __all__ = [
     "Execution",
     "Plan",
+    "SearchShare",
     "Selection",
     "bench",
     "cache_logits",
@@ -39,6 +41,7 @@ __all__ = [
     "quantize",
     "reconstruct",
     "run",
+    "search",
     "select",
     "sparsify",
     "verify",

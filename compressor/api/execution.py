@@ -94,8 +94,11 @@ class Execution:
         *,
         teacher: ModelArtifact | None = None,
         others: Mapping[str, ModelArtifact] | None = None,
+        wait: bool = False,
     ) -> ModelArtifact:
         """Run one stage into `out_dir`: resumed, skipped, refused or started over.
+
+        With `wait`, another process that works there is waited for instead of refused.
 
         Raises:
             UsageError, ResourceError: see `require_output`, and for another run's output.
@@ -110,7 +113,7 @@ class Execution:
             others=dict(others or {}),
             trust_remote_code=self.environment.trust_remote_code,
         )
-        with lock_stage(out_dir):
+        with lock_stage(out_dir, wait=wait):
             outcome = execute(stage, config, source, out_dir, context, restart=self.overwrite and is_ours)
             if outcome.skipped and self.check:
                 on_main(lambda: context.check_contents(outcome.artifact))

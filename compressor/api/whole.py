@@ -12,6 +12,7 @@ from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
+from compressor.planning.search_plan import require_searchable
 from compressor.recipe.recipe import Recipe
 
 
@@ -35,6 +36,7 @@ def plan(
             found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
             hint="leave one of them out",
         )
+    require_searchable(recipe, teacher)
     if len(split_targets(recipe.target)) > 1:
         return plan_family(recipe, teacher, hardware=hardware, out_dir=where)
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
@@ -43,7 +45,8 @@ def plan(
         from compressor.models.checkpoint import read_config
         from compressor.pipeline.preflight import require_expressible
 
-        require_expressible(recipe, read_config(Path(recipe.model)), made.student.dims)
+        for student in made.possible_students():
+            require_expressible(recipe, read_config(Path(recipe.model)), student)
     return made
 
 

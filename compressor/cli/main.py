@@ -33,6 +33,7 @@ _ROOM = "compressor.cli"
 COMMANDS = {
     "run": (f"{_ROOM}.run:run", "Run all stages; the default."),
     "plan": (f"{_ROOM}.run:plan", "Show shapes, parameters, memory, disk, hours and costs of a run."),
+    "search": (f"{_ROOM}.search:search", "Try several shapes of a target size, and rank them."),
     "prune": (f"{_ROOM}.stages:prune", "Prune a model to a target size or shape."),
     "generate": (f"{_ROOM}.stages:generate", "Sample text from a model, to distill on."),
     "correct-teacher": (

@@ -10,7 +10,9 @@ from compressor.pipeline.family import FamilyPlan, FamilyRecord
 from compressor.pipeline.report import tables_of
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import GpuRow, PlannedPhase, TrainingEstimate
+from compressor.planning.disk import DiskUse
 from compressor.planning.plan import Hours, Plan
+from compressor.planning.search_plan import SearchPlan, name_of
 
 if TYPE_CHECKING:
     from compressor.pipeline.doctor import DoctorReport
@@ -61,11 +63,31 @@ def plan_text(plan: Plan) -> str:
         f"disk          {gib(plan.disk_bytes)}",
         f"time          {_time_text(plan.hours)}",
     ]
+    lines += search_lines(plan.search, plan.disk) if plan.search else []
     if not plan.can_be_pruned:
         lines.append(f"note          {student.dims.model_type} can be planned, not pruned yet")
     if plan.training:
         lines += ["", training_text(plan.training)]
     return "\n".join(lines)
+
+
+def search_lines(search: SearchPlan, disk: Sequence[DiskUse]) -> list[str]:
+    """What a search will try, what it leaves out and why, and what it costs."""
+    names = ", ".join(map(name_of, search.candidates))
+    room = sum(use.temporary_bytes for use in disk if use.stage == "search")
+    tried = (
+        f"search        {search.num_shapes:,} shapes within {search.tolerance:.0%} of "
+        f"{search.requested_parameters:,} parameters, {len(search.candidates)} to be tried on "
+        f"{search.tokens:,} tokens each ({duration(search.hours)}, at most {gib(room)} of disk): {names}"
+    )
+    left_out = [f"left out      {found.num_shapes:,}: {found.reason}" for found in search.excluded]
+    lines = [tried, *left_out]
+    if search.default_excluded:
+        lines.append(
+            f"note          the default rule's {name_of(search.default)} is not tried: "
+            f"{search.default_excluded}"
+        )
+    return lines
 
 
 def family_plan_text(family: FamilyPlan) -> str:

@@ -12,6 +12,7 @@ from compressor.cli.session import Show, emit, work
 SECTIONS = (
     *(
         "target",
+        "search",
         "prune",
         "calibration",
         "masks",

@@ -37,6 +37,7 @@ from compressor.runs.manifest import STUDENT, claim_directory
 FAMILY_FILE = "family.json"
 # The last stage that makes the model from which the next member is made.
 _LAST_OF_DENSE = "distill"
+_FIRST = "prune"  # no member is searched for
 
 
 class Member(Record):
@@ -199,7 +200,7 @@ def run_family(
         console.info(f"family: {member.name}, {number + 1} of {len(family.members)}")
         teacher = resolve_source(member.recipe.model) if number else source
         if number and start.restart_from in decide_the_next:
-            own = replace(own, restart_from=STAGES[0])
+            own = replace(own, restart_from=_FIRST)
         summary = run_pipeline(member.recipe, teacher, member.plan, out_dir / member.name, console, own)
         entries.append(_entry(member, summary))
         record = _record(family, entries, out_dir)

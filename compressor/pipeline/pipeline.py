@@ -54,7 +54,8 @@ def run_pipeline(
                 on_warning=console.warn,
             )
         )
-        require_expressible(recipe, read_config(teacher.path), plan.student.dims)
+        for student in plan.possible_students():
+            require_expressible(recipe, read_config(teacher.path), student)
         run = Run(
             recipe=recipe,
             plan=plan,

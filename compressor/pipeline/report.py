@@ -29,6 +29,7 @@ from compressor.planning.plan import Plan
 from compressor.pruning.depth_record import PAGE_FILE
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
+from compressor.search.record import rows_of
 from exporters.verification.record import Engine, ExportRecord
 
 CARD_FILE = "README.md"
@@ -42,6 +43,8 @@ def tables_of(summary: RunSummary) -> list[Table]:
     tables = result_tables(summary.evaluation, summary.exports, summary.bench)
     if summary.distill and summary.distill.dynamic_batches:
         tables.insert(2, _course(summary.distill.dynamic_batches))
+    if summary.search:
+        tables.insert(0, rows_of(summary.search))
     return tables
 
 

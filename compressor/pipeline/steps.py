@@ -18,9 +18,10 @@ from compressor.evaluation.record import EvaluationRecord
 from compressor.masks.learn_stage import LEARN, learn_config
 from compressor.pipeline.preflight import evaluation_config
 from compressor.pipeline.running import CORRECTED, TEACHER_GRAPH, Run
+from compressor.pipeline.searching import pruning, search_
 from compressor.pipeline.summary import details_of
 from compressor.planning.disk import teacher_graphs
-from compressor.pruning.prune_stage import PRUNE, stage_config
+from compressor.pruning.prune_stage import PRUNE
 from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
 from compressor.recipe.recipe import Export
 from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
@@ -38,8 +39,8 @@ def _prune(run: Run) -> None:
         learned = learn_config(run.plan.student.dims, run.recipe.masks, run.recipe.distill)
         run.execute(LEARN, learned, run.teacher, "prune", makes="pruned")
         return
-    config = stage_config(run.plan.student.dims, run.recipe.prune, run.recipe.calibration)
-    run.execute(PRUNE, config, run.teacher, "prune", makes="pruned")
+    config, others = pruning(run)
+    run.execute(PRUNE, config, run.teacher, "prune", makes="pruned", others=others)
 
 
 def _reconstruct(run: Run) -> None:
@@ -188,6 +189,7 @@ def _not_measured(run: Run) -> tuple[NotMeasured, ...]:
 
 # What `--restart-from` takes; `report` writes the model card, which follows every stage.
 STEPS: dict[str, Callable[[Run], None]] = {
+    "search": search_,
     "prune": _prune,
     "reconstruct": _reconstruct,
     "generate": _generate,

@@ -27,10 +27,12 @@ from compressor.runs.manifest import (
     StageEntry,
     read_manifest,
 )
+from compressor.search.record import SearchRecord
 from exporters.verification.record import ExportRecord
 
 # Role in the summary -> directory in the run; exports follow, by their format.
 PLACES = {
+    "search": "stages/search",
     "prune": "stages/prune",
     "reconstruct": "stages/reconstruct",
     "generate": "stages/generate",
@@ -90,6 +92,7 @@ class RunSummary(Record):
     student: str
     plan: Plan
     stages: dict[str, StageEntry]
+    search: SearchRecord | None = None
     prune: PruneRecord | None = None
     reconstruct: Details | None = None
     generate: Details | None = None
@@ -134,6 +137,7 @@ def summary_of(
         "distill": DistillRecord,
         "evaluation": EvaluationRecord,
         "bench": Results,
+        "search": SearchRecord,
     }
     details = {
         role: details_of(artifact, kinds[role]) if role in kinds else artifact.details

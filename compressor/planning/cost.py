@@ -87,6 +87,15 @@ class Hardware:
         return self.device.assumed_hour_price if self.gpu_hour_price is None else self.gpu_hour_price
 
 
+def repair_flops(recipe: Recipe, teacher: Dims, student: Dims) -> int:
+    """FLOPs of the forward passes of a repair after pruning: the teacher's one and the student's three."""
+    if not recipe.repair.enabled:
+        return 0
+    text = recipe.repair_calibration()
+    per_token = [flops_per_token(dims, text.seq_len // 2) for dims in (teacher, student)]
+    return text.size * text.seq_len * (per_token[0] + 3 * per_token[1])
+
+
 class PlannedPhase(Record):
     """One training."""
 

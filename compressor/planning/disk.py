@@ -48,10 +48,18 @@ def peak_disk_bytes(uses: Iterable[DiskUse]) -> int:
     return peak
 
 
-def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -> tuple[DiskUse, ...]:
-    """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first."""
+def disk_uses(
+    recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool, tried: Iterable[Dims] = ()
+) -> tuple[DiskUse, ...]:
+    """Everything that a run writes, in the order of its stages; a GGUF teacher `converts` first.
+
+    `tried` are the shapes of a search, of which one at a time is on disk.
+    """
     sixteen, original = weight_bytes(student, "bf16"), weight_bytes(teacher, "bf16")
     uses = [DiskUse(stage="prune", where=CONVERTED, num_bytes=original)] if converts else []
+    if per_shape := [_trial_bytes(recipe, teacher, shape) for shape in tried]:
+        most = max(per_shape)
+        uses.append(DiskUse(stage="search", where="stages/search", num_bytes=0, temporary_bytes=most))
     temporary = _masks(recipe, teacher) if recipe.mask_tokens() else 0
     uses.append(DiskUse(stage="prune", where="stages/prune", num_bytes=sixteen, temporary_bytes=temporary))
     if recipe.repair.enabled:
@@ -77,6 +85,16 @@ def _masks(recipe: Recipe, teacher: Dims) -> int:
     copies = 1 if distill.dynamic_batches.variant == "off" else len(distill.mixture())
     training = _CHECKPOINT_BYTES * num_parameters(teacher) + _TOKEN_BYTES * copies * recipe.mask_tokens()
     return training + weight_bytes(teacher, "bf16")
+
+
+def _trial_bytes(recipe: Recipe, teacher: Dims, shape: Dims) -> int:
+    """The pruned checkpoint, and what its repair and its short training write; it all goes afterwards."""
+    plain = recipe.sparsify.model_copy(update={"pattern": None})
+    short = recipe.model_copy(update={"distill": recipe.search.training(recipe.distill), "sparsify": plain})
+    uses = [DiskUse(stage="search", where="", num_bytes=weight_bytes(shape, "bf16"))]
+    if recipe.repair.enabled:
+        uses.append(_repair(recipe, teacher, shape, "reconstruct"))
+    return peak_disk_bytes([*uses, *_trainings(short, teacher, shape)])
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:

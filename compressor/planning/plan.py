@@ -18,16 +18,22 @@ from compressor.models.dims import (
     num_parameters,
     weight_bytes,
 )
-from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
+from compressor.planning.cost import (
+    GpuRow,
+    Hardware,
+    TrainingEstimate,
+    repair_flops,
+    training_estimate,
+    training_phases,
+)
 from compressor.planning.depth import depth_passes, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.schedule import memory_per_gpu
-from compressor.planning.target import require_rotation, resolve_shape, resolve_target
+from compressor.planning.search_plan import SearchPlan, plan_search
+from compressor.planning.target import ResolvedTarget, require_rotation, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
-# The student's passes in a repair; the teacher makes one.
-_REPAIR_PASSES = 3
 _MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
@@ -65,6 +71,17 @@ class Hours(Record):
         """All stages."""
         return sum(self.stages.values())
 
+    def with_search(self, hours: float, hardware: Hardware) -> Hours:
+        """The same with a search before everything else."""
+        gpu_hours = self.gpu_hours + hours * hardware.num_gpus
+        return self.model_copy(
+            update={
+                "stages": {"search": hours, **self.stages},
+                "gpu_hours": round(gpu_hours, 3),
+                "cost_usd": round(gpu_hours * hardware.price, 2),
+            }
+        )
+
 
 class Plan(Record):
     """A resolved run; `plan.json` holds it.
@@ -75,6 +92,7 @@ class Plan(Record):
         disk: What each stage writes, in the order of the stages.
         disk_bytes: The most that the run directory holds at one time.
         memory_bytes: Largest model memory by stage, activations left out.
+        search: The shapes that a search tries first, where the recipe asks for one.
     """
 
     schema_id: Literal["compress-export/plan/2"] = Field(SCHEMA, alias="schema")
@@ -95,6 +113,11 @@ class Plan(Record):
     memory_bytes: dict[str, int]
     hours: Hours
     training: TrainingEstimate | None
+    search: SearchPlan | None = None
+
+    def possible_students(self) -> tuple[Dims, ...]:
+        """The student's shape, or all those that a search takes it from."""
+        return self.search.candidates if self.search else (self.student.dims,)
 
 
 def make_plan(
@@ -104,10 +127,12 @@ def make_plan(
     hardware: Hardware | None = None,
     out_dir: str = "",
     origin: Dims | None = None,
+    found: ResolvedTarget | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
-    `origin` is the published model that the teacher was itself made from; by default the teacher.
+    `origin` is the published model that the teacher was itself made from; by default the teacher. `found` is
+    the student that a search chose, which goes before the recipe's.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
@@ -115,7 +140,10 @@ def make_plan(
         UnsupportedError: a rotation of an architecture that cannot be rotated.
     """
     hardware, rotates = hardware or Hardware(), recipe.prune.rotates
-    if recipe.prune.shape is not None:
+    search = plan_search(recipe, teacher, hardware)
+    if found is not None:
+        target = found
+    elif recipe.prune.shape is not None:
         target = resolve_shape(teacher, recipe.prune.shape, rotates=rotates)
     elif recipe.target is not None:
         target = resolve_target(teacher, recipe.target, rotates=rotates)
@@ -127,7 +155,9 @@ def make_plan(
         require_rotation(teacher, student)
     require_depth(recipe.prune, teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
-    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf")
+    tried = search.candidates if search else ()
+    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf", tried=tried)
+    hours = _hours(recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None)
     return Plan(
         model=recipe.model,
         target=recipe.target,
@@ -148,10 +178,9 @@ def make_plan(
         disk=uses,
         disk_bytes=peak_disk_bytes(uses),
         memory_bytes=_memory(recipe, teacher, student),
-        hours=_hours(
-            recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None
-        ),
+        hours=hours.with_search(search.hours, hardware) if search else hours,
         training=training,
+        search=search,
     )
 
 
@@ -217,10 +246,7 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
     if recipe.quantize.fp8:
         flops["calibration"] += tokens * flops_per_token(student, context)
     if recipe.repair.enabled:
-        repair = recipe.repair_calibration()
-        own = _REPAIR_PASSES * flops_per_token(student, repair.seq_len // 2)
-        both = flops_per_token(teacher, repair.seq_len // 2) + own
-        flops["reconstruct"] = repair.size * repair.seq_len * both
+        flops["reconstruct"] = repair_flops(recipe, teacher, student)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     stages = {name: round(count / rate / 3600, 4) for name, count in flops.items()}
     stages |= row.phase_hours if row else {"distill": 0.0}

@@ -222,6 +222,15 @@ def _chosen(
     )
 
 
+def scores_of(
+    config: PruneStageConfig, source: ModelArtifact, context: StageContext
+) -> tuple[ImportanceScores, dict[str, object]]:
+    """The scores, saved or measured, and the record of the text that set them."""
+    details: dict[str, object] = {}
+    windows = _windows(config, source, context, details)
+    return _scores(config, source, dims_of_config(read_config(source.path)), windows, context), details
+
+
 def _scores(
     config: PruneStageConfig,
     source: ModelArtifact,

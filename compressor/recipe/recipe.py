@@ -22,6 +22,7 @@ from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
 from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
 from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.option import OneOf, Section, option
+from compressor.recipe.search import Search
 from compressor.recipe.training import (
     Correction,
     Distill,
@@ -43,6 +44,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "Repair",
+    "Search",
     "Section",
     "Sparsify",
 ]
@@ -252,6 +254,7 @@ class Recipe(Environment):
         heading="Options",
         metavar="SIZE",
     )
+    search: Search = Search()
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
     masks: LearnedMasks = LearnedMasks()

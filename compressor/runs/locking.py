@@ -69,24 +69,26 @@ def lock_run(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_stage(out_dir: Path) -> Iterator[None]:
+def lock_stage(out_dir: Path, *, wait: bool = False) -> Iterator[None]:
     """Work alone on a stage's output directory; the main process holds the lock for all.
+
+    With `wait`, another process that works there is waited for instead of refused.
 
     Raises:
         UsageError, ResourceError: as `lock_run`.
     """
     with ExitStack() as held:
-        on_main(lambda: _hold_stage(held, out_dir))
+        on_main(lambda: _hold_stage(held, out_dir, wait=wait))
         yield
 
 
-def _hold_stage(held: ExitStack, out_dir: Path) -> None:
+def _hold_stage(held: ExitStack, out_dir: Path, *, wait: bool) -> None:
     path = _beside(out_dir)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise refused_directory(out_dir, error, what="written") from error
-    _hold(held, path, out_dir)
+    _hold(held, path, out_dir, wait=wait)
     held.callback(path.unlink, missing_ok=True)  # before it is released: nobody else can hold it
     directory = out_dir.resolve()
     for run in (directory, *directory.parents):
@@ -99,7 +101,7 @@ def _beside(out_dir: Path) -> Path:
     return directory.with_name(f".{directory.name}.lock")
 
 
-def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False) -> None:
+def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False, wait: bool = False) -> None:
     """Lock a file until `held` closes; again, if it was removed by who held it before."""
     while True:
         try:
@@ -110,7 +112,8 @@ def _hold(held: ExitStack, path: Path, directory: Path, *, shared: bool = False)
                 return  # finished work on a disk that cannot be written: nobody else changes it
             raise refused_directory(directory, error, what="written") from error
         try:
-            flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, where=directory)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            flock(lock, kind if wait else kind | fcntl.LOCK_NB, where=directory)
         except BlockingIOError as error:
             raise UsageError(
                 "another process works in this output directory",

@@ -53,7 +53,8 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
     The source is `TEACHER` where it is the model itself, None where nothing is compared.
     """
     distill, sparsify = recipe.distill, recipe.sparsify
-    places: dict[str, str | None] = {f"{STAGES}/prune": TEACHER}
+    searched: dict[str, str | None] = {f"{STAGES}/search": TEACHER} if recipe.search.candidates else {}
+    places: dict[str, str | None] = {**searched, f"{STAGES}/prune": TEACHER}
     student = f"{STAGES}/prune"
     if recipe.repair.enabled:
         places[f"{STAGES}/reconstruct"] = student

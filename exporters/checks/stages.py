@@ -7,6 +7,7 @@
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
 | reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
+| search | sizes, speeds and ranks of its table computed again; no model | none |
 | quantize | the source's, and rounded once with scales of its own maxima | the source's |
 """
 
@@ -34,6 +35,7 @@ from exporters.checks.depth import check_depth
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.learned import check_learned
 from exporters.checks.pruned import check_pruned
+from exporters.checks.searched import check_searched
 from exporters.checks.sparsified import check_branches, check_masks, check_moved_masks, check_sparsified
 from exporters.verification.logits import VerifyOptions
 
@@ -47,6 +49,8 @@ def check_stage(
 
     Returns what was found; of a stage that makes no model, that it is as recorded.
     """
+    if artifact.stage == "search":
+        return check_searched(directory, artifact, source)
     check = _CHECKS.get(artifact.stage)
     if check is None:
         return {"contents": "as recorded"}

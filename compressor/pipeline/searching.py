@@ -1,0 +1,47 @@
+"""The search of a run: its winner becomes the shape of the run's student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.pipeline.preflight import evaluation_config
+from compressor.pipeline.running import Run
+from compressor.pipeline.summary import details_of
+from compressor.planning.plan import make_plan
+from compressor.planning.target import ResolvedTarget
+from compressor.pruning.prune_stage import PruneStageConfig, stage_config
+from compressor.runs.artifact import ModelArtifact
+from compressor.runs.stage import Stage
+from compressor.search.record import SearchRecord
+from compressor.search.stages import prune_config
+from compressor.search.trials import SCORES, SEARCH, SearchWork
+
+
+def search_(run: Run) -> None:
+    """Try the shapes of the run's plan, and plan again with the best; nothing without a search."""
+    if run.plan.search is None:
+        return
+
+    def work(
+        stage: Stage[Any], config: Any, name: str, *, others: Mapping[str, ModelArtifact]
+    ) -> ModelArtifact:
+        where = f"stages/{name}"
+        return run.execute(stage, config, run.teacher, SEARCH, makes=name, where=where, others=dict(others))
+
+    evaluation = evaluation_config(run.recipe, run.teacher.texts)
+    todo = SearchWork(recipe=run.recipe, plan=run.plan.search, evaluation=evaluation, work=work)
+    record = details_of(todo.comparison(), SearchRecord)
+    found = ResolvedTarget(
+        student=record.winner.shape, rule=record.reason, requested_parameters=record.requested_parameters
+    )
+    run.plan = make_plan(run.recipe, run.plan.teacher.dims, out_dir=run.plan.out_dir, found=found)
+    run.console.info(f"search: {record.winner.name}: {record.reason}")
+
+
+def pruning(run: Run) -> tuple[PruneStageConfig, dict[str, ModelArtifact]]:
+    """How the student is cut, and what that reads: after a search, the scores that it measured."""
+    student, scores = run.plan.student.dims, run.made.get(SCORES)
+    if scores is None:
+        return stage_config(student, run.recipe.prune, run.recipe.calibration), {}
+    return prune_config(run.recipe, student, scores), {SCORES: scores}
