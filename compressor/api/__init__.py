@@ -17,7 +17,7 @@ from compressor.api.stages import (
     reconstruct,
     sparsify,
 )
-from compressor.api.whole import plan, run
+from compressor.api.whole import plan, run, settle
 from compressor.planning.plan import Plan
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "reconstruct",
     "run",
     "select",
+    "settle",
     "sparsify",
     "verify",
 ]

@@ -20,8 +20,9 @@ from compressor.models.dims import (
 )
 from compressor.planning.cost import GpuRow, Hardware, TrainingEstimate, training_estimate, training_phases
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
+from compressor.planning.outcome import Promise
 from compressor.planning.schedule import memory_per_gpu
-from compressor.planning.target import resolve_shape, resolve_target
+from compressor.planning.target import ResolvedTarget, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
@@ -72,6 +73,7 @@ class Plan(Record):
         disk: What each stage writes, in the order of the stages.
         disk_bytes: The most that the run directory holds at one time.
         memory_bytes: Largest model memory by stage, activations left out.
+        promise: What the student is predicted to reach, where it was asked for that and not for a size.
     """
 
     schema_id: Literal["compress-export/plan/2"] = Field(SCHEMA, alias="schema")
@@ -92,6 +94,7 @@ class Plan(Record):
     memory_bytes: dict[str, int]
     hours: Hours
     training: TrainingEstimate | None
+    promise: Promise | None = None
 
 
 def make_plan(
@@ -101,22 +104,26 @@ def make_plan(
     hardware: Hardware | None = None,
     out_dir: str = "",
     origin: Dims | None = None,
+    resolved: tuple[ResolvedTarget, Promise] | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
-    `origin` is the published model that the teacher was itself made from; by default the teacher.
+    `origin` is the published model that the teacher was itself made from; by default the teacher. `resolved`
+    is the student of a recipe that names an outcome instead of a size.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
             not fill one window.
     """
     hardware = hardware or Hardware()
-    if recipe.prune.shape is not None:
+    if resolved is not None:
+        target = resolved[0]
+    elif recipe.prune.shape is not None:
         target = resolve_shape(teacher, recipe.prune.shape)
     elif recipe.target is not None:
         target = resolve_target(teacher, recipe.target)
     else:
-        choices = "add --target 4b, --target 60%, or --shape (prune.shape in a recipe)"
+        choices = "add --target 4b, --target 60%, --target-speedup 2x, or --shape (prune.shape in a recipe)"
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
@@ -145,6 +152,7 @@ def make_plan(
             recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None
         ),
         training=training,
+        promise=resolved[1] if resolved else None,
     )
 
 

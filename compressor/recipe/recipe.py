@@ -20,6 +20,7 @@ from compressor.core.errors import UsageError, nearest
 from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
 from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
 from compressor.recipe.option import OneOf, Section, option
+from compressor.recipe.outcome import GOALS, Outcome
 from compressor.recipe.training import (
     Correction,
     Distill,
@@ -36,6 +37,7 @@ __all__ = [
     "Distill",
     "Domain",
     "Generate",
+    "Outcome",
     "Prune",
     "Quantize",
     "Recipe",
@@ -249,6 +251,7 @@ class Recipe(Environment):
         heading="Options",
         metavar="SIZE",
     )
+    outcome: Outcome = Outcome()
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
     repair: Repair = Repair()
@@ -280,11 +283,11 @@ class Recipe(Environment):
         return own if self.sparsify.pattern else 0
 
 
-# Of two ways to say the same, the one on the command line replaces the one in the recipe.
-_REPLACES: dict[str, tuple[str, object]] = {
-    "target": ("prune.shape", None),
-    "prune.shape": ("target", None),
-    "distill.data": ("distill.domains", ()),
+# Of several ways to say the same, the one on the command line replaces the one in the recipe.
+_SIZES = ("target", "prune.shape", *(f"outcome.{goal}" for goal in GOALS))
+_REPLACES: dict[str, dict[str, object]] = {
+    **{name: dict.fromkeys(other for other in _SIZES if other != name) for name in _SIZES},
+    "distill.data": {"distill.domains": ()},
 }
 
 
@@ -303,8 +306,8 @@ def load_recipe(
         raise UsageError(
             "the training text is given twice", where="--train-data, --domain", hint="leave one of them out"
         )
-    replaced = [_REPLACES[name] for name in overrides if name in _REPLACES]
-    for dotted, value in {**dict(replaced), **overrides}.items():
+    replaced = {other: value for name in overrides for other, value in _REPLACES.get(name, {}).items()}
+    for dotted, value in {**replaced, **overrides}.items():
         _set(tree, dotted, value, where=str(path))
     where = str(path) if path else "options"
     refuse_unusable_values(tree, where=where)
