@@ -21,7 +21,7 @@ from compressor.choices.runtimes import runtime_named
 
 NUM_STEPS = 16
 _MIN_RUNS, _MAX_RUNS = 3, 10
-_ENOUGH_S = 6.0
+_ENOUGH_S = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)

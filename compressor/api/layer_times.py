@@ -20,6 +20,7 @@ from compressor.planning.layer_times import (
     SizeTimes,
     depths_to_measure,
     keep_times,
+    read_begun,
     sizes_to_measure,
 )
 from compressor.planning.outcome import Promise, Question
@@ -68,26 +69,30 @@ def measure_layers(recipe: Recipe, teacher: Dims, out_dir: Path, promise: Promis
     models = [size.with_shape(num_hidden_layers=depth) for size, depths in pairs for depth in depths]
     _require_room(models, directory)
     console.info(f"layer times: {len(models)} models of random weights in {key.runtime} on {key.machine}")
-    sizes = []
-    with console.progress("layer times", len(models)) as tick:
+    begun = read_begun(directory, key)
+    sizes = {(size.hidden_size, size.intermediate_size): size for size in (begun.sizes if begun else ())}
+    with console.progress("layer times", len(pairs)) as tick:
+        for number, (size, depths) in enumerate(pairs, 1):
+            width = (size.hidden_size, size.intermediate_size)
+            if width not in sizes:
+                sizes[width] = _time_size(size, depths, key, directory, console)
+                is_complete = number == len(pairs)
+                times = LayerTimes(key=key, sizes=tuple(sizes.values()), is_complete=is_complete)
+                keep_times(directory, times)
+            tick(f"hidden size {width[0]}, intermediate size {width[1]}, {depths[0]} and {depths[1]} layers")
 
-        def timed(size: Dims, depth: int) -> ModelTimes:
-            times = _time(size.with_shape(num_hidden_layers=depth), key, directory, console)
-            tick(f"{size.hidden_size} wide, {size.intermediate_size} intermediate, {depth} layers")
-            return times
 
-        for size, depths in pairs:
-            first, second = (timed(size, depth) for depth in depths)
-            sizes.append(
-                SizeTimes(
-                    hidden_size=size.hidden_size,
-                    intermediate_size=size.intermediate_size,
-                    depths=depths,
-                    prefill_s=(first.prefill_s, second.prefill_s),
-                    step_s=(first.step_s, second.step_s),
-                )
-            )
-    keep_times(directory, LayerTimes(key=key, sizes=tuple(sizes)))
+def _time_size(size: Dims, depths: tuple[int, int], key: Key, directory: Path, console: Console) -> SizeTimes:
+    first, second = (
+        _time(size.with_shape(num_hidden_layers=depth), key, directory, console) for depth in depths
+    )
+    return SizeTimes(
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        depths=depths,
+        prefill_s=(first.prefill_s, second.prefill_s),
+        step_s=(first.step_s, second.step_s),
+    )
 
 
 def _machine(row: Runtime) -> str:

@@ -22,7 +22,7 @@ from compressor.runs.artifact import fingerprint_of, write_json
 SCHEMA: Literal["compress-export/layer-times/1"] = "compress-export/layer-times/1"
 Seconds = Annotated[float, Field(gt=0)]
 Times = tuple[Seconds, Seconds]
-NUM_SIZES = 4
+NUM_SIZES = 3
 # What a step reads has to come from memory, as in the whole model: more than a processor's caches hold.
 _BEYOND_CACHES = 1 << 27
 _AGAIN = "delete the file: a run then measures the layers again"
@@ -64,11 +64,16 @@ class SizeTimes(Record):
 
 
 class LayerTimes(Record):
-    """A table of times, as it is kept in a file."""
+    """A table of times, as it is kept in a file.
+
+    Attributes:
+        is_complete: Whether every size is there; a table that is not yet is continued.
+    """
 
     schema_id: Literal["compress-export/layer-times/1"] = Field(SCHEMA, alias="schema")
     key: Key
     sizes: tuple[SizeTimes, ...] = Field(min_length=1)
+    is_complete: bool = True
 
     def prefill_s(self, dims: Dims) -> float:
         """Seconds from a prompt to the first token."""
@@ -157,7 +162,19 @@ def file_of(directory: Path, key: Key) -> Path:
 
 
 def read_times(directory: Path, key: Key) -> LayerTimes | None:
-    """The times that are kept for this key; None where there are none, or another machine's or version's.
+    """The complete times that are kept for this key.
+
+    None where there are none, or another machine's or version's.
+
+    Raises:
+        VerificationError: for a file that cannot be read.
+    """
+    found = read_begun(directory, key)
+    return found if found is not None and found.is_complete else None
+
+
+def read_begun(directory: Path, key: Key) -> LayerTimes | None:
+    """The same, complete or not.
 
     Raises:
         VerificationError: for a file that cannot be read.

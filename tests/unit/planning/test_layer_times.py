@@ -18,6 +18,7 @@ from compressor.planning.layer_times import (
     file_of,
     interpolate,
     keep_times,
+    read_begun,
     read_times,
     sizes_to_measure,
     split_times,
@@ -108,7 +109,7 @@ def test_widths_to_measure_are_the_rules_own_and_span_them() -> None:
     chosen = [(dims.hidden_size, dims.intermediate_size) for dims in sizes]
     assert chosen[0] == (576, 1536)
     assert set(chosen[1:]) <= widths
-    assert len(chosen) == len(set(chosen)) == 4
+    assert len(chosen) == len(set(chosen)) == 3
     smallest = min(linear_parameters(own.student) for own in rule_shapes(SMOLLM))
     assert linear_parameters(sizes[-1]) == smallest
     assert {dims.num_hidden_layers for dims in sizes} == {30}
@@ -143,6 +144,15 @@ def test_times_are_read_for_their_own_key_alone(tmp_path: Path) -> None:
     keep_times(tmp_path / "kept", again)
     assert len(list((tmp_path / "kept").iterdir())) == 1
     assert read_times(tmp_path / "kept", KEY) is None
+
+
+def test_a_table_that_is_not_complete_is_only_to_be_continued(tmp_path: Path) -> None:
+    times = table(1e-9, 1e-5, 2e-3)
+    keep_times(tmp_path, LayerTimes(key=KEY, sizes=times.sizes[:1], is_complete=False))
+    assert read_times(tmp_path, KEY) is None
+    begun = read_begun(tmp_path, KEY)
+    assert begun is not None
+    assert begun.sizes == times.sizes[:1]
 
 
 @pytest.mark.parametrize(
