@@ -21,6 +21,7 @@ MARK_FILE = "random_weights.json"
 CONFIG_FILE = "config.json"
 SEPARATOR = ":"
 LAYER = "layer"
+END = "<end>"
 LAYER_VOCABULARY = 256  # embedding and LM head beside a single layer cost next to nothing
 _SIZE = re.compile("[1-9][0-9]{0,6}")
 _MAX_POSITIONS = 32768  # more than the published grid's longest cell needs
@@ -101,8 +102,11 @@ def write_random_checkpoint(shape: Path, directory: Path) -> None:
 
     model = random_model(shape, dtype="bfloat16", device="cpu")
     model.save_pretrained(directory)
-    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106 - no password
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(directory)  # noqa: S106
+    # Some classes name no end token in their config, and a graph's builder demands one.
+    tokenizer = Tokenizer(models.WordLevel({END: 0}, unk_token=END))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=END, eos_token=END).save_pretrained(
+        directory
+    )
 
 
 def _published(alias: str, target: str) -> Dims:

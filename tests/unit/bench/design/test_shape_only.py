@@ -53,4 +53,4 @@ def test_a_checkpoint_of_a_shape_loads_in_transformers(tmp_path: Path) -> None:
     assert float(model.model.layers[1].mlp.up_proj.weight.detach().float().std()) == pytest.approx(
         0.02, rel=0.05
     )
-    assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").unk_token_id == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint").eos_token_id == 0
