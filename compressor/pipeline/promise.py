@@ -13,12 +13,11 @@ from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import Dims
-from compressor.planning.outcome import Promise, Question, kv_cache_bytes, memory_question
+from compressor.planning.outcome import Promise, Question, kv_cache_bytes, memory_question, stored_precision
 from compressor.recipe.outcome import GOALS, Outcome
 from compressor.recipe.recipe import Bench, Quantize, Recipe
 
 Verdict = Literal["kept", "missed", "not measured"]
-_STORED = {"float32": "fp32", "float16": "fp16"}
 
 
 class Measured(Record):
@@ -88,7 +87,7 @@ def question_of(recipe: Recipe, *, on_gpu: bool = False) -> Question | None:
     outcome, bench = recipe.outcome, recipe.bench
     for goal, target in outcome.goals.items():
         if goal == "memory":
-            return memory_question(outcome, recipe.quantize, target)
+            return memory_question(recipe, target)
         cell = _first_cell(bench)
         if goal == "latency" and cell.osl == 1:
             raise UsageError(
@@ -97,7 +96,7 @@ def question_of(recipe: Recipe, *, on_gpu: bool = False) -> Question | None:
                 found=f"{cell.isl}/{cell.osl}",
                 hint="begin --isl-osl with a pair that generates at least two tokens",
             )
-        own = "fp8" if recipe.quantize.fp8 else "bf16"
+        own = "fp8" if recipe.quantize.fp8 else stored_precision(recipe)
         return Question(
             goal=goal,
             target=target,
@@ -111,10 +110,13 @@ def question_of(recipe: Recipe, *, on_gpu: bool = False) -> Question | None:
 
 
 def check_promise(
-    promise: Promise, *, student: Dims, checkpoint: Path, quantize: Quantize, bench: Results | None
+    promise: Promise, *, student: Dims, checkpoint: Path | None, quantize: Quantize, bench: Results | None
 ) -> Measured:
     """Hold a promise against the run's benchmark, or of memory against the bytes of the `checkpoint`."""
-    if promise.goal == "memory":
+    if promise.goal == "memory" and checkpoint is None:
+        reason = f"{shipped_format(quantize)} is none of the formats"
+        return Measured(verdict="not measured", reason=reason)
+    if promise.goal == "memory" and checkpoint is not None:
         size = float(weights_in(checkpoint) + kv_cache_bytes(student, promise, quantize))
         return Measured(
             verdict="kept" if promise.is_met_by(size) else "missed", value=size, low=size, high=size
@@ -196,7 +198,7 @@ def _first_cell(bench: Bench) -> Cell:
 def _precision(recipe: Recipe) -> str:
     bench = recipe.bench
     if bench.row.serves:
-        return _STORED.get(recipe.dtype, "bf16")
+        return stored_precision(recipe)
     found = next((name for name in bench.row.precisions if name in bench.precisions), None)
     if found is None:
         raise UsageError(

@@ -158,10 +158,11 @@ def _measured(recipe: Recipe, plan: Plan, made: Mapping[str, ModelArtifact], ben
     from exporters.registry import place_of  # with torch
 
     assert plan.promise is not None
+    shipped = made.get(place_of(shipped_format(recipe.quantize)))
     return check_promise(
         plan.promise,
         student=plan.student.dims,
-        checkpoint=made[place_of(shipped_format(recipe.quantize))].path,
+        checkpoint=shipped.path if shipped else None,
         quantize=recipe.quantize,
         bench=bench if isinstance(bench, Results) else None,
     )

@@ -14,10 +14,11 @@ from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, num_parameters, weight_bytes
 from compressor.planning.target import TOLERANCE, ResolvedTarget, resolve_target
-from compressor.recipe.outcome import Goal, Outcome
-from compressor.recipe.recipe import Quantize
+from compressor.recipe.outcome import Goal
+from compressor.recipe.recipe import Quantize, Recipe
 
 STEPS_PER_PERCENT = 2
+_STORED = {"float32": "fp32", "float16": "fp16"}
 Source = Literal["arithmetic", "layer times", "roofline"]
 _UNITS: dict[Goal, tuple[float, str]] = {
     "speedup": (1.0, "{:.2f}x"),
@@ -161,14 +162,19 @@ def resolve_outcome(
     return replace(found, rule=f"{why}; {found.rule}"), promise
 
 
-def memory_question(outcome: Outcome, quantize: Quantize, target: float) -> Question:
+def stored_precision(recipe: Recipe) -> str:
+    """How a run stores its student's weights, before any quantization."""
+    return _STORED.get(recipe.dtype, "bf16")
+
+
+def memory_question(recipe: Recipe, target: float) -> Question:
     """What `--target-memory` asks: of the checkpoint that the run ships."""
     return Question(
         goal="memory",
         target=target,
-        precision="fp8" if quantize.fp8 else "bf16",
-        batch_size=outcome.batch_size,
-        context_length=outcome.context_length,
+        precision="fp8" if recipe.quantize.fp8 else stored_precision(recipe),
+        batch_size=recipe.outcome.batch_size,
+        context_length=recipe.outcome.context_length,
     )
 
 
@@ -184,10 +190,11 @@ def memory_predictor(question: Question, quantize: Quantize) -> Predictor:
 
 
 def kv_cache_bytes(dims: Dims, question: Question, quantize: Quantize) -> int:
-    """The key/value cache of the question's batch and context, in 16 bits or FP8."""
+    """The key/value cache of the question's batch and context: FP8 where asked for, else as the weights."""
     assert question.context_length is not None
     tokens = question.batch_size * question.context_length
-    return tokens * kv_cache_bytes_per_token(dims, 1 if quantize.fp8_kv_cache else 2)
+    wide = 4 if question.precision == "fp32" else 2
+    return tokens * kv_cache_bytes_per_token(dims, 1 if quantize.fp8_kv_cache else wide)
 
 
 def _unreachable(question: Question, seen: list[float], predictor: Predictor, flag: str) -> UsageError:

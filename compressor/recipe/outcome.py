@@ -50,8 +50,8 @@ class Outcome(Section):
     )
     memory: Bytes | None = option(
         None,
-        "Memory of the student's weights, as the run stores them in 16 bits or FP8, and of its key/value "
-        "cache together, such as 6GiB.",
+        "Memory of the student's weights, as the run stores them, and of its key/value cache together, such "
+        "as 6GiB.",
         metavar="SIZE",
         gt=0,
     )

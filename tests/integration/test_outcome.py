@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from compressor import api
 from compressor.api.layer_times import key_of, measure_layers, times_directory
@@ -185,29 +186,59 @@ def test_the_command_line_shows_the_promise_and_refuses_two_sizes() -> None:
     assert (named.returncode, "unknown GPU" in named.stderr) == (2, True)
 
 
+def run_recipe(directory: Path, text: Path, **sections: Any) -> Path:
+    """A recipe of nothing but a cut by chance, with an outcome for its target."""
+    model = make_model(hidden_size=128, intermediate_size=256, num_hidden_layers=4)
+    return write_recipe(
+        directory / "recipe.yaml",
+        *(save_checkpoint(directory / "model", model), text),
+        prune={"importance": "random", "shape": None},
+        distill={"tokens": 0},
+        repair={"method": "off"},
+        export={"formats": ["huggingface"]},
+        **sections,
+    )
+
+
+def test_a_run_counts_the_memory_that_it_promised(tiny_text: Path, tmp_path: Path) -> None:
+    limit = 2 * 500_000 + 2 * 30 * 512  # bytes; keys and values of 4 layers x 2 heads x 16, for 60 tokens
+    outcome = {"memory": limit, "batch_size": 2, "context_length": 30}
+    recipe = run_recipe(tmp_path, tiny_text, outcome=outcome)
+    summary = succeed_here("run", "--config", recipe, "-o", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "student" / "model.safetensors")
+    layers = summary["plan"]["student"]["dims"]["num_hidden_layers"]
+    size = sum(tensor.nbytes for tensor in tensors.values()) + 60 * 2 * layers * 2 * 16 * 2
+    assert summary["promise"]["value"] == size == summary["plan"]["promise"]["predicted"]
+    assert (summary["promise"]["verdict"], size <= limit) == ("kept", True)
+    assert not any("promised" in warning for warning in summary["warnings"])
+    assert "| kept |" in (tmp_path / "out" / "README.md").read_text()
+    assert command_here("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_speed_without_a_benchmark_is_warned_of(toy: str, tiny_text: Path, tmp_path: Path) -> None:
+    bench = {"enabled": False, "runtime": toy, "precisions": ["fp16"], "isl_osl": [[8, 4]]}
+    recipe = run_recipe(tmp_path, tiny_text, outcome={"latency": 2.5}, bench=bench)
+    done = command_here("run", "--config", recipe, "-o", tmp_path / "out", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["plan"]["student"]["dims"]["num_hidden_layers"] == 2  # a second each
+    assert summary["promise"]["verdict"] == "not measured"
+    [warning] = [text for text in summary["warnings"] if "the run has no benchmark" in text]
+    assert (done.returncode, warning in done.stderr) == (0, True)
+
+
 def test_a_run_measures_its_layers_and_its_student_and_says_whether_it_kept_its_promise(
     tiny_text: Path, tmp_path: Path
 ) -> None:
     """On a machine as busy as it is: the verdict follows from what the benchmark recorded."""
-    model = make_model(hidden_size=128, intermediate_size=256, num_hidden_layers=4)
-    checkpoint = save_checkpoint(tmp_path / "model", model)
-    recipe = write_recipe(
-        tmp_path / "recipe.yaml",
-        *(checkpoint, tiny_text),
-        prune={"importance": "random", "shape": None},
-        outcome={"speedup": 1.2},
-        distill={"tokens": 0},
-        repair={"method": "off"},
-        export={"formats": ["huggingface"]},
-        bench={
-            "enabled": True,
-            "runtime": "torch-eager",
-            "precisions": ["fp32"],
-            "isl_osl": [[8, 4]],
-            "batch_sizes": [1],
-            "max_pairs": 5,
-        },
-    )
+    bench = {
+        "enabled": True,
+        "runtime": "torch-eager",
+        "precisions": ["fp32"],
+        "isl_osl": [[8, 4]],
+        "batch_sizes": [1],
+        "max_pairs": 5,
+    }
+    recipe = run_recipe(tmp_path, tiny_text, outcome={"speedup": 1.2}, bench=bench)
     words = ("run", "--config", recipe, "-o", tmp_path / "out")
     summary = succeed_here(*words)
     [file] = (tmp_path / ".compress-export").glob("layer_times*")

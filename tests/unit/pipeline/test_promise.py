@@ -131,6 +131,8 @@ def test_memory_is_counted_in_the_checkpoint(tmp_path: Path) -> None:
             bench=results(cell_of(BASE, STUDENT)),
         )
         assert (found.verdict, found.value) == (verdict, size)
+    found = check_promise(asked, student=DIMS, checkpoint=None, quantize=Quantize(fp8=True), bench=None)
+    assert (found.verdict, found.reason) == ("not measured", "huggingface-fp8 is none of the formats")
 
 
 def test_only_a_missed_promise_is_warned_of() -> None:

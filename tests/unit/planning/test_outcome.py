@@ -24,7 +24,7 @@ from compressor.planning.outcome import (
 )
 from compressor.planning.target import resolve_target
 from compressor.recipe.outcome import Outcome
-from compressor.recipe.recipe import Quantize
+from compressor.recipe.recipe import Quantize, Recipe
 
 SMOLLM = PRESETS["smollm2-135m"].dims
 
@@ -80,10 +80,22 @@ def test_the_rules_shapes_are_those_of_every_half_percent() -> None:
     assert {resolved.student for resolved in rule_shapes(SMOLLM)} == every_shape(SMOLLM)
 
 
-@pytest.mark.parametrize(("fp8", "fp8_kv_cache"), [(False, False), (True, False), (True, True)])
-def test_memory_is_that_of_a_real_model_and_its_cache(*, fp8: bool, fp8_kv_cache: bool) -> None:
+@pytest.mark.parametrize(
+    ("fp8", "fp8_kv_cache", "dtype", "wide"),
+    [
+        (False, False, "auto", 2),
+        (True, False, "auto", 2),
+        (True, True, "auto", 2),
+        (False, False, "float16", 2),
+        (False, False, "float32", 4),
+    ],
+)
+def test_memory_is_that_of_a_real_model_and_its_cache(
+    *, fp8: bool, fp8_kv_cache: bool, dtype: str, wide: int
+) -> None:
     quantize = Quantize(fp8=fp8, fp8_kv_cache=fp8_kv_cache)
-    asked = memory_question(Outcome(batch_size=3, context_length=40), quantize, 1.0)
+    outcome = Outcome(batch_size=3, context_length=40)
+    asked = memory_question(Recipe(model="m", outcome=outcome, quantize=quantize, dtype=dtype), 1.0)
     dims = SMOLLM.with_shape(num_hidden_layers=2, vocab_size=500)
     config = AutoConfig.for_model(
         "llama",
@@ -96,11 +108,11 @@ def test_memory_is_that_of_a_real_model_and_its_cache(*, fp8: bool, fp8_kv_cache
     weights = 0
     for name, parameter in model.named_parameters():
         is_quantised = fp8 and "_proj" in name
-        weights += parameter.numel() * (1 if is_quantised else 2)
+        weights += parameter.numel() * (1 if is_quantised else wide)
     cache = model(torch.zeros((3, 40), dtype=torch.long)).past_key_values
     held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     predicted = memory_predictor(asked, quantize).predict(dims)
-    assert predicted == weights + held * (1 if fp8_kv_cache else 2)
+    assert predicted == weights + held * (1 if fp8_kv_cache else wide)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.5])
@@ -111,7 +123,8 @@ def test_memory_takes_the_largest_of_all_shapes_that_fit(share: float) -> None:
         return 2 * num_parameters(dims) + 2 * 2000 * per_token
 
     limit = int(memory(SMOLLM) * share)
-    asked = memory_question(Outcome(batch_size=2, context_length=1000), Quantize(), limit)
+    outcome = Outcome(batch_size=2, context_length=1000)
+    asked = memory_question(Recipe(model="m", outcome=outcome), limit)
     resolved, promise = resolve_outcome(SMOLLM, asked, memory_predictor(asked, Quantize()))
     assert resolved.student == by_hand(SMOLLM, lambda dims: memory(dims) <= limit)
     assert promise.predicted == memory(resolved.student)
