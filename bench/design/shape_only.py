@@ -1,7 +1,8 @@
 """Models that are only a shape: a `config.json` and a mark that the weights are drawn at random.
 
 Speed does not depend on what the weights are, so a published shape can be measured before anything is
-trained or downloaded. The mark keeps such a directory from being taken for a model.
+trained or downloaded, and so can one of its layers. The mark keeps such a directory from being taken for a
+model. For runtimes that read exports a checkpoint of such weights is written, and exported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from compressor.runs.artifact import ModelArtifact, fingerprint_of, write_json
 MARK_FILE = "random_weights.json"
 CONFIG_FILE = "config.json"
 SEPARATOR = ":"
+LAYER = "layer"
+END = "<end>"
+LAYER_VOCABULARY = 256  # embedding and LM head beside a single layer cost next to nothing
 _SIZE = re.compile("[1-9][0-9]{0,6}")
 _MAX_POSITIONS = 32768  # more than the published grid's longest cell needs
 
@@ -26,8 +30,8 @@ _MAX_POSITIONS = 32768  # more than the published grid's longest cell needs
 def shape_of(model: str) -> Dims:
     """The dimensions that `ALIAS[:SHAPE]` names.
 
-    SHAPE is a published target of the alias, such as `4b-width`, or `FIELD=NUMBER` joined by `+`; anything
-    else is a UsageError.
+    SHAPE is joined by `+`: a published target of the alias, such as `4b-width`, any `FIELD=NUMBER`, and
+    `layer` for a single decoder layer with hardly any vocabulary. Anything else is a UsageError.
     """
     alias, _, shape = model.partition(SEPARATOR)
     if alias not in PRESETS:
@@ -37,19 +41,14 @@ def shape_of(model: str) -> Dims:
             hint=nearest(alias, PRESETS) or f"choose one of {', '.join(PRESETS)}",
         )
     dims = PRESETS[alias].dims
-    if not shape:
-        return dims
-    if "=" in shape:
-        return dims.with_shape(**_fields(shape))
-    preset = published_target(dims, shape)
-    if preset is None:
-        targets = PRESETS[alias].targets
-        raise UsageError(
-            f"{alias} has no published shape {shape!r}",
-            expected=", ".join([*targets, "FIELD=NUMBER+FIELD=NUMBER"]),
-            hint=nearest(shape, targets) or f"write a shape, such as {alias}:num_hidden_layers=16",
-        )
-    return preset.dims
+    for part in shape.split("+") if shape else []:
+        if part == LAYER:
+            dims = dims.with_shape(num_hidden_layers=1, vocab_size=LAYER_VOCABULARY)
+        elif "=" in part:
+            dims = dims.with_shape(**_field(part))
+        else:
+            dims = _published(alias, part)
+    return dims
 
 
 def write_shape(dims: Dims, directory: Path, *, seed: int = 0) -> ModelArtifact:
@@ -96,15 +95,38 @@ def random_model(directory: Path, *, dtype: str, device: str) -> Any:
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def _fields(shape: str) -> dict[str, int]:
-    fields: dict[str, int] = {}
-    for part in shape.split("+"):
-        name, _, number = part.partition("=")
-        if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
-            raise UsageError(
-                f"{part!r} does not set a field of a shape",
-                expected=f"FIELD=NUMBER with a FIELD of {', '.join(SHAPE_FIELDS)}",
-                hint=nearest(name, SHAPE_FIELDS) or "write it like num_hidden_layers=16",
-            )
-        fields[name] = int(number)
-    return fields
+def write_random_checkpoint(shape: Path, directory: Path) -> None:
+    """Write a shape's weights as a 16-bit checkpoint for an exporter, with a tokenizer that knows no text."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    model = random_model(shape, dtype="bfloat16", device="cpu")
+    model.save_pretrained(directory)
+    # Some classes name no end token in their config, and a graph's builder demands one.
+    tokenizer = Tokenizer(models.WordLevel({END: 0}, unk_token=END))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=END, eos_token=END).save_pretrained(
+        directory
+    )
+
+
+def _published(alias: str, target: str) -> Dims:
+    preset = published_target(PRESETS[alias].dims, target)
+    if preset is None:
+        targets = PRESETS[alias].targets
+        raise UsageError(
+            f"{alias} has no published shape {target!r}",
+            expected=", ".join([*targets, LAYER, "FIELD=NUMBER+FIELD=NUMBER"]),
+            hint=nearest(target, [*targets, LAYER]) or f"write a shape, such as {alias}:num_hidden_layers=16",
+        )
+    return preset.dims
+
+
+def _field(part: str) -> dict[str, int]:
+    name, _, number = part.partition("=")
+    if name not in SHAPE_FIELDS or not _SIZE.fullmatch(number):
+        raise UsageError(
+            f"{part!r} does not set a field of a shape",
+            expected=f"FIELD=NUMBER with a FIELD of {', '.join(SHAPE_FIELDS)}",
+            hint=nearest(name, SHAPE_FIELDS) or "write it like num_hidden_layers=16",
+        )
+    return {name: int(number)}

@@ -27,7 +27,7 @@ def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:
     return Environment(
         cpu=next(iter(_cpu_fields("model name")), platform.machine()),
         num_logical_cores=os.cpu_count() or 1,
-        num_usable_cores=_num_usable_cores(),
+        num_usable_cores=num_usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu_governor=_GOVERNOR.read_text(encoding="ascii").strip() if _GOVERNOR.is_file() else None,
@@ -52,7 +52,8 @@ def _cpu_clock_mhz() -> float | None:
     return sum(clocks) / len(clocks) if clocks else None
 
 
-def _num_usable_cores() -> int:
+def num_usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """The least time a cell can take: each phase moves its bytes and does its operations, at best at once.
 
-The machine's rates are measured, not read from a datasheet. A decode step reads every weight once and
-the keys and values of every sequence; prefill does the products of all prompt tokens.
+The rates of this machine are measured; those of a GPU elsewhere are its datasheet's. A decode step reads
+every weight once and the keys and values of every sequence; prefill does the products of all prompt tokens.
 
 Legend: B batch size, I isl, O osl.
 """
@@ -14,6 +14,7 @@ from bench.design.arms import Arm
 from bench.design.comparisons import split_precision
 from bench.design.grid import Cell
 from bench.report.results import Absent, ArmCell, CellResult, Rates, Roofline
+from compressor.core.hardware import Gpu
 from compressor.models.dims import Dims, flops_per_token, kv_cache_bytes_per_token, weight_bytes
 
 # What a precision multiplies in, and how wide its cached keys and values are.
@@ -66,10 +67,23 @@ def work_of(dims: Dims, precision: str, cell: Cell) -> Work:
 
 def floor_s(work: Work, rates: Rates, precision: str) -> float:
     """Seconds below which the machine, whose rate in this precision was measured, cannot do this work."""
+    prefill, step = phase_floors_s(work, rates, precision)
+    return prefill + work.num_steps * step
+
+
+def phase_floors_s(work: Work, rates: Rates, precision: str) -> tuple[float, float]:
+    """The same of its prompt, and of one of its decode steps."""
     ops_per_s = rates.matmul_ops_per_s[_COMPUTE[split_precision(precision)[0]]]
     prefill = max(work.prefill_bytes / rates.bandwidth_bytes_per_s, work.prefill_ops / ops_per_s)
     step = max(work.step_bytes / rates.bandwidth_bytes_per_s, work.step_ops / ops_per_s)
-    return prefill + work.num_steps * step
+    return prefill, step
+
+
+def rates_of_gpu(gpu: Gpu) -> Rates:
+    """What a GPU can do by its datasheet, in the precisions of its tensor cores."""
+    ops = dict.fromkeys(("bf16", "fp16"), gpu.bf16_flops_per_s)
+    ops["fp8"] = gpu.bf16_flops_per_s * (2 if gpu.multiplies_fp8 else 1)
+    return Rates(bandwidth_bytes_per_s=gpu.memory_bytes_per_s, matmul_ops_per_s=ops, device=gpu.name)
 
 
 def roofline_of_cell(

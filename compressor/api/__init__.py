@@ -19,7 +19,7 @@ from compressor.api.stages import (
     reconstruct,
     sparsify,
 )
-from compressor.api.whole import plan, run
+from compressor.api.whole import plan, run, settle
 from compressor.planning.plan import Plan
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "run",
     "search",
     "select",
+    "settle",
     "sparsify",
     "verify",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.api.execution import SCRATCH, Execution
+from compressor.api.random_models import random_export
 from compressor.choices.formats import options
 from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
 from compressor.core.errors import UsageError
@@ -68,13 +69,14 @@ def select(
         UsageError: for an unknown runtime, a selection without anything to compare, or options that
             contradict each other.
     """
-    drawing = [row.name for row in RUNTIMES.values() if row.random_weights]
-    row = runtime_named(runtime or (drawing[0] if random_weights else DEFAULT_RUNTIME))
+    drawing = [row for row in RUNTIMES.values() if row.random_weights]
+    usual = next(row.name for row in drawing if row.reads == CHECKPOINT)  # nothing is written to disk
+    row = runtime_named(runtime or (usual if random_weights else DEFAULT_RUNTIME))
     if random_weights and row.random_weights is None:
         raise UsageError(
-            f"{row.name} reads weights from disk and cannot draw them at random",
+            f"{row.name} does not run models of random weights",
             where="--random-weights",
-            hint=f"use --runtime {' or '.join(drawing)}",
+            hint=f"use --runtime {' or '.join(row.name for row in drawing)}",
         )
     default = row.random_weights if random_weights else next(iter(row.precisions), None)
     chosen = precisions or ((default,) if default else ())
@@ -105,6 +107,8 @@ def select(
 def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution: Execution) -> Arms:
     """Open every model and make what the runtime executes: ONNX graphs are exported and verified once.
 
+    Those of random weights are not verified: there is no model that they have to agree with.
+
     Raises:
         UsageError, UnsupportedError, DependencyError: before a model is read, for a path, a precision, or
             a runtime that is not installed.
@@ -129,8 +133,12 @@ def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution:
             executed = source
             if selection.runtime.reads != CHECKPOINT:
                 form = _format_of(selection.runtime, precision)
-                scratch = out_dir.absolute().parent / SCRATCH / f"{source.fingerprint[:16]}-{precision}"
-                executed = _exported(source, form, scratch, export=export, execution=execution)
+                scratch = out_dir.absolute().parent / SCRATCH
+                if selection.random_weights:
+                    executed = random_export(source, form, scratch / "shapes", console=execution.console)
+                else:
+                    graph = scratch / f"{source.fingerprint[:16]}-{precision}"
+                    executed = _exported(source, form, graph, export=export, execution=execution)
             arms.artifacts[arm_name(name, precision)] = executed
     return arms
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.api.execution import Execution
+from compressor.api.layer_times import measure_layers
+from compressor.api.outcome import needs_measuring, resolve
 from compressor.core.errors import UsageError
+from compressor.core.processes import on_main
 from compressor.models.source import plan_dims, resolve_source, short_name
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
+from compressor.pipeline.promise import require_one_size
 from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
@@ -17,29 +21,33 @@ from compressor.recipe.recipe import Recipe
 
 
 def plan(
-    recipe: Recipe, out_dir: Path | None = None, *, hardware: Hardware | None = None
+    recipe: Recipe,
+    out_dir: Path | None = None,
+    *,
+    hardware: Hardware | None = None,
+    gpu: str | None = None,
+    anew: bool = False,
 ) -> Plan | FamilyPlan:
     """Resolve a recipe: shapes, memory, disk, hours and costs; a family where it names several targets.
 
-    Needs neither network nor weights of a published model.
+    Needs neither network nor weights of a published model. A target by speed is resolved by the layer times
+    that a run has measured on this machine, without them by a roofline, and with `gpu` for that one; a run
+    that has begun in `out_dir` keeps its student, unless it begins `anew`.
 
     Raises:
-        UsageError: for a target and an explicit shape at once.
+        UsageError: for several of a target, a target by outcome and an explicit shape; for an outcome that no
+            student is predicted to reach.
         UnsupportedError: for a local model that one of the formats cannot express.
     """
-    where = str(out_dir or default_output(recipe))
+    where = out_dir or default_output(recipe)
     teacher = plan_dims(recipe.model)
-    if recipe.target is not None and recipe.prune.shape is not None:
-        raise UsageError(
-            "a run takes a target or an explicit shape, not both",
-            where="--target",
-            found=f"{recipe.target}, and a shape with {', '.join(recipe.prune.shape)}",
-            hint="leave one of them out",
-        )
+    require_one_size(recipe)
     require_searchable(recipe, teacher)
     if len(split_targets(recipe.target)) > 1:
-        return plan_family(recipe, teacher, hardware=hardware, out_dir=where)
-    made = make_plan(recipe, teacher, hardware=hardware, out_dir=where)
+        return plan_family(recipe, teacher, hardware=hardware, out_dir=str(where))
+    resolved = resolve(recipe, teacher, where, hardware=hardware or Hardware(), gpu=gpu, anew=anew)
+    found, promise = resolved or (None, None)
+    made = make_plan(recipe, teacher, hardware=hardware, out_dir=str(where), found=found, promise=promise)
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
         from compressor.models.checkpoint import read_config
@@ -47,6 +55,30 @@ def plan(
 
         for student in made.possible_students():
             require_expressible(recipe, read_config(Path(recipe.model)), student)
+    return made
+
+
+def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution) -> Plan | FamilyPlan:
+    """The plan of a run that is to be made: layer times that its target needs are measured first.
+
+    Raises:
+        CompressExportError: before they are, for what would end the run later.
+    """
+    where = out_dir or default_output(recipe)
+    made = plan(recipe, where, anew=execution.overwrite)
+    promise = None if isinstance(made, FamilyPlan) else made.promise
+    if isinstance(made, FamilyPlan) or promise is None:
+        return made
+    teacher = made.teacher.dims
+    if needs_measuring(recipe, teacher, where, promise):
+        from compressor.pipeline.pipeline import check_choices
+        from compressor.pipeline.preflight import require_texts
+
+        resolve_source(recipe.model)
+        check_choices(recipe, made)
+        on_main(lambda: require_texts(recipe, execution.console))
+        on_main(lambda: measure_layers(recipe, teacher, where, promise, execution.console))
+        made = plan(recipe, where, anew=execution.overwrite)
     return made
 
 
@@ -77,7 +109,7 @@ def run(
             hint="name one of the expected stages",
         )
     where = out_dir or default_output(recipe)
-    made = plan(recipe, where)
+    made = settle(recipe, where, execution=execution)
     source = resolve_source(recipe.model)
     start = Start(
         resume=execution.resume,
@@ -92,6 +124,9 @@ def run(
 
 def default_output(recipe: Recipe) -> Path:
     """`./llama3.1-8b-4b-fp8` for `llama3.1-8b --target 4b --fp8`; a family's targets follow each other."""
-    named = (recipe.target or "shape").replace("%", "pct").replace(",", "-").replace(" ", "")
+    goals = [f"{goal}-{target:g}" for goal, target in recipe.outcome.goals.items()]
+    named = (
+        (recipe.target or "-".join(goals) or "shape").replace("%", "pct").replace(",", "-").replace(" ", "")
+    )
     parts = [short_name(recipe.model), named, *(["fp8"] if recipe.quantize.fp8 else [])]
     return Path("-".join(parts))

@@ -20,8 +20,7 @@ class Runtime(Row):
         reads: The `export --format` whose directories it loads; a checkpoint is loaded as it is.
         precisions: What `bench --precision` may ask of it, its default first; empty where a model runs in
             the precision it is stored in.
-        random_weights: Its default precision for models of random weights; None where weights must lie on
-            disk.
+        random_weights: Its default precision for models of random weights; None where it runs none.
         serves: Whether it keeps requests in flight (`ServingRuntime`) instead of running static batches
             (`StaticRuntime`).
         runs_engines: Whether an engine can run in a checkpoint's place.
@@ -62,6 +61,7 @@ RUNTIMES = table(
         code="bench.runtimes.onnxruntime_genai:OnnxRuntimeGenai",
         reads="onnx",
         precisions=("fp32", "fp16", "int4"),
+        random_weights="fp32",
         requires=("onnxruntime", "onnxruntime-genai"),
     ),
     Runtime(

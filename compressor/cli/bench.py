@@ -59,7 +59,7 @@ def _report(made: ModelArtifact) -> str:
     "--random-weights",
     is_flag=True,
     help="Measure published shapes with random weights: each MODEL is ALIAS[:SHAPE], such as "
-    "llama3.1-8b:4b-width.",
+    "llama3.1-8b:4b-width, or llama3.1-8b:layer for one of its layers.",
 )
 @click.option(
     "--engine",

@@ -55,7 +55,7 @@ def plan_text(plan: Plan) -> str:
     ]
     memory = ", ".join(f"{stage} {gib(size)}" for stage, size in plan.memory_bytes.items())
     lines = [
-        f"{plan.model} to {plan.target or 'an explicit shape'}: {plan.rule}",
+        f"{plan.model} to {_asked(plan)}: {plan.rule}",
         table(("", "teacher", "student"), rows),
         f"exports       {', '.join(plan.exports)}",
         f"text          {plan.tokens:,} training tokens of {plan.text.training}",
@@ -63,12 +63,23 @@ def plan_text(plan: Plan) -> str:
         f"disk          {gib(plan.disk_bytes)}",
         f"time          {_time_text(plan.hours)}",
     ]
+    if promise := plan.promise:
+        lines.append(
+            f"promise       {promise.what} {promise.text(promise.predicted)} for {promise.conditions}, "
+            f"predicted from {promise.basis}"
+        )
     lines += search_lines(plan.search, plan.disk) if plan.search else []
     if not plan.can_be_pruned:
         lines.append(f"note          {student.dims.model_type} can be planned, not pruned yet")
     if plan.training:
         lines += ["", training_text(plan.training)]
     return "\n".join(lines)
+
+
+def _asked(plan: Plan) -> str:
+    if plan.promise:
+        return f"a {plan.promise.what} of {plan.promise.text(plan.promise.target)}"
+    return plan.target or "an explicit shape"
 
 
 def search_lines(search: SearchPlan, disk: Sequence[DiskUse]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import click
+from click.core import ParameterSource
 
 from compressor.cli.from_recipe import Call, from_recipe
 from compressor.cli.session import Show, emit, work
@@ -12,6 +13,7 @@ from compressor.cli.session import Show, emit, work
 SECTIONS = (
     *(
         "target",
+        "outcome",
         "search",
         "prune",
         "calibration",
@@ -54,19 +56,18 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     """
     from compressor import api
     from compressor.cli.render import finished_text, planned_text
+    from compressor.pipeline.family import FamilyPlan
 
     made = api.plan(call.recipe, call.out_dir)
     if dry_run:
         emit(made.to_json(), show, planned_text(made))
         return
     with work(show, call.recipe.device) as console:
+        execution = replace(call.execution, console=console)
+        if not isinstance(made, FamilyPlan) and made.promise is not None:
+            made = api.settle(call.recipe, call.out_dir, execution=execution)
         console.info(planned_text(made))
-        summary = api.run(
-            call.recipe,
-            call.out_dir,
-            restart_from=restart_from,
-            execution=replace(call.execution, console=console),
-        )
+        summary = api.run(call.recipe, call.out_dir, restart_from=restart_from, execution=execution)
     emit(summary.to_json(), show, finished_text(summary))
 
 
@@ -76,7 +77,8 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     metavar="NAME",
     default="h100",
     show_default=True,
-    help="GPU model that hours and costs are estimated for.",
+    help="GPU model that hours and costs are estimated for; if given, a target speed-up or latency is meant "
+    "for it instead of this machine.",
 )
 @click.option(
     "--num-gpus",
@@ -110,5 +112,6 @@ def plan(call: Call, show: Show, gpu: str, num_gpus: int, mfu: float, gpu_hour_p
     from compressor.planning.cost import Hardware
 
     hardware = Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=mfu, gpu_hour_price=gpu_hour_price)
-    made = api.plan(call.recipe, hardware=hardware)
+    is_named = click.get_current_context().get_parameter_source("gpu") == ParameterSource.COMMANDLINE
+    made = api.plan(call.recipe, hardware=hardware, gpu=gpu if is_named else None)
     emit(made.to_json(), show, planned_text(made))

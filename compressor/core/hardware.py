@@ -19,7 +19,9 @@ class Gpu:
     Attributes:
         driver_names: Parts of the driver's name for it, any of which tells it from the others.
         bf16_flops_per_s: Dense matrix rate.
+        memory_bytes_per_s: Rate of the memory.
         assumed_hour_price: US dollars; an assumption, of the order of what clouds ask on demand.
+        multiplies_fp8: Whether its matrix rate in FP8 is twice that in bf16; without, it has no FP8 products.
     """
 
     name: str
@@ -27,20 +29,23 @@ class Gpu:
     bf16_flops_per_s: float
     memory_bytes: int
     assumed_hour_price: float
+    memory_bytes_per_s: float
+    multiplies_fp8: bool = True
 
 
 # Rates are of NVIDIA's datasheets, whose rates "with sparsity" are twice the dense ones: "A100 Tensor Core
 # GPU", "L40S", "H100 Tensor Core GPU" (SXM 1,979, NVL 1,671, in the edition of 2022 PCIe 1,513 TFLOPS),
-# "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671).
+# "H200 Tensor Core GPU" (SXM 1,979, NVL 1,671). Memory in GB/s: A100 80GB SXM 2,039, L40S 864, H100 SXM
+# 3,350, PCIe 2,000, NVL 3,900, H200 4,800.
 GPUS: dict[str, Gpu] = {
     # SXM and PCIe have the same rate.
-    "a100": Gpu("NVIDIA A100 80GB", ("A100",), 312e12, 80 * 10**9, 2.0),
-    "l40s": Gpu("NVIDIA L40S", ("L40S",), 362e12, 48 * 10**9, 1.0),
-    "h100": Gpu("NVIDIA H100 80GB SXM", ("H100 80GB HBM3", "H100 SXM"), 989e12, 80 * 10**9, 3.0),
-    "h100-pcie": Gpu("NVIDIA H100 80GB PCIe", ("H100 PCIe",), 756e12, 80 * 10**9, 2.5),
-    "h100-nvl": Gpu("NVIDIA H100 94GB NVL", ("H100 NVL",), 835e12, 94 * 10**9, 3.0),
-    "h200-nvl": Gpu("NVIDIA H200 NVL", ("H200 NVL",), 835e12, 141 * 10**9, 3.5),
-    "h200": Gpu("NVIDIA H200 SXM", ("NVIDIA H200",), 989e12, 141 * 10**9, 4.0),
+    "a100": Gpu("NVIDIA A100 80GB", ("A100",), 312e12, 80 * 10**9, 2.0, 2.039e12, multiplies_fp8=False),
+    "l40s": Gpu("NVIDIA L40S", ("L40S",), 362e12, 48 * 10**9, 1.0, 0.864e12),
+    "h100": Gpu("NVIDIA H100 80GB SXM", ("H100 80GB HBM3", "H100 SXM"), 989e12, 80 * 10**9, 3.0, 3.35e12),
+    "h100-pcie": Gpu("NVIDIA H100 80GB PCIe", ("H100 PCIe",), 756e12, 80 * 10**9, 2.5, 2.0e12),
+    "h100-nvl": Gpu("NVIDIA H100 94GB NVL", ("H100 NVL",), 835e12, 94 * 10**9, 3.0, 3.9e12),
+    "h200-nvl": Gpu("NVIDIA H200 NVL", ("H200 NVL",), 835e12, 141 * 10**9, 3.5, 4.8e12),
+    "h200": Gpu("NVIDIA H200 SXM", ("NVIDIA H200",), 989e12, 141 * 10**9, 4.0, 4.8e12),
 }
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})

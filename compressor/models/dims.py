@@ -7,6 +7,7 @@ Legend: H hidden, I intermediate, L layers, N query heads, K key/value heads, D 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -194,6 +195,7 @@ def _count(dims: Dims, weights: Iterable[Weight]) -> int:
     return sum(math.prod(dims.shape_of(weight)) for weight in weights)
 
 
+@functools.lru_cache(maxsize=1 << 14)  # choosing a shape asks for the same ones again and again
 def num_parameters(dims: Dims) -> int:
     """All parameters, embeddings included."""
     return num_embedding_parameters(dims) + num_non_embedding_parameters(dims)

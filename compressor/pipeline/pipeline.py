@@ -19,6 +19,7 @@ from compressor.pipeline.preflight import (
     require_trainable,
     require_windows,
 )
+from compressor.pipeline.promise import promise_warnings
 from compressor.pipeline.report import CARD_FILE, write_model_card
 from compressor.pipeline.running import Run, Start, redo_in_run, require_disk
 from compressor.pipeline.steps import STAGES, STEPS
@@ -35,7 +36,7 @@ def run_pipeline(
     recipe: Recipe, source: ModelSource, plan: Plan, out_dir: Path, console: Console, start: Start
 ) -> RunSummary:
     """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
-    _check_choices(recipe, plan)
+    check_choices(recipe, plan)
     first = start.restart_from
     restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()
     with open_run_directory(out_dir, resume=start.resume, overwrite=start.overwrite) as manifest:
@@ -72,12 +73,16 @@ def run_pipeline(
                 _record_choices(run)
         on_main(lambda: write_model_card(out_dir, summary(run)))
         _check_contents(run, check=start.check)
+        result = on_main(lambda: summary(run))
+        if plan.promise and result.promise:
+            for warning in promise_warnings(plan.promise, result.promise):
+                console.warn(warning)
         _record_choices(run)
         manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE))
         return on_main(lambda: summary(run))
 
 
-def _check_choices(recipe: Recipe, plan: Plan) -> None:
+def check_choices(recipe: Recipe, plan: Plan) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(plan.teacher.dims)
     require_consistent(recipe)

@@ -17,6 +17,7 @@ from compressor.data.files import is_local
 from compressor.evaluation.record import EvaluationRecord
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS
+from compressor.pipeline.promise import promise_row
 from compressor.pipeline.summary import (
     PLACES,
     DistillRecord,
@@ -35,6 +36,7 @@ from exporters.verification.record import Engine, ExportRecord
 CARD_FILE = "README.md"
 MAX_COURSE_ROWS = 12
 _NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
+_PROMISE = ("of the student", "conditions", "promised", "predicted", "measured (95 %)", "verdict")
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
@@ -43,6 +45,8 @@ def tables_of(summary: RunSummary) -> list[Table]:
     tables = result_tables(summary.evaluation, summary.exports, summary.bench)
     if summary.distill and summary.distill.dynamic_batches:
         tables.insert(2, _course(summary.distill.dynamic_batches))
+    if (promise := summary.plan.promise) and summary.promise:
+        tables.insert(0, ("Promise", _PROMISE, [promise_row(promise, summary.promise)]))
     if summary.search:
         tables.insert(0, rows_of(summary.search))
     return tables

@@ -15,6 +15,7 @@ from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record
 from compressor.core.records import Record
 from compressor.evaluation.record import EvaluationRecord
+from compressor.pipeline.promise import Measured, check_promise, promise_warnings, shipped_format
 from compressor.planning.plan import Plan, read_plan
 from compressor.pruning.depth_record import DepthChoice
 from compressor.recipe.recipe import Recipe, load_recipe
@@ -104,6 +105,7 @@ class RunSummary(Record):
     evaluation: EvaluationRecord
     exports: dict[str, ExportRecord]
     bench: Results | None = None
+    promise: Measured | None = None
     versions: dict[str, str]
     hardware: Machine
     warnings: tuple[str, ...]
@@ -147,6 +149,8 @@ def summary_of(
         name: details_of(made[place_of(name)], ExportRecord)
         for name in dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats()))
     }
+    promised = _measured(recipe, plan, made, details.get("bench")) if plan.promise else None
+    own_warnings = promise_warnings(plan.promise, promised) if plan.promise and promised else ()
     stage_warnings = (warning for stage in manifest.stages.values() for warning in stage.warnings)
     return RunSummary.model_validate(
         {
@@ -156,10 +160,26 @@ def summary_of(
             "stages": manifest.stages,
             **details,
             "exports": exports,
+            "promise": promised,
             "versions": manifest.versions,
             "hardware": manifest.hardware,
-            "warnings": (*manifest.warnings, *stage_warnings),
+            "warnings": (*manifest.warnings, *stage_warnings, *own_warnings),
         }
+    )
+
+
+def _measured(recipe: Recipe, plan: Plan, made: Mapping[str, ModelArtifact], bench: object) -> Measured:
+    """The plan's promise, which there is, against what the stages left."""
+    from exporters.registry import place_of  # with torch
+
+    assert plan.promise is not None
+    shipped = made.get(place_of(shipped_format(recipe.quantize)))
+    return check_promise(
+        plan.promise,
+        student=plan.student.dims,
+        checkpoint=shipped.path if shipped else None,
+        quantize=recipe.quantize,
+        bench=bench if isinstance(bench, Results) else None,
     )
 
 

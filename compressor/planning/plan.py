@@ -28,6 +28,7 @@ from compressor.planning.cost import (
 )
 from compressor.planning.depth import depth_passes, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
+from compressor.planning.outcome import Promise
 from compressor.planning.schedule import memory_per_gpu
 from compressor.planning.search_plan import SearchPlan, plan_search
 from compressor.planning.target import ResolvedTarget, require_rotation, resolve_shape, resolve_target
@@ -92,6 +93,7 @@ class Plan(Record):
         disk: What each stage writes, in the order of the stages.
         disk_bytes: The most that the run directory holds at one time.
         memory_bytes: Largest model memory by stage, activations left out.
+        promise: What the student is predicted to reach, where it was asked for that and not for a size.
         search: The shapes that a search tries first, where the recipe asks for one.
     """
 
@@ -113,6 +115,7 @@ class Plan(Record):
     memory_bytes: dict[str, int]
     hours: Hours
     training: TrainingEstimate | None
+    promise: Promise | None = None
     search: SearchPlan | None = None
 
     def possible_students(self) -> tuple[Dims, ...]:
@@ -128,11 +131,13 @@ def make_plan(
     out_dir: str = "",
     origin: Dims | None = None,
     found: ResolvedTarget | None = None,
+    promise: Promise | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
     `origin` is the published model that the teacher was itself made from; by default the teacher. `found` is
-    the student that a search chose, which goes before the recipe's.
+    the student that a search chose, or that a target by outcome asks for, which goes before the recipe's; the
+    latter comes with its `promise`.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
@@ -148,7 +153,7 @@ def make_plan(
     elif recipe.target is not None:
         target = resolve_target(teacher, recipe.target, rotates=rotates)
     else:
-        choices = "add --target 4b, --target 60%, or --shape (prune.shape in a recipe)"
+        choices = "add --target 4b, --target 60%, --target-speedup 2x, or --shape (prune.shape in a recipe)"
         raise UsageError("a run needs a target size", hint=choices)
     student = target.student
     if rotates:
@@ -181,6 +186,7 @@ def make_plan(
         hours=hours.with_search(search.hours, hardware) if search else hours,
         training=training,
         search=search,
+        promise=promise,
     )
 
 

@@ -22,6 +22,7 @@ from compressor.recipe.compression import Calibration, Prune, Quantize, Repair
 from compressor.recipe.forms import Integers, Lengths, parse_batches, parse_names, written
 from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.option import OneOf, Section, option
+from compressor.recipe.outcome import GOALS, Outcome
 from compressor.recipe.search import Search
 from compressor.recipe.training import (
     Correction,
@@ -40,6 +41,7 @@ __all__ = [
     "Domain",
     "Generate",
     "LearnedMasks",
+    "Outcome",
     "Prune",
     "Quantize",
     "Recipe",
@@ -254,6 +256,7 @@ class Recipe(Environment):
         heading="Options",
         metavar="SIZE",
     )
+    outcome: Outcome = Outcome()
     search: Search = Search()
     calibration: Calibration = Calibration()
     prune: Prune = Prune()
@@ -291,13 +294,13 @@ class Recipe(Environment):
         return own if self.sparsify.pattern else 0
 
 
-# Of two ways to say the same, the one on the command line replaces the one in the recipe.
-_REPLACES: dict[str, tuple[str, object]] = {
-    "target": ("prune.shape", None),
-    "prune.shape": ("target", None),
-    "distill.data": ("distill.domains", ()),
-    "distill.warmup_steps": ("distill.warmup_ratio", None),
-    "distill.warmup_ratio": ("distill.warmup_steps", None),
+# Of several ways to say the same, the one on the command line replaces the one in the recipe.
+_SIZES = ("target", "prune.shape", *(f"outcome.{goal}" for goal in GOALS))
+_REPLACES: dict[str, dict[str, object]] = {
+    **{name: dict.fromkeys(other for other in _SIZES if other != name) for name in _SIZES},
+    "distill.data": {"distill.domains": ()},
+    "distill.warmup_steps": {"distill.warmup_ratio": None},
+    "distill.warmup_ratio": {"distill.warmup_steps": None},
 }
 
 
@@ -316,8 +319,8 @@ def load_recipe(
         raise UsageError(
             "the training text is given twice", where="--train-data, --domain", hint="leave one of them out"
         )
-    replaced = [_REPLACES[name] for name in overrides if name in _REPLACES]
-    for dotted, value in {**dict(replaced), **overrides}.items():
+    replaced = {other: value for name in overrides for other, value in _REPLACES.get(name, {}).items()}
+    for dotted, value in {**replaced, **overrides}.items():
         _set(tree, dotted, value, where=str(path))
     where = str(path) if path else "options"
     refuse_unusable_values(tree, where=where)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -87,10 +88,32 @@ def test_published_shapes_are_named_alone_and_everything_else_has_a_default(
     assert [len(comparison.cells) for comparison in found.comparisons] == [1, 1]
 
 
+def test_graphs_of_random_weights_are_built_once_and_of_a_layer_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ("smollm2-135m:layer", "smollm2-135m:hidden_size=288+layer")
+    words = ["bench", "--random-weights", *models, "--runtime", "onnxruntime-genai", "--json"]
+    words += ["--isl-osl", "8/4", "--batch-size", "1", "--max-pairs", "5"]
+    assert invoke([*words, "-o", str(tmp_path / "out")]) == 0
+    found = Results.model_validate_json(capsys.readouterr().out)
+    assert [(arm.precision, arm.has_random_weights) for arm in found.arms] == [("fp32", True)] * 2
+    assert [arm.num_parameters for arm in found.arms] == [3_688_128, 1_844_064]
+    graphs = sorted((tmp_path / ".compress-export" / "shapes").glob("*onnx*/model.onnx"))
+    caches = [
+        [entry.name for entry in onnx.load(file, load_external_data=False).graph.input] for file in graphs
+    ]
+    assert [[name for name in names if name.endswith(".key")] for names in caches] == [
+        ["past_key_values.0.key"]
+    ] * 2
+    before = [file.stat().st_mtime_ns for file in graphs]
+    assert invoke([*words, "-o", str(tmp_path / "again")]) == 0
+    assert [file.stat().st_mtime_ns for file in graphs] == before
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["--random-weights", TEACHER, STUDENT, "--runtime", "onnxruntime-genai"], 2),
+        (["--random-weights", TEACHER, STUDENT, "--runtime", "tensorrt-llm"], 2),
         (["--random-weights", "smollm2-135m:layers=2", STUDENT, *GRID], 2),
         (["--random-weights", TEACHER, STUDENT, *GRID, "--precision", "fp9"], 3),
         (["--random-weights", TEACHER], 2),

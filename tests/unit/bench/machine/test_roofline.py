@@ -12,8 +12,9 @@ from bench.design.arms import Arm
 from bench.design.grid import Cell
 from bench.machine import machine_rates as machine_rates_module
 from bench.machine.machine_rates import RATES_FILE, machine_rates
-from bench.machine.roofline import floor_s, roofline_of_cell, work_of
+from bench.machine.roofline import floor_s, phase_floors_s, rates_of_gpu, roofline_of_cell, work_of
 from bench.report.results import Absent, Rates, Roofline
+from compressor.core.hardware import GPUS
 from compressor.models.dims import num_linear_parameters
 from compressor.models.presets import PRESETS
 from tests.unit.bench.results_by_hand import cell_of
@@ -45,6 +46,23 @@ def test_work_is_counted_by_hand() -> None:
     assert work.step_bytes == WEIGHTS * 4 + 2 * 5 * cache
     assert work.step_ops == 2 * 2 * (LINEAR + 32 * 8 + 2 * 2 * 2 * 4 * 5)
     assert work.num_steps == 2
+
+
+def test_phases_are_those_of_the_whole() -> None:
+    work = work_of(TINY, "fp32", CELL)
+    prefill, step = phase_floors_s(work, RATES, "fp32")
+    assert prefill == max(work.prefill_bytes / 1000.0, work.prefill_ops / 10_000.0)
+    assert step == max(work.step_bytes / 1000.0, work.step_ops / 10_000.0)
+    assert floor_s(work, RATES, "fp32") == pytest.approx(prefill + 2 * step)
+
+
+@pytest.mark.parametrize(("name", "fp8_over_bf16"), [("h100", 2), ("a100", 1), ("h200", 2)])
+def test_rates_of_a_gpu_are_its_datasheets(name: str, fp8_over_bf16: int) -> None:
+    rates = rates_of_gpu(GPUS[name])
+    bandwidth = {"h100": 3.35e12, "a100": 2.039e12, "h200": 4.8e12}[name]
+    assert rates.bandwidth_bytes_per_s == bandwidth
+    ops = rates.matmul_ops_per_s
+    assert ops["fp8"] == fp8_over_bf16 * ops["bf16"] == fp8_over_bf16 * ops["fp16"]
 
 
 def test_packed_2_of_4_weights_are_read_with_the_places_of_those_kept() -> None:
