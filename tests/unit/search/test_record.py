@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.report.results import Rates
@@ -35,6 +35,7 @@ POINTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(points=POINTS, reference=st.sampled_from([1.0, 1.5, 3.0]))
 def test_the_winner_has_the_lowest_loss_of_those_that_are_fast_enough(
     points: list[tuple[float, float]], reference: float
