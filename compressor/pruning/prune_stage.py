@@ -21,7 +21,7 @@ from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.rotation import find_rotation, rotation_of
-from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.pruning.slicing import slice_checkpoint
 from compressor.recipe.option import content_of, option
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact, sha256_of_file
@@ -125,7 +125,7 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
     if rotation is not None:
         plan = plan.rotated(rotation.save(out_dir))
     plan.write(out_dir)
-    with context.console.progress("slicing", num_tensors(source.path)) as tick:
+    with context.console.progress("slicing", len(plan.student.weights())) as tick:
         num_parameters = slice_checkpoint(
             source.path,
             plan,
