@@ -27,7 +27,7 @@ from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
 from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.rotation import Rotation, find_rotation, rotation_of
-from compressor.pruning.slicing import num_tensors, slice_checkpoint
+from compressor.pruning.slicing import slice_checkpoint
 from compressor.recipe.option import content_of, option, unless_neutral
 from compressor.recipe.recipe import Calibration, Prune, Section
 from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json, write_text
@@ -149,7 +149,7 @@ def _slice(
 ) -> int:
     """Write the plan and what it keeps of the source; returns the number of parameters."""
     plan.write(out_dir)
-    with context.console.progress("slicing", num_tensors(source.path)) as tick:
+    with context.console.progress("slicing", len(plan.student.weights())) as tick:
         num_parameters = slice_checkpoint(
             source.path,
             plan,

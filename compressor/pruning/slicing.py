@@ -88,12 +88,6 @@ def slice_checkpoint(
     return sum(torch.Size(spec.shape).numel() for spec in specs)
 
 
-def num_tensors(source: Path) -> int:
-    """How many tensors a checkpoint holds, for progress."""
-    with CheckpointReader(source) as reader:
-        return sum(1 for _ in reader)
-
-
 def sliced_config(
     config: Mapping[str, object], plan: PrunePlan, dtype: torch.dtype | None
 ) -> dict[str, object]:
