@@ -122,6 +122,7 @@ def test_calibration_texts(
 
 
 AST = ("--sparsity", "2:4", "--sparsity-method", "ast")
+REPAIR = ("--repair", "least-squares", "--repair-steps", 5)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,10 @@ AST = ("--sparsity", "2:4", "--sparsity-method", "ast")
         (("--sparsity", "2:x"), 2, "--sparsity"),
         ((*AST, "--tokens", 0), 2, "ast trains"),
         (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
+        (("--repair-steps", 5), 2, "part of a repair, which is off"),
+        ((*REPAIR, "--sparsity", "2:4", "--slorb", "fixed"), 3, "beside its low-rank branch"),
+        (("--top-k-tail", "bucket"), 2, "top_k_tail bucket needs top_k"),
+        (("--warmup-steps", 3, "--warmup-ratio", 0.1), 2, "warmup_steps and warmup_ratio"),
     ],
 )
 def test_a_run_that_cannot_end_writes_nothing(

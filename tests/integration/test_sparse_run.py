@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.integration.command import command_here, succeed_here, write_recipe
@@ -88,6 +89,25 @@ def test_sparsify_then_distill_holds_the_mask(tiny_checkpoint: Path, tiny_text: 
     assert trained["lineage"] == ["source", "sparsify", "recover"]
     assert trained["details"]["masks"] == "fixed"
     assert succeed_here("verify", held)["checked"][0]["sparsity"]["num_tensors"] == 21
+
+
+def test_a_run_repairs_sparse_weights_and_their_branches(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--shape", "intermediate_size=128", "--importance", "random", "--tokens", 0)
+    words += ("--sparsity", "2:4", "--slorb", "fixed", "--slorb-group-size", 8, "--repair", "least-squares")
+    words += ("--calib-data", tiny_text, "--calib-size", 8, "--calib-seq-len", 32)
+    words += ("--eval-data", tiny_text, "--formats", "huggingface")
+    summary = succeed_here("run", tiny_checkpoint, *words, "-o", out)
+    assert [*summary["evaluation"]["models"]][-2:] == ["sparsified", "repaired"]
+    sparse, repaired = (out / "stages" / name for name in ("sparsify", "reconstruct-sparse"))
+    before, after = (load_file(path / "adapter/adapter_model.safetensors") for path in (sparse, repaired))
+    assert set(before) == set(after)
+    exported = load_file(out / "student/adapter/adapter_model.safetensors")
+    assert all(torch.equal(exported[name], after[name]) for name in after)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    succeed_here("verify", out)
 
 
 def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:

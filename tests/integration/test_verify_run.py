@@ -255,6 +255,22 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
         },
         {"stages/prune", "student", "stages/evaluate"},
     ),
+    "sparse with branches": (
+        {
+            "distill": {"tokens": 0},
+            "sparsify": {"pattern": "2:4", "slorb": "fixed"},
+            "repair": {"method": "least-squares"},
+            "export": {"formats": ["huggingface"]},
+            "bench": {"enabled": False},
+        },
+        {
+            *(
+                f"stages/{name}"
+                for name in ("prune", "reconstruct", "sparsify", "reconstruct-sparse", "evaluate")
+            )
+        }
+        | {"student"},
+    ),
     "sparse without recovery, no graphs": (
         {
             "distill": {"tokens": 9},

@@ -16,7 +16,8 @@ from compressor.distillation.distill_stage import DISTILL
 from compressor.distillation.generate_stage import GENERATE
 from compressor.distillation.logits_stage import LOGITS
 from compressor.models.source import open_checkpoint, resolve_source
-from compressor.recipe.recipe import Recipe, Section, load_recipe
+from compressor.recipe.recipe import Calibration, Recipe, Section, load_recipe
+from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
 from compressor.runs.stage import Stage, StageContext, execute
 from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
@@ -105,6 +106,24 @@ def test_options_that_came_later_change_nothing_until_they_are_used(stage: Stage
     """What was made before there were such options is what is asked for without them."""
     found = json.dumps(stage.content(config_of(stage, load_recipe(None, {"model": "m"}))))
     assert not [name for name in ("top_k_tail", "kl_weighting", "warmup_ratio") if name in found]
+
+
+def test_how_branches_start_counts_only_where_there_are_some() -> None:
+    def content(slorb: str) -> Any:
+        return SPARSIFY.content(
+            config_of(SPARSIFY, load_recipe(None, {"model": "m", "sparsify.slorb": slorb}))
+        )
+
+    assert content("fixed")["sparsify"]["slorb_start"] == "least squares"
+    assert "slorb_start" not in content("off")["sparsify"]
+
+
+def test_gradient_steps_count_only_where_there_are_some() -> None:
+    calibration = Calibration()
+    plain, stepped = (
+        RECONSTRUCT.content(ReconstructStageConfig(calibration=calibration, steps=steps)) for steps in (0, 5)
+    )
+    assert set(stepped) - set(plain) == {"steps"}
 
 
 class Killed(BaseException):
