@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,10 +80,31 @@ def assert_on_grid(teacher: Dims, student: Dims) -> None:
     assert student.intermediate_size <= teacher.intermediate_size
 
 
-@pytest.mark.parametrize("target", ["60%", "80%", "95%"])
-def test_width_is_shrunk_before_depth(target: str) -> None:
+@pytest.mark.parametrize("target", ["50%", "60%", "80%", "95%"])
+def test_layers_and_neurons_go_before_hidden_channels(target: str) -> None:
     for teacher in (LLAMA, SMOLLM):
-        assert resolve_target(teacher, target).student.num_hidden_layers == teacher.num_hidden_layers
+        student = resolve_target(teacher, target).student
+        assert student.hidden_size == teacher.hidden_size
+        assert student.intermediate_size < teacher.intermediate_size
+        assert student.num_hidden_layers < teacher.num_hidden_layers
+    assert resolve_target(SMOLLM, "30%").student.hidden_size < SMOLLM.hidden_size
+
+
+@pytest.mark.parametrize("target", ["80m", "60%", "80%"])
+def test_no_other_shape_of_the_hidden_size_is_cheaper(target: str) -> None:
+    """By brute force over depth and neurons: four times as dear to halve the layers as the neurons."""
+    resolved = resolve_target(SMOLLM, target)
+    wanted = resolved.requested_parameters
+    assert wanted is not None
+    prices = {}
+    for layers in range(18, SMOLLM.num_hidden_layers + 1):
+        sizes = range(640, SMOLLM.intermediate_size + 1, 64)
+        shapes = [SMOLLM.with_shape(num_hidden_layers=layers, intermediate_size=size) for size in sizes]
+        shape = min(shapes, key=lambda dims: abs(num_parameters(dims) - wanted))
+        if abs(num_parameters(shape) - wanted) <= TOLERANCE * wanted:
+            left = shape.intermediate_size / SMOLLM.intermediate_size
+            prices[shape] = math.log(left) ** 2 + 4 * math.log(layers / SMOLLM.num_hidden_layers) ** 2
+    assert resolved.student == min(prices, key=prices.__getitem__)
 
 
 def test_percentage_means_of_all_parameters() -> None:
@@ -89,14 +112,9 @@ def test_percentage_means_of_all_parameters() -> None:
 
     assert resolved.requested_parameters == round(0.6 * 134_515_008)
     assert "asked 80,709,005" in resolved.rule
-    assert "multiples of 144: of 16, and of its 9 query heads" in resolved.rule
-
-
-def test_depth_is_cut_when_width_does_not_reach() -> None:
-    student = resolve_target(LLAMA.with_shape(num_hidden_layers=64), "1b").student
-
-    assert student.num_hidden_layers < 64
-    assert abs(num_parameters(student) / 1e9 - 1) <= TOLERANCE
+    assert "layers 30 to 23" in resolved.rule
+    narrow = resolve_target(SMOLLM, "30%")
+    assert "multiples of 144: of 16, and of its 9 query heads" in narrow.rule
 
 
 @pytest.mark.parametrize("target", ["", "four", "4bb", "-4b", "4 b", "1e9", "%", "nan", "4b-wid"])
