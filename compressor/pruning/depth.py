@@ -32,7 +32,7 @@ from compressor.models.adapter import ModelAdapter
 from compressor.models.dims import Dims
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
-from compressor.planning.depth import curve_sizes
+from compressor.planning.depth import curve_sizes, removal
 from compressor.pruning.depth_record import Curve, DepthRecord, Measured, Removal, best_position
 from compressor.recipe.compression import Prune
 from compressor.runs.stage import StageContext
@@ -77,7 +77,8 @@ def choose_layers(
     model = load_model(checkpoint, dtype=context.dtype, device=context.device, trust_remote_code=trust)
     measure = DepthMeasure(ModelAdapter(model), used, questions)
     num_removed = dims.num_hidden_layers - student.num_hidden_layers
-    is_greedy = settings.depth == "scattered"
+    kind = removal(settings, dims, student)
+    is_greedy = kind == "scattered"
     num_rounds = num_removed if is_greedy else 1
     with context.console.progress("depth", num_rounds * measure.num_own_samples) as tick:
         sizes = {*curve_sizes(settings, dims.num_hidden_layers), 1 if is_greedy else num_removed}
@@ -85,13 +86,13 @@ def choose_layers(
         removals: tuple[Removal, ...] = ()
         if is_greedy:
             removals = measure.greedy(num_removed, first=curves[1], on_sample=tick)
-            removed = tuple(sorted(removal.layer for removal in removals))
+            removed = tuple(sorted(one.layer for one in removals))
         else:
             start = best_position(curves[num_removed])
             removed = tuple(range(start, start + num_removed))
     return DepthRecord(
         importance="loss" if settings.depth_importance == "loss" else "task",
-        removal=settings.depth,
+        removal=kind,
         num_layers=dims.num_hidden_layers,
         seq_len=int(used.shape[1]),
         num_sequences=len(used),

@@ -21,6 +21,7 @@ from compressor.models.memory import require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
+from compressor.planning.depth import removal
 from compressor.pruning.depth import choose_layers
 from compressor.pruning.depth_page import render_page
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
@@ -204,8 +205,7 @@ def _chosen(
     settings, dims = config.prune, dims_of_config(read_config(source.path))
     scores = _scores(config, source, dims, windows, context)
     on_main(lambda: scores.save(out_dir))
-    is_block = settings.depth == "contiguous"
-    removed = published_layers(dims, student) if is_block else ()
+    removed = published_layers(dims, student) if settings.depth != "scattered" else ()
     if config.measures_depth:
         assert windows is not None
         depth = choose_layers(source.path, dims, student, settings, windows, context)
@@ -217,7 +217,7 @@ def _chosen(
         student,
         scores,
         importance="saved scores" if settings.scores else settings.importance,
-        depth=settings.depth,
+        depth=removal(settings, dims, student),
         removed_layers=removed,
     )
 

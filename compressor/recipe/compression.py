@@ -44,10 +44,11 @@ class Prune(Section):
     sequence_aggregation: Aggregation = option(
         "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
     )
-    depth: Literal["contiguous", "scattered"] = option(
-        "contiguous",
+    depth: Literal["auto", "contiguous", "scattered"] = option(
+        "auto",
         "Which layers are removed. contiguous: the least important block of neighbouring layers; scattered: "
-        "the layers that are least important by themselves.",
+        "the layers that are least important by themselves; auto: a contiguous block where at least half of "
+        "the layers go, otherwise scattered layers.",
         flag="--depth-removal",
     )
     hidden: Literal["channels", "rotation"] = option(

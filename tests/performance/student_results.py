@@ -61,6 +61,7 @@ def by_rule(shape: str, *options: str) -> Student:
 
 
 _SCATTERED = ("--depth-removal", "scattered")
+_BLOCK = ("--depth-removal", "contiguous")
 _AGGREGATIONS = ("l2", "mean", "var")
 PARTS: dict[str, dict[str, Student]] = {
     "importance": {
@@ -84,6 +85,7 @@ PARTS: dict[str, dict[str, Student]] = {
         "60 %: MLP": by_rule("intermediate_size=512"),
         "60 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=640"),
         "60 %: 24 layers and MLP": by_rule("num_hidden_layers=24,intermediate_size=768", *_SCATTERED),
+        "60 %: 24 layers, a block, and MLP": by_rule("num_hidden_layers=24,intermediate_size=768", *_BLOCK),
         "60 %: 20 layers and MLP": by_rule("num_hidden_layers=20,intermediate_size=1024", *_SCATTERED),
         "80 %: MLP": by_rule("intermediate_size=1024"),
         "80 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=1152"),
@@ -91,7 +93,10 @@ PARTS: dict[str, dict[str, Student]] = {
     },
     "depth": {
         name: Student(words=cut("num_hidden_layers=20", *options), repair=FITTED)
-        for name, options in {"contiguous": (), "scattered": _SCATTERED}.items()
+        for name, options in {
+            "contiguous": ("--depth-removal", "contiguous"),
+            "scattered": _SCATTERED,
+        }.items()
     },
     "sparse-repair": {
         "SparseGPT": Student(words=("sparsify",), calibration=FITTED, repair=FITTED),
