@@ -23,6 +23,7 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, Words] = {
     "prune": ("prune", "MODEL", *SHAPE, "--calib-data", "TEXT"),
     "reconstruct": ("reconstruct", "MODEL", "--teacher", "MODEL", "--calib-data", "TEXT"),
+    "search": ("search", "MODEL", "--target", 60144, "--calib-data", "TEXT", "--train-data", "TEXT"),
     "generate": ("generate", "MODEL", "--tokens", 100, "--prompts", "TEXT"),
     "correct": ("correct-teacher", "MODEL", "--train-data", "TEXT", "--tokens", 1000),
     "logits": ("cache-logits", "MODEL", "--train-data", "TEXT", "--tokens", 1000),

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -40,6 +41,21 @@ def held_elsewhere(kind: str, directory: Path) -> Iterator[subprocess.Popen[str]
             yield process
         finally:
             process.kill()
+
+
+def test_who_waits_goes_on_when_the_other_ends(tmp_path: Path) -> None:
+    out, entered = tmp_path / "out", threading.Event()
+
+    def wait() -> None:
+        with lock_stage(out, wait=True):
+            entered.set()
+
+    waiting = threading.Thread(target=wait)
+    with held_elsewhere("stage", out):
+        waiting.start()
+        assert not entered.wait(0.3)
+    waiting.join(60)
+    assert entered.is_set()
 
 
 def refused(lock: Callable[[Path], AbstractContextManager[None]], directory: Path) -> None:
