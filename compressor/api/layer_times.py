@@ -23,7 +23,7 @@ from compressor.planning.layer_times import (
     read_begun,
     sizes_to_measure,
 )
-from compressor.planning.outcome import Promise, Question
+from compressor.planning.outcome import Question
 from compressor.recipe.recipe import Recipe
 from compressor.runs.inputs import version_of
 
@@ -54,15 +54,17 @@ def times_directory(recipe: Recipe, out_dir: Path) -> Path:
     return Path(given) if given else out_dir.absolute().parent / SCRATCH
 
 
-def measure_layers(recipe: Recipe, teacher: Dims, out_dir: Path, promise: Promise, console: Console) -> None:
-    """Time layers of a few sizes in the promise's runtime and cell, with random weights, and keep the table.
+def measure_layers(
+    recipe: Recipe, question: Question, teacher: Dims, out_dir: Path, console: Console
+) -> None:
+    """Time layers of a few sizes in the question's runtime and cell, with random weights, and keep the table.
 
     Raises:
         DependencyError, UnsupportedError: for a runtime or precision that does not run here.
         ResourceError: for models that the disk has no room for.
         VerificationError: for a model that the runtime does not run.
     """
-    key = key_of(promise, teacher)
+    key = key_of(question, teacher)
     assert key is not None, "asked of runtimes that run random weights"
     directory = times_directory(recipe, out_dir)
     pairs = [(size, depths_to_measure(size, key.precision)) for size in sizes_to_measure(teacher)]

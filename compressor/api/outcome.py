@@ -46,11 +46,11 @@ def resolve(
     )
 
 
-def needs_measuring(recipe: Recipe, teacher: Dims, out_dir: Path, promise: Promise) -> bool:
-    """Whether layer times could be measured for this promise, and are not there."""
-    if promise.source != "roofline" or promise.runtime is None:
+def needs_measuring(recipe: Recipe, question: Question, teacher: Dims, out_dir: Path, *, anew: bool) -> bool:
+    """Whether the student of a run follows from layer times that can be measured here, and are not there."""
+    if question.runtime is None or (not anew and _begun(question, teacher, out_dir)):
         return False
-    key = key_of(promise, teacher)
+    key = key_of(question, teacher)
     return key is not None and read_times(times_directory(recipe, out_dir), key) is None
 
 

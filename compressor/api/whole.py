@@ -11,7 +11,7 @@ from compressor.core.errors import UsageError
 from compressor.core.processes import on_main
 from compressor.models.source import plan_dims, resolve_source, short_name
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
-from compressor.pipeline.promise import require_one_size
+from compressor.pipeline.promise import question_of, require_one_size
 from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
@@ -65,21 +65,19 @@ def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution)
         CompressExportError: before they are, for what would end the run later.
     """
     where = out_dir or default_output(recipe)
-    made = plan(recipe, where, anew=execution.overwrite)
-    promise = None if isinstance(made, FamilyPlan) else made.promise
-    if isinstance(made, FamilyPlan) or promise is None:
-        return made
-    teacher = made.teacher.dims
-    if needs_measuring(recipe, teacher, where, promise):
-        from compressor.pipeline.pipeline import check_choices
-        from compressor.pipeline.preflight import require_texts
+    require_one_size(recipe)
+    question = question_of(recipe)
+    if question is not None:
+        teacher = plan_dims(recipe.model)
+        if needs_measuring(recipe, question, teacher, where, anew=execution.overwrite):
+            from compressor.pipeline.pipeline import check_choices
+            from compressor.pipeline.preflight import require_texts
 
-        resolve_source(recipe.model)
-        check_choices(recipe, made)
-        on_main(lambda: require_texts(recipe, execution.console))
-        on_main(lambda: measure_layers(recipe, teacher, where, promise, execution.console))
-        made = plan(recipe, where, anew=execution.overwrite)
-    return made
+            resolve_source(recipe.model)
+            check_choices(recipe, teacher)
+            on_main(lambda: require_texts(recipe, execution.console))
+            on_main(lambda: measure_layers(recipe, question, teacher, where, execution.console))
+    return plan(recipe, where, anew=execution.overwrite)
 
 
 def run(

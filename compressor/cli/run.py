@@ -56,15 +56,16 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
     """
     from compressor import api
     from compressor.cli.render import finished_text, planned_text
-    from compressor.pipeline.family import FamilyPlan
 
-    made = api.plan(call.recipe, call.out_dir)
+    asks_outcome = bool(call.recipe.outcome.goals)
+    if dry_run or not asks_outcome:
+        made = api.plan(call.recipe, call.out_dir)
     if dry_run:
         emit(made.to_json(), show, planned_text(made))
         return
     with work(show, call.recipe.device) as console:
         execution = replace(call.execution, console=console)
-        if not isinstance(made, FamilyPlan) and made.promise is not None:
+        if asks_outcome:
             made = api.settle(call.recipe, call.out_dir, execution=execution)
         console.info(planned_text(made))
         summary = api.run(call.recipe, call.out_dir, restart_from=restart_from, execution=execution)

@@ -8,6 +8,7 @@ from compressor.core.console import Console
 from compressor.core.hardware import describe, resolve_dtype
 from compressor.core.processes import is_main, on_main
 from compressor.models.checkpoint import read_config
+from compressor.models.dims import Dims
 from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
 from compressor.pipeline.preflight import (
@@ -36,7 +37,7 @@ def run_pipeline(
     recipe: Recipe, source: ModelSource, plan: Plan, out_dir: Path, console: Console, start: Start
 ) -> RunSummary:
     """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
-    check_choices(recipe, plan)
+    check_choices(recipe, plan.teacher.dims)
     first = start.restart_from
     restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()
     with open_run_directory(out_dir, resume=start.resume, overwrite=start.overwrite) as manifest:
@@ -82,9 +83,9 @@ def run_pipeline(
         return on_main(lambda: summary(run))
 
 
-def check_choices(recipe: Recipe, plan: Plan) -> None:
+def check_choices(recipe: Recipe, teacher: Dims) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
-    require_prunable(plan.teacher.dims)
+    require_prunable(teacher)
     require_consistent(recipe)
     if recipe.bench.enabled:
         recipe.bench.row.require_executable()

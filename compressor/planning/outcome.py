@@ -130,7 +130,7 @@ def resolve_outcome(
         raise UsageError(
             "the model reaches this target as it is: there is nothing to prune",
             where=flag,
-            expected=f"less than its own {question.text(of_teacher)}",
+            expected=f"better than its own {question.text(of_teacher)}, predicted by {predictor.source}",
             found=question.text(question.target),
             hint="ask for more than the model has",
         )
