@@ -5,6 +5,7 @@ from __future__ import annotations
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.processes import world_size
+from compressor.models.dims import Dims
 from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.recipe import Prune
 
@@ -50,6 +51,22 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
             expected=1,
             found=f"{world_size()} processes",
             hint="prune without torchrun, then train the student with it",
+        )
+
+
+def require_maskable(source: Dims, student: Dims) -> None:
+    """Refuse a student that masks do not lead to: they choose query heads of every key/value head.
+
+    Raises:
+        UnsupportedError: for a student with fewer key/value heads.
+    """
+    if student.num_key_value_heads != source.num_key_value_heads:
+        raise UnsupportedError(
+            "learned masks keep every key/value head",
+            where="num_key_value_heads",
+            expected=source.num_key_value_heads,
+            found=student.num_key_value_heads,
+            hint="choose a shape with as many key/value heads as the model, or another --importance",
         )
 
 
