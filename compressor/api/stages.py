@@ -97,7 +97,7 @@ def learn_masks(
     Raises:
         UsageError: for a target that does not fit the model, or choices without effect.
     """
-    from compressor.masks.choice import require_mask_choices
+    from compressor.masks.choice import require_mask_choices, require_maskable
     from compressor.masks.learn_stage import LEARN, learn_config
     from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
@@ -109,6 +109,7 @@ def learn_masks(
     recipe = Recipe(model=model, target=target, prune=settings, masks=masks, distill=training)
     resolved = make_plan(recipe, teacher)
     execution.console.info(resolved.rule)
+    require_maskable(teacher, resolved.student.dims)
     config = learn_config(resolved.student.dims, masks, training)
     return execution.run_on(model, out_dir, LEARN, config, training=training)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.processes import world_size
-from compressor.models.dims import GROUP_FIELDS
+from compressor.models.dims import Dims
 from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.recipe import Prune
 
@@ -20,7 +20,7 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
 
     Raises:
         UsageError: for options of masks without them, or of scores beside masks; a rate of frozen weights.
-        UnsupportedError: for masks in several processes, or of key/value heads.
+        UnsupportedError: for masks in several processes.
     """
     if not learns_masks(prune):
         chosen = _changed(masks, LearnedMasks(), "masks")
@@ -38,14 +38,6 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
             where=", ".join(chosen),
             hint="leave them out, or choose another --importance",
         )
-    groups = [name for name in GROUP_FIELDS if name in (prune.shape or {})]
-    if groups:
-        raise UnsupportedError(
-            "masks are learned of query heads, not of key/value heads",
-            where="--shape",
-            found=", ".join(groups),
-            hint="leave it out, or choose another --importance",
-        )
     if masks.weights == "frozen" and masks.weight_learning_rate != LearnedMasks().weight_learning_rate:
         raise UsageError(
             "frozen weights have no learning rate",
@@ -59,6 +51,22 @@ def require_mask_choices(prune: Prune, masks: LearnedMasks) -> None:
             expected=1,
             found=f"{world_size()} processes",
             hint="prune without torchrun, then train the student with it",
+        )
+
+
+def require_maskable(source: Dims, student: Dims) -> None:
+    """Refuse a student that masks do not lead to: they choose query heads of every key/value head.
+
+    Raises:
+        UnsupportedError: for a student with fewer key/value heads.
+    """
+    if student.num_key_value_heads != source.num_key_value_heads:
+        raise UnsupportedError(
+            "learned masks keep every key/value head",
+            where="num_key_value_heads",
+            expected=source.num_key_value_heads,
+            found=student.num_key_value_heads,
+            hint="choose a shape with as many key/value heads as the model, or another --importance",
         )
 
 

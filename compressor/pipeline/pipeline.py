@@ -7,6 +7,7 @@ from pathlib import Path
 from compressor.core.console import Console
 from compressor.core.hardware import describe, resolve_dtype
 from compressor.core.processes import is_main, on_main
+from compressor.masks.choice import require_maskable
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims
 from compressor.models.source import ModelSource, open_checkpoint
@@ -87,6 +88,8 @@ def check_choices(recipe: Recipe, teacher: Dims) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(teacher)
     require_consistent(recipe)
+    if recipe.mask_tokens():
+        require_maskable(plan.teacher.dims, plan.student.dims)
     if recipe.bench.enabled:
         recipe.bench.row.require_executable()
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)

@@ -58,7 +58,7 @@ def _masks(directory: Path, teacher: Dims, kept: Kept) -> dict[str, torch.Tensor
         masks = load_file(file)
     except (SafetensorError, OSError) as error:
         raise VerificationError("the learned masks cannot be read", where=str(file), found=error) from error
-    expected = {name: mask for name, mask in _kept_units(teacher, kept).items() if not mask.all()}
+    expected = _kept_units(teacher, kept)
     if set(masks) != set(expected):
         what = "the learned masks are of other axes than the plan removes units of"
         raise VerificationError(what, where=str(file), expected=sorted(expected), found=sorted(masks))
@@ -75,8 +75,14 @@ def _masks(directory: Path, teacher: Dims, kept: Kept) -> dict[str, torch.Tensor
 
 
 def _kept_units(teacher: Dims, kept: Kept) -> dict[str, torch.Tensor]:
-    """Which units of the source the plan keeps; of a removed layer none."""
+    """Which units of the source the plan keeps, of every axis that it shortens; of a removed layer none."""
     num_layers = teacher.num_hidden_layers
+    sizes = {
+        "hidden": (len(kept.hidden), teacher.hidden_size),
+        "intermediate": (len(kept.intermediate[0]), teacher.intermediate_size),
+        "heads": (len(kept.heads[0]), teacher.num_attention_heads),
+        "layers": (len(kept.layers), num_layers),
+    }
     units = {
         "hidden": torch.zeros(teacher.hidden_size, dtype=torch.bool),
         "intermediate": torch.zeros(num_layers, teacher.intermediate_size, dtype=torch.bool),
@@ -88,7 +94,7 @@ def _kept_units(teacher: Dims, kept: Kept) -> dict[str, torch.Tensor]:
     for position, layer in enumerate(kept.layers):
         units["intermediate"][layer, kept.intermediate[position]] = True
         units["heads"][layer, kept.heads[position]] = True
-    return units
+    return {name: units[name] for name, (num_kept, num_units) in sizes.items() if num_kept < num_units}
 
 
 def _whole(masks: dict[str, torch.Tensor], teacher: Dims) -> dict[str, torch.Tensor]:

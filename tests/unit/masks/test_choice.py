@@ -10,9 +10,10 @@ import pytest
 from compressor import api
 from compressor.cli.main import invoke
 from compressor.core.errors import CompressExportError, UnsupportedError, UsageError
-from compressor.masks.choice import require_mask_choices
+from compressor.masks.choice import require_mask_choices, require_maskable
 from compressor.masks.learn_stage import LEARN, learn_config
 from compressor.models.dims import dims_of_config, flops_per_token
+from compressor.models.presets import PRESETS
 from compressor.pipeline.preflight import require_consistent
 from compressor.planning.cost import training_phases
 from compressor.planning.mask_schedule import mask_schedule
@@ -50,6 +51,15 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_mask_choices(Prune(), LearnedMasks())
     with pytest.raises(UnsupportedError, match="one process only"):
         require_mask_choices(LEARNED, LearnedMasks())
+
+
+def test_a_student_with_fewer_key_value_heads_is_refused() -> None:
+    """The published shapes of Llama 2, which has a key/value head for every query head."""
+    source, student = PRESETS["llama2-7b"].dims, PRESETS["sheared-1.3b"].dims
+    require_maskable(source, source.with_shape(num_hidden_layers=4, hidden_size=64))
+    with pytest.raises(UnsupportedError, match="keep every key/value head") as caught:
+        require_maskable(source, student)
+    assert (caught.value.expected, caught.value.found) == (32, 16)
 
 
 def test_a_run_is_refused_before_any_work() -> None:

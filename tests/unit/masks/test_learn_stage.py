@@ -106,19 +106,28 @@ def test_a_killed_training_ends_in_the_same_bytes(
 def test_only_what_shrinks_is_masked_and_frozen_weights_are_the_teachers(
     source: ModelArtifact, tiny_text: Path, tmp_path: Path
 ) -> None:
-    config = config_of(tiny_text, steps=6, shape={"intermediate_size": 96}, weights="frozen")
+    narrow = {"intermediate_size": 96, "num_hidden_layers": 2}
+    config = config_of(tiny_text, steps=6, shape=narrow, weights="frozen")
     made = learn(source, config, tmp_path / "out")
     masks = load_file(made.path / "learned_masks.safetensors")
-    assert set(masks) == {"intermediate"}
+    assert set(masks) == {"intermediate", "layers"}
+    assert check_learned(made.path, made, source.path)["num_mask_axes"] == 2
     before, after = (load_file(path / WEIGHTS_FILE) for path in (source.path, made.path))
-    kept = read_plan(made.path / PLAN_FILE).kept["intermediate"]
+    plan = read_plan(made.path / PLAN_FILE)
     for name, tensor in after.items():
-        layer = int(name.split(".")[2]) if ".layers." in name else -1
-        expected = before[name]
+        parts = name.split(".")
+        if parts[1] != "layers":
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+            continue
+        layer = plan.layers[int(parts[2])]
+        expected = before[".".join([*parts[:2], str(layer), *parts[3:]])]
+        kept = list(plan.kept["intermediate"][int(parts[2])])
         if "down_proj" in name:
-            expected = (expected * masks["intermediate"][layer])[:, list(kept[layer])]
+            expected = (expected * masks["intermediate"][layer] * masks["layers"][layer])[:, kept]
+        elif "o_proj" in name:
+            expected = expected * masks["layers"][layer]
         elif "gate_proj" in name or "up_proj" in name:
-            expected = expected[list(kept[layer])]
+            expected = expected[kept]
         torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
 
 
