@@ -252,9 +252,8 @@ _FIELDS = (
 def _content(config: SparsifyStageConfig) -> dict[str, object]:
     """All but what decides the training that follows."""
     sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
-    if config.sparsify.slorb != "off":
-        sparsify["slorb_start"] = _BRANCH_START
-    return {"sparsify": sparsify, "calibration": content_of(config.calibration)}
+    start = {} if config.sparsify.slorb == "off" else {"branch_start": _BRANCH_START}
+    return {"sparsify": sparsify, "calibration": content_of(config.calibration), **start}
 
 
 SPARSIFY: Stage[SparsifyStageConfig] = Stage(

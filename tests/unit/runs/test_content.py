@@ -114,8 +114,8 @@ def test_how_branches_start_counts_only_where_there_are_some() -> None:
             config_of(SPARSIFY, load_recipe(None, {"model": "m", "sparsify.slorb": slorb}))
         )
 
-    assert content("fixed")["sparsify"]["slorb_start"] == "least squares"
-    assert "slorb_start" not in content("off")["sparsify"]
+    assert content("fixed")["branch_start"] == "least squares"
+    assert set(content("off")) == {"sparsify", "calibration"}
 
 
 def test_gradient_steps_count_only_where_there_are_some() -> None:
