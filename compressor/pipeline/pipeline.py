@@ -39,6 +39,8 @@ def run_pipeline(
 ) -> RunSummary:
     """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
     check_choices(recipe, plan.teacher.dims)
+    if recipe.mask_tokens():
+        require_maskable(plan.teacher.dims, plan.student.dims)
     first = start.restart_from
     restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()
     with open_run_directory(out_dir, resume=start.resume, overwrite=start.overwrite) as manifest:
@@ -88,8 +90,6 @@ def check_choices(recipe: Recipe, teacher: Dims) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(teacher)
     require_consistent(recipe)
-    if recipe.mask_tokens():
-        require_maskable(plan.teacher.dims, plan.student.dims)
     if recipe.bench.enabled:
         recipe.bench.row.require_executable()
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
