@@ -88,7 +88,6 @@ PARTS: dict[str, dict[str, Student]] = {
         "60 %: 24 layers, a block, and MLP": by_rule("num_hidden_layers=24,intermediate_size=768", *_BLOCK),
         "60 %: 20 layers and MLP": by_rule("num_hidden_layers=20,intermediate_size=1024", *_SCATTERED),
         "80 %: MLP": by_rule("intermediate_size=1024"),
-        "80 %: heads and MLP": by_rule("num_attention_heads=6,intermediate_size=1152"),
         "80 %: 26 layers and MLP": by_rule("num_hidden_layers=26,intermediate_size=1280", *_SCATTERED),
     },
     "depth": {
