@@ -31,7 +31,7 @@ from tests.performance.sparsity_results import (
     sparse_training_rows,
     sparsity_rows,
 )
-from tests.performance.student_results import PARTS, run_students, student_rows
+from tests.performance.student_results import NUM_SEEDS, PARTS, run_students, student_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/demo.yaml"
@@ -76,10 +76,6 @@ def run_bench() -> dict[str, Any]:
         return {"student": ABLATED_SHAPE, "first": runs[0], "second": runs[1], "gpu": NO_GPU}
 
 
-def _students(part: str) -> Callable[[], dict[str, Any]]:
-    return lambda: run_students(part, _command)
-
-
 def run_perf() -> dict[str, Any]:
     """The bounds of the design, each with its day: a row may be measured again by itself."""
     today = datetime.now(timezone.utc).date().isoformat()
@@ -88,7 +84,6 @@ def run_perf() -> dict[str, Any]:
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "demo": run_demo,
-    **{part: _students(part) for part in PARTS},
     "sparsity": lambda: run_sparsity(_command),
     "sparse-training": lambda: run_sparse_training(_command),
     "distillation": lambda: run_distillation(_command),
@@ -97,12 +92,16 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def record(name: str) -> None:
+def record(name: str, *, num_seeds: int) -> None:
     started = datetime.now(timezone.utc)
-    data = MEASUREMENTS[name]()
+    command = f"python -m tests.performance.results {name}"
+    if name in PARTS:
+        data = run_students(name, _command, num_seeds=num_seeds)
+        command += f" --seeds {num_seeds}"
+    else:
+        data = MEASUREMENTS[name]()
     seconds = round((datetime.now(timezone.utc) - started).total_seconds())
-    command, day = f"python -m tests.performance.results {name}", started.date().isoformat()
-    write_result(name, command, data, date=day, seconds=seconds)
+    write_result(name, command, data, date=started.date().isoformat(), seconds=seconds)
 
 
 def demo_table(result: dict[str, Any]) -> str:
@@ -262,12 +261,14 @@ def _without_hashes(bench: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Long measurements into docs/results/.")
-    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], help="default: all")
+    names = [*PARTS, *MEASUREMENTS]
+    parser.add_argument("names", nargs="*", choices=[*names, []], help="default: all")
+    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="of the calibration text, for students")
     parser.add_argument("--tables", action="store_true", help="only make the tables again")
     arguments = parser.parse_args()
     if not arguments.tables:
-        for name in arguments.names or MEASUREMENTS:
-            record(name)
+        for name in arguments.names or names:
+            record(name, num_seeds=arguments.seeds)
     write_tables()
 
 

@@ -1,7 +1,7 @@
 """The long measurements of compressed students of SmolLM2: as cut, repaired, and after a short distillation.
 
-Every student is made with each seed of its calibration windows. A part of it takes minutes, and what an
-interrupted measurement found is kept in `build` until it is complete.
+Every student is made with each seed of its calibration windows. What an interrupted measurement found is kept
+in `build` until it is complete.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from time import monotonic
 from typing import Any
 
 from compressor.runs.artifact import write_json
+from tests.corruptions.report import RESULTS
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
-SEEDS = (0, 1)
+NUM_SEEDS = 2
 SCORED = ("--calib-data", TEXT, "--calib-size", "32", "--calib-seq-len", "512")
 FITTED = ("--calib-data", TEXT, "--calib-size", "64", "--calib-seq-len", "512")
 # Of the text that was calibrated on, `evaluate` reads the held-out part.
@@ -106,23 +107,35 @@ PARTS: dict[str, dict[str, Student]] = {
 }
 
 
-def run_students(part: str, command: Command) -> dict[str, Any]:
-    """Perplexities of a part's students at every stage, by seed."""
+def run_students(part: str, command: Command, *, num_seeds: int) -> dict[str, Any]:
+    """Perplexities of a part's students at every stage, by seed; what was recorded before is not redone."""
     BUILD.mkdir(exist_ok=True)
     file, students = BUILD / f"{part}.json", PARTS[part]
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for seed in SEEDS:
+    kept = _recorded(part) | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    for seed in range(num_seeds):
         for name, student in students.items():
             key = f"{name}, seed {seed}"
             if key not in kept:
                 with tempfile.TemporaryDirectory() as scratch:
                     kept[key] = _measure(command, student, seed, Path(scratch))
                 write_json(file, kept)
-    file.unlink()
+    file.unlink(missing_ok=True)
     return {
-        "students": {name: [kept[f"{name}, seed {seed}"] for seed in SEEDS] for name in students},
+        "students": {name: [kept[f"{name}, seed {seed}"] for seed in range(num_seeds)] for name in students},
         "commands": {name: _words(student) for name, student in students.items()},
         "protocol": " ".join(WINDOWS),
+    }
+
+
+def _recorded(part: str) -> dict[str, Any]:
+    """What docs/results holds of the students that are still made by the same commands."""
+    file = RESULTS / f"{part}.json"
+    data = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
+    return {
+        f"{name}, seed {seed}": entry
+        for name, seeds in data.get("students", {}).items()
+        if name in PARTS[part] and data["commands"][name] == _words(PARTS[part][name])
+        for seed, entry in enumerate(seeds)
     }
 
 
