@@ -125,11 +125,18 @@ class Execution:
         return outcome.artifact
 
     def run_on(
-        self, model: str, out_dir: Path, stage: Stage[Any], config: Any, *, training: Distill | None = None
+        self,
+        model: str,
+        out_dir: Path,
+        stage: Stage[Any],
+        config: Any,
+        *,
+        training: Distill | None = None,
+        others: Mapping[str, ModelArtifact] | None = None,
     ) -> ModelArtifact:
-        """Run a stage that reads one MODEL, once nothing speaks against it."""
+        """Run a stage that reads one MODEL, and maybe others' outputs, once nothing speaks against it."""
         self.begin(out_dir, [model], texts=stage.data(config), training=training)
-        return self.run(stage, config, self.open(model, out_dir), out_dir)
+        return self.run(stage, config, self.open(model, out_dir), out_dir, others=others)
 
     def beside(self) -> Execution:
         """The same for what a stage makes on its way, which may not be there yet."""

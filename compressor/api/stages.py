@@ -45,7 +45,7 @@ def prune(
     from compressor.models.source import resolve_source, source_dims
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.plan import read_plan
-    from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, stage_config
+    from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, saved_scores, stage_config
     from compressor.pruning.rotation import rotation_of
 
     execution = execution or Execution()
@@ -70,7 +70,7 @@ def prune(
         config = PruneStageConfig(
             shape={}, prune=settings, calibration=calibration, plan=kept, plan_directory=beside
         )
-    return execution.run_on(model, out_dir, PRUNE, config)
+    return execution.run_on(model, out_dir, PRUNE, config, others=saved_scores(settings))
 
 
 def learn_masks(

@@ -10,7 +10,7 @@ from compressor.pipeline.running import Run
 from compressor.pipeline.summary import details_of
 from compressor.planning.plan import make_plan
 from compressor.planning.target import ResolvedTarget
-from compressor.pruning.prune_stage import PruneStageConfig, stage_config
+from compressor.pruning.prune_stage import PruneStageConfig, saved_scores, stage_config
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage
 from compressor.search.record import SearchRecord
@@ -43,5 +43,6 @@ def pruning(run: Run) -> tuple[PruneStageConfig, dict[str, ModelArtifact]]:
     """How the student is cut, and what that reads: after a search, the scores that it measured."""
     student, scores = run.plan.student.dims, run.made.get(SCORES)
     if scores is None:
-        return stage_config(student, run.recipe.prune, run.recipe.calibration), {}
+        prune = run.recipe.prune
+        return stage_config(student, prune, run.recipe.calibration), saved_scores(prune)
     return prune_config(run.recipe, student, scores), {SCORES: scores}

@@ -31,7 +31,14 @@ from compressor.pruning.rotation import Rotation, find_rotation, rotation_of
 from compressor.pruning.slicing import slice_checkpoint
 from compressor.recipe.option import content_of, option, unless_neutral
 from compressor.recipe.recipe import Calibration, Prune, Section
-from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json, write_text
+from compressor.runs.artifact import (
+    ARTIFACT_FILE,
+    ModelArtifact,
+    read_artifact,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 
@@ -113,6 +120,13 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
         scores_sha256=sha256_of_file(scores) if scores else None,
         task_sha256=sha256_of_file(Path(settings.depth_task)) if settings.depth_task else None,
     )
+
+
+def saved_scores(settings: Prune) -> dict[str, ModelArtifact]:
+    """The output that scores were saved in, for a stage to read: it says on which text they were measured."""
+    if settings.scores is None or not (Path(settings.scores) / ARTIFACT_FILE).is_file():
+        return {}
+    return {"scores": read_artifact(Path(settings.scores))}
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:

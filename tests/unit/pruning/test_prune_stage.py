@@ -84,3 +84,16 @@ def tiny_text_of(directory: Path) -> Path:
     path = directory / "evaluate.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"a stone {number}"}) for number in range(400)))
     return path
+
+
+def test_the_text_of_saved_scores_counts_as_seen(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    calibration = Calibration(data=str(tiny_text), size=2, seq_len=16)
+    first = api.prune(
+        str(tiny_checkpoint), tmp_path / "first", settings=Prune(shape=SHAPE), calibration=calibration
+    )
+    again = Prune(shape=SHAPE, scores=str(first.path))
+    made = api.prune(str(tiny_checkpoint), tmp_path / "made", settings=again)
+    assert first.texts
+    assert made.texts == first.texts
