@@ -71,13 +71,16 @@ def disk_uses(recipe: Recipe, teacher: Dims, student: Dims, *, converts: bool) -
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:
-    """Beside the weights, hidden states of every calibration sequence, the original's twice."""
+    """Beside the weights, hidden states of every calibration sequence, the original's twice.
+
+    Gradient steps keep what a part of the student reads and should give as well.
+    """
     sixteen, calibration = weight_bytes(student, "bf16"), recipe.repair_calibration()
     states = (
         _STATE_BYTES
         * calibration.size
         * calibration.seq_len
-        * (2 * original.hidden_size + student.hidden_size)
+        * (2 * original.hidden_size + (3 if recipe.repair.steps else 1) * student.hidden_size)
     )
     return DiskUse(stage=stage, where=f"stages/{stage}", num_bytes=sixteen, temporary_bytes=states + sixteen)
 
