@@ -98,10 +98,13 @@ def _trial_bytes(recipe: Recipe, teacher: Dims, shape: Dims) -> int:
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:
-    """Beside the weights, hidden states of every calibration sequence in both models."""
+    """Beside the weights, hidden states of every calibration sequence in both models.
+
+    Gradient steps keep what a part of the student reads and should give as well.
+    """
     sixteen, calibration = weight_bytes(student, "bf16"), recipe.repair_calibration()
-    tokens = calibration.size * calibration.seq_len
-    states = _STATE_BYTES * tokens * (original.hidden_size + student.hidden_size)
+    tokens, copies = calibration.size * calibration.seq_len, 3 if recipe.repair.steps else 1
+    states = _STATE_BYTES * tokens * (original.hidden_size + copies * student.hidden_size)
     return DiskUse(stage=stage, where=f"stages/{stage}", num_bytes=sixteen, temporary_bytes=states + sixteen)
 
 

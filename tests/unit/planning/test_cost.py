@@ -23,7 +23,7 @@ from compressor.planning.cost import (
     training_estimate,
     training_phases,
 )
-from compressor.planning.disk import DiskUse, peak_disk_bytes
+from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes
 from compressor.planning.plan import make_plan
 from compressor.planning.schedule import Phase, Schedule, activation_bytes_per_token, memory_per_gpu
 from compressor.recipe.recipe import Correction, Distill, Recipe, load_recipe
@@ -277,6 +277,17 @@ def test_sampled_text_is_counted() -> None:
     rows = estimate(alone).by_num_gpus
     assert set(rows[0].phase_hours) == {"distill", "generate"}
     assert len({row.phase_hours["generate"] for row in rows}) == 1  # one process samples
+
+
+def test_gradient_steps_keep_what_parts_read_and_give() -> None:
+    given = {"repair.method": "least-squares", "repair.size": 10, "calibration.seq_len": 100}
+    plain, stepped = (
+        disk_uses(load_recipe(None, {"model": "m", **given, "repair.steps": n}), LARGE, SMALL, converts=False)
+        for n in (0, 5)
+    )
+    more = stepped[1].temporary_bytes - plain[1].temporary_bytes
+    assert stepped[1].stage == "reconstruct"
+    assert more == 2 * 10 * 100 * SMALL.hidden_size * 4
 
 
 def test_the_disk_holds_every_training_and_every_domain() -> None:
