@@ -144,19 +144,11 @@ def make_plan(
             not fill one window; a rotation that reduces nothing.
         UnsupportedError: a rotation of an architecture that cannot be rotated.
     """
-    hardware, rotates = hardware or Hardware(), recipe.prune.rotates
+    hardware = hardware or Hardware()
     search = plan_search(recipe, teacher, hardware)
-    if found is not None:
-        target = found
-    elif recipe.prune.shape is not None:
-        target = resolve_shape(teacher, recipe.prune.shape, rotates=rotates)
-    elif recipe.target is not None:
-        target = resolve_target(teacher, recipe.target, rotates=rotates)
-    else:
-        choices = "add --target 4b, --target 60%, --target-speedup 2x, or --shape (prune.shape in a recipe)"
-        raise UsageError("a run needs a target size", hint=choices)
+    target = found or _target(recipe, teacher)
     student = target.student
-    if rotates:
+    if recipe.prune.rotates:
         require_rotation(teacher, student)
     require_depth(recipe.prune, teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
@@ -188,6 +180,17 @@ def make_plan(
         search=search,
         promise=promise,
     )
+
+
+def _target(recipe: Recipe, teacher: Dims) -> ResolvedTarget:
+    """The student that a recipe names by a shape or by a size."""
+    rotates = recipe.prune.rotates
+    if recipe.prune.shape is not None:
+        return resolve_shape(teacher, recipe.prune.shape, rotates=rotates)
+    if recipe.target is not None:
+        return resolve_target(teacher, recipe.target, rotates=rotates)
+    choices = "add --target 4b, --target 60%, --target-speedup 2x, or --shape (prune.shape in a recipe)"
+    raise UsageError("a run needs a target size", hint=choices)
 
 
 def read_plan(file: Path) -> Plan:
