@@ -1,4 +1,4 @@
-"""Two runtimes that only tests know: they read a checkpoint's config and tell times by the model's size."""
+"""Three runtimes that only tests know: they read a checkpoint's config and tell times by the model's size."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ STATIC = Runtime(
     help="counts layers instead of seconds.",
     code="tests.unit.bench.toy_runtimes:ToyBatches",
     precisions=("half", "quarter"),
+)
+LAYERS = Runtime(
+    name="toy-layers",
+    help="takes a second for every layer and token.",
+    code="tests.unit.bench.toy_runtimes:CountsLayers",
+    precisions=("fp16",),
+    random_weights="fp16",
 )
 SERVER = Runtime(
     name="toy-server",
@@ -64,6 +71,15 @@ class ToySession:
             num_input_tokens=(isl,) * batch_size,
             num_output_tokens=(osl,) * batch_size,
         )
+
+
+class CountsLayers(ToyBatches):
+    def require(self, precision: str) -> None:
+        assert precision == "fp16"
+
+    def load(self, path: Path, *, precision: str) -> ToySession:
+        self.require(precision)
+        return ToySession(path, step_s=num_layers(path))
 
 
 class ToyServer:
