@@ -31,7 +31,7 @@ from tests.performance.sparsity_results import (
     sparse_training_rows,
     sparsity_rows,
 )
-from tests.performance.student_results import NUM_SEEDS, PARTS, run_students, student_rows
+from tests.performance.student_results import NUM_SEEDS, PARTS, run_students, student_rows, student_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/demo.yaml"
@@ -98,9 +98,10 @@ def record(name: str, *, num_seeds: int) -> None:
     if name in PARTS:
         data = run_students(name, _command, num_seeds=num_seeds)
         command += f" --seeds {num_seeds}"
+        seconds = sum(student_seconds(data))
     else:
         data = MEASUREMENTS[name]()
-    seconds = round((datetime.now(timezone.utc) - started).total_seconds())
+        seconds = round((datetime.now(timezone.utc) - started).total_seconds())
     write_result(name, command, data, date=started.date().isoformat(), seconds=seconds)
 
 

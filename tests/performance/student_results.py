@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -183,6 +183,13 @@ def _measure(command: Command, student: Student, seed: int, scratch: Path) -> di
         "seconds": seconds,
         **{name: details[name] for name in ("num_accepted", "num_left", "solve_seconds") if name in details},
     }
+
+
+def student_seconds(data: dict[str, Any]) -> Iterator[int]:
+    """What every stage of every student took, whenever it was measured."""
+    for seeds in data["students"].values():
+        for seed in seeds:
+            yield from seed["seconds"].values()
 
 
 def student_rows(data: dict[str, Any]) -> Rows:
