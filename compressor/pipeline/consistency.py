@@ -7,7 +7,7 @@ from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.masks.choice import require_mask_choices
 from compressor.pruning.saved import scores_file
-from compressor.recipe.recipe import Recipe
+from compressor.recipe.recipe import Recipe, Repair, Section, Sparsify
 from compressor.repair.requirements import require_sequences, require_steps_alone
 
 
@@ -23,14 +23,12 @@ def require_consistent(recipe: Recipe) -> None:
         require_sequences(recipe.calibration.size)
         has_branches = recipe.sparsify.pattern is not None and recipe.sparsify.slorb != "off"
         require_steps_alone(recipe.repair.steps, has_branches=has_branches)
-    elif recipe.repair.steps:
-        raise UsageError(
-            "gradient steps are part of a repair, which is off",
-            where="--repair-steps",
-            expected="0 with --repair off",
-            found=recipe.repair.steps,
-            hint="add --repair least-squares, or leave out --repair-steps",
+    else:
+        _refuse_idle(
+            "repair", recipe.repair, Repair(method="off"), "--repair is off", "--repair least-squares"
         )
+    if recipe.sparsify.pattern is None:
+        _refuse_idle("sparsify", recipe.sparsify, Sparsify(), "no model is made sparse", "--sparsity 2:4")
     if recipe.quantize.fp8:
         return
     quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
@@ -39,6 +37,17 @@ def require_consistent(recipe: Recipe) -> None:
             f"{', '.join(quantised) or '--fp8-kv-cache'} needs FP8 quantization, which is off",
             where="export.formats" if quantised else "quantize.fp8_kv_cache",
             hint="add --fp8 (quantize.fp8: true), or leave it out",
+        )
+
+
+def _refuse_idle(section: str, chosen: Section, usual: Section, why: str, cure: str) -> None:
+    names = type(usual).model_fields
+    idle = [f"{section}.{name}" for name in names if getattr(chosen, name) != getattr(usual, name)]
+    if idle:
+        raise UsageError(
+            f"{why}, so these choices have no effect",
+            where=", ".join(idle),
+            hint=f"leave them out, or add {cure}",
         )
 
 

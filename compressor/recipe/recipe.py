@@ -375,7 +375,7 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
             f"choices about {field!r} do not go together",
             where=where,
             expected=first["msg"].removeprefix("Value error, "),
-            hint="leave one of them out",
+            hint="change one of them, or leave it out",
         )
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",

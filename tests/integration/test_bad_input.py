@@ -138,7 +138,7 @@ REPAIR = ("--repair", "least-squares", "--repair-steps", 5)
         (("--sparsity", "2:x"), 2, "--sparsity"),
         ((*AST, "--tokens", 0), 2, "ast trains"),
         (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
-        (("--repair", "off", "--repair-steps", 5), 2, "part of a repair, which is off"),
+        (("--repair", "off", "--repair-steps", 5), 2, "--repair is off, so"),
         ((*REPAIR, "--sparsity", "2:4", "--slorb", "fixed"), 3, "beside its low-rank branch"),
         (("--top-k-tail", "bucket"), 2, "top_k_tail bucket needs top_k"),
         (("--warmup-steps", 3, "--warmup-ratio", 0.1), 2, "warmup_steps and warmup_ratio"),

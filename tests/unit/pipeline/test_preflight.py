@@ -57,7 +57,7 @@ def test_a_text_too_short_for_any_training_is_refused_before_any_work(
     texts = {"calibration.data": str(long), "evaluate.data": str(long), "distill.tokens": 0}
     untrained = recipe_of(short, **texts, **{"distill.context_length": 64})
     require_windows(untrained, tiny_tokenizer, ())
-    with pytest.raises(UsageError, match="too short") as caught:
+    with pytest.raises(UsageError, match="shorter than one sequence") as caught:
         require_windows(
             recipe_of(short, **texts, **{"distill.context_length": 64}, **trained), tiny_tokenizer, ()
         )
