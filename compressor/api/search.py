@@ -97,7 +97,8 @@ def _planned(recipe: Recipe, teacher: Dims, out_dir: Path) -> SearchPlan:
 
 def _begin(recipe: Recipe, out_dir: Path, trials: Path, execution: Execution) -> None:
     """Refuse, before anything is read, what would end the search later."""
-    from compressor.pipeline.preflight import require_consistent, require_texts
+    from compressor.pipeline.consistency import require_consistent
+    from compressor.pipeline.preflight import require_texts
 
     training = recipe.search.training(recipe.distill)
     own = recipe.model_copy(update={"distill": training})

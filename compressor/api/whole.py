@@ -9,7 +9,9 @@ from compressor.api.layer_times import measure_layers
 from compressor.api.outcome import needs_measuring, resolve
 from compressor.core.errors import UsageError
 from compressor.core.processes import on_main
+from compressor.masks.choice import require_maskable
 from compressor.models.source import plan_dims, resolve_source, short_name
+from compressor.pipeline.consistency import require_consistent, require_sparsifiable
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
 from compressor.pipeline.promise import question_of, require_one_size
 from compressor.pipeline.running import Start
@@ -36,18 +38,25 @@ def plan(
 
     Raises:
         UsageError: for several of a target, a target by outcome and an explicit shape; for an outcome that no
-            student is predicted to reach.
-        UnsupportedError: for a local model that one of the formats cannot express.
+            student is predicted to reach; for choices that contradict each other or have no effect.
+        UnsupportedError: for a local model that one of the formats cannot express, or a sparse model's branch
+            that it cannot carry; for learned masks of a shape with fewer key/value heads.
     """
     where = out_dir or default_output(recipe)
     teacher = plan_dims(recipe.model)
     require_one_size(recipe)
     require_searchable(recipe, teacher)
+    require_consistent(recipe)
+    require_sparsifiable(recipe)
     if len(split_targets(recipe.target)) > 1:
-        return plan_family(recipe, teacher, hardware=hardware, out_dir=str(where))
+        family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(where))
+        for member in family.members:
+            _require_reachable(member.plan, recipe)
+        return family
     resolved = resolve(recipe, teacher, where, hardware=hardware or Hardware(), gpu=gpu, anew=anew)
     found, promise = resolved or (None, None)
     made = make_plan(recipe, teacher, hardware=hardware, out_dir=str(where), found=found, promise=promise)
+    _require_reachable(made, recipe)
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
         from compressor.models.checkpoint import read_config
@@ -56,6 +65,12 @@ def plan(
         for student in made.possible_students():
             require_expressible(recipe, read_config(Path(recipe.model)), student)
     return made
+
+
+def _require_reachable(plan: Plan, recipe: Recipe) -> None:
+    """Refuse a student that learned masks do not lead to."""
+    if recipe.mask_tokens():
+        require_maskable(plan.teacher.dims, plan.student.dims)
 
 
 def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution) -> Plan | FamilyPlan:

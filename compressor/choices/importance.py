@@ -13,10 +13,12 @@ class ImportanceMethod(Row):
 
     Attributes:
         needs_text: Whether it runs the model over the calibration text.
+        aggregates: Whether activations are aggregated over tokens and sequences, as the recipe says.
         trains: Whether it is a stage that trains on the training text, instead of such a function.
     """
 
     needs_text: bool = False
+    aggregates: bool = False
     trains: bool = False
 
 
@@ -26,6 +28,7 @@ IMPORTANCE_METHODS = table(
         help="Size of the activations of each channel, head or layer on the calibration text (Minitron).",
         code="compressor.pruning.importance:activation_method",
         needs_text=True,
+        aggregates=True,
     ),
     ImportanceMethod(
         name="weight-magnitude",

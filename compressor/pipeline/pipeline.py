@@ -12,10 +12,9 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims
 from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
+from compressor.pipeline.consistency import require_consistent, require_sparsifiable
 from compressor.pipeline.preflight import (
-    require_consistent,
     require_expressible,
-    require_sparsifiable,
     require_texts,
     require_tokenizer,
     require_trainable,

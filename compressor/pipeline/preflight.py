@@ -7,9 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compressor.choices.formats import FORMATS
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.checks import check_rendering, check_responses, check_texts
@@ -18,7 +16,6 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.correct_stage import require_alongside
 from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
-from compressor.masks.choice import require_mask_choices
 from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.dims import SHAPE_FIELDS, Dims
 from compressor.models.shapes import expected_shapes
@@ -27,41 +24,11 @@ from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer, make_tokenizer_portable
 from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Recipe
-from compressor.repair.reconstruct_stage import require_sequences, require_steps_alone
+from compressor.repair.requirements import require_sequences
 from compressor.runs.artifact import read_artifact
 from compressor.sparsity.sparsify_stage import covered_weights
 from exporters.registry import check_exports
 from exporters.verification.tokenizer_check import check_tokenizer
-
-
-def require_consistent(recipe: Recipe) -> None:
-    """Refuse, before any work, choices that contradict each other.
-
-    Raises:
-        UsageError: naming them.
-    """
-    require_mask_choices(recipe.prune, recipe.masks)
-    if recipe.repair.enabled:
-        require_sequences(recipe.calibration.size)
-        has_branches = recipe.sparsify.pattern is not None and recipe.sparsify.slorb != "off"
-        require_steps_alone(recipe.repair.steps, has_branches=has_branches)
-    elif recipe.repair.steps:
-        raise UsageError(
-            "gradient steps are part of a repair, which is off",
-            where="--repair-steps",
-            expected="0 with --repair off",
-            found=recipe.repair.steps,
-            hint="add --repair least-squares, or leave out --repair-steps",
-        )
-    if recipe.quantize.fp8:
-        return
-    quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
-    if quantised or recipe.quantize.fp8_kv_cache:
-        raise UsageError(
-            f"{', '.join(quantised) or '--fp8-kv-cache'} needs FP8 quantization, which is off",
-            where="export.formats" if quantised else "quantize.fp8_kv_cache",
-            hint="add --fp8 (quantize.fp8: true), or leave it out",
-        )
 
 
 def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims) -> None:
@@ -100,8 +67,13 @@ def require_texts(recipe: Recipe, console: Console) -> None:
 
 
 def _trained_on(recipe: Recipe) -> tuple[str, ...]:
-    trains = recipe.distill.tokens or recipe.recovery_tokens() or recipe.mask_tokens()
-    return tuple(domain.data for domain in recipe.distill.mixture()) if trains else ()
+    return tuple(domain.data for domain in recipe.distill.mixture()) if any(_budgets(recipe)) else ()
+
+
+def _budgets(recipe: Recipe) -> tuple[int, ...]:
+    """Tokens of every training on the training text: the run's own, and the short ones of a search."""
+    tried = recipe.search.training(recipe.distill).tokens if recipe.search.candidates else 0
+    return recipe.distill.tokens, recipe.recovery_tokens(), recipe.mask_tokens(), tried
 
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
@@ -143,9 +115,7 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     parts = [(evaluation.data, evaluation.split, evaluation.window)]
     if recipe.calibration.data in _seen(recipe):
         parts.append((recipe.calibration.data, "train", recipe.calibration.seq_len))
-    if recipe.distill.tokens or recipe.mask_tokens():
-        window = recipe.distill.context_length
-        parts += [(domain.data, "train", window) for domain in recipe.distill.mixture()]
+    parts += [(spec, "train", recipe.distill.context_length) for spec in _trained_on(recipe)]
     for spec, split, seq_len in parts:
         read_windows(spec, split, tokenizer, size=1, seq_len=seq_len)
     if recipe.repair.enabled:
@@ -158,8 +128,7 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
     if recipe.calibration.data in _seen(recipe):
         check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
-    trained = (recipe.distill.tokens, recipe.recovery_tokens(), recipe.mask_tokens())
-    budget = max(*trained, recipe.distill.correction.tokens or 0)
+    budget = max(*_budgets(recipe), recipe.distill.correction.tokens or 0)
     for spec in _trained_on(recipe):
         check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)
 
@@ -185,32 +154,6 @@ def require_tokenizer(teacher: Path, *, trust_remote_code: bool) -> None:
                 found=error.found,
                 hint=error.hint,
             ) from error
-
-
-def require_sparsifiable(recipe: Recipe) -> None:
-    """Refuse, before any work, a sparse run that could not reach its end.
-
-    Raises:
-        UsageError: for adaptive training without tokens.
-        UnsupportedError: for a low-rank branch and an export that cannot carry it.
-    """
-    sparsify = recipe.sparsify
-    if sparsify.pattern is None:
-        return
-    if SPARSITY_METHODS[sparsify.method].trains and not recipe.recovery_tokens():
-        raise UsageError(
-            f"the sparsity method {sparsify.method} trains, and has no tokens to train on",
-            where="--recovery-tokens",
-            found=0,
-            hint="set --recovery-tokens or --tokens to at least one sequence of --context-length tokens",
-        )
-    others = [name for name in recipe.export_formats() if name != "huggingface"]
-    if sparsify.slorb != "off" and (others or recipe.quantize.fp8):
-        raise UnsupportedError(
-            "these exports cannot carry the low-rank branch of a sparse model",
-            found=", ".join(others) or "--fp8",
-            hint="use --formats huggingface without --fp8, or --slorb off (merging it would fill the zeros)",
-        )
 
 
 def require_trainable(recipe: Recipe) -> None:

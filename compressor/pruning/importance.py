@@ -34,10 +34,9 @@ from compressor.models.axes import AXES, PRUNABLE_AXES, Weight
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.dims import Dims
 from compressor.models.load import load_model
+from compressor.pruning.saved import IMPORTANCE_FILE
 from compressor.recipe.compression import Aggregation, Prune
 from compressor.runs.stage import StageContext
-
-IMPORTANCE_FILE = "importance.safetensors"
 
 _Places = list[tuple[nn.Module, Observer]]
 

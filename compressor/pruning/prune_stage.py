@@ -10,7 +10,7 @@ import torch
 
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.errors import UnsupportedError
 from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -25,9 +25,10 @@ from compressor.planning.depth import removal
 from compressor.pruning.depth import choose_layers
 from compressor.pruning.depth_page import render_page
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
-from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
+from compressor.pruning.importance import ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.rotation import Rotation, find_rotation, rotation_of
+from compressor.pruning.saved import scores_file
 from compressor.pruning.slicing import slice_checkpoint
 from compressor.recipe.option import content_of, option, unless_neutral
 from compressor.recipe.recipe import Calibration, Prune, Section
@@ -83,7 +84,6 @@ class PruneStageConfig(Section):
 
 
 _DEPTH = ("depth_importance", "depth_size", "depth_curve")
-_MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
 
 
 def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
@@ -96,22 +96,9 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
     """The configuration that makes this student.
 
     Raises:
-        UsageError: for saved scores that are not there, or beside a choice of how to measure them.
+        UsageError: as `scores_file` does.
     """
-    scores = Path(settings.scores) / IMPORTANCE_FILE if settings.scores else None
-    if scores and not scores.is_file():
-        raise UsageError(
-            "there are no saved scores",
-            where=str(scores),
-            hint=f"give --scores a directory in which `compress-export prune` left {IMPORTANCE_FILE}",
-        )
-    measured = [name for name in _MEASURED if getattr(settings, name) != getattr(Prune(), name)]
-    if scores and measured:
-        raise UsageError(
-            "saved scores are not measured again, so these choices have no effect",
-            where=", ".join(f"prune.{name}" for name in measured),
-            hint="leave them out, or leave out --scores",
-        )
+    scores = scores_file(settings)
     groups = [name for name in GROUP_FIELDS if name in (settings.shape or {})]
     return PruneStageConfig(
         shape={name: getattr(student, name) for name in (*PRUNABLE_FIELDS, *groups)},

@@ -370,6 +370,13 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
         hint = "put quotes around the value"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
     else:
         hint = f"change the value; --help describes {flag}" if flag else "change this value in the recipe"
+    if isinstance(first["input"], dict) and first["type"] == "value_error":
+        return UsageError(
+            f"choices about {field!r} do not go together",
+            where=where,
+            expected=first["msg"].removeprefix("Value error, "),
+            hint="change one of them, or leave it out",
+        )
     return UsageError(
         f"{flag} cannot have this value" if flag else f"recipe value {field!r} is not usable",
         where=flag or where,

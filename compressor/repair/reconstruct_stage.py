@@ -16,7 +16,7 @@ import torch
 from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.stream import Stream
 from compressor.calibration.text import read_calibration
-from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.errors import UsageError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -35,11 +35,11 @@ from compressor.models.sparse.low_rank import (
 from compressor.models.sparse.record import MASKS_FILE, carry_sparsity, read_masks, read_sparsity
 from compressor.pruning.plan import PLAN_FILE, PrunePlan, identity_plan, read_plan
 from compressor.pruning.rotation import ROTATION_FILE, Rotation, rotation_of
-from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Calibration, Section
 from compressor.repair.choice import Repaired
 from compressor.repair.local_steps import Stepped
+from compressor.repair.requirements import require_sequences, require_steps_alone
 from compressor.repair.walk import Walk
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
@@ -166,39 +166,6 @@ def _record(found: Repaired | Stepped) -> dict[str, object]:
     how = {"ridge": found.ridge} if isinstance(found, Repaired) else {"steps": found.steps}
     ratio = None if found.error_ratio is None else float(f"{found.error_ratio:.6g}")
     return {"accepted": found.accepted, **how, "error_ratio": ratio}
-
-
-def require_steps_alone(steps: int, *, has_branches: bool) -> None:
-    """Refuse local gradient steps beside low-rank branches, which would be fitted to other weights.
-
-    Raises:
-        UnsupportedError: for both.
-    """
-    if steps and has_branches:
-        raise UnsupportedError(
-            "local gradient steps cannot train a layer beside its low-rank branch",
-            where="--repair-steps",
-            expected="0 with --slorb",
-            found=steps,
-            hint="leave out --repair-steps, or --slorb",
-        )
-
-
-def require_sequences(found: int) -> None:
-    """Refuse fewer calibration sequences than a repair divides.
-
-    Raises:
-        UsageError: with the number that is needed.
-    """
-    if found < FEWEST_REPAIR_SEQUENCES:
-        raise UsageError(
-            "too few calibration sequences to repair a model with",
-            where="--calib-size",
-            expected=f"at least {FEWEST_REPAIR_SEQUENCES}: to fit the repair, to tune it and to check it",
-            found=found,
-            hint="raise --calib-size, lower --calib-seq-len, give more text with --calib-data, or use "
-            "--repair off in a run",
-        )
 
 
 def plan_between(original: Path, compressed: Path) -> PrunePlan:

@@ -25,8 +25,8 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, dims_of_config, num_parameters
 from compressor.planning.search_plan import SearchPlan, name_of
 from compressor.planning.search_space import Excluded
-from compressor.pruning.importance import IMPORTANCE_FILE
 from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, scores_of
+from compressor.pruning.saved import IMPORTANCE_FILE, scores_file
 from compressor.recipe.recipe import Distill, Recipe, Search, Section
 from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
 from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json
@@ -62,7 +62,13 @@ class SearchStageConfig(Section):
 
 def scores_config(recipe: Recipe) -> PruneStageConfig:
     """How the importance of all units is measured, for every shape of the search at once."""
-    return PruneStageConfig(shape={}, prune=recipe.prune, calibration=recipe.calibration)
+    saved = scores_file(recipe.prune)
+    return PruneStageConfig(
+        shape={},
+        prune=recipe.prune,
+        calibration=recipe.calibration,
+        scores_sha256=sha256_of_file(saved) if saved else None,
+    )
 
 
 def prune_config(recipe: Recipe, student: Dims, scores: ModelArtifact) -> PruneStageConfig:

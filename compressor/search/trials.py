@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig
 from compressor.models.dims import Dims
 from compressor.planning.search_plan import SearchPlan, name_of
+from compressor.pruning.prune_stage import saved_scores
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage
@@ -50,7 +51,8 @@ class SearchWork:
 
     def scores(self) -> ModelArtifact:
         """The importance of all units, which every trial prunes by."""
-        return self.work(MEASURE, scores_config(self.recipe), SCORES, others={})
+        saved = saved_scores(self.recipe.prune)
+        return self.work(MEASURE, scores_config(self.recipe), SCORES, others=saved)
 
     def trials(self, shard: tuple[int, int] | None = None) -> dict[str, ModelArtifact]:
         """The trials of a share, by the shape's name."""

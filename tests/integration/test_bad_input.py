@@ -134,14 +134,16 @@ REPAIR = ("--repair", "least-squares", "--repair-steps", 5)
         (("--calib-seq-len", 100_000), 2, "shorter than one sequence"),
         (("--formats", "huggingface,huggingface-fp8"), 2, "needs FP8 quantization"),
         (("--fp8-kv-cache",), 2, "needs FP8 quantization"),
-        (("--target", "50%"), 2, "not both"),
+        (("--target", "50%"), 2, "one target or an explicit shape"),
         (("--sparsity", "2:x"), 2, "--sparsity"),
         ((*AST, "--tokens", 0), 2, "ast trains"),
         (("--sparsity", "2:4", "--slorb", "trained"), 3, "cannot carry the low-rank branch"),
-        (("--repair-steps", 5), 2, "part of a repair, which is off"),
+        (("--repair", "off", "--repair-steps", 5), 2, "--repair is off, so"),
         ((*REPAIR, "--sparsity", "2:4", "--slorb", "fixed"), 3, "beside its low-rank branch"),
         (("--top-k-tail", "bucket"), 2, "top_k_tail bucket needs top_k"),
         (("--warmup-steps", 3, "--warmup-ratio", 0.1), 2, "warmup_steps and warmup_ratio"),
+        (("--scores", "nowhere"), 2, "no saved scores"),
+        (("--importance", "learned-masks", "--hidden-removal", "rotation"), 2, "masks are learned instead"),
     ],
 )
 def test_a_run_that_cannot_end_writes_nothing(

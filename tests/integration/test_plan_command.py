@@ -19,17 +19,55 @@ def test_plan_is_what_dry_run_shows() -> None:
 
 
 def test_a_family_is_planned_member_by_member() -> None:
-    words = ("llama3.1-8b", "--target", "6b,4b", "--num-gpus", 32, "--gpu-hour-price", 2, "--mfu", 0.5)
+    words = ("llama3.1-8b", "--target", "4b,3b", "--num-gpus", 32, "--gpu-hour-price", 2, "--mfu", 0.5)
     document = succeed_here("plan", *words)
     assert document["schema"] == "compress-export/family-plan/2"
     plans = [member["plan"] for member in document["members"]]
     assert plans[1]["teacher"] == plans[0]["student"]
-    assert plans[1]["student"]["num_parameters"] == 4512746496
+    assert plans[0]["student"]["num_parameters"] == 4512746496
+    assert plans[1]["student"]["num_parameters"] == pytest.approx(3e9, rel=0.02)
     assert plans[0]["training"]["assumed_utilisation"] == 0.5
     assert [row["num_gpus"] for row in plans[0]["training"]["by_num_gpus"]] == [1, 8, 32, 64, 256, 1024]
     hours = sum(plan["hours"]["gpu_hours"] for plan in plans)
     assert document["total"]["gpu_hours"] == pytest.approx(hours)
     assert document["total"]["cost_usd"] == pytest.approx(2 * hours, abs=0.02)
     shown = command_here("plan", *words).stdout
-    assert ("== 6b ==" in shown, "== 4b ==" in shown) == (True, True)
+    assert ("== 4b ==" in shown, "== 3b ==" in shown) == (True, True)
     assert f"{document['total']['gpu_hours']:,.1f} GPU-hours" in shown
+
+
+WIDTH = ("--shape", "hidden_size=432")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (
+            ("--importance", "learned-masks", "--hidden-removal", "rotation", *WIDTH),
+            2,
+            "masks are learned instead of scores",
+        ),
+        (
+            ("--importance", "learned-masks", "--shape", "num_key_value_heads=1,num_attention_heads=3"),
+            3,
+            "keep every key/value head",
+        ),
+        (("--mask-tokens", "1k", *WIDTH), 2, "no masks are learned"),
+        (("--scores", "nowhere", *WIDTH), 2, "there are no saved scores"),
+        (("--repair", "off", "--repair-steps", 3, *WIDTH), 2, "--repair is off, so these choices"),
+        (("--repair", "off", "--repair-size", 9, *WIDTH), 2, "--repair is off, so these choices"),
+        (("--mask-swaps", 2, *WIDTH), 2, "no model is made sparse"),
+        (("--slorb", "fixed", *WIDTH), 2, "no model is made sparse"),
+        (("--importance", "taylor", "--batch-aggregation", "var", *WIDTH), 2, "aggregates no activations"),
+        (("--calib-size", 2, *WIDTH), 2, "too few calibration sequences"),
+        (("--sparsity", "2:4", "--slorb", "fixed", *WIDTH), 3, "cannot carry the low-rank branch"),
+        (("--formats", "huggingface-fp8", *WIDTH), 2, "needs FP8"),
+    ],
+)
+@pytest.mark.parametrize("words", [("plan",), ("run", "--dry-run")])
+def test_a_plan_refuses_what_the_run_would(
+    words: tuple[str, ...], options: tuple[object, ...], code: int, message: str
+) -> None:
+    done = command_here(*words, "smollm2-135m", *options)
+    assert done.returncode == code, done.stdout
+    assert message in " ".join(done.stderr.split())

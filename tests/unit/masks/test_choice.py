@@ -14,7 +14,7 @@ from compressor.masks.choice import require_mask_choices, require_maskable
 from compressor.masks.learn_stage import LEARN, learn_config
 from compressor.models.dims import dims_of_config, flops_per_token
 from compressor.models.presets import PRESETS
-from compressor.pipeline.preflight import require_consistent
+from compressor.pipeline.consistency import require_consistent
 from compressor.planning.cost import training_phases
 from compressor.planning.mask_schedule import mask_schedule
 from compressor.recipe.recipe import Distill, LearnedMasks, Prune, load_recipe

@@ -35,6 +35,35 @@ def test_a_text_that_the_model_was_made_with_is_measured_on_its_held_out_part(tm
     assert evaluation_config(recipe).split == "held_out"
 
 
+def test_a_search_trains_on_the_text_that_its_shapes_are_measured_on(tmp_path: Path) -> None:
+    """Also of a run whose student is not trained: its shape is chosen on the part that no trial read."""
+    train, other = tmp_path / "train.txt", tmp_path / "other.txt"
+    train.write_text("train")
+    other.write_text("other")
+    untrained = {"calibration.data": str(other), "distill.tokens": 0, "target": "60%"}
+    assert evaluation_config(recipe_of(train, **untrained)).split == "all"
+    assert evaluation_config(recipe_of(train, **untrained, **{"search.candidates": 2})).split == "held_out"
+
+
+@pytest.mark.parametrize(
+    "trained", [{"search.candidates": 2}, {"sparsify.pattern": "2:4", "sparsify.tokens": 64}]
+)
+def test_a_text_too_short_for_any_training_is_refused_before_any_work(
+    tmp_path: Path, tiny_tokenizer: Any, trained: dict[str, object]
+) -> None:
+    long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+    long.write_text("many words of a river " * 200)
+    short.write_text("one\n\ntwo\n\nthree")
+    texts = {"calibration.data": str(long), "evaluate.data": str(long), "distill.tokens": 0}
+    untrained = recipe_of(short, **texts, **{"distill.context_length": 64})
+    require_windows(untrained, tiny_tokenizer, ())
+    with pytest.raises(UsageError, match="shorter than one sequence") as caught:
+        require_windows(
+            recipe_of(short, **texts, **{"distill.context_length": 64}, **trained), tiny_tokenizer, ()
+        )
+    assert str(short) in str(caught.value.where)
+
+
 RESPONSES = {"distill.loss_on": "responses"}
 CHAT = [{"role": "user", "content": "one river?"}, {"role": "assistant", "content": "a stone"}]
 

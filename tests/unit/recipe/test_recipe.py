@@ -144,3 +144,11 @@ def test_bad_counts(text: str) -> None:
     with pytest.raises(UsageError, match=r"distill\.tokens") as caught:
         load_recipe(None, {"model": "m", "distill.tokens": text})
     assert "is not a count such as 4b" in str(caught.value.expected)
+
+
+def test_choices_that_contradict_each_other_are_told_without_the_rest_of_their_section() -> None:
+    both = {"model": "smollm2-135m", "distill.warmup_steps": 3, "distill.warmup_ratio": 0.1}
+    with pytest.raises(UsageError, match="'distill' do not go together") as caught:
+        load_recipe(None, both)
+    assert "warmup_steps and warmup_ratio" in str(caught.value.expected)
+    assert caught.value.found is None

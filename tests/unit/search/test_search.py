@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -13,11 +14,11 @@ import pytest
 from compressor import api
 from compressor.cli.search import parse_shard
 from compressor.core.errors import UsageError, VerificationError
-from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.recipe.recipe import Prune, Recipe, load_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact, record_files
 from compressor.search import stages
 from compressor.search.record import SearchRecord
-from compressor.search.stages import TRIAL
+from compressor.search.stages import TRIAL, scores_config
 from tests.integration.command import command_here
 
 TARGET = "99168"
@@ -276,3 +277,14 @@ def test_the_short_training_is_the_runs_own_but_short(recipe: Recipe) -> None:
             evaluation=stages.EvaluateStageConfig(data="other.txt", window=8, size=1),
         )
     ) == (recipe.distill.data, "other.txt")
+
+
+def test_saved_scores_decide_what_a_search_finds(recipe: Recipe, tmp_path: Path) -> None:
+    """Other scores, perhaps in the same place, are another search."""
+    (tmp_path / "importance.safetensors").write_bytes(b"scores")
+    saved = recipe.model_copy(update={"prune": Prune(scores=str(tmp_path))})
+    assert scores_config(saved).scores_sha256 == hashlib.sha256(b"scores").hexdigest()
+    assert scores_config(recipe).scores_sha256 is None
+    measured = Prune(scores=str(tmp_path), importance="taylor")
+    with pytest.raises(UsageError, match="saved scores are not measured again"):
+        scores_config(recipe.model_copy(update={"prune": measured}))
