@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from compressor.choices.row import Row, table
 
+# Where a prune leaves the scores of all units, which another one may use.
+IMPORTANCE_FILE = "importance.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceMethod(Row):

@@ -30,6 +30,7 @@ from compressor.planning.depth import depth_passes, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
 from compressor.planning.outcome import Promise
 from compressor.planning.schedule import memory_per_gpu
+from compressor.planning.scores import require_scores
 from compressor.planning.search_plan import SearchPlan, plan_search
 from compressor.planning.target import ResolvedTarget, require_rotation, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
@@ -141,7 +142,7 @@ def make_plan(
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
-            not fill one window; a rotation that reduces nothing.
+            not fill one window; a rotation that reduces nothing; saved scores that are not there.
         UnsupportedError: a rotation of an architecture that cannot be rotated.
     """
     hardware = hardware or Hardware()
@@ -150,6 +151,7 @@ def make_plan(
     student = target.student
     if recipe.prune.rotates:
         require_rotation(teacher, student)
+    require_scores(recipe.prune)
     require_depth(recipe.prune, teacher, student)
     training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
     tried = search.candidates if search else ()

@@ -26,6 +26,7 @@ from torch import nn
 
 from compressor.calibration.hooks import Observer, observed
 from compressor.calibration.statistics import BatchAggregate, cosine_sums, head_norms, over_sequence
+from compressor.choices.importance import IMPORTANCE_FILE
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.processes import own_share, sum_over_processes
 from compressor.data.tokenise import TokenArray
@@ -36,8 +37,6 @@ from compressor.models.dims import Dims
 from compressor.models.load import load_model
 from compressor.recipe.compression import Aggregation, Prune
 from compressor.runs.stage import StageContext
-
-IMPORTANCE_FILE = "importance.safetensors"
 
 _Places = list[tuple[nn.Module, Observer]]
 

@@ -10,7 +10,7 @@ import torch
 
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError, UsageError
+from compressor.core.errors import UnsupportedError
 from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -22,10 +22,11 @@ from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.planning.depth import removal
+from compressor.planning.scores import scores_file
 from compressor.pruning.depth import choose_layers
 from compressor.pruning.depth_page import render_page
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
-from compressor.pruning.importance import IMPORTANCE_FILE, ImportanceScores, ScoringInputs
+from compressor.pruning.importance import ImportanceScores, ScoringInputs
 from compressor.pruning.plan import PrunePlan, make_plan
 from compressor.pruning.rotation import Rotation, find_rotation, rotation_of
 from compressor.pruning.slicing import slice_checkpoint
@@ -83,7 +84,6 @@ class PruneStageConfig(Section):
 
 
 _DEPTH = ("depth_importance", "depth_size", "depth_curve")
-_MEASURED = ("importance", "batch_aggregation", "sequence_aggregation")
 
 
 def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
@@ -93,31 +93,13 @@ def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
 
 
 def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:
-    """The configuration that makes this student.
-
-    Raises:
-        UsageError: for saved scores that are not there, or beside a choice of how to measure them.
-    """
-    scores = Path(settings.scores) / IMPORTANCE_FILE if settings.scores else None
-    if scores and not scores.is_file():
-        raise UsageError(
-            "there are no saved scores",
-            where=str(scores),
-            hint=f"give --scores a directory in which `compress-export prune` left {IMPORTANCE_FILE}",
-        )
-    measured = [name for name in _MEASURED if getattr(settings, name) != getattr(Prune(), name)]
-    if scores and measured:
-        raise UsageError(
-            "saved scores are not measured again, so these choices have no effect",
-            where=", ".join(f"prune.{name}" for name in measured),
-            hint="leave them out, or leave out --scores",
-        )
+    """The configuration that makes this student; a plan has checked the settings."""
     groups = [name for name in GROUP_FIELDS if name in (settings.shape or {})]
     return PruneStageConfig(
         shape={name: getattr(student, name) for name in (*PRUNABLE_FIELDS, *groups)},
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
-        scores_sha256=sha256_of_file(scores) if scores else None,
+        scores_sha256=sha256_of_scores(settings),
         task_sha256=sha256_of_file(Path(settings.depth_task)) if settings.depth_task else None,
     )
 
@@ -127,6 +109,12 @@ def saved_scores(settings: Prune) -> dict[str, ModelArtifact]:
     if settings.scores is None or not (Path(settings.scores) / ARTIFACT_FILE).is_file():
         return {}
     return {"scores": read_artifact(Path(settings.scores))}
+
+
+def sha256_of_scores(settings: Prune) -> str | None:
+    """The sha256 of the saved scores; None where importance is measured."""
+    file = scores_file(settings)
+    return sha256_of_file(file) if file is not None else None
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:

@@ -15,6 +15,7 @@ from bench.bench_stage import SCRATCH
 from bench.design.grid import grid_of
 from bench.machine.machine_rates import machine_rates
 from bench.machine.roofline import compute_precision
+from compressor.choices.importance import IMPORTANCE_FILE
 from compressor.core.json_files import read_json_mapping
 from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
@@ -25,8 +26,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, dims_of_config, num_parameters
 from compressor.planning.search_plan import SearchPlan, name_of
 from compressor.planning.search_space import Excluded
-from compressor.pruning.importance import IMPORTANCE_FILE
-from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, scores_of
+from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, scores_of, sha256_of_scores
 from compressor.recipe.recipe import Distill, Recipe, Search, Section
 from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
 from compressor.runs.artifact import ModelArtifact, sha256_of_file, write_json
@@ -62,7 +62,12 @@ class SearchStageConfig(Section):
 
 def scores_config(recipe: Recipe) -> PruneStageConfig:
     """How the importance of all units is measured, for every shape of the search at once."""
-    return PruneStageConfig(shape={}, prune=recipe.prune, calibration=recipe.calibration)
+    return PruneStageConfig(
+        shape={},
+        prune=recipe.prune,
+        calibration=recipe.calibration,
+        scores_sha256=sha256_of_scores(recipe.prune),
+    )
 
 
 def prune_config(recipe: Recipe, student: Dims, scores: ModelArtifact) -> PruneStageConfig:
@@ -107,10 +112,10 @@ def _measure(
     config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
 ) -> StageResult:
     """Score all units once; the scores are those of the prune stage."""
-    start_afresh(out_dir)
+    on_main(lambda: start_afresh(out_dir))
     scores, details = scores_of(config, source, context)
-    scores.save(out_dir)
-    details["importance"] = config.prune.importance
+    on_main(lambda: scores.save(out_dir))
+    details["importance"] = "saved scores" if config.prune.scores else config.prune.importance
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 
@@ -207,7 +212,13 @@ def _texts_of_trial(config: TrialConfig) -> tuple[str, ...]:
 
 
 MEASURE: Stage[PruneStageConfig] = Stage(
-    name="search-scores", run=_measure, data=PRUNE.data, fingerprint=source_fingerprint
+    name="search-scores",
+    run=_measure,
+    data=PRUNE.data,
+    fingerprint=source_fingerprint,
+    content=PRUNE.content,
+    parallel=True,
+    require_memory=PRUNE.require_memory,
 )
 TRIAL: Stage[TrialConfig] = Stage(
     name="search-trial",
