@@ -113,10 +113,10 @@ def _measure(
     config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext
 ) -> StageResult:
     """Score all units once; the scores are those of the prune stage."""
-    start_afresh(out_dir)
+    on_main(lambda: start_afresh(out_dir))
     scores, details = scores_of(config, source, context)
-    scores.save(out_dir)
-    details["importance"] = config.prune.importance
+    on_main(lambda: scores.save(out_dir))
+    details["importance"] = "saved scores" if config.prune.scores else config.prune.importance
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 
@@ -213,7 +213,13 @@ def _texts_of_trial(config: TrialConfig) -> tuple[str, ...]:
 
 
 MEASURE: Stage[PruneStageConfig] = Stage(
-    name="search-scores", run=_measure, data=PRUNE.data, fingerprint=source_fingerprint
+    name="search-scores",
+    run=_measure,
+    data=PRUNE.data,
+    fingerprint=source_fingerprint,
+    content=PRUNE.content,
+    parallel=True,
+    require_memory=PRUNE.require_memory,
 )
 TRIAL: Stage[TrialConfig] = Stage(
     name="search-trial",
