@@ -98,10 +98,14 @@ def _trial_bytes(recipe: Recipe, teacher: Dims, shape: Dims) -> int:
 
 
 def _repair(recipe: Recipe, original: Dims, student: Dims, stage: str) -> DiskUse:
-    """Beside the weights, hidden states of every calibration sequence in both models."""
+    """Beside the weights, hidden states of every calibration sequence in both models.
+
+    For gradient steps also what a part of the student reads and should give.
+    """
     sixteen, calibration = weight_bytes(student, "bf16"), recipe.repair_calibration()
     tokens = calibration.size * calibration.seq_len
-    states = _STATE_BYTES * tokens * (original.hidden_size + student.hidden_size)
+    channels = original.hidden_size + (3 if recipe.repair.steps else 1) * student.hidden_size
+    states = _STATE_BYTES * tokens * channels
     return DiskUse(stage=stage, where=f"stages/{stage}", num_bytes=sixteen, temporary_bytes=states + sixteen)
 
 
@@ -136,7 +140,8 @@ def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse
     sparse = sixteen + sixteen // 16  # and one bit per weight for the mask
     yield DiskUse(stage="sparsify", where="stages/sparsify", num_bytes=sparse)
     if recipe.repairs_sparse():
-        yield _repair(recipe, student, student, "reconstruct-sparse")
+        repair = _repair(recipe, student, student, "reconstruct-sparse")
+        yield repair.model_copy(update={"num_bytes": sparse})
     if recovery := recipe.recovery_tokens():
         training = _CHECKPOINT_BYTES * own + _TOKEN_BYTES * copies * recovery
         yield DiskUse(stage="recover", where="stages/recover", num_bytes=sparse, temporary_bytes=training)
