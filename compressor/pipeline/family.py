@@ -211,6 +211,7 @@ def run_family(
 def _refuse_settings_of_one_model(recipe: Recipe) -> None:
     for setting, given in (
         ("prune.shape", recipe.prune.shape),
+        ("prune.scores", recipe.prune.scores),
         ("distill.teacher_logits", recipe.distill.teacher_logits),
     ):
         if given is not None:

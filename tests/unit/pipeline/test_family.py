@@ -94,7 +94,12 @@ def test_targets_must_shrink_strictly(target: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"prune.shape": {"hidden_size": 3072}}, {"distill.teacher_logits": "logits"}]
+    "setting",
+    [
+        {"prune.shape": {"hidden_size": 3072}},
+        {"prune.scores": "pruned"},
+        {"distill.teacher_logits": "logits"},
+    ],
 )
 def test_settings_of_one_model_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="belongs to one model"):
