@@ -16,7 +16,7 @@ from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, ru
 from compressor.pipeline.promise import question_of, require_one_size
 from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
-from compressor.planning.cost import Hardware
+from compressor.planning.cost import Hardware, training_phases
 from compressor.planning.plan import Plan, make_plan
 from compressor.planning.search_plan import require_searchable
 from compressor.recipe.recipe import Recipe
@@ -82,17 +82,21 @@ def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution)
     where = out_dir or default_output(recipe)
     require_one_size(recipe)
     question = question_of(recipe)
-    if question is not None:
-        teacher = plan_dims(recipe.model)
-        if needs_measuring(recipe, question, teacher, where, anew=execution.overwrite):
-            from compressor.pipeline.pipeline import check_choices
-            from compressor.pipeline.preflight import require_texts
+    if question is None:
+        return plan(recipe, where, anew=execution.overwrite)
+    teacher = plan_dims(recipe.model)
+    require_searchable(recipe, teacher)
+    training_phases(recipe, teacher, teacher, 1)  # refuses a token budget, whatever the student
+    if on_main(lambda: needs_measuring(recipe, question, teacher, where, anew=execution.overwrite)):
+        from compressor.pipeline.pipeline import check_choices
+        from compressor.pipeline.preflight import require_texts
 
-            resolve_source(recipe.model)
-            check_choices(recipe, teacher)
-            on_main(lambda: require_texts(recipe, execution.console))
-            on_main(lambda: measure_layers(recipe, question, teacher, where, execution.console))
-    return plan(recipe, where, anew=execution.overwrite)
+        resolve_source(recipe.model)
+        check_choices(recipe, teacher)
+        on_main(lambda: require_texts(recipe, execution.console))
+        on_main(lambda: measure_layers(recipe, question, teacher, where, execution.console))
+    # Rates that every process measured by itself could lead to different students.
+    return on_main(lambda: plan(recipe, where, anew=execution.overwrite))
 
 
 def run(

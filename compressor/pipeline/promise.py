@@ -63,6 +63,14 @@ def require_one_size(recipe: Recipe) -> None:
             where="--hidden-removal",
             hint="give the size with --target or --shape, or use --hidden-removal channels",
         )
+    if "memory" in goals and recipe.sparsify.pattern is not None and recipe.sparsify.slorb != "off":
+        raise UsageError(
+            "a target by memory does not count the low-rank branches beside a sparse model",
+            where="--slorb",
+            expected="off with --target-memory",
+            found=recipe.sparsify.slorb,
+            hint="give the size with --target or --shape, or leave --slorb out",
+        )
     idle = []
     if "memory" not in goals:
         fields = ("batch_size", "context_length")

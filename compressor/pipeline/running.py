@@ -129,6 +129,8 @@ class Run:
 def redo_in_run(stage: str, path: Path) -> str:
     """How a stage of a run is made again; a teacher's graph belongs to the benchmark."""
     name = "bench" if path.name.startswith(TEACHER_GRAPH) else stage.partition("-")[0]
+    if stage == "reconstruct":  # which comes twice, after pruning and after sparsifying
+        name = path.name
     return f"the same command with --restart-from {name}"
 
 

@@ -24,6 +24,7 @@ from compressor.planning.schedule import (
     memory_per_gpu,
     training_schedule,
 )
+from compressor.recipe.compression import REPAIR_STEP_TOKENS
 from compressor.recipe.recipe import Distill, Recipe
 
 GPU_COUNTS = (1, 8, 64, 256, 1024)
@@ -87,13 +88,17 @@ class Hardware:
         return self.device.assumed_hour_price if self.gpu_hour_price is None else self.gpu_hour_price
 
 
-def repair_flops(recipe: Recipe, teacher: Dims, student: Dims) -> int:
-    """FLOPs of the forward passes of a repair after pruning: the teacher's one and the student's three."""
+def repair_flops(recipe: Recipe, original: Dims, student: Dims) -> int:
+    """FLOPs of a repair: the original's forward pass and three of the student's, then gradient steps.
+
+    A step is a forward and a backward pass of every attention and MLP.
+    """
     if not recipe.repair.enabled:
         return 0
     text = recipe.repair_calibration()
-    per_token = [flops_per_token(dims, text.seq_len // 2) for dims in (teacher, student)]
-    return text.size * text.seq_len * (per_token[0] + 3 * per_token[1])
+    per_token = [flops_per_token(dims, text.seq_len // 2) for dims in (original, student)]
+    stepped = recipe.repair.steps * min(text.size, max(1, REPAIR_STEP_TOKENS // text.seq_len)) * text.seq_len
+    return text.size * text.seq_len * (per_token[0] + 3 * per_token[1]) + 3 * stepped * per_token[1]
 
 
 class PlannedPhase(Record):

@@ -139,7 +139,8 @@ def _trainings(recipe: Recipe, teacher: Dims, student: Dims) -> Iterator[DiskUse
     sparse = sixteen + sixteen // 16  # and one bit per weight for the mask
     yield DiskUse(stage="sparsify", where="stages/sparsify", num_bytes=sparse)
     if recipe.repairs_sparse():
-        yield _repair(recipe, student, student, "reconstruct-sparse")
+        repair = _repair(recipe, student, student, "reconstruct-sparse")
+        yield repair.model_copy(update={"num_bytes": sparse})
     if recovery := recipe.recovery_tokens():
         training = _CHECKPOINT_BYTES * own + _TOKEN_BYTES * copies * recovery
         yield DiskUse(stage="recover", where="stages/recover", num_bytes=sparse, temporary_bytes=training)

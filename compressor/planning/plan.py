@@ -245,7 +245,7 @@ def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
 
 
 def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row: GpuRow | None) -> Hours:
-    """Hours on the stated hardware: calibration and repair by their forward FLOPs, then every training."""
+    """Hours on the stated hardware: calibration and repairs by their matrix FLOPs, then every training."""
     context = recipe.calibration.seq_len // 2
     tokens = recipe.calibration.size * recipe.calibration.seq_len
     measured = min(recipe.prune.depth_size, recipe.calibration.size) * recipe.calibration.seq_len
@@ -256,6 +256,8 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
         flops["calibration"] += tokens * flops_per_token(student, context)
     if recipe.repair.enabled:
         flops["reconstruct"] = repair_flops(recipe, teacher, student)
+    if recipe.repairs_sparse():
+        flops["reconstruct-sparse"] = repair_flops(recipe, student, student)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     stages = {name: round(count / rate / 3600, 4) for name, count in flops.items()}
     stages |= row.phase_hours if row else {"distill": 0.0}

@@ -13,6 +13,8 @@ from compressor.recipe.training import DEFAULT_TEXT, TEXT_FORMS
 
 # To fit, to choose the ridge, and to accept.
 FEWEST_REPAIR_SEQUENCES = 3
+# Of one gradient step, as far as whole sequences fill them.
+REPAIR_STEP_TOKENS = 2048
 
 Importance = Annotated[str, AfterValidator(OneOf(IMPORTANCE_METHODS))]
 Aggregation = Literal["mean", "l2", "var"]

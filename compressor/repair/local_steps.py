@@ -23,12 +23,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from compressor.recipe.compression import REPAIR_STEP_TOKENS
 from compressor.repair.choice import Use
 
 # Step over root mean square of a matrix, at first.
 _RATE = 2e-3
 _BETAS = (0.9, 0.95)
-_BATCH_TOKENS = 2048
 # How often the error on the windows to choose is looked at.
 _LOOKS = 8
 _SEED = 0
@@ -208,7 +208,7 @@ def _errors(
 
 def _batches(windows: list[int], seq_len: int, steps: int) -> list[list[int]]:
     """Windows of every step: all of them in a random order, again and again."""
-    size = min(len(windows), max(1, _BATCH_TOKENS // seq_len))
+    size = min(len(windows), max(1, REPAIR_STEP_TOKENS // seq_len))
     generator = torch.Generator().manual_seed(_SEED)
     order: list[int] = []
     while len(order) < steps * size:

@@ -156,6 +156,7 @@ def test_only_a_missed_promise_is_warned_of() -> None:
         ({"outcome.speedup": "2x", "outcome.batch_size": 2}, "--target-batch-size"),
         ({"target": "60%", "outcome.context_length": 9}, "--target-context-length"),
         ({"outcome.memory": "1GiB", "outcome.layer_times": "x"}, "--layer-times"),
+        ({"outcome.memory": "1GiB", "sparsify.pattern": "2:4", "sparsify.slorb": "fixed"}, "--slorb"),
     ],
 )
 def test_one_size_and_its_own_conditions_are_demanded(given: dict[str, object], where: str) -> None:

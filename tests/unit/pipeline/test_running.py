@@ -9,6 +9,7 @@ import pytest
 from compressor.core.errors import ResourceError
 from compressor.pipeline import running
 from compressor.pipeline.running import require_disk
+from compressor.pipeline.steps import STAGES
 from compressor.planning.disk import CONVERTED, DiskUse
 from compressor.runs.artifact import ARTIFACT_FILE
 
@@ -63,3 +64,18 @@ def test_what_is_discarded_makes_room(free: dict[str, int], tmp_path: Path) -> N
     for name in ("stages/prune", "stages/distill", "student"):
         put(tmp_path / name, 100, finished=True)
     assert needs(free, tmp_path, restart=frozenset({"distill", "export"})) == 1000
+
+
+@pytest.mark.parametrize(
+    ("stage", "directory", "step"),
+    [
+        ("reconstruct", "stages/reconstruct", "reconstruct"),
+        ("reconstruct", "stages/reconstruct-sparse", "reconstruct-sparse"),
+        ("prune-masks", "stages/prune", "prune"),
+        ("search-trial", "stages/search-2x64x128x4", "search"),
+        ("export-onnx", "stages/teacher-onnx", "bench"),
+    ],
+)
+def test_what_is_made_again_is_named_as_restart_from_takes_it(stage: str, directory: str, step: str) -> None:
+    assert running.redo_in_run(stage, Path(directory)).endswith(f"--restart-from {step}")
+    assert step in STAGES

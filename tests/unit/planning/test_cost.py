@@ -13,7 +13,7 @@ from compressor.core.errors import UsageError
 from compressor.core.hardware import GPUS, gpu_called
 from compressor.distillation.correct_stage import correction_settings
 from compressor.distillation.training import schedule
-from compressor.models.dims import Dims, dims_of_config, num_parameters
+from compressor.models.dims import Dims, dims_of_config, flops_per_token, num_parameters
 from compressor.models.presets import PRESETS
 from compressor.planning.cost import (
     Hardware,
@@ -24,7 +24,7 @@ from compressor.planning.cost import (
     training_phases,
 )
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes
-from compressor.planning.plan import make_plan
+from compressor.planning.plan import Plan, make_plan
 from compressor.planning.schedule import Phase, Schedule, activation_bytes_per_token, memory_per_gpu
 from compressor.recipe.recipe import Correction, Distill, Recipe, load_recipe
 from tests.tiny_models import make_model
@@ -305,6 +305,33 @@ def test_the_disk_holds_every_training_and_every_domain() -> None:
     domains = [{"name": name, "data": f"{name}.txt"} for name in ("web", "code")]
     moving = uses(domains=domains, dynamic_batches={"variant": "clipped"})["stages/distill"]
     assert moving.temporary_bytes == 24 * student + 2 * 4 * 8192
+
+
+def test_repairs_take_time_and_room_by_hand() -> None:
+    """Teacher once and student three times; steps of 4 sequences there and back; hidden states on disk."""
+    teacher, student = PRESETS["llama3.1-8b"].dims, PRESETS["4b-width"].dims
+    text = {"calibration.size": 64, "calibration.seq_len": 512, "distill.tokens": 0}
+
+    def planned(**more: Any) -> Plan:
+        return make_plan(recipe(**text, **more), teacher)
+
+    plain = planned(**{"sparsify.pattern": "2:4"})
+    stepped = planned(**{"sparsify.pattern": "2:4", "repair.steps": 100})
+    ours, theirs = (flops_per_token(dims, 256) for dims in (student, teacher))
+    rate = Hardware().device.bf16_flops_per_s * Hardware().utilisation * Hardware().num_gpus * 3600
+    passes = {"reconstruct": theirs + 3 * ours, "reconstruct-sparse": 4 * ours}
+    for name, flops in passes.items():
+        assert plain.hours.stages[name] == pytest.approx(64 * 512 * flops / rate, abs=1e-4)
+        steps = stepped.hours.stages[name] - plain.hours.stages[name]
+        assert steps == pytest.approx(100 * 4 * 512 * 3 * ours / rate, abs=2e-4)
+    assert "reconstruct-sparse" not in planned().hours.stages
+
+    uses = {use.where: use for use in stepped.disk}
+    weights = 2 * num_parameters(student)
+    states = 4 * 64 * 512 * (teacher.hidden_size + 3 * student.hidden_size)
+    assert uses["stages/reconstruct"].num_bytes == weights
+    assert uses["stages/reconstruct"].temporary_bytes == weights + states
+    assert uses["stages/reconstruct-sparse"].num_bytes == weights + weights // 16
 
 
 def test_a_gguf_file_and_the_teachers_graphs_take_room_and_memory() -> None:
