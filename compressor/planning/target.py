@@ -290,14 +290,17 @@ def _explain(teacher: Dims, student: Dims, wanted: int) -> str:
     hidden_step = hidden_multiple(teacher, student.hidden_size)
     step, heads = _hidden_grid(student.hidden_size), student.num_attention_heads
     reason = "" if hidden_step == step else f": of {step}, and of its {heads} query heads"
-    intermediate = f"{teacher.intermediate_size} to {student.intermediate_size}"
-    parts = [
-        f"asked {wanted:,}, reached {count:,} ({count / wanted - 1:+.2%})",
-        f"hidden {teacher.hidden_size} to {student.hidden_size} (multiples of {hidden_step}{reason})",
-        f"intermediate {intermediate} (multiples of {INTERMEDIATE_MULTIPLE})",
+    grids = {
+        "num_hidden_layers": ("layers", ""),
+        "hidden_size": ("hidden", f" (multiples of {hidden_step}{reason})"),
+        "intermediate_size": ("intermediate", f" (multiples of {INTERMEDIATE_MULTIPLE})"),
+    }
+    parts = [f"asked {wanted:,}, reached {count:,} ({count / wanted - 1:+.2%})"]
+    parts += [
+        f"{name} {getattr(teacher, field)} to {getattr(student, field)}{grid}"
+        for field, (name, grid) in grids.items()
+        if getattr(teacher, field) != getattr(student, field)
     ]
-    if student.num_hidden_layers < teacher.num_hidden_layers:
-        parts.append(f"layers {teacher.num_hidden_layers} to {student.num_hidden_layers}")
     if student.tie_word_embeddings != teacher.tie_word_embeddings:
         parts.append("an LM head of its own, because the hidden size is reduced by rotation")
     return "; ".join(parts)
