@@ -118,7 +118,18 @@ def test_the_student_is_written_whatever_else_is(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ("run", tiny_checkpoint, "--shape", "hidden_size=48", "--importance", "random", "--tokens", 0)
+    words = (
+        "run",
+        tiny_checkpoint,
+        "--shape",
+        "hidden_size=48",
+        "--importance",
+        "random",
+        "--tokens",
+        0,
+        "--repair",
+        "off",
+    )
     words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", out, "--quiet")
     summary = succeed_here(*words)
     assert (out / "student" / "verification.json").is_file()

@@ -26,6 +26,11 @@ FITTED = ("--calib-data", TEXT, "--calib-size", "64", "--calib-seq-len", "512")
 # Of the text that was calibrated on, `evaluate` reads the held-out part.
 QUALITY = {"wiki, held-out": TEXT, "c4": ".assets/c4.txt"}
 WINDOWS = ("--seq-len", "1024", "--size", "8")
+# The demonstration's, but for its exports and benchmark.
+DEMONSTRATION = (
+    *("--train-data", TEXT, "--context-length", "512", "--train-batch-size", "1"),
+    *("--learning-rate", "5e-4"),
+)
 SHORT = (
     *("--train-data", TEXT, "--context-length", "256", "--train-batch-size", "4"),
     *("--micro-batch-size", "4", "--learning-rate", "5e-4"),
@@ -44,12 +49,14 @@ class Student:
         calibration: The sequences that choose units and weights.
         repair: Those that `reconstruct` reads; none: not repaired.
         tokens: Of distillation afterwards.
+        training: How it is distilled.
     """
 
     words: tuple[str, ...]
     calibration: tuple[str, ...] = SCORED
     repair: tuple[str, ...] = ()
     tokens: int = 0
+    training: tuple[str, ...] = SHORT
 
 
 def cut(shape: str, *options: str) -> tuple[str, ...]:
@@ -80,6 +87,15 @@ PARTS: dict[str, dict[str, Student]] = {
             name: Student(words=cut("intermediate_size=1024", "--importance", name))
             for name in ("taylor", "weight-magnitude", "random")
         },
+    },
+    "target": {
+        "--target 80m": Student(
+            words=("prune", "--target", "80m"),
+            calibration=FITTED,
+            repair=FITTED,
+            tokens=61_440,
+            training=DEMONSTRATION,
+        ),
     },
     "rules": {
         "60 %: both widths": by_rule("hidden_size=432,intermediate_size=1024"),
@@ -145,7 +161,7 @@ def _words(student: Student) -> list[str]:
     if student.repair:
         lines.append(" ".join(("reconstruct", *student.repair)))
     if student.tokens:
-        lines.append(" ".join(("distill", "--tokens", str(student.tokens), *SHORT)))
+        lines.append(" ".join(("distill", "--tokens", str(student.tokens), *student.training)))
     return lines
 
 
@@ -168,7 +184,7 @@ def _measure(command: Command, student: Student, seed: int, scratch: Path) -> di
         make("repaired", "reconstruct", made["cut"], "--teacher", MODEL, *student.repair)
     if student.tokens:
         last, tokens = list(made.values())[-1], str(student.tokens)
-        make("distilled", "distill", last, "--teacher", MODEL, *SHORT, "--tokens", tokens)
+        make("distilled", "distill", last, "--teacher", MODEL, *student.training, "--tokens", tokens)
     found: dict[str, dict[str, float]] = {name: {} for name in made}
     for number, (text, source) in enumerate(QUALITY.items()):
         out = str(scratch / f"quality-{number}")
