@@ -158,7 +158,7 @@ def read_plan(file: Path) -> PrunePlan:
     """Read a plan, which may have been edited: a UsageError where it is malformed or contradicts itself."""
     try:
         return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(
             "the prune plan cannot be read",
             where=str(file),

@@ -229,7 +229,12 @@ def test_an_unfinished_run_is_checked_as_far_as_it_is(run: Path) -> None:
 
 RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "prune only": (
-        {"distill": {"tokens": 0}, "bench": {"enabled": False}, "export": {"formats": ["huggingface"]}},
+        {
+            "repair": {"method": "off"},
+            "distill": {"tokens": 0},
+            "bench": {"enabled": False},
+            "export": {"formats": ["huggingface"]},
+        },
         {"stages/prune", "student", "stages/evaluate"},
     ),
     "everything": (
@@ -249,6 +254,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "a runtime without the precisions": (
         {
+            "repair": {"method": "off"},
             "distill": {"tokens": 0},
             "export": {"formats": ["huggingface"]},
             "bench": {"runtime": "torch-eager", "precisions": ["int4"]},
@@ -273,6 +279,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     ),
     "sparse without recovery, no graphs": (
         {
+            "repair": {"method": "off"},
             "distill": {"tokens": 9},
             "sparsify": {"pattern": "2:4", "tokens": 0},
             "export": {"formats": ["huggingface", "tensorrt-llm"]},

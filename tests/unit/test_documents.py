@@ -67,7 +67,7 @@ def test_long_measurements_name_known_options(script: Path) -> None:
     known = {name for command in commands for name in options_of(command)}
     used = set(re.findall(r'"(--[a-z][a-z0-9-]*)"', script.read_text(encoding="utf-8")))
     assert used
-    assert used - known - {"--tables"} == set()
+    assert used - known - {"--tables", "--seeds"} == set()
 
 
 def test_distillations_of_a_recipe_ask_for_no_stage_but_their_own() -> None:

@@ -256,7 +256,7 @@ def test_planned_passes_are_those_that_are_made() -> None:
     measure = DepthMeasure(ModelAdapter(model), WINDOWS[:1])
     first = measure.without_blocks(range(NUM_LAYERS), {0, 1, 2})[1]
     student = dims.with_shape(num_hidden_layers=3)
-    settings = Prune(depth_importance="loss", depth_curve=(1,))
+    settings = Prune(depth_importance="loss", depth_curve=(1,), depth="contiguous")
     assert calls[0] == depth_passes(settings, dims, student) * NUM_LAYERS
     assert calls[0] == NUM_LAYERS + num_block_passes(NUM_LAYERS, 1) + num_block_passes(NUM_LAYERS, 2)
 
