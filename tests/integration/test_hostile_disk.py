@@ -122,7 +122,18 @@ def test_a_run_whose_disk_fills_up_while_it_works(
     """The check of free space before the run is left out: another process takes the room meanwhile."""
     monkeypatch.setattr(running, "free_disk_bytes", lambda _path: 1 << 40)
     filler = leave(disk, room)
-    words = ("run", tiny_checkpoint, *SHAPE, "--importance", "random", "--tokens", 0, "--quiet")
+    words = (
+        "run",
+        tiny_checkpoint,
+        *SHAPE,
+        "--importance",
+        "random",
+        "--tokens",
+        0,
+        "--repair",
+        "off",
+        "--quiet",
+    )
     words += ("--eval-data", tiny_text, "--formats", "tensorrt-llm", "-o", disk / "run")
     assert_full(command_here(*words))
     if room == 400 << 10:
