@@ -142,8 +142,8 @@ def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context:
         details["hidden_variance_kept"] = round(rotation.kept_variance(plan), 6)
     num_parameters = on_main(partial(_slice, plan, rotation, source, out_dir, context))
     removed = sorted(set(range(dims.num_hidden_layers)) - set(plan.layers))
-    details |= {"removed_layers": removed, "importance": plan.importance}
-    return StageResult(num_parameters=num_parameters, details=details)
+    chosen = {"removed_layers": removed, "importance": plan.importance}
+    return StageResult(num_parameters=num_parameters, details={**chosen, **details})
 
 
 def _slice(
