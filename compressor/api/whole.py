@@ -10,6 +10,7 @@ from compressor.api.outcome import needs_measuring, resolve
 from compressor.core.errors import UsageError
 from compressor.core.processes import on_main
 from compressor.masks.choice import require_maskable
+from compressor.models.dims import Dims
 from compressor.models.source import plan_dims, resolve_source, short_name
 from compressor.pipeline.consistency import require_consistent, require_sparsifiable
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
@@ -44,10 +45,7 @@ def plan(
     """
     where = out_dir or default_output(recipe)
     teacher = plan_dims(recipe.model)
-    require_one_size(recipe)
-    require_searchable(recipe, teacher)
-    require_consistent(recipe)
-    require_sparsifiable(recipe)
+    _require_sound(recipe, teacher)
     if len(split_targets(recipe.target)) > 1:
         family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(where))
         for member in family.members:
@@ -67,6 +65,14 @@ def plan(
     return made
 
 
+def _require_sound(recipe: Recipe, teacher: Dims) -> None:
+    """Refuse choices that contradict each other, or that have no effect."""
+    require_one_size(recipe)
+    require_searchable(recipe, teacher)
+    require_consistent(recipe)
+    require_sparsifiable(recipe)
+
+
 def _require_reachable(plan: Plan, recipe: Recipe) -> None:
     """Refuse a student that learned masks do not lead to."""
     if recipe.mask_tokens():
@@ -79,13 +85,11 @@ def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution)
     Raises:
         CompressExportError: before they are, for what would end the run later.
     """
-    where = out_dir or default_output(recipe)
-    require_one_size(recipe)
+    where, teacher = out_dir or default_output(recipe), plan_dims(recipe.model)
+    _require_sound(recipe, teacher)
     question = question_of(recipe)
     if question is None:
         return plan(recipe, where, anew=execution.overwrite)
-    teacher = plan_dims(recipe.model)
-    require_searchable(recipe, teacher)
     training_phases(recipe, teacher, teacher, 1)  # refuses a token budget, whatever the student
     if on_main(lambda: needs_measuring(recipe, question, teacher, where, anew=execution.overwrite)):
         from compressor.pipeline.pipeline import check_choices

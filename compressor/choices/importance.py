@@ -13,11 +13,13 @@ class ImportanceMethod(Row):
 
     Attributes:
         needs_text: Whether it runs the model over the calibration text.
+        needs_gradients: Whether it does so in float32, with a gradient of every weight in memory.
         aggregates: Whether activations are aggregated over tokens and sequences, as the recipe says.
         trains: Whether it is a stage that trains on the training text, instead of such a function.
     """
 
     needs_text: bool = False
+    needs_gradients: bool = False
     aggregates: bool = False
     trains: bool = False
 
@@ -40,6 +42,7 @@ IMPORTANCE_METHODS = table(
         help="Sum of |weight * gradient| over each channel, head or layer (LLM-Pruner); needs gradients.",
         code="compressor.pruning.importance:taylor_method",
         needs_text=True,
+        needs_gradients=True,
     ),
     ImportanceMethod(
         name="random",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from compressor.core.processes import is_main, on_main, world_size
 from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
 from compressor.data.packing import Window
 from compressor.models.adapter import ModelAdapter
-from compressor.models.checkpoint import CheckpointReader, TensorSpec, read_config, write_checkpoint
+from compressor.models.checkpoint import CheckpointReader, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
 from compressor.models.digests import spec_digest, write_digests
 from compressor.models.dims import dims_of_config
@@ -37,7 +36,7 @@ from compressor.runs.stage import StageContext, start_afresh
 from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.extension import TrainingExtension
 from compressor.training.probes import take_probes, write_probes
-from compressor.training.sharding import is_sharded, reshard_, shard_, stream_rows
+from compressor.training.sharding import is_sharded, reshard_, shard_, stored_tensors
 from compressor.training.trainer import CHECKPOINTS, train
 
 TOKENS = "tokens"
@@ -255,16 +254,7 @@ def save_trained(
     compute_dtype = "bfloat16" if is_sharded(student) and plan.bf16 else "float32"
     probes = take_probes(module, compute_dtype=compute_dtype)
     reshard_(module)
-    state = dict(student.named_parameters())
-    specs = [
-        TensorSpec(
-            name=name,
-            shape=tuple(state[name].shape),
-            dtype=dtype,
-            blocks=partial(stream_rows, state[name], dtype),
-        )
-        for name in names
-    ]
+    specs = stored_tensors(student, names, dtype)
     if not is_main():
         for spec in (*specs, *specs):  # once for the digests, once for the files
             for _ in spec.blocks():

@@ -23,6 +23,7 @@ Legend: R rows (a layer, or a key/value group of a layer), U units of a row.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
@@ -42,7 +43,7 @@ _EPSILON = 1e-6
 WIDEST, NARROWEST = 0.1, 1e-3
 
 
-class Gates(nn.Module):
+class Gates(nn.Module, ABC):
     """Masks of `[R, U]` units; their parameter is `raw`.
 
     Attributes:
@@ -54,17 +55,17 @@ class Gates(nn.Module):
         super().__init__()
         self.raw = nn.Parameter(start)
 
+    @abstractmethod
     def drawn(self, uniform_RU: torch.Tensor) -> torch.Tensor:
         """Masks `[R, U]` for a step, from uniform noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, progress: float) -> torch.Tensor:
         """How far each unit is expected to stay, `[R, U]` in (0, 1); `progress` is 0 to 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settled(self) -> torch.Tensor:
         """The value of every mask once it is no longer drawn, `[R, U]`."""
-        raise NotImplementedError
 
     def scores(self) -> torch.Tensor:
         """What ranks the units of a row, `[R, U]`."""

@@ -9,7 +9,6 @@ pruning leaves, and beside it the final masks, digests and probes from memory.
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from compressor.masks.applied import MaskValues, fold_, kept_mask, masked
 from compressor.masks.mask_set import MaskSet
 from compressor.masks.module import MaskedModule, MaskTraining
 from compressor.masks.record import write_final_masks
-from compressor.models.checkpoint import CheckpointReader, TensorSpec, read_config, write_checkpoint
+from compressor.models.checkpoint import CheckpointReader, read_config, write_checkpoint
 from compressor.models.config.portable import write_config
 from compressor.models.digests import tensor_digest, write_digests
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
@@ -46,7 +45,7 @@ from compressor.recipe.recipe import Distill, Section
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.training.probes import take_probes, write_probes
-from compressor.training.sharding import stream_rows
+from compressor.training.sharding import stored_tensors
 
 METHOD = "learned-masks"
 _FOLDED = "folded"
@@ -209,19 +208,10 @@ def _digests(student: Any, plan: PrunePlan, dtype: torch.dtype) -> dict[str, str
 
 def _write_whole(student: Any, source: Path, directory: Path, dtype: torch.dtype) -> None:
     """The folded model before slicing, in the source's order."""
-    dims, state = dims_of_config(read_config(source)), dict(student.named_parameters())
+    dims = dims_of_config(read_config(source))
     with CheckpointReader(source) as reader:
         names = [name for name in reader if is_parameter(name, dims)]
-    specs = [
-        TensorSpec(
-            name=name,
-            shape=tuple(state[name].shape),
-            dtype=dtype,
-            blocks=partial(stream_rows, state[name], dtype),
-        )
-        for name in names
-    ]
-    write_checkpoint(directory, specs)
+    write_checkpoint(directory, stored_tensors(student, names, dtype))
     write_config(directory, read_config(source))
 
 

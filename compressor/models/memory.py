@@ -13,7 +13,7 @@ import torch
 
 from compressor.core.hardware import require_memory
 from compressor.models.checkpoint import DTYPE_NAMES, CheckpointReader, read_config
-from compressor.models.dims import dims_of_config
+from compressor.models.dims import dims_of_config, weight_bytes
 from compressor.models.shapes import expected_shapes
 
 
@@ -30,6 +30,17 @@ def require_model_memory(*checkpoints: tuple[Path, str], device: str) -> None:
             what=f"not enough memory for the weights of {directory} in {dtype}",
             hint="a smaller model, more memory, or swap",
         )
+
+
+def require_gradient_memory(checkpoint: Path, *, device: str) -> None:
+    """Refuse (ResourceError) a checkpoint of which float32 weights and their gradients are more than that."""
+    gradients = weight_bytes(dims_of_config(read_config(checkpoint)), "fp32")
+    require_memory(
+        memory_of_weights(checkpoint, dtype="float32", device=device) + gradients,
+        device=device,
+        what=f"not enough memory for the weights and gradients of {checkpoint} in float32",
+        hint="a smaller model, more memory, or another --importance",
+    )
 
 
 def memory_of_weights(directory: Path, *, dtype: str, device: str) -> int:

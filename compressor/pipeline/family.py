@@ -95,7 +95,7 @@ class MemberRecord(Record):
     """What the family says about a finished member; every number is its run's own."""
 
     name: str
-    target: str | None
+    target: str
     directory: str
     student: str
     report: str
@@ -196,13 +196,13 @@ def run_family(
     own, record = replace(start, resume=False), _record(family, entries, out_dir)
     if not is_ours:
         _write(record, out_dir)
-    for number, member in enumerate(family.members):
+    for number, (target, member) in enumerate(zip(family.targets, family.members, strict=True)):
         console.info(f"family: {member.name}, {number + 1} of {len(family.members)}")
         teacher = resolve_source(member.recipe.model) if number else source
         if number and start.restart_from in decide_the_next:
             own = replace(own, restart_from=_FIRST)
         summary = run_pipeline(member.recipe, teacher, member.plan, out_dir / member.name, console, own)
-        entries.append(_entry(member, summary))
+        entries.append(_entry(target, member, summary))
         record = _record(family, entries, out_dir)
         _write(record, out_dir)
     return record
@@ -243,7 +243,8 @@ def _recipe_of_later(recipe: Recipe, target: str, original: Dims, teacher: Dims)
         shape = {name: getattr(published.dims, name) for name in PRUNABLE_FIELDS}
         fits = all(size <= getattr(teacher, name) for name, size in shape.items())
         if fits and teacher.with_shape(**shape) == published.dims:
-            return recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"shape": shape})})
+            prune = recipe.prune.model_copy(update={"shape": shape})
+            return recipe.model_copy(update={"target": None, "prune": prune})
     if target.endswith("%"):
         count = parse_count(target, whole=num_parameters(original))
         return recipe.model_copy(update={"target": str(count)})
@@ -259,12 +260,12 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     return run_dir / "stages" / ("distill" if trained else "reconstruct" if repaired else "prune")
 
 
-def _entry(member: Member, summary: RunSummary) -> MemberRecord:
+def _entry(target: str, member: Member, summary: RunSummary) -> MemberRecord:
     models = summary.evaluation.models
     student = [name for name in models if name not in ("teacher", "quantized")][-1]
     return MemberRecord(
         name=member.name,
-        target=member.recipe.target,
+        target=target,
         directory=member.name,
         student=f"{member.name}/{STUDENT}",
         report=f"{member.name}/{CARD_FILE}",

@@ -7,12 +7,10 @@ from pathlib import Path
 from compressor.core.console import Console
 from compressor.core.hardware import describe, resolve_dtype
 from compressor.core.processes import is_main, on_main
-from compressor.masks.choice import require_maskable
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims
 from compressor.models.source import ModelSource, open_checkpoint
 from compressor.models.tokenizer import load_tokenizer
-from compressor.pipeline.consistency import require_consistent, require_sparsifiable
 from compressor.pipeline.preflight import (
     require_expressible,
     require_texts,
@@ -38,8 +36,6 @@ def run_pipeline(
 ) -> RunSummary:
     """Compress, export, verify and measure the model at `source`; returns the summary printed by `--json`."""
     check_choices(recipe, plan.teacher.dims)
-    if recipe.mask_tokens():
-        require_maskable(plan.teacher.dims, plan.student.dims)
     first = start.restart_from
     restart = frozenset(STAGES[STAGES.index(first) :]) if first else frozenset()
     with open_run_directory(out_dir, resume=start.resume, overwrite=start.overwrite) as manifest:
@@ -88,11 +84,9 @@ def run_pipeline(
 def check_choices(recipe: Recipe, teacher: Dims) -> None:
     """Refuse, before anything is written, what no model and no text could make right."""
     require_prunable(teacher)
-    require_consistent(recipe)
     if recipe.bench.enabled:
         recipe.bench.row.require_executable()
     require_tools(recipe.export_formats(), engine=recipe.export.tensorrt_llm.require_engine)
-    require_sparsifiable(recipe)
     require_trainable(recipe)
 
 

@@ -79,7 +79,8 @@ def _budgets(recipe: Recipe) -> tuple[int, ...]:
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
     prune = recipe.prune
-    scores_by_text = IMPORTANCE_METHODS[prune.importance].needs_text or prune.measures_depth or prune.rotates
+    measures = prune.scores is None and IMPORTANCE_METHODS[prune.importance].needs_text
+    scores_by_text = measures or prune.measures_depth or prune.rotates
     calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.records import Record
@@ -231,7 +232,9 @@ def planned_model(dims: Dims) -> PlannedModel:
 
 def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
     """Largest model memory per stage, activations left out."""
-    memory = {"prune": weight_bytes(teacher, "bf16")}
+    measures = IMPORTANCE_METHODS[recipe.prune.importance]
+    scored = 2 * weight_bytes(teacher, "fp32") if measures.needs_gradients else weight_bytes(teacher, "bf16")
+    memory = {"prune": scored}
     for phase in training_phases(recipe, teacher, student, 1):
         parts = memory_per_gpu(phase, 1, recomputes=phase.recomputes)
         memory[phase.name] = sum(parts[name] for name in _MODEL_MEMORY)

@@ -10,14 +10,14 @@ import torch
 
 from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
-from compressor.core.errors import UnsupportedError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.processes import on_main
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
-from compressor.models.memory import require_model_memory
+from compressor.models.memory import require_gradient_memory, require_model_memory
 from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
@@ -83,6 +83,8 @@ class PruneStageConfig(Section):
         return {**content_of(self), "prune": prune}
 
 
+# Role of the output that scores were saved in.
+_SCORES = "scores"
 _DEPTH = ("depth_importance", "depth_size", "depth_curve")
 
 
@@ -113,7 +115,7 @@ def saved_scores(settings: Prune) -> dict[str, ModelArtifact]:
     """The output that scores were saved in, for a stage to read: it says on which text they were measured."""
     if settings.scores is None or not (Path(settings.scores) / ARTIFACT_FILE).is_file():
         return {}
-    return {"scores": read_artifact(Path(settings.scores))}
+    return {_SCORES: read_artifact(Path(settings.scores))}
 
 
 def run(config: PruneStageConfig, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
@@ -242,6 +244,7 @@ def _scores(
     """The scores, saved or measured."""
     if config.prune.scores:
         saved = Path(config.prune.scores)
+        _require_own_scores(saved, source, context)
         return on_main(lambda: ImportanceScores.load(saved, dims))
     method = IMPORTANCE_METHODS[config.prune.importance]
     inputs = ScoringInputs(
@@ -255,9 +258,23 @@ def _scores(
     return work() if method.needs_text else on_main(work)
 
 
+def _require_own_scores(saved: Path, source: ModelArtifact, context: StageContext) -> None:
+    """Refuse scores that say themselves that they are another model's, such as one of the same shape."""
+    measured = context.others.get(_SCORES)
+    if measured is not None and measured.inputs.get("source") != source.fingerprint:
+        raise UsageError(
+            "these scores are of another model",
+            where=str(saved),
+            expected=f"scores of the model at {source.path}",
+            hint="leave out --scores to measure them, or give the output of a prune of this model",
+        )
+
+
 def _require_memory(config: PruneStageConfig, source: ModelArtifact, context: StageContext) -> None:
     if config.needs_text:
         require_model_memory((source.path, context.dtype), device=context.device)
+    if config.scores_by_text and IMPORTANCE_METHODS[config.prune.importance].needs_gradients:
+        require_gradient_memory(source.path, device=context.device)
 
 
 PRUNE: Stage[PruneStageConfig] = Stage(

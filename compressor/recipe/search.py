@@ -40,10 +40,11 @@ class Search(Section):
     def training(self, distill: Distill) -> Distill:
         """The short training that every shape gets: the distillation's, but short and by itself.
 
-        Its teacher is the original model in memory; nothing is sampled, corrected or tracked.
+        Its teacher is the original model in memory; nothing is sampled, corrected or tracked, and the warm-up
+        is a share of its own few steps.
         """
         usual = max(round(SHARE_OF_TRAINING * distill.tokens), FEWEST_SEQUENCES * distill.context_length)
         without = Distill()
         changes = {"tokens": self.tokens or usual, "report_to": (), "teacher_logits": None}
-        changes |= {name: getattr(without, name) for name in ("correction", "generate")}
+        changes |= {name: getattr(without, name) for name in ("correction", "generate", "warmup_steps")}
         return distill.model_copy(update=changes)

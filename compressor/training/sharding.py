@@ -8,7 +8,8 @@ they be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from compressor.core.processes import is_main, rank, world_size
 from compressor.models.adapter import ModelAdapter
-from compressor.models.checkpoint import row_blocks
+from compressor.models.checkpoint import TensorSpec, row_blocks
 
 
 def shard_(root: nn.Module, model: Any, mesh: DeviceMesh, *, bf16: bool) -> None:
@@ -93,6 +94,20 @@ def stream_rows(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tens
                 _to_main(block, owner)
             if is_main():
                 yield block
+
+
+def stored_tensors(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> list[TensorSpec]:
+    """Parameters of a model as a checkpoint's tensors, see `stream_rows`."""
+    state = dict(model.named_parameters())
+    return [
+        TensorSpec(
+            name=name,
+            shape=tuple(state[name].shape),
+            dtype=dtype,
+            blocks=partial(stream_rows, state[name], dtype),
+        )
+        for name in names
+    ]
 
 
 def _to_main(block: torch.Tensor, owner: int) -> None:

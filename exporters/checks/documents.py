@@ -52,9 +52,10 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     before = _config(comparable({**inputs, "config": recorded}))
     now = _config(comparable({**inputs, **moved, "config": said}))
     pairs: list[tuple[str, object, object]] = [("seed", recipe.seed, inputs.get("seed"))]
-    if artifact.stage == "prune":  # which records how removals are measured only where they are
-        chosen = recorded["prune"].get("depth_importance", Prune().depth_importance)
-        pairs.append(("prune.depth_importance", recipe.prune.depth_importance, chosen))
+    if artifact.stage == "prune":  # which records these only where they are not as usual
+        for name in ("depth_importance", "hidden"):
+            chosen = recorded["prune"].get(name, getattr(Prune(), name))
+            pairs.append((f"prune.{name}", getattr(recipe.prune, name), chosen))
     pairs += [
         (f"{name}.{key}", now[name].get(key), value)
         for name, section in before.items()

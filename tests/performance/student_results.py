@@ -130,14 +130,17 @@ def run_students(part: str, command: Command, *, num_seeds: int) -> dict[str, An
     kept = _recorded(part) | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
     for seed in range(num_seeds):
         for name, student in students.items():
-            key = f"{name}, seed {seed}"
+            key = _key(student, name, seed)
             if key not in kept:
                 with tempfile.TemporaryDirectory() as scratch:
                     kept[key] = _measure(command, student, seed, Path(scratch))
                 write_json(file, kept)
     file.unlink(missing_ok=True)
     return {
-        "students": {name: [kept[f"{name}, seed {seed}"] for seed in range(num_seeds)] for name in students},
+        "students": {
+            name: [kept[_key(student, name, seed)] for seed in range(num_seeds)]
+            for name, student in students.items()
+        },
         "commands": {name: _words(student) for name, student in students.items()},
         "protocol": " ".join(WINDOWS),
     }
@@ -148,11 +151,16 @@ def _recorded(part: str) -> dict[str, Any]:
     file = RESULTS / f"{part}.json"
     data = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
     return {
-        f"{name}, seed {seed}": entry
+        _key(PARTS[part][name], name, seed): entry
         for name, seeds in data.get("students", {}).items()
         if name in PARTS[part] and data["commands"][name] == _words(PARTS[part][name])
         for seed, entry in enumerate(seeds)
     }
+
+
+def _key(student: Student, name: str, seed: int) -> str:
+    """Of what is kept: with the commands, so that others are measured again."""
+    return f"{name}, seed {seed}: {'; '.join(_words(student))}"
 
 
 def _words(student: Student) -> list[str]:

@@ -106,7 +106,7 @@ def test_the_penalty_is_both_multipliers_times_the_miss_of_every_row() -> None:
     found = constraint(counts, 0.5)
     misses = [0.4 - 0.2, 0.7 - 0.2, 0.1 - 0.2]
     expected = misses[0] - 2 * misses[1] + 3 * misses[1] ** 2 + 0.5 * misses[2] + 4 * misses[2] ** 2
-    assert float(found) == pytest.approx(expected / 3)
+    assert found.item() == pytest.approx(expected / 3)
     found.backward()
     assert constraint.linear.grad is not None
     assert constraint.linear.grad.tolist() == pytest.approx([miss / 3 for miss in misses])

@@ -76,6 +76,26 @@ def test_models_that_are_not_loaded_together_count_alone(
     require_model_memory(*[(any_checkpoint, "bfloat16")] * 3, device="cpu")
 
 
+def test_gradients_of_every_weight_need_as_much_again(
+    tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_checkpoint(tmp_path / "source", make_model().to(torch.bfloat16))
+    source = ModelArtifact(path=path, stage="source", fingerprint="f", lineage=("source",), num_parameters=1)
+    context = StageContext(console=Console(), seed=0, device="cpu", dtype="bfloat16")
+    calibration = Calibration(data=str(tiny_text), size=1, seq_len=16)
+    shape = {"intermediate_size": 64}
+    set_memory(monkeypatch, (4 + 4) * num_weights(path) - 1)
+    for importance, refused in (("activation", False), ("taylor", True)):
+        config = PruneStageConfig(shape=shape, prune=Prune(importance=importance), calibration=calibration)
+        if not refused:
+            PRUNE.require_memory(config, source, context)
+            continue
+        with pytest.raises(ResourceError, match="weights and gradients"):
+            PRUNE.require_memory(config, source, context)
+    set_memory(monkeypatch, (4 + 4) * num_weights(path))
+    PRUNE.require_memory(config, source, context)
+
+
 STAGES = ("prune", "quantize", "evaluate", "generate", "logits")
 
 

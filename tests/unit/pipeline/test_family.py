@@ -14,6 +14,7 @@ from compressor.models.presets import PRESETS
 from compressor.models.source import ModelSource
 from compressor.pipeline import pipeline
 from compressor.pipeline.family import FamilyPlan, plan_family, run_family, split_targets
+from compressor.pipeline.promise import require_one_size
 from compressor.pipeline.running import Start
 from compressor.planning.plan import make_plan
 from compressor.recipe.recipe import Recipe, load_recipe
@@ -59,6 +60,7 @@ def test_a_published_size_of_the_original_means_its_published_shape() -> None:
 
     assert second.plan.student.dims == PRESETS["4b-width"].dims
     assert make_plan(second.recipe, second.plan.teacher.dims).student == second.plan.student
+    require_one_size(second.recipe)  # as the command with the member's own recipe does
 
 
 def test_a_published_shape_that_cannot_be_cut_out_gives_way_to_the_size() -> None:

@@ -109,3 +109,7 @@ def test_a_rotation_reads_the_calibration_text(tmp_path: Path) -> None:
     require_texts(recipe(**fields, **{"prune.hidden": "channels"}), Console())
     with pytest.raises(UsageError, match=r"none\.txt"):
         require_texts(recipe(**fields), Console())
+    saved = {**fields, "prune.importance": "activation", "prune.hidden": "channels"}
+    with pytest.raises(UsageError, match=r"none\.txt"):
+        require_texts(recipe(**saved), Console())
+    require_texts(recipe(**saved, **{"prune.scores": "saved"}), Console())  # which measure nothing again

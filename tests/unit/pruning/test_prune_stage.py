@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compressor import api
 from compressor.choices.importance import IMPORTANCE_METHODS, ImportanceMethod
@@ -97,3 +99,18 @@ def test_the_text_of_saved_scores_counts_as_seen(
     made = api.prune(str(tiny_checkpoint), tmp_path / "made", settings=again)
     assert first.texts
     assert made.texts == first.texts
+
+
+def test_saved_scores_of_another_model_of_the_same_shape_are_refused(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    calibration = Calibration(data=str(tiny_text), size=2, seq_len=16)
+    first = api.prune(
+        str(tiny_checkpoint), tmp_path / "first", settings=Prune(shape=SHAPE), calibration=calibration
+    )
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="these scores are of another model"):
+        api.prune(str(other), tmp_path / "made", settings=Prune(shape=SHAPE, scores=str(first.path)))

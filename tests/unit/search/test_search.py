@@ -269,6 +269,7 @@ def test_the_short_training_is_the_runs_own_but_short(recipe: Recipe) -> None:
     assert search.training(full).tokens == 20_000
     assert search.training(full.model_copy(update={"tokens": 0})).tokens == 16 * 64
     assert search.training(full).loss == "reverse-kl"
+    assert search.training(full.model_copy(update={"warmup_steps": 40})).warmup_steps is None
     assert TRIAL.data(
         stages.TrialConfig(
             pruning=stages.scores_config(recipe),

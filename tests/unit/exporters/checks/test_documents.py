@@ -170,3 +170,17 @@ def test_stored_logits_that_were_moved_are_the_same(tmp_path: Path) -> None:
         check_recipe(Path("recipe.yaml"), recipe(other), made)
     with pytest.raises(VerificationError, match=r"cannot be compared[\s\S]*teacher_logits"):
         check_recipe(Path("recipe.yaml"), recipe(tmp_path / "nowhere"), made)
+
+
+@pytest.mark.parametrize("name", ["depth_importance", "hidden"])
+def test_a_choice_that_is_recorded_only_where_it_was_made_is_compared(tmp_path: Path, name: str) -> None:
+    write, file, _ = next(iter(TEXTS.values()))
+    recipe = Recipe.model_validate(tree(write(tmp_path / file)))
+    pruned = stages(recipe)["prune"]
+    del pruned.inputs["config"]["prune"][name]
+    check(recipe, {"prune": pruned})
+    chosen = {"depth_importance": "loss", "hidden": "rotation"}[name]
+    prune = recipe.prune.model_copy(update={name: chosen})
+    with pytest.raises(VerificationError, match="the recipe is not the one") as caught:
+        check(recipe.model_copy(update={"prune": prune}), {"prune": pruned})
+    assert caught.value.where == f"recipe.yaml: prune.{name}"
