@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from bench.design.arms import Arm, Comparison
+from bench.design.cells import NUM_SERIES
 from bench.design.comparisons import parts_of_arm
 from bench.design.shape_only import is_shape_only
 from bench.machine.machine_rates import machine_rates
@@ -21,6 +22,7 @@ from compressor.choices.runtimes import RUNTIMES, runtime_named
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.dims import Dims, dims_of_config
+from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Bench, Section
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
@@ -56,13 +58,14 @@ def run(config: BenchStageConfig, source: ModelArtifact, out_dir: Path, context:
     if not config.bench.row.serves:
         kept = out_dir.absolute().parent / SCRATCH
         rates = machine_rates(kept, device=_device(arms), precisions=_computed(arms))
-        measure = partial(run_bench, quality=config.quality, rates=rates)
+        measure = partial(run_bench, rates=rates)
     results = measure(
         comparisons,
         config.bench,
         console=context.console,
         seed=context.seed,
         not_measured=config.not_measured,
+        quality=config.quality,
     )
     write_reports(results, out_dir)
     return StageResult(num_parameters=source.num_parameters, details=results.to_json())
@@ -123,9 +126,16 @@ def _dims(directory: Path, given: dict[str, int | bool | str] | None) -> Dims | 
         return None
 
 
+def _content(config: BenchStageConfig) -> dict[str, object]:
+    """What decides the numbers; as many series as ever are what they were before they had a number."""
+    content = content_of(config)
+    return {**content, "bench": unless_neutral(content_of(config.bench), num_series=NUM_SERIES)}
+
+
 BENCH: Stage[BenchStageConfig] = Stage(
     name="bench",
     run=run,
+    content=_content,
     libraries=tuple(name for runtime in RUNTIMES.values() for name in runtime.requires),
-    format_version=4,
+    format_version=5,
 )

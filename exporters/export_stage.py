@@ -8,7 +8,8 @@ from compressor.models.checkpoint import read_config
 from compressor.models.memory import require_model_memory
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.sparse.record import carry_sparsity, read_sparsity
-from compressor.recipe.recipe import Export
+from compressor.recipe.option import content_of, unless_neutral
+from compressor.recipe.recipe import EdgeLLM, Export
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from exporters.registry import exporter_of
@@ -49,4 +50,10 @@ def export_stage(name: str) -> Stage[Export]:
         if exporter.loads_student(source.path):
             require_model_memory((source.path, "float32"), device=context.device)
 
-    return Stage(name=f"export-{name}", run=run, libraries=exporter.libraries, require_memory=require_memory)
+    return Stage(
+        name=f"export-{name}",
+        run=run,
+        libraries=exporter.libraries,
+        require_memory=require_memory,
+        content=lambda config: unless_neutral(content_of(config), edge_llm=content_of(EdgeLLM())),
+    )

@@ -29,6 +29,7 @@ from compressor.quantization.reader import Fp8Scales, load_fp8_model, read_scale
 from compressor.quantization.record import check_record
 from exporters.checks.checkpoint import check_checkpoint
 from exporters.checks.equality import expect_bits, expect_equal_fields
+from exporters.checks.requantised import weight_scales
 from exporters.protocol import Exporter
 from exporters.verification.logits import (
     VerifyOptions,
@@ -149,18 +150,18 @@ class HuggingFaceFp8Exporter(_CheckpointExporter):
 def check_fp8_checkpoint(directory: Path, student: Path) -> dict[str, JsonValue]:
     """Check a unified FP8 checkpoint against the student, number by number.
 
-    Every weight scale is the student's maximum over 448, every FP8 weight is the student's rounded once with
-    it, everything else is the student's unchanged; and all scales follow from the recorded maxima, where
-    `student` holds them. Returns how many tensors of each kind were checked.
+    Every weight scale is the student's maximum over 448 (`weight_scales` says which), every FP8 weight is the
+    student's rounded once with it, everything else is the student's unchanged; and all scales follow from the
+    recorded maxima, where `student` holds them. Returns how many tensors of each kind were checked.
     """
     config = read_config(directory)
     with CheckpointReader(directory) as reader, CheckpointReader(student) as original:
         check_record(directory, reader)
         scales = read_scales(reader, config)
-        linears = quantised_linears(config)
+        linears, expected = quantised_linears(config), weight_scales(student)
         for name in linears:
             weight = original.tensor(f"{name}.weight")
-            _expect(f"{name}.weight_scale", scale_of(weight.abs().max()), scales.weights[name])
+            _expect(f"{name}.weight_scale", expected[name], scales.weights[name])
             rounded = to_e4m3(weight, scales.weights[name])
             _expect(f"{name}.weight", rounded, reader.tensor(f"{name}.weight"))
         quantised = {f"{name}.weight" for name in linears}

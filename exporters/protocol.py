@@ -57,6 +57,12 @@ class Exporter(ABC):
         UnsupportedError names the field, and what to do.
         """
 
+    def require(self, export: Export) -> None:  # noqa: B027 - most formats need nothing but libraries
+        """Refuse, as a DependencyError, to begin without a program that writes this format."""
+
+    def check_files(self, directory: Path) -> None:  # noqa: B027 - most formats need the weights alone
+        """Refuse, as an UnsupportedError, a checkpoint without a file beside its weights that is needed."""
+
     @abstractmethod
     def write(self, source: Path, out_dir: Path, options: VerifyOptions) -> None:
         """Fill `out_dir` from the source artifact's directory."""

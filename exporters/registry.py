@@ -43,14 +43,20 @@ def check_exports(
         exporter_of(name).check(config, export, sparsity)
 
 
-def require_tools(formats: Sequence[str], *, engine: bool = False) -> None:
-    """Refuse formats that nothing on this machine can write, and an `engine` that none of them becomes.
+def check_files(formats: Sequence[str], directory: Path) -> None:
+    """Refuse (UnsupportedError) a checkpoint that lacks a file which one of these formats needs."""
+    for name in formats:
+        exporter_of(name).check_files(directory)
+
+
+def require_tools(formats: Sequence[str], export: Export = Export()) -> None:
+    """Refuse formats that nothing on this machine can write, and a required engine that none of them becomes.
 
     Raises:
         UsageError: when an engine is required and no format becomes one.
-        DependencyError: naming the format and the library, or the builder, that is missing.
+        DependencyError: naming the format and the library, or the builder or converter, that is missing.
     """
-    if engine:
+    if export.tensorrt_llm.require_engine:
         require_engine_format(formats)
         require_builder()
     for name in formats:
@@ -62,3 +68,4 @@ def require_tools(formats: Sequence[str], *, engine: bool = False) -> None:
                     expected=distribution,
                     hint=f"pip install {distribution}, or leave {name} out of the formats",
                 )
+        exporter_of(name).require(export)

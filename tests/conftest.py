@@ -27,7 +27,14 @@ from tests import assets
 from tests.tiny_models import make_model, make_tokenizer, save_checkpoint
 
 NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-TIMEOUT_S = {"integration": 900, "packaging": 900, "gpu": 900, "real_model": 1200, "oracles": 900}
+TIMEOUT_S = {
+    "integration": 900,
+    "packaging": 900,
+    "gpu": 900,
+    "real_model": 1200,
+    "oracles": 900,
+    "extras": 900,
+}
 _WORDS = (
     *("the", "a", "one", "every", "old", "small", "river", "stone", "garden", "letter", "winter", "machine"),
     *("keeps", "finds", "leaves", "turns", "holds", "above", "under", "before", "without", "silence"),

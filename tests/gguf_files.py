@@ -308,6 +308,8 @@ def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
         writer.add_bool(name, value)
     elif isinstance(value, int):
         writer.add_uint32(name, value)
+    elif isinstance(value, np.float64):
+        writer.add_float64(name, float(value))
     elif isinstance(value, float):
         writer.add_float32(name, value)
     elif isinstance(value, str):

@@ -12,20 +12,22 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from bench.compare.comparability import mismatches
+from bench.compare.verdicts import SEVERITY, Verdict
 from bench.measure.statistics import coefficient_of_variation
-from bench.report.results import Absent, ArmCell, CellResult, Results
+from bench.report.results import Absent, ArmCell, CellResult, Results, Roofline
 
-Verdict = Literal["PASS", "REGRESSION", "NOISY", "NO-BASELINE", "MISMATCH"]
-SEVERITY: tuple[Verdict, ...] = ("PASS", "NO-BASELINE", "NOISY", "REGRESSION", "MISMATCH")
 # Two-sided, so a slow-down that is not there is called one in a thousand cells.
 CONFIDENCE = 0.998
+
+# Speed over the best that the machine's own rates allow. Weights in a cache are read faster than from memory,
+# by a few times at most; beyond that nothing was computed.
+MAX_REACHED = 4.0
 
 _Name = tuple[str, str, str]  # baseline arm, candidate arm, cell
 
@@ -180,6 +182,8 @@ def judge_cell(
     thresholds: Thresholds,
 ) -> tuple[Verdict, str]:
     """The verdict on a cell that both benchmarks measured, and its reason."""
+    if anomaly := anomaly_of(now):
+        return "ANOMALOUS", anomaly
     for when, cell in (("earlier", before), ("current", now)):
         if noise := _noise(cell, thresholds):
             return "NOISY", f"the {when} measurement: {noise}"
@@ -200,6 +204,17 @@ def judge_cell(
         else:
             found.append(("NOISY", f"{loss}, but the samples are too few to be sure"))
     return max(found, key=lambda entry: SEVERITY.index(entry[0]))
+
+
+def anomaly_of(cell: CellResult) -> str | None:
+    """Why a cell cannot be a measurement of work that was done, or None."""
+    found = cell.roofline
+    if not isinstance(found, Roofline) or max(found.candidate_share, found.reached) <= MAX_REACHED:
+        return None
+    return (
+        f"{found.candidate_share:.1f} times as fast as this machine's rates allow, and {found.reached:.1f} "
+        "times the best possible speed-up"
+    )
 
 
 def _noise(cell: CellResult, thresholds: Thresholds) -> str | None:

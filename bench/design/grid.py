@@ -4,53 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from compressor.choices.grids import PRESETS
 from compressor.recipe.recipe import Bench
-
-# Lengths of TensorRT-LLM's published throughput tables, shortest cache first.
-PUBLISHED_ISL_OSL: tuple[tuple[int, int], ...] = (
-    (128, 128),
-    (1000, 1000),
-    (128, 2048),
-    (2048, 128),
-    (500, 2000),
-    (1000, 2000),
-    (1024, 2048),
-    (2048, 2048),
-    (128, 4096),
-    (5000, 500),
-    (20000, 2000),
-)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named grid: equal batches of both models, or one for the baseline and one for the candidate."""
-
-    isl_osl: tuple[tuple[int, int], ...]
-    batch_sizes: tuple[int, ...]
-    batch_pairs: tuple[tuple[int, int], ...] = ()
-    largest_batch: bool = False  # whether each model is also measured at its own
-    source: str = ""
-
-
-PRESETS: dict[str, Preset] = {
-    "quick": Preset(isl_osl=((128, 128),), batch_sizes=(1, 8), source="two cells to look at first"),
-    "published": Preset(
-        isl_osl=PUBLISHED_ISL_OSL,
-        batch_sizes=(1, 8, 32, 64),
-        largest_batch=True,
-        source="lengths of TensorRT-LLM's published tables",
-    ),
-    "minitron-blog": Preset(
-        isl_osl=PUBLISHED_ISL_OSL,
-        batch_sizes=(32, 64),
-        batch_pairs=((32, 64),),
-        source=(
-            "arXiv 2408.11796: batch 32 for the 8B and 64 for the 4B; its lengths are only in a figure, so "
-            "those of TensorRT-LLM's published tables stand in; beside it both batches for both models"
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -99,6 +54,28 @@ def grid_of(config: Bench) -> tuple[Cell, ...]:
             *(Cell(isl, osl, batch_size) for batch_size in batch_sizes),
             *(Cell(isl, osl, *pair) for pair in batch_pairs),
         )
+    ]
+    return tuple(dict.fromkeys(cells))
+
+
+def in_flight(config: Bench) -> tuple[tuple[int, int], ...]:
+    """Numbers of requests in flight of a serving benchmark: the baseline's and the candidate's.
+
+    A preset's batch sizes are those; else what `--concurrency` says.
+    """
+    preset = PRESETS[config.preset] if config.preset else None
+    equal = preset.batch_sizes if preset else config.concurrency
+    pairs = preset.batch_pairs if preset else config.concurrency_pairs
+    return tuple(dict.fromkeys([*((number, number) for number in equal), *pairs]))
+
+
+def served_cells(config: Bench) -> tuple[Cell, ...]:
+    """The cells of a serving benchmark, whose batch sizes are numbers of requests in flight."""
+    lengths = PRESETS[config.preset].isl_osl if config.preset else config.isl_osl
+    cells = [
+        Cell(isl, osl, first, None if first == second else second)
+        for isl, osl in lengths
+        for first, second in in_flight(config)
     ]
     return tuple(dict.fromkeys(cells))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.machine.gpus import describe_gpus
 from bench.report.results import Environment, Snapshot
+from compressor.core.console import Console
 from compressor.runs.manifest import versions
 
 CONTAINER_DIGEST_VARIABLE = "COMPRESS_EXPORT_CONTAINER_DIGEST"
@@ -20,6 +21,16 @@ _COMMAND_TIMEOUT_S = 20
 def take_snapshot() -> Snapshot:
     """Load and clocks now."""
     return Snapshot(load_average=os.getloadavg(), cpu_clock_mhz=_cpu_clock_mhz(), gpus=describe_gpus())
+
+
+def warn_of_sharing(snapshot: Snapshot, console: Console) -> None:
+    """Say of every GPU that other processes run on it: they take memory, and time from what is measured."""
+    for index, gpu in enumerate(snapshot.gpus):
+        if gpu.num_other_processes:
+            console.warn(
+                f"bench: GPU {index} ({gpu.name}) runs {gpu.num_other_processes} other processes: they take "
+                "memory, and time from what is measured"
+            )
 
 
 def describe_environment(*, before: Snapshot, after: Snapshot) -> Environment:

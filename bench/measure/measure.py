@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from bench.design.arms import Arm, Comparison, distinct_arms
+from bench.design.cells import NUM_SERIES, cells_of
 from bench.design.grid import Cell, grid_of, wants_largest_batch
-from bench.machine.environment import describe_environment, take_snapshot
+from bench.machine.environment import describe_environment, take_snapshot, warn_of_sharing
 from bench.measure.cell import MAX_WARMUP_RUNS, MIN_WARMUP_RUNS, WARMUP_TOLERANCE, CellMeasurement
 from bench.measure.comparison_measurement import ComparisonMeasurement
 from bench.measure.largest_batch import largest_batch
 from bench.measure.peak_memory import MemoryProbe, probe_memory
 from bench.measure.placement import Processes, placement
-from bench.measure.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, NUM_SERIES, StoppingRule, stopping_rule
+from bench.measure.statistics import CONFIDENCE, MAX_RELATIVE_WIDTH, StoppingRule, stopping_rule
 from bench.metrics.static_batch import METRICS
 from bench.report.arm_record import record_of
 from bench.report.results import NotMeasured, Protocol, Quality, Rates, Results
@@ -56,6 +57,7 @@ def run_bench(
         runtime: StaticRuntime = runtime_named(arm.runtime).load()
         runtime.check(arm.path, precision=arm.precision)
     cells, before = grid_of(config), take_snapshot()
+    warn_of_sharing(before, console)
     parts = tuple(dict.fromkeys(part for cell in cells for part in (cell.baseline, cell.candidate)))
     probes: dict[str, MemoryProbe] = {}
     with console.progress("bench: peak memory", len(arms)) as tick:
@@ -76,7 +78,7 @@ def run_bench(
         )
         for comparison in comparisons
     ]
-    _run_passes(measurements, console)
+    _run_passes(measurements, rule, console)
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         protocol=_protocol(rule, processes, seed=seed),
@@ -89,34 +91,11 @@ def run_bench(
     )
 
 
-def cells_of(
-    comparison: Comparison, cells: tuple[Cell, ...], largest: dict[tuple[str, int, int], int]
-) -> tuple[Cell, ...]:
-    """The grid as it applies to one comparison.
-
-    A batch size per model needs two models: one model against itself is measured at both sizes instead.
-    `largest` adds one cell of each arm's own largest batch to every pair of lengths, by arm, isl and osl; an
-    arm that runs not even one sequence is tried with one, so that the cell stays with its reason.
-    """
-    baseline, candidate = comparison.arms
-    fitting = [
-        part
-        for cell in cells
-        for part in ((cell,) if baseline.model != candidate.model else (cell.baseline, cell.candidate))
-    ]
-    for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in cells):
-        sizes = [largest.get((arm.id, isl, osl)) for arm in comparison.arms]
-        if sizes != [None, None]:
-            own = [size or 1 for size in sizes]
-            fitting.append(Cell(isl, osl, own[0], None if own[0] == own[1] else own[1], is_largest=True))
-    return tuple({cell: cell for cell in fitting}.values())
-
-
-def _run_passes(measurements: Sequence[ComparisonMeasurement], console: Console) -> None:
+def _run_passes(measurements: Sequence[ComparisonMeasurement], rule: StoppingRule, console: Console) -> None:
     """A series of every cell per pass: the one that fixes its length, then the fresh ones."""
-    for number in range(1, NUM_SERIES + 2):
+    for number in range(1, rule.num_series + 2):
         if pending := [measurement for measurement in measurements if measurement.pending]:
-            console.info(f"  bench: pass {number} of {NUM_SERIES + 1} over the grid")
+            console.info(f"  bench: pass {number} of {rule.num_series + 1} over the grid")
         for measurement in pending:
             measurement.add_series()
 
@@ -163,6 +142,7 @@ def _protocol(rule: StoppingRule, processes: Processes, *, seed: int) -> Protoco
         warmup_tolerance=WARMUP_TOLERANCE,
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
-        num_series=NUM_SERIES,
+        num_series=rule.num_series,
+        is_indicative=rule.num_series < NUM_SERIES,
         metrics={metric.name: metric.definition for metric in METRICS},
     )

@@ -8,17 +8,18 @@ processes, and the statistics are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from bench.design.arms import Arm, Comparison, distinct_arms
-from bench.design.grid import Cell, grid_of
-from bench.machine.environment import describe_environment, take_snapshot
+from bench.design.cells import MIN_WARMUP_REQUESTS, NUM_SERVED_SERIES, cells_of
+from bench.design.grid import Cell, in_flight, served_cells
+from bench.machine.environment import describe_environment, take_snapshot, warn_of_sharing
 from bench.measure.cell import Warmup, failed_cell, summarise
 from bench.measure.child import one_line
 from bench.measure.statistics import (
     CONFIDENCE,
     MAX_RELATIVE_WIDTH,
-    NUM_SERIES,
     StoppingRule,
     measure_in_pairs,
     stopping_rule,
@@ -31,9 +32,10 @@ from bench.report.results import (
     ComparisonResult,
     NotMeasured,
     Protocol,
+    Quality,
     Results,
 )
-from bench.runtimes.base import MIN_WARMUP_REQUESTS, Requests, ServingRun, ServingRuntime
+from bench.runtimes.base import Requests, ServingRun, ServingRuntime
 from compressor.choices.runtimes import runtime_named
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError, UsageError, VerificationError
@@ -50,6 +52,7 @@ def run_serving(
     console: Console,
     seed: int,
     not_measured: Sequence[NotMeasured] = (),
+    quality: Sequence[Quality] = (),
 ) -> Results:
     """Measure every comparison at every pair of lengths and concurrency.
 
@@ -60,8 +63,9 @@ def run_serving(
     for arm in arms:
         runtimes[arm.id].check(arm.path, engine=arm.engine)
     vocab_size = _vocab_size(arms)
-    rule = stopping_rule(config)
+    rule = replace(stopping_rule(config), num_series=NUM_SERVED_SERIES)
     before = take_snapshot()
+    warn_of_sharing(before, console)
 
     def serve(arm: Arm, requests: Requests) -> ServingRun:
         return runtimes[arm.id].serve(arm.path, requests, vocab_size=vocab_size, seed=seed, engine=arm.engine)
@@ -71,19 +75,20 @@ def run_serving(
             baseline=comparison.baseline.id,
             candidate=comparison.candidate.id,
             cells=tuple(
-                measure_requests(comparison, requests, serve=serve, rule=rule, console=console)
-                for requests in requests_of(config)
+                measure_requests(comparison, load, serve=serve, rule=rule, console=console)
+                for load in loads_of(comparison, config)
             ),
         )
         for comparison in comparisons
     )
     return Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        protocol=_protocol(rule, seed=seed, concurrency=config.concurrency),
+        protocol=_protocol(rule, seed=seed, config=config),
         environment=describe_environment(before=before, after=take_snapshot()),
         arms=tuple(record_of(arm, _NO_PEAK) for arm in arms),
         comparisons=measured,
         not_measured=tuple(not_measured),
+        quality=tuple(quality),
     )
 
 
@@ -99,20 +104,41 @@ def _vocab_size(arms: Sequence[Arm]) -> int:
     return min(arm.dims.vocab_size for arm in arms if arm.dims)
 
 
-def requests_of(config: Bench) -> tuple[Requests, ...]:
-    """Every pair of lengths, or those of the preset, at every concurrency."""
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked of both arms in one cell; `cell` holds the numbers of requests in flight."""
+
+    cell: Cell
+    baseline: Requests
+    candidate: Requests
+
+
+def loads_of(comparison: Comparison, config: Bench) -> tuple[Load, ...]:
+    """Every pair of lengths, or those of the preset, at every number of requests in flight.
+
+    A number per model needs two models: one model against itself is measured at both instead.
+    """
+
+    def requests(cell: Cell) -> Requests:
+        return Requests(
+            isl=cell.isl,
+            osl=cell.osl,
+            concurrency=cell.batch_size,
+            num_requests=config.requests_per_run(cell.batch_size),
+            timeout_s=config.timeout_s,
+        )
+
     return tuple(
-        Requests(isl=isl, osl=osl, concurrency=concurrency, num_requests=config.num_requests)
-        for isl, osl in dict.fromkeys((cell.isl, cell.osl) for cell in grid_of(config))
-        for concurrency in config.concurrency
+        Load(cell=cell, baseline=requests(cell.baseline), candidate=requests(cell.candidate))
+        for cell in cells_of(comparison, served_cells(config), {})
     )
 
 
 def measure_requests(
-    comparison: Comparison, requests: Requests, *, serve: Serve, rule: StoppingRule, console: Console
+    comparison: Comparison, load: Load, *, serve: Serve, rule: StoppingRule, console: Console
 ) -> CellResult:
     """One cell; a failure keeps its line with the reason. `batch_size` holds the concurrency."""
-    cell = Cell(requests.isl, requests.osl, requests.concurrency)
+    cell = load.cell
     order: list[str] = []
 
     def measure_pair(index: int) -> tuple[ServingRun, ServingRun]:
@@ -120,8 +146,9 @@ def measure_requests(
             order.clear()
         runs: dict[str, ServingRun] = {}
         for letter in "AB" if index % 2 == 0 else reversed("AB"):
-            arm = comparison.baseline if letter == "A" else comparison.candidate
-            runs[letter] = serve(arm, requests)
+            is_baseline = letter == "A"
+            arm = comparison.baseline if is_baseline else comparison.candidate
+            runs[letter] = serve(arm, load.baseline if is_baseline else load.candidate)
             order.append(letter)
         return runs["A"], runs["B"]
 
@@ -131,7 +158,7 @@ def measure_requests(
         reason = comparison.without_paths(one_line(error))
         console.warn(f"bench: {comparison.candidate.id}, {cell} in flight: FAIL: {reason}")
         return failed_cell(cell, reason)
-    warmups = [Warmup(requests.num_warmup_requests, is_settled=None)] * 2
+    warmups = [Warmup(own.num_warmup_requests, is_settled=None) for own in (load.baseline, load.candidate)]
     return summarise(
         measurement,
         cell=cell,
@@ -146,7 +173,7 @@ def _seconds_per_token(run: ServingRun) -> float:
     return 1 / run.output_tokens_per_s
 
 
-def _protocol(rule: StoppingRule, *, seed: int, concurrency: Sequence[int]) -> Protocol:
+def _protocol(rule: StoppingRule, *, seed: int, config: Bench) -> Protocol:
     return Protocol(
         mode="concurrency",
         processes="alternating",
@@ -154,10 +181,10 @@ def _protocol(rule: StoppingRule, *, seed: int, concurrency: Sequence[int]) -> P
         min_pairs=rule.min_pairs,
         max_pairs=rule.max_pairs,
         min_warmup_runs=MIN_WARMUP_REQUESTS,
-        max_warmup_runs=max(MIN_WARMUP_REQUESTS, *concurrency),
+        max_warmup_runs=max(MIN_WARMUP_REQUESTS, *(number for pair in in_flight(config) for number in pair)),
         warmup_tolerance=0.0,
         confidence=CONFIDENCE,
         max_relative_width=MAX_RELATIVE_WIDTH,
-        num_series=NUM_SERIES,
+        num_series=rule.num_series,
         metrics={metric.name: metric.definition for metric in SERVING_METRICS},
     )

@@ -21,6 +21,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from scipy import stats
 
+from bench.design.cells import NUM_SERIES
 from bench.report.results import Interval
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Bench
@@ -28,7 +29,6 @@ from compressor.recipe.recipe import Bench
 CONFIDENCE = 0.95
 MIN_SAMPLES = 2  # one has no spread
 MAX_RELATIVE_WIDTH = 0.10
-NUM_SERIES = 6  # fresh ones, after the one that fixed their length
 
 Verdict = Literal["ok", "NOISY"]
 Sample = TypeVar("Sample")
@@ -37,10 +37,11 @@ Series = tuple[tuple[Sample, Sample], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """When a series is long enough, and how wide its interval may be."""
+    """When a series is long enough, how many fresh ones follow it, and how wide their interval may be."""
 
     min_pairs: int
     max_pairs: int
+    num_series: int = NUM_SERIES
     max_relative_width: float = MAX_RELATIVE_WIDTH
 
 
@@ -48,8 +49,8 @@ class StoppingRule:
 class PairedMeasurement(Generic[Sample]):
     """A finished measurement of one pair of arms.
 
-    `exploration` is the series of (baseline, candidate) pairs that fixed the length; `fresh` are
-    `NUM_SERIES` of that length, or none where the exploration never became narrow. `interval` is of the
+    `exploration` is the series of (baseline, candidate) pairs that fixed the length; `fresh` are the rule's
+    number of that length, or none where the exploration never became narrow. `interval` is of the
     reported ones.
     """
 
@@ -75,7 +76,7 @@ def stopping_rule(config: Bench) -> StoppingRule:
             found=f"expected {MIN_SAMPLES} <= min_pairs <= max_pairs, found {few}, {many}",
             hint="set --min-pairs (bench.min_pairs) to at most --max-pairs (bench.max_pairs)",
         )
-    return StoppingRule(min_pairs=few, max_pairs=many)
+    return StoppingRule(min_pairs=few, max_pairs=many, num_series=config.num_series)
 
 
 def median(samples: Sequence[float]) -> float:
@@ -145,7 +146,7 @@ def needs_series(
     """Whether another series is to be measured: more are not measured where the first stayed wide."""
     if not done:
         return True
-    return len(done) <= NUM_SERIES and _is_narrow(_speedup(done[:1], duration), rule)
+    return len(done) <= rule.num_series and _is_narrow(_speedup(done[:1], duration), rule)
 
 
 def next_series(

@@ -183,7 +183,7 @@ def _quality(results: Results, found: list[Measured], wording: Wording) -> Chart
     }
     if not points:
         return None
-    metrics = ", ".join(sorted({entry.metric for entry in results.quality}))
+    metrics = ", ".join(sorted({entry.title for entry in results.quality}))
     return Chart(
         title=f"Quality against speed, {found[0].isl}/{found[0].osl}, {wording.size} {batch_size}",
         svg=xy_chart(_by_arm(points, is_joined=False), x_title="output tok/s", y_title=metrics),

@@ -25,6 +25,11 @@ class Quality(Record):
     value: float
     is_better_when_lower: bool = True
 
+    @property
+    def title(self) -> str:
+        """The metric, and which way is better."""
+        return f"{self.metric} ({'lower' if self.is_better_when_lower else 'higher'} is better)"
+
 
 class Rates(Record):
     """What the machine can do at best, measured once."""
@@ -242,6 +247,9 @@ class Protocol(Record):
     confidence: float
     max_relative_width: float
     num_series: int = Field(default=1, description="fresh ones, of a cell whose first series became narrow")
+    is_indicative: bool = Field(
+        default=False, description="whether there are too few series for a result that others may rely on"
+    )
     metrics: dict[str, str] = Field(description="definition of every metric")
 
 

@@ -14,7 +14,7 @@ from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.results import SCHEMA, Results
 from compressor.core.errors import CompressExportError, UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping, refuse_other_version
 from compressor.runs.artifact import write_json, write_text
 
 RESULTS_FILE = "results.json"
@@ -52,6 +52,9 @@ def results_of_stage(details: Mapping[str, object], where: Path) -> Results:
 
 
 def _checked(text: str, *, where: Path, error: type[CompressExportError]) -> Results:
+    again = "measure again with this version: the same compress-export bench command with --overwrite"
+    what = "this results.json"
+    refuse_other_version(json.loads(text), SCHEMA, what=what, where=where, error=error, hint=again)
     try:
         results = Results.model_validate_json(text, strict=True)
     except ValidationError as problem:

@@ -12,10 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.design.cells import MIN_WARMUP_REQUESTS
 from bench.measure.timeline import Timeline
 from bench.report.results import Absent
 
-MIN_WARMUP_REQUESTS = 2
+DEFAULT_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,16 @@ class StaticRuntime(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What is asked of a server: requests of `isl` and `osl` tokens each, `concurrency` of them in flight."""
+    """What is asked of a server: requests of `isl` and `osl` tokens each, `concurrency` of them in flight.
+
+    `timeout_s` bounds one run, start and warm-up included.
+    """
 
     isl: int
     osl: int
     concurrency: int
     num_requests: int
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
     @property
     def num_warmup_requests(self) -> int:
@@ -113,5 +118,6 @@ class ServingRuntime(Protocol):
     ) -> ServingRun:
         """Start the server, warm it up, and serve the requests once.
 
-        A failure is a ResourceError with its last line, other work than was asked for a VerificationError.
+        A failure, or a server that does not end in time, is a ResourceError with the line that says why;
+        other work than was asked for a VerificationError.
         """

@@ -9,9 +9,8 @@ token without them.
 from __future__ import annotations
 
 import json
-import math
-import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,17 +19,17 @@ import numpy as np
 from bench.report.results import Absent
 from bench.runtimes.base import Requests, ServingRun
 from bench.runtimes.model_config import CONFIG_FILE, require_file, section
+from bench.runtimes.reports import no_tail, positive_number, stored_precision
 from compressor.choices.runtimes import RUNTIMES
-from compressor.core.errors import ResourceError, UnsupportedError, VerificationError
+from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
+from compressor.core.programs import failure, running
 
 EXECUTABLE = "trtllm-bench"
 ENGINE_FILE = "rank0.engine"
-_QUANT_CONFIG_FILE = "hf_quant_config.json"
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "FP8": "fp8"}
 _REPORT = f"the report of {EXECUTABLE}"
+_RIGHT_ONE = "use the TensorRT-LLM 1.2.1 container"
 _MS = 1000
-_NUM_REQUESTS_OF_A_TAIL = 100
 
 
 class TensorrtLlm:
@@ -41,26 +40,11 @@ class TensorrtLlm:
         require_file(path, CONFIG_FILE, holds="Hugging Face checkpoint")
         if engine is not None:
             require_file(engine, ENGINE_FILE, holds="TensorRT engine")
-        RUNTIMES["tensorrt-llm"].require_executable()
+        RUNTIMES["tensorrt-llm"].require_found()
 
     def stored_precision(self, path: Path) -> str:
         """See `bench.runtimes.base.ServingRuntime.stored_precision`."""
-        config = read_json_mapping(path / CONFIG_FILE, what=CONFIG_FILE)
-        built = section(config, "pretrained_config", what=CONFIG_FILE)
-        found = section(built, "quantization", what=CONFIG_FILE).get("quant_algo")
-        if (file := path / _QUANT_CONFIG_FILE).is_file():
-            own = read_json_mapping(file, what=file.name)
-            found = section(own, "quantization", what=file.name).get("quant_algo")
-        found = found or built.get("dtype") or config.get("dtype") or config.get("torch_dtype")
-        if not isinstance(found, str) or found not in _PRECISIONS:
-            raise UnsupportedError(
-                "this runtime does not support the precision that the model is stored in",
-                where=str(path),
-                expected=", ".join(_PRECISIONS),
-                found=found,
-                hint="name a checkpoint or an engine in one of the expected precisions",
-            )
-        return _PRECISIONS[found]
+        return stored_precision(path)
 
     def serve(
         self, path: Path, requests: Requests, *, vocab_size: int, seed: int, engine: Path | None = None
@@ -70,19 +54,12 @@ class TensorrtLlm:
         with tempfile.TemporaryDirectory() as scratch:
             dataset, report = Path(scratch) / "dataset.jsonl", Path(scratch) / "report.json"
             write_dataset(dataset, requests, vocab_size=vocab_size, seed=seed)
-            done = subprocess.run(  # noqa: S603 - a fixed executable, no shell
-                command_line(path, requests, dataset=dataset, report=report, engine=engine),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0 or not report.is_file():
-                last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-                raise ResourceError(
-                    f"{EXECUTABLE} failed",
-                    found=f"exit code {done.returncode}: {last}",
-                    hint="see the message above; if the GPU's memory is too small, lower --concurrency",
-                )
+            command = command_line(path, requests, dataset=dataset, report=report, engine=engine)
+            with running(EXECUTABLE, command) as program:
+                program.wait(time.monotonic() + requests.timeout_s)
+                output = program.output()
+            if not report.is_file():
+                raise failure(EXECUTABLE, 0, output)
             return read_report(read_json_mapping(report, what=_REPORT), requests)
 
 
@@ -141,17 +118,7 @@ def read_report(report: Mapping[str, object], requests: Requests) -> ServingRun:
 
 
 def _number(part: Mapping[str, object], name: str) -> float:
-    """One number of a report; a VerificationError for one that no server can have reached."""
-    value = part.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-        return float(value)
-    raise VerificationError(
-        f"{_REPORT} holds no usable number",
-        where=name,
-        expected="a positive, finite number",
-        found=ascii(value)[:80] if name in part else "no such key",
-        hint="use the TensorRT-LLM 1.2.1 container",
-    )
+    return positive_number(part, name, of=_REPORT, hint=_RIGHT_ONE)
 
 
 def _verify_work(info: Mapping[str, object], requests: Requests) -> None:
@@ -166,16 +133,12 @@ def _verify_work(info: Mapping[str, object], requests: Requests) -> None:
             f"{EXECUTABLE} did not do the requested work",
             expected=expected,
             found=found,
-            hint="use the TensorRT-LLM 1.2.1 container, whose reports are known to be right",
+            hint=f"{_RIGHT_ONE}, whose reports are known to be right",
         )
 
 
 def _tail(percentiles: Mapping[str, object], num_requests: int) -> float | Absent:
-    if num_requests < _NUM_REQUESTS_OF_A_TAIL:
-        return Absent(
-            absent=f"the 99% point needs {_NUM_REQUESTS_OF_A_TAIL} requests, there are {num_requests}"
-        )
-    return _number(percentiles, "p99") / _MS
+    return no_tail(num_requests) or _number(percentiles, "p99") / _MS
 
 
 def _streamed(metrics: Mapping[str, object], name: str) -> float | Absent:

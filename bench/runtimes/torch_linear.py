@@ -72,9 +72,9 @@ def require_support(precision: str, device: str) -> None:
     dense, sparsity = split_precision(precision)
     if dense not in DTYPES or sparsity not in ("", SPARSITY):
         raise UnsupportedError(
-            f"torch-eager does not know the precision {precision!r}: it is unknown",
+            f"torch does not know the precision {precision!r}: it is unknown",
             where="--precision",
-            expected=", ".join(RUNTIMES["torch-eager"].precisions),
+            expected=", ".join(RUNTIMES["torch"].precisions),
             hint="choose one of the expected precisions",
         )
     if dense == "fp8" and sparsity:

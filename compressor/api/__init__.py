@@ -5,8 +5,11 @@ Functions take sections of the recipe and paths, return what was recorded, and r
 """
 
 from compressor.api.arms import Selection, select
+from compressor.api.chat import evaluate_chat
 from compressor.api.execution import Execution
-from compressor.api.measuring import bench, evaluate, evaluate_tasks, export, verify
+from compressor.api.gating import gate, gates_of
+from compressor.api.measuring import bench, evaluate, export, verify
+from compressor.api.release import clean, directories_of, kept_parts, publish, require_publishable
 from compressor.api.search import SearchShare, search
 from compressor.api.stages import (
     cache_logits,
@@ -19,6 +22,7 @@ from compressor.api.stages import (
     reconstruct,
     sparsify,
 )
+from compressor.api.tasks import TaskShare, evaluate_tasks
 from compressor.api.whole import plan, run, settle
 from compressor.planning.plan import Plan
 
@@ -27,19 +31,28 @@ __all__ = [
     "Plan",
     "SearchShare",
     "Selection",
+    "TaskShare",
     "bench",
     "cache_logits",
+    "clean",
     "correct_teacher",
+    "directories_of",
     "distill",
     "evaluate",
+    "evaluate_chat",
     "evaluate_tasks",
     "export",
+    "gate",
+    "gates_of",
     "generate",
+    "kept_parts",
     "learn_masks",
     "plan",
     "prune",
+    "publish",
     "quantize",
     "reconstruct",
+    "require_publishable",
     "run",
     "search",
     "select",

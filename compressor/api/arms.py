@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 from compressor.api.execution import SCRATCH, Execution
 from compressor.api.random_models import random_export
 from compressor.choices.formats import options
-from compressor.choices.runtimes import CHECKPOINT, DEFAULT_RUNTIME, RUNTIMES, Runtime, runtime_named
+from compressor.choices.runtimes import (
+    AUTO,
+    CHECKPOINT,
+    NONE,
+    RUNTIMES,
+    Runtime,
+    runtime_named,
+    runtime_on_this_machine,
+)
 from compressor.core.errors import UsageError
+from compressor.core.hardware import torch_sees_gpu
 from compressor.models.source import distinct_names
 from compressor.recipe.recipe import Export
 from compressor.runs.artifact import ModelArtifact, fingerprint_of, sha256_of_file
@@ -26,6 +35,7 @@ class Selection:
     Attributes:
         models: MODEL arguments; the first is the baseline.
         runtime: Row of the runtime that executes all of them.
+        reason: Why it is this one.
         precisions: Every model is measured in each; empty for the one that it is stored in.
         engines: A TensorRT engine directory per model, or none at all.
         random_weights: Whether MODELs are shapes whose weights are drawn at random.
@@ -33,6 +43,7 @@ class Selection:
 
     models: tuple[str, ...]
     runtime: Runtime
+    reason: str
     precisions: tuple[str, ...]
     engines: tuple[Path, ...] = ()
     random_weights: bool = False
@@ -58,20 +69,19 @@ class Arms:
 def select(
     models: tuple[str, ...],
     *,
-    runtime: str | None = None,
+    runtime: str = AUTO,
     precisions: tuple[str, ...] | None = None,
     engines: tuple[Path, ...] = (),
     random_weights: bool = False,
 ) -> Selection:
-    """Fill in the defaults: shapes of random weights need a runtime that draws them, in 16 bits.
+    """Fill in the defaults: the runtime that this machine has, or one for engines or random weights.
 
     Raises:
         UsageError: for an unknown runtime, a selection without anything to compare, or options that
             contradict each other.
     """
     drawing = [row for row in RUNTIMES.values() if row.random_weights]
-    usual = next(row.name for row in drawing if row.reads == CHECKPOINT)  # nothing is written to disk
-    row = runtime_named(runtime or (usual if random_weights else DEFAULT_RUNTIME))
+    row, reason = _runtime(runtime, drawing, has_engines=bool(engines), random_weights=random_weights)
     if random_weights and row.random_weights is None:
         raise UsageError(
             f"{row.name} does not run models of random weights",
@@ -90,8 +100,8 @@ def select(
             found=f"{models[0]} alone",
             hint="name a second MODEL, or several precisions with --precision",
         )
-    if engines and not (row.runs_engines and len(engines) == len(models)):
-        able = [other.name for other in RUNTIMES.values() if other.runs_engines]
+    if engines and not (row.engines and len(engines) == len(models)):
+        able = [other.name for other in RUNTIMES.values() if other.engines]
         raise UsageError(
             "every MODEL needs an engine of its own",
             where="--engine",
@@ -100,8 +110,36 @@ def select(
             hint="give --engine once per MODEL, or leave it out",
         )
     return Selection(
-        models=models, runtime=row, precisions=chosen, engines=engines, random_weights=random_weights
+        models=models,
+        runtime=row,
+        reason=reason,
+        precisions=chosen,
+        engines=engines,
+        random_weights=random_weights,
     )
+
+
+def _runtime(
+    name: str, drawing: list[Runtime], *, has_engines: bool, random_weights: bool
+) -> tuple[Runtime, str]:
+    """The row that is named, else the one that can do what is asked for, else this machine's; and why.
+
+    Of those `drawing` random weights that is one which needs no export of them.
+    """
+    if name == NONE:
+        raise UsageError(
+            "a benchmark without a runtime measures nothing",
+            where="--runtime",
+            found=NONE,
+            hint="leave --runtime out, or name one",
+        )
+    if name != AUTO:
+        return runtime_named(name), "named by --runtime or the recipe"
+    if has_engines:
+        return next(row for row in RUNTIMES.values() if row.engines and row.is_automatic), "it runs engines"
+    if random_weights:
+        return next(row for row in drawing if row.reads == CHECKPOINT), "it draws random weights"
+    return runtime_on_this_machine(has_gpu=torch_sees_gpu())
 
 
 def open_arms(selection: Selection, out_dir: Path, *, export: Export, execution: Execution) -> Arms:
@@ -148,7 +186,7 @@ def _refuse_early(selection: Selection, out_dir: Path, execution: Execution) -> 
     from exporters.registry import require_tools
 
     execution.begin(out_dir, () if selection.random_weights else selection.models)
-    selection.runtime.require_executable()
+    selection.runtime.require_found()
     if selection.runtime.serves:
         return
     if selection.runtime.reads != CHECKPOINT:

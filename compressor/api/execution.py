@@ -104,15 +104,7 @@ class Execution:
             UsageError, ResourceError: see `require_output`, and for another run's output.
         """
         is_ours = require_output(out_dir, resume=self.resume, overwrite=self.overwrite)
-        context = StageContext(
-            console=self.console,
-            seed=self.environment.seed,
-            device=resolve_device(self.environment.device),
-            dtype=resolve_dtype(self.environment.dtype),
-            teacher=teacher,
-            others=dict(others or {}),
-            trust_remote_code=self.environment.trust_remote_code,
-        )
+        context = self.context(teacher=teacher, others=others)
         with lock_stage(out_dir, wait=wait):
             outcome = execute(stage, config, source, out_dir, context, restart=self.overwrite and is_ours)
             if outcome.skipped and self.check:
@@ -123,6 +115,23 @@ class Execution:
         state = "already there" if outcome.skipped else f"{outcome.seconds:.1f} s"
         self.console.info(f"{stage.name}: {out_dir}: {state}")
         return outcome.artifact
+
+    def context(
+        self,
+        *,
+        teacher: ModelArtifact | None = None,
+        others: Mapping[str, ModelArtifact] | None = None,
+    ) -> StageContext:
+        """What a stage may use besides its configuration and its source."""
+        return StageContext(
+            console=self.console,
+            seed=self.environment.seed,
+            device=resolve_device(self.environment.device),
+            dtype=resolve_dtype(self.environment.dtype),
+            teacher=teacher,
+            others=dict(others or {}),
+            trust_remote_code=self.environment.trust_remote_code,
+        )
 
     def run_on(
         self,

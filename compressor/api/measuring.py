@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from compressor.api.arms import Selection, open_arms
 from compressor.api.execution import Execution
+from compressor.api.opened import open_measured
 from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core import hardware
 from compressor.core.errors import UnsupportedError, UsageError
-from compressor.models.source import distinct_names
 from compressor.recipe.recipe import Bench, Evaluate, Export
 from compressor.runs.artifact import ModelArtifact, read_artifact
 
@@ -39,13 +39,14 @@ def export(
     from compressor.models.checkpoint import read_config
     from compressor.models.sparse.record import read_sparsity
     from exporters.export_stage import export_stage
-    from exporters.registry import check_exports, exporter_of, require_tools
+    from exporters.registry import check_exports, check_files, exporter_of, require_tools
 
     execution = execution or Execution()
     execution.begin(out_dir, [model])
-    require_tools([form], engine=settings.tensorrt_llm.require_engine)
+    require_tools([form], settings)
     if Path(model).is_dir():
         check_exports([form], read_config(Path(model)), settings, sparsity=read_sparsity(Path(model)))
+        check_files([form], Path(model))
     source = _quantized(model) if FORMATS[form].needs_fp8 else execution.open(model, out_dir)
     if form == STUDENT_FORMAT and precision is not None:
         refuse_other_dtype(source.path, precision)
@@ -61,12 +62,14 @@ def evaluate(
 ) -> ModelArtifact:
     """Measure the perplexity of models on the same text; the first is the baseline.
 
-    If any of them was trained or calibrated on this text, all are evaluated on its held-out part.
+    If any of them was trained or calibrated on this text, all are evaluated on its held-out part. Exports
+    whose graphs this machine executes, and FP8 checkpoints, are measured as they compute.
 
     Raises:
-        UsageError: for settings without a text.
+        UsageError: for settings without a text, or a graph before the model that it is compared with.
     """
     from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig, unseen_split
+    from compressor.evaluation.exported import runtimes_of
 
     execution = execution or Execution()
     text = settings.data
@@ -74,32 +77,16 @@ def evaluate(
         raise UsageError(
             "there is no text to measure perplexity on", where="--data", hint="name one with --data SOURCE"
         )
-    names = distinct_names(models)
-    execution.begin(out_dir, models, texts=[text])
-    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
-    split = unseen_split(text, {seen for model in opened for seen in model.texts})
-    config = EvaluateStageConfig(data=text, split=split, window=settings.seq_len, size=settings.size)
-    others = dict(zip(names, opened, strict=True))
+    others = open_measured(models, out_dir, execution, texts=[text], graphs=True)
+    opened = tuple(others.values())
+    config = EvaluateStageConfig(
+        data=text,
+        split=unseen_split(text, {seen for model in opened for seen in model.texts}),
+        window=settings.seq_len,
+        size=settings.size,
+        runtimes=runtimes_of(opened),
+    )
     return execution.run(EVALUATE, config, opened[0], out_dir, others=others)
-
-
-def evaluate_tasks(
-    models: tuple[str, ...], out_dir: Path, *, tasks: tuple[str, ...], execution: Execution | None = None
-) -> ModelArtifact:
-    """Measure models on tasks of lm-eval; the first is the baseline.
-
-    Raises:
-        DependencyError: without lm-eval.
-    """
-    from compressor.evaluation.harness import TASKS, TaskStageConfig, require_lm_eval
-
-    execution = execution or Execution()
-    require_lm_eval()
-    names = distinct_names(models)
-    execution.begin(out_dir, models)
-    opened = [execution.open(model, out_dir, tokenizer=False) for model in models]
-    others = dict(zip(names, opened, strict=True))
-    return execution.run(TASKS, TaskStageConfig(tasks=tasks), opened[0], out_dir, others=others)
 
 
 def bench(
@@ -122,6 +109,8 @@ def bench(
 
     execution = execution or Execution()
     _refuse_other_device(execution.environment.device)
+    settings.require_series(selection.runtime)
+    execution.console.info(f"runtime: {selection.runtime.name}: {selection.reason}")
     arms = open_arms(selection, out_dir, export=export, execution=execution)
     config = BenchStageConfig(
         bench=settings.model_copy(update={"runtime": selection.runtime.name}),
@@ -144,6 +133,7 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
     """
     from compressor.models.sparse.pattern import parse_pattern
     from compressor.pipeline.report import check_card
+    from exporters.checks.bundle import check_bundle
     from exporters.verification.verify import verify_directory
 
     if not directory.is_dir():
@@ -152,6 +142,7 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
     report = verify_directory(directory, pattern=pattern, source=source)
     if report.kind == "run":
         check_card(directory)
+        check_bundle(directory)
     return report
 
 
@@ -169,13 +160,13 @@ def _refuse_other_device(asked: str) -> None:
 
 
 def _quantized(model: str) -> ModelArtifact:
-    """The artifact of the quantize stage in a directory."""
+    """The artifact of the quantize stage, or of a repair after it, in a directory."""
     artifact = read_artifact(Path(model))
-    if artifact.stage != "quantize":
+    if artifact.stage not in ("quantize", "reconstruct-fp8"):
         raise UsageError(
-            "FP8 exports start from the quantize stage's output",
+            "FP8 exports start from the quantize stage's output, or from its repair",
             where=model,
-            expected="quantize",
+            expected="quantize or reconstruct-fp8",
             found=artifact.stage,
             hint=f"run `compress-export quantize {model} --fp8 -o DIR` and export DIR",
         )

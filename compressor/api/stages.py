@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.api.execution import SCRATCH, Execution, require
+from compressor.choices.samplers import SAMPLERS
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.recipe.recipe import (
     Calibration,
@@ -43,6 +44,7 @@ def prune(
     """
     from compressor.masks.choice import learns_masks
     from compressor.models.source import resolve_source, source_dims
+    from compressor.planning.depth import require_removal
     from compressor.planning.plan import make_plan, require_prunable
     from compressor.pruning.plan import read_plan
     from compressor.pruning.prune_stage import PRUNE, PruneStageConfig, saved_scores, stage_config
@@ -50,12 +52,14 @@ def prune(
 
     execution = execution or Execution()
     what, hint = "this importance is learned by training", "call learn_masks"
-    require(not learns_masks(settings), what, where="prune.importance", hint=hint)
+    learns = plan is None and learns_masks(settings)
+    require(not learns, what, where="prune.importance", hint=hint)
     teacher = source_dims(resolve_source(model))
     require_prunable(teacher)
     if plan is None:
         recipe = Recipe(model=model, target=target, prune=settings, calibration=calibration)
         resolved = make_plan(recipe, teacher)
+        require_removal(settings, teacher, [resolved.student.dims])
         execution.console.info(resolved.rule)
         config = stage_config(resolved.student.dims, settings, calibration)
     else:
@@ -123,26 +127,39 @@ def reconstruct(
     steps: int = 0,
     execution: Execution | None = None,
 ) -> ModelArtifact:
-    """Solve the linear layers of a pruned or sparse model again by least squares, towards its teacher's.
+    """Solve the linear layers of a pruned, sparse or quantised model again by least squares.
 
     Args:
-        student: What `prune` or `sparsify` wrote.
+        student: What `prune`, `sparsify` or `quantize` wrote.
         out_dir: Where the repaired checkpoint is written.
-        teacher: The model that the student was made from.
+        teacher: The model that the student was made from; of a quantised one, the 16-bit model.
         calibration: The text that the layers are fitted and accepted on.
         steps: Gradient steps of attention and MLP of each layer, after that.
         execution: How the stage runs.
 
     Raises:
         UsageError: for a student of another teacher, or too little text.
+        UnsupportedError: for gradient steps of a quantised student.
     """
+    from compressor.repair.quantised_stage import (
+        RECONSTRUCT_FP8,
+        ReconstructFp8StageConfig,
+        is_quantised,
+    )
     from compressor.repair.reconstruct_stage import RECONSTRUCT, ReconstructStageConfig
+    from compressor.repair.requirements import require_plain_steps
 
     execution = execution or Execution()
-    config = ReconstructStageConfig(calibration=calibration, steps=steps)
-    execution.begin(out_dir, [student, teacher], texts=RECONSTRUCT.data(config))
+    execution.begin(out_dir, [student, teacher], texts=[calibration.data])
+    quantised = is_quantised(Path(student))
+    if quantised:
+        require_plain_steps(steps)
     source = execution.open(student, out_dir)
     taught_by = execution.open(teacher, out_dir, tokenizer=False)
+    if quantised:
+        fp8 = ReconstructFp8StageConfig(calibration=calibration)
+        return execution.run(RECONSTRUCT_FP8, fp8, source, out_dir, teacher=taught_by)
+    config = ReconstructStageConfig(calibration=calibration, steps=steps)
     return execution.run(RECONSTRUCT, config, source, out_dir, teacher=taught_by)
 
 
@@ -157,6 +174,7 @@ def generate(
     from compressor.distillation.generate_stage import GENERATE
 
     require(settings.tokens, "no text is to be sampled", where="--tokens", hint="add --tokens 100m")
+    SAMPLERS[settings.settled().sampler].require_found()
     return (execution or Execution()).run_on(model, out_dir, GENERATE, settings)
 
 
@@ -196,6 +214,7 @@ def distill(
         UsageError: without a teacher or tokens, or for settings of another stage.
     """
     from compressor.distillation.distill_stage import DISTILL, STORED_LOGITS
+    from compressor.distillation.requirements import require_stored_temperature
     from compressor.models.sparse.record import read_sparsity
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
 
@@ -209,6 +228,8 @@ def distill(
         hint="add --teacher MODEL, or --teacher-logits DIR",
     )
     refuse_other_stages(settings)
+    if stored is not None:
+        require_stored_temperature(settings)
     models = [student, *([teacher] if teacher else [])]
     execution.begin(out_dir, models, texts=DISTILL.data(settings), training=settings)
     others = {STORED_LOGITS: read_artifact(Path(stored))} if stored else {}
@@ -236,15 +257,18 @@ def sparsify(
     """Make a model N:M sparse, with or without training.
 
     The pattern is by default 2:4. `training` is text and schedule of a method that trains; it distills from
-    `teacher`, by default the model itself.
+    `teacher`, by default the model itself. Training may start from a model that is sparse already, such as a
+    repaired one; it then needs a teacher.
 
     Raises:
-        UsageError: for a method that trains and no tokens.
+        UsageError: for a method that trains and no tokens, or a sparse model and settings of how to make one.
     """
+    from compressor.models.sparse.low_rank import has_adapter
+    from compressor.models.sparse.record import read_sparsity
     from compressor.sparsity.sparse_finetune import RECOVER, RecoverStageConfig
     from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 
-    execution = execution or Execution()
+    execution, asked = execution or Execution(), settings
     settings = settings.model_copy(update={"pattern": settings.pattern or "2:4"})
     config = SparsifyStageConfig(sparsify=settings, calibration=calibration)
     if not SPARSITY_METHODS[settings.method].trains:
@@ -253,13 +277,47 @@ def sparsify(
     tokens = training.tokens if settings.tokens is None else settings.tokens
     require(tokens, f"{settings.method} trains, and needs tokens", where="--tokens", hint="add --tokens 100m")
     refuse_unused_losses(training)
-    texts = (*SPARSIFY.data(config), *RECOVER.data(trained))
+    if (sparsity := read_sparsity(Path(model))) is not None:
+        require(teacher, "this model is sparse already", where=model, hint="add --teacher DENSE to train it")
+        refuse_another_start(asked, sparsity.pattern, calibration, has_branch=has_adapter(Path(model)))
+    texts = (*(() if sparsity else SPARSIFY.data(config)), *RECOVER.data(trained))
     execution.begin(out_dir, [model, *([teacher] if teacher else [])], texts=texts, training=training)
     source = execution.open(model, out_dir)
+    taught_by = execution.open(teacher, out_dir, tokenizer=False) if teacher else source
+    if sparsity is not None:
+        return execution.run(RECOVER, trained, source, out_dir, teacher=taught_by)
     start = out_dir.absolute().parent / SCRATCH / f"{out_dir.name}-one-shot"
     sparse = execution.beside().run(SPARSIFY, config, source, start)
-    taught_by = execution.open(teacher, out_dir, tokenizer=False) if teacher else source
     return execution.run(RECOVER, trained, sparse, out_dir, teacher=taught_by)
+
+
+def refuse_another_start(
+    settings: Sparsify, pattern: object, calibration: Calibration, *, has_branch: bool
+) -> None:
+    """Refuse settings of how a model is made sparse, for one that is sparse already.
+
+    Raises:
+        UsageError: naming them.
+    """
+    from compressor.sparsity.sparsify_stage import ONE_SHOT_FIELDS
+
+    plain = Sparsify()
+    unused = [
+        f"sparsify.{name}"
+        for name in ONE_SHOT_FIELDS
+        if name not in ("pattern", "method", "slorb") and getattr(settings, name) != getattr(plain, name)
+    ]
+    if settings.pattern not in (None, str(pattern)):
+        unused.append("sparsify.pattern")
+    if settings.slorb != "off" and not has_branch:
+        unused.append("sparsify.slorb")
+    unused += ["calibration"] if calibration != Calibration() else []
+    require(
+        not unused,
+        f"the model is {pattern} sparse already, and its training starts from what it has",
+        where=", ".join(unused),
+        hint="leave these options out, or start from the dense model",
+    )
 
 
 def quantize(
@@ -274,10 +332,13 @@ def quantize(
 
     Raises:
         UsageError: for settings that quantize nothing.
+        DependencyError: for an FP8 cache that the installed ModelOpt cannot write.
     """
     from compressor.quantization.fp8 import QUANTIZE, QuantizeStageConfig
+    from compressor.quantization.requirements import require_cache_scales
 
     require(settings.fp8, "no quantization is chosen", where="--fp8", hint="add --fp8")
+    require_cache_scales(settings)
     config = QuantizeStageConfig(quantize=settings, calibration=calibration)
     return (execution or Execution()).run_on(model, out_dir, QUANTIZE, config)
 

@@ -12,13 +12,19 @@ from compressor.core.processes import on_main
 from compressor.masks.choice import require_maskable
 from compressor.models.dims import Dims
 from compressor.models.source import plan_dims, resolve_source, short_name
+from compressor.pipeline.bench_plan import with_bench
 from compressor.pipeline.consistency import require_consistent, require_sparsifiable
 from compressor.pipeline.family import FamilyPlan, FamilyRecord, plan_family, run_family, split_targets
+from compressor.pipeline.gate_choices import require_feasible
+from compressor.pipeline.measurable import require_measurable
+from compressor.pipeline.preflight_plan import with_preflight
 from compressor.pipeline.promise import question_of, require_one_size
 from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware, training_phases
+from compressor.planning.depth import require_removal
 from compressor.planning.plan import Plan, make_plan
+from compressor.planning.runtime_choice import choose_runtime, with_runtime
 from compressor.planning.search_plan import require_searchable
 from compressor.recipe.recipe import Recipe
 
@@ -45,16 +51,36 @@ def plan(
     """
     where = out_dir or default_output(recipe)
     teacher = plan_dims(recipe.model)
+    runtime = choose_runtime(recipe, gpu=gpu)
+    recipe = with_runtime(recipe, runtime)
     _require_sound(recipe, teacher)
     if len(split_targets(recipe.target)) > 1:
-        family = plan_family(recipe, teacher, hardware=hardware, out_dir=str(where))
+        family = plan_family(
+            recipe,
+            teacher,
+            hardware=hardware,
+            out_dir=str(where),
+            runtime=runtime,
+            machine=hardware if gpu else None,
+        )
+        require_removal(recipe.prune, teacher, (member.plan.student.dims for member in family.members))
         for member in family.members:
             _require_reachable(member.plan, recipe)
         return family
     resolved = resolve(recipe, teacher, where, hardware=hardware or Hardware(), gpu=gpu, anew=anew)
     found, promise = resolved or (None, None)
-    made = make_plan(recipe, teacher, hardware=hardware, out_dir=str(where), found=found, promise=promise)
+    made = make_plan(
+        recipe,
+        teacher,
+        hardware=hardware,
+        out_dir=str(where),
+        found=found,
+        promise=promise,
+        runtime=runtime,
+    )
+    made = with_preflight(with_bench(made, recipe, hardware), recipe, hardware if gpu else None)
     _require_reachable(made, recipe)
+    require_removal(recipe.prune, teacher, made.possible_students())
     if Path(recipe.model).is_dir():
         # Reads the config again, with libraries that a published model's plan does without.
         from compressor.models.checkpoint import read_config
@@ -71,10 +97,12 @@ def _require_sound(recipe: Recipe, teacher: Dims) -> None:
     require_searchable(recipe, teacher)
     require_consistent(recipe)
     require_sparsifiable(recipe)
+    require_measurable(recipe)
 
 
 def _require_reachable(plan: Plan, recipe: Recipe) -> None:
-    """Refuse a student that learned masks do not lead to."""
+    """Refuse a student that learned masks do not lead to, or that no gate on its size would let pass."""
+    require_feasible(recipe, plan)
     if recipe.mask_tokens():
         require_maskable(plan.teacher.dims, plan.student.dims)
 
@@ -86,19 +114,20 @@ def settle(recipe: Recipe, out_dir: Path | None = None, *, execution: Execution)
         CompressExportError: before they are, for what would end the run later.
     """
     where, teacher = out_dir or default_output(recipe), plan_dims(recipe.model)
-    _require_sound(recipe, teacher)
-    question = question_of(recipe)
+    chosen = on_main(lambda: with_runtime(recipe, choose_runtime(recipe)))
+    _require_sound(chosen, teacher)
+    question = question_of(chosen)
     if question is None:
         return plan(recipe, where, anew=execution.overwrite)
-    training_phases(recipe, teacher, teacher, 1)  # refuses a token budget, whatever the student
-    if on_main(lambda: needs_measuring(recipe, question, teacher, where, anew=execution.overwrite)):
+    training_phases(chosen, teacher, teacher, 1)  # refuses a token budget, whatever the student
+    if on_main(lambda: needs_measuring(chosen, question, teacher, where, anew=execution.overwrite)):
         from compressor.pipeline.pipeline import check_choices
         from compressor.pipeline.preflight import require_texts
 
         resolve_source(recipe.model)
-        check_choices(recipe, teacher)
-        on_main(lambda: require_texts(recipe, execution.console))
-        on_main(lambda: measure_layers(recipe, question, teacher, where, execution.console))
+        check_choices(chosen, teacher)
+        on_main(lambda: require_texts(chosen, execution.console))
+        on_main(lambda: measure_layers(chosen, question, teacher, where, execution.console))
     # Rates that every process measured by itself could lead to different students.
     return on_main(lambda: plan(recipe, where, anew=execution.overwrite))
 
@@ -140,7 +169,8 @@ def run(
     )
     if isinstance(made, FamilyPlan):
         return run_family(source, made, where, execution.console, start)
-    return run_pipeline(recipe, source, made, where, execution.console, start)
+    assert made.runtime is not None, "a plan of this library has one"
+    return run_pipeline(with_runtime(recipe, made.runtime), source, made, where, execution.console, start)
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -34,26 +34,31 @@ def keep_weights(replaced: Mapping[str, torch.Tensor], prefix: str, path: Path) 
     return dict.fromkeys(tensors, path)
 
 
-def write_rewritten(source: Path, out_dir: Path, changed: Mapping[str, Path], dtype: torch.dtype) -> None:
+def write_rewritten(
+    source: Path, out_dir: Path, changed: Mapping[str, Path], dtype: torch.dtype | None
+) -> None:
     """Write a checkpoint in its source's order, with config and tokenizer, one block of rows at a time.
 
     Args:
         source: The checkpoint.
         out_dir: An existing directory.
         changed: Full names of replaced weights, and the file that holds each.
-        dtype: Of all weights.
+        dtype: Of all weights; None: each keeps its own.
     """
     with CheckpointReader(source) as reader:
 
         def spec(name: str) -> TensorSpec:
+            own = dtype or reader.tensor(name).dtype
+
             def blocks() -> Any:
                 tensor = read_kept(changed[name], name) if name in changed else reader.tensor(name)
-                return (block.to(dtype) for block in row_blocks(tensor))
+                return (block.to(own) for block in row_blocks(tensor))
 
-            return TensorSpec(name=name, shape=reader.shape(name), dtype=dtype, blocks=blocks)
+            return TensorSpec(name=name, shape=reader.shape(name), dtype=own, blocks=blocks)
 
         write_checkpoint(out_dir, [spec(name) for name in reader])
-    write_config(out_dir, {**read_config(source), "dtype": str(dtype).removeprefix("torch.")})
+    named = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+    write_config(out_dir, {**read_config(source), **named})
     copy_tokenizer(source, out_dir)
 
 

@@ -31,6 +31,7 @@ class Stream:
         adapter: The model; only the layer that is in use has weights.
         states: What the next layer is given, `[num_windows, 1, seq_len, hidden_size]`.
         device: Where layers run; a torch device name.
+        also: What layers are called with in addition, or in place of what the model calls them with.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Stream:
         shape = (len(windows), 1, windows.shape[1], self.adapter.dims.hidden_size)
         self.states = mapped_states(states_file, shape, states_dtype or dtype)
         self._reader = CheckpointReader(checkpoint)
+        self.also: dict[str, object] = {}
         self._calls = self._embed(windows)
 
     def __enter__(self) -> Stream:
@@ -85,7 +87,7 @@ class Stream:
     def run(self, index: int, states: torch.Tensor) -> torch.Tensor:
         """What the layer in use makes of one window's states, on the device."""
         layer = self.adapter.layers[index].module
-        output = layer(self.placed(states), **self._calls[index])
+        output = layer(self.placed(states), **{**self._calls[index], **self.also})
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
 

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING
 import click
 from click_default_group import DefaultGroup
 
-from compressor.choices.runtimes import RUNTIMES, Runtime
+from compressor.choices.runtimes import RUNTIMES
+from compressor.cli.bench_options import refuse_without_effect
 from compressor.cli.compare import compare
+from compressor.cli.environment import PathLines
 from compressor.cli.from_recipe import Call, ChoiceOption, Work, from_recipe, stage_command
-from compressor.core.errors import UsageError
 from compressor.recipe.forms import parse_names
 
 if TYPE_CHECKING:
     from compressor.runs.artifact import ModelArtifact
-
-# Options of the two kinds of benchmark.
-_SERVING = ("bench.concurrency", "bench.num_requests")
-_STATIC = ("bench.batch_sizes", "bench.batch_limit", "bench.processes")
-_GRID = ("bench.isl_osl", "bench.batch_sizes")
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
@@ -44,7 +40,7 @@ def _report(made: ModelArtifact) -> str:
     return render_markdown(results_of_stage(made.details, made.path))
 
 
-@from_recipe("bench", own="bench", but=("bench.precisions", "bench.enabled"), output=None, model="MODEL...")
+@from_recipe("bench", own="bench", but=("bench.precisions",), output=None, model="MODEL...")
 @click.option(
     "--precision",
     cls=ChoiceOption,
@@ -52,8 +48,8 @@ def _report(made: ModelArtifact) -> str:
         row.name: f"{', '.join(row.precisions)}." for row in RUNTIMES.values() if row.precisions
     },
     metavar="NAME,...",
-    help="Precisions to measure; by default the first one that is listed for the runtime. tensorrt-llm runs "
-    "a model in the precision that it is stored in.",
+    help="Precisions to measure; by default the first one that is listed for the runtime. A server runs a "
+    "model in the precision that it is stored in.",
 )
 @click.option(
     "--random-weights",
@@ -65,9 +61,9 @@ def _report(made: ModelArtifact) -> str:
     "--engine",
     "engines",
     multiple=True,
-    type=click.Path(path_type=Path),
-    help="TensorRT engine of a MODEL, given once per MODEL in the same order (runtime tensorrt-llm); without "
-    "it PyTorch serves MODEL.",
+    type=PathLines(path_type=Path),
+    help="TensorRT engine of a MODEL, given once per MODEL in the same order (runtimes tensorrt-llm and "
+    "tensorrt-edge-llm); without it PyTorch serves MODEL in tensorrt-llm.",
 )
 @click.option("-o", "--output-dir", type=click.Path(), help="Directory to write; by default ./bench-MODEL.")
 @stage_command(text=_report, result=lambda made: made.details)
@@ -100,7 +96,7 @@ def run(
         engines=engines,
         random_weights=random_weights,
     )
-    _refuse_without_effect(call, selection.runtime)
+    refuse_without_effect(call, selection.runtime)
     default = Path(f"bench-{short_name(models[0]).replace(':', '-')}")
     return lambda out_dir, execution: api.bench(  # noqa: ARG005 - it has a name of its own by default
         selection,
@@ -113,22 +109,3 @@ def run(
 
 bench.add_command(run)
 bench.add_command(compare)
-
-
-def _refuse_without_effect(call: Call, runtime: Runtime) -> None:
-    """Refuse options that this benchmark would not read."""
-    grid = [call.flags[name] for name in _GRID if name in call.flags]
-    if "bench.preset" in call.flags and grid:
-        raise UsageError(
-            "--preset sets all lengths and batch sizes, and some are given beside it",
-            where=", ".join(["--preset", *grid]),
-            hint="use --preset, or the other options",
-        )
-    foreign = _STATIC if runtime.serves else _SERVING
-    if given := [call.flags[name] for name in foreign if name in call.flags]:
-        kind = "requests in flight" if runtime.serves else "static batches"
-        raise UsageError(
-            f"{runtime.name} measures {kind}, where these options have no effect",
-            where=", ".join(given),
-            hint="leave them out, or choose another --runtime",
-        )

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from compressor.cli.session import Show, emit, showing
-from compressor.core.errors import SpeedGateError
+from compressor.core.errors import SpeedGateError, UsageError
 
 STEP_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 # What fails at each setting; another machine or other versions always do, unless nothing does.
 FAILING: dict[str, frozenset[str]] = {
-    "regression": frozenset({"REGRESSION", "MISMATCH"}),
-    "noisy": frozenset({"REGRESSION", "MISMATCH", "NOISY", "NO-BASELINE"}),
+    "regression": frozenset({"REGRESSION", "ANOMALOUS", "MISMATCH"}),
+    "noisy": frozenset({"REGRESSION", "ANOMALOUS", "MISMATCH", "NOISY", "NO-BASELINE"}),
     "never": frozenset(),
 }
 
@@ -28,7 +28,8 @@ FAILING: dict[str, frozenset[str]] = {
     default="regression",
     show_default=True,
     help=(
-        "Verdicts that end with exit code 7. regression: a slow-down, or benchmarks that cannot be compared; "
+        "Verdicts that end with exit code 7. regression: a slow-down, a speed beyond what this machine "
+        "allows, or benchmarks that cannot be compared; "
         "noisy: every verdict but PASS; never: none."
     ),
 )
@@ -67,7 +68,17 @@ def compare(
     from bench.report.write import read_results
 
     thresholds = Thresholds(ratio=ratio_tolerance, absolute=absolute_tolerance)
-    report = compare_results(read_results(baseline), read_results(current), thresholds)
+    results = {path: read_results(path) for path in (baseline, current)}
+    for path, one in results.items():
+        if one.protocol.is_indicative:
+            raise UsageError(
+                "an indicative benchmark is no baseline and passes no gate",
+                where=str(path),
+                expected="results of a benchmark without --bench-series, or with 6 or more",
+                found=f"{one.protocol.num_series} series",
+                hint="measure again without --bench-series",
+            )
+    report = compare_results(results[baseline], results[current], thresholds)
     text = render_gate(report)
     if summary := os.environ.get(STEP_SUMMARY_VARIABLE):
         with Path(summary).open("a", encoding="utf-8") as file:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import errno
 import os
 
-from compressor.core.errors import CompressExportError, ResourceError, UsageError, VerificationError
+from compressor.core.errors import (
+    CompressExportError,
+    NetworkError,
+    ResourceError,
+    UsageError,
+    VerificationError,
+)
+from compressor.core.network_errors import is_lost_connection
 from compressor.core.resource_errors import as_resource_error
 
 # What is wrong with a path itself, whoever tried to use it.
@@ -23,6 +30,12 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
         return resource
     if isinstance(error, CompressExportError):
         return error
+    if is_lost_connection(error):
+        return NetworkError(
+            "a connection was refused or lost",
+            found=f"{type(error).__name__}: {error}",
+            hint="run the same command again when there is a network",
+        )
     if isinstance(error, OSError):
         return _bad_path(error)
     if isinstance(error, UnicodeEncodeError):
@@ -31,6 +44,16 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
             found=ascii(error.object)[:80],
             hint="rename the file, or correct the text",
         )
+    return _unreadable(error)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust (tokenizers, safetensors) gave up; its class is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def _unreadable(error: BaseException) -> CompressExportError | None:
+    """An input that ends early, is nested too deeply, or that a library crashed on."""
     if isinstance(error, EOFError):  # nothing is ever typed here
         return VerificationError(
             "a file ends early",
@@ -50,11 +73,6 @@ def as_error_of_ours(error: BaseException) -> CompressExportError | None:
             hint="run the same command with --debug to see where: a file is damaged or the library has a bug",
         )
     return None
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust (tokenizers, safetensors) gave up; its class is no `Exception`."""
-    return type(error).__name__ == "PanicException"
 
 
 def _bad_path(error: OSError) -> CompressExportError | None:

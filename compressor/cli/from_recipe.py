@@ -7,17 +7,22 @@ as it is, which parses and checks it as it does a recipe's value: nothing is par
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 
+from compressor.cli.completion import complete_model, complete_value
+from compressor.cli.environment import layer_of, variable_of
 from compressor.cli.session import Show, emit, showing, work
 from compressor.core.errors import UsageError
+from compressor.recipe.effective import Effective
 from compressor.recipe.forms import format_count
+from compressor.recipe.layers import Layer
 from compressor.recipe.option import OPTIONS, Section, choices_of, declaration_of, section_of
 from compressor.recipe.recipe import EVERY, Environment, Recipe, load_recipe
 
@@ -65,6 +70,11 @@ class ChoiceOption(click.Option):
         names = self.choices()
         return f"[{'|'.join(names)}]" if names and self.metavar is None else self.metavar or "TEXT"
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """The names to choose from, also behind a comma; or files, where that is what it takes."""
+        del ctx
+        return complete_value(self.choices(), self.metavar, incomplete)
+
     def rows(self, ctx: click.Context) -> list[tuple[str, str]]:
         """The option as it is written and its help; then its choices, indented, one row each."""
         choices = [(f"  {name}", text) for name, text in self.choices().items() if text]
@@ -74,9 +84,12 @@ class ChoiceOption(click.Option):
 class RecipeOption(ChoiceOption):
     """An option that sets one field of the recipe."""
 
-    def __init__(self, dotted: str, field: FieldInfo, *, flag: str, heading: str) -> None:
-        """An option for the field at `dotted`, named `flag`, under `heading` in the help."""
+    def __init__(
+        self, dotted: str, field: FieldInfo, *, flag: str, heading: str, run_flag: str | None = None
+    ) -> None:
+        """An option for the field at `dotted`, named `flag` (in `run` `run_flag`), under `heading`."""
         self.dotted, self.flag, self.heading, self._field = dotted, flag, heading, field
+        self.variable = variable_of(run_flag or flag)
         declared = declaration_of(field)
         is_switch = field.annotation is bool
         kind = None if choices_of(field) else _KINDS.get(_plain(field))
@@ -93,7 +106,7 @@ class RecipeOption(ChoiceOption):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """The option as it is written; its help and its default."""
         names, text = super().get_help_record(ctx) or ("", "")
-        if self._field.default in (None, (), ...):
+        if self._field.default in (None, (), {}, ...):
             return names, text
         return names, f"{text}  [default: {_shown(self._field.default)}]"
 
@@ -139,9 +152,7 @@ def from_recipe(
         output: Help of a required `--output-dir`; None where the command says it itself.
         model: What the argument is called in the usage; with dots, there may be several.
     """
-    argument = click.Argument(["model"], metavar=model, required=False)
-    if model.endswith("..."):
-        argument = click.Argument(["models"], metavar=model, nargs=-1, required=True)
+    argument = _model_argument(model)
     fields = [found for name in (*names, *ENVIRONMENT) for found in _options(name, own, but)]
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -149,20 +160,18 @@ def from_recipe(
         def command(**flags: Any) -> None:
             from compressor.api import Execution
 
-            given = {
-                option.dotted: value
-                for option in fields
-                if (value := flags.pop(str(option.name))) not in (None, ())
-            }
-            models = flags.get("models") or (flags.pop("model", None),)
-            named = {} if models[0] is None else {"model": models[0]}
-            spoken = {option.dotted: option.flag for option in fields if option.dotted in given}
-            config = flags.pop("config")
-            if models[0] is None and config is None:
+            options, config = _given(fields, flags), flags.pop("config")
+            if "model" not in options.values and config is None:
                 raise UsageError(
                     "MODEL is missing", hint="name a model, or a recipe that names one: --config recipe.yaml"
                 )
-            recipe = load_recipe(Path(config) if config else None, {**given, **named}, flags=spoken)
+            file, environment = Path(config) if config else None, layer_of(fields)
+            if flags.pop("print_config"):
+                effective = Effective(file, environment, options)
+                emit(effective.to_json(), flags["show"], effective.to_yaml())
+                return
+            spoken = dict(options.names)
+            recipe = load_recipe(file, options.values, flags=spoken, environment=environment)
             execution = Execution(
                 environment=Environment(**{name: getattr(recipe, name) for name in ENVIRONMENT}),
                 **{name: flags.pop(name) for name in ("resume", "overwrite", "check")},
@@ -179,6 +188,29 @@ def from_recipe(
         return click.command(cls=RecipeCommand)(shown)
 
     return decorate
+
+
+def _model_argument(metavar: str) -> click.Argument:
+    """MODEL, or with dots one or more of them."""
+    is_one = not metavar.endswith("...")
+    return click.Argument(
+        ["model" if is_one else "models"],
+        metavar=metavar,
+        nargs=1 if is_one else -1,
+        required=not is_one,
+        shell_complete=complete_model,
+    )
+
+
+def _given(fields: Sequence[RecipeOption], flags: dict[str, Any]) -> Layer:
+    """What the command line says of the recipe, and its model; the options are taken out of `flags`."""
+    given = {
+        option.dotted: value for option in fields if (value := flags.pop(str(option.name))) not in (None, ())
+    }
+    names = {option.dotted: option.flag for option in fields if option.dotted in given}
+    models = flags.get("models") or (flags.pop("model", None),)
+    named = {} if models[0] is None else {"model": models[0]}
+    return Layer(kind="option", values={**given, **named}, names=names)
 
 
 def stage_command(
@@ -224,6 +256,11 @@ def _record(made: ModelArtifact) -> dict[str, object]:
     }
 
 
+def section_options(name: str) -> list[RecipeOption]:
+    """The options of a section for a command that is about it and takes no MODEL."""
+    return list(_options(name, name, ()))
+
+
 def fields_under(section: str, *headings: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Dotted names of a section's fields that stand under these headings, apart from those in `but`."""
     return tuple(option.dotted for option in _options(section, "", but) if option.heading in headings)
@@ -242,14 +279,16 @@ def _options(name: str, own: str, but: tuple[str, ...]) -> Iterator[RecipeOption
         for below in inner.model_fields:
             yield from _options(f"{name}.{below}", own, but)
         return
-    declared = declaration_of(field)
-    flag = declared.flag
-    if flag is None or (own and own == ".".join(above) and section.prefix):
-        prefix = section.prefix if own != ".".join(above) else ""
-        flag = f"--{'-'.join(part for part in (prefix, *leaf.split('_')) if part)}"
-    if flag:
-        heading = OPTIONS if own and own == ".".join(above) else declared.heading or section.heading
-        yield RecipeOption(name, field, flag=flag, heading=heading)
+    declared, is_own = declaration_of(field), bool(own) and own == ".".join(above)
+    run_flag = declared.flag if declared.flag is not None else _flag(section.prefix, leaf)
+    if run_flag:
+        flag = _flag("", leaf) if is_own and section.prefix else run_flag
+        heading = OPTIONS if is_own else declared.heading or section.heading
+        yield RecipeOption(name, field, flag=flag, heading=heading, run_flag=run_flag)
+
+
+def _flag(prefix: str, leaf: str) -> str:
+    return f"--{'-'.join(part for part in (prefix, *leaf.split('_')) if part)}"
 
 
 def _shared(output: str | None) -> list[click.Option]:
@@ -261,6 +300,11 @@ def _shared(output: str | None) -> list[click.Option]:
             ["--config"],
             type=click.Path(),
             help="Recipe in YAML that sets any of these options; those on the command line override it.",
+        ),
+        click.Option(
+            ["--print-config"],
+            is_flag=True,
+            help="Print the recipe that is used, with where each value comes from, and do nothing else.",
         ),
         click.Option(
             ["--resume"], is_flag=True, help="Resume an interrupted run, and fail if there is none."
@@ -279,7 +323,7 @@ def _shared(output: str | None) -> list[click.Option]:
 
 
 _HEADINGS: dict[str | None, str] = dict.fromkeys(
-    ("resume", "overwrite", "check", "as_json", "quiet", "verbose", "debug", "help"), EVERY
+    ("print_config", "resume", "overwrite", "check", "as_json", "quiet", "verbose", "debug", "help"), EVERY
 )
 _KINDS: dict[object, str] = {int: "INTEGER", float: "NUMBER"}
 

@@ -13,16 +13,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 from click_default_group import DefaultGroup
 
 from compressor import __version__
+from compressor.cli.environment import PREFIX, give_variables, is_set, refuse_unknown, variables
 from compressor.cli.foreign_errors import as_error_of_ours, is_panic
 from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from compressor.core.escaping import printable
+from compressor.core.interruption import end_on
 from compressor.core.lazy import resolve
 
 _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
@@ -41,13 +42,21 @@ COMMANDS = {
         "Fine-tune a teacher on the text that its student will be distilled on.",
     ),
     "cache-logits": (f"{_ROOM}.stages:cache_logits", "Store a teacher's top-k logits on disk."),
-    "reconstruct": (f"{_ROOM}.stages:reconstruct", "Repair a pruned or sparse model by least squares."),
+    "reconstruct": (f"{_ROOM}.stages:reconstruct", "Repair a pruned, sparse or quantized model."),
     "distill": (f"{_ROOM}.stages:distill", "Retrain a student on the logits of its teacher."),
     "sparsify": (f"{_ROOM}.stages:sparsify", "Make the linear layers of a model 2:4 sparse."),
     "quantize": (f"{_ROOM}.stages:quantize", "Quantize a model to FP8 by calibration."),
     "export": (f"{_ROOM}.stages:export", "Write a model for a runtime, and verify what was written."),
     "bench": (f"{_ROOM}.bench:bench", "Measure the speed of models in pairs, and compare benchmarks."),
-    "evaluate": (f"{_ROOM}.stages:evaluate", "Measure the perplexity of models, or tasks of lm-eval."),
+    "evaluate": (f"{_ROOM}.evaluate:evaluate", "Measure perplexity, tasks of lm-eval, or chat quality."),
+    "gate": (f"{_ROOM}.gate:gate", "Judge a finished run by its gates: accuracy, speed, memory, size."),
+    "clean": (f"{_ROOM}.release:clean", "Delete the weights of a finished run's stages, not its results."),
+    "publish": (
+        f"{_ROOM}.release:publish",
+        "Upload a finished run to the Hugging Face Hub, or sign its sums.",
+    ),
+    "completion": (f"{_ROOM}.completion:completion", "Print a script that completes commands in a shell."),
+    "schema": (f"{_ROOM}.schema:schema", "Print the JSON schema of recipes, which editors check them by."),
     "verify": (f"{_ROOM}.checks:verify", "Check a directory that this tool wrote: every file and number."),
     "doctor": (f"{_ROOM}.checks:doctor", "Check versions, GPU, engine builder, disk and hub access."),
 }
@@ -69,7 +78,9 @@ class LazyGroup(DefaultGroup):
         """The command of this name, imported now; else the default one."""
         name = cmd_name if cmd_name in self._table else self.default_cmd_name
         if name not in self.commands:
-            self.add_command(resolve(self._table[name][0]), name)
+            command = resolve(self._table[name][0])
+            give_variables(command)
+            self.add_command(command, name)
         found: click.Command | None = super().get_command(ctx, cmd_name)
         return found
 
@@ -96,14 +107,20 @@ def cli() -> None:
     6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
     authorisation, 130 interrupted (run the same command again to resume), 141 the program that
     read the output closed it.
+
+    Every option can be set by an environment variable as well: --train-data by
+    COMPRESS_EXPORT_TRAIN_DATA. An option goes before a variable, a variable before --config.
     """
+    if any(name.startswith(PREFIX) for name in os.environ):
+        from bench.machine.environment import CONTAINER_DIGEST_VARIABLE
+
+        known = variables(resolve(place) for place, _ in COMMANDS.values())
+        refuse_unknown({*known, CONTAINER_DIGEST_VARIABLE}, os.environ)
 
 
 def main() -> NoReturn:
     """Entry point: run, and turn every error into one message and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to live on
-        signal.signal(signal.SIGHUP, _interrupt)
+    end_on((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     _make_streams_usable()
     if COMPLETION_VARIABLE in os.environ:
         cli.main(prog_name=PROGRAM)
@@ -117,7 +134,7 @@ def main() -> NoReturn:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments or is_set("--debug")
     try:
         # Not cli.main: it ends the program itself, with 1, when the reader of its output is gone.
         with cli.make_context(PROGRAM, list(arguments)) as context:
@@ -150,7 +167,8 @@ def _fail(error: BaseException, *, debug: bool) -> int:
         traceback.print_exception(error)
     ours = as_error_of_ours(error)
     if ours is not None:
-        _say(f"error: {ours}")
+        usual = f"\n  try: {ours.usual_hint}" if ours.hint is None and ours.usual_hint else ""
+        _say(f"error: {ours}{usual}")
         return ours.exit_code
     _say(f"unexpected error: {type(error).__name__}: {error}\n  try: run the same command with --debug")
     return 1
@@ -181,10 +199,6 @@ def _let_go_of_closed_streams() -> None:
             stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

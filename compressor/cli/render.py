@@ -6,19 +6,26 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compressor.core.sizes import shown_size
+from compressor.evaluation.chat_record import ChatRecord
+from compressor.evaluation.record import EvaluationRecord
+from compressor.evaluation.task_record import TasksRecord
+from compressor.pipeline.chat_table import chat_tables
 from compressor.pipeline.family import FamilyPlan, FamilyRecord
+from compressor.pipeline.perplexity_table import perplexity_table
 from compressor.pipeline.report import tables_of
 from compressor.pipeline.summary import RunSummary
+from compressor.pipeline.task_table import task_table
 from compressor.planning.cost import GpuRow, PlannedPhase, TrainingEstimate
 from compressor.planning.disk import DiskUse
 from compressor.planning.plan import Hours, Plan
+from compressor.planning.planned_bench import PlannedBench
 from compressor.planning.search_plan import SearchPlan, name_of
 
 if TYPE_CHECKING:
     from compressor.pipeline.doctor import DoctorReport
     from exporters.verification.verify import VerifyReport
 
-_GIB = 1 << 30
 _DIMS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim"),
@@ -33,9 +40,11 @@ _HEADER = (
 )
 
 
-def planned_text(made: Plan | FamilyPlan) -> str:
-    """A plan, of one model or of a family."""
-    return family_plan_text(made) if isinstance(made, FamilyPlan) else plan_text(made)
+def planned_text(made: Plan | FamilyPlan, *, costs: bool = True) -> str:
+    """A plan, of one model or of a family; without `costs`, no GPUs are counted that a run may not use."""
+    return (
+        family_plan_text(made, costs=costs) if isinstance(made, FamilyPlan) else plan_text(made, costs=costs)
+    )
 
 
 def finished_text(result: RunSummary | FamilyRecord) -> str:
@@ -43,25 +52,27 @@ def finished_text(result: RunSummary | FamilyRecord) -> str:
     return family_text(result) if isinstance(result, FamilyRecord) else summary_text(result)
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan as one table of shapes and one of costs."""
+def plan_text(plan: Plan, *, costs: bool = True) -> str:
+    """A plan as one table of shapes and, with `costs`, one of GPUs, hours and money."""
     teacher, student = plan.teacher, plan.student
     pairs = [(name, getattr(teacher.dims, name), getattr(student.dims, name)) for name in _DIMS]
     pairs += [(name, getattr(teacher, name), getattr(student, name)) for name in _FIGURES]
     rows = [(name, f"{of_teacher:,}", f"{of_student:,}") for name, of_teacher, of_student in pairs]
     rows += [
-        (f"weights {name}", gib(teacher.weight_bytes[name]), gib(student.weight_bytes[name]))
+        (f"weights {name}", shown_size(teacher.weight_bytes[name]), shown_size(student.weight_bytes[name]))
         for name in student.weight_bytes
     ]
-    memory = ", ".join(f"{stage} {gib(size)}" for stage, size in plan.memory_bytes.items())
+    memory = ", ".join(f"{stage} {shown_size(size)}" for stage, size in plan.memory_bytes.items())
     lines = [
-        f"{plan.model} to {_asked(plan)}: {plan.rule}",
+        f"{plan.model} to {_asked(plan)}",
         table(("", "teacher", "student"), rows),
         f"exports       {', '.join(plan.exports)}",
+        *_runtime_lines(plan),
         f"text          {plan.tokens:,} training tokens of {plan.text.training}",
-        f"memory        {memory}",
-        f"disk          {gib(plan.disk_bytes)}",
+        f"memory        {memory} (on a CPU)",
+        f"disk          {shown_size(plan.disk_bytes)}",
         f"time          {_time_text(plan.hours)}",
+        *_preflight_lines(plan),
     ]
     if promise := plan.promise:
         lines.append(
@@ -69,17 +80,67 @@ def plan_text(plan: Plan) -> str:
             f"predicted from {promise.basis}"
         )
     lines += search_lines(plan.search, plan.disk) if plan.search else []
+    lines += [
+        f"{cut.name:<13} {name_of(cut.shape)}, {cut.num_parameters:,} parameters, then {cut.tokens:,} tokens"
+        for cut in plan.cuts
+    ]
     if not plan.can_be_pruned:
         lines.append(f"note          {student.dims.model_type} can be planned, not pruned yet")
-    if plan.training:
+    if plan.training and costs:
         lines += ["", training_text(plan.training)]
     return "\n".join(lines)
 
 
+def _preflight_lines(plan: Plan) -> list[str]:
+    """Whether everything is tried on a slice of the model first, and why."""
+    chosen = plan.preflight
+    if chosen is None:
+        return []
+    took = f"training takes about {duration(chosen.training_hours)} on {chosen.machine}"
+    if not chosen.runs:
+        return [f"preflight     none: {chosen.reason}; {took}"]
+    of_slice, left = chosen.num_layers
+    what = f"every stage and exporter first on {of_slice} layers of the model"
+    what += f", of which {left} stay" if left < of_slice else ""
+    return [f"preflight     {what}: {chosen.reason}; {took}"]
+
+
+def _runtime_lines(plan: Plan) -> list[str]:
+    """What measures the models, why, and which machine this assumes."""
+    chosen = plan.runtime
+    if chosen is None:
+        return []
+    lines = [f"benchmark     {chosen.what} of {chosen.machine}: {chosen.reason}"]
+    if chosen.is_assumed:
+        lines.append(
+            f"assumed       the benchmark runs on {chosen.machine}: name another with --runtime or --gpu; "
+            f"hours are those of {plan.hours.hardware} (--gpu, --num-gpus)"
+        )
+    return [*lines, *(_bench_lines(plan.bench) if plan.bench else [])]
+
+
+def _bench_lines(bench: PlannedBench) -> list[str]:
+    """What is compared, what is built for it, and what that takes."""
+    lines = [f"arms          {', '.join(arm.name for arm in bench.arms)}"]
+    if engines := [f"{arm.engine} ({arm.name})" for arm in bench.arms if arm.engine]:
+        lines.append(f"engines       {', '.join(engines)}")
+    pairs = ", ".join(f"{candidate} : {baseline}" for baseline, candidate in bench.comparisons)
+    took = "measured when it runs" if bench.hours is None else f"{duration(bench.hours)} on {bench.hardware}"
+    took += f", assuming {bench.assumptions}" if bench.assumptions else ""
+    lines.append(f"compared      {pairs}")
+    lines.append(
+        f"bench takes   {bench.num_cells:,} cells in at least {bench.num_runs:,} runs, {took}; "
+        f"{shown_size(bench.disk_bytes)} of disk, {shown_size(bench.memory_bytes_per_device)} of memory "
+        "per device" + (": more than it has, so requests wait or cells fail" if bench.fits is False else "")
+    )
+    return lines
+
+
 def _asked(plan: Plan) -> str:
+    """What the student is to be, and the rule that its shape follows; a shape that was given has no other."""
     if plan.promise:
-        return f"a {plan.promise.what} of {plan.promise.text(plan.promise.target)}"
-    return plan.target or "an explicit shape"
+        return f"a {plan.promise.what} of {plan.promise.text(plan.promise.target)}: {plan.rule}"
+    return f"{plan.target}: {plan.rule}" if plan.target else plan.rule
 
 
 def search_lines(search: SearchPlan, disk: Sequence[DiskUse]) -> list[str]:
@@ -89,7 +150,8 @@ def search_lines(search: SearchPlan, disk: Sequence[DiskUse]) -> list[str]:
     tried = (
         f"search        {search.num_shapes:,} shapes within {search.tolerance:.0%} of "
         f"{search.requested_parameters:,} parameters, {len(search.candidates)} to be tried on "
-        f"{search.tokens:,} tokens each ({duration(search.hours)}, at most {gib(room)} of disk): {names}"
+        f"{search.tokens:,} tokens each ({duration(search.hours)}, at most {shown_size(room)} of disk): "
+        f"{names}"
     )
     left_out = [f"left out      {found.num_shapes:,}: {found.reason}" for found in search.excluded]
     lines = [tried, *left_out]
@@ -101,14 +163,14 @@ def search_lines(search: SearchPlan, disk: Sequence[DiskUse]) -> list[str]:
     return lines
 
 
-def family_plan_text(family: FamilyPlan) -> str:
+def family_plan_text(family: FamilyPlan, *, costs: bool = True) -> str:
     """One plan per member of a family, and their sum."""
     total = family.total
-    parts = [f"== {member.name} ==\n{plan_text(member.plan)}\n" for member in family.members]
+    parts = [f"== {member.name} ==\n{plan_text(member.plan, costs=costs)}\n" for member in family.members]
     parts.append(
         f"together      {total.tokens:,} training tokens, {duration(total.hours)} on "
         f"{total.hardware} ({total.gpu_hours:,.1f} GPU-hours, ${total.cost_usd:,.0f}), "
-        f"disk {gib(total.disk_bytes)}"
+        f"disk {shown_size(total.disk_bytes)}"
     )
     return "\n".join(parts)
 
@@ -139,33 +201,33 @@ def _time_text(hours: Hours) -> str:
 
 def summary_text(summary: RunSummary) -> str:
     """The end of a run: what was reached, and where everything is."""
+    from compressor.pipeline.before_after import HEADER, before_and_after, page_of  # with numpy
+
     parts = []
     for title, header, rows in tables_of(summary):
         parts += [title, table(header, rows), ""]
     parts += [f"warning: {warning}" for warning in summary.warnings]
-    parts += [f"student  {summary.student}", f"report   {summary.out_dir}/README.md"]
+    parts += ["", "Before and after", table(HEADER, before_and_after(summary)), ""]
+    page = page_of(summary)
+    parts += [
+        f"student  {summary.student}",
+        *([f"page     {page}"] if page else []),
+        f"card     {summary.out_dir}/README.md",
+        f"check it compress-export verify {summary.out_dir}",
+    ]
     return "\n".join(parts)
 
 
 def evaluation_text(report: dict[str, Any]) -> str:
-    """Perplexities or task scores of every model."""
-    models = report["models"]
+    """Perplexities, task scores or chat quality of every model."""
+    if report["metric"] == "chat":
+        tables = chat_tables(ChatRecord.model_validate(report))
+        return "\n\n".join(f"{table(header, rows)}\n{title}" for title, header, rows in tables)
     if report["metric"] == "perplexity":
-        rows = [
-            (name, f"{entry['num_parameters']:,}", f"{entry['perplexity']:.3f}")
-            for name, entry in models.items()
-        ]
-        protocol = report["protocol"]
-        part = "the text's held-out part" if protocol["split"] == "held_out" else "the text from its start"
-        caption = f"{part}, window {protocol['window']}, non-overlapping, no BOS, {protocol['compute_dtype']}"
-        return f"{table(('model', 'parameters', 'perplexity'), rows)}\n{caption}"
-    scores = [
-        (name, task, metric, f"{value:.4f}")
-        for name, entry in models.items()
-        for task, results in entry["tasks"].items()
-        for metric, value in results.items()
-    ]
-    return table(("model", "task", "metric", "value"), scores)
+        title, header, rows = perplexity_table(EvaluationRecord.model_validate(report))
+    else:
+        title, header, rows = task_table(TasksRecord.model_validate(report))
+    return f"{table(header, rows)}\n{title}"
 
 
 def verification_text(report: VerifyReport) -> str:
@@ -194,8 +256,8 @@ def doctor_text(report: DoctorReport) -> str:
     machine = report.machine
     lines = [
         table(("dependency set", "library", "required", "installed", ""), rows),
-        f"machine       {machine.cpu}, {machine.num_cpus} CPUs, {gib(machine.memory_bytes)}",
-        f"free disk     {gib(report.free_disk_bytes)}",
+        f"machine       {machine.cpu}, {machine.num_cpus} CPUs, {shown_size(machine.memory_bytes)}",
+        f"free disk     {shown_size(report.free_disk_bytes)}",
     ]
     lines += [
         f"GPU           {gpu.name}, capability {gpu.compute_capability}, "
@@ -250,8 +312,8 @@ def _row(ours: GpuRow, scratch: GpuRow) -> tuple[str, ...]:
     last_phase = list(ours.step_s)[-1]
     return (
         f"{ours.num_gpus:,}",
-        gib(plain),
-        gib(checkpointed),
+        shown_size(plain),
+        shown_size(checkpointed),
         "yes" if ours.fits else fits,
         f"{ours.step_s[last_phase]:,.2f}",
         *_cost(ours),
@@ -264,10 +326,15 @@ def _cost(row: GpuRow) -> tuple[str, str, str]:
 
 
 def _phase_text(phase: PlannedPhase) -> str:
+    steps, sequences = _counted(phase.steps, "step"), _counted(phase.batch_size, "sequence")
     return (
-        f"  {phase.name}: {phase.tokens:,} tokens, {phase.steps:,} steps of {phase.batch_size:,} "
-        f"sequences of {phase.context_length:,}, {phase.flops_per_token:.2e} FLOPs per token"
+        f"  {phase.name}: {phase.tokens:,} tokens, {steps} of {sequences} of {phase.context_length:,}, "
+        f"{phase.flops_per_token:.2e} FLOPs per token"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def _uneven(training: TrainingEstimate) -> list[str]:
@@ -295,11 +362,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / _GIB:.2f} GiB"
 
 
 def duration(hours: float) -> str:

@@ -7,14 +7,18 @@ from dataclasses import replace
 import click
 from click.core import ParameterSource
 
+from compressor.cli.bench_options import refuse_idle_options
 from compressor.cli.from_recipe import Call, from_recipe
 from compressor.cli.session import Show, emit, work
+from compressor.recipe.forms import parse_names
 
 SECTIONS = (
     *(
         "target",
+        "preflight",
         "outcome",
         "search",
+        "interleave",
         "prune",
         "calibration",
         "masks",
@@ -25,6 +29,7 @@ SECTIONS = (
         "export",
         "evaluate",
         "bench",
+        "gates",
     ),
 )
 
@@ -41,8 +46,28 @@ SECTIONS = (
     metavar="STAGE",
     help="Delete the output of this stage, such as distill, and of all later stages, and run them again.",
 )
+@click.option(
+    "--keep",
+    metavar="PART,...",
+    default="student,exports,stages",
+    show_default=True,
+    help="Parts of a finished run whose weights are kept: student, exports, stages. Stages take most of the "
+    "disk; without them the run cannot be continued with other settings. After a failed gate all are kept.",
+)
+@click.option(
+    "--push-to-hub",
+    metavar="OWNER/NAME",
+    help="Upload the finished run to this repository of the Hugging Face Hub, if no gate fails.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what the run would do, without doing it.")
-def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None:  # noqa: FBT001
+def run(
+    call: Call,
+    show: Show,
+    restart_from: str | None,
+    keep: str,
+    push_to_hub: str | None,
+    dry_run: bool,  # noqa: FBT001 - as click passes it
+) -> None:
     """Prune, distill, sparsify, quantize, export, verify and benchmark MODEL.
 
     MODEL is an alias such as llama3.1-8b, a Hugging Face id, a directory or a .gguf file. The word `run` may
@@ -55,11 +80,16 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
       compress-export ./my-model --target 60% --train-data corpus.jsonl --tokens 100m -o out
     """
     from compressor import api
+    from compressor.cli.gate import refuse_failed_gates
     from compressor.cli.render import finished_text, planned_text
 
+    parts = api.kept_parts(parse_names(keep))
+    if push_to_hub:
+        api.require_publishable(call.recipe, push_to_hub)
     asks_outcome = bool(call.recipe.outcome.goals)
     if dry_run or not asks_outcome:
         made = api.plan(call.recipe, call.out_dir)
+        refuse_idle_options(call, made)
     if dry_run:
         emit(made.to_json(), show, planned_text(made))
         return
@@ -67,9 +97,17 @@ def run(call: Call, show: Show, restart_from: str | None, dry_run: bool) -> None
         execution = replace(call.execution, console=console)
         if asks_outcome:
             made = api.settle(call.recipe, call.out_dir, execution=execution)
-        console.info(planned_text(made))
+            refuse_idle_options(call, made)
+        console.info(planned_text(made, costs=False))
         summary = api.run(call.recipe, call.out_dir, restart_from=restart_from, execution=execution)
+        gates = list(api.gates_of(summary))
+        if not any(report.failed for _, report in gates):
+            for directory in api.directories_of(summary):
+                if push_to_hub:
+                    api.publish(directory, hub=push_to_hub, console=console)
+                api.clean(directory, keep=parts, console=console)
     emit(summary.to_json(), show, finished_text(summary))
+    refuse_failed_gates(gates)
 
 
 @from_recipe(*SECTIONS, output=None)
@@ -113,6 +151,7 @@ def plan(call: Call, show: Show, gpu: str, num_gpus: int, mfu: float, gpu_hour_p
     from compressor.planning.cost import Hardware
 
     hardware = Hardware(gpu=gpu, num_gpus=num_gpus, utilisation=mfu, gpu_hour_price=gpu_hour_price)
-    is_named = click.get_current_context().get_parameter_source("gpu") == ParameterSource.COMMANDLINE
+    is_named = click.get_current_context().get_parameter_source("gpu") != ParameterSource.DEFAULT
     made = api.plan(call.recipe, hardware=hardware, gpu=gpu if is_named else None)
+    refuse_idle_options(call, made)
     emit(made.to_json(), show, planned_text(made))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # What the short training of a shape does not read.
 _OF_THE_RUN = (
     *("distill.tokens", "distill.correction", "distill.generate", "distill.teacher_logits"),
-    *("distill.report_to", "prune.shape"),
+    *("distill.report_to", "prune.shape", "evaluate.exports"),
+    *("evaluate.tasks", "evaluate.task_dir", "evaluate.limit", "evaluate.chat_template"),
+    *("evaluate.task_batch_size", "evaluate.chat_data", "evaluate.chat_size", "evaluate.chat_max_tokens"),
 )
 _DEPLOYMENT = (
     *("export.formats", "export.tensorrt_llm.tp_size", "export.tensorrt_llm.pp_size"),
@@ -88,8 +90,17 @@ def _share_text(share: SearchShare) -> str:
 
 def _text(made: ModelArtifact) -> str:
     from compressor.cli.render import table
-    from compressor.search.record import SearchRecord, rows_of
+    from compressor.models.dims import PRUNABLE_FIELDS
+    from compressor.search.record import SEARCH_FILE, SearchRecord, rows_of
 
     record = SearchRecord.model_validate(made.details)
     title, header, rows = rows_of(record)
-    return f"{title}\n{table(header, rows)}\n{record.winner.name}: {record.reason}"
+    shape = ",".join(f"{name}={getattr(record.winner.shape, name)}" for name in PRUNABLE_FIELDS)
+    lines = [
+        title,
+        table(header, rows),
+        f"{record.winner.name}: {record.reason}",
+        f"take it   compress-export run MODEL --shape {shape}",
+        f"figures   {made.path / SEARCH_FILE}",
+    ]
+    return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,11 +18,7 @@ from compressor.cli.from_recipe import (
     stage_command,
 )
 from compressor.core.errors import UnsupportedError, UsageError
-from compressor.recipe.forms import parse_names
 from compressor.recipe.training import SCALE, SCHEDULE, TEXT, Distill
-
-if TYPE_CHECKING:
-    from compressor.runs.artifact import ModelArtifact
 
 # What training by one text alone does not read.
 _OF_DISTILLATION = ("distill.dynamic_batches", "distill.generate")
@@ -68,6 +63,9 @@ def prune(call: Call, plan_file: Path | None) -> Work:
 
     recipe = call.recipe
     learns = plan_file is None and recipe.mask_tokens() > 0
+    if plan_file is not None or (recipe.prune.scores and not recipe.prune.reads_text):
+        why = "--plan says what is kept" if plan_file is not None else "--scores were measured before"
+        _refuse_calibration(call, why)
     unread = "calibration." if learns else ("distill.", "masks.")
     unused = [flag for name, flag in call.flags.items() if name.startswith(unread)]
     if unused:
@@ -97,9 +95,23 @@ def prune(call: Call, plan_file: Path | None) -> Work:
     )
 
 
+def _refuse_calibration(call: Call, why: str) -> None:
+    """Refuse options about a text that is not read."""
+    unread = [flag for name, flag in call.flags.items() if name.startswith("calibration.")]
+    if unread:
+        raise UsageError(
+            f"{why}, so no calibration text is read and these options have no effect",
+            where=", ".join(unread),
+            hint="leave them out",
+        )
+
+
 @from_recipe("calibration", "repair.steps")
 @click.option(
-    "--teacher", metavar="MODEL", required=True, help="Model that MODEL was pruned or made sparse from."
+    "--teacher",
+    metavar="MODEL",
+    required=True,
+    help="Model that MODEL was pruned or made sparse from; of a quantized MODEL, the 16-bit model it was.",
 )
 @stage_command(
     text=lambda made: (
@@ -108,11 +120,12 @@ def prune(call: Call, plan_file: Path | None) -> Work:
     )
 )
 def reconstruct(call: Call, teacher: str) -> Work:
-    """Repair MODEL, which was pruned or made sparse, without training.
+    """Repair MODEL, which was pruned, made sparse or quantized, without training.
 
     Every linear layer is fitted again by least squares, so that its outputs on the calibration text come as
     close as possible to the teacher's. A layer changes only where that lowers the error on calibration
-    sequences that were held out of the fit. The shape, and the zeros of a sparse model, stay.
+    sequences that were held out of the fit. The shape, and the zeros of a sparse model, stay. In a directory
+    of `quantize`, the FP8 weights are fitted, for inputs that are rounded too.
     """
     from compressor import api
 
@@ -220,7 +233,8 @@ def sparsify(call: Call, teacher: str | None) -> Work:
     """Make the linear layers of MODEL's decoder sparse, 2:4 unless --sparsity says otherwise.
 
     Writes a checkpoint and its masks. --sparsity-method ast trains, and updates the mask during training; the
-    other methods only calibrate. To train with a fixed mask, give the output to `compress-export distill`.
+    other methods only calibrate. To train with a fixed mask, give the output to `compress-export distill`;
+    with ast and --teacher, MODEL may be sparse already, and its training starts from there.
     """
     from compressor import api
 
@@ -296,35 +310,3 @@ def export(call: Call, family: str, precision: str | None) -> Work:
         )
     recipe, form = call.recipe, precisions[precision]
     return partial(api.export, recipe.model, form=form, precision=precision, settings=recipe.export)
-
-
-def _evaluation(made: ModelArtifact) -> str:
-    from compressor.cli.render import evaluation_text
-
-    return evaluation_text(made.details)
-
-
-@from_recipe("evaluate", own="evaluate", model="MODEL...")
-@click.option(
-    "--tasks",
-    metavar="NAME,...",
-    help="Tasks of lm-eval to measure instead of perplexity; needs pip install 'compress-export[lm-eval]'.",
-)
-@stage_command(text=_evaluation, result=lambda made: made.details)
-def evaluate(call: Call, models: tuple[str, ...], tasks: str | None) -> Work:
-    """Measure the perplexity of MODELs on --data, or their scores in --tasks.
-
-    The first MODEL is the baseline. If any MODEL was trained or calibrated on the text, all are evaluated on
-    its held-out part.
-    """
-    from compressor import api
-
-    settings = call.recipe.evaluate
-    if (settings.data is None) == (tasks is None):
-        raise UsageError(
-            "evaluate measures either perplexity or tasks",
-            hint="give either --data SOURCE or --tasks NAME,...",
-        )
-    if tasks is None:
-        return partial(api.evaluate, models, settings=settings)
-    return partial(api.evaluate_tasks, models, tasks=parse_names(tasks))

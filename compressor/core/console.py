@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from compressor.core.escaping import printable
+from compressor.core.interruption import raise_if_asked
 from compressor.core.processes import is_main
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ class Tick:
         self._done, self._last_line = 0, time.monotonic()
 
     def __call__(self, note: str = "", *, done: int | None = None) -> None:
-        """Count one more unit (or set the count to `done`), with an optional note behind it."""
+        """Count one more unit (or set the count to `done`), with an optional note behind it.
+
+        Raises:
+            KeyboardInterrupt: when a signal asked for the end and work went on.
+        """
+        raise_if_asked()
         self._done = self._done + 1 if done is None else done
         if self._progress is not None and self._task is not None:
             self._progress.update(
@@ -89,10 +95,10 @@ class StderrHandler(logging.Handler):
 
     @cached_property
     def rich(self) -> RichConsole:
-        """Writes on stderr, with colours on a terminal."""
+        """Writes on stderr, with colours on a terminal unless NO_COLOR is set."""
         from rich.console import Console as RichConsole
 
-        return RichConsole(stderr=True, highlight=False)
+        return RichConsole(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message, control characters escaped."""
@@ -117,8 +123,13 @@ def shown_on_stderr(level: int = logging.INFO) -> Iterator[None]:
 
 
 def _terminal() -> RichConsole | None:
-    """The terminal that progress is shown on, if it is shown on one."""
+    """The terminal that progress is shown on, if it is shown on one.
+
+    What variables such as FORCE_COLOR say is no terminal: a log would be filled with every redrawn bar.
+    """
     for handler in LOGGER.handlers:
-        if isinstance(handler, StderrHandler) and handler.level <= logging.INFO and handler.rich.is_terminal:
+        if not isinstance(handler, StderrHandler) or handler.level > logging.INFO:
+            continue
+        if handler.rich.file.isatty() and not handler.rich.is_dumb_terminal:
             return handler.rich
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class CompressExportError(Exception):
@@ -18,9 +19,13 @@ class CompressExportError(Exception):
         expected: What would have been right.
         found: What was there instead.
         hint: The next command or action.
+
+    Attributes:
+        usual_hint: What a person is told to do where an error of this class has no hint of its own.
     """
 
     exit_code = 1
+    usual_hint: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -81,6 +86,10 @@ class VerificationError(CompressExportError):
     """An artifact differs from what it was made from, or holds corrupt or non-finite weights."""
 
     exit_code = 8
+    usual_hint = (
+        "make it again with --overwrite, in a run with --restart-from its stage; a download, download it "
+        "again; compress-export verify DIR checks the rest of a directory"
+    )
 
 
 class NetworkError(CompressExportError):

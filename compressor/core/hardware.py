@@ -65,6 +65,27 @@ def resolve_device(device: str) -> str:
     return "cuda" if has_gpu else "cpu"
 
 
+def driver_sees_gpu() -> bool:
+    """Whether NVIDIA's management library (NVML) tells of a GPU; needs no torch."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
+        return False
+    try:
+        return int(pynvml.nvmlDeviceGetCount()) > 0
+    except pynvml.NVMLError:
+        return False
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def torch_sees_gpu() -> bool:
+    """Whether torch sees a GPU; torch is imported only where the driver does."""
+    return driver_sees_gpu() and resolve_device("auto") == "cuda"
+
+
 def resolve_dtype(dtype: str) -> str:
     """`auto` becomes `bfloat16`: the dtype of stored 16-bit weights and of forward passes."""
     return "bfloat16" if dtype == "auto" else dtype

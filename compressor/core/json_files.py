@@ -12,6 +12,10 @@ from compressor.core.regular_files import read_regular_text
 
 # Far above any config, index, tokenizer or result; far below what would exhaust the machine's memory.
 MAX_BYTES = 1 << 28
+# How something is made again where its command is not known.
+MAKE_AGAIN = (
+    "make it again: the command that wrote it with --overwrite, or in a run with --restart-from its stage"
+)
 Record = TypeVar("Record")
 
 
@@ -60,10 +64,13 @@ def as_record(
     """What a file of ours holds as a dataclass or a pydantic model, every type checked and none converted.
 
     Raises:
-        CompressExportError: `error`, naming the first field that is missing, unknown or of another type.
+        CompressExportError: `error`, for what another version wrote, or naming the first field that is
+            missing, unknown or of another type.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if (own := _schema_of(kind)) is not None:
+        refuse_other_version(values, own, what=what, where=where, error=error, hint=hint)
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as problem:
@@ -75,6 +82,42 @@ def as_record(
             found=ascii(first["input"])[:80],
             hint=hint,
         ) from problem
+
+
+def refuse_other_version(
+    values: object,
+    expected: str,
+    *,
+    what: str,
+    where: Path,
+    error: type[CompressExportError] = VerificationError,
+    hint: str | None = None,
+    key: str = "schema",
+) -> None:
+    """Refuse a record whose schema, such as `compress-export/plan/1`, is another version of the expected one.
+
+    A record of another kind, or without a schema, is left to who reads it.
+
+    Raises:
+        CompressExportError: `error`, naming both versions and how the record is made again.
+    """
+    found = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(found, str) or found == expected:
+        return
+    if found.rpartition("/")[0] == expected.rpartition("/")[0]:
+        raise error(
+            f"{what} was written by another version of this tool",
+            where=str(where),
+            expected=expected,
+            found=ascii(found)[1:81],
+            hint=hint or MAKE_AGAIN,
+        )
+
+
+def _schema_of(kind: type[Any]) -> str | None:
+    """What records of this kind say in their field `schema`."""
+    field = getattr(kind, "model_fields", {}).get("schema_id")
+    return field.default if field is not None and isinstance(field.default, str) else None
 
 
 def _refuse_constant(name: str) -> Any:

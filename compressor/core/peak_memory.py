@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import re
 import threading
 from collections.abc import Iterator
@@ -20,13 +22,22 @@ class PeakMemory:
         self.num_bytes = _resident_bytes()
 
     def look(self, *, again: bool) -> None:
-        """Take a sample; `again`: the system's own record of this process was begun with this work."""
-        self.num_bytes = max(self.num_bytes, _resident_bytes(), _high_water_bytes() if again else 0)
+        """Take a sample; `again`: the system's own record of this process was begun with this work.
+
+        A child that is still there, such as a worker that waits for more, was beside the record's largest.
+        """
+        children = _children_bytes()
+        own = _high_water_bytes() if again else 0
+        self.num_bytes = max(self.num_bytes, _resident_bytes(), own + children)
 
 
 @contextlib.contextmanager
 def measured_memory() -> Iterator[PeakMemory]:
-    """Measure the work of a `with` block, twice a second; exactly for this process, where Linux tells."""
+    """Measure the work of a `with` block, twice a second; exactly for this process, where Linux tells.
+
+    What earlier work left to be reused goes back to the system first, so that the figure is this work's own.
+    """
+    release_memory()
     peak, stop, is_reset = PeakMemory(), threading.Event(), _reset_high_water()
 
     def sample() -> None:
@@ -43,13 +54,25 @@ def measured_memory() -> Iterator[PeakMemory]:
         peak.look(again=is_reset)
 
 
+def release_memory() -> None:
+    """Give back to the system what was freed: the C library keeps it for this process otherwise."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another library than glibc keeps less
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _resident_bytes() -> int:
     """Resident sets of this process and its children; pages that they share count for each."""
     import psutil
 
-    process = psutil.Process()
-    total = int(process.memory_info().rss)
-    for child in process.children(recursive=True):
+    return int(psutil.Process().memory_info().rss) + _children_bytes()
+
+
+def _children_bytes() -> int:
+    import psutil
+
+    total = 0
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
             total += int(child.memory_info().rss)
     return total

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from compressor.core.regular_files import stays_below
+
+
+def _below(name: str) -> str:
+    if not stays_below(name):
+        raise ValueError("this name leads out of the directory of its record")
+    return name
+
+
+# Of a file or directory, relative to that of the record.
+RelativeName = Annotated[str, AfterValidator(_below)]
 
 
 class Record(BaseModel):

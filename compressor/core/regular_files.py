@@ -15,6 +15,15 @@ def read_regular_text(path: Path, *, what: str, error: type[CompressExportError]
         CompressExportError: `error`, for a file that is missing, special (it is not opened), too large or
             not UTF-8.
     """
+    content = read_regular_bytes(path, what=what, error=error, max_bytes=max_bytes)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"{what} cannot be read", where=str(path), found=problem) from problem
+
+
+def read_regular_bytes(path: Path, *, what: str, error: type[CompressExportError], max_bytes: int) -> bytes:
+    """The content of a file; see `read_regular_text`."""
 
     def refuse(reason: object, expected: object = None) -> CompressExportError:
         return error(f"{what} cannot be read", where=str(path), expected=expected, found=reason)
@@ -25,8 +34,13 @@ def read_regular_text(path: Path, *, what: str, error: type[CompressExportError]
             raise refuse("a directory, FIFO or device", "a regular file")
         if status.st_size > max_bytes:
             raise refuse(f"{status.st_size:,} bytes", f"at most {max_bytes:,} bytes")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as problem:
         raise refuse(problem.strerror) from problem
-    except ValueError as problem:  # a wrong encoding, or a path that holds a NUL
+    except ValueError as problem:  # a path that holds a NUL
         raise refuse(problem) from problem
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name that a record gives to a file leads nowhere but below the directory of that record."""
+    return bool(name) and not name.startswith("/") and "\0" not in name and ".." not in name.split("/")

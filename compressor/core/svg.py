@@ -75,7 +75,7 @@ def xy_chart(
     def place_y(value: float) -> float:
         return HEIGHT - BOTTOM - value / y_ticks[-1] * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_y_axis(y_ticks, place_y, y_title), _x_axis(x_ticks, place_x, x_title)]
+    parts = [y_axis(y_ticks, place_y, y_title), x_axis(x_ticks, place_x, x_title)]
     if front:
         parts.append(f'<polyline class="front" points="{_path(front, place_x, place_y)}"/>')
     for index, one in enumerate(series):
@@ -89,7 +89,7 @@ def xy_chart(
             for point in one.points
         ]
     names = [one.name for one in series] + (["Pareto front"] if front else [])
-    return _svg(parts, names, f"{y_title} by {x_title}", has_front=bool(front))
+    return framed(parts, names, f"{y_title} by {x_title}", has_front=bool(front))
 
 
 def bar_chart(bars: Sequence[Bar], *, y_title: str) -> str:
@@ -100,7 +100,7 @@ def bar_chart(bars: Sequence[Bar], *, y_title: str) -> str:
     def place_y(value: float) -> float:
         return HEIGHT - BOTTOM - value / y_ticks[-1] * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_y_axis(y_ticks, place_y, y_title)]
+    parts = [y_axis(y_ticks, place_y, y_title)]
     for index, bar in enumerate(bars):
         left, top = LEFT + step * (index + 0.15), place_y(bar.value)
         size = f'width="{step * 0.7:.1f}" height="{HEIGHT - BOTTOM - top:.1f}"'
@@ -111,7 +111,7 @@ def bar_chart(bars: Sequence[Bar], *, y_title: str) -> str:
             f'<text class="note" x="{centre:.1f}" y="{top - 4:.1f}">{escape(bar.note)}</text>',
             f'<text class="tick middle" x="{centre:.1f}" y="{HEIGHT - BOTTOM + 14}">{index + 1}</text>',
         ]
-    return _svg(parts, [f"{number}: {bar.name}" for number, bar in enumerate(bars, 1)], y_title)
+    return framed(parts, [f"{number}: {bar.name}" for number, bar in enumerate(bars, 1)], y_title)
 
 
 def ticks(largest: float) -> list[float]:
@@ -139,7 +139,8 @@ def _path(points: Sequence[Point], place_x: Place, place_y: Place) -> str:
     return " ".join(f"{place_x(point.x):.1f},{place_y(point.y):.1f}" for point in points)
 
 
-def _y_axis(values: Sequence[float], place: Place, title: str) -> str:
+def y_axis(values: Sequence[float], place: Place, title: str) -> str:
+    """Grid lines with their numbers, and the title along them."""
     ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}"'
     lines = [
         f'<line class="grid" {ends} y1="{place(value):.1f}" y2="{place(value):.1f}"/>'
@@ -153,7 +154,8 @@ def _y_axis(values: Sequence[float], place: Place, title: str) -> str:
     )
 
 
-def _x_axis(values: Sequence[float], place: Place, title: str) -> str:
+def x_axis(values: Sequence[float], place: Place, title: str) -> str:
+    """The numbers below a chart, and their title."""
     marks = [
         f'<text class="tick middle" x="{place(value):.1f}" y="{HEIGHT - BOTTOM + 14}">'
         f"{show_tick(value)}</text>"
@@ -177,7 +179,8 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LEGEND_LETTERS else f"{name[:half]}…{name[-half + 1 :]}"
 
 
-def _svg(parts: Sequence[str], names: Sequence[str], title: str, *, has_front: bool = False) -> str:
+def framed(parts: Sequence[str], names: Sequence[str], title: str, *, has_front: bool = False) -> str:
+    """The whole drawing: parts, and the legend below them."""
     height = HEIGHT + LEGEND_LINE * len(names)
     legend = []
     for index, name in enumerate(names):

@@ -6,6 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 from compressor.core.errors import NetworkError, UsageError
+from compressor.core.network_errors import lost_connections
 
 _DEFAULT_SPLIT = "train"
 ONLINE = "connect to the hub (HF_TOKEN for gated data), or give a local file or directory"
@@ -61,7 +62,7 @@ def open_hub_split(spec: str) -> Any:
     name, revision = hub_name(spec), hub_revision(spec)
     try:
         splits = load_dataset(name.data_set, name.config or None, streaming=True, revision=revision)
-    except OSError as error:
+    except lost_connections(OSError) as error:
         raise NetworkError("the data set cannot be streamed", where=spec, found=error, hint=ONLINE) from error
     except ValueError as error:
         raise UsageError(
@@ -101,7 +102,7 @@ def hub_revision(spec: str) -> str:
             found=error,
             hint="check the path, or give the id of a data set such as NAME/DATASET",
         ) from error
-    except (OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError) as error:
+    except lost_connections(OSError, HfHubHTTPError, OfflineModeIsEnabled, RuntimeError) as error:
         raise NetworkError(
             "the data set's revision cannot be asked for",
             where=spec,

@@ -23,6 +23,17 @@ from compressor.recipe.recipe import Distill, Domain
 FloatArray = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which of `of` equally long trainings that follow each other on one text, the first being 1."""
+
+    number: int
+    of: int
+
+
+WHOLE = Part(number=1, of=1)
+
+
 @dataclass(kw_only=True)
 class DomainWindows:
     """One domain's distinct windows under its name.
@@ -111,6 +122,14 @@ class WindowStream:
             self.drawn[domain] += 1
         self.step += 1
         return windows
+
+    def skip(self, num_steps: int, num_windows: int) -> None:
+        """Go on as if so many steps of `num_windows` windows had been drawn with the weights as they are."""
+        for _ in range(num_steps):
+            choices = choose_domains(self._weights, num_windows, seed=self._seed, step=self.step)
+            counts = np.bincount(choices, minlength=len(self.domains)).tolist()
+            self.drawn = [drawn + count for drawn, count in zip(self.drawn, counts, strict=True)]
+            self.step += 1
 
     def state_dict(self) -> StreamState:
         """The position and the weights."""

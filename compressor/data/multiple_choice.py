@@ -39,6 +39,28 @@ class Question(BaseModel):
             raise ValueError(f"there is no choice {self.answer}")
         return self
 
+    def asked(self) -> Asked:
+        """The question with each answer: a space between them, or the white space at the question's end."""
+        context = self.question.rstrip()
+        space = self.question[len(context) :] or " "
+        answers = tuple((context, f"{space}{choice}") for choice in self.choices)
+        return Asked(answers=answers, right=self.answer, where=self.where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question as a model reads it.
+
+    Attributes:
+        answers: Of each answer what is before it, and itself, with the white space in front of it.
+        right: Index of the right one.
+        where: Its place, for errors.
+    """
+
+    answers: tuple[tuple[str, str], ...]
+    right: int
+    where: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedQuestion:
@@ -88,30 +110,27 @@ def _question(line: str, *, where: str) -> Question:
         ) from error
 
 
-def encode(question: Question, tokenizer: Any) -> EncodedQuestion:
+def encode(asked: Asked, tokenizer: Any) -> EncodedQuestion:
     """A question for a model.
 
     Raises:
         UsageError: where the tokenizer leaves nothing of the question or of an answer.
     """
-    asked = question.question.rstrip()
-    space = question.question[len(asked) :] or " "
     rows, spans = [], []
-    before = len(_ids(asked, tokenizer))
-    for choice in question.choices:
-        row = _ids(f"{asked}{space}{choice}", tokenizer)
+    for context, answer in asked.answers:
+        row, before = _ids(context + answer, tokenizer), len(_ids(context, tokenizer))
         if not 0 < before < len(row):
             raise UsageError(
                 "the tokenizer leaves nothing of a question or of an answer",
-                where=question.where,
-                found=choice[:80],
+                where=asked.where,
+                found=answer.strip()[:80],
                 hint=CORRECT,
             )
         rows.append(row)
         spans.append((before, len(row)))
     longest = max(map(len, rows))
     ids = [row + [0] * (longest - len(row)) for row in rows]
-    return EncodedQuestion(ids=ids, spans=tuple(spans), answer=question.answer)
+    return EncodedQuestion(ids=ids, spans=tuple(spans), answer=asked.right)
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:

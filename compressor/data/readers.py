@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from compressor.core.errors import UsageError
 from compressor.data.content import behind_space
@@ -20,6 +20,17 @@ MAX_JSON_BYTES = 1 << 30
 # Keys under which JSON documents keep their rows.
 _LIST_KEYS = ("data", "rows", "train")
 _BATCH_ROWS = 1000
+_PIECE_BYTES = 1 << 20
+# What `datasets` raises where the files of a saved data set are not as it wrote them.
+_NOT_AS_SAVED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+)
 
 
 class Row(NamedTuple):
@@ -63,7 +74,7 @@ def _json(file: TextFile) -> Iterator[Row]:
         yield from _json_lines(file)
         return
     with open_unpacked(file.path) as stream:
-        content = stream.read(MAX_JSON_BYTES + 1)
+        content = _up_to(stream, MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise UsageError(
             "this JSON document is too large to be read in one piece",
@@ -72,6 +83,15 @@ def _json(file: TextFile) -> Iterator[Row]:
             hint="write one object per line, in a .jsonl file",
         )
     yield from _document_rows(decoded(content, where=str(file.path)).removeprefix("\ufeff"), file.path)
+
+
+def _up_to(stream: BinaryIO, num_bytes: int) -> bytes:
+    """The first bytes of a stream, in pieces: asked for at once, their memory is taken at once too."""
+    parts = []
+    while num_bytes > 0 and (part := stream.read(min(num_bytes, _PIECE_BYTES))):
+        parts.append(part)
+        num_bytes -= len(part)
+    return b"".join(parts)
 
 
 def _is_json_lines(path: Path) -> bool:
@@ -181,7 +201,9 @@ def _separated(file: TextFile) -> Iterator[Row]:
 def _parquet(file: TextFile) -> Iterator[Row]:
     import pyarrow.parquet
 
-    with _arrow_errors("this Parquet file", file.path), pyarrow.parquet.ParquetFile(file.path) as table:
+    # A ValueError: text of a column that is not UTF-8, which is found out when it is taken.
+    errors = _arrow_errors("this Parquet file", file.path, ValueError)
+    with errors, pyarrow.parquet.ParquetFile(file.path) as table:
         columns = _columns(table.schema_arrow.names, file.path)
         yield from _arrow_rows(table.iter_batches(columns=columns, batch_size=_BATCH_ROWS), file.path)
 
@@ -191,7 +213,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
     from datasets import DatasetDict, load_from_disk
 
     what = "this saved data set"
-    with _arrow_errors(what, folder, ValueError, KeyError, TypeError):
+    with _arrow_errors(what, folder, *_NOT_AS_SAVED):
         data = load_from_disk(str(folder))
     if isinstance(data, DatasetDict):
         if "train" not in data and len(data) != 1:
@@ -203,7 +225,7 @@ def _saved_rows(folder: Path) -> Iterator[Row]:
             )
         data = data["train"] if "train" in data else next(iter(data.values()))
     columns = _columns(data.column_names, folder)
-    with _arrow_errors(what, folder):
+    with _arrow_errors(what, folder, *_NOT_AS_SAVED):
         batches = data.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH_ROWS)
         yield from _arrow_rows(batches, folder)
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from compressor.core.errors import NetworkError, UsageError
+from compressor.core.network_errors import lost_connections
 from compressor.data.files import LocalText, cached_sha256, find_files, is_local
 from compressor.data.hub import ONLINE, hub_name, hub_revision, open_hub_split
 from compressor.data.plain import find_cut, num_characters, pieces
@@ -181,7 +182,7 @@ class Documents:
                     self.num_empty += 1
                 else:
                     yield document
-        except (OSError, ValueError) as error:
+        except lost_connections(OSError, ValueError) as error:
             raise NetworkError(
                 "the data set cannot be streamed", where=self._spec, found=error, hint=ONLINE
             ) from error

@@ -79,7 +79,7 @@ def tokenise_all(
     for number, (document, rendered) in enumerate(zip(group, texts, strict=True), first + 1):
         place = getattr(document, "where", "") or f"{spec}, document {number}"
         spans = responses(document, rendered, tokenizer, where=place) if tracks else None
-        ids, mask = _encode(rendered.text, tokenizer, spans, place)
+        ids, mask = encode_marked(rendered.text, tokenizer, spans, place)
         if not isinstance(document, TextPiece) or document.ends:
             _end_once_(ids, mask, tokenizer)
         tokenised.append(
@@ -92,7 +92,15 @@ def tokenise_all(
     return tokenised
 
 
-def _encode(text: str, tokenizer: Any, spans: list[Span] | None, where: str) -> tuple[list[int], list[int]]:
+def encode_marked(
+    text: str, tokenizer: Any, spans: list[Span] | None, where: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of a text as it stands, and 1 for those of the spans; without spans no mask.
+
+    Raises:
+        UsageError: for a text that the tokenizer cannot take.
+        UnsupportedError: for spans and a tokenizer that does not say which characters a token stands for.
+    """
     if spans is not None and not tokenizer.is_fast:
         raise UnsupportedError(
             "this tokenizer does not say which characters a token stands for",

@@ -13,6 +13,7 @@ from compressor.choices.losses import STATE_LOSSES
 from compressor.core.errors import UsageError
 from compressor.distillation.criterion import OFF, LossConfig
 from compressor.distillation.losses import SMALLEST_SAFE_TOP_K
+from compressor.distillation.requirements import require_stored_temperature
 from compressor.recipe.recipe import Distill
 
 LAYERS_BEFORE_LAST = 2
@@ -127,15 +128,7 @@ def _require_stored(loss: LossConfig) -> None:
             expected="distill.hidden_state_loss and distill.embedding_loss off",
             hint="turn both off, or give --teacher instead of --teacher-logits",
         )
-    renormalises = loss.top_k is not None and loss.top_k_tail == "drop"
-    if loss.kl_weight > 0 and not renormalises and loss.temperature != 1:
-        raise UsageError(
-            "stored logits give the probability of all tokens that are not stored at temperature 1 only",
-            where="distill.teacher_logits",
-            expected="distill.temperature 1",
-            found=f"{loss.temperature:g}",
-            hint="use --temperature 1, or --top-k with --top-k-tail drop, which leaves those tokens out",
-        )
+    require_stored_temperature(loss)
 
 
 def default_pair(num_teacher_layers: int, num_student_layers: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.choices.losses import LOSSES
 from compressor.core.errors import UsageError
+from compressor.data.mixing import WHOLE, Part
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import LossChoice, choose_losses, describe
 from compressor.distillation.correct_stage import (
@@ -22,11 +23,12 @@ from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.stored_logits import StoredLogits
 from compressor.distillation.training import NEUTRAL, Training, load, load_trainable, refuse_unfit_teacher
+from compressor.distillation.validation import watch_training
 from compressor.models.checkpoint import read_config
 from compressor.models.sparse.record import read_sparsity
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.option import content_of, unless_neutral
-from compressor.recipe.recipe import Distill, Domain
+from compressor.recipe.recipe import Distill, Domain, Interleave, Section
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult
 from compressor.training.dynamic_batches import DynamicBatchLoading, held_out_windows
@@ -37,8 +39,20 @@ GENERATED = "generated"
 STORED_LOGITS = "teacher_logits"
 
 
-def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext) -> StageResult:
+class DistillPartConfig(Section):
+    """The part of a run's distillation that follows one of several cuts, the first being 1."""
+
+    distill: Distill
+    interleave: Interleave
+    part: int
+
+
+def run(
+    config: Distill, source: ModelArtifact, out_dir: Path, context: StageContext, *, part: Part = WHOLE
+) -> StageResult:
     """Distill `source` from the context's teacher, or from its stored logits.
+
+    A `part` of several trains on windows of its own.
 
     Raises:
         UsageError: without a teacher, or for a sparse student.
@@ -55,10 +69,10 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         require_alongside(config)
     stored = _stored_logits(config, source)
     _require_teaching(source, stored, context)
-    also_trained = [context.teacher] if context.teacher and alongside else []
+    trained = [source, *([context.teacher] if context.teacher and alongside else [])]
     # Before the models are loaded: a text that cannot be tokenised costs no more than that.
     domains = training_domains(config, context)
-    training = Training(config, domains, source, out_dir, context, also_trained=also_trained)
+    training = Training(config, domains, source, out_dir, context, trained=trained, part=part)
     if stored is not None:
         stored.require_windows(training.stream)
     choice = chosen_losses(config, source, context, has_stored_logits=stored is not None)
@@ -70,11 +84,12 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     if alongside and teacher is not None:
         extensions.append(CorrectAlongside(teacher, learning_rate=correction_learning_rate(config)))
     dynamic = dynamic_batches(training, module)
+    watched = watch_training(training, module)
     log = training.fit_(
         module,
         teacher=None if teacher is None else context.teacher,
         trains_teacher=alongside,
-        extensions=[*extensions, *dynamic],
+        extensions=[*extensions, *dynamic, *watched.extensions],
         complete=lambda window: window if stored is None else stored.complete(window),
     )
     details = {
@@ -82,10 +97,18 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
         "loss_rule": choice.rule,
         "teacher": _teacher_details(stored, has_teacher=teacher is not None, alongside=alongside),
         **training.save(module, log),
+        "forecast": watched.report(),
     }
     for extension in dynamic:
         details["dynamic_batches"] = extension.report()
     return StageResult(num_parameters=source.num_parameters, details=details)
+
+
+def _run_part(
+    config: DistillPartConfig, source: ModelArtifact, out_dir: Path, context: StageContext
+) -> StageResult:
+    part = Part(number=config.part, of=config.interleave.cuts)
+    return run(config.interleave.share(config.distill), source, out_dir, context, part=part)
 
 
 def training_domains(config: Distill, context: StageContext) -> tuple[Domain, ...]:
@@ -192,13 +215,32 @@ def _teacher_details(stored: StoredLogits | None, *, has_teacher: bool, alongsid
     return "in memory, corrected alongside" if alongside else "in memory, frozen"
 
 
+def _content(config: Distill) -> dict[str, object]:
+    return unless_neutral(content_of(config), **NEUTRAL)
+
+
+def _texts(config: Distill) -> tuple[str, ...]:
+    return tuple(domain.data for domain in config.mixture())
+
+
 DISTILL: Stage[Distill] = Stage(
     name="distill",
     run=run,
     format_version=3,
     libraries=("torch", "transformers", "accelerate"),
-    content=lambda config: unless_neutral(content_of(config), **NEUTRAL),
-    data=lambda config: tuple(domain.data for domain in config.mixture()),
+    content=_content,
+    data=_texts,
+    fingerprint=source_fingerprint,
+    parallel=True,
+)
+# The same training, of which a run with several cuts has one after each.
+DISTILL_PART: Stage[DistillPartConfig] = Stage(
+    name=DISTILL.name,
+    run=_run_part,
+    format_version=DISTILL.format_version,
+    libraries=DISTILL.libraries,
+    content=lambda config: {**content_of(config), "distill": _content(config.distill)},
+    data=lambda config: _texts(config.distill),
     fingerprint=source_fingerprint,
     parallel=True,
 )

@@ -24,12 +24,16 @@ def held_out_loss(
     """One model's nats per token on a domain's windows `[num_windows, seq_len]`.
 
     Every process computes it, in the plan's micro-batches and precision, and takes the main one's, to the
-    last bit.
+    last bit. Compiled layers run without being compiled: a batch of another size would let them be compiled
+    for any size, and the steps after it would no longer compute what those of a continued training do.
     """
     device = next(module.parameters()).device
     ids = torch.from_numpy(windows[domain].astype("int64"))
     total, num_tokens = 0.0, 0
-    with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16),
+    ):
         for batch in ids.split(plan.micro_batch_size):
             loss, counted = module.cross_entropy(batch.to(device), of_teacher=of_teacher)
             total += float(loss)

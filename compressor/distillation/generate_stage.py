@@ -1,6 +1,7 @@
 """The generate stage: text sampled from the teacher, as one more training text for the student.
 
-Every batch of samples has a generator of its own, seeded by the run's seed and the batch's number, so
+It is sampled by a server where vLLM or TensorRT-LLM is installed (`server_sampler`), else in this process:
+there every batch of samples has a generator of its own, seeded by the run's seed and the batch's number, so
 its content does not depend on what was sampled before it: an interrupted stage continues to the same
 bytes, and not behind a text that was altered meanwhile. Samples begin with the BOS token (end-of-text
 for a tokenizer without), which is not written, and after it, if asked for, with consecutive windows of
@@ -9,9 +10,11 @@ a prompt text, over and over where samples end early and use up more of them tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -20,24 +23,25 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from compressor.choices.samplers import SAMPLES_PER_BATCH, TRANSFORMERS
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
+from compressor.distillation.server_sampler import SampledText, ServerSampler, served
 from compressor.models.checkpoint import read_config
+from compressor.models.end_tokens import end_tokens, own_end_tokens
 from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
 from compressor.models.tokenizer import load_tokenizer
-from compressor.recipe.option import content_of
+from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Generate
 from compressor.runs.artifact import ModelArtifact, sealed, unsealed, write_json
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 
 TEXT_FILE = "text.jsonl"
 PROGRESS_FILE = "progress.json"
-# Part of what decides the text: samples of a batch share one random generator.
-SAMPLES_PER_BATCH = 16
 _CHUNK_BYTES = 1 << 22
 # So many batches in a row without a single token: the model ends every sample at once.
 MAX_EMPTY_BATCHES = 8
@@ -79,15 +83,10 @@ class Sampler:
         """
         from transformers import GenerationConfig
 
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if start is None:
-            raise UsageError(
-                "the tokenizer has neither a BOS nor an end-of-text token to begin with",
-                hint="sample from a model whose tokenizer names bos_token or eos_token",
-            )
         self._model, self._prompts, self._seed = model, prompts, seed
-        self._start = int(start)
-        self._ends = _end_tokens(model, tokenizer)
+        self._tokenizer, self._max_new_tokens = tokenizer, config.max_new_tokens
+        self._start = _start_token(tokenizer)
+        self._ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
         model.generation_config = GenerationConfig(
             do_sample=True,
             temperature=config.temperature,
@@ -98,6 +97,17 @@ class Sampler:
             eos_token_id=list(self._ends) or None,
             pad_token_id=self._ends[0] if self._ends else 0,
         )
+
+    def samples(self, number: int) -> list[SampledText]:
+        """The batch's samples as text; of an empty one nothing is kept."""
+        return [
+            SampledText(
+                text=self._tokenizer.decode([*prompt, *sampled], clean_up_tokenization_spaces=False),
+                num_tokens=len(sampled),
+                is_ended=len(sampled) < self._max_new_tokens,
+            )
+            for prompt, sampled in self.batch(number)
+        ]
 
     @torch.no_grad()
     def batch(self, number: int) -> list[tuple[list[int], list[int]]]:
@@ -142,24 +152,41 @@ def run(config: Generate, source: ModelArtifact, out_dir: Path, context: StageCo
     _require_context(config, source)
     start_afresh(out_dir, but=(TEXT_FILE, PROGRESS_FILE))
     tokenizer = load_tokenizer(source.path, trust_remote_code=context.trust_remote_code)
-    prompts = _prompts(config, tokenizer)
-    model = load_model(
-        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
-    )
-    sampler = Sampler(model, tokenizer, config, prompts=prompts, seed=context.seed)
-    progress = _write_text(config, sampler, tokenizer, out_dir, context)
+    with _sampler(config, source, tokenizer, context) as sampler:
+        progress = _write_text(config, sampler, out_dir, context)
     (out_dir / PROGRESS_FILE).unlink()
     details = {
         "tokens": progress.num_tokens,
         "samples": progress.num_samples,
         "ended_by_the_model": progress.num_ended,
         "prompts": config.prompts,
+        "sampler": config.settled().sampler,
+        "seed": context.seed,
     }
     return StageResult(num_parameters=source.num_parameters, details=details)
 
 
+@contextlib.contextmanager
+def _sampler(
+    config: Generate, source: ModelArtifact, tokenizer: Any, context: StageContext
+) -> Iterator[Sampler | ServerSampler]:
+    """The model in this process, or a server that has it until the end of the block."""
+    name, prompts = config.settled().sampler, _prompts(config, tokenizer)
+    if name != TRANSFORMERS:
+        with served(name, source.path, tokenizer=tokenizer, config=config, seed=context.seed) as server:
+            server.prompts, server.start = prompts, _start_token(tokenizer)
+            server.ends = end_tokens(own_end_tokens(source.path), tokenizer)
+            context.console.info(f"sampling through {name}")
+            yield server
+        return
+    model = load_model(
+        source.path, dtype=context.dtype, device=context.device, trust_remote_code=context.trust_remote_code
+    )
+    yield Sampler(model, tokenizer, config, prompts=prompts, seed=context.seed)
+
+
 def _write_text(
-    config: Generate, sampler: Sampler, tokenizer: Any, out_dir: Path, context: StageContext
+    config: Generate, sampler: Sampler | ServerSampler, out_dir: Path, context: StageContext
 ) -> _Progress:
     progress = _read_progress(out_dir)
     file = out_dir / TEXT_FILE
@@ -170,7 +197,7 @@ def _write_text(
         text.truncate()
         while progress.num_tokens < config.tokens:
             before = progress.num_tokens
-            lines, progress = _batch_lines(config, sampler, tokenizer, progress)
+            lines, progress = _batch_lines(config, sampler, progress)
             digest.update(lines)
             progress = replace(progress, sha256=digest.hexdigest())
             text.write(lines)
@@ -183,7 +210,7 @@ def _write_text(
                 raise VerificationError(
                     "the model ends every sample at once",
                     expected="some text",
-                    found=f"{num_empty * SAMPLES_PER_BATCH} empty samples in a row",
+                    found=f"only empty samples in {num_empty} batches in a row",
                     hint="give prompts with --prompts SOURCE (--generate-prompts in a run)",
                 )
     return progress
@@ -213,19 +240,18 @@ def _hint(out_dir: Path) -> str:
 
 
 def _batch_lines(
-    config: Generate, sampler: Sampler, tokenizer: Any, progress: _Progress
+    config: Generate, sampler: Sampler | ServerSampler, progress: _Progress
 ) -> tuple[bytes, _Progress]:
     """The lines of the next batch up to the wanted number of tokens, and the progress behind it."""
     lines: list[bytes] = []
     num_tokens, num_ended = progress.num_tokens, progress.num_ended
-    for prompt, sampled in sampler.batch(progress.num_batches):
+    for sample in sampler.samples(progress.num_batches):
         if num_tokens >= config.tokens:
             break
-        num_tokens += len(sampled)
-        num_ended += len(sampled) < config.max_new_tokens
-        if sampled:
-            text = tokenizer.decode([*prompt, *sampled], clean_up_tokenization_spaces=False)
-            lines.append(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+        num_tokens += sample.num_tokens
+        num_ended += sample.is_ended
+        if sample.num_tokens:
+            lines.append(json.dumps({"text": sample.text}, ensure_ascii=False).encode() + b"\n")
     written = b"".join(lines)
     return written, replace(
         progress,
@@ -254,11 +280,15 @@ def _prompts(config: Generate, tokenizer: Any) -> TokenArray | None:
     return read_windows(config.prompts, "train", tokenizer, size=size, seq_len=config.prompt_tokens)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a sample: the checkpoint's own and the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return tuple(sorted({int(token) for token in (*own, tokenizer.eos_token_id) if token is not None}))
+def _start_token(tokenizer: Any) -> int:
+    """What samples begin with: BOS, end-of-text for a tokenizer without; a UsageError where neither is."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise UsageError(
+            "the tokenizer has neither a BOS nor an end-of-text token to begin with",
+            hint="sample from a model whose tokenizer names bos_token or eos_token",
+        )
+    return int(start)
 
 
 def _require_context(config: Generate, source: ModelArtifact) -> None:
@@ -275,8 +305,16 @@ def _require_context(config: Generate, source: ModelArtifact) -> None:
 
 
 def _content(config: Generate) -> dict[str, object]:
-    """All but the weight: how often a text is read changes none of it."""
-    return {name: value for name, value in content_of(config).items() if name != "weight"}
+    """All but the weight: how often a text is read changes none of it. The sampler is this machine's."""
+    content = content_of(config.settled())
+    content = {name: value for name, value in content.items() if name != "weight"}
+    return unless_neutral(content, sampler=TRANSFORMERS)
+
+
+def _require_memory(config: Generate, source: ModelArtifact, context: StageContext) -> None:
+    """Of a model in this process; a server says itself what it lacks."""
+    if config.settled().sampler == TRANSFORMERS:
+        require_model_memory((source.path, context.dtype), device=context.device)
 
 
 GENERATE: Stage[Generate] = Stage(
@@ -285,7 +323,5 @@ GENERATE: Stage[Generate] = Stage(
     content=_content,
     data=lambda config: (config.prompts,) if config.prompts else (),
     fingerprint=source_fingerprint,
-    require_memory=lambda _config, source, context: require_model_memory(
-        (source.path, context.dtype), device=context.device
-    ),
+    require_memory=_require_memory,
 )

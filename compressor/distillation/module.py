@@ -58,7 +58,7 @@ class DistillationModule(nn.Module):
         self.student = student
         self.loss = loss or LossConfig()
         self._teacher = (Body(teacher),) if teacher is not None else ()
-        self._corrects_teacher = corrects_teacher
+        self.corrects_teacher = corrects_teacher
         if teacher is None and (self.loss.compares_states or corrects_teacher):
             raise ValueError("losses on hidden states and teacher correction need a teacher in memory")
         head_of(student)
@@ -121,7 +121,7 @@ class DistillationModule(nn.Module):
         if self.loss.compares_states and teacher is not None:
             states = self._state_loss(student, teacher, positions)
             total = total + dynamic_weight(total, states) * states
-        if self._corrects_teacher and teacher is not None:
+        if self.corrects_teacher and teacher is not None:
             total = total + self._teacher_loss(teacher, labels, positions)
         return {
             "loss": total / (max(1, len(positions)) if num_tokens is None else num_tokens),
@@ -157,9 +157,9 @@ class DistillationModule(nn.Module):
     def _teacher_states(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, layers: tuple[int, ...]
     ) -> States | None:
-        if self.teacher is None or not (self.loss.needs_teacher or self._corrects_teacher):
+        if self.teacher is None or not (self.loss.needs_teacher or self.corrects_teacher):
             return None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._corrects_teacher):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.corrects_teacher):
             states: States = self.teacher(input_ids, position_ids, layers)
         return states
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.hardware import cpu_has_bf16, require_memory
 from compressor.core.processes import is_main, on_main, world_size
-from compressor.data.mixing import WindowStream, count_windows, open_stream, write_domains
+from compressor.data.mixing import WHOLE, Part, WindowStream, count_windows, open_stream, write_domains
 from compressor.data.packing import Window
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import CheckpointReader, read_config, write_checkpoint
@@ -131,22 +131,28 @@ def open_training_stream(
     tokenizer_of: ModelArtifact,
     out_dir: Path,
     context: StageContext,
+    *,
+    part: Part = WHOLE,
 ) -> WindowStream:
     """Tokenise the training text into `out_dir` and mix it, as many windows as the plan takes.
+
+    Of several parts that follow each other, each draws other windows: those that it would draw if all were
+    one training. With dynamic batches, whose course the next part does not know, they may overlap.
 
     Raises:
         UsageError: when a domain's text does not fill one window.
     """
     require_loss_on(config)
+    num_steps = part.of * plan.max_steps
     if config.dynamic_batches.variant == "off":
         counts = count_windows(
             [domain.weight for domain in domains],
-            num_steps=plan.max_steps,
+            num_steps=num_steps,
             batch_size=plan.batch_size,
             seed=context.seed,
         )
     else:  # any domain may turn out to be the one that lags
-        counts = [plan.max_steps * plan.batch_size] * len(domains)
+        counts = [num_steps * plan.batch_size] * len(domains)
 
     def write() -> None:
         tokenizer = load_tokenizer(tokenizer_of.path, trust_remote_code=context.trust_remote_code)
@@ -159,6 +165,7 @@ def open_training_stream(
         if count > num_distinct:
             which = "the training text" if len(counts) == 1 else f"domain {name}"
             context.console.warn(f"{which} is seen {count / num_distinct:.2f} times")
+    stream.skip((part.number - 1) * plan.max_steps, plan.batch_size)
     return stream
 
 
@@ -290,8 +297,8 @@ class Training:
         context: StageContext,
         *,
         plan: TrainingConfig | None = None,
-        also_trained: Sequence[ModelArtifact] = (),
-        trains_source: bool = True,
+        trained: Sequence[ModelArtifact] | None = None,
+        part: Part = WHOLE,
     ) -> None:
         """Keep what an interrupted training continues from, and tokenise the text.
 
@@ -302,18 +309,18 @@ class Training:
             out_dir: Of the stage.
             context: Of the stage.
             plan: The trainer's settings, where they are not those of `config`.
-            also_trained: What trains beside `source`.
-            trains_source: Whether weights of `source` train, and not only what is put on it.
+            trained: The models whose weights train, where that is not `source` alone.
+            part: Which of several trainings on one text it is.
 
         Raises:
             UsageError: when the budget or a domain's text does not fill one window.
             ResourceError: when what trains cannot be in memory.
         """
         on_main(lambda: start_afresh(out_dir, but=(CHECKPOINTS, TOKENS, LOGS)))
-        trained = [*([source] if trains_source else []), *also_trained]
-        require_training_memory(trained, config, context.device)
+        require_training_memory([source] if trained is None else trained, config, context.device)
         self.plan = plan or schedule(config, seed=context.seed, device=context.device, dtype=context.dtype)
-        self.stream = open_training_stream(config, self.plan, domains, source, out_dir, context)
+        self.stream = open_training_stream(config, self.plan, domains, source, out_dir, context, part=part)
+        self._drawn_before = tuple(self.stream.drawn)
         self.config, self.domains, self.source = config, domains, source
         self.out_dir, self.context = out_dir, context
 
@@ -359,11 +366,12 @@ class Training:
             for name in (CHECKPOINTS, TOKENS):
                 shutil.rmtree(self.out_dir / name)
         stream = self.stream
+        drawn = [now - before for now, before in zip(stream.drawn, self._drawn_before, strict=True)]
         return {
             "schedule": self.plan.record(),
-            "tokens": sum(stream.drawn) * self.config.context_length,
+            "tokens": sum(drawn) * self.config.context_length,
             "epochs": round(max(stream.num_epochs), 4),
-            "domains": dict(zip(stream.names, stream.drawn, strict=True)),
+            "domains": dict(zip(stream.names, drawn, strict=True)),
             "texts": {domain.name: domain.text for domain in stream.domains},
             "curve": asdict(log),
         }

@@ -88,7 +88,9 @@ def run(config: LearnStageConfig, source: ModelArtifact, out_dir: Path, context:
     masks = MaskSet(dims, student, kind=config.masks.kind, seed=context.seed).to(context.device)
     is_trained = config.masks.weights == "trained"
     domains = settings.mixture()
-    training = Training(settings, domains, source, out_dir, context, plan=plan, trains_source=is_trained)
+    training = Training(
+        settings, domains, source, out_dir, context, plan=plan, trained=[source] if is_trained else []
+    )
     module = _module(config, masks, source, context, max_steps=plan.max_steps)
     dynamic = dynamic_batches(training, module)
     extension = MaskTraining(module, learning_rate=config.masks.mask_learning_rate)

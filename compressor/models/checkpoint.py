@@ -311,17 +311,19 @@ def row_blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def hash_and_check(directory: Path, *, on_warning: Callable[[str], None] = lambda _: None) -> str:
-    """sha256 over config, tokenizer and weights; warns of matrices that are zero everywhere.
+    """sha256 over config, tokenizer, weights and what is computed with them beside the 16-bit ones.
+
+    Warns of matrices that are zero everywhere.
 
     Raises:
         VerificationError: naming the first tensor with NaN or infinity, or the unreadable file.
     """
     digest = hashlib.sha256((directory / CONFIG_FILE).read_bytes())
-    # Masks, and what an adapter adds, decide what further stages make of equal weights.
-    for kind in ("tokenizer*", "masks.*", "adapter/*"):
+    # Masks, what an adapter adds, and FP8 scales and weights decide what becomes of equal 16-bit weights.
+    for kind in ("tokenizer*", "masks.*", "adapter/*", "amax.*", "huggingface-fp8/*"):
         for beside in sorted(directory.glob(kind)):
             if beside.is_file():
-                digest.update(beside.read_bytes())
+                _add_file(digest, beside)
     with CheckpointReader(directory) as reader:
         for name in reader:
             tensor = reader.tensor(name)
@@ -329,10 +331,15 @@ def hash_and_check(directory: Path, *, on_warning: Callable[[str], None] = lambd
             if tensor.dim() > 1 and not any(bool(block.any()) for block in row_blocks(tensor)):
                 on_warning(f"{directory}: all weights of {name} are zero")
         for path in reader.paths:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
+            _add_file(digest, path)
     return digest.hexdigest()
+
+
+def _add_file(digest: Any, path: Path) -> None:
+    """Add a file's content to a `hashlib` digest, a piece of it in memory."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from compressor.core.errors import VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping, refuse_other_version
 from compressor.models.checkpoint import TensorSpec, row_blocks
 from compressor.runs.artifact import write_json
 
@@ -47,6 +47,7 @@ def read_digests(directory: Path) -> dict[str, str]:
     """The digests that a stage recorded, by tensor name; a VerificationError where the file is not ours."""
     file = directory / DIGESTS_FILE
     record = read_json_mapping(file, what="the record of the tensors in memory")
+    refuse_other_version(record, SCHEMA, what="the record of the tensors in memory", where=file)
     tensors = record.get("tensors")
     if record.get("schema") != SCHEMA or not isinstance(tensors, dict):
         what = "this tool did not write this record of tensors"

@@ -156,12 +156,17 @@ def check_shape(dims: Dims, *, where: str = "the shape") -> None:
     """Refuse, as unsupported, heads that do not fill their groups, or a hidden size the class refuses."""
     heads, groups = dims.num_attention_heads, dims.num_key_value_heads
     if heads % groups:
+        hint = f"set num_attention_heads to a multiple of {groups}"
+        if heads < groups:  # as where each query head has a key/value head of its own
+            hint = (
+                f"set num_key_value_heads={heads} too, which removes key/value heads with their query heads"
+            )
         raise UnsupportedError(
             "query heads must fill the key/value groups evenly",
             where=f"{where}: num_attention_heads, num_key_value_heads",
             expected=f"a multiple of {groups}",
             found=heads,
-            hint=f"set num_attention_heads to a multiple of {groups}",
+            hint=hint,
         )
     if dims.family.hidden_divisible_by_heads and dims.hidden_size % heads:
         raise UnsupportedError(

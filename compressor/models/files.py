@@ -11,6 +11,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.core.json_files import read_json_mapping
 
@@ -18,6 +19,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 # What any part of the project opens or copies from a model directory.
 _READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")
 _TEMPLATES = "additional_chat_templates"
+_COMPARED = "compress-export verify DIR --source MODEL compares the two"
+_MEASURED = "compress-export evaluate MODEL DIR --data SOURCE measures DIR, where it has its artifact.json"
 
 
 def check_files(directory: Path) -> None:
@@ -46,6 +49,25 @@ def refuse_adapter_directory(directory: Path) -> None:
             found=f"an adapter of {base}",
             hint=f"merge it into {base} with peft's merge_and_unload() and give the merged model",
         )
+
+
+def refuse_export(directory: Path) -> None:
+    """Refuse what was exported for a runtime: a graph or an engine's checkpoint is executed, not read.
+
+    Where this machine executes it, the hint says how its quality is measured.
+    """
+    if any(directory.glob("*.safetensors")):
+        return
+    for row in FORMATS.values():
+        hints = ("name the model that was exported", _COMPARED, *([_MEASURED] if row.executor else []))
+        if row.marker != FORMATS[STUDENT_FORMAT].marker and (directory / row.marker).is_file():
+            raise UnsupportedError(
+                "this directory is an export for a runtime, and cannot be read as a model",
+                where=str(directory),
+                expected="a Hugging Face checkpoint, or a .gguf file",
+                found=f"{row.marker}, of an export --format {row.option}",
+                hint="; ".join(hints),
+            )
 
 
 def _check_file(path: Path, root: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.errors import CompressExportError, NetworkError, UsageError
+from compressor.core.network_errors import lost_connections
 from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files, weight_map
 from compressor.models.files import ADAPTER_CONFIG
 from compressor.models.tokenizer_files import is_licence
@@ -104,7 +105,7 @@ def _reached(hub_id: str, download: Callable[..., str], **options: object) -> st
 
     try:
         return str(_explained(hub_id, lambda: download(hub_id, **options)))
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except lost_connections(LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise _unreachable(hub_id, error) from error
 
 
@@ -113,7 +114,7 @@ def _unreachable(hub_id: str, error: Exception) -> NetworkError:
         "the model cannot be downloaded",
         where=hub_id,
         found=type(error).__name__,
-        hint="go online, or give a local directory",
+        hint="go online and run the same command again, or give a local directory",
     )
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from compressor.core.errors import UnsupportedError, VerificationError
+from compressor.core.errors import CompressExportError, UnsupportedError, VerificationError
 from compressor.models.tokenizer_files import copy_tokenizer
 
 
@@ -37,7 +37,9 @@ def load_model(directory: Path, *, dtype: str, device: str, trust_remote_code: b
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (RuntimeError, OSError) as error:
+    except CompressExportError:
+        raise
+    except Exception as error:  # each class, and each config beside the weights, raises what it likes
         raise VerificationError(
             "the checkpoint cannot be loaded",
             where=str(directory),

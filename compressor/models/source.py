@@ -13,6 +13,7 @@ from typing import Literal
 
 from compressor.core.errors import UnsupportedError, UsageError, nearest
 from compressor.models.dims import Dims, num_parameters
+from compressor.models.files import refuse_export
 from compressor.models.load import refuse_by_class
 from compressor.models.presets import PRESETS
 from compressor.models.tokenizer import has_tokenizer, require_convertible, require_known_ids
@@ -49,7 +50,7 @@ def resolve_source(model: str) -> ModelSource:
 
     Raises:
         UsageError: for an unknown alias (with the nearest), or a missing path.
-        UnsupportedError: for an alias without Hugging Face weights.
+        UnsupportedError: for an alias without Hugging Face weights, or an export for a runtime.
     """
     path = Path(model).expanduser()
     if (path.suffix == ".gguf" and not path.is_dir()) or path.is_file():
@@ -76,6 +77,7 @@ def resolve_source(model: str) -> ModelSource:
             )
         return ModelSource(given=model, kind="hub", location=hub_id)
     if path.is_dir():
+        refuse_export(path)
         return ModelSource(given=model, kind="directory", location=str(path))
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UsageError(

@@ -21,6 +21,7 @@ from compressor.core.errors import (
     VerificationError,
 )
 from compressor.core.json_files import read_json_mapping
+from compressor.models.tokenizer_growth import require_bounded_growth
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE, _ADDED_FILE = "tokenizer_config.json", "added_tokens.json"
@@ -97,7 +98,7 @@ def read_backend(directory: Path) -> Any:
     from tokenizers import Tokenizer
 
     file = directory / TOKENIZER_FILE
-    read_json_mapping(file, what="the tokenizer")
+    require_bounded_growth(read_json_mapping(file, what="the tokenizer"), file)
     with _readable(directory):
         backend = Tokenizer.from_file(str(file))
         backend.no_truncation()
@@ -159,6 +160,13 @@ def _declared(directory: Path) -> Iterator[tuple[str, str]]:
         config = read_json_mapping(directory / name, what="the tokenizer's config")
         for key in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
             declared = config.get(key) or ()
+            if not isinstance(declared, dict | list | tuple):
+                raise VerificationError(
+                    "the tokenizer's config does not list tokens",
+                    where=f"{directory / name}: {key}",
+                    expected="a list or a mapping",
+                    found=type(declared).__name__,
+                )
             entries = declared.values() if isinstance(declared, dict) else declared
             contents = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
             yield from ((content, name) for content in contents if isinstance(content, str))

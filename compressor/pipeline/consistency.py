@@ -5,8 +5,12 @@ from __future__ import annotations
 from compressor.choices.formats import FORMATS
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
+from compressor.distillation.requirements import require_stored_temperature
 from compressor.masks.choice import require_mask_choices
+from compressor.pipeline.gate_choices import require_gate_choices
+from compressor.planning.cuts import require_interleavable
 from compressor.pruning.saved import scores_file
+from compressor.quantization.requirements import require_cache_scales
 from compressor.recipe.recipe import Recipe, Repair, Section, Sparsify
 from compressor.repair.requirements import require_sequences, require_steps_alone
 
@@ -16,9 +20,14 @@ def require_consistent(recipe: Recipe) -> None:
 
     Raises:
         UsageError: naming them.
+        DependencyError: for an FP8 cache that the installed ModelOpt cannot write.
     """
+    require_gate_choices(recipe)
     require_mask_choices(recipe.prune, recipe.masks)
     scores_file(recipe.prune)
+    require_interleavable(recipe)
+    if recipe.distill.teacher_logits is not None:
+        require_stored_temperature(recipe.distill)
     if recipe.repair.enabled:
         require_sequences(recipe.calibration.size)
         has_branches = recipe.sparsify.pattern is not None and recipe.sparsify.slorb != "off"
@@ -30,7 +39,14 @@ def require_consistent(recipe: Recipe) -> None:
     if recipe.sparsify.pattern is None:
         _refuse_idle("sparsify", recipe.sparsify, Sparsify(), "no model is made sparse", "--sparsity 2:4")
     if recipe.quantize.fp8:
+        require_cache_scales(recipe.quantize)
         return
+    if recipe.repair.fp8:
+        raise UsageError(
+            "no model is quantized, so this choice has no effect",
+            where="repair.fp8",
+            hint="add --fp8 (quantize.fp8: true), or leave out --repair-fp8",
+        )
     quantised = [name for name in recipe.export_formats() if FORMATS[name].needs_fp8]
     if quantised or recipe.quantize.fp8_kv_cache:
         raise UsageError(

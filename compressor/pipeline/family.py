@@ -24,11 +24,14 @@ from compressor.core.records import Record
 from compressor.models.dims import PRUNABLE_FIELDS, Dims, num_parameters
 from compressor.models.presets import published_target
 from compressor.models.source import ModelSource, resolve_source
+from compressor.pipeline.bench_plan import with_bench
+from compressor.pipeline.preflight_plan import planned_ahead, with_preflight
 from compressor.pipeline.report import CARD_FILE, markdown_table
 from compressor.pipeline.running import Start
 from compressor.pipeline.summary import RunSummary
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
+from compressor.planning.runtime_choice import RuntimeChoice
 from compressor.planning.target import parse_count
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import write_json, write_text
@@ -139,9 +142,17 @@ def split_targets(target: str | None) -> tuple[str, ...]:
 
 
 def plan_family(
-    recipe: Recipe, original: Dims, *, hardware: Hardware | None = None, out_dir: str = ""
+    recipe: Recipe,
+    original: Dims,
+    *,
+    hardware: Hardware | None = None,
+    out_dir: str = "",
+    runtime: RuntimeChoice | None = None,
+    machine: Hardware | None = None,
 ) -> FamilyPlan:
     """Resolve every member before anything is made; `original` is the first teacher's dimensions.
+
+    All of them are measured in the same `runtime`; `machine` is that of the preflight, by default this one.
 
     Raises:
         UsageError: targets that do not shrink strictly, or settings that only suit one model.
@@ -160,7 +171,15 @@ def plan_family(
             own = _recipe_of_later(own, target, original, teacher)
             teacher_of_it = {"model": str(_source_of_next(Path(out_dir), previous)), "tokenizer": None}
             own = own.model_copy(update=teacher_of_it)
-        plan = make_plan(own, teacher, hardware=hardware, out_dir=str(Path(out_dir) / name), origin=original)
+        plan = make_plan(
+            own,
+            teacher,
+            hardware=hardware,
+            out_dir=str(Path(out_dir) / name),
+            origin=original,
+            runtime=runtime,
+        )
+        plan = with_preflight(with_bench(plan, own, hardware), own, machine)
         if plan.student.num_parameters >= num_parameters(teacher):
             raise _not_smaller(target, f"{plan.student.num_parameters:,} parameters")
         members.append(Member(name=name, recipe=own, plan=plan))
@@ -184,7 +203,7 @@ def run_family(
     """Make every member that is not there yet, the first from `source`; returns what `family.json` holds.
 
     A restart reaches every member; later members begin again where it changes the model that they are made
-    from.
+    from. The preflight of all of them comes before the first.
     """
     from compressor.pipeline.pipeline import run_pipeline
     from compressor.pipeline.steps import STAGES
@@ -201,7 +220,10 @@ def run_family(
         teacher = resolve_source(member.recipe.model) if number else source
         if number and start.restart_from in decide_the_next:
             own = replace(own, restart_from=_FIRST)
-        summary = run_pipeline(member.recipe, teacher, member.plan, out_dir / member.name, console, own)
+        summary = run_pipeline(
+            *(member.recipe, teacher, member.plan, out_dir / member.name, console, own),
+            ahead=() if number else planned_ahead([(one.recipe, one.plan) for one in family.members]),
+        )
         entries.append(_entry(target, member, summary))
         record = _record(family, entries, out_dir)
         _write(record, out_dir)

@@ -7,12 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.console import Console
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.data.checks import check_rendering, check_responses, check_texts
+from compressor.data.depth_task import read_task
+from compressor.data.multiple_choice import encode
 from compressor.data.packing import read_windows
-from compressor.data.sources import source_fingerprint
+from compressor.data.sources import Split, source_fingerprint
 from compressor.distillation.correct_stage import require_alongside
 from compressor.distillation.training import require_loss_on
 from compressor.evaluation.evaluate_stage import EvaluateStageConfig, unseen_split
@@ -58,7 +59,8 @@ def require_texts(recipe: Recipe, console: Console) -> None:
     Raises:
         UsageError, NetworkError: as `source_fingerprint` and `check_texts` do.
     """
-    specs = sorted({evaluation_config(recipe).data, *_seen(recipe)})
+    chats = [recipe.evaluate.chat_data] if recipe.evaluate.chat_data is not None else []
+    specs = sorted({evaluation_config(recipe).data, *chats, *_seen(recipe)})
     for spec in specs:
         source_fingerprint(spec)
     check_texts(specs, console)
@@ -78,10 +80,9 @@ def _budgets(recipe: Recipe) -> tuple[int, ...]:
 
 def _seen(recipe: Recipe) -> tuple[str, ...]:
     """Texts that calibration, training and sampling read."""
-    prune = recipe.prune
-    measures = prune.scores is None and IMPORTANCE_METHODS[prune.importance].needs_text
-    scores_by_text = measures or prune.measures_depth or prune.rotates
-    calibrates = scores_by_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
+    calibrates = (
+        recipe.prune.reads_text or recipe.quantize.fp8 or recipe.sparsify.pattern or recipe.repair.enabled
+    )
     samples = recipe.distill.tokens and recipe.distill.generate.tokens
     prompts = recipe.distill.generate.prompts
     read = [*_trained_on(recipe), *([recipe.calibration.data] if calibrates else [])]
@@ -96,10 +97,15 @@ def evaluation_config(recipe: Recipe, seen: tuple[str, ...] = ()) -> EvaluateSta
     data = recipe.evaluate.data or recipe.distill.mixture()[0].data
     return EvaluateStageConfig(
         data=data,
-        split=unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))}),
+        split=unseen_part(recipe, data, seen),
         window=recipe.evaluate.seq_len,
         size=recipe.evaluate.size,
     )
+
+
+def unseen_part(recipe: Recipe, data: str, seen: tuple[str, ...]) -> Split:
+    """The part of a text that is measured on: see `evaluation_config`."""
+    return unseen_split(data, {*seen, *(source_fingerprint(spec) for spec in _seen(recipe))})
 
 
 def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> None:
@@ -108,7 +114,8 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     Conversations that will be read are rendered as well. `seen` are fingerprints of the teacher's texts.
 
     Raises:
-        UsageError: naming the text and its part, or a row that the chat template refuses.
+        UsageError: naming the text and its part, a row that the chat template refuses, or a question of which
+            the tokenizer leaves nothing.
         UnsupportedError: for a template that does not tell responses from the rest, where only these count.
         VerificationError: for a template that takes too much time or memory.
     """
@@ -129,6 +136,9 @@ def require_windows(recipe: Recipe, tokenizer: Any, seen: tuple[str, ...]) -> No
     check_rendering(evaluation.data, evaluation.split, tokenizer, max_tokens=measured)
     if recipe.calibration.data in _seen(recipe):
         check_rendering(recipe.calibration.data, "train", tokenizer, max_tokens=None)
+    if recipe.prune.depth_task is not None:
+        for question in read_task(recipe.prune.depth_task):
+            encode(question, tokenizer)
     budget = max(*_budgets(recipe), recipe.distill.correction.tokens or 0)
     for spec in _trained_on(recipe):
         check_rendering(spec, "train", tokenizer, max_tokens=budget, loss_on=recipe.distill.loss_on)

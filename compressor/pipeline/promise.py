@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from bench.design.comparisons import arm_name
-from bench.design.grid import Cell, grid_of
+from bench.design.grid import Cell, grid_of, served_cells
 from bench.report.results import CellResult, Interval, Results, Summary
 from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import Dims
-from compressor.planning.outcome import Promise, Question, kv_cache_bytes, memory_question, stored_precision
+from compressor.planning.outcome import Promise, Question, kv_cache_bytes, memory_question
 from compressor.recipe.outcome import GOALS, Outcome
 from compressor.recipe.recipe import Bench, Quantize, Recipe
 
@@ -96,12 +96,19 @@ def question_of(recipe: Recipe, *, on_gpu: bool = False) -> Question | None:
     16-bit or FP8 student in whatever runs it on a GPU elsewhere.
 
     Raises:
-        UsageError: for a benchmark without such a cell or precision.
+        UsageError: for a benchmark without such a cell or precision, or for none at all.
     """
     outcome, bench = recipe.outcome, recipe.bench
     for goal, target in outcome.goals.items():
         if goal == "memory":
             return memory_question(recipe, target)
+        if not bench.is_measured:
+            raise UsageError(
+                "a target by speed is held against the run's benchmark, which is skipped",
+                where=f"--target-{goal}",
+                found=f"--runtime {bench.runtime}",
+                hint="leave --runtime none out, or name a size with --target",
+            )
         cell = _first_cell(bench)
         if goal == "latency" and cell.osl == 1:
             raise UsageError(
@@ -110,7 +117,7 @@ def question_of(recipe: Recipe, *, on_gpu: bool = False) -> Question | None:
                 found=f"{cell.isl}/{cell.osl}",
                 hint="begin --isl-osl with a pair that generates at least two tokens",
             )
-        own = "fp8" if recipe.quantize.fp8 else stored_precision(recipe)
+        own = "fp8" if recipe.quantize.fp8 else recipe.stored_precision
         return Question(
             goal=goal,
             target=target,
@@ -197,14 +204,13 @@ def _differs(outcome: Outcome, default: Outcome, name: str) -> bool:
 
 
 def _first_cell(bench: Bench) -> Cell:
-    if bench.row.serves:
-        return Cell(*bench.isl_osl[0], bench.concurrency[0])
-    cell = next((cell for cell in grid_of(bench) if cell.candidate_batch_size is None), None)
+    cells = served_cells(bench) if bench.row.serves else grid_of(bench)
+    cell = next((cell for cell in cells if cell.candidate_batch_size is None), None)
     if cell is None:
         raise UsageError(
             "a speed is promised at one batch size of both models, and the benchmark has none",
-            where="--batch-size",
-            hint="add a single number to --batch-size, such as 1",
+            where="--concurrency" if bench.row.serves else "--batch-size",
+            hint="add a single number there, such as 1",
         )
     return cell
 
@@ -212,14 +218,14 @@ def _first_cell(bench: Bench) -> Cell:
 def _precision(recipe: Recipe) -> str:
     bench = recipe.bench
     if bench.row.serves:
-        return stored_precision(recipe)
-    found = next((name for name in bench.row.precisions if name in bench.precisions), None)
+        return recipe.stored_precision
+    found = next(iter(recipe.bench_precisions()), None)
     if found is None:
         raise UsageError(
             f"the benchmark measures no precision of {bench.row.name} that a speed could be promised in",
             where="--bench-precisions",
             expected=f"one of {', '.join(bench.row.precisions)}",
-            found=", ".join(bench.precisions) or "none",
+            found=", ".join(bench.precisions or ()) or "none",
             hint="add one of the expected precisions",
         )
     return found

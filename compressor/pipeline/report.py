@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from bench.report.results import ArmCell, CellResult, Results, Summary
+from bench.report.tables import wording_of
 from compressor.choices.formats import FORMATS
 from compressor.core.errors import VerificationError
 from compressor.core.escaping import markdown_code, markdown_row, markdown_text
 from compressor.data.files import is_local
 from compressor.evaluation.record import EvaluationRecord
+from compressor.gates.report import HEADER, gate_rows
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS
+from compressor.pipeline.card import (
+    card_name,
+    economics_lines,
+    forecast_lines,
+    front_matter,
+    licence_lines,
+    place_lines,
+    preflight_lines,
+)
+from compressor.pipeline.chat_table import chat_tables
+from compressor.pipeline.perplexity_table import perplexity_table
 from compressor.pipeline.promise import promise_row
 from compressor.pipeline.summary import (
     PLACES,
@@ -24,9 +34,12 @@ from compressor.pipeline.summary import (
     DynamicBatchesRecord,
     PruneRecord,
     RunSummary,
+    fitting,
     read_summary,
 )
+from compressor.pipeline.task_table import task_table
 from compressor.planning.plan import Plan
+from compressor.planning.search_plan import name_of
 from compressor.pruning.depth_record import PAGE_FILE
 from compressor.runs.artifact import write_text
 from compressor.runs.manifest import STUDENT
@@ -35,7 +48,9 @@ from exporters.verification.record import Engine, ExportRecord
 
 CARD_FILE = "README.md"
 MAX_COURSE_ROWS = 12
-_NAMES = re.compile(r"`[^`]*`|^# .*$|^base_model: .*$|^- (calibration|training|evaluation) text: .*$")
+_NAMES = re.compile(
+    r"`[^`]*`|^# .*$|^base_model: .*$|^- name: .*$|^- (calibration|training|evaluation) text: .*$"
+)
 _PROMISE = ("of the student", "conditions", "promised", "predicted", "measured (95 %)", "verdict")
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
@@ -43,13 +58,43 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 def tables_of(summary: RunSummary) -> list[Table]:
     """Title, header and rows of every result a run has."""
     tables = result_tables(summary.evaluation, summary.exports, summary.bench)
+    tables += chat_tables(summary.chat) if summary.chat else []
+    if summary.evaluated_exports:
+        title, header, rows = perplexity_table(summary.evaluated_exports)
+        tables.insert(2, (f"Exports as they compute ({title})", header, rows))
+    if summary.tasks:
+        tables.insert(1, task_table(summary.tasks))
+    if summary.gates:
+        tables.insert(0, (f"Gates: {summary.gates.verdict}", HEADER, gate_rows(summary.gates)))
     if summary.distill and summary.distill.dynamic_batches:
-        tables.insert(2, _course(summary.distill.dynamic_batches))
+        tables.insert(2 + bool(summary.tasks) + bool(summary.gates), _course(summary.distill.dynamic_batches))
     if (promise := summary.plan.promise) and summary.promise:
         tables.insert(0, ("Promise", _PROMISE, [promise_row(promise, summary.promise)]))
+    if summary.cuts:
+        tables.insert(0, _cuts(summary))
     if summary.search:
         tables.insert(0, rows_of(summary.search))
     return tables
+
+
+def _cuts(summary: RunSummary) -> Table:
+    """What each of several cuts left, after the training that followed it."""
+    rows = []
+    for planned, cut in zip(summary.plan.cuts, summary.cuts, strict=True):
+        removed = ", ".join(map(str, cut.removed_layers)) or "none"
+        sizes = (name_of(planned.shape), f"{planned.num_parameters:,}", removed)
+        rows.append((cut.name, *sizes, f"{cut.tokens:,}", f"{cut.perplexity:.3f}"))
+    header = ("cut", "layers x hidden x intermediate x heads", "parameters", "removed layers")
+    return "Cuts, each made from the one before", (*header, "training tokens", "perplexity"), rows
+
+
+def _importance_lines(summary: RunSummary) -> list[str]:
+    """The importance of the layers that each of several cuts was made from."""
+    return [
+        f"- importance of each layer before {markdown_text(cut.name)}: "
+        + ", ".join(f"{score:.3g}" for score in cut.layer_importance)
+        for cut in summary.cuts
+    ]
 
 
 def result_tables(
@@ -81,14 +126,13 @@ def write_model_card(out_dir: Path, summary: RunSummary) -> None:
 def model_card(out_dir: Path, summary: RunSummary) -> str:
     """The text of OUT/README.md; every number comes from `summary`."""
     plan = summary.plan
+    name = card_name(out_dir.absolute().name, summary.lineage)
     lines = [
         "---",
-        _front_matter("base_model", _public_name(plan.model)),
-        "library_name: transformers",
-        f"tags: [{', '.join(_tags(summary))}]",
+        front_matter(summary, name=name, base_model=public_name(plan.model), tags=_tags(summary)),
         "---",
         "",
-        f"# {markdown_text(out_dir.absolute().name)}",
+        f"# {markdown_text(name)}",
         "",
         _origin(summary),
         "",
@@ -96,10 +140,13 @@ def model_card(out_dir: Path, summary: RunSummary) -> str:
         "",
         *_text_lines(plan),
         *_depth_lines(summary.prune),
+        *_importance_lines(summary),
         *_loss_lines(summary.distill),
+        *preflight_lines(summary),
     ]
     for title, header, rows in tables_of(summary):
-        lines += ["", f"## {title}", "", *markdown_table(header, rows)]
+        lines += ["", f"## {markdown_text(title)}", "", *markdown_table(header, rows)]
+    lines += ["", *place_lines(summary), "", *economics_lines(summary), "", *licence_lines(summary.lineage)]
     lines += ["", *_closing(summary)]
     return "\n".join(lines) + "\n"
 
@@ -119,7 +166,9 @@ def check_card(out_dir: Path) -> None:
             where=str(file),
             hint="repeat the command that made this run: it writes it",
         )
-    expected = _comparable(model_card(out_dir, read_summary(out_dir)))
+    summary = read_summary(out_dir)
+    with fitting(out_dir):
+        expected = _comparable(model_card(out_dir, summary))
     found = _comparable(file.read_text(encoding="utf-8", errors="replace"))
     for number in range(max(len(expected), len(found))):
         wanted, line = (lines[number] if number < len(lines) else None for lines in (expected, found))
@@ -137,11 +186,6 @@ def _comparable(card: str) -> list[str]:
     return [_NAMES.sub("", line) for line in card.splitlines()]
 
 
-def _front_matter(name: str, value: str) -> str:
-    """A field of the YAML at the card's top, in quotes where its value needs them."""
-    return yaml.safe_dump({name: value}, width=math.inf, allow_unicode=True).rstrip("\n")
-
-
 def _origin(summary: RunSummary) -> str:
     plan, distill = summary.plan, summary.distill
     parts = ["structured pruning"]
@@ -151,7 +195,7 @@ def _origin(summary: RunSummary) -> str:
     made_by = f"{', '.join(first)} and {last}" if first else last
     return (
         f"A {plan.student.num_parameters:,}-parameter {plan.student.dims.model_type} model, made from "
-        f"{markdown_code(_public_name(plan.model))} ({plan.teacher.num_parameters:,} parameters) "
+        f"{markdown_code(public_name(plan.model))} ({plan.teacher.num_parameters:,} parameters) "
         f"by {made_by}."
     )
 
@@ -176,7 +220,7 @@ def _tags(summary: RunSummary) -> list[str]:
 def _text_lines(plan: Plan) -> list[str]:
     texts = plan.text
     used = {"calibration": texts.calibration, "training": texts.training, "evaluation": texts.evaluation}
-    return [f"- {use} text: {markdown_text(_text_name(source))}" for use, source in used.items()]
+    return [f"- {use} text: {markdown_text(text_name(source))}" for use, source in used.items()]
 
 
 def _depth_lines(prune: PruneRecord | None) -> list[str]:
@@ -188,15 +232,18 @@ def _depth_lines(prune: PruneRecord | None) -> list[str]:
     if whole.accuracy is not None and without.accuracy is not None:
         figures += f", accuracy {whole.accuracy:.4f} to {without.accuracy:.4f}"
     removed = ", ".join(map(str, prune.removed_layers))
-    line = f"- layers {removed} removed by {prune.depth.importance}: {figures}"
+    line = f"- layers {removed} removed by {markdown_text(prune.depth.importance)}: {figures}"
     return [f"{line}, before repair and training (`{PLACES['prune']}/{PAGE_FILE}`)"]
 
 
 def _loss_lines(distill: DistillRecord | None) -> list[str]:
-    return [f"- loss: {distill.loss}", f"- {distill.loss_rule}"] if distill else []
+    if distill is None:
+        return []
+    said = [f"- loss: {markdown_text(distill.loss)}", f"- {markdown_text(distill.loss_rule)}"]
+    return [*said, *forecast_lines(distill.forecast)]
 
 
-def _public_name(model: str) -> str:
+def public_name(model: str) -> str:
     """A MODEL as others can find it: its hub id, or the name of a local directory or file.
 
     Another run's student is called by that run.
@@ -209,7 +256,7 @@ def _public_name(model: str) -> str:
     return path.name if path.expanduser().exists() else model
 
 
-def _text_name(source: str) -> str:
+def text_name(source: str) -> str:
     """A plan's SOURCE without this machine's folders."""
     part, _, spec = source.rpartition(" of ")
     name = Path(spec).name if is_local(spec) else spec
@@ -258,8 +305,10 @@ def _speed(bench: Results) -> Table:
         pair = f"{comparison.candidate} : {comparison.baseline}"
         rows += [(pair, *_cell(cell)) for cell in comparison.cells]
     rows += [(entry.what, *["-"] * 5, f"not measured: {entry.reason}") for entry in bench.not_measured]
-    header = ("pair", "ISL/OSL", "batch", "student tok/s", "teacher tok/s", "speed-up (95 %)", "status")
-    return "Static-batch output throughput, student against teacher", header, rows
+    wording = wording_of(bench)
+    header = ("pair", "ISL/OSL", wording.size, "first tok/s", "second tok/s", "speed-up (95 %)", "status")
+    few = f", indicative: {bench.protocol.num_series} series" if bench.protocol.is_indicative else ""
+    return f"Output throughput {wording.of}{few}", header, rows
 
 
 def _cell(cell: CellResult) -> tuple[str, ...]:
@@ -288,18 +337,19 @@ def _closing(summary: RunSummary) -> list[str]:
     lines += [f"Warning: {markdown_text(warning)}" for warning in summary.warnings]
     versions = ", ".join(f"{name} {number}" for name, number in summary.versions.items())
     hardware = summary.hardware
-    lines += ["", f"Made on {hardware.cpu} ({hardware.num_cpus} CPUs) with {versions}."]
+    made_on = f"{markdown_text(hardware.cpu)} ({hardware.num_cpus} CPUs)"
+    lines += ["", f"Made on {made_on} with {markdown_text(versions)}."]
     return lines
 
 
 def _engine_line(name: str, engine: Engine) -> str:
     if engine.built:
         sparse = f"; with 2:4 weights it is {engine.sparsity.engine}" if engine.sparsity else ""
-        return f"{name}: engine built with TensorRT-LLM {engine.tensorrt_llm}{sparse}."
-    return (
-        f"{name}: checkpoint only, no engine ({engine.reason}). `exports/{name}/{engine.script}` "
-        f"builds it in the container {engine.container}."
-    )
+        builder = f"TensorRT-LLM {engine.tensorrt_llm}" if engine.tensorrt_llm else "TensorRT-Edge-LLM"
+        return f"{name}: engine built with {markdown_text(f'{builder}{sparse}')}."
+    place = f"in the container {markdown_text(engine.container)}" if engine.container else "on the device"
+    script = markdown_code(f"exports/{name}/{engine.script}")
+    return f"{name}: no engine yet ({markdown_text(str(engine.reason))}). {script} builds it {place}."
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,17 +12,17 @@ from pydantic import BaseModel
 from compressor.core.console import Console
 from compressor.core.errors import ResourceError
 from compressor.core.hardware import available_memory_bytes, free_disk_bytes, resolve_device, resolve_dtype
-from compressor.core.processes import on_main
+from compressor.core.processes import is_main, on_main
+from compressor.core.sizes import shown_size
 from compressor.planning.disk import DiskUse, peak_disk_bytes
 from compressor.planning.plan import Plan
-from compressor.recipe.recipe import Recipe
-from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact
-from compressor.runs.manifest import Manifest
+from compressor.planning.restart import redo_in_run
+from compressor.recipe.recipe import Recipe, dump_recipe
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, write_json, write_text
+from compressor.runs.manifest import PLAN_FILE, RECIPE_FILE, Manifest
 from compressor.runs.stage import PARTIAL_SUFFIX, Stage, StageContext, execute
 
 CORRECTED = "corrected teacher"
-TEACHER_GRAPH = "teacher-"
-GIB = 1 << 30
 # Stages that compare with a teacher: the original model, or the one that was corrected.
 _TAUGHT = ("distill", "recover")
 Config = TypeVar("Config", bound=BaseModel)
@@ -55,6 +55,7 @@ class Run:
         reused: Those of them that were there already.
         checked: Directories whose contents this process wrote or compared with their records.
         has_worked: Whether any stage ran in this process.
+        current: The directory of the stage that runs, or ran last.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class Run:
     reused: list[ModelArtifact] = field(default_factory=list)
     checked: set[Path] = field(default_factory=set)
     has_worked: bool = False
+    current: str = ""
 
     def execute(
         self,
@@ -86,7 +88,7 @@ class Run:
 
         A training is taught by the run's teacher; another stage by the one that is given.
         """
-        where = where or f"stages/{part_of}"
+        self.current = where = where or f"stages/{part_of}"
         self.console.info(f"{stage.name}: {where}")
         context = StageContext(
             console=self.console,
@@ -111,27 +113,40 @@ class Run:
         self.made[makes] = self.at[where] = outcome.artifact
         return outcome.artifact
 
+    def record_choices(self) -> None:
+        """Write what to run again, and what was planned."""
+        if not is_main():
+            return
+        write_text(self.out_dir / RECIPE_FILE, dump_recipe(self.recipe))
+        write_json(self.out_dir / PLAN_FILE, self.plan.to_json())
+        self.manifest.add_files((RECIPE_FILE, PLAN_FILE))
+
+    def record_first(self) -> None:
+        """The same before the first stage works and after the first cut, for a run that is interrupted.
+
+        Over another recipe's record only where a stage was told to start again: until every stage accepted
+        this one, the other is the directory's.
+        """
+        file = self.out_dir / RECIPE_FILE
+        if self.restart or not file.is_file() or file.read_bytes() == dump_recipe(self.recipe).encode():
+            self.record_choices()
+
     def _begin(self, part_of: str, where: str) -> None:
         """Before a stage does its work: say what is made again, and what will not fit."""
         self.has_worked = True
+        if not (self.out_dir / RECIPE_FILE).is_file():
+            self.record_first()
         if where in self.manifest.record.stages and part_of not in self.restart:
             self.console.warn(f"{where} was finished and is gone; it is made again")
         on_main(lambda: require_disk([use for use in self.plan.disk if use.where == where], self.out_dir))
-        needed = self.plan.memory_bytes.get(part_of)
+        planned = self.plan.memory_bytes
+        needed = planned.get(Path(where).name, planned.get(part_of))
         available = available_memory_bytes()
         if needed is not None and resolve_device(self.recipe.device) == "cpu" and needed > available:
             self.console.warn(
-                f"{part_of} is estimated to need {needed / GIB:.1f} GiB of memory, and "
-                f"{available / GIB:.1f} GiB are available"
+                f"{part_of} is estimated to need {shown_size(needed)} of memory, and "
+                f"{shown_size(available)} are available"
             )
-
-
-def redo_in_run(stage: str, path: Path) -> str:
-    """How a stage of a run is made again; a teacher's graph belongs to the benchmark."""
-    name = "bench" if path.name.startswith(TEACHER_GRAPH) else stage.partition("-")[0]
-    if stage == "reconstruct":  # which comes twice, after pruning and after sparsifying
-        name = path.name
-    return f"the same command with --restart-from {name}"
 
 
 def require_disk(uses: Iterable[DiskUse], out_dir: Path, *, restart: frozenset[str] = frozenset()) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.models.dims import Dims
+from compressor.pipeline.bench_plan import with_bench
 from compressor.pipeline.preflight import evaluation_config
 from compressor.pipeline.running import Run
 from compressor.pipeline.summary import details_of
@@ -35,13 +37,19 @@ def search_(run: Run) -> None:
     found = ResolvedTarget(
         student=record.winner.shape, rule=record.reason, requested_parameters=record.requested_parameters
     )
-    run.plan = make_plan(run.recipe, run.plan.teacher.dims, out_dir=run.plan.out_dir, found=found)
+    planned = run.plan
+    made = make_plan(
+        run.recipe, planned.teacher.dims, out_dir=planned.out_dir, found=found, runtime=planned.runtime
+    )
+    run.plan = with_bench(made, run.recipe, None).model_copy(update={"preflight": planned.preflight})
     run.console.info(f"search: {record.winner.name}: {record.reason}")
 
 
-def pruning(run: Run) -> tuple[PruneStageConfig, dict[str, ModelArtifact]]:
-    """How the student is cut, and what that reads: after a search, the scores that it measured."""
-    student, scores = run.plan.student.dims, run.made.get(SCORES)
+def pruning(
+    run: Run, student: Dims, source: ModelArtifact
+) -> tuple[PruneStageConfig, dict[str, ModelArtifact]]:
+    """How a student is cut from a source, and what that reads: after a search, the scores of the teacher."""
+    scores = run.made.get(SCORES) if source is run.teacher else None
     if scores is None:
         prune = run.recipe.prune
         return stage_config(student, prune, run.recipe.calibration), saved_scores(prune)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from bench.report.results import Results
+from compressor.bundle.lineage import LineageRecord, read_lineage
 from compressor.choices.formats import STUDENT_FORMAT
 from compressor.core.errors import VerificationError
 from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record
 from compressor.core.records import Record
+from compressor.evaluation.chat_record import ChatRecord
 from compressor.evaluation.record import EvaluationRecord
+from compressor.evaluation.task_record import TasksRecord
+from compressor.forecast.record import TrainingForecast
+from compressor.gates.record import GateReport
 from compressor.pipeline.promise import Measured, check_promise, promise_warnings, shipped_format
 from compressor.planning.plan import Plan, read_plan
+from compressor.planning.restart import redo_in_run
 from compressor.pruning.depth_record import DepthChoice
-from compressor.recipe.recipe import Recipe, load_recipe
+from compressor.recipe.recipe import Gates, Recipe, load_recipe
 from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 from compressor.runs.manifest import (
     PLAN_FILE,
@@ -28,9 +35,11 @@ from compressor.runs.manifest import (
     StageEntry,
     read_manifest,
 )
+from compressor.runs.preflight_record import PreflightRecord
 from compressor.search.record import SearchRecord
 from exporters.verification.record import ExportRecord
 
+PAGE_FILE = "report.html"  # the run on one page
 # Role in the summary -> directory in the run; exports follow, by their format.
 PLACES = {
     "search": "stages/search",
@@ -42,7 +51,11 @@ PLACES = {
     "sparsify": "stages/sparsify",
     "reconstruct_sparse": "stages/reconstruct-sparse",
     "recover": "stages/recover",
+    "reconstruct_fp8": "stages/reconstruct-fp8",
     "evaluation": "stages/evaluate",
+    "evaluated_exports": "stages/evaluate-exports",
+    "tasks": "stages/tasks",
+    "chat": "stages/chat",
     "bench": "bench",
 }
 Details = dict[str, JsonValue]
@@ -60,6 +73,25 @@ class PruneRecord(_Open):
 
     removed_layers: tuple[int, ...]
     depth: DepthChoice | None = None
+    layer_importance: tuple[float, ...] = ()
+
+
+class CutRecord(Record):
+    """One of several cuts.
+
+    Attributes:
+        name: As in the plan.
+        removed_layers: Of the model that was cut.
+        layer_importance: Of each layer of the model that was cut, by the method that chose what stays.
+        tokens: Trained on after it.
+        perplexity: After that training.
+    """
+
+    name: str
+    removed_layers: tuple[int, ...]
+    layer_importance: tuple[float, ...]
+    tokens: int
+    perplexity: float
 
 
 class WeightUpdate(_Open):
@@ -76,6 +108,13 @@ class DynamicBatchesRecord(_Open):
     updates: tuple[WeightUpdate, ...]
 
 
+class CurveRecord(_Open):
+    """The loss that was trained on: its mean over the steps before each of `steps`."""
+
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+
+
 class DistillRecord(_Open):
     """What the distill stage reports."""
 
@@ -83,6 +122,8 @@ class DistillRecord(_Open):
     loss: str
     loss_rule: str
     dynamic_batches: DynamicBatchesRecord | None = None
+    forecast: TrainingForecast | None = None
+    curve: CurveRecord | None = None
 
 
 class RunSummary(Record):
@@ -93,7 +134,9 @@ class RunSummary(Record):
     student: str
     plan: Plan
     stages: dict[str, StageEntry]
+    preflight: PreflightRecord | None = None
     search: SearchRecord | None = None
+    cuts: tuple[CutRecord, ...] = ()
     prune: PruneRecord | None = None
     reconstruct: Details | None = None
     generate: Details | None = None
@@ -102,13 +145,32 @@ class RunSummary(Record):
     sparsify: Details | None = None
     reconstruct_sparse: Details | None = None
     recover: Details | None = None
+    reconstruct_fp8: Details | None = None
     evaluation: EvaluationRecord
+    evaluated_exports: EvaluationRecord | None = None
+    tasks: TasksRecord | None = None
+    chat: ChatRecord | None = None
     exports: dict[str, ExportRecord]
     bench: Results | None = None
     promise: Measured | None = None
+    gates: GateReport | None = None
+    lineage: LineageRecord | None = None
     versions: dict[str, str]
     hardware: Machine
     warnings: tuple[str, ...]
+
+
+# What a stage reports, by its role; of others it is kept as it is.
+_KINDS: dict[str, type[BaseModel]] = {
+    "prune": PruneRecord,
+    "distill": DistillRecord,
+    "evaluation": EvaluationRecord,
+    "evaluated_exports": EvaluationRecord,
+    "tasks": TasksRecord,
+    "chat": ChatRecord,
+    "bench": Results,
+    "search": SearchRecord,
+}
 
 
 def summary_of(
@@ -134,15 +196,8 @@ def summary_of(
             expected="an evaluation, and the machine in the manifest",
             hint="repeat the command that made this run: it finishes it",
         )
-    kinds: dict[str, type[BaseModel]] = {
-        "prune": PruneRecord,
-        "distill": DistillRecord,
-        "evaluation": EvaluationRecord,
-        "bench": Results,
-        "search": SearchRecord,
-    }
     details = {
-        role: details_of(artifact, kinds[role]) if role in kinds else artifact.details
+        role: details_of(artifact, _KINDS[role]) if role in _KINDS else artifact.details
         for role, artifact in found.items()
     }
     exports = {
@@ -158,13 +213,55 @@ def summary_of(
             "student": str(out_dir / STUDENT),
             "plan": plan,
             "stages": manifest.stages,
+            "preflight": manifest.preflight,
             **details,
+            "cuts": _cuts(plan, made),
             "exports": exports,
             "promise": promised,
+            "gates": _gates(recipe, plan, made, exports),
+            "lineage": read_lineage(out_dir),
             "versions": manifest.versions,
             "hardware": manifest.hardware,
             "warnings": (*manifest.warnings, *stage_warnings, *own_warnings),
         }
+    )
+
+
+def _cuts(plan: Plan, made: Mapping[str, ModelArtifact]) -> tuple[CutRecord, ...]:
+    """What each of the plan's cuts left; the last is the run's own pruning and distillation."""
+    evaluation = details_of(made[PLACES["evaluation"]], EvaluationRecord).models
+    records = []
+    for number, cut in enumerate(plan.cuts, start=1):
+        is_last = number == len(plan.cuts)
+        name, evaluated = ("", "distilled") if is_last else (f"{cut.name}-", cut.name)
+        pruned = details_of(made[f"stages/{name}prune"], PruneRecord)
+        record = CutRecord(
+            name=cut.name,
+            removed_layers=pruned.removed_layers,
+            layer_importance=pruned.layer_importance,
+            tokens=details_of(made[f"stages/{name}distill"], DistillRecord).tokens,
+            perplexity=evaluation[evaluated].perplexity,
+        )
+        records.append(record)
+    return tuple(records)
+
+
+def _gates(
+    recipe: Recipe, plan: Plan, made: Mapping[str, ModelArtifact], exports: Mapping[str, ExportRecord]
+) -> GateReport | None:
+    """The verdicts of the recipe's gates on what the stages left."""
+    from compressor.pipeline.gating import judged  # with scipy
+
+    bench, tasks, chat = (made.get(PLACES[role]) for role in ("bench", "tasks", "chat"))
+    return judged(
+        recipe,
+        plan,
+        evaluation=details_of(made[PLACES["evaluation"]], EvaluationRecord),
+        exports=exports,
+        bench=details_of(bench, Results) if bench else None,
+        tasks=details_of(tasks, TasksRecord) if tasks else None,
+        chat=details_of(chat, ChatRecord) if chat else None,
+        made=made,
     )
 
 
@@ -183,8 +280,8 @@ def _measured(recipe: Recipe, plan: Plan, made: Mapping[str, ModelArtifact], ben
     )
 
 
-def read_summary(out_dir: Path) -> RunSummary:
-    """The result of a finished run, read from its records.
+def read_summary(out_dir: Path, *, gates: Gates | None = None) -> RunSummary:
+    """The result of a finished run, read from its records; with other `gates` than its recipe's, by these.
 
     Raises:
         UsageError, VerificationError: for a record that is not there or cannot be used.
@@ -192,9 +289,29 @@ def read_summary(out_dir: Path) -> RunSummary:
     from exporters.checks.run import demanded  # with torch
 
     recipe = load_recipe(out_dir / RECIPE_FILE, {})
-    made = {place: read_artifact(out_dir / place) for place in demanded(recipe)}
+    recipe = recipe if gates is None else recipe.model_copy(update={"gates": gates})
+    made = {place: read_artifact(out_dir / place, redo=redo_in_run) for place in demanded(recipe)}
     plan, manifest = read_plan(out_dir / PLAN_FILE), read_manifest(out_dir)
-    return summary_of(out_dir, recipe=recipe, plan=plan, manifest=manifest, made=made)
+    with fitting(out_dir):
+        return summary_of(out_dir, recipe=recipe, plan=plan, manifest=manifest, made=made)
+
+
+@contextmanager
+def fitting(out_dir: Path) -> Iterator[None]:
+    """Refuse records that contradict each other: one lacks what another names, or holds no possible number.
+
+    Raises:
+        VerificationError: for what a record that was written by a run cannot lead to.
+    """
+    try:
+        yield
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise VerificationError(
+            "the run's records do not fit together",
+            where=str(out_dir),
+            found=f"{type(error).__name__}: {error}",
+            hint="repeat the command that made this run with --restart-from the stage that was edited",
+        ) from error
 
 
 def details_of(artifact: ModelArtifact, kind: type[Kind]) -> Kind:

@@ -7,15 +7,16 @@ kernels and waiting alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UsageError, nearest
 from compressor.core.hardware import GPUS, Gpu
 from compressor.core.records import Record
 from compressor.models.dims import Dims, flops_per_token, num_parameters
 from compressor.models.presets import preset_of_dims
+from compressor.planning.cuts import PlannedCut
 from compressor.planning.mask_schedule import mask_phase
 from compressor.planning.schedule import (
     Phase,
@@ -25,7 +26,7 @@ from compressor.planning.schedule import (
     training_schedule,
 )
 from compressor.recipe.compression import REPAIR_STEP_TOKENS
-from compressor.recipe.recipe import Distill, Recipe
+from compressor.recipe.recipe import Distill, Prune, Recipe
 
 GPU_COUNTS = (1, 8, 64, 256, 1024)
 ASSUMED_UTILISATION = 0.4
@@ -88,6 +89,16 @@ class Hardware:
         return self.device.assumed_hour_price if self.gpu_hour_price is None else self.gpu_hour_price
 
 
+def scoring_passes(prune: Prune) -> int:
+    """Forward passes over the calibration text that scores cost; a backward pass costs two.
+
+    None where they were saved, or need no text; finding a rotation is one more.
+    """
+    method = IMPORTANCE_METHODS[prune.importance]
+    passes = 0 if prune.scores or not method.needs_text else 3 if method.needs_gradients else 1
+    return passes + prune.rotates
+
+
 def repair_flops(recipe: Recipe, original: Dims, student: Dims) -> int:
     """FLOPs of a repair: the original's forward pass and three of the student's, then gradient steps.
 
@@ -99,6 +110,15 @@ def repair_flops(recipe: Recipe, original: Dims, student: Dims) -> int:
     per_token = [flops_per_token(dims, text.seq_len // 2) for dims in (original, student)]
     stepped = recipe.repair.steps * min(text.size, max(1, REPAIR_STEP_TOKENS // text.seq_len)) * text.seq_len
     return text.size * text.seq_len * (per_token[0] + 3 * per_token[1]) + 3 * stepped * per_token[1]
+
+
+def fp8_repair_flops(recipe: Recipe, student: Dims) -> int:
+    """FLOPs of the repair of a quantised model: its 16-bit original's forward pass and five of its own.
+
+    Beside the passes of any repair, one measures the inputs of the layers that read a norm, one the others'.
+    """
+    text = recipe.repair_calibration()
+    return text.size * text.seq_len * 6 * flops_per_token(student, text.seq_len // 2)
 
 
 class PlannedPhase(Record):
@@ -187,8 +207,13 @@ def sampling_flops(recipe: Recipe, teacher: Dims) -> int:
     return (generate.tokens + prompt_tokens) * flops_per_token(teacher, context)
 
 
-def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int) -> tuple[Phase, ...]:
+def training_phases(
+    recipe: Recipe, teacher: Dims, student: Dims, processes: int, *, cuts: Sequence[PlannedCut] = ()
+) -> tuple[Phase, ...]:
     """The trainings a recipe asks for, in the order they run, for so many processes, one per GPU.
+
+    After each of the `cuts`, the last of which leaves the student, a part of the distillation's tokens is
+    spent.
 
     Raises:
         UsageError: for a budget that does not fill one window.
@@ -200,8 +225,13 @@ def training_phases(recipe: Recipe, teacher: Dims, student: Dims, processes: int
     if distill.tokens:
         asked = None if distill.teacher_logits else teacher
         alongside = asked is not None and distill.correction.mode == "alongside"
+        own = recipe.interleave.share(distill) if cuts else distill
+        phases += [
+            _phase(f"{cut.name}-distill", own, processes, student=cut.shape, teacher=asked)
+            for cut in cuts[:-1]
+        ]
         phases.append(
-            _phase("distill", distill, processes, student=student, teacher=asked, trains_teacher=alongside)
+            _phase("distill", own, processes, student=student, teacher=asked, trains_teacher=alongside)
         )
     if tokens := recipe.recovery_tokens():
         recovery = distill.model_copy(update={"tokens": tokens})
@@ -223,14 +253,20 @@ def scratch_budget(student: Dims, origin: Dims) -> tuple[int, str]:
 
 
 def training_estimate(
-    recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, *, origin: Dims
+    recipe: Recipe,
+    teacher: Dims,
+    student: Dims,
+    hardware: Hardware,
+    *,
+    origin: Dims,
+    cuts: Sequence[PlannedCut] = (),
 ) -> TrainingEstimate | None:
     """All of a recipe's trainings on 1 to 1024 GPUs, beside training from scratch; None without any.
 
     Raises:
         UsageError: for a budget that does not fill one window.
     """
-    planned = training_phases(recipe, teacher, student, hardware.num_gpus)
+    planned = training_phases(recipe, teacher, student, hardware.num_gpus, cuts=cuts)
     if not planned:
         return None
     tokens, rule = scratch_budget(student, origin)
@@ -238,7 +274,7 @@ def training_estimate(
     sampling = sampling_flops(recipe, teacher)
     rows, scratch_rows = [], []
     for count in sorted({*GPU_COUNTS, hardware.num_gpus}):
-        phases = training_phases(recipe, teacher, student, count)
+        phases = training_phases(recipe, teacher, student, count, cuts=cuts)
         rows.append(_row(phases, hardware, count, sampling=sampling))
         scratch = _phase("scratch", budget, count, student=student, teacher=None)
         scratch_rows.append(_row((scratch,), hardware, count, sampling=0))
@@ -266,7 +302,7 @@ def training_estimate(
 
 
 def _phase(
-    name: Literal["correct", "distill", "recover", "scratch"],
+    name: str,
     config: Distill,
     processes: int,
     *,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Literal
 
 from compressor.core.errors import UsageError
-from compressor.data.multiple_choice import read_questions
+from compressor.data.depth_task import require_task
 from compressor.models.dims import Dims
 from compressor.recipe.compression import Prune
 
@@ -59,11 +59,27 @@ def depth_passes(prune: Prune, source: Dims, student: Dims) -> float:
     return (layers + sum(num_block_passes(num_layers, size) for size in sizes)) / num_layers
 
 
+def require_removal(prune: Prune, source: Dims, students: Iterable[Dims]) -> None:
+    """Refuse a choice of how layers are removed where every student keeps all of them.
+
+    Raises:
+        UsageError: for the choice.
+    """
+    if prune.depth != "auto" and all(one.num_hidden_layers >= source.num_hidden_layers for one in students):
+        raise UsageError(
+            "the student keeps every layer, so how layers are removed has no effect",
+            where="--depth-removal",
+            found=prune.depth,
+            hint="leave it out, or remove layers with --shape num_hidden_layers=N",
+        )
+
+
 def require_depth(prune: Prune, source: Dims, student: Dims) -> None:
     """Refuse, before any work, choices about the removed layers that contradict each other.
 
     Raises:
         UsageError: naming them, or the line of a task's file that is no question.
+        DependencyError: for a task of lm-eval without it.
     """
     if not prune.measures_depth:
         unused = [name for name in _ONLY_MEASURED if getattr(prune, name) != getattr(Prune(), name)]
@@ -83,9 +99,9 @@ def require_depth(prune: Prune, source: Dims, student: Dims) -> None:
         )
     if (prune.depth_importance == "task") != (prune.depth_task is not None):
         raise UsageError(
-            "removals are measured by a task, which is a file of questions, or by the loss alone",
+            "removals are measured by a task, such as a file of questions, or by the loss alone",
             where="--depth-importance, --depth-task",
-            hint="give both --depth-importance task and --depth-task FILE, or neither",
+            hint="give both --depth-importance task and --depth-task TASK, or neither",
         )
     largest = max(curve_sizes(prune, source.num_hidden_layers))
     if largest >= source.num_hidden_layers:
@@ -97,4 +113,4 @@ def require_depth(prune: Prune, source: Dims, student: Dims) -> None:
             hint="name smaller blocks",
         )
     if prune.depth_task is not None:
-        read_questions(Path(prune.depth_task))
+        require_task(prune.depth_task)

@@ -18,13 +18,15 @@ from compressor.recipe.outcome import Goal
 from compressor.recipe.recipe import Quantize, Recipe
 
 STEPS_PER_PERCENT = 2
-_STORED = {"float32": "fp32", "float16": "fp16"}
 Source = Literal["arithmetic", "layer times", "roofline"]
 _UNITS: dict[Goal, tuple[float, str]] = {
     "speedup": (1.0, "{:.2f}x"),
-    "memory": (1 << 30, "{:.3f} GiB"),
+    "memory": (1 << 30, "{:.3f} GiB"),  # smaller ones in a smaller unit
     "latency": (1e-3, "{:.2f} ms"),
 }
+# Below so many of a unit, the values of a memory are told in it.
+_MANY = 1000
+_SMALL_MEMORY = ((1 << 10, "{:.1f} KiB"), (1 << 20, "{:.1f} MiB"))
 _WHAT: dict[Goal, str] = {
     "speedup": "speed-up",
     "memory": "memory of weights and key/value cache",
@@ -56,8 +58,10 @@ class Question(Record):
         return value >= self.target if self.goal == "speedup" else value <= self.target
 
     def text(self, value: float) -> str:
-        """A value in the goal's unit: `1.50x`, `6.000 GiB`, `20.00 ms`."""
+        """A value in the goal's unit: `1.50x`, `6.000 GiB` or `800.0 MiB`, `20.00 ms`."""
         unit, form = _UNITS[self.goal]
+        if self.goal == "memory":
+            unit, form = next((found for found in _SMALL_MEMORY if value < found[0] * _MANY), (unit, form))
         return form.format(value / unit)
 
     @property
@@ -67,7 +71,7 @@ class Question(Record):
 
     @property
     def conditions(self) -> str:
-        """Under which it is meant: `fp32 in onnxruntime-genai, 128/128, batch 1`."""
+        """Under which it is meant: `fp32 in onnxruntime, 128/128, batch 1`."""
         where = f" in {self.runtime}" if self.runtime else ""
         length = f"{self.isl}/{self.osl}" if self.isl else f"context {self.context_length}"
         return f"{self.precision}{where}, {length}, batch {self.batch_size}"
@@ -162,17 +166,12 @@ def resolve_outcome(
     return replace(found, rule=f"{why}; {found.rule}"), promise
 
 
-def stored_precision(recipe: Recipe) -> str:
-    """How a run stores its student's weights, before any quantization."""
-    return _STORED.get(recipe.dtype, "bf16")
-
-
 def memory_question(recipe: Recipe, target: float) -> Question:
     """What `--target-memory` asks: of the checkpoint that the run ships."""
     return Question(
         goal="memory",
         target=target,
-        precision="fp8" if recipe.quantize.fp8 else stored_precision(recipe),
+        precision="fp8" if recipe.quantize.fp8 else recipe.stored_precision,
         batch_size=recipe.outcome.batch_size,
         context_length=recipe.outcome.context_length,
     )

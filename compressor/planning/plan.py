@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.records import Record
@@ -23,20 +24,24 @@ from compressor.planning.cost import (
     GpuRow,
     Hardware,
     TrainingEstimate,
+    fp8_repair_flops,
     repair_flops,
+    scoring_passes,
     training_estimate,
-    training_phases,
 )
+from compressor.planning.cuts import PlannedCut, plan_cuts
 from compressor.planning.depth import depth_passes, require_depth
-from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, teacher_graphs
+from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, quantizes_teacher
 from compressor.planning.outcome import Promise
-from compressor.planning.schedule import memory_per_gpu
+from compressor.planning.planned_bench import PlannedBench
+from compressor.planning.planned_preflight import PlannedPreflight
+from compressor.planning.runtime_choice import RuntimeChoice
 from compressor.planning.search_plan import SearchPlan, plan_search
+from compressor.planning.stage_memory import stage_memory
 from compressor.planning.target import ResolvedTarget, require_rotation, resolve_shape, resolve_target
 from compressor.recipe.recipe import Recipe
 
 SCHEMA: Literal["compress-export/plan/2"] = "compress-export/plan/2"
-_MODEL_MEMORY = ("weights", "gradients", "optimizer", "teacher")
 
 
 class PlannedModel(Record):
@@ -93,9 +98,14 @@ class Plan(Record):
         published_shape: The published shape that it is, if it is one.
         disk: What each stage writes, in the order of the stages.
         disk_bytes: The most that the run directory holds at one time.
-        memory_bytes: Largest model memory by stage, activations left out.
+        memory_bytes: The most that each stage holds on a CPU, by the last part of its directory; see
+            `stage_memory`.
         promise: What the student is predicted to reach, where it was asked for that and not for a size.
         search: The shapes that a search tries first, where the recipe asks for one.
+        runtime: What executes the models of the benchmark, and why.
+        cuts: The shapes that several cuts leave, with training between them; none for one cut.
+        bench: What the benchmark measures and takes, where there is one.
+        preflight: Whether all of it is tried on a slice of the model first.
     """
 
     schema_id: Literal["compress-export/plan/2"] = Field(SCHEMA, alias="schema")
@@ -118,10 +128,15 @@ class Plan(Record):
     training: TrainingEstimate | None
     promise: Promise | None = None
     search: SearchPlan | None = None
+    runtime: RuntimeChoice | None = None
+    cuts: tuple[PlannedCut, ...] = ()
+    bench: PlannedBench | None = None
+    preflight: PlannedPreflight | None = None
 
     def possible_students(self) -> tuple[Dims, ...]:
-        """The student's shape, or all those that a search takes it from."""
-        return self.search.candidates if self.search else (self.student.dims,)
+        """The student's shape, or all those that a search takes it from; with several cuts, each."""
+        between = tuple(cut.shape for cut in self.cuts[:-1])
+        return (*between, *(self.search.candidates if self.search else (self.student.dims,)))
 
 
 def make_plan(
@@ -133,12 +148,13 @@ def make_plan(
     origin: Dims | None = None,
     found: ResolvedTarget | None = None,
     promise: Promise | None = None,
+    runtime: RuntimeChoice | None = None,
 ) -> Plan:
     """Resolve a recipe for a teacher of known dimensions, on 8 H100 unless `hardware` says otherwise.
 
     `origin` is the published model that the teacher was itself made from; by default the teacher. `found` is
     the student that a search chose, or that a target by outcome asks for, which goes before the recipe's; the
-    latter comes with its `promise`.
+    latter comes with its `promise`. `runtime` is what the recipe's benchmark was settled to.
 
     Raises:
         UsageError: no target, or one that cannot be resolved; an unknown GPU; a training budget that does
@@ -151,11 +167,11 @@ def make_plan(
     student = target.student
     if recipe.prune.rotates:
         require_rotation(teacher, student)
-    require_depth(recipe.prune, teacher, student)
-    training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher)
-    tried = search.candidates if search else ()
-    uses = disk_uses(recipe, teacher, student, converts=Path(recipe.model).suffix == ".gguf", tried=tried)
-    hours = _hours(recipe, teacher, student, hardware, training.on(hardware.num_gpus) if training else None)
+    cuts, tried = plan_cuts(recipe, teacher, student), search.candidates if search else ()
+    steps = _steps(recipe, teacher, student, cuts)
+    training = training_estimate(recipe, teacher, student, hardware, origin=origin or teacher, cuts=cuts)
+    uses = _uses(recipe, teacher, student, tried, cuts)
+    hours = _hours(recipe, steps, hardware, training.on(hardware.num_gpus) if training else None)
     return Plan(
         model=recipe.model,
         target=recipe.target,
@@ -175,12 +191,34 @@ def make_plan(
         out_dir=out_dir,
         disk=uses,
         disk_bytes=peak_disk_bytes(uses),
-        memory_bytes=_memory(recipe, teacher, student),
+        memory_bytes=stage_memory(recipe, teacher, student, cuts, tried),
         hours=hours.with_search(search.hours, hardware) if search else hours,
         training=training,
         search=search,
         promise=promise,
+        runtime=runtime,
+        cuts=cuts,
     )
+
+
+def _uses(
+    recipe: Recipe, teacher: Dims, student: Dims, tried: Sequence[Dims], cuts: Sequence[PlannedCut]
+) -> tuple[DiskUse, ...]:
+    """What the run writes; whichever of the tried shapes is found can be reached in as many cuts."""
+    for shape in tried:
+        plan_cuts(recipe, teacher, shape)
+    converts = Path(recipe.model).suffix == ".gguf"
+    return disk_uses(recipe, teacher, student, converts=converts, tried=tried, cuts=cuts)
+
+
+def _steps(
+    recipe: Recipe, teacher: Dims, student: Dims, cuts: Sequence[PlannedCut]
+) -> tuple[tuple[Dims, Dims], ...]:
+    """The shapes before and after every cut, each with layers to remove where a recipe measures that."""
+    steps = tuple(pairwise((teacher, *(cut.shape for cut in cuts)))) or ((teacher, student),)
+    for before, after in steps:
+        require_depth(recipe.prune, before, after)
+    return steps
 
 
 def _target(recipe: Recipe, teacher: Dims) -> ResolvedTarget:
@@ -230,37 +268,26 @@ def planned_model(dims: Dims) -> PlannedModel:
     )
 
 
-def _memory(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]:
-    """Largest model memory per stage, activations left out."""
-    measures = IMPORTANCE_METHODS[recipe.prune.importance]
-    scored = 2 * weight_bytes(teacher, "fp32") if measures.needs_gradients else weight_bytes(teacher, "bf16")
-    memory = {"prune": scored}
-    for phase in training_phases(recipe, teacher, student, 1):
-        parts = memory_per_gpu(phase, 1, recomputes=phase.recomputes)
-        memory[phase.name] = sum(parts[name] for name in _MODEL_MEMORY)
-    if recipe.quantize.fp8:
-        memory["quantize"] = weight_bytes(student, "bf16")
-    # An export is compared with the model in float32, which is in memory beside it.
-    memory["export"] = 2 * weight_bytes(student, "fp32")
-    if teacher_graphs(recipe):
-        memory["bench"] = 2 * weight_bytes(teacher, "fp32")
-    return memory
+def _hours(
+    recipe: Recipe, steps: Sequence[tuple[Dims, Dims]], hardware: Hardware, row: GpuRow | None
+) -> Hours:
+    """Hours on the stated hardware: calibration and repairs by their matrix FLOPs, then every training.
 
-
-def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row: GpuRow | None) -> Hours:
-    """Hours on the stated hardware: calibration and repairs by their matrix FLOPs, then every training."""
-    context = recipe.calibration.seq_len // 2
+    `steps` are the shapes before and after every cut.
+    """
+    student = steps[-1][1]
     tokens = recipe.calibration.size * recipe.calibration.seq_len
-    measured = min(recipe.prune.depth_size, recipe.calibration.size) * recipe.calibration.seq_len
-    tokens_of_depth = measured * depth_passes(recipe.prune, teacher, student)
-    passes = 2 if recipe.prune.rotates else 1
-    flops = {"calibration": (passes * tokens + tokens_of_depth) * flops_per_token(teacher, context)}
+    flops = {"calibration": sum(_scoring_flops(recipe, *step) for step in steps)}
     if recipe.quantize.fp8:
-        flops["calibration"] += tokens * flops_per_token(student, context)
+        flops["calibration"] += tokens * flops_per_token(student, recipe.calibration.seq_len // 2)
+    if quantizes_teacher(recipe):
+        flops["calibration"] += tokens * flops_per_token(steps[0][0], recipe.calibration.seq_len // 2)
     if recipe.repair.enabled:
-        flops["reconstruct"] = repair_flops(recipe, teacher, student)
+        flops["reconstruct"] = sum(repair_flops(recipe, *step) for step in steps)
     if recipe.repairs_sparse():
         flops["reconstruct-sparse"] = repair_flops(recipe, student, student)
+    if recipe.repairs_fp8():
+        flops["reconstruct-fp8"] = fp8_repair_flops(recipe, student)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     stages = {name: round(count / rate / 3600, 4) for name, count in flops.items()}
     stages |= row.phase_hours if row else {"distill": 0.0}
@@ -272,6 +299,15 @@ def _hours(recipe: Recipe, teacher: Dims, student: Dims, hardware: Hardware, row
         gpu_hours=round(gpu_hours, 3),
         cost_usd=round(gpu_hours * hardware.price, 2),
     )
+
+
+def _scoring_flops(recipe: Recipe, source: Dims, student: Dims) -> float:
+    """FLOPs of choosing what stays of a model: its forward passes over the calibration text."""
+    calibration, prune = recipe.calibration, recipe.prune
+    tokens = calibration.size * calibration.seq_len * scoring_passes(prune)
+    measured = min(prune.depth_size, calibration.size) * calibration.seq_len
+    passes = tokens + measured * depth_passes(prune, source, student)
+    return passes * flops_per_token(source, calibration.seq_len // 2)
 
 
 def _training_text(recipe: Recipe) -> str:

@@ -125,11 +125,12 @@ def training_schedule(config: Distill, processes: int) -> Schedule:
         steps=steps,
         batch_size=batch_size,
         micro_batch_size=math.gcd(ceil_divide(batch_size, processes), config.micro_batch_size),
-        warmup_steps=_warmup(config, steps),
+        warmup_steps=warmup_steps(config, steps),
     )
 
 
-def _warmup(config: Distill, steps: int) -> int:
+def warmup_steps(config: Distill, steps: int) -> int:
+    """Steps of linear warm-up of a training of so many steps."""
     if config.warmup_ratio is not None:
         return round(config.warmup_ratio * steps)
     return min(PUBLISHED_WARMUP_STEPS, steps // 10) if config.warmup_steps is None else config.warmup_steps

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import Dims, flops_per_token, num_parameters
 from compressor.models.presets import published_target
-from compressor.planning.cost import Hardware, repair_flops, step_seconds, training_phases
+from compressor.planning.cost import Hardware, repair_flops, scoring_passes, step_seconds, training_phases
 from compressor.planning.search_space import (
     SEARCH_TOLERANCE,
     Deployment,
@@ -152,11 +152,15 @@ def choose(shapes: Sequence[Dims], default: Dims, number: int) -> tuple[Dims, ..
     first = [shape for shape in shapes if shape == default]
     others = [shape for shape in shapes if shape != default]
     number = min(number - len(first), len(others))
+    num_bands = max(1, round(math.sqrt(number)))
+    cells = [number // num_bands + (position < number % num_bands) for position in range(num_bands)]
+    # A band is as large as its share of the cells, so that it has a shape for each of them.
+    ends = [len(others) * taken // number for taken in accumulate(cells, initial=0)] if number else []
+    by_depth = sorted(others, key=_by_depth)
     spread: list[Dims] = []
-    bands = _parts(sorted(others, key=_by_depth), max(1, round(math.sqrt(number))))
-    for position, band in enumerate(bands):
-        cells = number // len(bands) + (position < number % len(bands))
-        spread += [part[len(part) // 2] for part in _parts(sorted(band, key=_by_width), cells)]
+    for (start, end), wanted in zip(pairwise(ends), cells, strict=False):
+        band = sorted(by_depth[start:end], key=_by_width)
+        spread += [part[len(part) // 2] for part in _parts(band, wanted)]
     return (*first, *spread)
 
 
@@ -191,7 +195,8 @@ def _hours(recipe: Recipe, teacher: Dims, candidates: Sequence[Dims], hardware: 
     """Scoring once by the teacher's forward FLOPs; then every shape's repair and training."""
     calibration, training = recipe.calibration, recipe.search.training(recipe.distill)
     context = calibration.seq_len // 2
-    flops = calibration.size * calibration.seq_len * flops_per_token(teacher, context)
+    tokens = calibration.size * calibration.seq_len * scoring_passes(recipe.prune)
+    flops = tokens * flops_per_token(teacher, context)
     flops += sum(repair_flops(recipe, teacher, shape) for shape in candidates)
     rate = hardware.device.bf16_flops_per_s * hardware.utilisation * hardware.num_gpus
     seconds = flops / rate

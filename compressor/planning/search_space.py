@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import product
@@ -98,7 +98,7 @@ def enumerate_shapes(teacher: Dims, wanted: int, deployment: Deployment) -> Sear
     shapes: list[Dims] = []
     for fixed, neurons in _near(teacher, sizes, wanted - tolerance, wanted + tolerance):
         reason = next((found for name, size in fixed.items() if (found := why[name][size])), None)
-        reason = reason or _unfit_pair(teacher, fixed["hidden_size"], fixed["num_attention_heads"])
+        reason = reason or unfit_pair(teacher, fixed["hidden_size"], fixed["num_attention_heads"])
         if reason:
             excluded[reason] += len(neurons)
             continue
@@ -118,8 +118,14 @@ def enumerate_shapes(teacher: Dims, wanted: int, deployment: Deployment) -> Sear
 def refusal(teacher: Dims, shape: Dims, deployment: Deployment) -> str | None:
     """Why a shape cannot be deployed; None where it can."""
     reasons = (_first_broken(_rules(teacher, name, deployment), getattr(shape, name)) for name in AXES)
-    unfit = _unfit_pair(teacher, shape.hidden_size, shape.num_attention_heads)
+    unfit = unfit_pair(teacher, shape.hidden_size, shape.num_attention_heads)
     return next((reason for reason in reasons if reason), unfit)
+
+
+def deployable_sizes(teacher: Dims, name: str, deployment: Deployment, sizes: Iterable[int]) -> list[int]:
+    """Those of the sizes of one axis that the exports, their kernels and the model class take."""
+    rules = _FURTHER[name](teacher, deployment)
+    return [size for size in sizes if _first_broken(rules, size) is None]
 
 
 def _near(
@@ -150,7 +156,7 @@ def _order(dims: Dims) -> tuple[int, ...]:
     return tuple(getattr(dims, name) for name in AXES)
 
 
-def _unfit_pair(teacher: Dims, hidden_size: int, num_heads: int) -> str | None:
+def unfit_pair(teacher: Dims, hidden_size: int, num_heads: int) -> str | None:
     """Why hidden size and number of heads do not go together."""
     if teacher.family.hidden_divisible_by_heads and hidden_size % num_heads:
         return f"{teacher.model_type} needs a hidden_size that is a multiple of num_attention_heads"
@@ -165,14 +171,8 @@ def _rules(teacher: Dims, name: str, deployment: Deployment) -> _Rules:
     """What may be wrong with a size of one axis, in the order in which it is looked for."""
     smallest = getattr(teacher, name) * SMALLEST_FRACTION
     least = max(1, int(smallest)) if name == "num_hidden_layers" else smallest
-    further = {
-        "num_hidden_layers": _layer_rules,
-        "num_attention_heads": _head_rules,
-        "hidden_size": _hidden_rules,
-        "intermediate_size": _neuron_rules,
-    }[name]
     too_small = f"{name} below {SMALLEST_FRACTION:.0%} of the teacher's"
-    return {too_small: lambda size: size < least, **further(teacher, deployment)}
+    return {too_small: lambda size: size < least, **_FURTHER[name](teacher, deployment)}
 
 
 def _layer_rules(_teacher: Dims, deployment: Deployment) -> _Rules:
@@ -213,6 +213,14 @@ def _neuron_rules(teacher: Dims, deployment: Deployment) -> _Rules:
         f"MLP neurons cannot be split over {ranks} GPUs": lambda size: size % ranks > 0,
         **_column_rules("intermediate_size", "intermediate", deployment),
     }
+
+
+_FURTHER: dict[str, Callable[[Dims, Deployment], _Rules]] = {
+    "num_hidden_layers": _layer_rules,
+    "num_attention_heads": _head_rules,
+    "hidden_size": _hidden_rules,
+    "intermediate_size": _neuron_rules,
+}
 
 
 def _column_rules(

@@ -160,8 +160,8 @@ def resolve_shape(teacher: Dims, shape: dict[str, int], *, rotates: bool = False
     _refuse_larger_groups(teacher, student)
     published = preset_of_dims(student)
     if published is None:
-        return ResolvedTarget(student=student, rule="explicit shape")
-    rule = f"explicit shape, published as {published.alias} ({published.source})"
+        return ResolvedTarget(student=student, rule="an explicit shape")
+    rule = f"an explicit shape, published as {published.alias} ({published.source})"
     return ResolvedTarget(student=student, rule=rule, published=published.alias)
 
 
@@ -203,7 +203,7 @@ def _shrink(teacher: Dims, wanted: int, *, rotates: bool) -> ResolvedTarget:
     candidates = [found for size in hidden_sizes for found in _of_hidden_size(start, size, wanted)]
     close = [found for found in candidates if abs(found.count - wanted) <= TOLERANCE * wanted]
     if not close:
-        raise _unreachable([found.count for found in candidates], wanted)
+        raise _unreachable([found.count for found in candidates], wanted, total=num_parameters(teacher))
     mild = [found for found in close if found.keeps(teacher, FRACTIONS_BEFORE_HIDDEN)]
     widest = max((found.sizes["hidden_size"] for found in mild), default=None)
     chosen = [found for found in mild if found.sizes["hidden_size"] == widest] or close
@@ -213,20 +213,31 @@ def _shrink(teacher: Dims, wanted: int, *, rotates: bool) -> ResolvedTarget:
     )
 
 
-def _unreachable(counts: list[int], wanted: int) -> UsageError:
-    """Why no shape fits: the target is below all of them, or between two of the grid."""
+def _unreachable(counts: list[int], wanted: int, *, total: int) -> UsageError:
+    """Why no shape fits: the target is below all of them, or between two of the grid.
+
+    A student of the teacher's own size, `total`, is none.
+    """
     if not counts:
         return UsageError(
             "no smaller hidden size is on the grid",
             where="--hidden-removal rotation",
             hint="use --hidden-removal channels, or set the dimensions with --shape",
         )
-    nearest_count = min(counts, key=lambda count: abs(count - wanted))
-    if wanted < min(counts):
+    smaller = [count for count in counts if count < total]
+    if not smaller:
+        return UsageError(
+            "no smaller shape of this model is on the grid",
+            where="--target",
+            found=f"{wanted:,} of {total:,} parameters",
+            hint="set the dimensions with --shape",
+        )
+    nearest_count = min(smaller, key=lambda count: abs(count - wanted))
+    if wanted < min(smaller):
         return UsageError(
             "the target is too small to reach by width and depth",
             where="--target",
-            expected=f"at least {min(counts):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
+            expected=f"at least {min(smaller):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
             found=f"{wanted:,} parameters",
             hint="compress in two steps, such as --target 4b,1b: each student is made from the one before",
         )

@@ -26,7 +26,8 @@ from compressor.calibration.stream import begun
 from compressor.core.errors import VerificationError
 from compressor.core.processes import own_share, sum_over_processes
 from compressor.data.calibration import spread
-from compressor.data.multiple_choice import EncodedQuestion, encode, read_questions
+from compressor.data.depth_task import read_task
+from compressor.data.multiple_choice import EncodedQuestion, encode
 from compressor.data.tokenise import TokenArray
 from compressor.models.adapter import ModelAdapter
 from compressor.models.dims import Dims
@@ -51,8 +52,29 @@ class Sample:
     score: Score
 
 
+def encoded_questions(
+    checkpoint: Path, settings: Prune, context: StageContext
+) -> tuple[EncodedQuestion, ...]:
+    """The questions of the task that layers are chosen by, for the model at `checkpoint`; none without one.
+
+    Raises:
+        UsageError, DependencyError, UnsupportedError: as `read_task` and `encode` do.
+    """
+    if settings.depth_task is None:
+        return ()
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=context.trust_remote_code)
+    return tuple(encode(question, tokenizer) for question in read_task(settings.depth_task))
+
+
 def choose_layers(
-    checkpoint: Path, dims: Dims, student: Dims, settings: Prune, windows: TokenArray, context: StageContext
+    checkpoint: Path,
+    dims: Dims,
+    student: Dims,
+    settings: Prune,
+    windows: TokenArray,
+    context: StageContext,
+    *,
+    questions: Sequence[EncodedQuestion] = (),
 ) -> DepthRecord:
     """Measure the model at `checkpoint` without blocks of layers, and say which ones the student lacks.
 
@@ -63,17 +85,13 @@ def choose_layers(
         settings: How layers are chosen, and which curves are measured.
         windows: Calibration sequences `[num_windows, seq_len]`; `settings.depth_size` of them are used.
         context: Of the stage.
+        questions: Those of the settings' task.
 
     Raises:
         VerificationError: for a loss that is not finite.
-        UsageError: for a question that the tokenizer leaves nothing of.
     """
     trust = context.trust_remote_code
     used = windows[spread(len(windows), min(settings.depth_size, len(windows)), seed=context.seed)]
-    questions = []
-    if settings.depth_task is not None:
-        tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust)
-        questions = [encode(question, tokenizer) for question in read_questions(Path(settings.depth_task))]
     model = load_model(checkpoint, dtype=context.dtype, device=context.device, trust_remote_code=trust)
     measure = DepthMeasure(ModelAdapter(model), used, questions)
     num_removed = dims.num_hidden_layers - student.num_hidden_layers

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from compressor.core.errors import UsageError
-from compressor.core.json_files import read_json
+from compressor.core.json_files import read_json, refuse_other_version
 from compressor.models.axes import AXES, GROUP_AXES, PRUNABLE_AXES
 from compressor.models.dims import LARGEST, Dims
 from compressor.pruning.importance import ImportanceScores
@@ -156,8 +156,11 @@ def _check_groups(
 
 def read_plan(file: Path) -> PrunePlan:
     """Read a plan, which may have been edited: a UsageError where it is malformed or contradicts itself."""
+    what, again = "the prune plan", "compress-export prune ... --overwrite writes it in this version"
+    values = read_json(file, what=what, error=UsageError)
+    refuse_other_version(values, SCHEMA, what=what, where=file, error=UsageError, hint=again, key="schema_id")
     try:
-        return PrunePlan.model_validate(read_json(file, what="the prune plan", error=UsageError))
+        return PrunePlan.model_validate(values)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(
             "the prune plan cannot be read",

@@ -12,6 +12,7 @@ from compressor.calibration.text import read_calibration
 from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.core.processes import on_main
+from compressor.data.depth_task import task_sha256
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.models.checkpoint import read_config
@@ -22,7 +23,7 @@ from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.planning.depth import removal
-from compressor.pruning.depth import choose_layers
+from compressor.pruning.depth import choose_layers, encoded_questions
 from compressor.pruning.depth_page import render_page
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
 from compressor.pruning.importance import ImportanceScores, ScoringInputs
@@ -98,7 +99,7 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
     """The configuration that makes this student.
 
     Raises:
-        UsageError: as `scores_file` does.
+        UsageError, DependencyError, UnsupportedError: as `scores_file` and `task_sha256` do.
     """
     scores = scores_file(settings)
     groups = [name for name in GROUP_FIELDS if name in (settings.shape or {})]
@@ -107,7 +108,7 @@ def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> Pr
         prune=settings.model_copy(update={"shape": None}),
         calibration=calibration,
         scores_sha256=sha256_of_file(scores) if scores else None,
-        task_sha256=sha256_of_file(Path(settings.depth_task)) if settings.depth_task else None,
+        task_sha256=task_sha256(settings.depth_task) if settings.depth_task else None,
     )
 
 
@@ -206,12 +207,15 @@ def _chosen(
 ) -> PrunePlan:
     """Choose what stays; writes what was measured."""
     settings, dims = config.prune, dims_of_config(read_config(source.path))
+    # Before any model is loaded: a question may be none to its tokenizer.
+    questions = encoded_questions(source.path, settings, context) if config.measures_depth else ()
     scores = _scores(config, source, dims, windows, context)
     on_main(lambda: scores.save(out_dir))
+    details["layer_importance"] = scores.of_layers()
     removed = published_layers(dims, student) if settings.depth != "scattered" else ()
     if config.measures_depth:
         assert windows is not None
-        depth = choose_layers(source.path, dims, student, settings, windows, context)
+        depth = choose_layers(source.path, dims, student, settings, windows, context, questions=questions)
         on_main(lambda: write_json(out_dir / DEPTH_FILE, depth.to_json()))
         on_main(lambda: write_text(out_dir / PAGE_FILE, render_page(depth)))
         removed, details["depth"] = depth.removed_layers, depth.choice.to_json()

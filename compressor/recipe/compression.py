@@ -44,7 +44,9 @@ class Prune(Section):
         "l2", "How activations are aggregated over the calibration sequences: mean, L2 norm or variance."
     )
     sequence_aggregation: Aggregation = option(
-        "mean", "How activations are aggregated over the tokens of a sequence: mean, L2 norm or variance."
+        "l2",
+        "How activations are aggregated over the tokens of a sequence: mean (as Minitron published), L2 norm "
+        "or variance.",
     )
     depth: Literal["auto", "contiguous", "scattered"] = option(
         "auto",
@@ -69,10 +71,11 @@ class Prune(Section):
     )
     depth_task: str | None = option(
         None,
-        "File of multiple-choice questions for --depth-importance task: on each line a JSON object with "
-        "question, choices and answer, the index of the right choice from 0.",
+        "Multiple-choice questions for --depth-importance task: a task of lm-eval by its name or its .yaml "
+        "file, or a .jsonl file with a JSON object on each line: question, choices, and answer, the index of "
+        "the right choice from 0.",
         course=True,
-        metavar="FILE",
+        metavar="TASK",
     )
     depth_size: int = option(
         32,
@@ -102,6 +105,12 @@ class Prune(Section):
     def rotates(self) -> bool:
         """Whether the hidden size is reduced by rotation."""
         return self.hidden == "rotation"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether scoring, or choosing what is removed, runs the model over the calibration text."""
+        measures = self.scores is None and IMPORTANCE_METHODS[self.importance].needs_text
+        return measures or self.measures_depth or self.rotates
 
     @property
     def measures_depth(self) -> bool:
@@ -134,6 +143,13 @@ class Repair(Section):
         flag="--repair-steps",
         ge=0,
         metavar="N",
+    )
+
+    fp8: bool = option(
+        default=False,
+        text="With --fp8, also fit the quantized weights again, so that rounding one makes up for the others "
+        "and for rounded inputs (arXiv 2309.01885).",
+        flag="--repair-fp8",
     )
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -119,9 +120,20 @@ def _is_number(text: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class FromText:
+    """Parses text, and leaves everything else to a field's type."""
+
+    parse: Callable[[str], object]
+
+    def __call__(self, value: object) -> object:
+        """What the text says, or the same value."""
+        return self.parse(value) if isinstance(value, str) else value
+
+
 def written(parse: Callable[[str], object]) -> BeforeValidator:
     """A validator that parses text, and leaves everything else to the field's type."""
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+    return BeforeValidator(FromText(parse))
 
 
 Tokens = Annotated[int, written(parse_count)]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-
-from compressor.choices.row import Row
 
 OPTIONS = "Options"
 
@@ -28,11 +26,19 @@ class Section(BaseModel):
     prefix: ClassVar[str] = ""
 
 
+class Explained(Protocol):
+    """An entry of a table of choices."""
+
+    @property
+    def help(self) -> str:
+        """One line for those who choose."""
+
+
 @dataclass(frozen=True, eq=False)
 class OneOf:
     """A check of a name against a table, made when a value is read: entries may be added until then."""
 
-    table: Mapping[str, Row]
+    table: Mapping[str, Explained]
 
     def __call__(self, name: str) -> str:
         """The name, if the table has it."""
@@ -97,6 +103,16 @@ def content_of(config: BaseModel) -> dict[str, object]:
         elif isinstance(value, BaseModel):
             values[name] = content_of(value)
     return values
+
+
+def leaves_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every single value of a section and of the sections inside it, with its dotted name."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field)
+        if inner is None:
+            yield prefix + name, field
+        else:
+            yield from leaves_of(inner, f"{prefix}{name}.")
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

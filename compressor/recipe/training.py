@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, model_validator
 
 from compressor.choices.losses import LOSSES
+from compressor.choices.samplers import AUTO, SAMPLER_CHOICES, sampler_on_this_machine
 from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.recipe.forms import LayerPairs, Tokens, parse_domain, parse_names, written
 from compressor.recipe.option import OneOf, Section, declaration_of, option
@@ -122,9 +123,18 @@ class Generate(Section):
         gt=0,
         le=1,
     )
+    sampler: Annotated[str, AfterValidator(OneOf(SAMPLER_CHOICES))] = option(
+        AUTO, "What samples the text: a server of the teacher, or this program."
+    )
     weight: float = option(
         1.0, "Sampling weight of the sampled text, relative to those of the other training texts.", gt=0
     )
+
+    def settled(self) -> Generate:
+        """The same with what samples on this machine in the place of auto."""
+        if self.sampler != AUTO:
+            return self
+        return self.model_copy(update={"sampler": sampler_on_this_machine()})
 
 
 class Distill(Section):
@@ -268,6 +278,8 @@ class Distill(Section):
             raise ValueError("top_k_tail bucket needs top_k: without it, no token is left out")
         if self.kl_weighting != "uniform" and self.kl_weight == 0:
             raise ValueError(f"kl_weighting {self.kl_weighting} has no effect with kl_weight 0")
+        if self.top_k is not None and self.kl_weight == 0:
+            raise ValueError(f"top_k {self.top_k} has no effect with kl_weight 0")
         return self
 
     def loss_choices(self) -> list[str]:

@@ -55,7 +55,7 @@ def solved(
         sums: Of the windows of each use.
         keep_mask: bool `[O, I]`: weights outside it stay 0.
     """
-    ridge = _chosen_ridge(sums, keep_mask)
+    ridge = chosen_ridge(sums, keep_mask)
     before, both = weight.double(), sums["fit"] + sums["choose"]
     try:
         change = solve(both.gram, both.cross, ridge, keep_mask)
@@ -67,7 +67,7 @@ def solved(
     return repaired, Repaired(accepted=ratio is not None and ratio < 1, ridge=ridge, error_ratio=ratio)
 
 
-def _chosen_ridge(sums: dict[Use, Sums], keep_mask: torch.Tensor | None) -> float:
+def chosen_ridge(sums: dict[Use, Sums], keep_mask: torch.Tensor | None) -> float:
     """The ridge of least error on the windows to choose, by outputs that are evenly spread."""
     num_outputs = len(sums["fit"].cross)
     outputs = torch.arange(0, num_outputs, max(1, num_outputs // _CHOOSING_OUTPUTS))

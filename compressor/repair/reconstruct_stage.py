@@ -81,7 +81,7 @@ def run(
     if walk.branches:
         write_adapter(out_dir, walk.branches)
     shutil.rmtree(scratch)
-    return StageResult(num_parameters=source.num_parameters, details=_details(walk, windows))
+    return StageResult(num_parameters=source.num_parameters, details=details_of(walk, windows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +143,14 @@ def _branches(directory: Path) -> dict[str, AdapterBranch]:
     return branches
 
 
-def _details(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
+def details_of(walk: Walk, windows: CalibrationWindows) -> dict[str, object]:
+    """What the record says of a walk."""
     details: dict[str, object] = {
         "num_accepted": len(walk.changed),
         "num_left": len(walk.layers) - len(walk.changed),
         "outlier_tokens": walk.outlier_tokens,
         "num_windows": len(windows.ids),
         "window_tokens": windows.ids.shape[1],
-        "solve_seconds": round(walk.solve_seconds, 3),
         "calibration": windows.record,
         "layers": {name: _record(layer) for name, layer in walk.layers.items()},
     }

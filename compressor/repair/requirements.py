@@ -22,6 +22,22 @@ def require_steps_alone(steps: int, *, has_branches: bool) -> None:
         )
 
 
+def require_plain_steps(steps: int) -> None:
+    """Refuse local gradient steps of a quantised model: what they train would have to be rounded again.
+
+    Raises:
+        UnsupportedError: for any.
+    """
+    if steps:
+        raise UnsupportedError(
+            "local gradient steps cannot train weights that are rounded to FP8",
+            where="--repair-steps",
+            expected="0 for a quantised model",
+            found=steps,
+            hint="leave out --repair-steps, or repair the 16-bit model with it before `quantize`",
+        )
+
+
 def require_sequences(found: int) -> None:
     """Refuse fewer calibration sequences than a repair divides.
 

@@ -97,7 +97,7 @@ class Walk:
         attention, mlp = sublayers(self.plan.source.family)
         self._pass_through(range(kept[0]))
         for index, (own, end) in enumerate(pairwise(kept)):
-            with self.compressed.layer(index) as layer:
+            with self._compressed_layer(index) as layer:
                 with self.original.layer(own):
                     replaced = self._repair_readers(attention, layer, index, own)
                     replaced |= self._repair_writer(attention, layer, index)
@@ -107,6 +107,12 @@ class Walk:
             prefix = self.compressed.prefix(index)
             self.changed |= keep_weights(replaced, prefix, self.scratch / f"layer-{index}.safetensors")
             self.on_layer()
+
+    @contextmanager
+    def _compressed_layer(self, index: int) -> Iterator[DecoderLayer]:
+        """A layer of the compressed model with its weights, while the context lasts."""
+        with self.compressed.layer(index) as layer:
+            yield layer
 
     def _pass_through(self, removed: range) -> None:
         """Send the original's states through layers that the compressed model lacks."""
@@ -127,13 +133,17 @@ class Walk:
         def gather(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, ...]:
             seen = sublayer.seen(self.original, own, theirs, places)
             wanted = [_taken(seen[name], kept) for name, kept in zip(names, rows, strict=True)]
-            inputs = sublayer.read(self.compressed, index, ours)
+            inputs = self._read(sublayer, index, ours)
             given = [rows_of(layer.linear_layers()[name](inputs)) for name in names]
             scale = self._scale(theirs)
             theirs.add_(seen[sublayer.writer.module].view_as(theirs).to(theirs.device))
             return rows_of(inputs), torch.cat(wanted, dim=1) - torch.cat(given, dim=1), scale
 
         return self._repair(sublayer.readers, layer, index, gather)
+
+    def _read(self, sublayer: Sublayer, index: int, states: torch.Tensor) -> torch.Tensor:
+        """What the readers of a norm multiply their weights with, `[1, T, H]`."""
+        return sublayer.read(self.compressed, index, states)
 
     def _repair_writer(self, sublayer: Sublayer, layer: DecoderLayer, index: int) -> dict[str, torch.Tensor]:
         """Solve what writes to the stream; the compressed model's states then are those after it."""
@@ -183,13 +193,19 @@ class Walk:
             ):
                 raise VerificationError("an activation is not finite", where=name, found="NaN or inf")
             before = linear.weight.data
-            repaired, self.layers[name] = solved(linear.weight, of_use, self.keep_mask(name))
+            repaired, self.layers[name] = self._solved_(name, linear, of_use)
             if self.layers[name].accepted:
-                linear.weight.data = repaired
                 replaced[weight.module] = repaired
             self._fit_branch(name.removesuffix(".weight"), linear, before, of_use)
         self.solve_seconds += monotonic() - started
         return replaced
+
+    def _solved_(self, name: str, linear: nn.Linear, sums: dict[Use, Sums]) -> tuple[torch.Tensor, Repaired]:
+        """Solve a linear layer, which then computes with what it will; returns the weight that is stored."""
+        repaired, found = solved(linear.weight, sums, self.keep_mask(name))
+        if found.accepted:
+            linear.weight.data = repaired
+        return repaired, found
 
     def _fit_branch(self, name: str, linear: nn.Linear, before: torch.Tensor, sums: dict[Use, Sums]) -> None:
         """Fit a layer's branch, if it has one, to what its weight leaves; layers after it see both act."""

@@ -19,7 +19,9 @@ from typing import Any, TypedDict, TypeVar
 
 from compressor.choices.formats import FORMATS
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping, refuse_other_version
+from compressor.core.regular_files import stays_below
+from compressor.runs.redo import Redo, redo_by_command
 
 ARTIFACT_FILE = "artifact.json"
 # What an unfinished stage was begun with; it goes when the stage is published.
@@ -28,8 +30,6 @@ SCHEMA = "compress-export/artifact/2"
 _NOT_RECORDED = (ARTIFACT_FILE, STAGE_FILE)
 # Curves for people, with times and host names in them; nothing reads them.
 LOGS = "tensorboard"
-# Built after the record was written, by the script that an export without a builder leaves.
-_BUILT_LATER = ("engine/*", "engine-dense/*", "timing.cache")
 # Made by file systems and file managers wherever somebody looked; nobody's data.
 _OF_FILE_SYSTEMS = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 _REDO = "--restart-from STAGE in a run, --overwrite for a stage of its own"
@@ -93,7 +93,7 @@ class ModelArtifact:
         write_json(self.path / ARTIFACT_FILE, sealed(record))
 
 
-def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
+def read_artifact(path: Path, *, redo: str | Redo = redo_by_command) -> ModelArtifact:
     """Read the artifact that a stage left in `path`; `redo` says how to make it again, for errors.
 
     Raises:
@@ -108,16 +108,21 @@ def read_artifact(path: Path, *, redo: str = _REDO) -> ModelArtifact:
             expected=ARTIFACT_FILE,
             hint="name the output directory of a stage",
         )
-    record = read_json_mapping(file, what="the artifact's record")
+    what = "the artifact's record"
+    record = read_json_mapping(file, what=what)
+    if not isinstance(redo, str):
+        stage = record.get("stage")
+        redo = redo(stage, path) if isinstance(stage, str) else _REDO
+    refuse_other_version(record, SCHEMA, what=what, where=file, hint=f"make it again: {redo}")
     if record.get("schema") != SCHEMA:
         raise VerificationError(
-            "the artifact's record is of another version",
+            "this is no record of an artifact",
             where=str(file),
             expected=SCHEMA,
             found=record.get("schema"),
             hint=f"make it again: {redo}",
         )
-    unsealed(record, file, what="the artifact's record", hint=f"make it again: {redo}")
+    unsealed(record, file, what=what, hint=f"make it again: {redo}")
     try:
         return ModelArtifact(
             path=path,
@@ -145,18 +150,22 @@ def read_file_records(record: Mapping[str, Any], file: Path) -> Files:
     Raises:
         VerificationError: when `file`, which holds the record, does not name them as `record_files` does.
     """
+
+    def refuse(found: str) -> VerificationError:
+        return VerificationError(
+            "the record of files is corrupt", where=str(file), found=found, hint=f"make it again: {_REDO}"
+        )
+
     try:
-        return {
+        files = {
             str(name): FileRecord(sha256=str(value["sha256"]), bytes=int(value["bytes"]))
             for name, value in record["files"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise VerificationError(
-            "the record of files is corrupt",
-            where=str(file),
-            found=f"{type(error).__name__}: {error}",
-            hint=f"make it again: {_REDO}",
-        ) from error
+        raise refuse(f"{type(error).__name__}: {error}") from error
+    if outside := [name for name in files if not stays_below(name)]:
+        raise refuse(f"{ascii(outside[0])[:80]} leads out of the directory")
+    return files
 
 
 def _typed(record: Mapping[str, object], name: str, kind: type[Value]) -> Value:
@@ -201,7 +210,7 @@ def _is_passing(path: Path) -> bool:
 def _is_built_later(stage: str, name: str) -> bool:
     """Whether the script that an export without a builder leaves makes this file."""
     row = FORMATS.get(stage.removeprefix("export-"))
-    return row is not None and row.has_engine and any(fnmatchcase(name, path) for path in _BUILT_LATER)
+    return row is not None and any(fnmatchcase(name, path) for path in row.engine_files)
 
 
 def check_files(
@@ -225,7 +234,7 @@ def check_files(
         redo: How to make them again, for the error's hint.
         but: Names that the record does not cover.
         may_have_more: Accept files that are not recorded, such as the page of a published model.
-        stage: The stage that wrote them; beside a TensorRT-LLM export engines may have been built since.
+        stage: The stage that wrote them; beside an export an engine may have been built since.
 
     Raises:
         VerificationError: naming the first such file.

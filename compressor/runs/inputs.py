@@ -65,9 +65,11 @@ def differences(before: Mapping[str, object], now: Mapping[str, object], prefix:
 
 
 def refuse_difference(
-    stage: str, record: Path, before: Mapping[str, object], now: Mapping[str, object]
+    stage: str, record: Path, before: Mapping[str, object], now: Mapping[str, object], *, redo: str
 ) -> None:
     """Refuse to continue or to skip what was made from other inputs: those of `before`, which `record` holds.
+
+    `redo` says how it is made again.
 
     Raises:
         UsageError: naming what changed.
@@ -80,8 +82,7 @@ def refuse_difference(
             f"{where} holds the {stage} stage of a different run",
             where=str(record),
             found="; ".join(changed),
-            hint=f"add --restart-from {stage} in a run, or --overwrite for a single stage; or choose another "
-            "--output-dir",
+            hint=f"choose another --output-dir; or, to discard it: {redo}",
         )
 
 

@@ -19,12 +19,13 @@ from compressor.core.errors import CompressExportError, UsageError, Verification
 from compressor.core.hardware import Machine
 from compressor.core.json_files import as_record, read_json_mapping
 from compressor.core.processes import is_main
-from compressor.core.records import Record
+from compressor.core.records import Record, RelativeName
 from compressor.core.resource_errors import refused_directory
 from compressor.runs.artifact import sealed, sha256_of_file, unsealed, write_json
 from compressor.runs.discarding import discard_inside, remove_leftovers
 from compressor.runs.inputs import version_of
 from compressor.runs.locking import LOCK_FILE, lock_run
+from compressor.runs.preflight_record import PreflightRecord
 from compressor.runs.stage import StageOutcome
 
 MANIFEST_FILE = "manifest.json"
@@ -67,15 +68,17 @@ class ManifestRecord(Record):
         stages: By directory, relative to the run's.
         files: sha256 of what the run itself wrote into its directory.
         warnings: Of the run as a whole.
+        preflight: The last one that was made, passed or not.
     """
 
     schema_id: Literal["compress-export/manifest/3"] = Field(SCHEMA, alias="schema")
     created: str
-    stages: dict[str, StageEntry] = Field({})
-    files: dict[str, str] = Field({})
+    stages: dict[RelativeName, StageEntry] = Field({})
+    files: dict[RelativeName, str] = Field({})
     versions: dict[str, str] = Field({})
     hardware: Machine | None = None
     warnings: tuple[str, ...] = ()
+    preflight: PreflightRecord | None = None
 
 
 class Manifest:
@@ -107,7 +110,7 @@ class Manifest:
             fingerprint=artifact.fingerprint,
             seconds=round(outcome.seconds, 3),
             peak_memory_bytes=outcome.peak_memory_bytes,
-            finished=_now(),
+            finished=now(),
             warnings=outcome.warnings,
         )
         self.update(stages={**self.record.stages, where: entry})
@@ -158,14 +161,29 @@ def open_run_directory(out_dir: Path, *, resume: bool, overwrite: bool) -> Itera
         try:
             yield manifest
         except CompressExportError:
-            if is_new and not manifest.record.stages:  # nothing was made that better input could continue
-                # The manifest last: until then a kill leaves a directory that is recognised as ours.
-                discard_inside(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
-                discard_inside(out_dir, but=(LOCK_FILE,))
-                discard_inside(out_dir)
-                if not existed:
-                    out_dir.rmdir()
+            if is_new and not manifest.record.stages and not _has_checkpoint(out_dir):
+                # Nothing was made that the same command, or better input, could continue.
+                _clear(out_dir, keeps_record=manifest.record.preflight is not None, existed=existed)
             raise
+
+
+def _has_checkpoint(out_dir: Path) -> bool:
+    """Whether a training of an unfinished stage got as far as to save something."""
+    return any(out_dir.glob("stages/*.partial/**/checkpoint-*"))
+
+
+def _clear(out_dir: Path, *, keeps_record: bool, existed: bool) -> None:
+    """Remove what an error left of a new run; the record of its preflight, which took minutes, may stay."""
+    # The manifest last: until then a kill leaves a directory that is recognised as ours.
+    discard_inside(out_dir, but=(MANIFEST_FILE, LOCK_FILE))
+    if keeps_record:
+        record = read_manifest(out_dir).model_copy(update={"files": {}})
+        write_json(out_dir / MANIFEST_FILE, sealed(record.to_json()))
+        return
+    discard_inside(out_dir, but=(LOCK_FILE,))
+    discard_inside(out_dir)
+    if not existed:
+        out_dir.rmdir()
 
 
 def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str = MANIFEST_FILE) -> None:
@@ -192,12 +210,13 @@ def claim_directory(out_dir: Path, *, is_ours: bool, resume: bool, marker: str =
         raise refused_directory(out_dir, error, what="made") from error
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _new_record() -> ManifestRecord:
-    return ManifestRecord(created=_now())
+    return ManifestRecord(created=now())
 
 
 def read_manifest(directory: Path) -> ManifestRecord:
@@ -211,11 +230,11 @@ def read_manifest(directory: Path) -> ManifestRecord:
     record = read_json_mapping(file, what=what)
     if record.get("schema") != SCHEMA:
         raise UsageError(
-            "the manifest was written by another version",
+            "the manifest was written by another version of this tool",
             where=str(file),
             expected=SCHEMA,
             found=record.get("schema"),
-            hint="start over with --overwrite, or choose another --output-dir",
+            hint="the same command with --overwrite starts over; another --output-dir keeps this run",
         )
     hint = "put it back as it was, or --overwrite to start anew"
     return as_record(ManifestRecord, unsealed(record, file, what=what, hint=hint), what=what, where=file)

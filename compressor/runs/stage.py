@@ -35,24 +35,16 @@ from compressor.runs.artifact import (
     sync_tree,
     write_json,
 )
+from compressor.runs.cleaned import CLEANED_FILE, files_left, is_cleaned
 from compressor.runs.discarding import discard, discard_inside, remove_leftovers
 from compressor.runs.inputs import plain_inputs, refuse_difference
+from compressor.runs.redo import Redo, redo_by_command
 
 PARTIAL_SUFFIX = ".partial"
 # Other input makes another run; after a network error the same one is taken up again.
 _INPUT_ERRORS = (UsageError, UnsupportedError, DependencyError)
 
 Config = TypeVar("Config", bound=BaseModel)
-
-
-# Stages whose command has another name; every format is a stage of its own under one command.
-_COMMANDS = {"correct": "correct-teacher", "logits": "cache-logits", "recover": "sparsify"}
-
-
-def redo_by_command(stage: str, path: Path) -> str:
-    """The command that makes a stage's directory again."""
-    command = _COMMANDS.get(stage, stage.partition("-")[0])
-    return f"compress-export {command} ... -o {path} --overwrite"
 
 
 @dataclass(kw_only=True)
@@ -76,7 +68,7 @@ class StageContext:
     teacher: ModelArtifact | None = None
     others: dict[str, ModelArtifact] = field(default_factory=dict)
     trust_remote_code: bool = False
-    redo: Callable[[str, Path], str] = redo_by_command
+    redo: Redo = redo_by_command
     checked: set[Path] = field(default_factory=set)
     before: Callable[[], None] = lambda: None
 
@@ -86,9 +78,16 @@ class StageContext:
         A checkpoint made elsewhere has no such record; its fingerprint covers it.
 
         Raises:
+            UsageError: when its large files were deleted on purpose.
             VerificationError: naming the first file that is missing, new or changed.
         """
         path = artifact.path.resolve()
+        if is_cleaned(path):
+            raise UsageError(
+                "the weights that this needs were deleted by `clean`",
+                where=str(artifact.path),
+                hint=f"make them again: {self.redo(artifact.stage, artifact.path)}",
+            )
         if artifact.files and path not in self.checked:
             redo = self.redo(artifact.stage, artifact.path)
             check_files(artifact.path, artifact.files, contents=True, redo=redo, stage=artifact.stage)
@@ -274,9 +273,10 @@ def _finished(
     if not (out_dir / ARTIFACT_FILE).is_file():
         return None
     finished = read_artifact(out_dir, redo=redo)
-    refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs)
+    refuse_difference(stage, out_dir / ARTIFACT_FILE, finished.inputs, inputs, redo=redo)
     (out_dir / STAGE_FILE).unlink(missing_ok=True)  # left by a kill right after the renaming
-    check_files(out_dir, finished.files, contents=False, redo=redo, stage=finished.stage)
+    but = (CLEANED_FILE,) if is_cleaned(out_dir) else ()
+    check_files(out_dir, files_left(finished), contents=False, redo=redo, but=but, stage=finished.stage)
     return finished
 
 
@@ -300,9 +300,8 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
     begun = out_dir.with_name(out_dir.name + PARTIAL_SUFFIX)
     record = begun / STAGE_FILE
     if record.is_file():
-        refuse_difference(
-            stage, record, read_json_mapping(record, what="the record of an unfinished stage"), inputs
-        )
+        begun_with = read_json_mapping(record, what="the record of an unfinished stage")
+        refuse_difference(stage, record, begun_with, inputs, redo=redo)
         return begun
     if begun.exists() and any(path.suffix != ".tmp" for path in begun.iterdir()):
         raise UsageError(

@@ -243,7 +243,7 @@ def _details(
     return details
 
 
-_FIELDS = (
+ONE_SHOT_FIELDS = (
     *("pattern", "method", "skip", "block_size", "dampening_fraction", "raise_dampening", "update_weights"),
     *("swaps", "slorb", "slorb_group"),
 )
@@ -251,7 +251,7 @@ _FIELDS = (
 
 def _content(config: SparsifyStageConfig) -> dict[str, object]:
     """All but what decides the training that follows."""
-    sparsify = fields_of(content_of(config.sparsify), *_FIELDS)
+    sparsify = fields_of(content_of(config.sparsify), *ONE_SHOT_FIELDS)
     start = {} if config.sparsify.slorb == "off" else {"branch_start": _BRANCH_START}
     return {"sparsify": sparsify, "calibration": content_of(config.calibration), **start}
 

@@ -60,6 +60,12 @@ class Extend(TrainerCallback):
         """Call these, in order."""
         self._extensions, self._check = extensions, check
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Before the first step, of this process or of the training."""
+        if state.global_step == 0:
+            for extension in self._extensions:
+                extension.before_training()
+
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """When a step's gradients are there."""
         self._check()

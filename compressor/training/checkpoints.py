@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping, refuse_other_version
 from compressor.core.processes import on_main
 from compressor.runs.artifact import (
     check_files,
@@ -84,7 +84,9 @@ def _damage(directory: Path) -> VerificationError | None:
     mark = directory / COMPLETE_MARK
     what = "the mark of a complete checkpoint"
     try:
-        record = unsealed(read_json_mapping(mark, what=what), mark, what=what, hint=_REDO)
+        marked = read_json_mapping(mark, what=what)
+        refuse_other_version(marked, _SCHEMA, what=what, where=mark, hint=_REDO)
+        record = unsealed(marked, mark, what=what, hint=_REDO)
         check_files(directory, read_file_records(record, mark), contents=True, but=(COMPLETE_MARK,))
     except VerificationError as error:
         return error

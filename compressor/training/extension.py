@@ -22,6 +22,9 @@ class TrainingExtension:
         """The optimizer to use; None for AdamW with the config's settings."""
         return None
 
+    def before_training(self) -> None:
+        """Called before the first step; not when a training is continued."""
+
     def after_step(self, step: int) -> None:
         """Called after every optimizer step, the first being 1."""
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compressor.core.errors import VerificationError
+from compressor.core.json_files import refuse_other_version
 
 PROBES_FILE = "probes.safetensors"
 SCHEMA = "compress-export/probes/1"
@@ -118,6 +119,8 @@ def read_probes(directory: Path) -> Probes:
         raise VerificationError("the probes cannot be read", where=str(file), found=error) from error
     ids, positions, logits = (tensors[name].shape for name in _TENSORS)
     shapes_fit = ids == positions == (NUM_PROBES, ids[-1]) and logits[:2] == (NUM_PROBES, KEPT_POSITIONS)
+    for name in metadata:
+        refuse_other_version({"schema": name}, SCHEMA, what="the record of logits", where=file)
     if metadata.get(SCHEMA) not in TOLERANCES or not shapes_fit:
         raise VerificationError("the probes are not ours", where=str(file), expected=SCHEMA)
     return Probes(**tensors, compute_dtype=metadata[SCHEMA])

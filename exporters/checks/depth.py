@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
+from safetensors import safe_open
 
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import as_record, read_json_mapping
@@ -47,6 +48,18 @@ def check_depth(directory: Path, details: Mapping[str, object]) -> dict[str, Jso
     said = {"importance": record.importance, "whole": record.whole.to_json(), "without": left.to_json()}
     expect_equal("the stage reports other figures", said, details.get("depth"), where=str(file))
     return {"num_measured_removals": sum(map(len, curves.values()))}
+
+
+def check_layer_importance(directory: Path, details: Mapping[str, object]) -> None:
+    """Refuse a report of the layers' importance that is not what the file of scores says of single layers."""
+    reported, file = details.get("layer_importance"), directory / "importance.safetensors"
+    if reported is None:
+        return
+    with safe_open(file, framework="pt") as scores:
+        blocks = scores.get_tensor("blocks")
+    own = [f"{float(blocks[layer, layer + 1]):.6g}" for layer in range(len(blocks) - 1)]
+    found = [f"{score:.6g}" for score in reported] if isinstance(reported, list) else reported
+    expect_equal("the stage reports another importance of its layers", own, found, where=str(file))
 
 
 def _first_best(without: tuple[Measured, ...], file: Path) -> list[int]:

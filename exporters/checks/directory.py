@@ -16,12 +16,16 @@ from compressor.models.digests import DIGESTS_FILE
 from compressor.models.dims import dims_of_config, num_parameters
 from compressor.models.sparse.pattern import Pattern
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE
+from compressor.planning.restart import redo_in_run
 from compressor.pruning.plan import PLAN_FILE
 from compressor.quantization.amax import AMAX_FILE
 from compressor.runs.artifact import ARTIFACT_FILE, STAGE_FILE, ModelArtifact, check_files, read_artifact
+from compressor.runs.cleaned import CLEANED_FILE, files_left, is_cleaned, read_cleaned
+from compressor.runs.redo import redo_by_command
 from compressor.training.probes import PROBES_FILE
 from exporters.checks.checkpoint import expect_count
 from exporters.checks.config import check_own_config, check_tokenizer_files
+from exporters.checks.equality import expect_equal
 from exporters.checks.origins import NOTHING, Origin
 from exporters.checks.record import check_figures
 from exporters.checks.stages import MODEL_STAGES, check_stage
@@ -88,7 +92,10 @@ def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
             )
         found = check_structure(directory, row.load(), subject.pattern)
         return Checked(path=directory, kind="checkpoint", status=NO_RECORD, found=found)
-    check_files(directory, artifact.files, contents=True, stage=artifact.stage)
+    if is_cleaned(directory):
+        return _check_cleaned(directory, artifact)
+    redo = (redo_in_run if subject.must_be_ours else redo_by_command)(artifact.stage, directory)
+    check_files(directory, artifact.files, contents=True, redo=redo, stage=artifact.stage)
     check = _check_export if artifact.stage.startswith(EXPORT_STAGE) else _check_stage
     try:
         return check(subject, artifact, options)
@@ -96,6 +103,16 @@ def check_directory(subject: Subject, options: VerifyOptions) -> Checked:
         raise VerificationError(
             error.what, where=error.where, expected=error.expected, found=error.found
         ) from error
+
+
+def _check_cleaned(directory: Path, artifact: ModelArtifact) -> Checked:
+    """What is left of a stage whose large files were deleted on purpose."""
+    left = files_left(artifact)
+    check_files(directory, left, contents=True, but=(CLEANED_FILE,), may_have_more=True)
+    what = "the mark of a cleaned stage is of another stage"
+    expect_equal(what, artifact.fingerprint, read_cleaned(directory).fingerprint, where=str(directory))
+    figures: dict[str, JsonValue] = {"stage": artifact.stage, "num_files": len(left)}
+    return Checked(path=directory, kind="stage", status="cleaned: contents not verified", found=figures)
 
 
 def _record_of(subject: Subject) -> ModelArtifact | None:

@@ -81,7 +81,7 @@ def _config(inputs: Mapping[str, object]) -> dict[str, dict[str, object]]:
 def _sections(artifact: ModelArtifact, plain: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The recipe's sections that a stage recorded, by their dotted names."""
     config: dict[str, object] = artifact.inputs.get("config", {})
-    whole = _SECTION_OF_STAGE.get(artifact.stage)
+    whole = None if "interleave" in config else _SECTION_OF_STAGE.get(artifact.stage)
     sections = {whole: config} if whole else {name: config[name] for name in config if name in plain}
     return {name: section for name, section in sections.items() if isinstance(section, dict)}
 
@@ -133,6 +133,26 @@ def _leaves(said: Any, recorded: Any, field: str = "") -> Iterator[tuple[str, An
             yield from _leaves(one, other, f"{field}.{index}")
     else:
         yield field, said, recorded
+
+
+def check_cuts(directory: Path, plan_file: str) -> None:
+    """Refuse a plan of several cuts whose shapes are not those that were cut, or a training out of turn."""
+    file = directory / plan_file
+    cuts = read_plan(file).cuts
+    for number, cut in enumerate(cuts, start=1):
+        name = "" if number == len(cuts) else f"{cut.name}-"
+        pruned, trained = (directory / "stages" / f"{name}{stage}" for stage in ("prune", "distill"))
+        where, hint = f"{file}: {cut.name}", "repeat the command that made this run"
+        if pruned.is_dir():
+            expected = planned_model(dims_of_config(read_config(pruned)))
+            found = {"shape": cut.shape, "parameters": cut.num_parameters}
+            wanted = {"shape": expected.dims, "parameters": expected.num_parameters}
+            expect_equal("the plan says another cut than there is", wanted, found, where=where, hint=hint)
+        if trained.is_dir():
+            part = read_artifact(trained).inputs.get("config", {}).get("part")
+            expect_equal(
+                "another part of the training follows this cut", number, part, where=where, hint=hint
+            )
 
 
 def check_plan(directory: Path, plan_file: str, *, teacher: Path | None, student: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from compressor.core.errors import CompressExportError, UsageError, VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, hash_and_check
 from compressor.models.source import resolve_source
+from compressor.planning.cuts import CUT
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import ARTIFACT_FILE, read_artifact
 from compressor.runs.discarding import is_leftover
@@ -82,11 +83,29 @@ def is_finished(path: Path) -> bool:
 
 
 def fingerprint_of_teacher(directory: Path) -> str | None:
-    """What a run recorded of the model that it was made from; None before it pruned that."""
-    prune = directory / _PRUNED
-    if not (prune / ARTIFACT_FILE).is_file():
+    """What a run recorded of the model that it was made from; None before it pruned that.
+
+    Of several cuts, the first was made from it.
+    """
+    source = _source_of(directory / _PRUNED)
+    trained = {read_artifact(path).fingerprint for path in _cuts(directory, "distill")}
+    first = _cuts(directory, "prune")[:1]
+    if first and (source is None or source in trained):
+        return _source_of(first[0])
+    return source
+
+
+def _cuts(directory: Path, stage: str) -> list[Path]:
+    """The directories of a stage of several cuts, in their order."""
+    found = (directory / STAGES).glob(f"{CUT}*-{stage}")
+    numbered = [path for path in found if is_finished(path) and (path / ARTIFACT_FILE).is_file()]
+    return sorted(numbered, key=lambda path: (len(path.name), path.name))
+
+
+def _source_of(made: Path) -> str | None:
+    if not (made / ARTIFACT_FILE).is_file():
         return None
-    fingerprint: str | None = read_artifact(prune).inputs.get("source")
+    fingerprint: str | None = read_artifact(made).inputs.get("source")
     return fingerprint
 
 

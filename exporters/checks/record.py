@@ -49,6 +49,14 @@ def check_figures(
         _expect(str(directory / VERIFICATION_FILE), expected, recorded, slack=tolerance)
 
 
+def check_close(expected: float, found: float, *, where: str) -> None:
+    """Refuse a recorded number that is not what was computed again from the same values."""
+    if not math.isclose(expected, found, rel_tol=1e-9, abs_tol=1e-12):
+        raise VerificationError(
+            "a recorded figure is not what was found", where=where, expected=expected, found=found
+        )
+
+
 def _comparable(now: Verification, record: Verification) -> tuple[dict[str, object], dict[str, object]]:
     """What was found now and what is recorded, without what only one of the two had to run, or could.
 

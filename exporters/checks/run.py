@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.choices.formats import FORMATS
+from compressor.choices.runtimes import CHECKPOINT
 from compressor.core.errors import UsageError, VerificationError
 from compressor.models.sparse.pattern import Pattern
-from compressor.planning.disk import teacher_graphs
+from compressor.planning.cuts import name_of_cut
+from compressor.planning.disk import TEACHER_QUANTIZED, quantizes_teacher
 from compressor.planning.plan import read_plan
+from compressor.planning.restart import redo_in_run
 from compressor.recipe.recipe import Recipe, load_recipe
 from compressor.runs.artifact import check_files, read_artifact
+from compressor.runs.cleaned import is_cleaned
 from compressor.runs.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -24,7 +28,7 @@ from compressor.runs.manifest import (
     read_manifest,
 )
 from exporters.checks.directory import Checked, Subject, check_directory
-from exporters.checks.documents import check_manifest_entry, check_plan, check_recipe
+from exporters.checks.documents import check_cuts, check_manifest_entry, check_plan, check_recipe
 from exporters.checks.origins import STAGES, Origin, Parts, conversions, is_finished, teacher_of
 from exporters.registry import place_of
 from exporters.verification.logits import VerifyOptions
@@ -54,7 +58,8 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
     """
     distill, sparsify = recipe.distill, recipe.sparsify
     searched: dict[str, str | None] = {f"{STAGES}/search": TEACHER} if recipe.search.candidates else {}
-    places: dict[str, str | None] = {**searched, f"{STAGES}/prune": TEACHER}
+    cuts = _cuts(recipe)
+    places: dict[str, str | None] = {**searched, **cuts, f"{STAGES}/prune": [TEACHER, *cuts][-1]}
     student = f"{STAGES}/prune"
     if recipe.repair.enabled:
         places[f"{STAGES}/reconstruct"] = student
@@ -75,23 +80,46 @@ def demanded(recipe: Recipe) -> dict[str, str | None]:
         if distill.tokens if sparsify.tokens is None else sparsify.tokens:
             places[f"{STAGES}/recover"] = student
             student = f"{STAGES}/recover"
-    if recipe.quantize.fp8:
-        places[f"{STAGES}/quantize"] = student
+    quantised = f"{STAGES}/{'reconstruct-fp8' if recipe.repairs_fp8() else 'quantize'}"
+    places |= _quantised(recipe, student)
     places[STUDENT] = student
     for name in recipe.export_formats():
-        places[place_of(name)] = f"{STAGES}/quantize" if FORMATS[name].needs_fp8 else student
-    places[f"{STAGES}/evaluate"] = None
-    return places | _benchmark(recipe)
+        places[place_of(name)] = quantised if FORMATS[name].needs_fp8 else student
+    return places | _evaluations(recipe) | _benchmark(recipe)
+
+
+def _quantised(recipe: Recipe, student: str) -> dict[str, str | None]:
+    places: dict[str, str | None] = {f"{STAGES}/quantize": student} if recipe.quantize.fp8 else {}
+    return places | ({f"{STAGES}/reconstruct-fp8": f"{STAGES}/quantize"} if recipe.repairs_fp8() else {})
+
+
+def _evaluations(recipe: Recipe) -> dict[str, str | None]:
+    places: dict[str, str | None] = {f"{STAGES}/evaluate": None}
+    places |= {f"{STAGES}/evaluate-exports": None} if recipe.evaluate.exports else {}
+    places |= {f"{STAGES}/tasks": None} if recipe.evaluate.tasks else {}
+    return places | ({f"{STAGES}/chat": None} if recipe.evaluate.chat_data is not None else {})
+
+
+def _cuts(recipe: Recipe) -> dict[str, str | None]:
+    """The directories of all cuts but the last, each cut made from what the training before it left."""
+    places: dict[str, str | None] = {}
+    stages = ("prune", "reconstruct", "distill") if recipe.repair.enabled else ("prune", "distill")
+    for number in range(1, recipe.interleave.cuts):
+        for stage in stages:
+            source = [TEACHER, *places][-1]
+            places[f"{STAGES}/{name_of_cut(number)}-{stage}"] = source
+    return places
 
 
 def _benchmark(recipe: Recipe) -> dict[str, str | None]:
-    graphs = teacher_graphs(recipe).values()
-    places: dict[str, str | None] = {f"{STAGES}/teacher-{name}": TEACHER for name in graphs}
-    bench = recipe.bench
-    runs = bench.reads_checkpoints() and (
-        bench.row.serves or not set(bench.row.precisions).isdisjoint(bench.precisions)
-    )
-    return places | ({BENCH: None} if graphs or runs else {})
+    quantized = f"{STAGES}/{TEACHER_QUANTIZED}"
+    places: dict[str, str | None] = {quantized: TEACHER} if quantizes_teacher(recipe) else {}
+    formats, bench = recipe.measured_formats().values(), recipe.bench
+    for name in formats:
+        places[f"{STAGES}/teacher-{name}"] = quantized if FORMATS[name].needs_fp8 else TEACHER
+    reads = bench.is_measured and bench.row.reads == CHECKPOINT and not bench.measures_engines
+    runs = reads and (bench.row.serves or bool(recipe.bench_precisions()))
+    return places | ({BENCH: None} if formats or runs else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +224,13 @@ def _refuse_gone(run: RunRecords, missing: list[str]) -> None:
 def _check_documents(run: RunRecords, present: list[str]) -> None:
     """Manifest, recipe and plan against what the stages recorded of themselves."""
     for name in present:
-        artifact = read_artifact(run.directory / name)
+        artifact = read_artifact(run.directory / name, redo=redo_in_run)
         check_manifest_entry(run.directory / name, run.stages.get(name), artifact)
         check_recipe(run.directory / RECIPE_FILE, run.recipe, artifact)
     student = run.directory / STUDENT
     if student.is_dir():
         check_plan(run.directory, PLAN_FILE, teacher=run.parts.teacher.path, student=student)
+    check_cuts(run.directory, PLAN_FILE)
 
 
 def origin_in(run: RunRecords, name: str) -> Origin:
@@ -212,6 +241,8 @@ def origin_in(run: RunRecords, name: str) -> Origin:
     source = places[name]
     if source == TEACHER:
         return run.parts.teacher
+    if source is not None and is_cleaned(run.directory / source):
+        return Origin(reason=f"{source}, which it was made from, was cleaned")
     return Origin(path=None if source is None else run.directory / source)
 
 

@@ -6,7 +6,11 @@
 | prune-masks | probes, digests; of frozen weights the source's times the masks, cut | as after prune |
 | sparsify | kept weights, masks and dense tensors of the source; digests from memory | the source's |
 | reconstruct | the source's where a layer was left; digests from memory elsewhere; masks | the source's |
+| reconstruct-fp8 | as reconstruct; repaired ones on the FP8 grid; maxima from the source's | the source's |
 | distill, correct, recover | probes and digests from memory | the source's |
+| evaluate | every figure of a text from those of its windows; no model | none |
+| evaluate-tasks | scores and comparisons from those of the items; no model | none |
+| evaluate-chat | figures and comparisons from replies and conversations; no model | none |
 | search | sizes, speeds and ranks of its table computed again; no model | none |
 | quantize | the source's, and rounded once with scales of its own maxima | the source's |
 """
@@ -27,14 +31,19 @@ from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, has
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_sparsity
 from compressor.pruning.plan import PLAN_FILE
 from compressor.pruning.rotation import ROTATION_FILE
-from compressor.quantization.amax import FP8_DIRECTORY, read_amax
+from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax
+from compressor.quantization.record import RECORD_FILE
 from compressor.runs.artifact import ModelArtifact
 from compressor.training.probes import check_probes, read_probes
+from exporters.checks.chat import check_chat
 from exporters.checks.config import check_config, check_tokenizer_files
-from exporters.checks.depth import check_depth
+from exporters.checks.depth import check_depth, check_layer_importance
 from exporters.checks.equality import expect_bits, expect_figures, expect_same_file
 from exporters.checks.learned import check_learned
+from exporters.checks.perplexities import check_perplexities
 from exporters.checks.pruned import check_pruned
+from exporters.checks.requantised import check_maxima, check_on_grid, check_zeros
+from exporters.checks.scores import check_scores
 from exporters.checks.searched import check_searched
 from exporters.checks.sparsified import check_branches, check_masks, check_moved_masks, check_sparsified
 from exporters.verification.logits import VerifyOptions
@@ -51,6 +60,12 @@ def check_stage(
     """
     if artifact.stage == "search":
         return check_searched(directory, artifact, source)
+    if artifact.stage == "evaluate":
+        return check_perplexities(directory, artifact)
+    if artifact.stage == "evaluate-tasks":
+        return check_scores(directory, artifact)
+    if artifact.stage == "evaluate-chat":
+        return check_chat(directory, artifact)
     check = _CHECKS.get(artifact.stage)
     if check is None:
         return {"contents": "as recorded"}
@@ -58,6 +73,7 @@ def check_stage(
 
 
 def _pruned(directory: Path, artifact: ModelArtifact, source: Path | None, _options: VerifyOptions) -> Found:
+    check_layer_importance(directory, artifact.details)
     found = check_depth(directory, artifact.details)
     return found if source is None else {**found, **check_pruned(directory, artifact, source)}
 
@@ -94,7 +110,8 @@ def _reconstructed(
     if set(read_digests(directory)) != written:
         odd = min(set(read_digests(directory)) ^ written)
         raise VerificationError("the record names other repaired weights than the stage wrote", where=odd)
-    if read_sparsity(directory) is not None:
+    # A quantised model has no masks: what is dropped of it is what is 0.
+    if read_sparsity(directory) is not None and not (directory / AMAX_FILE).is_file():
         found |= check_masks(directory, artifact)
     if branches:
         check_branches(directory)
@@ -159,11 +176,31 @@ def _quantised(
     return {"num_equal_16bit_tensors": len(names)}
 
 
+def _requantised(
+    directory: Path, artifact: ModelArtifact, source: Path | None, options: VerifyOptions
+) -> Found:
+    """Like a reconstruction, in FP8: repaired weights lie on the grid of maxima that follow the source's."""
+    unified = directory / FP8_DIRECTORY
+    check_config(unified, directory, without=frozenset({"quantization_config"}))
+    check_tokenizer_files(unified, directory)
+    accepted, amax = set(read_digests(directory)), read_amax(directory)
+    with CheckpointReader(directory) as reader:
+        found: Found = {"num_tensors_on_grid": check_on_grid(reader, amax, accepted)}
+        if source is not None:
+            found |= {"num_maxima": check_maxima(directory, source, accepted)}
+            expect_same_file(RECORD_FILE, source / FP8_DIRECTORY, unified)
+            sparsity = read_sparsity(source)
+            with CheckpointReader(source) as original:
+                found |= check_zeros(reader, original, set(sparsity.shapes) if sparsity else set())
+    return found | _reconstructed(directory, artifact, source, options)
+
+
 _CHECKS: dict[str, Callable[[Path, ModelArtifact, Path | None, VerifyOptions], Found]] = {
     "prune": _pruned,
     "prune-masks": _learned,
     "sparsify": _sparsified,
     "reconstruct": _reconstructed,
+    "reconstruct-fp8": _requantised,
     "distill": _trained,
     "correct": _trained,
     "recover": _trained,

@@ -10,38 +10,35 @@ to none, or need a cache that is never empty, depending on the builder's version
 
 from __future__ import annotations
 
-from compressor.core.errors import UnsupportedError
-from compressor.models.checkpoint import CONFIG_FILE
 from compressor.models.config.portable import portable_config
 from compressor.models.families import family_of
+from exporters.expressible import Expressible
 from exporters.verification.class_defaults import declared_window, reads_window, value_of
 
 FIXED = ("default", "linear", "llama3", "yarn")
-_HINT = "leave onnx out of the formats; vLLM, SGLang and newer TensorRT-LLM load --format huggingface"
+_FORMAT = Expressible(what="a graph for ONNX Runtime GenAI", option="onnx")
 
 
 def check_expressible(config: dict[str, object]) -> None:
     """Refuse (UnsupportedError) a model whose graph would fail or compute something else, from its config."""
     family = family_of(str(config.get("model_type")))
     if family.genai is None:
-        raise UnsupportedError(
-            f"{family.model_type} models cannot be exported to ONNX",
-            where=f"{CONFIG_FILE}: model_type",
-            hint=_HINT,
-        )
+        raise _FORMAT.refusal("model_type", what=f"{family.model_type} models cannot be exported to ONNX")
     stated = config.get("architectures", [class_name(config)])
-    _expect("architectures", stated == [class_name(config)], [class_name(config)], stated)
+    _FORMAT.expect("architectures", stated == [class_name(config)], [class_name(config)], stated)
     form = rope_form(config)
-    _expect("rope_scaling", form in FIXED, " or ".join(FIXED), form)
+    _FORMAT.expect("rope_scaling", form in FIXED, " or ".join(FIXED), form)
     length = value_of(config, "max_position_embeddings")
     # The builder takes these for the context's length and for a window where no class here reads them.
-    _expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
+    _FORMAT.expect("seq_length", config.get("seq_length", length) == length, length, config.get("seq_length"))
     if reads_window(config):
         window = declared_window(config)
-        _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
+        _FORMAT.expect(
+            "sliding_window", window is None or window >= length, f"none, or at least {length}", window
+        )
     else:
         stated = config.get("sliding_window")
-        _expect("sliding_window", stated is None, "null: this family has no windows", stated)
+        _FORMAT.expect("sliding_window", stated is None, "null: this family has no windows", stated)
 
 
 def class_name(config: dict[str, object]) -> str:
@@ -59,14 +56,3 @@ def rope_form(config: dict[str, object]) -> str:
     """The form of the rope's scaling; `default` without any."""
     scaling = portable_config(config).get("rope_scaling") or {}
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
-
-
-def _expect(field: str, holds: bool, expected: object, found: object) -> None:  # noqa: FBT001
-    if not holds:
-        raise UnsupportedError(
-            "a graph for ONNX Runtime GenAI cannot express this model",
-            where=f"{CONFIG_FILE}: {field}",
-            expected=expected,
-            found=found,
-            hint=_HINT,
-        )

@@ -107,17 +107,22 @@ def check_tables(directory: Path, student: Path) -> int:
 
 def expected_tables(student: Path, num_positions: int) -> dict[str, torch.Tensor]:
     """Cosine and sine of every position and rotated channel pair, float32, by transformers' own class."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(student, local_files_only=True)
-    name = config.model_type
-    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    rotary = getattr(module, f"{name.capitalize()}RotaryEmbedding")(config=config)
+    rotary = rotary_of(student)
     positions = torch.arange(num_positions)[None]
     with torch.no_grad():
         tables = rotary(torch.zeros(1, dtype=torch.float32), positions)
     half = [table[0, :, : table.shape[-1] // 2].contiguous() for table in tables]
     return dict(zip(TABLES, half, strict=True))
+
+
+def rotary_of(student: Path) -> Any:
+    """Transformers' own module that computes cosine and sine for a student's config."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(student, local_files_only=True)
+    name = config.model_type
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    return getattr(module, f"{name.capitalize()}RotaryEmbedding")(config=config)
 
 
 def _stored_tables(graph: Any) -> dict[str, Any]:

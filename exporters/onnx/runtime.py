@@ -12,8 +12,8 @@ import torch
 
 from compressor.core.errors import VerificationError
 from compressor.core.resource_errors import as_resource_error
-from compressor.models.dims import Dims
 from exporters.onnx.builder import GRAPH_FILE, load_graph
+from exporters.onnx.cache import CacheDims
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ONLY_FATAL = 4
@@ -35,7 +35,7 @@ class NotExecutableError(Exception):
 class OnnxModel:
     """A graph with a KV cache, open on the CPU."""
 
-    def __init__(self, directory: Path, dims: Dims, *, exact_activations: bool = False) -> None:
+    def __init__(self, directory: Path, dims: CacheDims, *, exact_activations: bool = False) -> None:
         """Open `model.onnx` in `directory`.
 
         With `exact_activations` quantised layers compute with float32 inputs, whatever the graph allows: its
@@ -54,7 +54,7 @@ class OnnxModel:
         if exact_activations:
             graph = _with_exact_activations(directory)
             options.add_session_config_entry(_DATA_FOLDER, str(directory))
-        self._session = _attempt(
+        self._session = attempt(
             lambda: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         )
         self._dims = dims
@@ -95,8 +95,8 @@ class OnnxModel:
             **cache,
         }
         fed = {name: value for name, value in feed.items() if name in self._inputs}
-        found = dict(zip(outputs, _attempt(lambda: self._session.run(outputs, fed)), strict=True))
-        logits = torch.from_numpy(found.pop("logits")[0].astype(np.float32))
+        found = dict(zip(outputs, attempt(lambda: self._session.run(outputs, fed)), strict=True))
+        logits = torch.from_numpy(found.pop("logits")[0].astype(np.float32, copy=False))
         return logits, {_PAST + name.removeprefix(_PRESENT): value for name, value in found.items()}
 
 
@@ -123,7 +123,7 @@ def _check_cached(inputs: set[str], outputs: set[str], num_layers: int) -> None:
         raise VerificationError("the graph has an input that this tool does not know", where=min(unknown))
 
 
-def _attempt(work: Callable[[], Any]) -> Any:
+def attempt(work: Callable[[], Any]) -> Any:
     """Run onnxruntime, its own exceptions turned into ours."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

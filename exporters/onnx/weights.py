@@ -80,7 +80,7 @@ def compare_weights(directory: Path, student: Path, dims: Dims, *, dtype: torch.
     refuse_unknown(graph.floating() - set(TABLES), wanted)
     with CheckpointReader(student) as reader:
         for stored in wanted:
-            expected = torch.cat([_cast(reader, name, dtype) for name in stored.tensors])
+            expected = torch.cat([cast_tensor(reader, name, dtype) for name in stored.tensors])
             found = graph.tensor(stored.initialiser)
             if found.dtype != dtype or not torch.equal(expected.T if stored.transposed else expected, found):
                 raise VerificationError(
@@ -146,7 +146,8 @@ def _plain(initialiser: str, tensor: str) -> StoredWeight:
     return StoredWeight(initialiser=initialiser, tensors=(tensor,), transposed=False)
 
 
-def _cast(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
+def cast_tensor(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A checkpoint's tensor in another dtype; VerificationError where it overflows."""
     cast = reader.tensor(name).to(dtype)
     if not torch.isfinite(cast).all():
         raise VerificationError("a weight overflows the export's dtype", where=name, expected=dtype)

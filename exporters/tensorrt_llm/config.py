@@ -15,6 +15,7 @@ from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family, TensorRTLLM
 from compressor.models.sparse.record import SparsityRecord
+from exporters.expressible import Expressible
 from exporters.tensorrt_llm.fields import (
     EXCLUDED,
     LOGITS_DTYPE,
@@ -126,32 +127,37 @@ def rotary_fraction_of(config: dict[str, object]) -> float:
     return 1.0 if found is None else float(found)
 
 
+_FORMAT = Expressible(what="a TensorRT-LLM checkpoint", option="tensorrt-llm")
+
+
 def check_expressible(config: dict[str, object], dims: Dims, parallelism: Parallelism) -> None:
     """Refuse what a checkpoint would silently leave out, and cuts that do not come out even."""
     facts, tp_size = format_of(dims.family), parallelism.tp_size
     rope = portable_config(config)
-    _expect("rope_theta", rope.get("rope_theta") is not None, "a number", rope.get("rope_theta"))
+    _FORMAT.expect("rope_theta", rope.get("rope_theta") is not None, "a number", rope.get("rope_theta"))
     scaling = rope.get("rope_scaling") or {}
     rope_type = scaling.get("rope_type", scaling.get("type"))
-    _expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
+    _FORMAT.expect("rope_scaling", not scaling or rope_type in ROPE_TYPES, " or ".join(ROPE_TYPES), rope_type)
     rotated = rotary_fraction_of(config)
-    _expect("partial_rotary_factor", facts.writes_rotary_fraction or rotated == 1, "1", rotated)
+    _FORMAT.expect("partial_rotary_factor", facts.writes_rotary_fraction or rotated == 1, "1", rotated)
     activation = value_of(config, "hidden_act")
-    _expect("hidden_act", activation == facts.activation[0], facts.activation[0], activation)
+    _FORMAT.expect("hidden_act", activation == facts.activation[0], facts.activation[0], activation)
     window, length = applied_window(config), value_of(config, "max_position_embeddings")
-    _expect("sliding_window", window is None or window >= length, f"none, or at least {length}", window)
+    _FORMAT.expect(
+        "sliding_window", window is None or window >= length, f"none, or at least {length}", window
+    )
     heads, key_heads = dims.num_attention_heads, dims.num_key_value_heads
-    _expect("num_attention_heads", heads % tp_size == 0, f"a multiple of tp_size {tp_size}", heads)
-    _expect(
+    _FORMAT.expect("num_attention_heads", heads % tp_size == 0, f"a multiple of tp_size {tp_size}", heads)
+    _FORMAT.expect(
         "num_key_value_heads",
         key_heads % tp_size == 0 or tp_size % key_heads == 0,
         f"a multiple or a divisor of tp_size {tp_size}",
         key_heads,
     )
     inner = dims.intermediate_size
-    _expect("intermediate_size", inner % tp_size == 0, f"a multiple of tp_size {tp_size}", inner)
+    _FORMAT.expect("intermediate_size", inner % tp_size == 0, f"a multiple of tp_size {tp_size}", inner)
     layers, stages = dims.num_hidden_layers, parallelism.pp_size
-    _expect("num_hidden_layers", layers >= stages, f"at least pp_size {stages}", layers)
+    _FORMAT.expect("num_hidden_layers", layers >= stages, f"at least pp_size {stages}", layers)
 
 
 def check_sparse_cuts(sparsity: SparsityRecord, dims: Dims, tp_size: int) -> None:
@@ -167,15 +173,3 @@ def check_sparse_cuts(sparsity: SparsityRecord, dims: Dims, tp_size: int) -> Non
                 found=f"{columns} / {tp_size} = {columns // tp_size}",
                 hint="use a smaller --tp-size, or another shape",
             )
-
-
-def _expect(field: str, holds: bool, expected: str, found: object) -> None:  # noqa: FBT001
-    if not holds:
-        raise UnsupportedError(
-            "a TensorRT-LLM checkpoint cannot express this model",
-            where=f"{CONFIG_FILE}: {field}",
-            expected=expected,
-            found=found,
-            hint="leave tensorrt-llm out of the formats; vLLM, SGLang and newer TensorRT-LLM load --format "
-            "huggingface",
-        )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core.console import Console
-from compressor.core.errors import VerificationError
+from compressor.core.errors import ResourceError, VerificationError
 from compressor.core.resource_errors import as_resource_error, killed_child
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.recipe.recipe import TensorRTLLM
@@ -192,15 +192,23 @@ def _build(
             console.detail(f"  {BUILDER}: {line.rstrip()}")
     text = "".join(lines)
     if process.returncode:
-        if resource := as_resource_error(RuntimeError(text)) or killed_child(BUILDER, process.returncode):
-            raise resource
-        raise VerificationError(
-            "the engine builder failed",
-            where=f"{name}: exit code {process.returncode}",
-            found=last_lines(text),
-            hint=f"the whole log: {out_dir / name / LOG_FILE}",
-        )
+        hint = f"the whole log: {out_dir / name / LOG_FILE}"
+        raise builder_failure(BUILDER, name, process.returncode, text, hint=hint)
     return text
+
+
+def builder_failure(
+    builder: str, name: str, returncode: int, log: str, *, hint: str
+) -> ResourceError | VerificationError:
+    """Why a builder of engines did not end well: memory, or the last lines of its log."""
+    if resource := as_resource_error(RuntimeError(log)) or killed_child(builder, returncode):
+        return resource
+    return VerificationError(
+        "the engine builder failed",
+        where=f"{name}: exit code {returncode}",
+        found=last_lines(log),
+        hint=hint,
+    )
 
 
 def _check_engine(out_dir: Path, name: str, checkpoint: Mapping[str, Any]) -> None:

@@ -76,14 +76,14 @@ class PredictedMemory(Record):
 class Engine(Record):
     """An engine that was built from an export, or how to build it and why it was not.
 
-    `commands` are by the engine's directory, to be run in the `container`, as `script` does; `sparsity` is
-    what the build log says of sparse tactics.
+    `commands` are by the engine's directory, to be run in the `container`, or on the device where there is
+    none, as `script` does; `sparsity` is what the build log says of sparse tactics.
     """
 
     built: bool
     commands: dict[str, str]
-    container: str
-    predicted_memory: PredictedMemory
+    container: str | None = None
+    predicted_memory: PredictedMemory | None = None
     reason: str | None = None
     script: str | None = None
     tensorrt_llm: str | None = None

@@ -14,11 +14,17 @@ import yaml
 
 from compressor.api.execution import SCRATCH
 from compressor.choices.formats import FORMATS
+from tests import edge_llm_stand_in
+from tests.chat_models import write_chats
 from tests.integration.command import succeed_here
 from tests.tiny_models import make_model, save_checkpoint
 
-RUN = "run"
-EXPORTS = ("huggingface-fp8", "tensorrt-llm", "tensorrt-llm-fp8", "onnx", "onnx-int4")
+RUN, CHAT, TEXT = "run", "evaluate (chat)", "evaluate (text)"
+EDGE, EDGE_FP8 = "tensorrt-edge-llm (2:4)", "tensorrt-edge-llm-fp8 (2:4)"
+EXPORTS = (
+    *("huggingface-fp8", "tensorrt-llm", "tensorrt-llm-fp8", "onnx", "onnx-int4"),
+    *("onnx-standard", "onnx-standard-bf16", "onnx-standard-fp8"),
+)
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 _CALIBRATION = {"size": 4, "seq_len": 32}
 _TRAINING = {"tokens": 640, "context_length": 32, "batch_size": 4, "learning_rate": 2e-3}
@@ -46,13 +52,15 @@ def make_artifacts(root: Path, text: Path) -> list[Made]:
         Made(kind="reconstruct (2:4)", directory=stages / "reconstruct-sparse", source=stages / "sparsify"),
         Made(kind="recover (ast)", directory=stages / "recover", source=stages / "reconstruct-sparse"),
         Made(kind="quantize", directory=stages / "quantize", source=stages / "recover"),
+        Made(kind="reconstruct (FP8)", directory=stages / "reconstruct-fp8", source=stages / "quantize"),
         Made(kind="huggingface", directory=run / "student", source=stages / "recover"),
     ]
     for name in EXPORTS:
-        source = stages / ("quantize" if FORMATS[name].needs_fp8 else "recover")
+        source = stages / ("reconstruct-fp8" if FORMATS[name].needs_fp8 else "recover")
         made.append(Made(kind=name, directory=run / "exports" / name, source=source))
-    made += [_rotated(root, teacher, text), *_sparsified(root, teacher, text)]
-    return [*made, Made(kind=RUN, directory=run, source=None)]
+    made += [_rotated(root, teacher, text), *_sparsified(root, teacher, text), *_edge(root, text)]
+    measured = [_text(root, run, text), _chat(root, teacher, run)]
+    return [*made, *measured, Made(kind=RUN, directory=run, source=None)]
 
 
 def _run(root: Path, teacher: Path, text: Path) -> Path:
@@ -62,17 +70,50 @@ def _run(root: Path, teacher: Path, text: Path) -> Path:
         "prune": {"shape": SHAPE},
         "calibration": {"data": str(text), **_CALIBRATION},
         "distill": {"data": str(text), **_TRAINING},
-        "repair": {"method": "least-squares"},
+        "repair": {"method": "least-squares", "fp8": True},
         "sparsify": {"pattern": "2:4", "method": "ast"},
         "quantize": {"fp8": True},
         "export": {"formats": ["huggingface", *EXPORTS]},
         "evaluate": {"seq_len": 64, "size": 2},
-        "bench": {"enabled": False},
+        "bench": {"runtime": "none"},
     }
     recipe = root / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
     succeed_here("run", "--config", recipe, "-o", root / RUN)
     return root / RUN
+
+
+def _edge(root: Path, text: Path) -> list[Made]:
+    """A 2:4 student with heads of a size that has kernels there, exported by the converter's stand-in."""
+    fields = {"head_dim": 64, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2}
+    model = save_checkpoint(root / "edge-model", make_model(**fields).bfloat16())
+    python = edge_llm_stand_in.install(root / "edge-environment")
+    calibration = ("--calib-data", text, "--calib-size", 4, "--calib-seq-len", 32)
+    sparse, fp8 = root / "edge-sparse", root / "edge-fp8"
+    succeed_here("sparsify", model, *calibration, "--sparsity-method", "wanda", "-o", sparse)
+    succeed_here("quantize", sparse, *calibration, "--fp8", "-o", fp8)
+    made = []
+    for kind, source, precision in ((EDGE, sparse, "fp16"), (EDGE_FP8, fp8, "fp8")):
+        out = root / f"edge-{precision}-export"
+        form = ("--format", "tensorrt-edge-llm", "--precision", precision, "--edge-llm-python", python)
+        succeed_here("export", source, *form, "-o", out)
+        made.append(Made(kind=kind, directory=out, source=source))
+    return made
+
+
+def _text(root: Path, run: Path, text: Path) -> Made:
+    """Perplexity of the run's student and of its int4 graph."""
+    words = ("--data", text, "--seq-len", 32, "--size", 4)
+    models = (run / "student", run / "exports" / "onnx-int4")
+    succeed_here("evaluate", *models, *words, "-o", root / "text")
+    return Made(kind=TEXT, directory=root / "text", source=None)
+
+
+def _chat(root: Path, teacher: Path, run: Path) -> Made:
+    """Chat quality of the run's teacher and student."""
+    chats = ("--chat-data", write_chats(root / "chats.jsonl"), "--chat-max-tokens", 12)
+    succeed_here("evaluate", teacher, run / "student", *chats, "-o", root / "chat")
+    return Made(kind=CHAT, directory=root / "chat", source=None)
 
 
 def _rotated(root: Path, teacher: Path, text: Path) -> Made:

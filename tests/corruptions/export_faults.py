@@ -257,6 +257,7 @@ def run_faults() -> list[Fault]:
     places = tuple(f"stages/{name}" for name in stages)
     exports = ("exports/onnx", "exports/huggingface-fp8", "student")
     gone = {f"{name} deleted": name for name in (*places, *exports, "recipe.yaml", "plan.json", "README.md")}
+    gone |= {f"{name} deleted": name for name in ("lineage.json", "sbom.cdx.json", "SHA256SUMS")}
     gone |= {
         "an export's record deleted": "exports/onnx/verification.json",
         "a stage's record deleted": "stages/prune/artifact.json",
@@ -265,5 +266,10 @@ def run_faults() -> list[Fault]:
         *(Fault(name=name, plant=delete(path), only_plain=True) for name, path in gone.items()),
         Fault(name="edited card", plant=edited("README.md", "parameter", "weight")),
         Fault(name="edited recipe", plant=edited("recipe.yaml", "seq_len: 32", "seq_len: 64")),
+        Fault(
+            name="edited lineage", plant=edited("lineage.json", '"made_from": [', '"made_from": ["student",')
+        ),
+        Fault(name="edited bill", plant=edited("sbom.cdx.json", '"content": "', '"content": "0')),
+        Fault(name="edited sums", plant=edited("SHA256SUMS", "README.md", "README")),
         Fault(name="edited plan", plant=edited("plan.json", '"num_parameters": ', '"num_parameters": 1')),
     ]

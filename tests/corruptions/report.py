@@ -35,12 +35,14 @@ def counts(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_result(name: str, command: str, data: dict[str, Any], **facts: object) -> None:
+def write_result(
+    name: str, command: str, data: dict[str, Any], *, directory: Path = RESULTS, **facts: object
+) -> None:
     """Keep what was measured, with its command, day and machine."""
     today = datetime.now(timezone.utc).date().isoformat()
     machine = {"hardware": describe().to_json(), "versions": versions()}
     document = {"schema": SCHEMA, "command": command, "date": today, **machine, **facts, "data": data}
-    write_json(RESULTS / f"{name}.json", document)
+    write_json(directory / f"{name}.json", document)
 
 
 def kept(outcomes: Sequence[Outcome]) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from compressor.runs.artifact import sealed, sha256_of_file
 from compressor.runs.manifest import MANIFEST_FILE
-from tests.corruptions.artifacts import RUN, Made
+from tests.corruptions.artifacts import CHAT, EDGE, EDGE_FP8, RUN, TEXT, Made
+from tests.corruptions.chat_faults import chat_faults
+from tests.corruptions.edge_faults import edge_faults
 from tests.corruptions.export_faults import int4_faults, onnx_faults, run_faults, trtllm_faults
 from tests.corruptions.faults import (
     VERIFICATION,
@@ -30,6 +32,8 @@ from tests.corruptions.faults import (
     sparsity_faults,
     weight_faults,
 )
+from tests.corruptions.perplexity_faults import perplexity_faults
+from tests.corruptions.standard_faults import standard_faults
 from tests.integration.command import command_here
 from tests.records import record_again
 
@@ -71,6 +75,18 @@ FAULTS: dict[str, list[Fault]] = {
         Fault(name="amax deleted", plant=delete("amax.safetensors")),
         Fault(name="FP8 record deleted", plant=delete(f"{_FP8}hf_quant_config.json")),
     ],
+    "reconstruct (FP8)": [
+        *weight_faults(),
+        *config_faults(),
+        *record_faults(),
+        *fp8_faults(f"{_FP8}model.safetensors"),
+        *(
+            Fault(name=f"FP8 copy: {fault.name}", plant=fault.plant)
+            for fault in (*weight_faults(f"{_FP8}model.safetensors"), *config_faults(_FP8))
+        ),
+        Fault(name="amax deleted", plant=delete("amax.safetensors")),
+        Fault(name="FP8 record deleted", plant=delete(f"{_FP8}hf_quant_config.json")),
+    ],
     "huggingface": [*weight_faults(), *config_faults(), *_EXPORT, *sparsity_faults()[:1]],
     "huggingface-fp8": [
         *weight_faults(),
@@ -84,6 +100,13 @@ FAULTS: dict[str, list[Fault]] = {
     "tensorrt-llm-fp8": [*trtllm_faults(fp8=True), *_EXPORT],
     "onnx": [*onnx_faults(), *_EXPORT],
     "onnx-int4": [*int4_faults(), *_EXPORT],
+    EDGE: [*edge_faults(fp8=False), *_EXPORT],
+    EDGE_FP8: [*edge_faults(fp8=True), *_EXPORT],
+    "onnx-standard": [*standard_faults(fp8=False), *_EXPORT],
+    "onnx-standard-bf16": [*standard_faults(fp8=False), *_EXPORT],
+    "onnx-standard-fp8": [*standard_faults(fp8=True), *_EXPORT],
+    TEXT: perplexity_faults(),
+    CHAT: chat_faults(),
     RUN: run_faults(),
 }
 

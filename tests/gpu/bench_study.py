@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from bench.design.grid import PUBLISHED_ISL_OSL
+from compressor.choices.grids import PUBLISHED_ISL_OSL
 from compressor.runs.artifact import write_json
 from tests.gpu.sparse_gemm import MODELS as GEMM_MODELS
 from tests.gpu.sparse_gemm import study
 
 MODELS = ("llama3.1-8b", "4b-width", "4b-depth")
 BENCH = (
-    *("bench", "--random-weights", *MODELS, "--runtime", "torch-eager", "--precision", "bf16,fp8"),
+    *("bench", "--random-weights", *MODELS, "--runtime", "torch", "--precision", "bf16,fp8"),
     *("--batch-size", "32,64,32:64,max", "--batch-limit", "4096", "--processes", "alternating"),
 )
 PUBLISHED = ",".join(f"{isl}/{osl}" for isl, osl in PUBLISHED_ISL_OSL)

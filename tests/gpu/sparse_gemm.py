@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,12 +73,12 @@ def crossover(cells: list[Cell]) -> int | None:
     return found
 
 
-def measure(precision: str, shape: tuple[int, int], tokens: int) -> Cell:
+def measure(precision: str, shape: tuple[int, int], tokens: int, *, device: str = "cuda") -> Cell:
     """Time one product; what cannot run says why."""
     facts = {"precision": precision, "out_features": shape[0], "in_features": shape[1], "tokens": tokens}
     try:
-        dense, sparse = _PRODUCTS[precision](shape, tokens)
-        dense_us, sparse_us = _times(dense, sparse)
+        dense, sparse = _PRODUCTS[precision](shape, tokens, device)
+        dense_us, sparse_us = _times(dense, sparse, device)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         return Cell(**facts, reason=str(error).splitlines()[0])
     return Cell(**facts, dense_us=dense_us, sparse_us=sparse_us)
@@ -86,23 +87,23 @@ def measure(precision: str, shape: tuple[int, int], tokens: int) -> Cell:
 Product = Callable[[], torch.Tensor]
 
 
-def _bf16(shape: tuple[int, int], tokens: int) -> tuple[Product, Product]:
+def _bf16(shape: tuple[int, int], tokens: int, device: str) -> tuple[Product, Product]:
     from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
     SparseSemiStructuredTensor._FORCE_CUTLASS = False
-    weight = _masked_weight(shape).bfloat16()
+    weight = _masked_weight(shape, device).bfloat16()
     packed = to_sparse_semi_structured(weight)
-    inputs = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+    inputs = torch.randn(tokens, shape[1], device=device, dtype=torch.bfloat16)
     linear = torch.nn.functional.linear
     _check_close(linear(inputs, packed), linear(inputs, weight))
     return (lambda: linear(inputs, weight)), (lambda: linear(inputs, packed))
 
 
-def _fp8(shape: tuple[int, int], tokens: int) -> tuple[Product, Product]:
+def _fp8(shape: tuple[int, int], tokens: int, device: str) -> tuple[Product, Product]:
     """Per-tensor scales of one: times do not depend on them. Sparse through cuSPARSELt itself."""
-    weight = _masked_weight(shape).to(torch.float8_e4m3fn)
-    inputs = torch.randn(max(tokens, 16), shape[1], device="cuda").to(torch.float8_e4m3fn)
-    one = torch.ones((), device="cuda")
+    weight = _masked_weight(shape, device).to(torch.float8_e4m3fn)
+    inputs = torch.randn(max(tokens, 16), shape[1], device=device).to(torch.float8_e4m3fn)
+    one = torch.ones((), device=device)
     compressed = torch._cslt_compress(weight)
 
     def dense() -> torch.Tensor:
@@ -120,8 +121,8 @@ def _fp8(shape: tuple[int, int], tokens: int) -> tuple[Product, Product]:
 _PRODUCTS = {"bf16": _bf16, "fp8": _fp8}
 
 
-def _masked_weight(shape: tuple[int, int]) -> torch.Tensor:
-    weight = torch.randn(*shape, device="cuda") / shape[1] ** 0.5
+def _masked_weight(shape: tuple[int, int], device: str) -> torch.Tensor:
+    weight = torch.randn(*shape, device=device) / shape[1] ** 0.5
     return weight.masked_fill(~keep_mask(weight.abs()), 0)
 
 
@@ -131,21 +132,31 @@ def _check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
         raise ValueError(f"the sparse product is wrong by {difference:.3g} of the largest value")
 
 
-def _times(dense: Product, sparse: Product) -> tuple[float, float]:
+def _times(dense: Product, sparse: Product, device: str) -> tuple[float, float]:
+    """Medians in microseconds, by the device's own clock where it has one."""
     for _ in range(NUM_WARMUP):
         dense()
         sparse()
     times: dict[str, list[float]] = {"dense": [], "sparse": []}
     for _ in range(NUM_ROUNDS):
         for name, product in (("dense", dense), ("sparse", sparse)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(NUM_REPEATS):
-                product()
-            end.record()
-            torch.cuda.synchronize()
-            times[name].append(start.elapsed_time(end) * 1000 / NUM_REPEATS)
+            times[name].append(_repeated_us(product, device) / NUM_REPEATS)
     return statistics.median(times["dense"]), statistics.median(times["sparse"])
+
+
+def _repeated_us(product: Product, device: str) -> float:
+    if device == "cpu":
+        started = time.perf_counter()
+        for _ in range(NUM_REPEATS):
+            product()
+        return (time.perf_counter() - started) * 1e6
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(NUM_REPEATS):
+        product()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) * 1000
 
 
 def study(models: list[str]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
         "distill": {"data": str(text), "tokens": 2560, "context_length": 32, "batch_size": 4},
         "repair": {"method": "least-squares"},
         "evaluate": {"seq_len": 64, "size": 4},
-        "bench": {"enabled": False},
+        "bench": {"runtime": "none"},
     }
     for name, section in sections.items():
         own = tree.get(name)

@@ -17,7 +17,7 @@ from compressor.models.presets import PRESETS
 
 TEACHER = "smollm2-135m:num_hidden_layers=2+vocab_size=512"
 STUDENT = "smollm2-135m:num_hidden_layers=1+vocab_size=512"
-GRID = ("--runtime", "torch-eager", "--isl-osl", "8/4", "--batch-size", "1:2")
+GRID = ("--runtime", "torch", "--isl-osl", "8/4", "--batch-size", "1:2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +84,7 @@ def test_published_shapes_are_named_alone_and_everything_else_has_a_default(
     assert invoke([*words, "--isl-osl", "8/2", "--batch-size", "1"]) == 0
     found = Results.model_validate_json((tmp_path / "bench-llama3.1-8b" / "results.json").read_text())
     assert [arm.id for arm in found.arms] == ["llama3.1-8b-bf16", "4b-width-bf16", "4b-depth-bf16"]
-    assert [arm.runtime for arm in found.arms] == ["torch-eager"] * 3
+    assert [arm.runtime for arm in found.arms] == ["torch"] * 3
     assert [len(comparison.cells) for comparison in found.comparisons] == [1, 1]
 
 
@@ -92,7 +92,7 @@ def test_graphs_of_random_weights_are_built_once_and_of_a_layer_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = ("smollm2-135m:layer", "smollm2-135m:hidden_size=288+layer")
-    words = ["bench", "--random-weights", *models, "--runtime", "onnxruntime-genai", "--json"]
+    words = ["bench", "--random-weights", *models, "--runtime", "onnxruntime", "--json"]
     words += ["--isl-osl", "8/4", "--batch-size", "1", "--max-pairs", "5"]
     assert invoke([*words, "-o", str(tmp_path / "out")]) == 0
     found = Results.model_validate_json(capsys.readouterr().out)

@@ -15,6 +15,8 @@ FAST = frozenset(
     {
         *("flipped bit", "k and v", "layers permuted", "rope", "eps", "heads regrouped", "end token"),
         *("scale doubled", "third non-zero", "branch, flipped bit", "truncated", "edited card"),
+        *("perplexity", "likelihood of a window", "export in another precision"),
+        *("Q/DQ pair dropped", "reply, a loop", "likelihood of a reply", "a line of the replies lost"),
         *("norm constant", "rotation, an entry, named", "rotation, a component reflected, named"),
         *("record deleted", "verification deleted", "record of bad types"),
         *("exports/onnx deleted", "stages/distill deleted", "edited recipe", "a stage's record deleted"),

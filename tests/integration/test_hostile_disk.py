@@ -26,7 +26,7 @@ SHAPE = ("--shape", "hidden_size=48,intermediate_size=128")
 CALIBRATION = ("--calib-seq-len", 64, "--calib-size", 4)
 SEQUENCES = ("--tokens", 1280, "--context-length", 64)
 TRAINING = (*SEQUENCES, "--train-batch-size", 4, "--save-steps", 2)
-BENCH = ("--runtime", "torch-eager", "--precision", "fp32", "--isl-osl", "8/2", "--batch-size", 1)
+BENCH = ("--runtime", "torch", "--precision", "fp32", "--isl-osl", "8/2", "--batch-size", 1)
 Words = tuple[object, ...]
 
 

@@ -35,19 +35,28 @@ COMMANDS: dict[str, Words] = {
 }
 WITHOUT_TEXT: dict[str, Words] = {
     "export": ("export", "MODEL", "--format", "onnx"),
-    "bench": ("bench", "MODEL", "MODEL", "--runtime", "torch-eager", "--precision", "fp32"),
+    "bench": ("bench", "MODEL", "MODEL", "--runtime", "torch", "--precision", "fp32"),
 }
 TRAINED, CALIBRATED = ("--train-data", "GOOD"), ("--calib-data", "GOOD")
+BY_TASK = ("--depth-importance", "task", "--depth-task", "arc_easy")
 BEFORE_ANY_MODEL: dict[str, tuple[int, Words]] = {
     "an absent second model": (2, ("evaluate", "MODEL", "./nowhere", "--data", "GOOD")),
     "an absent teacher": (2, ("distill", "MODEL", "--teacher", "./nowhere", *TRAINED)),
     "no teacher": (2, ("distill", "MODEL", *TRAINED)),
     "absent stored logits": (2, ("distill", "MODEL", "--teacher-logits", "./nowhere", *TRAINED)),
+    "stored logits at another temperature": (
+        2,
+        ("distill", "MODEL", "--teacher-logits", "./nowhere", "--temperature", 2, *TRAINED),
+    ),
     "an unreachable target": (2, ("prune", "MODEL", "--target", "1k", *CALIBRATED)),
     "tasks without lm-eval": (4, ("evaluate", "MODEL", "--tasks", "arc_easy")),
+    "layers by a task without lm-eval": (
+        4,
+        ("prune", "MODEL", "--shape", "num_hidden_layers=1", *BY_TASK, *CALIBRATED),
+    ),
     "no server": (4, ("bench", "MODEL", "MODEL", "--runtime", "tensorrt-llm")),
     "no such precision": (2, ("bench", "MODEL", "MODEL", "--precision", "bf16")),
-    "no kernels": (3, ("bench", "MODEL", "MODEL", "--runtime", "torch-eager", "--precision", "fp8")),
+    "no kernels": (3, ("bench", "MODEL", "MODEL", "--runtime", "torch", "--precision", "fp8")),
     "no engine builder": (4, ("export", "MODEL", "--format", "tensorrt-llm", "--require-engine")),
     "a format of another command": (3, ("export", "MODEL", "--format", "onnx", "--precision", "fp8")),
     "a GPU that is not there": (2, ("quantize", "MODEL", "--fp8", *CALIBRATED, "--device", "cuda")),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import requests
 from tokenizers import Tokenizer
 
 from compressor.cli import main as program
@@ -138,6 +139,7 @@ def test_a_panic_of_a_library_is_one_error(monkeypatch: pytest.MonkeyPatch) -> N
         (NotADirectoryError(20, "Not a directory", "/dev/null/x"), 2),
         (OSError(40, "Too many levels of symbolic links", "loop"), 2),
         (BrokenPipeError(32, "Broken pipe"), 141),
+        (requests.exceptions.ChunkedEncodingError("Connection broken"), 9),
         (KeyboardInterrupt(), 130),
         (ZeroDivisionError("nobody expected it"), 1),
     ],

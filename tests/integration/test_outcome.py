@@ -199,25 +199,18 @@ def test_a_run_counts_the_memory_that_it_promised(tiny_text: Path, tmp_path: Pat
     assert command_here("verify", tmp_path / "out").returncode == 0
 
 
-def test_a_speed_without_a_benchmark_is_warned_of(toy: str, tiny_text: Path, tmp_path: Path) -> None:
-    bench = {"enabled": False, "runtime": toy, "precisions": ["fp16"], "isl_osl": [[8, 4]]}
-    recipe = run_recipe(tmp_path, tiny_text, outcome={"latency": 2.5}, bench=bench)
+def test_a_speed_without_a_benchmark_is_refused(tiny_text: Path, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path, tiny_text, outcome={"latency": 2.5}, bench={"runtime": "none"})
     done = command_here("run", "--config", recipe, "-o", tmp_path / "out", "--json")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    layers = summary["plan"]["student"]["dims"]["num_hidden_layers"]
-    assert summary["plan"]["promise"]["predicted"] == pytest.approx(layers)  # a second each
-    assert layers <= 2
-    assert summary["promise"]["verdict"] == "not measured"
-    [warning] = [text for text in summary["warnings"] if "the run has no benchmark" in text]
-    assert warning in done.stderr
+    assert done.returncode == 2
+    assert "held against the run's benchmark, which is skipped" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_measures_its_layers_and_its_student_and_keeps_its_promise(
     toy: str, tiny_text: Path, tmp_path: Path
 ) -> None:
     bench = {
-        "enabled": True,
         "runtime": toy,
         "precisions": ["fp16"],
         "isl_osl": [[8, 4]],

@@ -19,7 +19,7 @@ from bench.report.results import (
     Roofline,
 )
 from bench.report.write import HTML_FILE, write_reports
-from tests.integration.browser import Visit, find_chromium, screenshot, visit
+from tests.integration.browser import Visit, find_chromium, screenshot, scroll_width, visit
 from tests.unit.bench.results_by_hand import arm_record, cell_of, gpu, results_of
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium")
@@ -160,21 +160,8 @@ def test_every_chart_and_every_section_is_there(seen: Visit) -> None:
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
-    """The page in a frame, with a script that measures it; the report itself runs none."""
     text = page.read_text(encoding="utf-8").replace("student-fp32", LONG_NAME)
-    script = (
-        "<script>parent.postMessage(document.documentElement.scrollWidth + '/' + innerWidth, '*')</script>"
-    )
-    probe = tmp_path / "probe.html"
-    probe.write_text(re.sub(r"<meta http-equiv.*?>", "", text).replace("</body>", script + "</body>"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        "<script>onmessage = (message) => document.title = message.data</script>"
-        f"<iframe src='probe.html' style='width: {width}px; border: 0'></iframe>"
-    )
-    title = re.search(r"<title>(\d+)/(\d+)</title>", visit(frame).dom)
-    assert title is not None
-    assert int(title[1]) <= int(title[2]) == width
+    assert scroll_width(text, tmp_path, width=width) <= width
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])

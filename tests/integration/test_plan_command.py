@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.integration.command import command_here, succeed_here
@@ -56,6 +58,9 @@ WIDTH = ("--shape", "hidden_size=432")
         (("--scores", "nowhere", *WIDTH), 2, "there are no saved scores"),
         (("--repair", "off", "--repair-steps", 3, *WIDTH), 2, "--repair is off, so these choices"),
         (("--repair", "off", "--repair-size", 9, *WIDTH), 2, "--repair is off, so these choices"),
+        (("--repair", "off", "--fp8", "--repair-fp8", *WIDTH), 2, "--repair is off, so these choices"),
+        (("--bench-series", "3", "--runtime", "vllm", *WIDTH), 2, "measures requests in flight"),
+        (("--repair-fp8", *WIDTH), 2, "no model is quantized, so this choice has no effect"),
         (("--mask-swaps", 2, *WIDTH), 2, "no model is made sparse"),
         (("--slorb", "fixed", *WIDTH), 2, "no model is made sparse"),
         (("--importance", "taylor", "--batch-aggregation", "var", *WIDTH), 2, "aggregates no activations"),
@@ -71,3 +76,18 @@ def test_a_plan_refuses_what_the_run_would(
     done = command_here(*words, "smollm2-135m", *options)
     assert done.returncode == code, done.stdout
     assert message in " ".join(done.stderr.split())
+
+
+def test_a_plan_refuses_a_model_that_a_device_has_no_kernels_for(tiny_checkpoint: Path) -> None:
+    words = ("plan", tiny_checkpoint, "--shape", "intermediate_size=128", "--formats", "tensorrt-edge-llm")
+    done = command_here(*words)
+    assert done.returncode == 3, done.stdout
+    assert "config.json: head_dim" in done.stderr
+
+
+def test_a_run_begins_with_the_converter_of_its_format(tmp_path: Path) -> None:
+    words = ("run", "smollm2-135m", "--shape", "hidden_size=432", "--formats", "tensorrt-edge-llm")
+    done = command_here(*words, "-o", tmp_path / "run")
+    assert done.returncode == 4, done.stdout
+    assert "make edge-env" in done.stderr
+    assert not (tmp_path / "run").exists()

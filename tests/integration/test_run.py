@@ -32,7 +32,7 @@ def recipe(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Temp
         *(tiny_checkpoint, tiny_text),
         distill=training,
         quantize={"fp8": True},
-        bench={"enabled": True, **grid},
+        bench={"runtime": "auto", **grid},
     )
 
 
@@ -53,7 +53,8 @@ def test_every_part_of_the_run_directory_is_there(finished: Finished) -> None:
     models = summary["evaluation"]["models"]
     assert list(models) == ["teacher", "pruned", "reconstructed", "distilled", "quantized"]
     assert models["distilled"]["perplexity"] < models["reconstructed"]["perplexity"]
-    assert models["reconstructed"]["perplexity"] < models["pruned"]["perplexity"]
+    # Of a teacher that is random, only agreement with it says what a repair is worth.
+    assert models["reconstructed"]["agreement"]["kl"] < models["pruned"]["agreement"]["kl"]
     assert summary["exports"]["onnx"]["logits"]["all"]["top1_agreement"] >= 0.999
     assert not list(out.rglob("*.partial"))
 
@@ -148,7 +149,7 @@ def test_killed_in_every_stage_and_resumed_equals_undisturbed(
     """
     out, config = tmp_path / "out", tmp_path / "recipe.yaml"
     tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    config.write_text(yaml.safe_dump({**tree, "bench": {"enabled": False}}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({**tree, "bench": {"runtime": "none"}}), encoding="utf-8")
     arguments = ("run", "--config", config, "-o", out)
     moments = (
         out / "stages" / "prune.partial" / "importance.safetensors",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from compressor.search.trials import SearchWork
 from tests.integration.command import command_here, digests, succeed_here, write_recipe
 
 Finished = tuple[Path, Path, dict[str, Any]]  # a run's recipe, its directory and its summary
@@ -38,6 +39,8 @@ def test_the_winner_is_the_runs_student(finished: Finished) -> None:
     assert summary["plan"]["student"]["num_parameters"] == winner["num_parameters"]
     assert "lowest loss after repair" in summary["plan"]["rule"]
     assert json.loads((out / "plan.json").read_text()) == summary["plan"]
+    assert summary["plan"]["runtime"]["name"] == "none"
+    assert summary["plan"]["preflight"] is not None
     losses = {shape["name"]: shape["mean_nll"] for shape in summary["search"]["shapes"]}
     fast = [shape["name"] for shape in summary["search"]["shapes"] if shape["is_fast_enough"]]
     assert winner["name"] == min(fast, key=lambda name: losses[name])
@@ -86,3 +89,18 @@ def test_another_number_of_tokens_is_another_search(finished: Finished) -> None:
     done = command_here("run", "--config", recipe, "-o", out, "--search-tokens", 512)
     assert done.returncode == 2
     assert "--restart-from search" in done.stderr
+
+
+def test_a_run_that_is_interrupted_in_its_search_says_what_to_run_again(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out, _ = finished
+
+    def interrupted(work: SearchWork, *_: object) -> None:
+        work.scores()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchWork, "trials", interrupted)
+    assert command_here("run", "--config", recipe, "-o", tmp_path / "out").returncode == 130
+    assert (tmp_path / "out" / "recipe.yaml").read_bytes() == (out / "recipe.yaml").read_bytes()
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["search"]

@@ -132,3 +132,37 @@ def test_ast_is_one_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Pa
     assert again.returncode == 2
     assert "distill.kl_weight" in again.stderr
     assert "--loss" not in again.stderr
+
+
+def test_ast_goes_on_from_a_repaired_sparse_model(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    calibration = ("--calib-data", tiny_text, "--calib-size", 8, "--calib-seq-len", 32)
+    succeed_here(
+        *("sparsify", tiny_checkpoint, "--mask-swaps", 2, "--slorb", "trained", "--slorb-group-size", 8),
+        *("-o", tmp_path / "sparse", *calibration),
+    )
+    words = ("reconstruct", tmp_path / "sparse", "--teacher", tiny_checkpoint)
+    succeed_here(*words, "-o", tmp_path / "repaired", *calibration)
+    training = ("--train-data", tiny_text, "--tokens", 640, "--context-length", 32)
+    ast = ("sparsify", tmp_path / "repaired", "--sparsity-method", "ast", *training)
+    teacher = ("--teacher", tiny_checkpoint)
+    made = succeed_here(*ast, *teacher, "--slorb", "trained", "-o", tmp_path / "ast")
+    assert made["details"]["masks"] == "moving"
+    assert made["details"]["adapter_parameters"] > 0
+    for directory in ("repaired", "ast"):
+        weights = load_file(tmp_path / directory / "model.safetensors")
+        weight = weights["model.layers.0.mlp.down_proj.weight"]
+        assert int((weight.unflatten(1, (-1, 4)) != 0).sum(2).max()) <= 2
+
+    refusals: list[tuple[str, tuple[object, ...]]] = [
+        ("sparse already", ()),
+        ("sparsify.swaps", (*teacher, "--mask-swaps", 3)),
+        ("sparsify.pattern", (*teacher, "--sparsity", "1:4")),
+        ("calibration", (*teacher, *calibration)),
+    ]
+    for said, words in refusals:
+        refused = command_here(*ast, *words, "-o", tmp_path / "refused")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert not (tmp_path / "refused").exists()

@@ -232,7 +232,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {
             "repair": {"method": "off"},
             "distill": {"tokens": 0},
-            "bench": {"enabled": False},
+            "bench": {"runtime": "none"},
             "export": {"formats": ["huggingface"]},
         },
         {"stages/prune", "student", "stages/evaluate"},
@@ -242,12 +242,12 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
             "distill": {"tokens": 9, "generate": {"tokens": 5}, "correction": {"mode": "first"}},
             "sparsify": {"pattern": "2:4"},
             "quantize": {"fp8": True},
-            "repair": {"method": "least-squares"},
+            "repair": {"method": "least-squares", "fp8": True},
         },
         {
             *(f"stages/{name}" for name in ("prune", "reconstruct", "generate", "correct", "distill")),
             *(f"stages/{name}" for name in ("sparsify", "reconstruct-sparse", "recover", "quantize")),
-            *("student", "exports/huggingface-fp8"),
+            *("stages/reconstruct-fp8", "student", "exports/huggingface-fp8"),
             *("exports/tensorrt-llm-fp8", "exports/onnx", "exports/onnx-int4", "stages/evaluate"),
             *("stages/teacher-onnx", "stages/teacher-onnx-int4", "bench"),
         },
@@ -257,7 +257,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
             "repair": {"method": "off"},
             "distill": {"tokens": 0},
             "export": {"formats": ["huggingface"]},
-            "bench": {"runtime": "torch-eager", "precisions": ["int4"]},
+            "bench": {"runtime": "torch", "precisions": ["int4"]},
         },
         {"stages/prune", "student", "stages/evaluate"},
     ),
@@ -267,7 +267,7 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
             "sparsify": {"pattern": "2:4", "slorb": "fixed"},
             "repair": {"method": "least-squares"},
             "export": {"formats": ["huggingface"]},
-            "bench": {"enabled": False},
+            "bench": {"runtime": "none"},
         },
         {
             *(
@@ -294,6 +294,15 @@ RECIPES: dict[str, tuple[dict[str, Any], set[str]]] = {
 def test_what_a_recipe_demands(name: str) -> None:
     tree, places = RECIPES[name]
     assert set(demanded(Recipe.model_validate({"model": "m", **tree}))) == places
+
+
+def test_fp8_exports_are_made_from_the_repaired_model() -> None:
+    for repairs, source in ((False, "stages/quantize"), (True, "stages/reconstruct-fp8")):
+        tree = {"distill": {"tokens": 0}, "quantize": {"fp8": True}, "repair": {"fp8": repairs}}
+        places = demanded(Recipe.model_validate({"model": "m", **tree}))
+        assert places["exports/huggingface-fp8"] == source
+        assert places["student"] == places["stages/quantize"] == "stages/reconstruct"
+        assert places.get("stages/reconstruct-fp8", "stages/quantize") == "stages/quantize"
 
 
 def test_a_run_from_a_gguf_file_is_compared_with_what_it_was_made_from(

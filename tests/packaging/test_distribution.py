@@ -87,7 +87,7 @@ def test_the_metadata(installed: Path) -> None:
     assert (found["Name"], found["Version"]) == ("compress-export", __version__)
     assert found["License-Expression"] == "Apache-2.0"
     assert found["Requires-Python"] == ">=3.10"
-    assert set(found.get_all("Provides-Extra")) == {"dev", "lm-eval", "tensorrt-llm"}
+    assert set(found.get_all("Provides-Extra")) == {"dev", "lm-eval", "signing", "tensorrt-llm"}
     entry_points = next(installed.glob("*.dist-info/entry_points.txt")).read_text()
     assert "compress-export = compressor.cli.main:main" in entry_points
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
@@ -106,6 +106,26 @@ def test_the_wheel_works_from_anywhere(installed: Path, tmp_path: Path) -> None:
     )
     assert '"num_parameters": 4512746496' in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_wheel_installs_without_an_index_or_a_repository(wheel: Path, tmp_path: Path) -> None:
+    """By pip, from a folder; its program then runs beside the libraries that are there."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command += ["--find-links", str(wheel.parent), "--target", str(site), "compress-export[signing]"]
+    subprocess.run(command, check=True, cwd=elsewhere)
+    for words in (["schema"], ["completion", "bash"], ["plan", "smollm2-135m", "--target", "60%"]):
+        done = subprocess.run(
+            [sys.executable, str(site / "bin" / "compress-export"), *words],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_tensorrt_llm_is_never_needed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from tests import assets
 from tests.performance.processes import in_parallel
+from tests.performance.student_results import BUILD
 
 Command = Callable[..., dict[str, Any]]
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -31,6 +33,8 @@ TRAINING = (
     *("--train-data", ".assets/wiki.txt", "--tokens", "60k", "--context-length", "256"),
     *("--train-batch-size", "2", "--learning-rate", "1e-4"),
 )
+# How a training goes on after it was interrupted.
+SAVED = ("--save-steps", "20")
 ZERO_SHOT = (
     "Zero-shot tasks: not measured, since their data sets need a hub; the gap is that of perplexity to the "
     "dense model."
@@ -94,37 +98,44 @@ def order_holds(figures: dict[str, float]) -> dict[str, bool]:
 
 
 def run_sparse_training(command: Command) -> dict[str, Any]:
-    """Fixed masks, moving masks, and moving masks with a low-rank branch, from the same SparseGPT."""
+    """A repaired 2:4 model, and its training: fixed masks, moving masks, and those with a low-rank branch.
+
+    What an interrupted measurement made is kept in `build` until it is complete: the commands go on with it.
+    """
     calibration = ("--calib-data", ".assets/wiki.txt", *CALIBRATION)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = {"dense": MODEL, "sparsegpt": f"{scratch}/sparsegpt"}
-        command("sparsify", MODEL, *calibration, "-o", made["sparsegpt"])
-        runs = {
-            "fixed masks": ("distill", made["sparsegpt"], "--teacher", MODEL),
-            "ast": ("sparsify", MODEL, "--sparsity-method", "ast", *calibration),
-            "ast + slorb": (
-                *("sparsify", MODEL, "--sparsity-method", "ast", "--slorb", "trained"),
-                *calibration,
-            ),
-        }
-        made |= {name: f"{scratch}/{name.replace(' ', '-')}" for name in runs}
+    scratch, made = BUILD / "sparse-training", {"dense": MODEL}
+    scratch.mkdir(parents=True, exist_ok=True)
 
-        def train(name: str) -> dict[str, Any]:
-            result = command(*runs[name], *TRAINING, "-o", made[name])
-            details = {key: value for key, value in result["details"].items() if key != "layers"}
-            return {"num_parameters": result["num_parameters"], **details}
+    def make(name: str, *words: str) -> dict[str, Any]:
+        made[name] = str(scratch / name.replace(" ", "-"))
+        result = command(*words, "-o", made[name])
+        details = {key: value for key, value in result["details"].items() if key != "layers"}
+        return {"num_parameters": result["num_parameters"], **details}
 
-        # One after the other: two trainings of one thread each take twice as long.
-        details = {name: train(name) for name in runs}
-        report = command("evaluate", *made.values(), *QUALITY, "-o", f"{scratch}/quality")
+    ast = ("--sparsity-method", "ast", "--teacher", MODEL)
+    details: dict[str, Any] = {}
+    # One after the other: two trainings of one thread each take twice as long.
+    for end, branch in (("", ()), (" + slorb", ("--slorb", "trained"))):
+        make(f"sparsegpt{end}", "sparsify", MODEL, *branch, *calibration)
+        make(f"repaired{end}", "reconstruct", made[f"sparsegpt{end}"], "--teacher", MODEL, *calibration)
+        words = ("sparsify", made[f"repaired{end}"], *ast, *branch, *SAVED)
+        details[f"ast{end}"] = make(f"ast{end}", *words, *TRAINING)
+    fixed = ("distill", made["repaired"], "--teacher", MODEL, *SAVED)
+    details["fixed masks"] = make("fixed masks", *fixed, *TRAINING)
+    report = command("evaluate", *made.values(), *QUALITY, "-o", str(scratch / "quality"))
+    shutil.rmtree(scratch)
     found = _named(made, report)
     return {
         "perplexity": found,
         "training": details,
         "order_holds": {
-            "fixed masks < sparsegpt": found["fixed masks"] < found["sparsegpt"],
-            "ast < sparsegpt": found["ast"] < found["sparsegpt"],
-            "ast + slorb < ast": found["ast + slorb"] < found["ast"],
+            relation: found[relation.split(" < ")[0]] < found[relation.split(" < ")[1]]
+            for relation in (
+                "repaired < sparsegpt",
+                "fixed masks < repaired",
+                "ast < repaired",
+                "ast + slorb < ast",
+            )
         },
         "protocol": report["protocol"],
         "not_measured": ZERO_SHOT,

@@ -65,12 +65,20 @@ def cut(shape: str, *options: str) -> tuple[str, ...]:
 
 def by_rule(shape: str, *options: str) -> Student:
     """A shape's student as the rules are compared: repaired with few windows, and shortly distilled."""
-    return Student(words=cut(shape, *options), repair=SCORED, tokens=10_240)
+    words = cut(shape, "--sequence-aggregation", "mean", *options)
+    return Student(words=words, repair=SCORED, tokens=10_240)
 
 
 _SCATTERED = ("--depth-removal", "scattered")
 _BLOCK = ("--depth-removal", "contiguous")
+_BY_LOSS = ("--depth-importance", "loss", "--depth-size", "8", "--depth-curve", "10")
 _AGGREGATIONS = ("l2", "mean", "var")
+# Units of every kind are chosen; masks and distillation together see as many tokens as distillation alone.
+_MASKED = "num_hidden_layers=28,num_attention_heads=6,intermediate_size=960,hidden_size=544"
+_LEARNED = (
+    *("--importance", "learned-masks", "--mask-tokens", "10240", "--mask-batch-size", "4"),
+    *("--train-data", TEXT, "--context-length", "256"),
+)
 PARTS: dict[str, dict[str, Student]] = {
     "importance": {
         **{
@@ -108,11 +116,25 @@ PARTS: dict[str, dict[str, Student]] = {
         "80 %: 26 layers and MLP": by_rule("num_hidden_layers=26,intermediate_size=1280", *_SCATTERED),
     },
     "depth": {
-        name: Student(words=cut("num_hidden_layers=20", *options), repair=FITTED)
+        name: Student(words=cut("num_hidden_layers=20", *options), calibration=FITTED, repair=FITTED)
         for name, options in {
-            "contiguous": ("--depth-removal", "contiguous"),
-            "scattered": _SCATTERED,
+            "contiguous, by influence": _BLOCK,
+            "contiguous, by loss": (*_BLOCK, *_BY_LOSS),
+            "scattered, by influence": _SCATTERED,
+            "scattered, by loss": (*_SCATTERED, *_BY_LOSS),
         }.items()
+    },
+    "masks": {
+        "one-shot importance": Student(words=cut(_MASKED), repair=SCORED, tokens=20_480),
+        **{
+            f"{kind} masks": Student(
+                words=cut(_MASKED, *_LEARNED, "--mask-kind", kind),
+                calibration=(),
+                repair=SCORED,
+                tokens=10_240,
+            )
+            for kind in ("hard-concrete", "deterministic")
+        },
     },
     "sparse-repair": {
         "SparseGPT": Student(words=("sparsify",), calibration=FITTED, repair=FITTED),
@@ -205,7 +227,7 @@ def _measure(command: Command, student: Student, seed: int, scratch: Path) -> di
         "perplexity": found,
         "removed_layers": records["cut"]["details"].get("removed_layers", []),
         "seconds": seconds,
-        **{name: details[name] for name in ("num_accepted", "num_left", "solve_seconds") if name in details},
+        **{name: details[name] for name in ("num_accepted", "num_left") if name in details},
     }
 
 

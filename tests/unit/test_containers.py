@@ -115,18 +115,35 @@ def test_there_are_examples_for_both_kinds_of_runner() -> None:
     assert "self-hosted" in by_name["engines"]["jobs"]["engine"]["runs-on"]
     commands = "\n".join(scripts(ROOT / "docs" / "ci" / "engines.yml"))
     assert "--require-engine" in commands
-    assert "compress-export bench " in commands
+    assert "--runtime tensorrt-llm" in commands  # the run measures the engines itself
     for workflow in by_name.values():
         assert workflow["permissions"] == {"contents": "read"}
         uses = [step.get("uses", "") for job in workflow["jobs"].values() for step in job["steps"]]
         assert any(use.startswith("actions/upload-artifact@") for use in uses)
 
 
+def test_a_release_is_judged_verified_and_then_published() -> None:
+    """In this order: what a step refuses, no later one passes on."""
+    workflow = load(ROOT / "docs" / "ci" / "release.yml")
+    steps = workflow["jobs"]["release"]["steps"]
+    text = "\n".join(step.get("run", "") for step in steps)
+    order = ("run --config", "gate", "bench compare", "evaluate", "verify", "clean", "verify", "publish")
+    places: list[int] = []
+    for name in order:
+        places.append(text.index(f"compress-export {name}", places[-1] + 1 if places else 0))
+    (published,) = [step for step in steps if "publish" in step.get("run", "")]
+    # A condition without a status function holds only where every step before succeeded.
+    assert published["if"] == "${{ github.ref_type == 'tag' }}"
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_commands_and_options_in_workflows_exist(workflow: Path) -> None:
     joined = "\n".join(scripts(workflow)).replace("\\\n", " ")
     lines = re.findall(r"compress-export (\w+)((?: [^|>\n]+)?)", joined)
-    assert lines
+    targets = re.findall(r"^make ([\w-]+)$", joined, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert lines or targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     for found in lines:
         names_known_options(*found)
 

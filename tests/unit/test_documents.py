@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click_default_group import DefaultGroup
 
 from compressor.api.stages import refuse_other_stages
+from compressor.choices.formats import FORMATS
+from compressor.choices.importance import IMPORTANCE_METHODS
+from compressor.choices.losses import LOSSES
+from compressor.choices.runtimes import RUNTIMES
+from compressor.choices.samplers import SAMPLERS
+from compressor.choices.sparsity import SPARSITY_METHODS
 from compressor.cli.from_recipe import RecipeOption
 from compressor.cli.main import COMMANDS, invoke
 from compressor.cli.stages import distill
-from compressor.core.errors import UsageError
+from compressor.core.errors import (
+    CLOSED_OUTPUT_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    CompressExportError,
+    UsageError,
+)
 from compressor.core.lazy import resolve
 from compressor.recipe.recipe import load_recipe
+from tests.guides import DOCS, Command, commands_of
+from tests.guides import GUIDES as PAGES
 from tests.performance.results import ROOT, documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+GUIDES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TROUBLESHOOTING = GUIDES["troubleshooting.md"]
 LAUNCH = sorted((ROOT / "docs" / "launch").iterdir())
 
 MEASUREMENTS = sorted((ROOT / "tests" / "performance").glob("*results.py"))
@@ -34,7 +53,9 @@ def test_tables_agree_with_their_json() -> None:
         assert with_tables(text) == text, f"{document.name}: python -m tests.performance.results --tables"
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ compress-export (.+)$", README + TRAINING, re.MULTILINE))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\$ compress-export (.+)$", "\n".join([README, *GUIDES.values()]), re.MULTILINE)
+)
 def test_console_examples_run(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,8 +66,166 @@ def test_console_examples_run(
 
 def test_every_example_names_known_options() -> None:
     """Examples that need a model are parsed up to their options."""
-    lines = re.findall(r"^    compress-export ([\w-]+) (.+)$", README + TRAINING, re.MULTILINE)
-    assert sum(names_known_options(name, rest) for name, rest in lines) >= 10
+    text = "\n".join([README, *GUIDES.values()]).replace("\\\n", " ")
+    lines = re.findall(r"^    compress-export ([\w.-]+) (.+)$", text, re.MULTILINE)
+    known = [names_known_options(*found) or names_known_options("run", " ".join(found)) for found in lines]
+    assert len(known) >= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_guide_is_run_or_says_why_not(page: Path) -> None:
+    """Those of tests/integration/test_guides.py run; the others are parsed up to their options."""
+    found = commands_of(page)
+    for command in found:
+        if not command.words:
+            assert command.not_run, f"{command.line}: no test runs this program"
+        name, rest = command.words[0] if command.words else "", " ".join(command.words[1:])
+        assert (
+            not command.words
+            or names_known_options(name, rest)
+            or names_known_options("run", " ".join(command.words))
+        )
+    words = page.read_text(encoding="utf-8").count("\n    compress-export ")
+    assert sum(bool(command.words) for command in found) >= words
+
+
+def test_guides_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- not run: takes a whole day -->\n\n    compress-export plan A \\\n      --target 4b  # why\n\n"
+        "Text.\n\n    compress-export plan B\n    make demo\n\n```\n    compress-export fenced\n```\n"
+    )
+    assert commands_of(page) == [
+        Command(guide="page.md", line="compress-export plan A --target 4b", not_run="takes a whole day"),
+        Command(guide="page.md", line="compress-export plan B", not_run=None),
+        Command(guide="page.md", line="make demo", not_run=None),
+    ]
+
+
+def test_the_site_has_every_page_once() -> None:
+    """Both ways: a page without a place is lost, a place without a page fails only when the site is built."""
+    site = yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def leaves(node: object) -> list[str]:
+        inner = node.values() if isinstance(node, dict) else node
+        return [node] if isinstance(node, str) else [leaf for part in inner for leaf in leaves(part)]  # type: ignore[attr-defined]
+
+    listed = leaves(site["nav"])
+    assert sorted(listed) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+    assert len(listed) == len(set(listed))
+    start = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert [page for page in listed if page != "index.md" and f"({page})" not in start] == []
+
+
+def site_problems(site: Path) -> list[str]:
+    """What the check of `make site` finds; it is a script beside the site's configuration."""
+    script = runpy.run_path(str(DOCS / "site" / "check_links.py"))
+    found: list[str] = script["problems"](site)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("html", "found"),
+    [
+        ('<a href="other.html#there">x</a><a href="#here">x</a><h1 id="here">x</h1>', []),
+        ('<a href="folder/">x</a><img src="folder/index.html">', []),
+        ('<a href="https://example.com/gone">x</a><a href="mailto:a@example.com">x</a>', []),
+        ('<a href="gone.html">x</a>', ["page.html: gone.html leads nowhere"]),
+        ('<a href="other.html#gone">x</a>', ["page.html: other.html#gone names no heading"]),
+        ('<a href="#gone">x</a>', ["page.html: #gone names no heading"]),
+        ('<script src="https://example.com/a.js"></script>', ["page.html: loads https://example.com/a.js"]),
+        ('<link rel="stylesheet" href="//example.com/a.css">', ["page.html: loads //example.com/a.css"]),
+        ('<img src="gone.png">', ["page.html: gone.png leads nowhere"]),
+    ],
+)
+def test_the_check_of_links_finds_what_is_wrong(tmp_path: Path, html: str, found: list[str]) -> None:
+    (tmp_path / "page.html").write_text(html)
+    (tmp_path / "other.html").write_text('<h2 id="there">x</h2>')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.html").write_text("")
+    assert site_problems(tmp_path) == found
+
+
+def test_no_page_links_out_of_the_site() -> None:
+    """To a file of the repository above docs/, which the built site does not hold."""
+    for page in PAGES:
+        assert "](../" not in page.read_text(encoding="utf-8"), page.name
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("export.md", FORMATS),
+        ("runtimes.md", RUNTIMES),
+        ("sparsity.md", SPARSITY_METHODS),
+        ("generate.md", SAMPLERS),
+        ("pruning.md", IMPORTANCE_METHODS),
+        ("training.md", LOSSES),
+        ("index.md", {name: None for name in COMMANDS if name != "doctor"}),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_can_be_chosen_is_in_its_guide(page: str, names: dict[str, object]) -> None:
+    assert [name for name in names if not re.search(rf"[`| -]{re.escape(name)}[`|]", GUIDES[page])] == []
+
+
+def test_formats_are_described_in_their_own_words() -> None:
+    for name, row in FORMATS.items():
+        precisions = " or ".join(f"`{precision}`" for precision in row.precisions)
+        line = f"| `{name}` | `{row.option}`, {precisions} | {row.help.rstrip('.')} |"
+        assert line in GUIDES["export.md"], line
+
+
+def test_the_example_of_costs_is_what_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(r"^\$ compress-export (.+)$", GUIDES["cost.md"], re.MULTILINE)
+    assert invoke([*line.split(), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    training, text = plan["training"], GUIDES["cost.md"]
+    rows = {row["num_gpus"]: row for row in training["by_num_gpus"]}
+    assert f"{rows[1]['gpu_hours']:,.0f}      money = ${rows[1]['cost_usd']:,.0f}" in text
+    assert f"{rows[256]['gpu_hours'] / rows[1]['gpu_hours'] - 1:.0%}".replace("%", " %") in text
+    assert f"{training['phases'][0]['flops_per_token']:.2e}".replace("e+", "e") in text
+    scratch = training["from_scratch"]
+    assert f"{scratch['tokens_ratio']:.0f} times the tokens" in text
+    assert f"{scratch['gpu_hours_ratio']:.0f} times\nthe GPU-hours" in text
+    for model in ("teacher", "student"):
+        assert f"{plan[model]['num_parameters'] / 1e9:.2f} billion" in text
+
+
+@pytest.mark.parametrize("name", [*GUIDES, "README.md"])
+def test_links_between_documents_lead_somewhere(name: str) -> None:
+    """To files, and to headings inside them."""
+    directory, text = (ROOT, README) if name == "README.md" else (ROOT / "docs", GUIDES[name])
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        file = directory / target if target else directory / name
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", found).lower().replace(" ", "-") for found in headings]
+
+
+@pytest.mark.parametrize("message", re.findall(r'^\| "(.+?)" \|', TROUBLESHOOTING, re.MULTILINE))
+def test_messages_to_look_up_are_the_tools_own(message: str) -> None:
+    """Each is part of a message in the source, up to what is filled in."""
+    assert any(message in source for source in sources())
+
+
+def test_every_exit_code_is_looked_up_and_has_its_section() -> None:
+    own = {CompressExportError, *CompressExportError.__subclasses__()}
+    codes = {0, INTERRUPTED_EXIT_CODE, CLOSED_OUTPUT_EXIT_CODE, *(kind.exit_code for kind in own)}
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", TROUBLESHOOTING, re.MULTILINE)]
+    assert listed == sorted(codes)
+    headings = " ".join(re.findall(r"^## (.+)$", TROUBLESHOOTING, re.MULTILINE))
+    assert codes - {0} <= {int(code) for code in re.findall(r"\d+", headings)}
+
+
+@cache
+def sources() -> list[str]:
+    """Every module, with strings that go over several lines joined."""
+    files = [
+        path for package in ("compressor", "exporters", "bench") for path in (ROOT / package).rglob("*.py")
+    ]
+    return [re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8")) for path in files]
 
 
 @pytest.mark.parametrize("script", LAUNCH, ids=lambda path: path.name)

@@ -73,9 +73,13 @@ class Fields:
     def decimal(self, key: str, default: float | None = None) -> float:
         """A positive finite number, as the shortest decimal that is stored as the file's float32."""
         value = self._required(key, default)
-        if not isinstance(value, int | float) or not np.isfinite(value) or value <= 0:
+        if not isinstance(value, int | float):
             raise self.refuse(key, expected="a positive number")
-        return float(str(np.float32(value)))
+        with np.errstate(over="ignore", under="ignore"):
+            stored = np.float32(value)  # of a wider field it may be infinite, or nothing
+        if not np.isfinite(stored) or stored <= 0:
+            raise self.refuse(key, expected="a positive number")
+        return float(str(stored))
 
     def get(self, key: str, default: object = None) -> object:
         """A field's value, or the default."""

@@ -32,6 +32,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _HINT = "add --tokenizer DIR, a directory with the model's own tokenizer.json"
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
 _SPACE = "\u2581"
+# Tokens of spaces or lines take some hundred; every place of a token may be one where two others meet.
+_MAX_TOKEN_LETTERS = 4096
 
 
 def special_token_ids(header: GgufHeader) -> dict[str, int]:
@@ -143,6 +145,8 @@ class _Vocabulary:
         self._refuse_unknown_fields()
         self.kind = header.field(f"{_PREFIX}model")
         self.tokens: list[str] = self._list("tokens", str)
+        if (longest := max(map(len, self.tokens), default=0)) > _MAX_TOKEN_LETTERS:
+            raise self._refuse("a token is far longer than any word", f"{longest:,} letters")
         self._ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self._ids) < len(self.tokens):
             raise self._refuse("a token stands twice in the vocabulary", self._repeated())

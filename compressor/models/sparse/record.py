@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compressor.core.errors import UsageError, VerificationError
-from compressor.core.json_files import read_json_mapping
+from compressor.core.json_files import read_json_mapping, refuse_other_version
 from compressor.models.checkpoint import CheckpointReader
 from compressor.models.sparse.pattern import Pattern, check_pattern, pack_mask, parse_pattern, unpack_mask
 from compressor.runs.artifact import write_json
@@ -55,8 +55,10 @@ def read_sparsity(directory: Path) -> SparsityRecord | None:
     file = directory / SPARSITY_FILE
     if not file.is_file():
         return None
+    what, again = "the sparsity record", "compress-export sparsify ... --overwrite writes it in this version"
+    record = read_json_mapping(file, what=what)
+    refuse_other_version(record, _SCHEMA, what=what, where=file, hint=again)
     try:
-        record = read_json_mapping(file, what="the sparsity record")
         return SparsityRecord(
             pattern=parse_pattern(record["pattern"]),
             model_type=record["model_type"],

@@ -36,7 +36,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
                 model=name,
                 precision="fp32",
                 path=build_graph(root / f"{name}-hf", root / name),
-                runtime="onnxruntime-genai",
+                runtime="onnxruntime",
                 num_parameters=model.num_parameters(),
             )
         )

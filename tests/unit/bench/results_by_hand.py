@@ -101,7 +101,7 @@ def arm_record(model: str, digit: str, precision: str = "fp32") -> ArmRecord:
         id=f"{model}-{precision}",
         model=model,
         precision=precision,
-        runtime="onnxruntime-genai",
+        runtime="onnxruntime",
         num_parameters=1_234_567,
         files={"model.onnx": FileRecord(sha256=digit * 64, size_bytes=2**30)},
         peak_memory=Absent(absent="no cell of the grid ran"),

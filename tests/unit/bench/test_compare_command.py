@@ -56,6 +56,17 @@ def test_noise_fails_only_on_demand(baseline: str, tmp_path: Path, setting: str,
     assert invoke(["bench", "compare", baseline, noisy, "--fail-on", setting]) == code
 
 
+def test_an_indicative_benchmark_is_not_compared(
+    baseline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = results_of([FAST])
+    protocol = whole.protocol.model_copy(update={"num_series": 3, "is_indicative": True})
+    quick = save(whole.model_copy(update={"protocol": protocol}), tmp_path / "quick")
+    for pair in ((baseline, quick), (quick, baseline)):
+        assert invoke(["bench", "compare", *pair]) == 2
+        assert "an indicative benchmark is no baseline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])
 def test_what_is_no_result_is_a_usage_error(baseline: str, tmp_path: Path, content: str | None) -> None:
     other = tmp_path / "other.json"

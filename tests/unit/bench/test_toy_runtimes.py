@@ -15,7 +15,7 @@ from compressor.choices.runtimes import RUNTIMES, Runtime
 from compressor.cli.main import invoke
 from compressor.core.errors import UsageError
 from compressor.models.source import open_checkpoint, resolve_source
-from compressor.pipeline.steps import _arms
+from compressor.pipeline.measured import arms_of
 from compressor.recipe.recipe import Recipe, load_recipe
 from tests.tiny_models import make_model, save_checkpoint
 from tests.unit.bench.toy_runtimes import SERVER, STATIC
@@ -67,12 +67,14 @@ def test_a_recipe_may_name_them_and_no_others() -> None:
 def test_a_run_measures_its_checkpoints_with_them(row: Runtime, precision: str, models: list[str]) -> None:
     teacher, student = (open_checkpoint(resolve_source(model), Path(), dtype="bfloat16") for model in models)
     run: Any = SimpleNamespace(
-        recipe=recipe_with(row.name, precisions=("quarter", "fp32")),
+        recipe=recipe_with(row.name, precisions=("quarter", "half")[: 1 + row.serves]),
         teacher=teacher,
         made={"pruned": student},
     )
-    assert run.recipe.bench.read_formats() == {}
-    assert _arms(run) == {f"teacher-{precision}": teacher, f"student-{precision}": student}
+    assert run.recipe.measured_formats() == {}
+    measured = arms_of(run)
+    assert measured.artifacts == {f"teacher-{precision}": teacher, f"student-{precision}": student}
+    assert measured.engines == {}
 
 
 def test_a_static_runtime_measures_batches_into_the_reports(models: list[str], tmp_path: Path) -> None:

@@ -50,6 +50,22 @@ def identities(windows: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 @settings(deadline=None)
+@given(weights=weight_lists, size=st.integers(1, 6), parts=st.integers(1, 4), seed=st.integers(0, 2**32))
+def test_parts_that_skip_what_others_draw_are_one_stream(
+    domains: tuple[DomainWindows, ...], weights: list[float], size: int, parts: int, seed: int
+) -> None:
+    steps = 3
+    whole = make_stream(domains, weights, seed)
+    order = [identities(whole.step_windows(size)) for _ in range(parts * steps)]
+    drawn = []
+    for part in range(parts):
+        stream = make_stream(domains, weights, seed)
+        stream.skip(part * steps, size)
+        drawn += [identities(stream.step_windows(size)) for _ in range(steps)]
+    assert drawn == order
+
+
+@settings(deadline=None)
 @given(weights=weight_lists, sizes=step_sizes, cut=st.integers(0, 12), seed=st.integers(0, 2**32))
 def test_resumed_after_any_step_the_stream_continues_the_same(
     domains: tuple[DomainWindows, ...], weights: list[float], sizes: list[int], cut: int, seed: int

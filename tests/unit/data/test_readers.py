@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import subprocess
+import tracemalloc
 from base64 import b64decode
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from compressor.core.errors import UsageError
 from compressor.data import files
 from compressor.data.sources import source_fingerprint
 from tests.unit.data.texts import TEXTS, plain_text, refused, texts_of, write_table
@@ -196,3 +200,33 @@ def test_a_folder_saved_by_datasets(tmp_path: Path, has_splits: bool) -> None:
     as_lines = tmp_path / "as-lines.jsonl"
     as_lines.write_text("\n".join(json.dumps({"messages": rows[i]["messages"]}) for i in (3, 1, 0)) + "\n")
     assert source_fingerprint(str(saved)) == source_fingerprint(str(as_lines))
+
+
+def test_a_small_json_document_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[\n  {"text": "a"}\n]')
+    tracemalloc.start()
+    try:
+        assert texts_of(path) == ["a"]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("field", ["_split", "_data_files", "_fingerprint", "_format_type", "_format_kwargs"])
+@pytest.mark.parametrize("value", [[None], "x", 3, {"a": []}], ids=str)
+def test_an_edited_saved_data_set_is_refused_or_read(field: str, value: object, tmp_path: Path) -> None:
+    """Never anything but a UsageError; what `datasets` does not look at may still be read."""
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(folder))
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, field: value}))
+    with contextlib.suppress(UsageError):
+        assert texts_of(folder) == ["a", "b"]
+
+
+def test_a_parquet_file_with_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["stone", "river"]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"river", b"\xffiver"))
+    refused(path, "this Parquet file cannot be read")

@@ -77,7 +77,6 @@ def test_cross_entropy_alone_compares_nothing() -> None:
 
 def test_few_tokens_are_warned_of() -> None:
     assert choose(top_k=1000).warnings == ()
-    assert choose(top_k=999, kl_weight=0).warnings == ()
     assert choose(top_k=999, top_k_tail="bucket").warnings == ()
     assert "999" in choose(top_k=999).warnings[0]
 
@@ -113,6 +112,7 @@ def test_every_part_is_described() -> None:
     [
         ({"top_k_tail": "bucket"}, "needs top_k"),
         ({"kl_weighting": "entropy", "kl_weight": 0}, "no effect with kl_weight 0"),
+        ({"top_k": 100, "kl_weight": 0}, "top_k 100 has no effect with kl_weight 0"),
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "both say"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +189,31 @@ def test_hash_follows_weights_config_and_tokenizer(checkpoint: Path) -> None:
     seen.add(hash_and_check(checkpoint))
 
     assert len(seen) == 5
+
+
+def test_hash_follows_what_quantize_writes_beside_equal_weights(checkpoint: Path) -> None:
+    seen = {hash_and_check(checkpoint)}
+    (checkpoint / "huggingface-fp8").mkdir()
+    for name in ("amax.safetensors", "huggingface-fp8/model.safetensors", "huggingface-fp8/config.json"):
+        (checkpoint / name).write_text("of one calibration")
+        seen.add(hash_and_check(checkpoint))
+        (checkpoint / name).write_text("of another calibration")
+        seen.add(hash_and_check(checkpoint))
+
+    assert len(seen) == 7
+
+
+def test_hashing_holds_a_piece_of_a_large_file_beside_the_weights(checkpoint: Path) -> None:
+    (checkpoint / "huggingface-fp8").mkdir()
+    with (checkpoint / "huggingface-fp8" / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    try:
+        hash_and_check(checkpoint)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 27
 
 
 @pytest.mark.parametrize(

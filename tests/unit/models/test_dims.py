@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compressor.core.errors import UnsupportedError
 from compressor.models.dims import (
     Dims,
+    check_shape,
     dims_of_config,
     flops_per_token,
     kv_cache_bytes_per_token,
@@ -129,3 +130,15 @@ def test_memory_and_flops_by_hand() -> None:
     assert flops_per_token(dims) == 2 * (linear + 10 * 4)
     # Scores and weighted values: two multiply-adds per head dimension, key and layer.
     assert flops_per_token(dims, 5) - flops_per_token(dims) == 2 * 2 * (2 * 2 * 3) * 5
+
+
+def test_fewer_query_heads_than_groups_need_fewer_groups() -> None:
+    """Where every query head has a key/value head of its own, no multiple of these is smaller."""
+    dims = PRESETS["llama2-7b"].dims
+    with pytest.raises(UnsupportedError) as refused:
+        check_shape(dims.with_shape(num_attention_heads=16))
+    assert "num_key_value_heads=16" in str(refused.value.hint)
+    check_shape(dims.with_shape(num_attention_heads=16, num_key_value_heads=16))
+    with pytest.raises(UnsupportedError) as refused:
+        check_shape(PRESETS["llama3.1-8b"].dims.with_shape(num_attention_heads=20))
+    assert "a multiple of 8" in str(refused.value.hint)

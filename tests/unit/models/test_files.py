@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.core.errors import VerificationError
+from compressor.choices.formats import FORMATS
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.models.files import check_files
 from compressor.models.load import copy_checkpoint
 from compressor.models.source import open_checkpoint, resolve_source
@@ -109,3 +110,19 @@ def test_what_may_not_be_read_may_not_be_copied(
         with pytest.raises(VerificationError, match="leaves") as caught:
             work()
         assert caught.value.where == str(directory / name)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("huggingface")])
+def test_an_export_is_refused_before_any_model_is_opened(name: str, tmp_path: Path) -> None:
+    marker = tmp_path / FORMATS[name].marker
+    marker.parent.mkdir(exist_ok=True)
+    marker.write_text("{}")
+    with pytest.raises(UnsupportedError, match="export for a runtime") as caught:
+        resolve_source(str(tmp_path))
+    assert f"--format {FORMATS[name].option}" in str(caught.value.found)
+    assert "name the model that was exported" in str(caught.value.hint)
+
+
+def test_a_graph_beside_a_checkpoint_makes_it_no_export(plain: Path) -> None:
+    (plain / "model.onnx").touch()
+    assert resolve_source(str(plain)).kind == "directory"

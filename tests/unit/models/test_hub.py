@@ -43,11 +43,11 @@ OTHERS = dict.fromkeys(
     "x",
 )
 PLAIN = {"config.json": "{}", "model.safetensors": "weights"}
-GATED = "someone/gated"
+GATED, DROPPED = "someone/gated", "someone/dropped"
 REPOSITORIES = {
     "someone/sharded": WANTED | CODE | OTHERS,
     "someone/plain": PLAIN | {"original/model.safetensors": "x", "adapter.safetensors": "x"},
-    GATED: PLAIN,
+    **dict.fromkeys((GATED, DROPPED), PLAIN),
     "someone/pickled": {"config.json": "{}", "pytorch_model.bin": "x"},
 }
 
@@ -100,6 +100,9 @@ class Hub(BaseHTTPRequestHandler):
             return self._send(json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}))
         if name == GATED:
             return self._refuse(403, "GatedRepo")
+        if name == DROPPED:
+            self.close_connection = True  # without a word, as a network that is lost
+            return None
         file = path.split(f"/resolve/{COMMIT}/", 1)[-1]
         return self._send(files[file]) if file in files else self._refuse(404, "EntryNotFound")
 
@@ -162,7 +165,7 @@ def model(name: str, *, trusted: bool = False) -> str:
 
 PLAN = "download_config('someone/sharded')"
 ONLINE = (PLAN, model("someone/plain"), model("someone/nothing"), model(GATED), model("someone/pickled"))
-LATER = (model("some one"), model("someone/sharded"), model("someone/sharded", trusted=True))
+LATER = (model("some one"), model(DROPPED), model("someone/sharded"), model("someone/sharded", trusted=True))
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +200,7 @@ def test_a_model_is_downloaded_by_its_index(online: dict[str, str], trusted: boo
     [
         ("someone/nothing", "NetworkError", "the hub has no such model"),
         (GATED, "NetworkError", "restricted"),
+        (DROPPED, "NetworkError", "cannot be downloaded"),
         ("someone/pickled", "UsageError", "no safetensors"),
         ("some one", "UsageError", "not a Hugging Face id"),
     ],

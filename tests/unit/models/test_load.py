@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from collections.abc import Callable
@@ -283,3 +284,12 @@ def test_a_student_without_a_recorded_file_is_refused(checkpoint: Path, tmp_path
 
     with pytest.raises(VerificationError, match="is missing"):
         open_checkpoint(resolve_source(str(checkpoint)), tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"max_length": []}', '{"eos_token_id": {"a": 1}}'])
+def test_generation_settings_that_no_class_takes_are_named_or_unused(content: str, tmp_path: Path) -> None:
+    """Never an error of the library itself."""
+    path = save_checkpoint(tmp_path / "model", make_model())
+    (path / "generation_config.json").write_text(content)
+    with contextlib.suppress(VerificationError):
+        load_model(path, dtype="float32", device="cpu")

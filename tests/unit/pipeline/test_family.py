@@ -135,7 +135,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A pipeline that only records how it was called; the second call fails once asked to."""
     made: list[dict[str, Any]] = []
 
-    def stand_in(_recipe: Recipe, source: ModelSource, plan: Any, out_dir: Path, _: Any, start: Start) -> Any:
+    def stand_in(
+        _recipe: Recipe, source: ModelSource, plan: Any, out_dir: Path, _: Any, start: Start, **_named: Any
+    ) -> Any:
         made.append({"source": source, "out_dir": out_dir, "restart_from": start.restart_from})
         (out_dir / "student").mkdir(parents=True, exist_ok=True)
         losses = {"teacher": 1.0, "pruned": 1.5 + len(made), "quantized": 9.0}
@@ -190,10 +192,10 @@ def test_an_interrupted_family_says_what_is_missing_and_continues(
 ) -> None:
     stand_in = pipeline.run_pipeline
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
         if calls:
             raise KeyboardInterrupt
-        return stand_in(*arguments)
+        return stand_in(*arguments, **named)
 
     monkeypatch.setattr(pipeline, "run_pipeline", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -12,6 +12,7 @@ import pytest
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.data.sources import Documents, source_fingerprint
+from compressor.pipeline.consistency import require_consistent
 from compressor.pipeline.preflight import evaluation_config, require_texts, require_trainable, require_windows
 from compressor.recipe.recipe import Recipe, load_recipe
 
@@ -218,3 +219,25 @@ def test_a_conversation_that_the_template_leaves_out_is_found_in_either_part(
         require_windows(recipe, tiny_tokenizer, ())
     assert caught.value.where == f"{path}:{position + 1}"
     require_windows(recipe_of(rows_of(tmp_path / "y.jsonl", *rows)), tiny_tokenizer, ())
+
+
+def test_a_question_that_the_tokenizer_leaves_nothing_of_is_refused(
+    tiny_text: Path, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"question": "the river", "choices": [answer, "dry"], "answer": 0} for answer in ("wet", "old")]
+    task = rows_of(tmp_path / "task.jsonl", *rows)
+    by_task = {"prune.depth_importance": "task", "prune.depth_task": str(task)}
+    recipe = recipe_of(tiny_text, **by_task)
+    require_windows(recipe, tiny_tokenizer, ())
+    ids = "compressor.data.multiple_choice._ids"
+    monkeypatch.setattr(ids, lambda text, _tokenizer: [1] if "old" in text else [1] * len(text))
+    with pytest.raises(UsageError, match="leaves nothing of a question") as caught:
+        require_windows(recipe, tiny_tokenizer, ())
+    assert caught.value.where == f"{task}:2"
+
+
+def test_stored_logits_at_another_temperature_are_refused_with_the_recipe(tiny_text: Path) -> None:
+    stored = {"distill.teacher_logits": "store", "distill.temperature": 2.0}
+    with pytest.raises(UsageError, match="at temperature 1 only"):
+        require_consistent(recipe_of(tiny_text, **stored))
+    require_consistent(recipe_of(tiny_text, **stored, **{"distill.top_k": 64}))

@@ -38,7 +38,7 @@ CELL = Cell(8, 4, 2)
 def promise(goal: str, target: float, **fields: object) -> Promise:
     values: dict[str, object] = {
         "precision": "fp32",
-        "runtime": "onnxruntime-genai",
+        "runtime": "onnxruntime",
         "batch_size": 2,
         "isl": 8,
         "osl": 4,
@@ -182,12 +182,12 @@ def test_a_benchmark_without_a_cell_to_promise_is_refused(given: dict[str, objec
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("fp32", "onnxruntime-genai", 128, 128, 1)),
+        ({}, ("fp32", "onnxruntime", 128, 128, 1)),
         (
             {"bench.precisions": "int4", "bench.batch_sizes": "2:4,8"},
-            ("int4", "onnxruntime-genai", 128, 128, 8),
+            ("int4", "onnxruntime", 128, 128, 8),
         ),
-        ({"bench.runtime": "torch-eager", "bench.isl_osl": "9/7,1/1"}, ("fp32", "torch-eager", 9, 7, 1)),
+        ({"bench.runtime": "torch", "bench.isl_osl": "9/7,1/1"}, ("fp32", "torch", 9, 7, 1)),
         (
             {"bench.runtime": "tensorrt-llm", "bench.concurrency": "4,8"},
             ("bf16", "tensorrt-llm", 128, 128, 4),

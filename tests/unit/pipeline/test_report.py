@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, write_model_card
-from compressor.pipeline.summary import DistillRecord, PruneRecord, RunSummary
+from compressor.core.errors import VerificationError
+from compressor.pipeline import summary
+from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, model_card, write_model_card
+from compressor.pipeline.summary import DistillRecord, PruneRecord, RunSummary, fitting, read_summary
 from tests.unit.pipeline.summaries import evaluation, make_summary, plan_of
 
 
@@ -83,3 +85,24 @@ def test_the_card_says_what_removing_measured_layers_cost(tmp_path: Path) -> Non
     others = PruneRecord.model_validate({"removed_layers": [4, 5]})
     write_model_card(tmp_path, summary_of("someone/some-model", "org/text", prune=others))
     assert "removed by" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_records_that_do_not_fit_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation of no student, as an editor leaves it that also makes the sums again."""
+    odd = make_summary(plan_of("llama3.1-8b", "org/texts"), evaluation(teacher=1.0))
+    with pytest.raises(IndexError):
+        model_card(tmp_path, odd)
+    with pytest.raises(VerificationError, match="do not fit together"), fitting(tmp_path):
+        model_card(tmp_path, odd)
+
+    def lacks_the_teacher(*_: object, **__: object) -> RunSummary:
+        raise KeyError("teacher")
+
+    for name in ("load_recipe", "read_plan", "read_manifest"):
+        monkeypatch.setattr(summary, name, lambda *_: None)
+    monkeypatch.setattr("exporters.checks.run.demanded", lambda _: [])
+    monkeypatch.setattr(summary, "summary_of", lacks_the_teacher)
+    with pytest.raises(VerificationError, match="KeyError: 'teacher'"):
+        read_summary(tmp_path)

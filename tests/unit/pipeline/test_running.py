@@ -11,6 +11,7 @@ from compressor.pipeline import running
 from compressor.pipeline.running import require_disk
 from compressor.pipeline.steps import STAGES
 from compressor.planning.disk import CONVERTED, DiskUse
+from compressor.planning.restart import redo_in_run
 from compressor.runs.artifact import ARTIFACT_FILE
 
 USES = (
@@ -72,10 +73,12 @@ def test_what_is_discarded_makes_room(free: dict[str, int], tmp_path: Path) -> N
         ("reconstruct", "stages/reconstruct", "reconstruct"),
         ("reconstruct", "stages/reconstruct-sparse", "reconstruct-sparse"),
         ("prune-masks", "stages/prune", "prune"),
+        ("reconstruct", "stages/cut-2-reconstruct", "interleave"),
+        ("prune", "stages/cut-1-prune", "interleave"),
         ("search-trial", "stages/search-2x64x128x4", "search"),
         ("export-onnx", "stages/teacher-onnx", "bench"),
     ],
 )
 def test_what_is_made_again_is_named_as_restart_from_takes_it(stage: str, directory: str, step: str) -> None:
-    assert running.redo_in_run(stage, Path(directory)).endswith(f"--restart-from {step}")
+    assert redo_in_run(stage, Path(directory)).endswith(f"--restart-from {step}")
     assert step in STAGES

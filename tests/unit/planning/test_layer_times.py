@@ -28,7 +28,7 @@ from compressor.planning.outcome import rule_shapes
 SMOLLM = PRESETS["smollm2-135m"].dims
 KEY = Key(
     machine="a CPU, 2 cores",
-    runtime="onnxruntime-genai",
+    runtime="onnxruntime",
     versions={"onnxruntime": "1"},
     precision="fp32",
     model=SMOLLM,

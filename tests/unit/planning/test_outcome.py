@@ -159,3 +159,11 @@ def test_a_promise_answers_its_own_question_alone() -> None:
     assert promise.answers(asked)
     assert not promise.answers(asked.model_copy(update={"isl": 9}))
     assert not promise.answers(asked.model_copy(update={"target": 14.5}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(180_000, "175.8 KiB"), (3 << 20, "3.0 MiB"), (800 << 20, "800.0 MiB"), (6 << 30, "6.000 GiB")],
+)
+def test_a_memory_is_told_in_a_unit_that_fits(value: int, text: str) -> None:
+    assert question("memory", 6 << 30).text(value) == text

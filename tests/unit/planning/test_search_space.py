@@ -201,3 +201,16 @@ def far(shapes: tuple[Dims, ...], chosen: tuple[Dims, ...]) -> float:
         )
 
     return sum(min(distance(one, other) for other in chosen) for one in shapes) / len(shapes)
+
+
+def test_as_many_shapes_are_tried_as_are_asked_for_or_all_of_a_short_list() -> None:
+    for length in range(2, 40):
+        shapes = [
+            SMOLLM.with_shape(num_hidden_layers=1 + index % 5, intermediate_size=64 * (1 + index))
+            for index in range(length)
+        ]
+        for number in (*range(2, length + 3), 100):
+            chosen = choose(shapes, shapes[0], number)
+            assert chosen[0] == shapes[0]
+            assert len(set(chosen)) == len(chosen) == min(number, length)
+            assert set(chosen) <= set(shapes)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import math
+import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -136,6 +139,40 @@ def test_target_too_small_to_reach(target: str) -> None:
     with pytest.raises(UsageError, match="too small to reach") as caught:
         resolve_target(LLAMA, target)
     assert "two steps" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 2, 6])
+@pytest.mark.parametrize("vocab_size", [300, 49152])
+def test_the_target_that_a_refusal_names_is_accepted(rotates: bool, num_layers: int, vocab_size: int) -> None:
+    """Few shapes lie on the grid of a small model; the teacher's own is not one of them."""
+    num_named = 0
+    for hidden_size, intermediate_size, tied in itertools.product((64, 192, 576), (64, 1536), (True, False)):
+        teacher = replace(
+            SMOLLM,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            vocab_size=vocab_size,
+            tie_word_embeddings=tied,
+        )
+        for percent in (98, 95, 85, 70, 60):
+            try:
+                resolve_target(teacher, f"{percent}%", rotates=rotates)
+            except UsageError as error:
+                if named := re.search(r"use --target (\d+)", str(error.hint)):
+                    num_named += 1
+                    found = num_parameters(resolve_target(teacher, named[1], rotates=rotates).student)
+                    assert abs(found / int(named[1]) - 1) <= TOLERANCE
+                    assert int(named[1]) < num_parameters(teacher)
+    assert num_named
+
+
+def test_a_model_without_a_smaller_shape_on_the_grid_is_told_so() -> None:
+    smallest = SMOLLM.with_shape(num_hidden_layers=1, hidden_size=48, intermediate_size=64, vocab_size=300)
+    with pytest.raises(UsageError, match="no smaller shape of this model") as caught:
+        resolve_target(smallest, "90%")
+    assert "--shape" in str(caught.value.hint)
 
 
 def test_explicit_shape() -> None:

@@ -17,7 +17,13 @@ from compressor.data.multiple_choice import encode, read_questions
 from compressor.models.adapter import ModelAdapter
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.planning.depth import curve_sizes, depth_passes, num_block_passes, require_depth
+from compressor.planning.depth import (
+    curve_sizes,
+    depth_passes,
+    num_block_passes,
+    require_depth,
+    require_removal,
+)
 from compressor.pruning.depth import DepthMeasure
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE, Measured, best_position
 from compressor.pruning.plan import PLAN_FILE, read_plan
@@ -132,7 +138,7 @@ def accuracy_without(model: Any, removed: tuple[int, ...], file: Path) -> float:
 
 def test_accuracy_without_every_block_equals_brute_force(tmp_path: Path) -> None:
     model, file = model_of(), task_file(tmp_path / "task.jsonl")
-    questions = [encode(question, make_tokenizer()) for question in read_questions(file)]
+    questions = [encode(question.asked(), make_tokenizer()) for question in read_questions(file)]
     found = DepthMeasure(ModelAdapter(model), WINDOWS[:1], questions).without_blocks(
         range(NUM_LAYERS), {0, 1, 3}
     )
@@ -286,6 +292,23 @@ def test_contradictions_are_refused_before_any_work(name: str, deep: Path) -> No
         require_depth(Prune(**fields), dims, dims.with_shape(num_hidden_layers=layers))
 
 
+@pytest.mark.parametrize("command", ["plan", "prune"])
+def test_a_way_to_remove_no_layers_is_refused(
+    command: str, deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["-o", str(tmp_path / "out")] if command == "prune" else []
+    words = [command, str(deep), "--depth-removal", "scattered", *out, "-q", "--shape"]
+    assert invoke([*words, "hidden_size=48"]) == 2
+    assert "how layers are removed has no effect" in capsys.readouterr().err
+
+
+def test_a_way_to_remove_layers_serves_whoever_removes_some() -> None:
+    dims = dims_of_config(model_of().config.to_dict())
+    some, none = dims.with_shape(num_hidden_layers=3), dims.with_shape(hidden_size=48)
+    require_removal(Prune(depth="scattered"), dims, [none, some])
+    require_removal(Prune(), dims, [none])
+
+
 def test_plan_refuses_what_prune_would(deep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(deep), "--shape", "hidden_size=48", "--depth-importance", "loss", "-q"]
     assert invoke(words) == 2
@@ -316,3 +339,18 @@ def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(UsageError, match="no question"):
         read_questions(file)
+
+
+def test_a_question_that_is_none_to_the_tokenizer_is_refused_before_any_scoring(
+    deep: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tokenizer's normaliser nothing may be left of an answer."""
+    monkeypatch.setattr("compressor.pruning.prune_stage._scores", lambda *_: pytest.fail("scored first"))
+    monkeypatch.setattr("compressor.data.multiple_choice._ids", lambda text, _tokenizer: [0] * ("is" in text))
+    settings = Prune(
+        shape={"num_hidden_layers": 3},
+        depth_importance="task",
+        depth_task=str(task_file(tmp_path / "task.jsonl")),
+    )
+    with pytest.raises(UsageError, match="leaves nothing of a question"):
+        api.prune(str(deep), tmp_path / "out", settings=settings, calibration=calibrated(tiny_text))

@@ -144,3 +144,29 @@ def test_a_plan_that_does_not_fit_is_refused(
     assert message in shown
     assert "try: " in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_options_about_a_text_that_is_not_read_are_refused(
+    model: Path, plan: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ("--calib-size", "3")
+    assert run(model, plan, tmp_path / "planned", *size) == 2
+    shown = capsys.readouterr().err
+    assert "--plan says what is kept" in shown
+    assert "--calib-size" in shown
+    shape = ["--shape", "intermediate_size=64", "-q"]
+    words = ["prune", str(model), *shape, "-o"]
+    assert invoke([*words, str(tmp_path / "scored"), "--importance", "random"]) == 0
+    saved = ["--scores", str(tmp_path / "scored")]
+    capsys.readouterr()
+    assert invoke([*words, str(tmp_path / "again"), *saved, *size]) == 2
+    assert "--scores were measured before" in capsys.readouterr().err
+
+
+def test_a_plan_beside_learned_masks_is_refused_as_any_importance(
+    model: Path, plan: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, plan, tmp_path / "out", "--importance", "learned-masks") == 2
+    shown = capsys.readouterr().err
+    assert "--plan already says what is kept" in shown
+    assert "learn_masks" not in shown

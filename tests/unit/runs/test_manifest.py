@@ -13,6 +13,7 @@ import pytest
 from compressor.core.errors import ResourceError, UsageError, VerificationError
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.manifest import LOCK_FILE, MANIFEST_FILE, Manifest, open_run_directory
+from compressor.runs.preflight_record import PreflightRecord
 from compressor.runs.stage import StageOutcome
 
 
@@ -91,6 +92,23 @@ def test_a_run_that_made_something_keeps_it(tmp_path: Path) -> None:
         too_short(tmp_path / "run", finished=True)
 
     assert read(tmp_path / "run")["stages"]
+
+
+def out_of_memory(run: Path, saved: Path) -> None:
+    """A run whose first stage saves a checkpoint and ends."""
+    with opened(run):
+        saved.mkdir(parents=True)
+        raise ResourceError("out of memory")
+
+
+def test_a_saved_training_of_the_first_stage_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    saved = out / "stages" / "prune.partial" / "masks" / "checkpoint-20"
+    with pytest.raises(ResourceError, match="out of memory"):
+        out_of_memory(out, saved)
+    assert saved.is_dir()
+    with opened(out, resume=True):
+        pass
 
 
 def test_overwrite_starts_anew(run: Path) -> None:
@@ -205,3 +223,24 @@ def test_killed_while_it_is_emptied(run: Path, num_entries: int, monkeypatch: py
     left = {path.name for path in run.iterdir()} - {LOCK_FILE, MANIFEST_FILE}
     assert len(left) == max(0, 1 - num_entries)
     assert all((run / name / "weights").is_file() for name in left)
+
+
+def test_the_record_of_a_failed_preflight_stays(tmp_path: Path) -> None:
+    """Of a new run; what it wrote besides does not."""
+    made = PreflightRecord(fingerprint="f", num_layers=2, seconds=7, stages={}, error="x", ended="now")
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        with opened(run) as manifest:
+            (run / "stages").mkdir()
+            manifest.update(preflight=made)
+            (run / "plan.json").touch()
+            manifest.add_files(["plan.json"])
+            raise UsageError("no kernel")
+
+    with pytest.raises(UsageError, match="no kernel"):
+        fail()
+    assert {path.name for path in run.iterdir()} <= {MANIFEST_FILE, LOCK_FILE}
+    with opened(run, resume=True) as manifest:
+        assert manifest.record.preflight == made
+        assert not manifest.changed_files()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compressor import api
-from compressor.cli.search import parse_shard
+from compressor.cli.search import _text, parse_shard
 from compressor.core.errors import UsageError, VerificationError
 from compressor.recipe.recipe import Prune, Recipe, load_recipe
 from compressor.runs.artifact import ModelArtifact, read_artifact, record_files
@@ -116,6 +116,18 @@ def test_every_shape_is_ranked_and_no_weights_are_left(searched: ModelArtifact) 
     assert json.loads((searched.path / "search.json").read_text()) == searched.details
     kept = {path.name for path in trials_of(searched.path).rglob("*") if path.is_file()}
     assert kept == {"trial.json", "artifact.json", "importance.safetensors"}
+
+
+def test_the_terminal_says_how_the_winner_is_taken(searched: ModelArtifact) -> None:
+    """Its words make a run of exactly that shape."""
+    shown = _text(searched)
+    given = shown.partition("--shape ")[2].split()[0]
+    taken = load_recipe(None, {"model": "m", "prune.shape": given}).prune.shape
+    winner = SearchRecord.model_validate(searched.details).winner.shape
+    assert taken is not None
+    assert winner.with_shape(**taken) == winner
+    assert len(taken) == 4
+    assert str(searched.path / "search.json") in shown
 
 
 def test_a_killed_search_goes_on_with_the_shape_that_it_was_at(

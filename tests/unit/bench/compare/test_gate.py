@@ -261,7 +261,7 @@ def test_a_cell_that_the_baseline_exempts_is_reported_and_does_not_count() -> No
 
 def test_another_runtime_or_protocol_fails_closed() -> None:
     before, now = results_of([STEADY]), results_of([STEADY])
-    arms = tuple(arm.model_copy(update={"runtime": "torch-eager"}) for arm in now.arms)
+    arms = tuple(arm.model_copy(update={"runtime": "torch"}) for arm in now.arms)
     apart = now.protocol.model_copy(update={"processes": "alternating"})
     shorter = now.protocol.model_copy(update={"num_series": 4})
     changes = {"runtime": {"arms": arms}, "processes": {"protocol": apart}, "fresh": {"protocol": shorter}}

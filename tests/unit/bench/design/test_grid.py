@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.design.grid import PRESETS, PUBLISHED_ISL_OSL, Cell, by_memory, grid_of, wants_largest_batch
+from bench.design.grid import Cell, by_memory, grid_of, wants_largest_batch
 from bench.design.shape_only import shape_of
+from compressor.choices.grids import PRESETS, PUBLISHED_ISL_OSL, Preset
 from compressor.cli.bench import run
 from compressor.core.errors import UsageError
 from compressor.models.presets import PRESETS as PUBLISHED_SHAPES
@@ -41,8 +42,19 @@ def test_the_blogs_preset_measures_its_batches_and_equal_ones() -> None:
 def test_every_preset_of_the_recipe_and_of_the_command_exists() -> None:
     assert set(choices_of(Bench.model_fields["preset"])) == set(PRESETS)
     assert wants_largest_batch(Bench(preset="published"))
-    assert not wants_largest_batch(Bench(preset="quick", largest_batch=True))
+    assert not wants_largest_batch(Bench(preset="quick"))
+    with pytest.raises(ValueError, match="preset quick sets largest_batch"):
+        Bench(preset="quick", largest_batch=True)
     assert wants_largest_batch(Bench(largest_batch=True))
+
+
+def test_a_preset_is_an_entry_of_the_table_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Preset(help="One cell.", isl_osl=((4, 2),), batch_sizes=(3,), source="a test")
+    monkeypatch.setitem(PRESETS, "toy", toy)
+    assert choices_of(Bench.model_fields["preset"])["toy"] == "One cell."
+    assert grid_of(Bench(preset="toy")) == (Cell(4, 2, 3),)
+    with pytest.raises(ValueError, match="'other' is none of quick, published, minitron-blog, toy"):
+        Bench(preset="other")
 
 
 def test_the_gpu_studys_command_line_is_the_published_grid(tmp_path: Path) -> None:

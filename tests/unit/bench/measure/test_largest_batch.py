@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from bench.design.arms import Comparison
+from bench.design.cells import cells_of
 from bench.design.grid import Cell
 from bench.measure.largest_batch import largest_batch, largest_that
-from bench.measure.measure import cells_of
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, 100])

@@ -34,9 +34,7 @@ def test_a_step_is_timed_without_its_prompt(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_deeper_model_takes_longer_in_a_real_runtime(tmp_path: Path) -> None:
-    models = [
-        arm(tmp_path / str(layers), layers, runtime="torch-eager", precision="fp32") for layers in (1, 12)
-    ]
+    models = [arm(tmp_path / str(layers), layers, runtime="torch", precision="fp32") for layers in (1, 12)]
     shallow, deep = (time_model(model, Cell(8, 4, 1), seed=0) for model in models)
     assert 0 < shallow.step_s < deep.step_s
     assert 0 < shallow.prefill_s < deep.prefill_s

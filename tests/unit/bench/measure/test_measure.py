@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from bench.design.arms import Comparison
 from bench.measure.measure import run_bench
 from bench.measure.statistics import NUM_SERIES, StoppingRule
+from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.results import NotMeasured, PeakMemory, Results, Summary
 from bench.runtimes.onnxruntime_genai import OnnxRuntimeGenai, OnnxRuntimeGenaiSession
@@ -80,6 +82,20 @@ def test_every_series_is_measured_on_models_loaded_for_it(
     results = run_bench([comparison], config, console=Console(), seed=0)
     assert [cell.num_series for cell in results.comparisons[0].cells] == [NUM_SERIES] * 2
     assert loaded == [arm.path for arm in comparison.arms] * (1 + NUM_SERIES)
+
+
+def test_fewer_series_are_measured_and_called_indicative(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = partialmethod(StoppingRule.__init__, max_relative_width=math.inf)
+    monkeypatch.setattr(StoppingRule, "__init__", wide)
+    config = Bench(isl_osl=((8, 4),), batch_sizes=(1,), max_pairs=5, num_series=3)
+    results = run_bench([comparison], config, console=Console(), seed=0)
+    assert [cell.num_series for cell in results.comparisons[0].cells] == [3]
+    assert results.protocol.num_series == 3
+    assert results.protocol.is_indicative
+    assert "**Indicative only**: 3 series" in render_markdown(results)
+    assert "<b>Indicative only</b>: 3 series" in render_html(results)
 
 
 def test_cells_that_cannot_run_stay_with_status_and_reason(results: Results) -> None:

@@ -21,7 +21,7 @@ CPU_ONLY = MACHINE.model_copy(update={"gpus": ()})
 
 
 def arm(name: str) -> Arm:
-    return Arm(id=name, model=name, precision="bf16", path=Path(), runtime="torch-eager", num_parameters=1)
+    return Arm(id=name, model=name, precision="bf16", path=Path(), runtime="torch", num_parameters=1)
 
 
 PAIR = Comparison(baseline=arm("teacher"), candidate=arm("student"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.design.arms import Arm, Comparison
-from bench.measure.serving import requests_of, run_serving
+from bench.measure.serving import loads_of, run_serving
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.results import Absent, Summary
@@ -31,6 +31,7 @@ from compressor.core.errors import (
 from compressor.models.presets import PRESETS
 from compressor.recipe.recipe import Bench
 from tests.tiny_models import make_model, save_checkpoint
+from tests.unit.bench.runtimes import stand_in_trtllm_bench
 
 REQUESTS = Requests(isl=6, osl=4, concurrency=2, num_requests=100)
 REPORT: dict[str, Any] = {
@@ -226,10 +227,35 @@ def test_the_command_measures_engines_in_flight(tmp_path: Path, stand_in: Path) 
     assert invoke([*words, *given, "--precision", "bf16", "--overwrite"]) == 2
 
 
-def test_presets_give_the_lengths_of_requests() -> None:
-    all_requests = requests_of(Bench(preset="quick", concurrency=(1, 4)))
-    found = [(requests.isl, requests.osl, requests.concurrency) for requests in all_requests]
-    assert found == [(128, 128, 1), (128, 128, 4)]
+@pytest.mark.parametrize(
+    ("config", "of_two_models", "of_one"),
+    [
+        (Bench(preset="quick"), [(1, 1), (8, 8)], [(1, 1), (8, 8)]),
+        (
+            Bench(isl_osl=((128, 128),), concurrency="1,4:8"),  # type: ignore[arg-type]
+            [(1, 1), (4, 8)],
+            [(1, 1), (4, 4), (8, 8)],
+        ),
+    ],
+)
+def test_both_models_have_their_requests_in_flight(
+    tmp_path: Path, config: Bench, of_two_models: list[object], of_one: list[object]
+) -> None:
+    teacher, student = (make_arm(tmp_path, model) for model in ("teacher", "student"))
+    for candidate, expected in ((student, of_two_models), (replace(teacher, id="other"), of_one)):
+        loads = loads_of(Comparison(baseline=teacher, candidate=candidate), config)
+        assert [(load.baseline.concurrency, load.candidate.concurrency) for load in loads] == expected
+        assert {(load.cell.isl, load.cell.osl) for load in loads} == {(128, 128)}
+
+
+def test_the_published_preset_has_32_requests_for_the_teacher_and_64_for_the_student(tmp_path: Path) -> None:
+    teacher, student = (make_arm(tmp_path, model) for model in ("teacher", "student"))
+    loads = loads_of(Comparison(baseline=teacher, candidate=student), Bench(preset="minitron-blog"))
+    pairs = {(load.baseline.concurrency, load.candidate.concurrency) for load in loads}
+    assert pairs == {(32, 32), (64, 64), (32, 64)}
+    assert len(loads) == 33
+    with pytest.raises(ValueError, match="'max' is not a number of concurrent requests"):
+        Bench(concurrency="max")  # type: ignore[arg-type]
 
 
 def test_the_data_set_is_seeded_and_of_the_requested_lengths(tmp_path: Path) -> None:
@@ -289,3 +315,27 @@ def test_a_server_that_fails_leaves_its_reason_without_paths(tmp_path: Path, sta
     assert cell.status == "FAIL"
     assert cell.reason is not None
     assert "out of memory in broken-bf16" in cell.reason
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "limit", "sentence"),
+    [
+        ("out of memory", 60, "trtllm-bench ran out of memory; found: torch.OutOfMemoryError: CUDA out of"),
+        ("hangs", 1, "trtllm-bench did not end in time and was stopped; found: its last line: [TRT-LLM]"),
+        ("answers less", 60, "trtllm-bench did not do the requested work; expected"),
+    ],
+)
+def test_one_arm_that_goes_wrong_leaves_the_others_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, limit: int, sentence: str
+) -> None:
+    stand_in_trtllm_bench.install(tmp_path / "bin", behaviour=behaviour, of="broken")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    teacher, student, broken = (make_arm(tmp_path, name) for name in ("teacher", "student", "broken"))
+    pairs = [Comparison(baseline=teacher, candidate=arm) for arm in (broken, student)]
+    config = Bench(isl_osl=((6, 4),), concurrency=(2,), num_requests=4, max_pairs=5, timeout_s=limit)
+    results = run_serving(pairs, config, console=Console(), seed=0)
+    [failed], [measured] = (one.cells for one in results.comparisons)
+    assert (failed.status, failed.speedup) == ("FAIL", None)
+    assert sentence in str(failed.reason)
+    assert measured.speedup is not None
+    assert sentence.partition(";")[0] in render_markdown(results)

@@ -19,7 +19,9 @@ from bench.report.csv_table import render_csv
 from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.results import CellResult, Quality, Results
+from compressor.core.hardware import Machine
 from compressor.pipeline.report import write_model_card
+from compressor.pipeline.summary import DistillRecord
 from tests.unit.bench.results_by_hand import cell_of, results_of
 from tests.unit.core.test_escaping import NAMES
 from tests.unit.pipeline.test_report import summary_of
@@ -103,7 +105,13 @@ def test_a_spreadsheet_finds_names_as_text(name: str) -> None:
 @pytest.mark.parametrize("name", SINGLE_LINES)
 def test_a_name_adds_nothing_to_the_model_card(tmp_path: Path, name: str) -> None:
     def card(title: str) -> str:
-        summary = summary_of(title, f"{title}.txt").model_copy(update={"warnings": (f"{title} is odd",)})
+        parts = {
+            "warnings": (f"{title} is odd",),
+            "versions": {"torch": title},
+            "hardware": Machine(system="Linux", cpu=title, num_cpus=2, memory_bytes=8),
+            "distill": DistillRecord(tokens=1, loss=title, loss_rule=title),
+        }
+        summary = summary_of(title, f"{title}.txt").model_copy(update=parts)
         directory = tmp_path / ("plain" if title == "plain" else "odd")
         directory.mkdir(exist_ok=True)
         write_model_card(directory, summary)

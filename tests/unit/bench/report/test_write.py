@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.html import render_html
 from bench.report.markdown import render_markdown
 from bench.report.numbers import show_peak, show_size
 from bench.report.results import (
@@ -16,13 +17,14 @@ from bench.report.results import (
     Interval,
     NotMeasured,
     PeakMemory,
+    Quality,
     Results,
     Summary,
 )
 from bench.report.tables import pairs_of, verdict_on
 from bench.report.write import SCHEMA_FILE, read_results, write_reports
 from compressor.core.errors import UsageError
-from tests.unit.bench.results_by_hand import results_of
+from tests.unit.bench.results_by_hand import cell_of, results_of
 
 RATES = {"output_tokens_per_s": 16.0, "total_tokens_per_s": 1200.0}
 DURATIONS = {"latency_s": 0.0041, "ttft_s": 0.0011}
@@ -150,3 +152,12 @@ def test_the_published_schema_is_the_one_in_use() -> None:
     assert published == schema, f"write {SCHEMA_FILE.name} again: python -m bench.report.write"
     assert schema["properties"]["schema"]["const"] == "compress-export/bench/1"
     assert "schema_id" not in schema["properties"]
+
+
+@pytest.mark.parametrize(("is_lower", "way"), [(True, "lower"), (False, "higher")])
+def test_the_page_says_which_quality_is_better(*, is_lower: bool, way: str) -> None:
+    results = results_of([cell_of([2.0, 2.01] * 3, [1.0, 1.01] * 3)])
+    model = results.arms[0].model
+    quality = Quality(model=model, metric="some figure", value=9.0, is_better_when_lower=is_lower)
+    page = render_html(results.model_copy(update={"quality": (quality,)}))
+    assert f"some figure ({way} is better)" in page

@@ -21,7 +21,7 @@ from compressor.choices.runtimes import RUNTIMES, runtime_named
 from compressor.core.errors import DependencyError, UsageError
 from tests.tiny_models import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE
 
-GENAI: StaticRuntime = runtime_named("onnxruntime-genai").load()
+GENAI: StaticRuntime = runtime_named("onnxruntime").load()
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,6 @@ def test_the_library_is_kept_from_sending_telemetry(
 
 
 def test_the_table_of_runtimes_is_frozen_here() -> None:
-    assert list(RUNTIMES) == ["onnxruntime-genai", "torch-eager", "tensorrt-llm"]
-    with pytest.raises(UsageError, match="did you mean onnxruntime-genai"):
-        runtime_named("onnxruntime")
+    assert list(RUNTIMES) == ["tensorrt-llm", "vllm", "tensorrt-edge-llm", "torch", "onnxruntime"]
+    with pytest.raises(UsageError, match="did you mean onnxruntime"):
+        runtime_named("onnxruntime-genai")

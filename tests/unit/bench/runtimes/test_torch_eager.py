@@ -23,7 +23,7 @@ from compressor.models.dims import num_parameters
 from compressor.models.presets import PRESETS
 from tests.tiny_models import make_model, save_checkpoint
 
-TORCH: StaticRuntime = runtime_named("torch-eager").load()
+TORCH: StaticRuntime = runtime_named("torch").load()
 TINY_SHAPE = "smollm2-135m:num_hidden_layers=2+vocab_size=331"
 
 

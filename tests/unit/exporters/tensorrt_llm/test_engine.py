@@ -16,7 +16,7 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.presets import PRESETS
 from compressor.pipeline.doctor import BuilderRecord, _engine_builder
-from compressor.recipe.recipe import TensorRTLLM
+from compressor.recipe.recipe import Export, TensorRTLLM
 from exporters.registry import require_tools
 from exporters.tensorrt_llm.config import Parallelism
 from exporters.tensorrt_llm.engine import (
@@ -32,6 +32,8 @@ from exporters.tensorrt_llm.versions import Builder, find_builder
 from exporters.verification.record import SparseTactics
 from tests.unit.exporters.tensorrt_llm import stand_in_builder
 from tests.unit.exporters.tensorrt_llm.conftest import Students, write
+
+REQUIRED = Export(tensorrt_llm=TensorRTLLM(require_engine=True))
 
 
 def checkpoint(*, quant: str | None = None, cache: str | None = None, tp_size: int = 1) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def test_other_versions_say_why_there_is_no_engine(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert message in str(find_builder())
     with pytest.raises(DependencyError, match="cannot be built here") as caught:
-        require_tools(["onnx", "tensorrt-llm"], engine=True)
+        require_tools(["onnx", "tensorrt-llm"], REQUIRED)
     assert caught.value.exit_code == 4
     assert "release:1.2.1" in str(caught.value.hint)
 
@@ -145,7 +147,7 @@ def test_a_newer_tensorrt_llm_without_a_builder_says_what_to_use(
 
 def test_an_engine_required_of_formats_without_one_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"no engine is built from[\s\S]*huggingface, onnx"):
-        require_tools(["huggingface", "onnx"], engine=True)
+        require_tools(["huggingface", "onnx"], REQUIRED)
 
 
 def test_a_fitting_builder_is_found_and_a_broken_one_is_not(

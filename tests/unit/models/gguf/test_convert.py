@@ -105,6 +105,12 @@ def test_factors_that_are_all_the_same_are_linear(tmp_path: Path) -> None:
         ),
         (TinyGguf(fields={"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}), "rope.scaling.type"),
         (TinyGguf(fields={"rope.scaling.attn_factor": 1.2}), "rope.scaling.attn_factor"),
+        (TinyGguf(fields={"rope.freq_base": np.float64(1e300)}), "rope.freq_base"),
+        (TinyGguf(fields={"rope.freq_base": np.float64(1e-300)}), "rope.freq_base"),
+        (
+            TinyGguf(fields={"rope.scaling.type": "yarn", "rope.scaling.factor": np.float64(1e300)}),
+            "rope.scaling.factor",
+        ),
         (TinyGguf(fields={"rope.dimension_count": 8}), "rope.dimension_count"),
         (TinyGguf(architecture="qwen3", fields={"rope.dimension_count": 8}), "rope.dimension_count"),
         (TinyGguf(fields={"attention.value_length": 32}), "attention.value_length"),

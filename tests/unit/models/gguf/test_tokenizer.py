@@ -57,6 +57,15 @@ def test_scores_that_do_not_order_the_merges_are_refused(
     assert "--tokenizer DIR" in str(caught.value)
 
 
+def test_a_token_of_thousands_of_letters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place of a token may be one where two others meet: a million letters have a million places."""
+    words = gguf_files.vocabulary("llama")
+    tokens = [*words.tokens[:-1], "b" * (1 << 20)]
+    monkeypatch.setattr(gguf_files, "vocabulary", lambda _kind: replace(words, tokens=tokens))
+    with pytest.raises(VerificationError, match="far longer than any word"):
+        converted(TinyGguf(tokenizer="llama"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("model", "error", "says"),
     [
