@@ -236,10 +236,18 @@ def _as_fresh() -> None:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     tempfile.tempdir = None
+    renew_thread_pool()
     random.seed()
     np.random.seed()  # noqa: NPY002 - libraries draw from the global generator
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+def renew_thread_pool() -> None:
+    """After a fork: torch marks its pool as lost, and fails if two threads are the first to ask for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def _main(words: list[str], patch: Any) -> int:

@@ -93,7 +93,9 @@ def options_to_add(name: str, joined: str) -> dict[str, str]:
     if "--config" in joined:
         return {}
     added = dict(ADDED.get(name, {}))
-    if "--importance learned-masks" in joined:
+    if name == "evaluate" and "--data" not in joined:
+        added = {}  # tasks and chats have no sequences of a text
+    elif "--importance learned-masks" in joined:
         added = {"--context-length": "32", "--mask-batch-size": "4"}
     elif name == "sparsify" and "--teacher" in joined:
         added = dict(TRAINING)  # a model that is sparse already is not calibrated again
