@@ -47,7 +47,7 @@ def write_result(
 
 def kept(outcomes: Sequence[Outcome]) -> None:
     """Write the result's JSON, and the table made of it."""
-    from tests.performance.results import write_tables
+    from tests.performance.tables import write_tables
 
     missed = [{name: getattr(one, name) for name in _MISS} for one in misses(outcomes)]
     found = {"counts": counts(outcomes), "misses": missed, "outcomes": [asdict(one) for one in outcomes]}

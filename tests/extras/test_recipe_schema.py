@@ -11,7 +11,7 @@ import yaml
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import dump_recipe, load_recipe
 from compressor.recipe.schema import recipe_schema
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 GOOD: dict[str, Any] = {

@@ -30,7 +30,7 @@ def counts(outcomes: Sequence[Outcome], whole: Mapping[str, bool]) -> Counts:
 
 def kept(outcomes: Sequence[Outcome], *, command: str, seconds: float, whole: Mapping[str, bool]) -> None:
     """Write the result's JSON, and the table made of it; a part replaces only what it struck."""
-    from tests.performance.results import write_tables
+    from tests.performance.tables import write_tables
 
     before = json.loads(_FILE.read_text(encoding="utf-8"))["data"] if _FILE.is_file() else {}
     is_all = command == "make faults"

@@ -17,7 +17,7 @@ _NAME = "fuzz"
 
 def kept(tallies: Sequence[Tally], *, seconds: float) -> None:
     """Write the counts of these kinds, those of others as they were, and the table made of them."""
-    from tests.performance.results import write_tables
+    from tests.performance.tables import write_tables
 
     file = RESULTS / f"{_NAME}.json"
     rows = {}

@@ -11,7 +11,7 @@ import pytest
 from compressor import api
 from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Generate, Recipe
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 
 EXAMPLE = ROOT / "docs" / "examples" / "release.py"
 

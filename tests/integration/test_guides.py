@@ -19,7 +19,7 @@ import torch
 from tests.chat_models import write_chats
 from tests.guides import GUIDES, Command, commands_of
 from tests.integration.command import command_here, succeed_here
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 from tests.tiny_models import make_model, save_checkpoint
 
 PAGES = [page for page in GUIDES if any(command.not_run is None for command in commands_of(page))]

@@ -2,13 +2,11 @@
 
 Every loss sees the same windows in the same order and is given at its own best of two learning rates;
 a third, 3e-3, was the best of none when it was measured.
-Runs follow one another: two at a time with one thread each train half as fast. What an interrupted
-measurement found is kept in `KEPT` until it is complete.
+Runs follow one another: two at a time with one thread each train half as fast.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.runs.artifact import write_json
+from tests.performance.kept import keep, read_kept
 
-KEPT = Path(__file__).resolve().parents[2] / "build" / "distillation.json"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/c4.txt"
 WIDTH = "hidden_size=432,intermediate_size=1024"
@@ -63,8 +60,7 @@ def run_distillation(command: Command) -> dict[str, Any]:
     """Held-out perplexity of every variant at each learning rate, and of its seeds at the best."""
     with tempfile.TemporaryDirectory() as scratch:
         students = _students(command, Path(scratch))
-        KEPT.parent.mkdir(exist_ok=True)
-        kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
+        kept = read_kept("distillation")
         taken_over: set[str] = set()
 
         def measure(task: tuple[str, float, int]) -> Perplexity:
@@ -74,7 +70,7 @@ def run_distillation(command: Command) -> dict[str, Any]:
                 taken_over.add(key)
             else:
                 kept[key] = train(name, learning_rate, seed)
-                write_json(KEPT, kept)
+                keep("distillation", kept)
             found: Perplexity = kept[key]
             return found
 
@@ -100,7 +96,6 @@ def run_distillation(command: Command) -> dict[str, Any]:
         paths = {"teacher": MODEL, **students}
         perplexities = _perplexities(command, tuple(paths.values()), f"{scratch}/quality")
         untrained = dict(zip(paths, perplexities, strict=True))
-    KEPT.unlink()
     return {**_summary(swept | repeated, best, untrained), "runs_of_an_earlier_call": len(taken_over)}
 
 

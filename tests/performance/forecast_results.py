@@ -24,11 +24,10 @@ from compressor.forecast.priors import PRIORS_FILE
 from compressor.forecast.record import ValidationCurve
 from compressor.forecast.schedule import RateSchedule
 from compressor.runs.artifact import write_json
+from tests.performance.kept import ROOT, keep, read_kept
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "docs" / "results" / "forecast.json"
 PRIORS = ROOT / "compressor" / "forecast" / PRIORS_FILE
-KEPT = ROOT / "build" / "forecast.json"
 SMOLLM2 = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 WIKI, C4 = ".assets/wiki.txt", ".assets/c4.txt"
 TEACHER_STEPS, TEACHER_RATE = 900, 2e-3
@@ -119,8 +118,8 @@ CASES = {
 
 def run_forecast(command: Command) -> dict[str, Any]:
     """Every case's curve, what is recorded already taken from there, and the priors of all."""
-    KEPT.parent.mkdir(exist_ok=True)
-    found = {**_runs_of(RESULT, "data"), **_runs_of(KEPT)}
+    recorded = json.loads(RESULT.read_text(encoding="utf-8"))["data"] if RESULT.is_file() else {}
+    found = {**_runs_of(recorded), **_runs_of(read_kept("forecast"))}
     with tempfile.TemporaryDirectory() as scratch:
         models = {"SmolLM2": SMOLLM2}
         for number, (name, case) in enumerate(CASES.items()):
@@ -129,10 +128,9 @@ def run_forecast(command: Command) -> dict[str, Any]:
             if case.model not in models:
                 models[case.model] = str(_write_byte_level(Path(scratch) / "teacher"))
             found[name] = _distill(command, case, models[case.model], f"{scratch}/{number}")
-            write_json(KEPT, {"runs": found})
+            keep("forecast", {"runs": found})
     data = {"runs": {name: found[name] for name in CASES}}
     write_priors(data)
-    KEPT.unlink(missing_ok=True)
     return data
 
 
@@ -141,14 +139,9 @@ def write_priors(data: Mapping[str, Any]) -> None:
     write_json(PRIORS, learn_priors(list(recorded_runs(data).values())).to_json())
 
 
-def _runs_of(file: Path, *keys: str) -> dict[str, Any]:
-    """The runs in a file whose cases are still those of this file."""
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    for key in keys:
-        content = content[key]
-    runs = content["runs"].items()
+def _runs_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs of a measurement whose cases are still those of this file."""
+    runs = data.get("runs", {}).items()
     return {name: run for name, run in runs if name in CASES and run["case"] == asdict(CASES[name])}
 
 

@@ -21,12 +21,11 @@ from typing import Any
 from compressor.core.errors import DependencyError, ResourceError
 from compressor.data.lm_eval_tasks import require_lm_eval
 from tests.extras.local_tasks import write_continuations
-from tests.performance.student_results import BUILD, MODEL, TEXT
+from tests.performance.kept import ROOT, place_of
+from tests.performance.student_results import MODEL, TEXT
 from tests.records import record_again
 from tests.tiny_models import edit_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
-PLACE = BUILD / "gates"
 NUM_ITEMS = 24
 TASK = "continuation"
 COMMON = (
@@ -82,23 +81,22 @@ def run_gates() -> dict[str, Any]:
     """
     require_lm_eval()
     require_no_network()
-    tasks = PLACE / "tasks"
+    place = place_of("gates")
+    tasks = place / "tasks"
     if not (tasks / f"{TASK}.yaml").is_file():  # which is written last
         shutil.rmtree(tasks, ignore_errors=True)
-        PLACE.mkdir(parents=True, exist_ok=True)
         write_continuations(tasks, ROOT / TEXT, num_items=NUM_ITEMS, name=TASK)
-    first, second, broken = (PLACE / f"run-{number}" for number in range(3))
+    first, second, broken = (place / f"run-{number}" for number in range(3))
     students = {MILD: _run(STUDENTS[MILD], first)}
     copies = {HARD: (second, OF_STUDENT), CONSTANT: (broken, OF_WEIGHTS)}
     for name, (out, parts) in copies.items():
         if not out.is_dir():
-            copy = copied_run(first, PLACE / "copied", but=parts)
+            copy = copied_run(first, place / "copied", but=parts)
             if name == CONSTANT:
                 zero_norm(copy / "stages" / "reconstruct")
             copy.rename(out)
         students[name] = _run(STUDENTS[name], out, made=parts)
     stricter = [{"limits": limits, **_judge(limits, first)} for limits in STRICTER]
-    shutil.rmtree(PLACE)
     return {
         "students": students,
         "stricter": stricter,
@@ -125,7 +123,7 @@ def require_no_network() -> None:
 def _run(words: tuple[str, ...], out: Path, *, made: tuple[str, ...] = ()) -> dict[str, Any]:
     """A run's verdicts; where it is a copy, the seconds are those of what was `made` in it."""
     gates = [word for name, limit in GATES.items() for word in (f"--gate-{name}", limit)]
-    tasks = ("--eval-task-dir", str(PLACE / "tasks"))
+    tasks = ("--eval-task-dir", str(place_of("gates") / "tasks"))
     found = _verdicts("run", MODEL, *words, *COMMON, *tasks, *gates, "-o", str(out))
     own = [where for where in found["seconds"] if (out / where).is_dir() and (not made or where in made)]
     return {**found, "seconds": {where: found["seconds"][where] for where in own}}

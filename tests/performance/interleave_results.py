@@ -6,15 +6,13 @@ sequences. What an interrupted measurement found is kept in `build` until it is 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from compressor.runs.artifact import write_json
+from tests.performance.kept import keep, read_kept
 from tests.performance.student_results import (
-    BUILD,
     FITTED,
     MODEL,
     NUM_SEEDS,
@@ -36,16 +34,13 @@ WORDS = (
 
 def run_interleave(command: Command) -> dict[str, Any]:
     """Perplexities after every training of each run, by number of cuts and seed."""
-    BUILD.mkdir(exist_ok=True)
-    file = BUILD / "interleave.json"
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kept = read_kept("interleave")
     for cuts in CUTS:
         for seed in range(NUM_SEEDS):
             if (key := _key(cuts, seed)) not in kept:
                 with tempfile.TemporaryDirectory() as scratch:
                     kept[key] = _measure(command, cuts, seed, Path(scratch))
-                write_json(file, kept)
-    file.unlink(missing_ok=True)
+                keep("interleave", kept)
     runs = {str(cuts): [kept[_key(cuts, seed)] for seed in range(NUM_SEEDS)] for cuts in CUTS}
     return {"runs": runs, "command": " ".join(WORDS)}
 

@@ -1,7 +1,6 @@
 """The memory that a plan predicts of every stage beside what the run measured, for two sizes of model.
 
 Short trainings and few sequences: what a stage holds hangs on shapes and lengths, not on how many there are.
-The runs are kept in `build` until both are complete, so that an interrupted measurement continues.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import Any
 from compressor.models.config.portable import make_portable
 from compressor.models.source import open_checkpoint, resolve_source
 from compressor.models.tokenizer_files import copy_tokenizer
-from tests.performance.student_results import BUILD, MODEL, TEXT, Command, Rows
+from tests.performance.kept import place_of
+from tests.performance.student_results import MODEL, TEXT, Command, Rows
 from tests.tiny_models import make_model
 
-PLACE = BUILD / "memory"
 TOLERANCE = 0.25
 MIB = 1 << 20
 # A third of SmolLM2's parameters, most of them in the embedding, which has SmolLM2's vocabulary.
@@ -39,10 +38,11 @@ WORDS = (
 
 def run_memory(command: Command) -> dict[str, Any]:
     """Predicted and measured bytes of every stage of both runs."""
-    models = {"SmolLM2-135M": MODEL, "random Llama": str(_random_model(PLACE / "random"))}
+    place = place_of("memory")
+    models = {"SmolLM2-135M": MODEL, "random Llama": str(_random_model(place / "random"))}
     runs = {}
     for name, model in models.items():
-        summary = command("run", model, *WORDS, "-o", str(PLACE / Path(model).stem / "run"))
+        summary = command("run", model, *WORDS, "-o", str(place / Path(model).stem / "run"))
         runs[name] = {
             "num_parameters": summary["plan"]["teacher"]["num_parameters"],
             "student": summary["plan"]["student"]["num_parameters"],
@@ -54,7 +54,6 @@ def run_memory(command: Command) -> dict[str, Any]:
                 for where, entry in summary["stages"].items()
             },
         }
-    shutil.rmtree(PLACE)
     return {"runs": runs, "command": " ".join(WORDS), "tolerance": TOLERANCE}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import assets
+from tests.performance.kept import place_of
 from tests.performance.processes import in_parallel
-from tests.performance.student_results import BUILD
 
 Command = Callable[..., dict[str, Any]]
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -98,13 +97,9 @@ def order_holds(figures: dict[str, float]) -> dict[str, bool]:
 
 
 def run_sparse_training(command: Command) -> dict[str, Any]:
-    """A repaired 2:4 model, and its training: fixed masks, moving masks, and those with a low-rank branch.
-
-    What an interrupted measurement made is kept in `build` until it is complete: the commands go on with it.
-    """
+    """A repaired 2:4 model, and its training: fixed masks, moving masks, and those with a low-rank branch."""
     calibration = ("--calib-data", ".assets/wiki.txt", *CALIBRATION)
-    scratch, made = BUILD / "sparse-training", {"dense": MODEL}
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch, made = place_of("sparse-training"), {"dense": MODEL}
 
     def make(name: str, *words: str) -> dict[str, Any]:
         made[name] = str(scratch / name.replace(" ", "-"))
@@ -123,7 +118,6 @@ def run_sparse_training(command: Command) -> dict[str, Any]:
     fixed = ("distill", made["repaired"], "--teacher", MODEL, *SAVED)
     details["fixed masks"] = make("fixed masks", *fixed, *TRAINING)
     report = command("evaluate", *made.values(), *QUALITY, "-o", str(scratch / "quality"))
-    shutil.rmtree(scratch)
     found = _named(made, report)
     return {
         "perplexity": found,

@@ -1,7 +1,6 @@
 """The long measurements of compressed students of SmolLM2: as cut, repaired, and after a short distillation.
 
-Every student is made with each seed of its calibration windows. What an interrupted measurement found is kept
-in `build` until it is complete.
+Every student is made with each seed of its calibration windows.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from compressor.runs.artifact import write_json
 from tests.corruptions.report import RESULTS
+from tests.performance.kept import keep, read_kept
 
-BUILD = Path(__file__).resolve().parents[2] / "build"
 MODEL = ".assets/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ".assets/wiki.txt"
 NUM_SEEDS = 2
@@ -74,7 +72,7 @@ _BLOCK = ("--depth-removal", "contiguous")
 _BY_LOSS = ("--depth-importance", "loss", "--depth-size", "8", "--depth-curve", "10")
 _AGGREGATIONS = ("l2", "mean", "var")
 # Units of every kind are chosen; masks and distillation together see as many tokens as distillation alone.
-_MASKED = "num_hidden_layers=28,num_attention_heads=6,intermediate_size=960,hidden_size=544"
+_MASKED = "num_hidden_layers=28,num_attention_heads=6,intermediate_size=960,hidden_size=528"
 _LEARNED = (
     *("--importance", "learned-masks", "--mask-tokens", "10240", "--mask-batch-size", "4"),
     *("--train-data", TEXT, "--context-length", "256"),
@@ -147,17 +145,15 @@ PARTS: dict[str, dict[str, Student]] = {
 
 def run_students(part: str, command: Command, *, num_seeds: int) -> dict[str, Any]:
     """Perplexities of a part's students at every stage, by seed; what was recorded before is not redone."""
-    BUILD.mkdir(exist_ok=True)
-    file, students = BUILD / f"{part}.json", PARTS[part]
-    kept = _recorded(part) | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    students = PARTS[part]
+    kept = _recorded(part) | read_kept(part)
     for seed in range(num_seeds):
         for name, student in students.items():
             key = _key(student, name, seed)
             if key not in kept:
                 with tempfile.TemporaryDirectory() as scratch:
                     kept[key] = _measure(command, student, seed, Path(scratch))
-                write_json(file, kept)
-    file.unlink(missing_ok=True)
+                keep(part, kept)
     return {
         "students": {
             name: [kept[_key(student, name, seed)] for seed in range(num_seeds)]

@@ -36,7 +36,8 @@ from compressor.core.lazy import resolve
 from compressor.recipe.recipe import load_recipe
 from tests.guides import DOCS, Command, commands_of
 from tests.guides import GUIDES as PAGES
-from tests.performance.results import ROOT, documents_with_tables, with_tables
+from tests.performance.kept import ROOT
+from tests.performance.tables import documents_with_tables, with_tables
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

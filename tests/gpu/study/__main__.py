@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> int:
         left = run_part(name, PARTS[name], setting, again=arguments.again)
         print(f"{name}: {'done' if not left else f'{left} cells left: run it again'}", file=sys.stderr)
     if arguments.out == RESULTS:
-        from tests.performance.results import write_tables
+        from tests.performance.tables import write_tables
 
         write_tables()
     return 0

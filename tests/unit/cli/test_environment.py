@@ -17,7 +17,7 @@ from compressor.cli.from_recipe import RecipeOption
 from compressor.cli.main import COMMANDS, invoke
 from compressor.cli.run import run
 from compressor.core.lazy import resolve
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch

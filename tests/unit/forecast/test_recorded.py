@@ -15,7 +15,7 @@ from compressor.forecast.forecast import forecast_end
 from compressor.forecast.learn import RecordedRun, learn_priors
 from compressor.forecast.priors import packaged_priors
 from compressor.forecast.record import ValidationCurve
-from tests.performance import forecast_results
+from tests.performance import forecast_results, kept
 from tests.performance.forecast_results import RESULT, LeftOut, leave_one_out, left_out, recorded_runs
 
 
@@ -93,12 +93,12 @@ def test_a_measurement_that_was_interrupted_goes_on(
         "CASES",
         {**{name: forecast_results.CASES[name] for name in names[:2]}, "third": third},
     )
-    recorded, kept = tmp_path / "recorded.json", tmp_path / "build" / "kept.json"
+    recorded = tmp_path / "recorded.json"
     changed = {**data["runs"][names[1]], "case": {**data["runs"][names[1]]["case"], "tokens": 1}}
     runs = {names[0]: data["runs"][names[0]], names[1]: changed}
     recorded.write_text(json.dumps({"data": {"runs": runs}}))
     monkeypatch.setattr(forecast_results, "RESULT", recorded)
-    monkeypatch.setattr(forecast_results, "KEPT", kept)
+    monkeypatch.setattr(kept, "BUILD", tmp_path / "build")
     monkeypatch.setattr(forecast_results, "PRIORS", tmp_path / "priors.json")
     schedule, curve = (data["runs"][names[1]][key] for key in ("schedule", "curve"))
     made: list[str] = []
@@ -121,4 +121,3 @@ def test_a_measurement_that_was_interrupted_goes_on(
     assert found["third"]["case"]["learning_rate"] == 1e-5
     assert found[names[1]]["case"]["tokens"] == forecast_results.CASES[names[1]].tokens
     assert json.loads((tmp_path / "priors.json").read_text())["num_runs"] == 3
-    assert not kept.exists()

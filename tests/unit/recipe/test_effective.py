@@ -10,7 +10,7 @@ import yaml
 from compressor.cli.main import invoke
 from compressor.recipe.option import leaves_of
 from compressor.recipe.recipe import Recipe, load_recipe
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 
 Capture = pytest.CaptureFixture[str]
 AWKWARD = "a: b # no 'comment'\nand a second line.txt"

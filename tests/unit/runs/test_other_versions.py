@@ -34,7 +34,7 @@ from compressor.search.record import SearchRecord
 from compressor.training.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from compressor.training.probes import PROBES_FILE, read_probes
 from exporters.verification.record import VERIFICATION_FILE, read_verification
-from tests.performance.results import ROOT
+from tests.performance.kept import ROOT
 
 Read = Callable[[Path], object]
 AGAIN = r"--overwrite|--restart-from|repeat the command"
