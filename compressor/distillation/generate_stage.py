@@ -31,6 +31,7 @@ from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.distillation.server_sampler import SampledText, ServerSampler, served
 from compressor.models.checkpoint import read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.end_tokens import end_tokens, own_end_tokens
 from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
@@ -293,7 +294,7 @@ def _start_token(tokenizer: Any) -> int:
 
 def _require_context(config: Generate, source: ModelArtifact) -> None:
     longest = 1 + (config.prompt_tokens if config.prompts else 0) + config.max_new_tokens
-    context_length = read_config(source.path).get("max_position_embeddings")
+    context_length = value_of(read_config(source.path), "max_position_embeddings")
     if context_length is not None and longest > context_length:
         raise UsageError(
             "the samples are longer than the model's context",

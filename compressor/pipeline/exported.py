@@ -6,10 +6,10 @@ from compressor.choices.formats import FORMATS, Format
 from compressor.core.errors import UsageError
 from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig
 from compressor.evaluation.exported import runtimes_of
+from compressor.models.config.class_defaults import value_of
 from compressor.pipeline.measured import STUDENT, student_of
 from compressor.pipeline.running import Run
 from compressor.recipe.recipe import Recipe
-from exporters.verification.class_defaults import value_of
 
 EXPORTED = "evaluate-exports"
 NOT_EXECUTED = "not executed"

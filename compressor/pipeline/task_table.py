@@ -38,5 +38,6 @@ def _difference(found: Paired | None) -> tuple[str, str]:
     if found is None:
         return "-", "-"
     low, difference, high = (_PERCENT * value for value in (found.low, found.difference, found.high))
-    test = "no item differs" if found.p_value is None else f"p = {found.p_value:.2g}"
+    untested = "all differ by as much" if found.difference else "no item differs"
+    test = untested if found.p_value is None else f"p = {found.p_value:.2g}"
     return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", test

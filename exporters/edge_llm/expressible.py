@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 
 from compressor.core.errors import UnsupportedError
+from compressor.models.config.class_defaults import applied_window, value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import dims_of_config
 from exporters.expressible import Expressible
-from exporters.verification.class_defaults import applied_window, value_of
 
 HEAD_SIZES = (64, 72, 80, 128, 256)
 ROPE_TYPES = ("default", "llama3")

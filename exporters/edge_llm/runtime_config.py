@@ -8,11 +8,11 @@ from typing import Any
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import SHAPE_FIELDS, Dims, dims_of_config
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from exporters.checks.equality import expect_equal_fields
-from exporters.verification.class_defaults import value_of
 
 VERSION_FIELD, MODEL_FIELD, CACHE_FIELD = "edgellm_version", "model", "kv_cache_dtype"
 EPSILON_FIELD = "rms_norm_eps"

@@ -14,9 +14,9 @@ from typing import Any
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.dims import Dims
 from exporters.onnx.builder import GRAPH_FILE, load_graph
-from exporters.verification.class_defaults import value_of
 
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 # The second where the runtime has no kernel of the first: keys and values are repeated before it.

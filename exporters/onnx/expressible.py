@@ -10,10 +10,10 @@ to none, or need a cache that is never empty, depending on the builder's version
 
 from __future__ import annotations
 
+from compressor.models.config.class_defaults import declared_window, reads_window, value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.families import family_of
 from exporters.expressible import Expressible
-from exporters.verification.class_defaults import declared_window, reads_window, value_of
 
 FIXED = ("default", "linear", "llama3", "yarn")
 _FORMAT = Expressible(what="a graph for ONNX Runtime GenAI", option="onnx")

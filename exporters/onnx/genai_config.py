@@ -14,10 +14,10 @@ from typing import Any
 from compressor.core.errors import VerificationError
 from compressor.core.json_files import read_json_mapping
 from compressor.models.checkpoint import read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.dims import dims_of_config
 from compressor.models.tokenizer_files import GENERATION_CONFIG_FILE
 from exporters.onnx.builder import GENAI_CONFIG_FILE, GRAPH_FILE, load_graph
-from exporters.verification.class_defaults import value_of
 from exporters.verification.logits import tokenizer_of
 
 # Generation settings that the runtime reads by transformers' names.

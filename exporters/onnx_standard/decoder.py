@@ -24,11 +24,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
+from compressor.models.config.class_defaults import declared_window, value_of
 from compressor.models.config.fields import layer_types
 from compressor.models.dims import Dims
 from compressor.quantization.coverage import INPUT_SCALE, K_SCALE, V_SCALE, WEIGHT_SCALE
 from exporters.onnx_standard.graph import GraphWriter, StoredTensor
-from exporters.verification.class_defaults import declared_window, value_of
 
 LOGITS, PAST, PRESENT = "logits", "past_key_values", "present"
 HALVES = ("key", "value")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from compressor.models.config.class_defaults import value_of
 from compressor.models.dims import dims_of_config
 from compressor.models.families import family_of
 from exporters.expressible import Expressible
 from exporters.onnx.expressible import FIXED, rope_form
-from exporters.verification.class_defaults import value_of
 
 _FORMAT = Expressible(what="a graph of standard ONNX operators", option="onnx-standard")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from compressor.core.errors import UnsupportedError
 from compressor.models.axes import AXES
 from compressor.models.checkpoint import CONFIG_FILE
+from compressor.models.config.class_defaults import applied_window, value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.families import Family, TensorRTLLM
@@ -24,7 +25,6 @@ from exporters.tensorrt_llm.fields import (
     SEQ_LENGTH,
     check_fields,
 )
-from exporters.verification.class_defaults import applied_window, value_of
 
 # What TensorRT-LLM's rope tables compute as transformers does. Its own "dynamic" reads `alpha`, another
 # model's field; yarn and longrope belong to embeddings that these families' layers do not use.

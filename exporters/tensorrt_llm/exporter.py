@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
 from compressor.models.sparse.pattern import TWO_OF_FOUR, check_pattern
@@ -32,7 +33,6 @@ from exporters.tensorrt_llm.engine import CHECKPOINT, make_engine
 from exporters.tensorrt_llm.fields import SEQ_LENGTH
 from exporters.tensorrt_llm.reader import TrtLlmReader, load_trtllm_model
 from exporters.tensorrt_llm.rounding import Equal, check_stored, round_
-from exporters.verification.class_defaults import value_of
 from exporters.verification.comparison import LogitComparison
 from exporters.verification.logits import (
     VerifyOptions,

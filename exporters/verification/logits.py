@@ -12,10 +12,10 @@ import torch
 from compressor.core.console import Console
 from compressor.core.errors import UsageError
 from compressor.models.checkpoint import read_config
+from compressor.models.config.class_defaults import value_of
 from compressor.models.load import load_model
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Export
-from exporters.verification.class_defaults import value_of
 from exporters.verification.comparison import LogitComparison, combine, compare_logits
 from exporters.verification.prompts import Prompt, verification_prompts
 

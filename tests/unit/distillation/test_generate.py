@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from compressor.distillation.generate_stage import GENERATE, SAMPLES_PER_BATCH, 
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Generate
 from compressor.runs.stage import StageOutcome, execute
+from tests.corruptions.formats import change_json
 from tests.tiny_models import EOS_ID, VOCAB_SIZE, make_model, make_tokenizer, save_checkpoint
 from tests.unit.distillation.test_stage import as_source, make_context
 from tests.unit.training.test_checkpoints import DAMAGES
@@ -159,9 +161,14 @@ def test_a_model_that_ends_every_sample_at_once(tmp_path: Path) -> None:
         sample(checkpoint, tmp_path / "out", Generate(tokens=10, max_new_tokens=4))
 
 
-def test_samples_longer_than_the_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "by the class"])
+def test_samples_longer_than_the_context(declared: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    if not declared:  # Llama's class takes 2,048
+        change_json(model / "config.json", lambda config: config.pop("max_position_embeddings"))
     with pytest.raises(UsageError, match="longer than the model's context") as caught:
-        sample(tiny_checkpoint, tmp_path / "out", Generate(tokens=10, max_new_tokens=2048))
+        sample(model, tmp_path / "out", Generate(tokens=10, max_new_tokens=2048))
     assert caught.value.found == 2049
 
 

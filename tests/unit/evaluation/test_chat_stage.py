@@ -27,6 +27,7 @@ from tests.chat_models import (
     save_chat_model,
     write_chats,
 )
+from tests.corruptions.formats import change_json
 from tests.integration.command import command_here, succeed_here
 from tests.records import record_again
 from tests.tiny_models import EOS_ID, PAD_ID, edit_json, edit_tensors, make_model
@@ -277,10 +278,13 @@ def test_text_for_people_and_what_verify_says(place: Path, measured: Any) -> Non
     assert succeed_here("verify", place / "out")["checked"][0]["num_conversations"] == 6
 
 
-def test_conversations_that_do_not_fit_are_passed_over(place: Path, tmp_path: Path) -> None:
-    long = [("user", "x" * 60), ("assistant", "the rhine")]
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "by the class"])
+def test_conversations_that_do_not_fit_are_passed_over(declared: bool, tmp_path: Path) -> None:
+    long = [("user", "x" * (60 if declared else 2010)), ("assistant", "the rhine")]
     chats = write_chats(tmp_path / "chats.jsonl", [long, *CHATS, [("user", "no answer")]])
     model = save_chat_model(tmp_path / "model", make_model(num_hidden_layers=1, max_position_embeddings=100))
+    if not declared:  # Llama's class takes 2,048
+        change_json(model / "config.json", lambda config: config.pop("max_position_embeddings"))
     options = ("--chat-data", chats, "--chat-max-tokens", 40, "--dtype", "float32")
     done = command_here("evaluate", model, *options, "--json", "-o", tmp_path / "out")
     assert "2 conversations are passed over" in done.stderr
