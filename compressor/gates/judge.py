@@ -17,10 +17,9 @@ from scipy import stats
 
 from bench.compare.gate import MAX_REACHED
 from bench.compare.verdicts import Verdict
-from compressor.gates.record import Figure, GateReport, GateRow, Kind, Table
+from compressor.gates.record import CONFIDENCE, Figure, GateReport, GateRow, Kind, Table
 from compressor.recipe.gates import Gates, sigmas_of
 
-CONFIDENCE = 0.95
 # Of the teacher's: below it, predictions hardly depend on what was read.
 LEAST_INFORMATION = 0.01
 # And whatever the teacher's are, which may be broken itself.

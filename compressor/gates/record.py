@@ -10,6 +10,8 @@ from bench.compare.verdicts import SEVERITY, FailOn, Verdict
 from compressor.core.records import Record
 
 SCHEMA: Literal["compress-export/gates/1"] = "compress-export/gates/1"
+# Of the intervals that are compared with limits.
+CONFIDENCE = 0.95
 Kind = Literal["accuracy", "speed", "memory", "size"]
 # Verdicts that let a release pass, by what the recipe makes fail; `never` lets all of them.
 _PASSING: dict[FailOn, frozenset[Verdict]] = {

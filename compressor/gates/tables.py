@@ -14,8 +14,8 @@ from compressor.evaluation.chat_figures import nll_samples
 from compressor.evaluation.chat_record import ChatRecord
 from compressor.evaluation.record import EvaluationRecord, MeasuredModel
 from compressor.evaluation.task_record import TasksRecord
-from compressor.gates.judge import CONFIDENCE, STUDENT
-from compressor.gates.record import Figure, Table
+from compressor.gates.judge import STUDENT
+from compressor.gates.record import CONFIDENCE, Figure, Table
 from exporters.verification.record import ExportRecord
 
 TEACHER = "teacher"

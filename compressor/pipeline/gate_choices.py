@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from math import ceil
+from statistics import NormalDist
+
 from compressor.choices.tasks import expand_tasks
 from compressor.core.errors import UsageError
+from compressor.gates.record import CONFIDENCE
 from compressor.models.dims import weight_bytes
 from compressor.planning.plan import Plan
 from compressor.recipe.gates import Gates
@@ -61,6 +65,16 @@ def _require_chat(recipe: Recipe) -> None:
         if name in recipe.gates.demanded() and recipe.evaluate.chat_data is None:
             hint = "name conversations with --eval-chat-data, or leave the gate out"
             _refuse(name, "this gate needs chat quality, which is not measured", hint)
+    limit, number = recipe.gates.chat_finished, recipe.evaluate.chat_size
+    squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
+    best = number / (number + squared)  # where Wilson's interval begins if all replies finish
+    if limit is not None and limit > best:
+        needed = f"set --eval-chat-size {ceil(limit * squared / (1 - limit))}, or " if limit < 1 else ""
+        _refuse(
+            "chat_finished",
+            f"replies to {number} conversations show a share of at most {best:.3f}, even if all finish",
+            f"{needed}lower the limit",
+        )
 
 
 def require_feasible(recipe: Recipe, plan: Plan) -> None:

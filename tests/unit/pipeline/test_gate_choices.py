@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from compressor import api
 from compressor.core.errors import UsageError
@@ -33,6 +35,32 @@ BASE = {"model": "smollm2-135m", "target": "60%"}
 def test_gates_that_make_no_sense_are_refused_by_a_plan(given: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         api.plan(load_recipe(None, {**BASE, **given}))
+
+
+@pytest.mark.parametrize("limit", [0.9, 0.95, 0.99])
+def test_a_share_that_too_few_conversations_can_show_is_refused(limit: float) -> None:
+    """SciPy's interval of replies that all finish contains the limit, unless there are as many as is said."""
+
+    def lowest(number: int) -> float:
+        ends = stats.binomtest(number, number).proportion_ci(confidence_level=0.95, method="wilson")
+        return float(ends.low)
+
+    given = {**BASE, "evaluate.chat_data": "chats.jsonl", "gates.chat_finished": limit}
+    with pytest.raises(
+        UsageError, match="replies to 32 conversations show a share of at most 0.893"
+    ) as caught:
+        api.plan(load_recipe(None, given))
+    [needed] = map(int, re.findall(r"--eval-chat-size (\d+)", str(caught.value.hint)))
+    assert lowest(32) < limit
+    assert lowest(needed - 1) < limit <= lowest(needed)
+    api.plan(load_recipe(None, {**given, "evaluate.chat_size": needed}))
+
+
+def test_no_number_of_conversations_shows_that_all_replies_finish() -> None:
+    given = {**BASE, "evaluate.chat_data": "chats.jsonl", "gates.chat_finished": 1}
+    with pytest.raises(UsageError, match="even if all finish") as caught:
+        api.plan(load_recipe(None, {**given, "evaluate.chat_size": 10_000}))
+    assert caught.value.hint == "lower the limit"
 
 
 def test_a_limit_on_the_size_may_be_what_the_weights_take() -> None:
