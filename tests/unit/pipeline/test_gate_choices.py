@@ -47,7 +47,7 @@ def test_a_share_that_too_few_conversations_can_show_is_refused(limit: float) ->
 
     given = {**BASE, "evaluate.chat_data": "chats.jsonl", "gates.chat_finished": limit}
     with pytest.raises(
-        UsageError, match="replies to 32 conversations show a share of at most 0.893"
+        UsageError, match=r"32 conversations show a share of at most 0\.893"
     ) as caught:
         api.plan(load_recipe(None, given))
     [needed] = map(int, re.findall(r"--eval-chat-size (\d+)", str(caught.value.hint)))
