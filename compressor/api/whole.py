@@ -27,6 +27,7 @@ from compressor.planning.plan import Plan, make_plan
 from compressor.planning.runtime_choice import choose_runtime, with_runtime
 from compressor.planning.search_plan import require_searchable
 from compressor.recipe.recipe import Recipe
+from compressor.sparsity.requirements import require_sparse_shape
 
 
 def plan(
@@ -101,8 +102,19 @@ def _require_sound(recipe: Recipe, teacher: Dims) -> None:
 
 
 def _require_reachable(plan: Plan, recipe: Recipe) -> None:
-    """Refuse a student that learned masks do not lead to, or that no gate on its size would let pass."""
+    """Refuse a student that the recipe's masks, sparsity, losses or gates are impossible for."""
     require_feasible(recipe, plan)
+    for student in plan.possible_students():
+        require_sparse_shape(recipe.sparsify, student)
+        if recipe.distill.tokens and recipe.distill.layer_pairs:
+            from compressor.distillation.choice import choose_losses  # with torch
+
+            choose_losses(
+                recipe.distill,
+                num_teacher_layers=plan.teacher.dims.num_hidden_layers,
+                num_student_layers=student.num_hidden_layers,
+                has_stored_logits=recipe.distill.teacher_logits is not None,
+            )
     if recipe.mask_tokens():
         require_maskable(plan.teacher.dims, plan.student.dims)
 

@@ -128,9 +128,16 @@ def _bench_lines(bench: PlannedBench) -> list[str]:
     took = "measured when it runs" if bench.hours is None else f"{duration(bench.hours)} on {bench.hardware}"
     took += f", assuming {bench.assumptions}" if bench.assumptions else ""
     lines.append(f"compared      {pairs}")
+    cells = f"{bench.num_cells:,} cells in at least {bench.num_runs:,} runs"
+    disk = f"{shown_size(bench.disk_bytes)} of disk"
+    if bench.memory_bytes_per_device is None:
+        what = f"{cells}, and the" if bench.num_cells else "the"
+        lines.append(
+            f"bench takes   {what} largest batch of each model, {took}; {disk}, all memory of the device"
+        )
+        return lines
     lines.append(
-        f"bench takes   {bench.num_cells:,} cells in at least {bench.num_runs:,} runs, {took}; "
-        f"{shown_size(bench.disk_bytes)} of disk, {shown_size(bench.memory_bytes_per_device)} of memory "
+        f"bench takes   {cells}, {took}; {disk}, {shown_size(bench.memory_bytes_per_device)} of memory "
         "per device" + (": more than it has, so requests wait or cells fail" if bench.fits is False else "")
     )
     return lines

@@ -46,8 +46,10 @@ def with_bench(plan: Plan, recipe: Recipe, hardware: Hardware | None) -> Plan:
     ]
     repetitions = (1 + (NUM_SERVED_SERIES if bench.row.serves else bench.num_series)) * bench.min_pairs
     num_engines = sum(arm.engine is not None for arm in arms)
-    memory = max(_memory(arm, cell, dims) for arm, cell in sides) // num_gpus
-    hours = _hours(sides, dims, bench, hardware, num_gpus)
+    memory, hours = None, None
+    if not bench.largest_batch:  # which is found by measuring, and takes what the device has
+        memory = max(_memory(arm, cell, dims) for arm, cell in sides) // num_gpus
+        hours = _hours(sides, dims, bench, hardware, num_gpus)
     if hours is not None:
         hours = round(hours * repetitions + num_engines * BUILD_S / 3600, 2)
     made = PlannedBench(
@@ -57,7 +59,7 @@ def with_bench(plan: Plan, recipe: Recipe, hardware: Hardware | None) -> Plan:
         num_runs=len(sides) * repetitions,
         disk_bytes=_disk_bytes(plan, arms, dims),
         memory_bytes_per_device=memory,
-        fits=memory <= hardware.device.memory_bytes if bench.measures_gpu else None,
+        fits=memory <= hardware.device.memory_bytes if bench.measures_gpu and memory is not None else None,
         hardware=f"{num_gpus} x {hardware.device.name}" if bench.measures_gpu else "this machine",
         hours=hours,
         assumptions=None if hours is None else _assumptions(bench, num_engines),

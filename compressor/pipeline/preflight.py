@@ -27,7 +27,7 @@ from compressor.recipe.compression import FEWEST_REPAIR_SEQUENCES
 from compressor.recipe.recipe import Recipe
 from compressor.repair.requirements import require_sequences
 from compressor.runs.artifact import read_artifact
-from compressor.sparsity.sparsify_stage import covered_weights
+from compressor.sparsity.requirements import covered_weights
 from exporters.registry import check_exports
 from exporters.verification.tokenizer_check import check_tokenizer
 

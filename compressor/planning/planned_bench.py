@@ -23,10 +23,13 @@ class PlannedBench(Record):
 
     Attributes:
         comparisons: Names of arms, baseline first.
-        num_cells: Cells of all comparisons together.
-        num_runs: Timed runs if no cell is noisy: of a serving benchmark each is a process of its own.
+        num_cells: Cells of all comparisons together; each model's largest batch, where asked for, is none of
+            them before it is measured.
+        num_runs: Timed runs in these cells if none is noisy: of a serving benchmark each is a process of its
+            own.
         disk_bytes: What the benchmark adds: the teacher's exports, and every engine.
-        memory_bytes_per_device: Weights and key/value cache of the largest arm in the largest cell.
+        memory_bytes_per_device: Weights and key/value cache of the largest arm in the largest cell; None
+            where each model's largest batch is measured.
         fits: Whether a GPU of `hardware` has so much; None on a CPU.
         hours: On `hardware`; None where its rates are not known before they are measured.
         assumptions: What the hours stand on.
@@ -37,7 +40,7 @@ class PlannedBench(Record):
     num_cells: int
     num_runs: int
     disk_bytes: int
-    memory_bytes_per_device: int
+    memory_bytes_per_device: int | None
     fits: bool | None = None
     hardware: str
     hours: float | None = None

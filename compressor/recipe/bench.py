@@ -171,6 +171,12 @@ class Bench(Section):
             )
 
     @model_validator(mode="after")
+    def _some_pairs(self) -> Bench:
+        if self.min_pairs > self.max_pairs:
+            raise ValueError(f"min_pairs {self.min_pairs} is more than max_pairs {self.max_pairs}")
+        return self
+
+    @model_validator(mode="after")
     def _one_grid(self) -> Bench:
         """Beside a preset, a grid may stand as the preset has it; any other would have no effect."""
         for dotted, value in (grid_of(self.preset) if self.preset else {}).items():

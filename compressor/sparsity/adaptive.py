@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from compressor.core.processes import is_main
 from compressor.models.sparse.layers import SparseLinear, require_rowwise
-from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.models.sparse.record import MASKS_FILE, read_masks, write_masks
 from compressor.training.config import TrainingConfig
 from compressor.training.extension import TrainingExtension

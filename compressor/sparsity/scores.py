@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from compressor.calibration.sequential import Gram
-from compressor.models.sparse.pattern import keep_mask
+from compressor.models.sparse.masks import keep_mask
 from compressor.sparsity.method import Choice, OneShotSettings
 
 RIA_POWER = 0.5

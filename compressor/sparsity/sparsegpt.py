@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 
 from compressor.calibration.sequential import Gram
-from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.sparsity.method import DAMPENING_FRACTION, Choice, OneShotSettings
 

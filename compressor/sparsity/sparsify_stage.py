@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from compressor.calibration.rewrite import read_kept, write_rewritten
 from compressor.calibration.sequential import Gram, LayerVisit, run_sequentially
 from compressor.calibration.text import read_calibration
 from compressor.choices.sparsity import SPARSITY_METHODS
-from compressor.core.errors import UnsupportedError, UsageError, VerificationError
+from compressor.core.errors import UnsupportedError, VerificationError
 from compressor.data.calibration import CalibrationWindows
 from compressor.data.sources import source_fingerprint
 from compressor.models.checkpoint import (
@@ -39,6 +38,7 @@ from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import Stage, StageContext, StageResult, start_afresh
 from compressor.sparsity.method import Choice, OneShotSettings
+from compressor.sparsity.requirements import covered_weights
 from compressor.sparsity.swaps import refined
 
 _SCRATCH = "scratch"
@@ -51,15 +51,6 @@ class SparsifyStageConfig(Section):
 
     sparsify: Sparsify
     calibration: Calibration
-
-
-def covered_weights(dims: Dims, skip: tuple[str, ...]) -> list[str]:
-    """Full names of the weights to make sparse: every linear layer of the decoder but those to skip.
-
-    `skip` are shell patterns of full names.
-    """
-    names = [f"{name}.weight" for name in dims.linear_names()]
-    return [name for name in names if not any(fnmatch(name, pattern) for pattern in skip)]
 
 
 def run(
@@ -197,10 +188,6 @@ def relative_error(weight_RC: torch.Tensor, changed_RC: torch.Tensor, gram_CC: t
 
 def _sparsity(checkpoint: Path, dims: Dims, names: list[str], pattern: Pattern) -> SparsityRecord:
     """What the stage will record, its shapes checked."""
-    if not names:
-        raise UsageError(
-            "the skip list leaves nothing to sparsify", where="--skip", hint="remove some --skip patterns"
-        )
     if (checkpoint / SPARSITY_FILE).is_file():
         raise UnsupportedError(
             "this checkpoint is sparse already", where=str(checkpoint), hint="start from its dense source"

@@ -14,7 +14,7 @@ from compressor.models.sparse.low_rank import has_adapter
 from compressor.models.sparse.pattern import Pattern
 from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, check_positive, read_amax
-from compressor.sparsity.sparsify_stage import covered_weights
+from compressor.sparsity.requirements import covered_weights
 from exporters.checks.checkpoint import check_adapter
 from exporters.huggingface import check_fp8_checkpoint
 from exporters.protocol import Exporter

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from compressor.core.errors import UsageError
 from compressor.models.checkpoint import CheckpointReader
-from compressor.models.sparse.pattern import check_pattern
+from compressor.models.sparse.masks import check_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import FP8_DIRECTORY

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.models.families import family_of
-from compressor.models.sparse.pattern import check_pattern
+from compressor.models.sparse.masks import check_pattern
 from compressor.models.sparse.record import SparsityRecord
 from exporters.onnx.int4 import Int4Graph
 

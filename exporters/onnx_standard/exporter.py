@@ -11,7 +11,7 @@ from compressor.core.errors import VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
 from compressor.models.families import family_of
-from compressor.models.sparse.pattern import check_pattern
+from compressor.models.sparse.masks import check_pattern
 from compressor.models.sparse.record import SparsityRecord
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.recipe.recipe import Export

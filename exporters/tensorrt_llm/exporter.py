@@ -12,7 +12,8 @@ from compressor.models.checkpoint import CONFIG_FILE, CheckpointReader, read_con
 from compressor.models.config.class_defaults import value_of
 from compressor.models.config.portable import portable_config
 from compressor.models.dims import Dims, dims_of_config
-from compressor.models.sparse.pattern import TWO_OF_FOUR, check_pattern
+from compressor.models.sparse.masks import check_pattern
+from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.sparse.record import SparsityRecord, read_sparsity
 from compressor.models.tokenizer_files import copy_tokenizer
 from compressor.quantization.amax import AMAX_FILE, FP8_DIRECTORY, read_amax

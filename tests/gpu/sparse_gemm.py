@@ -24,7 +24,7 @@ import torch
 from compressor.core.hardware import describe
 from compressor.models.dims import Dims
 from compressor.models.presets import PRESETS
-from compressor.models.sparse.pattern import keep_mask
+from compressor.models.sparse.masks import keep_mask
 
 SCHEMA = "compress-export/sparse-gemm/1"
 TOKENS = tuple(2**power for power in range(14))  # 1 to 8192

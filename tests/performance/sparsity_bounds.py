@@ -17,13 +17,15 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import Dims, dims_of_config, num_parameters
 from compressor.models.load import load_model
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
-from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.recipe import Calibration, Sparsify
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import StageContext
 from compressor.sparsity.adaptive import AnnealedAdamW, MovingMasks
-from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig, covered_weights
+from compressor.sparsity.requirements import covered_weights
+from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
 from tests import assets
 from tests.performance.measure import (
     Bound,

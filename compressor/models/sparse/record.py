@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from compressor.core.errors import UsageError, VerificationError
 from compressor.core.json_files import read_json_mapping, refuse_other_version
 from compressor.models.checkpoint import CheckpointReader
-from compressor.models.sparse.pattern import Pattern, check_pattern, pack_mask, parse_pattern, unpack_mask
+from compressor.models.sparse.masks import check_pattern, pack_mask, unpack_mask
+from compressor.models.sparse.pattern import Pattern, parse_pattern
 from compressor.runs.artifact import write_json
 
 SPARSITY_FILE = "sparsity.json"

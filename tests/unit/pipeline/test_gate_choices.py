@@ -46,9 +46,7 @@ def test_a_share_that_too_few_conversations_can_show_is_refused(limit: float) ->
         return float(ends.low)
 
     given = {**BASE, "evaluate.chat_data": "chats.jsonl", "gates.chat_finished": limit}
-    with pytest.raises(
-        UsageError, match=r"32 conversations show a share of at most 0\.893"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"32 conversations show a share of at most 0\.893") as caught:
         api.plan(load_recipe(None, given))
     [needed] = map(int, re.findall(r"--eval-chat-size (\d+)", str(caught.value.hint)))
     assert lowest(32) < limit

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.models.sparse.low_rank import group_sums
-from compressor.models.sparse.pattern import keep_mask
+from compressor.models.sparse.masks import keep_mask
 from compressor.repair.branch import RIDGE, grouped, start_branch
 from compressor.repair.least_squares import Sums, solve
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compressor.models.adapter import ModelAdapter
-from compressor.models.sparse.pattern import keep_mask
+from compressor.models.sparse.masks import keep_mask
 from compressor.repair.local_steps import Examples, Matrix, Part, error_of, part_of, take_steps
 from tests.tiny_models import MODEL_TYPES, make_model
 

@@ -14,7 +14,8 @@ from compressor.core.errors import UnsupportedError
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
-from compressor.models.sparse.pattern import Pattern, check_pattern, keep_mask
+from compressor.models.sparse.masks import check_pattern, keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.sparsity.adaptive import EPSILON, AnnealedAdamW, FixedMasks, MovingMasks
 from compressor.training.config import TrainingConfig, TrainingLog
 from compressor.training.trainer import train

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from compressor.core.errors import UnsupportedError
 from compressor.models.sparse.layers import install_sparse_layers_, require_rowwise
-from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.sparsity.adaptive import MovingMasks
 from tests.short_training import make_config
 

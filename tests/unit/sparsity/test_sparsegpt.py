@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from compressor.calibration.sequential import Gram
-from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.repair.least_squares import NotPositiveDefiniteError
 from compressor.sparsity.method import Choice, OneShotSettings
 from compressor.sparsity.scores import input_norms, wanda_scores

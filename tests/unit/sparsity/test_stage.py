@@ -15,7 +15,8 @@ from compressor.calibration.sequential import Gram
 from compressor.choices.sparsity import SPARSITY_METHODS, SparsityMethod
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
 from compressor.models.checkpoint import WEIGHTS_FILE
-from compressor.models.sparse.pattern import Pattern, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import Pattern
 from compressor.models.sparse.record import MASKS_FILE, SPARSITY_FILE, read_masks, read_sparsity
 from compressor.recipe.recipe import Sparsify
 from compressor.sparsity.method import Choice, OneShotSettings

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern, keep_mask, parse_pattern
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import TWO_OF_FOUR, Pattern, parse_pattern
 from compressor.sparsity.method import Choice
 from compressor.sparsity.swaps import refine_mask, refined
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from compressor.core.console import Console
 from compressor.core.errors import VerificationError
-from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.sparse.record import SparsityRecord
 from exporters.registry import exporter_of
 from exporters.verification.logits import VerifyOptions

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from compressor.core.errors import UsageError, VerificationError
 from compressor.models.checkpoint import read_config
 from compressor.models.dims import dims_of_config
-from compressor.models.sparse.pattern import TWO_OF_FOUR, keep_mask
+from compressor.models.sparse.masks import keep_mask
+from compressor.models.sparse.pattern import TWO_OF_FOUR
 from compressor.models.sparse.record import SparsityRecord
 from compressor.runs.artifact import record_files
 from exporters.onnx.runtime import NotExecutableError

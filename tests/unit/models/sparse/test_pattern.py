@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.core.errors import UnsupportedError, UsageError, VerificationError
-from compressor.models.sparse.pattern import (
-    Pattern,
-    check_pattern,
-    keep_mask,
-    max_nonzeros,
-    pack_mask,
-    parse_pattern,
-    unpack_mask,
-)
+from compressor.models.sparse.masks import check_pattern, keep_mask, max_nonzeros, pack_mask, unpack_mask
+from compressor.models.sparse.pattern import Pattern, parse_pattern
 
 
 @pytest.mark.parametrize(("kept", "size"), [(2, 4), (1, 4), (3, 4), (4, 8), (1, 2)])
