@@ -31,7 +31,14 @@ def gate(directory: Path, *, gates: Gates | None = None) -> GateReport:
         raise UsageError("there is no run here", where=str(directory), hint="name the directory of a run")
     recipe = load_recipe(directory / RECIPE_FILE, {})
     chosen = recipe.model_copy(update={"gates": gates or recipe.gates})
-    require_gate_choices(chosen)
+    try:
+        require_gate_choices(chosen)
+    except UsageError as error:
+        raise UsageError(
+            error.what,
+            where=(error.where or "").replace("--gate-", "--"),
+            hint="leave this gate out: the run is finished, and did not measure what it needs",
+        ) from None
     report = read_summary(directory, gates=chosen.gates).gates
     if report is None:
         raise UsageError(

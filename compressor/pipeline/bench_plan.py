@@ -15,6 +15,7 @@ from bench.design.comparisons import arm_name, fair_comparisons, split_precision
 from bench.design.grid import Cell, grid_of, served_cells
 from bench.machine.roofline import compute_precision, floor_s, rates_of_gpu, work_of
 from compressor.choices.formats import FORMATS
+from compressor.choices.runtimes import CHECKPOINT
 from compressor.models.dims import Dims, kv_cache_bytes_per_token, weight_bytes
 from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan
@@ -90,7 +91,7 @@ def planned_arms(recipe: Recipe) -> tuple[PlannedArm, ...]:
         stored = recipe.stored_precision
         own: Sequence[str] = () if bench.precisions and stored not in bench.precisions else (stored,)
     else:
-        own = () if formats else recipe.bench_precisions()
+        own = recipe.bench_precisions() if bench.row.reads == CHECKPOINT else ()
     for precision in dict.fromkeys((*own, *formats)):
         add(_TEACHER, precision)
         add(_STUDENT, precision)

@@ -33,6 +33,7 @@ from compressor.planning.cost import Hardware
 from compressor.planning.plan import Plan, make_plan
 from compressor.planning.runtime_choice import RuntimeChoice
 from compressor.planning.target import parse_count
+from compressor.recipe import forms
 from compressor.recipe.recipe import Recipe
 from compressor.runs.artifact import write_json, write_text
 from compressor.runs.manifest import STUDENT, claim_directory
@@ -167,6 +168,10 @@ def plan_family(
         previous = members[-1] if members else None
         teacher = previous.plan.student.dims if previous else original
         own = recipe.model_copy(update={"target": target})
+        if previous and forms.SIZE.fullmatch(target) and "%" not in target:
+            wanted, before = forms.parse_count(target), num_parameters(teacher)
+            if wanted >= before:
+                raise _not_smaller(target, f"{wanted:,} parameters after {before:,}")
         if previous:
             own = _recipe_of_later(own, target, original, teacher)
             teacher_of_it = {"model": str(_source_of_next(Path(out_dir), previous)), "tokenizer": None}

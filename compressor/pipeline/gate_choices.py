@@ -5,10 +5,12 @@ from __future__ import annotations
 from math import ceil
 from statistics import NormalDist
 
+from compressor.choices.formats import options
 from compressor.choices.tasks import expand_tasks
 from compressor.core.errors import UsageError
 from compressor.gates.record import CONFIDENCE
 from compressor.models.dims import weight_bytes
+from compressor.pipeline.bench_plan import planned_arms
 from compressor.planning.plan import Plan
 from compressor.recipe.gates import Gates
 from compressor.recipe.recipe import Recipe
@@ -30,6 +32,7 @@ def require_gate_choices(recipe: Recipe) -> None:
         if name in demanded and not recipe.bench.is_measured:
             hint = "leave out --runtime none, or the gate"
             _refuse(name, "this gate needs the benchmark, which is off", hint)
+    _require_bench(recipe)
     exported = recipe.export_formats()
     for name in gates.formats:
         if name not in exported:
@@ -57,6 +60,26 @@ def require_gate_choices(recipe: Recipe) -> None:
             "size",
             f"with --fp8 the size of {_FP8} is judged, which is not written",
             f"add {_FP8} to --formats, or leave the gate out",
+        )
+
+
+def _require_bench(recipe: Recipe) -> None:
+    """Refuse gates on a benchmark without anything to measure, or with too few series for a claim."""
+    demanded, bench = recipe.gates.demanded(), recipe.bench
+    for name in ("speedup", "memory"):
+        if name in demanded and bench.is_measured and not planned_arms(recipe):
+            able = options()[bench.row.reads].values()
+            _refuse(
+                name,
+                f"this gate needs the benchmark, and {bench.row.name} measures none of the formats of this run",
+                f"add one of {', '.join(able)} to --formats, or leave the gate out",
+            )
+    fewest = type(bench).model_fields["num_series"].default
+    if "speedup" in demanded and bench.is_measured and not bench.row.serves and bench.num_series < fewest:
+        _refuse(
+            "speedup",
+            f"this gate needs {fewest} series: a benchmark of {bench.num_series} is only indicative",
+            "leave out --bench-series, or the gate",
         )
 
 

@@ -198,11 +198,13 @@ def kv_cache_bytes(dims: Dims, question: Question, quantize: Quantize) -> int:
 
 def _unreachable(question: Question, seen: list[float], predictor: Predictor, flag: str) -> UsageError:
     best = max(seen) if question.goal == "speedup" else min(seen)
-    limit = "at most" if question.goal == "speedup" else "at least"
+    limit, less = "at least", "allow more"
+    if question.goal == "speedup":
+        limit, less = "at most", "ask for a smaller factor"
     return UsageError(
         f"no student of the rule is predicted to reach this {question.what} ({question.conditions})",
         where=flag,
         expected=f"{limit} {question.text(best)}, predicted by {predictor.source}",
         found=question.text(question.target),
-        hint="ask for less, or compress in two steps: the student of one run is the MODEL of the next",
+        hint=f"{less}, or compress in two steps: the student of one run is the MODEL of the next",
     )

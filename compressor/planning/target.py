@@ -26,6 +26,8 @@ LARGE_HIDDEN_SIZE = 2048
 LARGE_HIDDEN_MULTIPLE = 64
 SMALL_HIDDEN_MULTIPLE = 16
 SMALLEST_FRACTION = 0.25
+# Parameters below which a target without a unit is one whose unit was forgotten.
+_FEWEST_MEANT = 10_000
 # How dear it is to halve a dimension, beside each other, and how far others shrink before hidden_size does.
 REDUCTION_WEIGHTS = {"intermediate_size": 1, "num_hidden_layers": 4, "hidden_size": 16}
 FRACTIONS_BEFORE_HIDDEN = {"intermediate_size": 0.4, "num_hidden_layers": 0.6}
@@ -110,21 +112,34 @@ def resolve_target(teacher: Dims, target: str, *, rotates: bool = False) -> Reso
     preset = preset_of_dims(teacher)
     if forms.SIZE.fullmatch(target.strip()) is None:
         known = preset.targets if preset else {}
+        owners = [alias for alias, other in PRESETS.items() if target.strip() in other.targets]
         raise UsageError(
             f"target {target!r} is neither a size nor a published shape of this teacher",
             where="--target",
             expected="a size such as 4b or 60%" + (f", or {', '.join(known)}" if known else ""),
-            hint=nearest(target, {*known, *PRESETS}) or "write a size such as 4b or 60%",
+            found=f"a published shape of {', '.join(owners)}" if owners else None,
+            hint=(None if owners else nearest(target, {*known, *PRESETS}))
+            or "write a size such as 4b or 60%",
         )
     total = num_parameters(teacher)
     wanted = parse_count(target, whole=total)
     if not 0 < wanted < total:
+        larger = "a smaller" if wanted else "a larger"
         raise UsageError(
-            "the target is not below the teacher's size",
+            "the target is not below the teacher's size" if wanted else "the target leaves nothing",
             where="--target",
             expected=f"between 1 and {total - 1:,} parameters",
             found=f"{wanted:,}",
-            hint="choose a smaller --target, such as 50%",
+            hint=f"choose {larger} --target, such as 50%",
+        )
+    if wanted < _FEWEST_MEANT and (number := forms.SIZE.fullmatch(target.strip())) and not number[2]:
+        share = number[1] if float(number[1]) >= 1 else f"{100 * float(number[1]):g}"
+        raise UsageError(
+            f"--target {target} is a number of parameters, and no model is so small",
+            where="--target",
+            expected="a share with %, or a number with k, m or b",
+            found=f"{wanted:,} parameters",
+            hint=f"write {share}% for a share of the teacher, or {number[1]}m or {number[1]}b for parameters",
         )
     return _shrink(teacher, wanted, rotates=rotates)
 
@@ -153,7 +168,7 @@ def resolve_shape(teacher: Dims, shape: dict[str, int], *, rotates: bool = False
                 where="--shape",
                 expected=f"1 to {getattr(teacher, name)}",
                 found=size,
-                hint="set it to at most the teacher's",
+                hint=f"set it to {getattr(teacher, name)} at most, and 1 at least",
             )
     student = (teacher.untied() if rotates else teacher).with_shape(**shape)
     check_shape(student, where="--shape")
@@ -234,12 +249,14 @@ def _unreachable(counts: list[int], wanted: int, *, total: int) -> UsageError:
         )
     nearest_count = min(smaller, key=lambda count: abs(count - wanted))
     if wanted < min(smaller):
+        between = forms.format_count(int(float(f"{math.sqrt(wanted * total):.2g}")))
         return UsageError(
             "the target is too small to reach by width and depth",
             where="--target",
             expected=f"at least {min(smaller):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
             found=f"{wanted:,} parameters",
-            hint="compress in two steps, such as --target 4b,1b: each student is made from the one before",
+            hint=f"compress in several steps, such as --target {between},{forms.format_count(wanted)}: each student "
+            "is made from the one before",
         )
     return UsageError(
         f"no shape on the grid is within {TOLERANCE:.0%} of the target",
