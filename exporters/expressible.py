@@ -38,6 +38,6 @@ class Expressible:
             where=f"{CONFIG_FILE}: {field}",
             expected=expected,
             found=found,
-            hint=f"leave {self.option} out of the formats; vLLM, SGLang and newer TensorRT-LLM load huggingface "
-            "(run --formats huggingface, export --format huggingface)",
+            hint=f"leave {self.option} out of the formats; vLLM, SGLang and newer TensorRT-LLM load "
+            "huggingface (run --formats huggingface, export --format huggingface)",
         )

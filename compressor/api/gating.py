@@ -27,8 +27,7 @@ def gate(directory: Path, *, gates: Gates | None = None) -> GateReport:
     """
     from compressor.pipeline.summary import read_summary
 
-    if not (directory / MANIFEST_FILE).is_file():
-        raise UsageError("there is no run here", where=str(directory), hint="name the directory of a run")
+    require_run(directory)
     recipe = load_recipe(directory / RECIPE_FILE, {})
     chosen = recipe.model_copy(update={"gates": gates or recipe.gates})
     try:
@@ -47,6 +46,12 @@ def gate(directory: Path, *, gates: Gates | None = None) -> GateReport:
             hint="set one, such as --perplexity-ratio 1.2, or the recipe's section gates",
         )
     return report
+
+
+def require_run(directory: Path) -> None:
+    """Refuse (UsageError) a directory that is no run's."""
+    if not (directory / MANIFEST_FILE).is_file():
+        raise UsageError("there is no run here", where=str(directory), hint="name the directory of a run")
 
 
 def gates_of(result: RunSummary | FamilyRecord) -> Iterator[tuple[str, GateReport]]:

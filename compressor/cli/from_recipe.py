@@ -103,6 +103,31 @@ class RecipeOption(ChoiceOption):
             help=field.description,
         )
 
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser keep every value: click would forget all but the last."""
+        if self.multiple or self.is_flag:
+            super().add_to_parser(parser, ctx)
+        else:
+            parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The one value of an option that takes one.
+
+        Raises:
+            UsageError: where it is given more often.
+        """
+        value, source = super().consume_value(ctx, opts)
+        if isinstance(value, list) and not self.multiple:
+            if len(value) > 1:
+                raise UsageError(
+                    "this option is given more than once, and takes one value",
+                    where=self.flag,
+                    found=" and ".join(value),
+                    hint=f"give it once: {self.flag} {self.metavar or 'VALUE'}",
+                )
+            [value] = value
+        return value, source
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """The option as it is written; its help and its default."""
         names, text = super().get_help_record(ctx) or ("", "")

@@ -33,6 +33,7 @@ def gate(directory: Path, show: Show, **flags: object) -> None:
       compress-export gate OUT --perplexity-ratio 1.2 --speedup 1.3x
     """
     from compressor import api
+    from compressor.api.gating import require_run
     from compressor.cli.render import table
     from compressor.gates.report import HEADER, gate_rows
     from compressor.recipe.recipe import load_recipe
@@ -43,6 +44,7 @@ def gate(directory: Path, show: Show, **flags: object) -> None:
     }
     spoken = {option.dotted: option.flag for option in _OPTIONS}
     with work(show, "cpu"):
+        require_run(directory)
         recipe, environment = directory / RECIPE_FILE, layer_of(_OPTIONS)
         is_changed = bool(given or environment.values)
         changed = load_recipe(recipe, given, flags=spoken, environment=environment) if is_changed else None

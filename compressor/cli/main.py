@@ -7,12 +7,14 @@ This is the one place where errors become messages and exit codes.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -21,11 +23,12 @@ from click_default_group import DefaultGroup
 from compressor import __version__
 from compressor.cli.environment import PREFIX, give_variables, is_set, refuse_unknown, variables
 from compressor.cli.foreign_errors import as_error_of_ours, is_panic
-from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from compressor.core.errors import CLOSED_OUTPUT_EXIT_CODE, INTERRUPTED_EXIT_CODE, UsageError
 from compressor.core.escaping import printable
 from compressor.core.interruption import end_on
 from compressor.core.lazy import resolve
 
+_ALIKE = 0.7  # of two words, from which on one is taken for a misspelt other
 _MAX_CHARACTERS = 8_000  # of a message; what is longer is a file's content
 PROGRAM = "compress-export"
 COMPLETION_VARIABLE = "_COMPRESS_EXPORT_COMPLETE"  # a shell asks what could follow
@@ -82,6 +85,21 @@ class LazyGroup(DefaultGroup):
             give_variables(command)
             self.add_command(command, name)
         found: click.Command | None = super().get_command(ctx, cmd_name)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments begin with, else the default one.
+
+        Raises:
+            UsageError: for a word that is nearly a command, and nothing that is there.
+        """
+        word = args[0]
+        close = difflib.get_close_matches(word, self._table, n=1, cutoff=_ALIKE)
+        if close and word not in self._table and "/" not in word and not Path(word).exists():
+            raise UsageError(f"there is no command {word!r}", hint=f"did you mean {close[0]}?")
+        found: tuple[str | None, click.Command | None, list[str]] = super().resolve_command(ctx, args)
         return found
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:

@@ -50,6 +50,7 @@ class UsageError(CompressExportError):
     """An option, path, alias, recipe, target or text that cannot be used."""
 
     exit_code = 2
+    usual_hint = "correct what is named here; the command's --help describes its options"
 
 
 class UnsupportedError(CompressExportError):

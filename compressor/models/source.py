@@ -88,8 +88,8 @@ def resolve_source(model: str) -> ModelSource:
         )
     if "/" not in model:
         raise UsageError(
-            f"unknown model alias {model!r}",
-            expected="an alias, a Hugging Face id, a directory or a .gguf file",
+            f"{model!r} is no directory here, and no known alias",
+            expected="an alias, a Hugging Face id (owner/name), a directory or a .gguf file",
             hint=nearest(model, PRESETS) or f"aliases: {', '.join(PRESETS)}",
         )
     return ModelSource(given=model, kind="hub", location=model)

@@ -12,6 +12,7 @@ from compressor.planning.cuts import require_interleavable
 from compressor.pruning.saved import scores_file
 from compressor.quantization.requirements import require_cache_scales
 from compressor.recipe.recipe import Recipe, Repair, Section, Sparsify
+from compressor.recipe.training import Correction, Distill, DynamicBatches, Generate
 from compressor.repair.requirements import require_sequences, require_steps_alone
 
 
@@ -36,6 +37,7 @@ def require_consistent(recipe: Recipe) -> None:
         _refuse_idle(
             "repair", recipe.repair, Repair(method="off"), "--repair is off", "--repair least-squares"
         )
+    _require_effect(recipe.distill)
     if recipe.sparsify.pattern is None:
         _refuse_idle("sparsify", recipe.sparsify, Sparsify(), "no model is made sparse", "--sparsity 2:4")
     if recipe.quantize.fp8:
@@ -53,6 +55,25 @@ def require_consistent(recipe: Recipe) -> None:
             f"{', '.join(quantised) or '--fp8-kv-cache'} needs FP8 quantization, which is off",
             where="export.formats" if quantised else "quantize.fp8_kv_cache",
             hint="add --fp8 (quantize.fp8: true), or leave it out",
+        )
+
+
+def _require_effect(distill: Distill) -> None:
+    """Refuse settings of what the distillation does not do."""
+    if distill.correction.mode == "off":
+        why, cure = "the teacher is not corrected", "--teacher-correction first"
+        _refuse_idle("distill.correction", distill.correction, Correction(), why, cure)
+    if not distill.generate.tokens:
+        why, cure = "no text is sampled", "--generate-tokens 10m"
+        _refuse_idle("distill.generate", distill.generate, Generate(), why, cure)
+    if distill.dynamic_batches.variant == "off":
+        why, cure = "texts are not sampled by their loss", "--dynamic-batches clipped"
+        _refuse_idle("distill.dynamic_batches", distill.dynamic_batches, DynamicBatches(), why, cure)
+    elif len(distill.mixture()) + bool(distill.generate.tokens) == 1:
+        raise UsageError(
+            "there is only one training text, so how texts are sampled by their loss has no effect",
+            where="--dynamic-batches",
+            hint="give several with --domain NAME=SOURCE, or leave it out",
         )
 
 

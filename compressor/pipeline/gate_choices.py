@@ -71,7 +71,7 @@ def _require_bench(recipe: Recipe) -> None:
             able = options()[bench.row.reads].values()
             _refuse(
                 name,
-                f"this gate needs the benchmark, and {bench.row.name} measures none of the formats of this run",
+                f"this gate needs the benchmark, and {bench.row.name} measures none of the formats",
                 f"add one of {', '.join(able)} to --formats, or leave the gate out",
             )
     fewest = type(bench).model_fields["num_series"].default

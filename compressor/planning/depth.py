@@ -70,7 +70,7 @@ def require_removal(prune: Prune, source: Dims, students: Iterable[Dims]) -> Non
             "the student keeps every layer, so how layers are removed has no effect",
             where="--depth-removal",
             found=prune.depth,
-            hint="leave it out, or remove layers with --shape num_hidden_layers=N",
+            hint="leave it out, or remove layers by --shape num_hidden_layers=N in place of --target",
         )
 
 
@@ -95,7 +95,7 @@ def require_depth(prune: Prune, source: Dims, student: Dims) -> None:
             "the student keeps every layer, so how removed ones are chosen has no effect",
             where="--depth-importance",
             found=prune.depth_importance,
-            hint="leave it out, or remove layers with --shape num_hidden_layers=N",
+            hint="leave it out, or remove layers by --shape num_hidden_layers=N in place of --target",
         )
     if (prune.depth_importance == "task") != (prune.depth_task is not None):
         raise UsageError(

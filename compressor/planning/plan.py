@@ -228,8 +228,10 @@ def _target(recipe: Recipe, teacher: Dims) -> ResolvedTarget:
         return resolve_shape(teacher, recipe.prune.shape, rotates=rotates)
     if recipe.target is not None:
         return resolve_target(teacher, recipe.target, rotates=rotates)
-    choices = "add --target 4b, --target 60%, --target-speedup 2x, or --shape (prune.shape in a recipe)"
-    raise UsageError("a run needs a target size", hint=choices)
+    raise UsageError(
+        "the size of the student is not given",
+        hint="add --target 4b, --target 60% or --shape; a run also takes --target-speedup 2x and its like",
+    )
 
 
 def read_plan(file: Path) -> Plan:

@@ -76,11 +76,12 @@ def require_searchable(recipe: Recipe, teacher: Dims) -> None:
             )
         return
     if recipe.prune.shape is not None or recipe.target is None:
+        has_shape = recipe.prune.shape is not None
         raise UsageError(
             "a search finds the shape, and needs the size that it should have",
-            where="--search",
-            found="an explicit shape" if recipe.prune.shape is not None else "no target",
-            hint="give a size such as --target 60% instead of --shape, or leave --search out",
+            where="--shape" if has_shape else "--target",
+            found="an explicit shape" if has_shape else "no target",
+            hint=f"give a size such as --target 60%{' in place of --shape' if has_shape else ''}",
         )
     own_scores = {
         "--hidden-removal": recipe.prune.rotates,

@@ -255,8 +255,8 @@ def _unreachable(counts: list[int], wanted: int, *, total: int) -> UsageError:
             where="--target",
             expected=f"at least {min(smaller):,}: each size above {SMALLEST_FRACTION:.0%} of the teacher's",
             found=f"{wanted:,} parameters",
-            hint=f"compress in several steps, such as --target {between},{forms.format_count(wanted)}: each student "
-            "is made from the one before",
+            hint=f"compress in several steps, such as --target {between},{forms.format_count(wanted)}: each "
+            "student is made from the one before",
         )
     return UsageError(
         f"no shape on the grid is within {TOLERANCE:.0%} of the target",

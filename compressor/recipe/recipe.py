@@ -7,7 +7,7 @@ again. Defaults follow the published settings (Minitron, arXiv 2407.14679 and 24
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -252,16 +252,26 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(first["loc"])
+        known, last = _keys_beside(first["loc"]), str(first["loc"][-1])
+        elsewhere = [name for name in _names_below(Recipe) if name.rpartition(".")[2] == last]
+        meant = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(last, known)
         return UsageError(
             f"unknown recipe key {field!r}",
             where=where,
             expected=", ".join(known),
-            hint=nearest(str(first["loc"][-1]), known) or "use one of the expected names",
+            hint=meant or "use one of the expected names; --print-config shows all of them",
         )
     flag = next((flag for name, flag in flags.items() if f"{field}.".startswith(f"{name}.")), None)
-    if first["type"] == "string_type":
+    if first["type"] == "string_type" and not isinstance(first["input"], (list, dict)):
         hint = "put quotes around the value"  # YAML takes 2:4 for a number, and 2026-01-01 for a date
+    elif first["type"] == "model_type":
+        return UsageError(
+            f"{field!r} is a section of the recipe, and has no value of its own",
+            where=flag or where,
+            expected=f"one of its keys below it: {', '.join(_keys_beside((*first['loc'], '')))}",
+            found=first["input"],
+            hint=f"write {field}: on one line, and a key with its value on the next, indented",
+        )
     else:
         where_described = f"; --help describes {flag}" if flag and flag.startswith("-") else ""
         hint = f"change the value{where_described}" if flag else "change this value in the recipe"
@@ -279,6 +289,15 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
         found=first["input"],
         hint=hint,
     )
+
+
+def _names_below(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields below a section of the recipe."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names_below(field.annotation, f"{prefix}{name}.")
+        elif prefix:
+            yield f"{prefix}{name}"
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

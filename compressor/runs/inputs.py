@@ -77,6 +77,12 @@ def refuse_difference(
     if comparable(before) == comparable(now):
         return
     changed, where = differences(before, now), record.parent
+    if "stage" in before and before["stage"] != now.get("stage"):
+        raise UsageError(
+            f"{where} holds the {before['stage']} stage, not that of {stage}",
+            where=str(record),
+            hint=f"choose another --output-dir; or, to discard it: {redo}",
+        )
     if changed:
         raise UsageError(
             f"{where} holds the {stage} stage of a different run",

@@ -34,7 +34,18 @@ def check_structure(
         found |= {"fp8": check_fp8_checkpoint(directory / FP8_DIRECTORY, directory)}
     if has_adapter(directory):
         found |= {"num_adapters": check_adapter(directory)}
-    return found | exporter.sparsity(directory, sparsity=_demanded(directory, pattern))
+    try:
+        return found | exporter.sparsity(directory, sparsity=_demanded(directory, pattern))
+    except VerificationError as error:
+        if pattern is None or error.hint or read_sparsity(directory) is not None:
+            raise
+        raise VerificationError(
+            error.what,
+            where=error.where,
+            expected=error.expected,
+            found=error.found,
+            hint="leave --sparsity out, or make the model sparse with `compress-export sparsify`",
+        ) from None
 
 
 def _demanded(directory: Path, pattern: Pattern | None) -> SparsityRecord | None:

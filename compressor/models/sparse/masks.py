@@ -44,7 +44,7 @@ def check_pattern(name: str, tensor: torch.Tensor, pattern: Pattern) -> None:
     row, group = (nonzero > pattern.num_kept).nonzero()[0].tolist()
     start = group * pattern.group_size
     raise VerificationError(
-        f"a tensor recorded as {pattern} sparse is not",
+        f"a tensor that must be {pattern} sparse is not",
         where=f"{name}[{row}, {start}:{start + pattern.group_size}]",
         expected=f"at most {pattern.num_kept} non-zeros of {pattern.group_size}",
         found=int(nonzero[row, group]),

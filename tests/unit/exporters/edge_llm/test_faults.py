@@ -105,7 +105,5 @@ def test_a_third_non_zero_is_refused_by_its_place(tmp_path: Path) -> None:
     assert exporter.check_sparsity(tmp_path / "export", record) == 1
     dense = "model.layers.0.mlp.down_proj.weight"
     other = SparsityRecord(pattern=TWO_OF_FOUR, model_type="llama", shapes={dense: (shape[0], shape[1])})
-    with pytest.raises(
-        VerificationError, match=r"recorded as 2:4 sparse is not\n  where: model.layers.0.mlp"
-    ):
+    with pytest.raises(VerificationError, match=r"must be 2:4 sparse is not\n  where: model.layers.0.mlp"):
         exporter.check_sparsity(tmp_path / "export", other)

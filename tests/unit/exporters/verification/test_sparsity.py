@@ -148,7 +148,7 @@ def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path:
 def test_a_dense_graph_is_caught(sparse: Sparse, exports: Any, tmp_path: Path, name: str) -> None:
     dense = exports.copy(name, tmp_path / "dense")
     shutil.copyfile(sparse.make(name) / "sparsity.json", dense / "sparsity.json")
-    with pytest.raises(VerificationError, match="recorded as 2:4 sparse is not"):
+    with pytest.raises(VerificationError, match="must be 2:4 sparse is not"):
         exporter_of(name).sparsity(dense)
 
 
