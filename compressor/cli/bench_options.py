@@ -54,5 +54,5 @@ def refuse_idle_options(call: Call, made: Plan | FamilyPlan) -> None:
             "the benchmark is skipped, so these options have no effect",
             where=", ".join(given),
             found=f"--runtime {name}",
-            hint="leave them out, or --runtime none",
+            hint="leave them out, or choose a runtime that measures",
         )

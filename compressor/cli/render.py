@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compressor.choices.runtimes import NONE
 from compressor.core.sizes import shown_size
 from compressor.evaluation.chat_record import ChatRecord
 from compressor.evaluation.record import EvaluationRecord
@@ -116,6 +117,8 @@ def _runtime_lines(plan: Plan) -> list[str]:
             f"assumed       the benchmark runs on {chosen.machine}: name another with --runtime or --gpu; "
             f"hours are those of {plan.hours.hardware} (--gpu, --num-gpus)"
         )
+    if plan.bench is None and chosen.name != NONE:
+        lines.append(f"compared      nothing: {chosen.name} measures none of the formats")
     return [*lines, *(_bench_lines(plan.bench) if plan.bench else [])]
 
 

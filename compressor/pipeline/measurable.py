@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.design.grid import grid_of, in_flight
-from compressor.choices.formats import FORMATS
+from compressor.choices.formats import FORMATS, options
 from compressor.choices.samplers import SAMPLERS
 from compressor.core.errors import DependencyError, UsageError
+from compressor.pipeline.bench_plan import planned_arms
 from compressor.recipe.recipe import Recipe
 from exporters.tensorrt_llm.versions import BUILDER, CONTAINER, find_builder
 
@@ -22,6 +23,14 @@ def require_measurable(recipe: Recipe) -> None:
         UsageError: naming the format or the limit.
     """
     bench = recipe.bench
+    if bench.is_measured and bench.precisions is not None and not planned_arms(recipe):
+        raise UsageError(
+            f"{bench.row.name} measures none of the formats of this run in these precisions",
+            where="--bench-precisions",
+            expected=f"{' or '.join(bench.row.precisions or options()[bench.row.reads])}, and its format",
+            found=f"{', '.join(bench.precisions)}; formats {', '.join(recipe.export_formats()) or 'none'}",
+            hint="name another precision, or add its format to --formats",
+        )
     if not bench.measures_engines:
         return
     if not recipe.measured_formats():

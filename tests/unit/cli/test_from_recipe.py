@@ -23,6 +23,7 @@ from compressor.cli.run import run
 from compressor.cli.session import Show
 from compressor.cli.stages import own_settings
 from compressor.core.lazy import resolve
+from compressor.models.presets import PRESETS
 from compressor.recipe.option import OneOf, Section, option, section_of
 from compressor.recipe.recipe import Distill, Recipe, load_recipe
 
@@ -182,6 +183,41 @@ def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: C
         assert shown.index("Options:") < shown.index("Every command:")
     if name == "distill":
         assert "sparse model. [default: 2]" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--shape", "hidden_size=288", "--shape", "num_hidden_layers=20"),
+        ("--target", "60%", "--formats", "onnx", "--formats=huggingface"),
+        ("--target", "60%", "--seed", "1", "--seed", "1"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(words: tuple[str, ...], capsys: Capture) -> None:
+    assert invoke(["plan", "smollm2-135m", *words]) == 2
+    assert "given more than once" in capsys.readouterr().err
+    domains = ("--domain", "a=a.txt", "--domain", "b=b.txt")
+    assert invoke(["plan", "smollm2-135m", "--target", "60%", *domains]) == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("paln", "plan"), ("quantise", "quantize"), ("evalute", "evaluate")]
+)
+def test_a_misspelt_command_is_no_model(
+    word: str, meant: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke([word, "smollm2-135m", "--target", "60%"]) == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    Path(word).mkdir()  # a model of this name is one
+    assert invoke([word, "--target", "60%"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alias", PRESETS)
+def test_no_alias_is_taken_for_a_command(alias: str, capsys: Capture) -> None:
+    invoke([alias, "--target", "0"])
+    assert "there is no command" not in capsys.readouterr().err
 
 
 def test_commands_without_a_model_say_so(capsys: Capture) -> None:

@@ -32,6 +32,15 @@ def planned(**fields: object) -> tuple[Plan, PlannedBench]:
     return made, made.bench
 
 
+@pytest.mark.parametrize(("batches", "num_cells"), [("max", 0), ("1,max", 5 * 2)])
+def test_largest_batches_are_known_only_when_they_are_measured(batches: str, num_cells: int) -> None:
+    """Then memory and hours of the benchmark are not known either."""
+    _, bench = planned(bench__runtime="torch", bench__batch_sizes=batches)
+    assert bench.num_cells == num_cells
+    assert (bench.memory_bytes_per_device, bench.fits, bench.hours) == (None, None, None)
+    assert bench.disk_bytes == 0
+
+
 def test_four_engines_in_five_comparisons() -> None:
     _, bench = planned()
     assert [arm.name for arm in bench.arms] == ["teacher-bf16", "student-bf16", "teacher-fp8", "student-fp8"]

@@ -84,11 +84,11 @@ def test_percentages_are_of_the_original() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("4b,6b", "not below the teacher's size"),
+        ("4b,6b", "not smaller than the model before it"),
         ("6b,6B", "not smaller than the model before it"),
         ("4b,4b-width", "not smaller than the model before it"),
         ("4b,two", "neither a size nor a published shape"),
-        ("6b,9b", "not below the teacher's size"),
+        ("6b,9b", "not smaller than the model before it"),
     ],
 )
 def test_targets_must_shrink_strictly(target: str, message: str) -> None:

@@ -16,11 +16,16 @@ from compressor.planning.target import (
     INTERMEDIATE_MULTIPLE,
     LARGE_HIDDEN_SIZE,
     TOLERANCE,
+    parse_count,
     resolve_shape,
     resolve_target,
 )
 
 LLAMA = PRESETS["llama3.1-8b"].dims
+# As Llama-3.1-70B.
+LLAMA_70B = LLAMA.with_shape(
+    hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
+)
 SMOLLM = PRESETS["smollm2-135m"].dims
 
 
@@ -128,17 +133,42 @@ def test_target_that_is_no_size(target: str) -> None:
     assert target != "4b-wid" or "4b-width" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("target", ["0", "0%", "9b", "100%", "150%", str(num_parameters(LLAMA))])
+@pytest.mark.parametrize("target", ["9b", "100%", "150%", str(num_parameters(LLAMA))])
 def test_target_not_below_the_teacher(target: str) -> None:
     with pytest.raises(UsageError, match="not below the teacher"):
         resolve_target(LLAMA, target)
 
 
-@pytest.mark.parametrize("target", ["1", "10m", "1%"])
-def test_target_too_small_to_reach(target: str) -> None:
-    with pytest.raises(UsageError, match="too small to reach") as caught:
+@pytest.mark.parametrize("target", ["0", "0%"])
+def test_target_of_nothing(target: str) -> None:
+    with pytest.raises(UsageError, match="leaves nothing") as caught:
         resolve_target(LLAMA, target)
-    assert "several steps" in str(caught.value.hint)
+    assert "larger" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("target", ["2b", "10m", "1%"])
+def test_target_too_small_to_reach(target: str) -> None:
+    """The size that the hint puts between can be reached from the model, and is above the target."""
+    with pytest.raises(UsageError, match="too small to reach") as caught:
+        resolve_target(LLAMA_70B, target)
+    [between] = re.findall(r"several steps, such as --target (\S+),", str(caught.value.hint))
+    if target != "10m":  # needs more than two
+        assert resolve_target(LLAMA_70B, between).student.num_hidden_layers
+    assert parse_count(between, whole=1) > parse_count(target, whole=num_parameters(LLAMA_70B))
+
+
+@pytest.mark.parametrize(("target", "share", "unit"), [("60", "60%", "60b"), ("0.6", "60%", "0.6b")])
+def test_a_unit_that_was_forgotten(target: str, share: str, unit: str) -> None:
+    with pytest.raises(UsageError, match="no model is so small") as caught:
+        resolve_target(LLAMA, target)
+    assert share in str(caught.value.hint)
+    assert unit in str(caught.value.hint)
+    assert resolve_target(LLAMA, share).requested_parameters == round(0.6 * num_parameters(LLAMA))
+
+
+def test_another_models_published_shape_says_whose_it_is() -> None:
+    with pytest.raises(UsageError, match=r"found: a published shape of llama3\.1-8b"):
+        resolve_target(SMOLLM, "4b-width")
 
 
 @pytest.mark.parametrize("rotates", [True, False])

@@ -74,13 +74,41 @@ def test_unknown_key_is_answered_with_the_nearest(tmp_path: Path, text: str, key
         ("model: m\ndistill: {tokens: -5}\n", "distill.tokens"),
         ("model: m\nbench: {isl_osl: [[1]]}\n", "bench.isl_osl"),
         ("model: m\ndevice: tpu\n", "device"),
-        ("model: m\ndistill: 5\n", "distill"),
-        ("model: m\ndistill:\n", "distill"),
     ],
 )
 def test_bad_value_names_its_field(tmp_path: Path, text: str, field: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"recipe value '{field}")):
         load_recipe(written(tmp_path, text), {})
+
+
+@pytest.mark.parametrize("text", ["quantize: fp8", "quantize:", "quantize: [fp8]"])
+def test_a_section_without_its_keys_is_told_how_it_is_written(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="'quantize' is a section") as caught:
+        load_recipe(written(tmp_path, f"model: m\n{text}\n"), {})
+    assert "fp8, fp8_kv_cache" in str(caught.value.expected)
+    assert "indented" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("fp8: true", "quantize.fp8"),
+        ("shape: {hidden_size: 8}", "prune.shape"),
+        ("tokens: 1b", "distill.tokens"),
+    ],
+)
+def test_a_key_of_a_section_at_the_top_is_answered_with_its_place(
+    tmp_path: Path, text: str, meant: str
+) -> None:
+    with pytest.raises(UsageError, match="unknown recipe key") as caught:
+        load_recipe(written(tmp_path, f"model: m\n{text}\n"), {})
+    assert meant in str(caught.value.hint)
+
+
+def test_a_list_is_not_told_to_be_quoted(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'model' is not usable") as caught:
+        load_recipe(written(tmp_path, "model: [m]\n"), {})
+    assert "quotes" not in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("section", ["distill: 5\n", "distill:\n", "distill: [1]\n"])

@@ -11,7 +11,7 @@ import pytest
 
 from compressor.core.errors import UsageError, VerificationError
 from compressor.data.sources import source_fingerprint
-from compressor.runs.inputs import comparable, differences
+from compressor.runs.inputs import comparable, differences, refuse_difference
 from tests.unit.runs.bed import Bed, Config, begin
 
 
@@ -111,6 +111,17 @@ def test_a_text_under_another_path_is_the_same_text(
     (tmp_path / moved_to).write_bytes(other)
     with pytest.raises(UsageError, match="of a different run"):
         bed.execute(Config(text=str(tmp_path / moved_to)))
+
+
+def test_the_beginning_of_another_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds the distill stage, not that of reconstruct"):
+        refuse_difference(
+            "reconstruct",
+            tmp_path / "stage.json",
+            {"stage": "distill", "config": {"tokens": 1}},
+            {"stage": "reconstruct", "config": {}},
+            redo="--overwrite",
+        )
 
 
 @pytest.mark.parametrize("field", ["data", "prompts"])
