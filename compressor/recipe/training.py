@@ -188,7 +188,8 @@ class Distill(Section):
     )
     warmup_steps: int | None = option(
         None,
-        "Linear warm-up steps; by default 40 (correct-teacher: 120), or a tenth of all steps if that is fewer.",
+        "Linear warm-up steps; by default 40 (correct-teacher: 120), or a tenth of all steps if that is "
+        "fewer.",
         ge=0,
     )
     warmup_ratio: float | None = option(
