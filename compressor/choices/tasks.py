@@ -43,7 +43,7 @@ TASK_SETS: dict[str, TaskSet] = {
         },
     ),
     "instruct": TaskSet(
-        help="IFEval, whether instructions are followed; meant for --chat-template",
+        help="IFEval, whether instructions are followed; meant for the model's chat template",
         tasks={"ifeval": None},
         headline={"ifeval": "prompt_level_strict_acc,none"},
     ),

@@ -144,7 +144,7 @@ def run(
 def plan(call: Call, show: Show, gpu: str, num_gpus: int, mfu: float, gpu_hour_price: float | None) -> None:
     """Show the shapes, parameters, memory, disk space, hours and costs of a run, without doing it.
 
-    Nothing is downloaded or written.
+    Nothing is written, and nothing is downloaded but the config.json of a hub model that has no alias.
     """
     from compressor import api
     from compressor.cli.render import planned_text

@@ -164,7 +164,7 @@ def generate(call: Call) -> Work:
 def correct_teacher(call: Call) -> Work:
     """Fine-tune TEACHER by cross-entropy on the text that its student will be distilled on.
 
-    The peak learning rate is a fifth of --learning-rate, and --warmup-steps is by default 120.
+    The peak learning rate is a fifth of --learning-rate.
     """
     from compressor import api
 

@@ -45,7 +45,7 @@ class Evaluate(Section):
     )
     task_dir: str | None = option(
         None,
-        "Directory with task definitions of one's own, in lm-eval's YAML, that --tasks may name.",
+        "Directory with task definitions of one's own, in lm-eval's YAML, beside those that lm-eval brings.",
         metavar="DIR",
     )
     limit: int | None = option(None, "Number of items of each task to measure; by default all.", ge=1)
@@ -59,10 +59,8 @@ class Evaluate(Section):
         "the assistant's turns, and greedy replies to the last turn of the user.",
         metavar="SOURCE",
     )
-    chat_size: int = option(32, "Number of conversations of --chat-data to measure.", ge=2)
-    chat_max_tokens: int = option(
-        128, "Number of tokens after which a reply to a conversation of --chat-data is cut.", ge=8
-    )
+    chat_size: int = option(32, "Number of conversations to measure chat quality on.", ge=2)
+    chat_max_tokens: int = option(128, "Number of tokens after which a reply to a conversation is cut.", ge=8)
 
     @model_validator(mode="after")
     def _settings_of_tasks(self) -> Evaluate:

@@ -101,7 +101,7 @@ class Gates(Section):
     chat_perplexity_ratio: Limit | None = option(
         None,
         "Largest perplexity of the student over the teacher's in the assistant's turns of --eval-chat-data, "
-        "such as 1.2; or 3sigma, as for --gate-perplexity-ratio.",
+        "such as 1.2; or 3sigma, for as much above 1 as three standard errors of the difference are.",
         metavar="LIMIT",
     )
     chat_finished: float | None = option(

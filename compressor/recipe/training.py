@@ -176,7 +176,8 @@ class Distill(Section):
     )
     batch_size: int | None = option(
         None,
-        "Sequences per optimizer step, over all GPUs; by default 1152, fewer with a small token budget.",
+        "Sequences per optimizer step, over all GPUs; by default as many as let the token budget fill 400 "
+        "steps, at least 1 and at most 1152.",
         flag="--train-batch-size",
         ge=1,
     )
@@ -186,7 +187,10 @@ class Distill(Section):
         0.1, "Final learning rate of the cosine schedule, as a fraction of the peak.", ge=0, le=1
     )
     warmup_steps: int | None = option(
-        None, "Linear warm-up steps; by default 40, or a tenth of all steps if that is fewer.", ge=0
+        None,
+        "Linear warm-up steps; by default 40 (correct-teacher: 120), or a tenth of all steps if that is "
+        "fewer.",
+        ge=0,
     )
     warmup_ratio: float | None = option(
         None, "Linear warm-up as a fraction of all steps, instead of --warmup-steps.", ge=0, le=1

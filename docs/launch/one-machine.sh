@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Prune on one GPU, correct the teacher and distill on all GPUs of this machine; then quantize, export, prove
-# that both exports are the student, and compare it with the teacher on a text that nothing was trained on. Run
-# it again after any interruption: what is finished is skipped, and training continues from its last checkpoint
+# Prune and repair on one GPU, correct the teacher and distill on all GPUs of this machine; then quantize, export,
+# prove that both exports are the student, and compare it with the teacher on a text that nothing was trained on.
+# Run it again after any interruption: what is finished is skipped, and training continues from its last checkpoint
 # on the same number of GPUs.
 #
 #   MODEL=llama3.1-8b HELDOUT=heldout.jsonl OUT=out docs/launch/one-machine.sh
+#
+# MODEL and TARGET belong to RECIPE: set all three together, so that the plan is about the student that is made.
 set -euo pipefail
 
 MODEL="${MODEL:-llama3.1-8b}"
@@ -15,13 +17,14 @@ GPUS="${GPUS:-8}"
 HELDOUT="${HELDOUT:?a text that nothing was trained on, such as heldout.jsonl}"
 
 compress-export plan --config "$RECIPE" --num-gpus "$GPUS"
-compress-export prune "$MODEL" --target "$TARGET" -o "$OUT/pruned"
+compress-export prune "$MODEL" --target "$TARGET" --config "$RECIPE" -o "$OUT/pruned"
+compress-export reconstruct "$OUT/pruned" --teacher "$MODEL" --config "$RECIPE" -o "$OUT/repaired"
 
 # One thread per process unless told otherwise: the GPUs do the work.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main correct-teacher "$MODEL" \
   --config "$RECIPE" -o "$OUT/corrected"
-torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main distill "$OUT/pruned" \
+torchrun --standalone --nproc-per-node "$GPUS" -m compressor.cli.main distill "$OUT/repaired" \
   --teacher "$OUT/corrected" --teacher-correction off --config "$RECIPE" -o "$OUT/distilled"
 
 compress-export export "$OUT/distilled" --format huggingface --precision bf16 -o "$OUT/student"
