@@ -201,7 +201,7 @@ def test_an_option_of_one_value_is_given_once(words: tuple[str, ...], capsys: Ca
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("paln", "plan"), ("quantise", "quantize"), ("evalute", "evaluate")]
+    ("word", "meant"), [("plann", "plan"), ("quanti", "quantize"), ("evaluat", "evaluate")]
 )
 def test_a_misspelt_command_is_no_model(
     word: str, meant: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
