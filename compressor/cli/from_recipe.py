@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = tuple(Environment.model_fields)
 _READABLE_COUNT = 100_000
+_LIST = ",..."  # ends the form of an option that takes several values, separated by commas
 # A stage of `compressor.api` with its arguments, but for `out_dir` and `execution`.
 Work = Callable[..., "ModelArtifact"]
 
@@ -111,21 +112,21 @@ class RecipeOption(ChoiceOption):
             parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The one value of an option that takes one.
+        """The last value of an option, as in any program.
 
         Raises:
-            UsageError: where it is given more often.
+            UsageError: for several lists, of which the first would be lost although they look like one.
         """
         value, source = super().consume_value(ctx, opts)
         if isinstance(value, list) and not self.multiple:
-            if len(value) > 1:
+            if len(value) > 1 and (self.metavar or "").endswith(_LIST):
                 raise UsageError(
-                    "this option is given more than once, and takes one value",
+                    "this option is given more than once, and takes one list",
                     where=self.flag,
                     found=" and ".join(value),
-                    hint=f"give it once: {self.flag} {self.metavar or 'VALUE'}",
+                    hint=f"give one list: {self.flag} {','.join(value)}",
                 )
-            [value] = value
+            value = value[-1]
         return value, source
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:

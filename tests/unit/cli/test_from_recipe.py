@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,12 +191,15 @@ def test_help_shows_every_option_once_with_its_real_default(name: str, capsys: C
     [
         ("--shape", "hidden_size=288", "--shape", "num_hidden_layers=20"),
         ("--target", "60%", "--formats", "onnx", "--formats=huggingface"),
-        ("--target", "60%", "--seed", "1", "--seed", "1"),
+        ("--target", "60%", "--isl-osl", "64/32", "--isl-osl", "128/16"),
     ],
 )
-def test_an_option_of_one_value_is_given_once(words: tuple[str, ...], capsys: Capture) -> None:
+def test_an_option_of_a_list_is_given_once(words: tuple[str, ...], capsys: Capture) -> None:
     assert invoke(["plan", "smollm2-135m", *words]) == 2
     assert "given more than once" in capsys.readouterr().err
+    capsys.readouterr()
+    assert invoke(["plan", "smollm2-135m", "--target", "80%", "--target", "60%", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "60%"
     domains = ("--domain", "a=a.txt", "--domain", "b=b.txt")
     assert invoke(["plan", "smollm2-135m", "--target", "60%", *domains]) == 0
 
