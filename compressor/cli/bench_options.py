@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from compressor.planning.plan import Plan
 
 # Options of the two kinds of benchmark.
-_SERVING = ("bench.concurrency", "bench.num_requests", "bench.timeout_s")
-_STATIC = ("bench.batch_sizes", "bench.batch_limit", "bench.processes", "bench.num_series")
+SERVING = ("bench.concurrency", "bench.num_requests", "bench.timeout_s")
+STATIC = ("bench.batch_sizes", "bench.batch_limit", "bench.processes", "bench.num_series")
 
 
 def refuse_without_effect(call: Call, runtime: Runtime) -> None:
@@ -23,7 +23,7 @@ def refuse_without_effect(call: Call, runtime: Runtime) -> None:
     Raises:
         UsageError: naming them.
     """
-    foreign = _STATIC if runtime.serves else _SERVING
+    foreign = STATIC if runtime.serves else SERVING
     if given := [call.flags[name] for name in foreign if name in call.flags]:
         kind = "requests in flight" if runtime.serves else "static batches"
         raise UsageError(

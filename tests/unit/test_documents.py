@@ -23,7 +23,8 @@ from compressor.choices.losses import LOSSES
 from compressor.choices.runtimes import RUNTIMES
 from compressor.choices.samplers import SAMPLERS
 from compressor.choices.sparsity import SPARSITY_METHODS
-from compressor.cli.from_recipe import RecipeOption
+from compressor.cli.bench_options import SERVING, STATIC
+from compressor.cli.from_recipe import RecipeOption, section_options
 from compressor.cli.main import COMMANDS, invoke
 from compressor.cli.stages import distill
 from compressor.core.errors import (
@@ -88,6 +89,22 @@ def test_every_command_of_a_guide_is_run_or_says_why_not(page: Path) -> None:
         )
     words = page.read_text(encoding="utf-8").count("\n    compress-export ")
     assert sum(bool(command.words) for command in found) >= words
+
+
+def test_benchmarks_have_the_options_of_their_runtime() -> None:
+    """Also in commands that no test runs; a command without the option has the runtime of this machine."""
+    flags = {option.dotted: option.flag for option in section_options("bench")}
+    found = [
+        (RUNTIMES[name], command)
+        for page in PAGES
+        for command in commands_of(page)
+        for name in re.findall(r"--runtime ([\w-]+)", command.line)
+        if name in RUNTIMES
+    ]
+    assert len(found) > 3
+    for runtime, command in found:
+        foreign = {flags[name] for name in (STATIC if runtime.serves else SERVING)}
+        assert not foreign & set(command.words), command.line
 
 
 def test_guides_are_read_as_they_are_meant(tmp_path: Path) -> None:
