@@ -88,24 +88,15 @@ def _require_chat(recipe: Recipe) -> None:
         if name in recipe.gates.demanded() and recipe.evaluate.chat_data is None:
             hint = "name conversations with --eval-chat-data, or leave the gate out"
             _refuse(name, "this gate needs chat quality, which is not measured", hint)
-    limit, number = recipe.gates.chat_finished, recipe.evaluate.chat_size
-    squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
-    best = number / (number + squared)  # where Wilson's interval begins if all replies finish
-    if limit is not None and limit > best:
-        needed = f"set --eval-chat-size {ceil(limit * squared / (1 - limit))}, or " if limit < 1 else ""
-        _refuse(
-            "chat_finished",
-            f"replies to {number} conversations show a share of at most {best:.3f}, even if all finish",
-            f"{needed}lower the limit",
-        )
 
 
 def require_feasible(recipe: Recipe, plan: Plan) -> None:
-    """Refuse limits below what the student's weights alone take.
+    """Refuse limits below what the student's weights alone take, or above what so few conversations can show.
 
     Raises:
-        UsageError: naming the gate, its limit and the bytes.
+        UsageError: naming the gate, its limit, and the bytes or the share.
     """
+    _require_conversations(recipe)
     gates, students = recipe.gates, plan.possible_students()
     least: dict[str, tuple[int, str]] = {}
     if gates.size is not None:
@@ -131,6 +122,19 @@ def require_feasible(recipe: Recipe, plan: Plan) -> None:
                 found=f"{limit:,} bytes",
                 hint="raise the limit, or choose a smaller --target",
             )
+
+
+def _require_conversations(recipe: Recipe) -> None:
+    limit, number = recipe.gates.chat_finished, recipe.evaluate.chat_size
+    squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
+    best = number / (number + squared)  # where Wilson's interval begins if all replies finish
+    if limit is not None and limit > best:
+        needed = f"set --eval-chat-size {ceil(limit * squared / (1 - limit))}, or " if limit < 1 else ""
+        _refuse(
+            "chat_finished",
+            f"replies to {number} conversations show a share of at most {best:.3f}, even if all finish",
+            f"{needed}lower the limit",
+        )
 
 
 def shipped_precision(recipe: Recipe) -> str:
