@@ -80,13 +80,22 @@ def write_recipe(path: Path, model: Path, text: Path, **sections: Any) -> Path:
 
 
 def start(*arguments: object, ignore: signal.Signals | None = None) -> subprocess.Popen[str]:
-    """`compress-export` in a process of its own, started with a signal ignored as `nohup` does."""
+    """`compress-export` in a process of its own, started with a signal ignored as `nohup` does.
+
+    A hang-up that the tests' own parent ignores is not ignored here.
+    """
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if ignore is not None:
+            signal.signal(ignore, signal.SIG_IGN)
+
     return subprocess.Popen(
         [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=(lambda: signal.signal(ignore, signal.SIG_IGN)) if ignore else None,  # noqa: PLW1509
+        preexec_fn=begin,  # noqa: PLW1509
     )
 
 
