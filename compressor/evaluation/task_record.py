@@ -73,6 +73,12 @@ class Paired(Record):
     only_first: int | None = None
     only_this: int | None = None
 
+    def test_of(self, compared: str) -> str:
+        """What the test says, in words; `compared` is what was compared, such as an item."""
+        if self.p_value is not None:
+            return f"p = {self.p_value:.2g}"
+        return "all differ by as much" if self.difference else f"no {compared} differs"
+
 
 class TaskModel(Record):
     """One model's scores: task -> metric and filter -> mean over the items."""

@@ -58,6 +58,4 @@ def _row(name: str, model: ChatModel) -> tuple[str, ...]:
 def _difference(found: Paired) -> tuple[str, ...]:
     label, shown = _FIGURES[found.metric]
     difference, low, high = map(shown, (found.difference, found.low, found.high))
-    untested = "all differ by as much" if found.difference else "no conversation differs"
-    test = untested if found.p_value is None else f"p = {found.p_value:.2g}"
-    return found.model, label, f"{difference} ({low} to {high})", test
+    return found.model, label, f"{difference} ({low} to {high})", found.test_of("conversation")

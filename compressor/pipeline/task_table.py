@@ -26,7 +26,7 @@ def task_table(record: TasksRecord) -> tuple[str, Sequence[str], Sequence[Sequen
             f"{settings.num_items:,}",
             name,
             f"{_PERCENT * model.tasks[task][settings.metric]:.2f}",
-            *_difference(compared.get((task, name))),
+            *difference_cells(compared.get((task, name))),
         )
         for task, settings in record.tasks.items()
         for name, model in record.models.items()
@@ -34,10 +34,9 @@ def task_table(record: TasksRecord) -> tuple[str, Sequence[str], Sequence[Sequen
     return title, header, rows
 
 
-def _difference(found: Paired | None) -> tuple[str, str]:
+def difference_cells(found: Paired | None) -> tuple[str, str]:
+    """The difference with its interval in points, and the test; strokes for the first model."""
     if found is None:
         return "-", "-"
     low, difference, high = (_PERCENT * value for value in (found.low, found.difference, found.high))
-    untested = "all differ by as much" if found.difference else "no item differs"
-    test = untested if found.p_value is None else f"p = {found.p_value:.2g}"
-    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", test
+    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", found.test_of("item")

@@ -26,8 +26,8 @@ LARGE_HIDDEN_SIZE = 2048
 LARGE_HIDDEN_MULTIPLE = 64
 SMALL_HIDDEN_MULTIPLE = 16
 SMALLEST_FRACTION = 0.25
-# Parameters below which a target without a unit is one whose unit was forgotten.
-_FEWEST_MEANT = 10_000
+# Of the teacher's parameters: a number below it has lost its unit.
+_FEWEST_MEANT = 1 / 1000
 # How dear it is to halve a dimension, beside each other, and how far others shrink before hidden_size does.
 REDUCTION_WEIGHTS = {"intermediate_size": 1, "num_hidden_layers": 4, "hidden_size": 16}
 FRACTIONS_BEFORE_HIDDEN = {"intermediate_size": 0.4, "num_hidden_layers": 0.6}
@@ -132,10 +132,10 @@ def resolve_target(teacher: Dims, target: str, *, rotates: bool = False) -> Reso
             found=f"{wanted:,}",
             hint=f"choose {larger} --target, such as 50%",
         )
-    if wanted < _FEWEST_MEANT and (number := forms.SIZE.fullmatch(target.strip())) and not number[2]:
+    if wanted < _FEWEST_MEANT * total and (number := forms.SIZE.fullmatch(target.strip())) and not number[2]:
         share = number[1] if float(number[1]) >= 1 else f"{100 * float(number[1]):g}"
         raise UsageError(
-            f"--target {target} is a number of parameters, and no model is so small",
+            f"--target {target} is a number of parameters, below a thousandth of the teacher's",
             where="--target",
             expected="a share with %, or a number with k, m or b",
             found=f"{wanted:,} parameters",

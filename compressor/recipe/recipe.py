@@ -30,7 +30,8 @@ from compressor.recipe.masks import LearnedMasks
 from compressor.recipe.option import OneOf, Section, option
 from compressor.recipe.outcome import Outcome
 from compressor.recipe.search import Search
-from compressor.recipe.training import Correction, Distill, Domain, Generate, Sparsify
+from compressor.recipe.sparsify import Sparsify
+from compressor.recipe.training import Correction, Distill, Domain, Generate
 from compressor.recipe.yaml_file import read_recipe_tree, refuse_unusable_values
 
 # Sections of other modules, which are imported from here too.

@@ -57,6 +57,11 @@ def test_the_verdicts_are_in_the_summary_and_on_the_card(finished: Any) -> None:
         (("--size", "10B"), 7, "INFEASIBLE"),
         (("--perplexity-ratio", "0.001", "--fail-on", "never"), 0, ""),
         (("--speedup", "1.1x"), 2, "needs the benchmark"),
+        (
+            ("--speedup", "1.1x"),
+            2,
+            "where: gates.speedup (--speedup)\n  try: leave this gate out",
+        ),
         (("--kl", "much"), 2, "--kl cannot have this value"),
     ],
 )

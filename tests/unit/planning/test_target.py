@@ -159,11 +159,19 @@ def test_target_too_small_to_reach(target: str) -> None:
 
 @pytest.mark.parametrize(("target", "share", "unit"), [("60", "60%", "60b"), ("0.6", "60%", "0.6b")])
 def test_a_unit_that_was_forgotten(target: str, share: str, unit: str) -> None:
-    with pytest.raises(UsageError, match="no model is so small") as caught:
+    with pytest.raises(UsageError, match="below a thousandth") as caught:
         resolve_target(LLAMA, target)
     assert share in str(caught.value.hint)
     assert unit in str(caught.value.hint)
     assert resolve_target(LLAMA, share).requested_parameters == round(0.6 * num_parameters(LLAMA))
+
+
+def test_a_small_number_is_one_for_a_small_model() -> None:
+    small = SMOLLM.with_shape(num_hidden_layers=6, hidden_size=64, intermediate_size=128, vocab_size=300)
+    small = replace(small, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    wanted = num_parameters(small) * 6 // 10
+    assert wanted < 200_000
+    assert abs(num_parameters(resolve_target(small, str(wanted)).student) / wanted - 1) <= TOLERANCE
 
 
 def test_another_models_published_shape_says_whose_it_is() -> None:

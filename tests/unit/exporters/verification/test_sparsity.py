@@ -19,6 +19,7 @@ from compressor.quantization.amax import read_amax
 from compressor.recipe.recipe import Calibration, Export, Sparsify, TensorRTLLM
 from compressor.runs.stage import execute
 from compressor.sparsity.sparsify_stage import SPARSIFY, SparsifyStageConfig
+from exporters.checks.structure import check_structure
 from exporters.export_stage import export_stage
 from exporters.onnx.sparsity import stored_names
 from exporters.registry import exporter_of
@@ -142,6 +143,13 @@ def test_only_two_of_four_is_offered_to_sparse_tactics(sparse: Sparse, tmp_path:
     script = (sparse.make("tensorrt-llm") / "build-engine.sh").read_text()
     assert script.count("docker run") == 2
     assert script.count("--weight_sparsity") == 1
+
+
+def test_a_dense_checkpoint_of_which_sparsity_is_asked_is_told_so(tiny_checkpoint: Path) -> None:
+    """It is whole, so nothing has to be made again."""
+    with pytest.raises(VerificationError, match="must be 2:4 sparse is not") as caught:
+        check_structure(tiny_checkpoint, exporter_of("huggingface"), Pattern())
+    assert "leave --sparsity out" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx-int4"])
