@@ -23,7 +23,6 @@ from scipy import stats
 
 from bench.design.cells import NUM_SERIES
 from bench.report.results import Interval
-from compressor.core.errors import UsageError
 from compressor.recipe.recipe import Bench
 
 CONFIDENCE = 0.95
@@ -67,16 +66,8 @@ class PairedMeasurement(Generic[Sample]):
 
 
 def stopping_rule(config: Bench) -> StoppingRule:
-    """The rule that a recipe asks for; a UsageError for more pairs demanded than allowed."""
-    few, many = config.min_pairs, config.max_pairs
-    if few > many:
-        raise UsageError(
-            "the smallest number of measured pairs is above the largest",
-            where="bench.min_pairs, bench.max_pairs",
-            found=f"expected {MIN_SAMPLES} <= min_pairs <= max_pairs, found {few}, {many}",
-            hint="set --min-pairs (bench.min_pairs) to at most --max-pairs (bench.max_pairs)",
-        )
-    return StoppingRule(min_pairs=few, max_pairs=many, num_series=config.num_series)
+    """The rule that a recipe asks for."""
+    return StoppingRule(min_pairs=config.min_pairs, max_pairs=config.max_pairs, num_series=config.num_series)
 
 
 def median(samples: Sequence[float]) -> float:

@@ -171,7 +171,7 @@ def with_another_head(tensors: dict[str, torch.Tensor]) -> None:
     ("edit", "opening", "loading"),
     [
         (without("model.layers.1.mlp.down_proj.weight"), "lacks a tensor", "does not fit"),
-        (with_another_shape, "not the shape", ""),
+        (with_another_shape, "not the shape", "checkpoint"),
         (with_another_head, "ties the embeddings", None),
         (with_extra, None, "does not fit"),
     ],

@@ -146,9 +146,3 @@ def test_a_directory_of_another_kind_is_refused_before_anything_is_measured(
     other = replace(comparison.candidate, path=tmp_path)
     with pytest.raises(UsageError, match=r"genai_config\.json"):
         run_bench([replace(comparison, candidate=other)], CONFIG, console=Console(), seed=0)
-
-
-def test_more_pairs_demanded_than_allowed_is_a_usage_error(comparison: Comparison) -> None:
-    config = Bench(min_pairs=9, max_pairs=6)
-    with pytest.raises(UsageError, match="pairs"):
-        run_bench([comparison], config, console=Console(), seed=0)
