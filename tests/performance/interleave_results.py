@@ -13,11 +13,11 @@ from typing import Any
 
 from tests.performance.kept import keep, read_kept
 from tests.performance.student_results import (
-    FITTED,
+    DEMONSTRATION,
     MODEL,
     NUM_SEEDS,
     QUALITY,
-    SHORT,
+    SCORED,
     TEXT,
     WINDOWS,
     Command,
@@ -26,7 +26,7 @@ from tests.performance.student_results import (
 
 CUTS = (1, 4)
 WORDS = (
-    *("run", MODEL, "--target", "80m", *FITTED, *SHORT, "--tokens", "61440"),
+    *("run", MODEL, "--target", "80m", *SCORED, *DEMONSTRATION, "--tokens", "20480"),
     *("--formats", "huggingface", "--runtime", "none", "--eval-data", TEXT, "--eval-seq-len", "1024"),
     *("--eval-size", "8"),
 )
