@@ -8,6 +8,7 @@ from compressor.api.execution import Execution
 from compressor.api.layer_times import measure_layers
 from compressor.api.outcome import needs_measuring, resolve
 from compressor.core.errors import UsageError
+from compressor.core.hardware import GPUS, Gpu
 from compressor.core.processes import on_main
 from compressor.masks.choice import require_maskable
 from compressor.models.dims import Dims
@@ -47,14 +48,14 @@ def plan(
     Raises:
         UsageError: for several of a target, a target by outcome and an explicit shape; for an outcome that no
             student is predicted to reach; for choices that contradict each other or have no effect.
-        UnsupportedError: for a local model that one of the formats cannot express, or a sparse model's branch
-            that it cannot carry; for learned masks of a shape with fewer key/value heads.
+        UnsupportedError: for a local model, or a sparse model's branch, that a format cannot express; for
+            learned masks of a shape with fewer key/value heads; for FP8 products on a GPU without them.
     """
     where = out_dir or default_output(recipe)
     teacher = plan_dims(recipe.model)
     runtime = choose_runtime(recipe, gpu=gpu)
     recipe = with_runtime(recipe, runtime)
-    _require_sound(recipe, teacher)
+    _require_sound(recipe, teacher, GPUS.get(gpu) if gpu else None)
     if len(split_targets(recipe.target)) > 1:
         family = plan_family(
             recipe,
@@ -92,13 +93,13 @@ def plan(
     return made
 
 
-def _require_sound(recipe: Recipe, teacher: Dims) -> None:
+def _require_sound(recipe: Recipe, teacher: Dims, gpu: Gpu | None = None) -> None:
     """Refuse choices that contradict each other, or that have no effect."""
     require_one_size(recipe)
     require_searchable(recipe, teacher)
     require_consistent(recipe)
     require_sparsifiable(recipe)
-    require_measurable(recipe)
+    require_measurable(recipe, gpu)
 
 
 def _require_reachable(plan: Plan, recipe: Recipe) -> None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from bench.design.comparisons import split_precision
 from bench.design.grid import grid_of, in_flight
 from compressor.choices.formats import FORMATS, options
 from compressor.choices.samplers import SAMPLERS
-from compressor.core.errors import DependencyError, UsageError
+from compressor.core.errors import DependencyError, UnsupportedError, UsageError
+from compressor.core.hardware import Gpu
 from compressor.pipeline.bench_plan import planned_arms
 from compressor.recipe.recipe import Recipe
 from exporters.tensorrt_llm.versions import BUILDER, CONTAINER, find_builder
+
+if TYPE_CHECKING:
+    from bench.runtimes.base import StaticRuntime
 
 EDGE_LLM = "tensorrt-edge-llm"
 _EDGE_PROMPT = "--edge-llm-max-input-len"
 
 
-def require_measurable(recipe: Recipe) -> None:
+def require_measurable(recipe: Recipe, gpu: Gpu | None = None) -> None:
     """Refuse engines without a format that they are built from, and cells that they do not take.
 
     Raises:
         UsageError: naming the format or the limit.
+        UnsupportedError: for FP8 products on a `gpu` that has none.
     """
     bench = recipe.bench
+    if gpu is not None and not gpu.multiplies_fp8:
+        _require_no_fp8_products(recipe, gpu)
     if bench.is_measured and bench.precisions is not None and not planned_arms(recipe):
         raise UsageError(
             f"{bench.row.name} measures none of the formats of this run in these precisions",
@@ -72,6 +81,24 @@ def require_measurable(recipe: Recipe) -> None:
         )
 
 
+def _require_no_fp8_products(recipe: Recipe, gpu: Gpu) -> None:
+    """A server of checkpoints is let through: it may store FP8 and multiply in 16 bits."""
+    bench = recipe.bench
+    if bench.row.serves and not bench.measures_engines:
+        return
+    arms = planned_arms(recipe)
+    fp8 = [arm.name for arm in arms if split_precision(arm.precision)[0] == "fp8"]
+    if fp8:
+        others = dict.fromkeys(arm.precision for arm in arms if arm.name not in fp8)
+        raise UnsupportedError(
+            f"{gpu.name} computes no FP8 products, so these models cannot be measured on it",
+            where="--gpu",
+            found=", ".join(fp8),
+            hint="name another GPU, or measure what this one computes: --bench-precisions "
+            f"{','.join(others) or recipe.stored_precision}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Limits:
     """What an engine is built for, and the options that say so."""
@@ -107,6 +134,7 @@ def require_programs(recipe: Recipe) -> None:
 
     Raises:
         DependencyError: naming the program or module.
+        UnsupportedError: for a precision that this machine has no kernels for.
     """
     bench, generate = recipe.bench, recipe.distill.generate
     if generate.tokens and recipe.distill.tokens:
@@ -114,6 +142,10 @@ def require_programs(recipe: Recipe) -> None:
     if not bench.is_measured:
         return
     bench.row.require_found()
+    if not bench.row.serves:
+        runtime: StaticRuntime = bench.row.load()
+        for arm in planned_arms(recipe):
+            runtime.require(arm.precision)
     if not bench.measures_engines:
         return
     if bench.row.engines == EDGE_LLM:

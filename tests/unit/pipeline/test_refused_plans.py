@@ -66,3 +66,22 @@ def test_choices_that_are_refused(
 )
 def test_their_neighbours_are_planned(given: dict[str, Any]) -> None:
     assert isinstance(api.plan(load_recipe(None, given)), Plan)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "tensorrt-llm"])
+def test_fp8_products_need_a_gpu_that_computes_them(runtime: str) -> None:
+    recipe = load_recipe(None, {**WIDE, "quantize.fp8": True, "bench.runtime": runtime})
+    assert isinstance(api.plan(recipe, gpu="h100"), Plan)
+    with pytest.raises(UnsupportedError, match="computes no FP8") as caught:
+        api.plan(recipe, gpu="a100")
+    option, value = str(caught.value.hint).split()[-2:]
+    assert option == "--bench-precisions"
+    chosen = load_recipe(
+        None, {**WIDE, "quantize.fp8": True, "bench.runtime": runtime, "bench.precisions": value}
+    )
+    assert isinstance(api.plan(chosen, gpu="a100"), Plan)
+
+
+def test_a_server_of_fp8_checkpoints_is_planned_on_any_gpu() -> None:
+    recipe = load_recipe(None, {**WIDE, "quantize.fp8": True, "bench.runtime": "vllm"})
+    assert isinstance(api.plan(recipe, gpu="a100"), Plan)

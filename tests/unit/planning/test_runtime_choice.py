@@ -11,7 +11,7 @@ from compressor.choices import runtimes
 from compressor.choices.runtimes import RUNTIME_CHOICES, RUNTIMES
 from compressor.cli.main import invoke
 from compressor.core import hardware
-from compressor.core.errors import DependencyError, UsageError
+from compressor.core.errors import DependencyError, UnsupportedError, UsageError
 from compressor.pipeline.measurable import require_measurable, require_programs
 from compressor.pipeline.pipeline import check_choices
 from compressor.planning import runtime_choice
@@ -218,3 +218,15 @@ def test_series_of_a_serving_benchmark_are_refused_in_a_recipe_as_on_the_command
     selection = api.Selection(models=(), runtime=RUNTIMES["vllm"], precisions=(), reason="named")
     with pytest.raises(UsageError, match="no effect"):
         api.bench(selection, tmp_path / "speed", settings=Bench(num_series=3))
+
+
+def test_a_precision_without_kernels_here_is_refused_before_the_run(machine: Machine) -> None:
+    fields = {"bench__runtime": "torch", "quantize__fp8": True}
+    for precision, refused in (("bf16", False), ("fp8", True), ("bf16+2:4", True)):
+        recipe = recipe_with(**fields, bench__precisions=precision, sparsify__pattern="2:4")
+        settled = with_runtime(recipe, choose_runtime(recipe))
+        if refused:
+            with pytest.raises(UnsupportedError, match="needs a GPU of compute capability"):
+                require_programs(settled)
+        else:
+            require_programs(settled)
