@@ -46,8 +46,7 @@ def run_bench(
     `not_measured` and `quality` are carried into the results; `rates` are for the roofline.
 
     Raises:
-        UsageError: for two arms of one name, an unknown runtime, a directory of another kind, or
-            more pairs demanded than allowed.
+        UsageError: for two arms of one name, an unknown runtime, or a directory of another kind.
         DependencyError: when a runtime is not installed.
     """
     arms = distinct_arms(tuple(comparisons))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.design.grid import grid_of
 from compressor.choices.formats import FORMATS, Format
 from compressor.core.errors import UsageError
 from compressor.evaluation.evaluate_stage import EVALUATE, EvaluateStageConfig
@@ -46,7 +47,10 @@ def require_executable(recipe: Recipe) -> None:
 
 
 def require_positions(recipe: Recipe, config: dict[str, object]) -> None:
-    """Refuse (UsageError) sequences longer than the graphs of a model of this config will read."""
+    """Refuse (UsageError) what is longer than the graphs of a model of this config will read.
+
+    These are sequences that its exports are evaluated on, and requests of the benchmark.
+    """
     limit = value_of(config, "max_position_embeddings")
     limited = [name for name in recipe.executed_formats() if _ends_with_context(FORMATS[name])]
     if limited and recipe.evaluate.seq_len > limit:
@@ -56,6 +60,16 @@ def require_positions(recipe: Recipe, config: dict[str, object]) -> None:
             expected=f"at most {limit:,} tokens, for {', '.join(limited)}",
             found=f"{recipe.evaluate.seq_len:,} tokens",
             hint=f"use --eval-seq-len {limit}, or leave --eval-exports out",
+        )
+    formats = recipe.measured_formats().values()
+    longest = max(grid_of(recipe.bench), key=lambda cell: cell.isl + cell.osl)
+    if longest.isl + longest.osl > limit and any(_ends_with_context(FORMATS[name]) for name in formats):
+        raise UsageError(
+            "the longest requests to measure are longer than an export's graph will read",
+            where="--isl-osl, --preset",
+            expected=f"at most {limit:,} tokens of input and output, for {', '.join(formats)}",
+            found=f"{longest.isl}/{longest.osl}",
+            hint="shorten --isl-osl, or choose another --runtime",
         )
 
 
