@@ -12,7 +12,7 @@ from compressor.choices.formats import FORMATS, STUDENT_FORMAT
 from compressor.core import hardware
 from compressor.core.errors import UnsupportedError, UsageError
 from compressor.recipe.recipe import Bench, Evaluate, Export
-from compressor.runs.artifact import ModelArtifact, read_artifact
+from compressor.runs.artifact import ARTIFACT_FILE, ModelArtifact, read_artifact
 
 if TYPE_CHECKING:
     from exporters.verification.verify import VerifyReport
@@ -161,13 +161,13 @@ def _refuse_other_device(asked: str) -> None:
 
 def _quantized(model: str) -> ModelArtifact:
     """The artifact of the quantize stage, or of a repair after it, in a directory."""
-    artifact = read_artifact(Path(model))
-    if artifact.stage not in ("quantize", "reconstruct-fp8"):
+    artifact = read_artifact(Path(model)) if (Path(model) / ARTIFACT_FILE).is_file() else None
+    if artifact is None or artifact.stage not in ("quantize", "reconstruct-fp8"):
         raise UsageError(
             "FP8 exports start from the quantize stage's output, or from its repair",
             where=model,
             expected="quantize or reconstruct-fp8",
-            found=artifact.stage,
+            found=artifact.stage if artifact else "no stage's output",
             hint=f"run `compress-export quantize {model} --fp8 -o DIR` and export DIR",
         )
     return artifact

@@ -59,6 +59,10 @@ BEFORE_ANY_MODEL: dict[str, tuple[int, Words]] = {
     "no kernels": (3, ("bench", "MODEL", "MODEL", "--runtime", "torch", "--precision", "fp8")),
     "no engine builder": (4, ("export", "MODEL", "--format", "tensorrt-llm", "--require-engine")),
     "a format of another command": (3, ("export", "MODEL", "--format", "onnx", "--precision", "fp8")),
+    "FP8 of a model that is not quantized": (
+        2,
+        ("export", "MODEL", "--format", "huggingface", "--precision", "fp8"),
+    ),
     "a GPU that is not there": (2, ("quantize", "MODEL", "--fp8", *CALIBRATED, "--device", "cuda")),
 }
 
@@ -114,3 +118,10 @@ def test_a_teacher_is_not_hashed_for_an_absent_text(
     words = words_of(COMMANDS["distill"], tiny_checkpoint, text=tmp_path / "absent.txt", good=tmp_path)
     refused((*words, "-o", tmp_path / "out"), 2, tmp_path)
     assert not opened
+
+
+def test_fp8_of_a_model_that_is_not_quantized_names_the_command_that_does_it(
+    gguf_model: Path, tmp_path: Path
+) -> None:
+    words = ("export", gguf_model, "--format", "huggingface", "--precision", "fp8", "-o", tmp_path / "out")
+    assert f"compress-export quantize {gguf_model} --fp8" in command_here(*words).stderr
