@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,29 @@ def require_expressible(recipe: Recipe, config: dict[str, object], student: Dims
             model_type=student.model_type,
             shapes={name: (shapes[name][0], shapes[name][1]) for name in names},
         )
-    check_exports(recipe.export_formats(), {**config, **dims}, recipe.export, sparsity=sparsity)
+
+    def check(formats: Sequence[str]) -> None:
+        check_exports(formats, {**config, **dims}, recipe.export, sparsity=sparsity)
+
+    try:
+        check(recipe.export_formats())
+    except UnsupportedError as error:
+        if recipe.export.formats is None and (able := _accepted(check, recipe.export_formats())):
+            others = f"the other default formats can: --formats {','.join(able)}"
+            raise UnsupportedError(
+                error.what, where=error.where, expected=error.expected, found=error.found, hint=others
+            ) from error
+        raise
+
+
+def _accepted(check: Callable[[Sequence[str]], None], formats: Sequence[str]) -> list[str]:
+    """Those of the formats that a check takes by themselves."""
+    found = []
+    for name in formats:
+        with suppress(UnsupportedError):
+            check([name])
+            found.append(name)
+    return found
 
 
 def require_texts(recipe: Recipe, console: Console) -> None:

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import NemotronConfig
 
 from compressor.core.console import Console
-from compressor.core.errors import UsageError
+from compressor.core.errors import UnsupportedError, UsageError
 from compressor.data.sources import Documents, source_fingerprint
+from compressor.models.dims import dims_of_config
 from compressor.pipeline.consistency import require_consistent
-from compressor.pipeline.preflight import evaluation_config, require_texts, require_trainable, require_windows
+from compressor.pipeline.preflight import (
+    evaluation_config,
+    require_expressible,
+    require_texts,
+    require_trainable,
+    require_windows,
+)
 from compressor.recipe.recipe import Recipe, load_recipe
 
 
@@ -241,3 +249,22 @@ def test_stored_logits_at_another_temperature_are_refused_with_the_recipe(tiny_t
     with pytest.raises(UsageError, match="at temperature 1 only"):
         require_consistent(recipe_of(tiny_text, **stored))
     require_consistent(recipe_of(tiny_text, **stored, **{"distill.top_k": 64}))
+
+
+def test_default_formats_that_a_family_cannot_take_name_those_that_can() -> None:
+    """The advice is followed to its end: with it the same model is taken."""
+    config = NemotronConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2).to_dict()
+    student = dims_of_config(config)
+    base = {"model": "smollm2-135m", "target": "60%"}
+    with pytest.raises(UnsupportedError, match="cannot be exported to ONNX") as caught:
+        require_expressible(load_recipe(None, base), config, student)
+    advice, formats = str(caught.value.hint).rsplit(" ", 1)
+    assert advice.endswith("--formats")
+    assert "onnx" not in formats
+    named = load_recipe(None, {**base, "export.formats": formats})
+    require_expressible(named, config, student)
+    with pytest.raises(UnsupportedError, match="cannot be exported to ONNX") as caught:
+        require_expressible(
+            load_recipe(None, {**base, "export.formats": "huggingface,onnx"}), config, student
+        )
+    assert "leave onnx out" in str(caught.value.hint)
