@@ -280,7 +280,7 @@ def _readable(error: ValidationError, *, where: str, flags: Mapping[str, str]) -
         return UsageError(
             f"choices about {field!r} do not go together",
             where=where,
-            expected=first["msg"].removeprefix("Value error, "),
+            found=first["msg"].removeprefix("Value error, "),
             hint="change one of them, or leave it out",
         )
     return UsageError(
