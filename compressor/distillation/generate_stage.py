@@ -30,11 +30,10 @@ from compressor.data.packing import read_windows
 from compressor.data.sources import source_fingerprint
 from compressor.data.tokenise import TokenArray
 from compressor.distillation.server_sampler import SampledText, ServerSampler, served
-from compressor.models.checkpoint import read_config
-from compressor.models.config.class_defaults import value_of
 from compressor.models.end_tokens import end_tokens, own_end_tokens
 from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
+from compressor.models.positions import num_positions
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.option import content_of, unless_neutral
 from compressor.recipe.recipe import Generate
@@ -294,7 +293,7 @@ def _start_token(tokenizer: Any) -> int:
 
 def _require_context(config: Generate, source: ModelArtifact) -> None:
     longest = 1 + (config.prompt_tokens if config.prompts else 0) + config.max_new_tokens
-    context_length = value_of(read_config(source.path), "max_position_embeddings")
+    context_length = num_positions(source.path)
     if context_length is not None and longest > context_length:
         raise UsageError(
             "the samples are longer than the model's context",

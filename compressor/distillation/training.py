@@ -24,6 +24,7 @@ from compressor.models.config.portable import write_config
 from compressor.models.digests import spec_digest, write_digests
 from compressor.models.dims import dims_of_config
 from compressor.models.load import load_model
+from compressor.models.positions import warn_beyond_positions
 from compressor.models.shapes import is_parameter
 from compressor.models.sparse.low_rank import AdapterBranch, branch_digests, refuse_adapter
 from compressor.models.tokenizer import load_tokenizer
@@ -143,6 +144,7 @@ def open_training_stream(
         UsageError: when a domain's text does not fill one window.
     """
     require_loss_on(config)
+    warn_beyond_positions(tokenizer_of.path, config.context_length, context.console)
     num_steps = part.of * plan.max_steps
     if config.dynamic_batches.variant == "off":
         counts = count_windows(

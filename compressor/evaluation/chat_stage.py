@@ -35,9 +35,8 @@ from compressor.evaluation.predictions import Baseline, Predictions, predict
 from compressor.evaluation.record import EVALUATION_FILE
 from compressor.evaluation.replies import greedy_reply, log_likelihoods, new_tokens
 from compressor.evaluation.task_record import ITEMS
-from compressor.models.checkpoint import read_config
-from compressor.models.config.class_defaults import value_of
 from compressor.models.end_tokens import end_tokens, own_end_tokens
+from compressor.models.positions import num_positions
 from compressor.models.tokenizer import load_tokenizer
 from compressor.recipe.evaluation import Evaluate
 from compressor.recipe.option import Section
@@ -103,7 +102,7 @@ def require_chats(config: ChatStageConfig, model: Path, tokenizer: Any) -> Chats
         tokenizer,
         size=config.size,
         max_new_tokens=config.max_new_tokens,
-        context_length=value_of(read_config(model), "max_position_embeddings"),
+        context_length=num_positions(model),
     )
 
 

@@ -34,6 +34,7 @@ from compressor.evaluation.record import (
 )
 from compressor.models.load import load_model
 from compressor.models.memory import require_model_memory
+from compressor.models.positions import warn_beyond_positions
 from compressor.models.sparse.layers import install_sparse_layers_
 from compressor.models.sparse.low_rank import has_adapter, read_adapter
 from compressor.models.tokenizer import load_tokenizer
@@ -74,6 +75,8 @@ def run(
         )
     for artifact in context.others.values():
         require_same_tokenizer(artifact, tokenizer, context)
+        if not is_graph(artifact):
+            warn_beyond_positions(artifact.path, config.window, context.console)
     try_graphs(context.others.values(), windows[0])
     models: dict[str, MeasuredModel] = {}
     first: Baseline | None = None
