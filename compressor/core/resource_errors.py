@@ -27,7 +27,8 @@ _OUT_OF_MEMORY = re.compile(
 # A full or forbidden disk, where only a sentence tells: torch's mapped files and its archives of checkpoints.
 _DISK_REFUSES = re.compile(
     r"no space left on device|disk quota exceeded|read-only file system|file too large"
-    r"|PytorchStreamWriter failed|file write failed|inline_container\.cc:\d+\] \. unexpected pos",
+    r"|PytorchStreamWriter failed|basic_ios::clear|file write failed"
+    r"|inline_container\.cc:\d+\] \. unexpected pos",
     re.IGNORECASE,
 )
 # How Rust (safetensors, tokenizers) and Python write an error number into a sentence.

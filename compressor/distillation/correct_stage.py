@@ -19,7 +19,7 @@ from compressor.core.processes import world_size
 from compressor.data.sources import source_fingerprint
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import Training, load_trainable, schedule, training_content
+from compressor.distillation.training import SCRATCH, Training, load_trainable, schedule, training_content
 from compressor.planning.schedule import correction_schedule
 from compressor.recipe.recipe import Distill
 from compressor.runs.artifact import ModelArtifact
@@ -73,6 +73,7 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
     return StageResult(
         num_parameters=source.num_parameters,
         details={"loss": "cross-entropy of the teacher, mean over tokens", **details},
+        scratch=SCRATCH,
     )
 
 

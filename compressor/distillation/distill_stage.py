@@ -22,7 +22,14 @@ from compressor.distillation.generate_stage import TEXT_FILE
 from compressor.distillation.logits_stage import tokenizer_fingerprint
 from compressor.distillation.module import DistillationModule
 from compressor.distillation.stored_logits import StoredLogits
-from compressor.distillation.training import NEUTRAL, Training, load, load_trainable, refuse_unfit_teacher
+from compressor.distillation.training import (
+    NEUTRAL,
+    SCRATCH,
+    Training,
+    load,
+    load_trainable,
+    refuse_unfit_teacher,
+)
 from compressor.distillation.validation import watch_training
 from compressor.models.checkpoint import read_config
 from compressor.models.sparse.record import read_sparsity
@@ -101,7 +108,7 @@ def run(
     }
     for extension in dynamic:
         details["dynamic_batches"] = extension.report()
-    return StageResult(num_parameters=source.num_parameters, details=details)
+    return StageResult(num_parameters=source.num_parameters, details=details, scratch=SCRATCH)
 
 
 def _run_part(

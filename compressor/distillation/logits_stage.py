@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -73,9 +72,8 @@ def run(config: Distill, source: ModelArtifact, out_dir: Path, context: StageCon
             micro_batch_size=config.micro_batch_size,
             tick=tick,
         )
-    shutil.rmtree(out_dir / TOKENS)
     details = {"top_k": header.top_k, "windows": len(distinct), "bytes": num_bytes}
-    return StageResult(num_parameters=source.num_parameters, details=details)
+    return StageResult(num_parameters=source.num_parameters, details=details, scratch=(TOKENS,))
 
 
 def write_logits(

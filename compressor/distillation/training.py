@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +40,7 @@ from compressor.training.sharding import is_sharded, reshard_, shard_, stored_te
 from compressor.training.trainer import CHECKPOINTS, train
 
 TOKENS = "tokens"
+SCRATCH = (TOKENS, CHECKPOINTS)  # what only an unfinished training needs
 _BYTES_PER_TRAINED = 16
 
 _TEXT_FIELDS = (
@@ -357,16 +357,13 @@ class Training:
     def save(
         self, module: nn.Module, log: TrainingLog, *, branches: Mapping[str, AdapterBranch] | None = None
     ) -> dict[str, object]:
-        """Write what was trained, remove what only an unfinished training needs; returns what is reported."""
+        """Write what was trained; returns what is reported of it."""
         dtype = getattr(torch, self.context.dtype)
         save_trained(module, self.source, self.out_dir, dtype=dtype, plan=self.plan, branches=branches)
-        return self.finish(log)
+        return self.report(log)
 
-    def finish(self, log: TrainingLog) -> dict[str, object]:
-        """Remove what only an unfinished training needs; returns what is reported of it."""
-        if is_main():
-            for name in (CHECKPOINTS, TOKENS):
-                shutil.rmtree(self.out_dir / name)
+    def report(self, log: TrainingLog) -> dict[str, object]:
+        """What is reported of a finished training."""
         stream = self.stream
         drawn = [now - before for now, before in zip(stream.drawn, self._drawn_before, strict=True)]
         return {

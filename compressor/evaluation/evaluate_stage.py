@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from compressor.core.errors import UsageError
+from compressor.core.peak_memory import release_memory
 from compressor.data.packing import read_windows
 from compressor.data.sources import Split, describe_source, source_fingerprint
 from compressor.data.tokenise import TokenArray
@@ -83,6 +84,7 @@ def run(
     for name, artifact in context.others.items():
         models[name], own = _measure(name, artifact, windows, first, context)
         first = first or own
+        release_memory()
     record = EvaluationRecord(
         protocol=EvaluationProtocol(
             window=config.window, stride=config.window, split=config.split, compute_dtype=context.dtype

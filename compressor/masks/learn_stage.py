@@ -19,7 +19,14 @@ from compressor.data.sources import source_fingerprint
 from compressor.distillation.choice import describe
 from compressor.distillation.criterion import LossConfig
 from compressor.distillation.distill_stage import dynamic_batches
-from compressor.distillation.training import Training, load, load_trainable, schedule, training_content
+from compressor.distillation.training import (
+    SCRATCH,
+    Training,
+    load,
+    load_trainable,
+    schedule,
+    training_content,
+)
 from compressor.masks.applied import MaskValues, fold_, kept_mask, masked
 from compressor.masks.mask_set import MaskSet
 from compressor.masks.module import MaskedModule, MaskTraining
@@ -109,11 +116,11 @@ def run(config: LearnStageConfig, source: ModelArtifact, out_dir: Path, context:
         "importance": METHOD,
         "loss": describe(module.loss),
         "masks": _settled(masks, context),
-        **training.finish(log),
+        **training.report(log),
     }
     for each in dynamic:
         details["dynamic_batches"] = each.report()
-    return StageResult(num_parameters=num_parameters, details=details)
+    return StageResult(num_parameters=num_parameters, details=details, scratch=SCRATCH)
 
 
 def _require_maskable(dims: Dims, student: Dims, source: Path) -> None:

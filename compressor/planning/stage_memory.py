@@ -33,13 +33,14 @@ _FP32, _FP64 = 4, 8
 _REPAIR_SUMS = 4
 # Float32 copies of one weight and of its Gram matrix while SparseGPT works on it.
 _SPARSE_COPIES = 4
-# Positions whose logits an evaluation holds, and copies of them: both models', their softmax, their product.
-_EVALUATED_POSITIONS, _EVALUATED_COPIES = 256, 6
+# Positions whose logits an evaluation holds, and copies of them: both models', the logarithms of their
+# softmax, the softmax, the difference, and their product.
+_EVALUATED_POSITIONS, _EVALUATED_COPIES = 256, 7
 # Of a sampled token: float32 logits, their softmax twice, sorted values and 64-bit places, and a mask.
 _SAMPLED = 4 * _FP32 + 8 + 1
 # Of an export's verification, per token of the vocabulary: both models' float32 logits of a prompt's 256
-# positions, and eight float64 tensors of the 64 positions that are compared at once.
-_COMPARED = 2 * 256 * _FP32 + 8 * 64 * _FP64
+# positions, and eight float64 tensors of the 16 positions that are compared at once.
+_COMPARED = 2 * 256 * _FP32 + 8 * 16 * _FP64
 
 
 def stage_memory(

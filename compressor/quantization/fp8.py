@@ -15,6 +15,7 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,16 @@ def _fp8_config(mtq: Any) -> dict[str, object]:
 
 
 def _modelopt() -> tuple[Any, Any]:
-    """ModelOpt's quantiser and its exporter of unified checkpoints."""
+    """ModelOpt's quantiser and its exporter of unified checkpoints.
+
+    They are imported in a thread: pulp, on which ModelOpt rests, keeps the errors of solvers that it does
+    not find, these keep the variables of every caller, and so a model would be held until the process ends.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_import_modelopt).result()
+
+
+def _import_modelopt() -> tuple[Any, Any]:
     try:
         import modelopt.torch.quantization as mtq
         from modelopt.torch.export import export_hf_checkpoint

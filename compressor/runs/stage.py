@@ -25,6 +25,7 @@ from compressor.core.resource_errors import as_resource_error, refused_directory
 from compressor.recipe.option import content_of
 from compressor.runs.artifact import (
     ARTIFACT_FILE,
+    LOGS,
     STAGE_FILE,
     ModelArtifact,
     check_files,
@@ -130,10 +131,16 @@ class Stage(Generic[Config]):
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage reports of its output; both go into `artifact.json`."""
+    """What a stage reports of its output; the first two go into `artifact.json`.
+
+    Attributes:
+        scratch: Names in its directory that only unfinished work needs. They are removed after everything
+            else is recorded: a kill until then loses none of it.
+    """
 
     num_parameters: int
     details: dict[str, Any] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,18 +189,21 @@ def execute(
     started, num_warnings = time.monotonic(), len(context.console.warnings)
     work = partial(stage.run, config, source, begun, context)
     with measured_memory() as peak, _cleared_after_errors(begun, is_new=is_new):
-        result = work() if stage.parallel else on_main(work)
-    made = ModelArtifact(
-        path=begun,
-        stage=stage.name,
-        fingerprint=fingerprint_of(inputs),
-        lineage=(*source.lineage, stage.name),
-        num_parameters=result.num_parameters,
-        texts=_texts(inputs, read),
-        inputs=dict(inputs),
-        details=result.details,
-    )
-    published = on_main(lambda: _publish(made, out_dir))
+        recorded = on_main(lambda: _recorded(begun))
+        if recorded is None:
+            result = work() if stage.parallel else on_main(work)
+            made = ModelArtifact(
+                path=begun,
+                stage=stage.name,
+                fingerprint=fingerprint_of(inputs),
+                lineage=(*source.lineage, stage.name),
+                num_parameters=result.num_parameters,
+                texts=_texts(inputs, read),
+                inputs=dict(inputs),
+                details=result.details,
+            )
+            recorded = on_main(lambda: _record(made, result.scratch))
+    published = on_main(lambda: _publish(recorded, out_dir))
     context.checked.add(out_dir.resolve())
     return StageOutcome(
         artifact=published,
@@ -318,9 +328,37 @@ def _open_partial(stage: str, out_dir: Path, inputs: Mapping[str, object], *, re
     return begun
 
 
-def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
-    replace(artifact, files=record_files(artifact.path)).write()
+def _record(artifact: ModelArtifact, scratch: tuple[str, ...]) -> ModelArtifact:
+    """Write the record of a finished output, all of which is on the disk before it."""
+    recorded = replace(artifact, files=record_files(artifact.path, but=scratch))
     sync_tree(artifact.path)
+    recorded.write()
+    sync(artifact.path)
+    return recorded
+
+
+def _recorded(begun: Path) -> ModelArtifact | None:
+    """The finished output that a kill left in a partial directory, if every file is as it was recorded."""
+    if not (begun / ARTIFACT_FILE).is_file():
+        return None
+    try:
+        artifact = read_artifact(begun)
+        beside = _beside(artifact)
+        check_files(begun, artifact.files, contents=True, but=tuple(path.name for path in beside))
+    except VerificationError:
+        return None  # the work itself is still there, and done again from where it can be
+    return artifact
+
+
+def _beside(artifact: ModelArtifact) -> list[Path]:
+    """What is in an artifact's directory and is no part of it."""
+    own = {*(Path(name).parts[0] for name in artifact.files), ARTIFACT_FILE, STAGE_FILE, LOGS}
+    return [path for path in artifact.path.iterdir() if path.name not in own]
+
+
+def _publish(artifact: ModelArtifact, out_dir: Path) -> ModelArtifact:
+    for path in _beside(artifact):
+        discard(path)
     if out_dir.exists():
         out_dir.rmdir()
     artifact.path.rename(out_dir)

@@ -19,7 +19,7 @@ from compressor.distillation.choice import describe
 from compressor.distillation.criterion import OFF
 from compressor.distillation.distill_stage import chosen_losses, dynamic_batches, training_domains
 from compressor.distillation.module import DistillationModule
-from compressor.distillation.training import Training, load, refuse_unfit_teacher, training_content
+from compressor.distillation.training import SCRATCH, Training, load, refuse_unfit_teacher, training_content
 from compressor.models.sparse.layers import SparseLinear, install_sparse_layers_
 from compressor.models.sparse.low_rank import AdapterBranch, has_adapter, read_adapter, write_adapter
 from compressor.models.sparse.record import MASKS_FILE, SparsityRecord, read_masks, read_sparsity, write_masks
@@ -101,7 +101,7 @@ def run(
     }
     for each in dynamic:
         details["dynamic_batches"] = each.report()
-    return StageResult(num_parameters=source.num_parameters, details=details)
+    return StageResult(num_parameters=source.num_parameters, details=details, scratch=SCRATCH)
 
 
 def _prepare_(

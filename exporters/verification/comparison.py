@@ -19,7 +19,7 @@ from exporters.checks.equality import expect_equal
 from exporters.verification.tolerance import LogitFigures
 
 SIGNIFICANT_DIGITS = 6
-_BLOCK_ROWS = 64
+_BLOCK_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)

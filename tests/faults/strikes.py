@@ -16,7 +16,8 @@ RESOURCE_ERROR = 5
 # Of the states that kills leave, every so-many-th is made by a real one too.
 _REAL_EVERY = 8
 # Of an unfinished training, what torch gives a number of chance to.
-_OF_CHANCE = ("*/checkpoints/*/.metadata*",)
+# Names of temporary files, and how fast a training was.
+_OF_CHANCE = tuple(f"*/checkpoints/*/{name}*" for name in (".metadata", "trainer_state.json", "complete"))
 
 
 def kills(ground: Ground, found: Undisturbed, count: int | None = None) -> Iterator[Outcome]:

@@ -30,6 +30,7 @@ DISK: dict[str, Exception] = {
         for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EMFILE")
     },
     "safetensors": SafetensorError("I/O error: No space left on device (os error 28)"),
+    "torch's archive": RuntimeError("basic_ios::clear: iostream error"),
     "a library's sentence": RuntimeError("cannot write: [Errno 28] No space left on device"),
 }
 

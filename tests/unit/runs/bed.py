@@ -13,6 +13,8 @@ from compressor.data.sources import source_fingerprint
 from compressor.runs.artifact import ModelArtifact
 from compressor.runs.stage import PARTIAL_SUFFIX, Stage, StageContext, StageOutcome, StageResult, execute
 
+SCRATCH = "checkpoints"
+
 
 class Config(BaseModel):
     width: int = 1
@@ -57,7 +59,10 @@ class Bed:
         if self.fails is not None:
             raise self.fails
         (out_dir / "weights").write_text(str(config.width))
-        return StageResult(num_parameters=config.width, details={"width": config.width})
+        scratch = out_dir / SCRATCH
+        scratch.mkdir(exist_ok=True)
+        (scratch / "step").write_text("1")
+        return StageResult(num_parameters=config.width, details={"width": config.width}, scratch=(SCRATCH,))
 
     def execute(self, config: Config | None = None, *, restart: bool = False) -> StageOutcome:
         return execute(

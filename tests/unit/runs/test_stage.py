@@ -11,7 +11,7 @@ import pytest
 from compressor.core.errors import NetworkError, ResourceError, UsageError, VerificationError
 from compressor.runs.artifact import ARTIFACT_FILE, SCHEMA, read_artifact, sealed
 from compressor.runs.stage import STAGE_FILE
-from tests.unit.runs.bed import Bed, Config, Killed, begin, kill
+from tests.unit.runs.bed import SCRATCH, Bed, Config, Killed, begin, kill
 
 
 def test_finished_work_is_an_artifact_and_skipped(bed: Bed) -> None:
@@ -85,16 +85,47 @@ def test_killed_while_the_record_was_begun(bed: Bed) -> None:
     assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
 
 
-@pytest.mark.parametrize("step", ["sync_tree", "sync_tree_parent"])
-def test_killed_while_publishing(bed: Bed, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("step", "is_recorded"),
+    [("sync_tree", False), ("_publish", True), ("discard", True), ("sync_tree_parent", True)],
+)
+def test_killed_while_publishing(
+    bed: Bed, step: str, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is recorded is not done again: its checkpoints may be gone already."""
     with monkeypatch.context() as patch:
         patch.setattr(f"compressor.runs.stage.{step}", kill)
         with pytest.raises(Killed):
             bed.execute()
+    at_kill = bed.partial if bed.partial.exists() else bed.out_dir
+    assert (at_kill / ARTIFACT_FILE).exists() is is_recorded
 
-    bed.execute()
+    assert bed.execute().artifact.details == {"width": 1}
+    assert bed.runs == (["new"] if is_recorded else ["new", "continued"])
     assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
     assert not bed.partial.exists()
+
+
+@pytest.mark.parametrize("harm", ["another weight", "no weight", "no record", "another record"])
+def test_recorded_work_that_was_harmed_before_it_was_published_is_done_again(
+    bed: Bed, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.runs.stage._publish", kill)
+        with pytest.raises(Killed):
+            bed.execute()
+    weights, record = bed.partial / "weights", bed.partial / ARTIFACT_FILE
+    if harm == "another weight":
+        weights.write_text("9")
+    elif harm == "another record":
+        record.write_text(record.read_text().replace('"width": 1', '"width": 9'))
+    else:
+        (weights if harm == "no weight" else record).unlink()
+
+    assert bed.execute().artifact.details == {"width": 1}
+    assert bed.runs == ["new", "continued"]
+    assert (bed.out_dir / "weights").read_text() == "1"
+    assert not (bed.out_dir / SCRATCH).exists()
 
 
 def test_directory_with_something_else_is_refused(bed: Bed) -> None:
