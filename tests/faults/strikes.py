@@ -17,7 +17,7 @@ RESOURCE_ERROR = 5
 _REAL_EVERY = 8
 # Of an unfinished training, what torch gives a number of chance to.
 # Names of temporary files, and how fast a training was.
-_OF_CHANCE = tuple(f"*/checkpoints/*/{name}*" for name in (".metadata", "trainer_state.json", "complete"))
+_OF_CHANCE = tuple(f"*/checkpoints*/*/{name}*" for name in (".metadata", "trainer_state.json", "complete"))
 
 
 def kills(ground: Ground, found: Undisturbed, count: int | None = None) -> Iterator[Outcome]:
