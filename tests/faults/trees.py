@@ -89,13 +89,18 @@ def key_of(tree: Tree) -> str:
     return hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()
 
 
+def is_curve(name: str) -> bool:
+    """Whether TensorBoard writes this file: when and how often goes by a clock."""
+    return fnmatchcase(name, _CURVES)
+
+
 def difference(found: Tree, expected: Tree, *, measured: Iterable[str] = ()) -> str:
     """The first difference, or nothing; of files with times in them only that they are there."""
     lenient = (_CURVES, *measured)
     here, there = ({plain_name(name): entry for name, entry in tree.items()} for tree in (found, expected))
     for name in sorted({*here, *there}):
         one, other = here.get(name), there.get(name)
-        if fnmatchcase(name, _CURVES):
+        if is_curve(name):
             continue
         if one is None or other is None:
             return f"{name} is {'missing' if one is None else 'left over'}"
