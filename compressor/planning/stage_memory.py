@@ -85,7 +85,7 @@ def _from_16_bit(recipe: Recipe, teacher: Dims, student: Dims) -> dict[str, int]
         own["reconstruct-fp8"] = _repair(student, student)
     for name in dict.fromkeys((STUDENT_FORMAT, *recipe.export_formats())):
         own["student" if name == STUDENT_FORMAT else name] = _export(name, student)
-    own["evaluate"] = _evaluate(recipe, teacher)
+    own["evaluate"] = _evaluate(recipe, teacher, student)
     if executed := recipe.executed_formats():
         graphs = [_execute(recipe, FORMATS[name].precisions[0], student) for name in executed]
         own["evaluate-exports"] = max(_evaluate(recipe, student), *graphs)
@@ -170,25 +170,32 @@ def _trainings(recipe: Recipe, teacher: Dims, student: Dims, cuts: Sequence[Plan
 def _export(name: str, model: Dims) -> int:
     """Of a format: the model in float32, what was written, as it is executed, and the logits of both.
 
-    The 16-bit checkpoint is compared bit by bit, both mapped. A graph is built by a program of its own, which
-    holds the 16-bit weights and those of the graph; afterwards ONNX Runtime holds the graph's weights, and
-    those of a standard graph in 16 bits or FP8 widened as well.
+    The 16-bit checkpoint is compared bit by bit, both mapped; so are a TensorRT-LLM checkpoint's weights, and
+    both files stay mapped. A graph is built by a program of its own, which holds the 16-bit weights and those
+    of the graph; afterwards ONNX Runtime holds the graph's weights, and those of a standard graph in 16 bits
+    or FP8 widened as well.
     """
     if name == STUDENT_FORMAT:
         return 2 * weight_bytes(model, "bf16")
     whole, stored = weight_bytes(model, "fp32"), weight_bytes(model, "bf16")
-    built: dict[str, Callable[[], int]] = {
+    compared = 2 * whole + _COMPARED * model.vocab_size
+    made: dict[str, Callable[[], int]] = {
+        "tensorrt-llm": lambda: 2 * stored + compared,
         "onnx": lambda: CHILD + stored + 2 * whole,
         "tensorrt-edge-llm": lambda: CHILD + stored + 2 * whole,
         "onnx-standard": lambda: 3 * whole + _COMPARED * model.vocab_size,
     }
-    make = built.get(FORMATS[name].option)
-    return max(2 * whole + _COMPARED * model.vocab_size, make() if make else 0)
+    make = made.get(FORMATS[name].option)
+    return max(compared, make() if make else 0)
 
 
-def _evaluate(recipe: Recipe, model: Dims) -> int:
-    """One model mapped, and the logits of some positions, V each, in float32."""
-    return weight_bytes(model, "bf16") + _compared_logits(recipe, model)
+def _evaluate(recipe: Recipe, first: Dims, *others: Dims) -> int:
+    """The first model mapped, whose head the others are compared with, and the largest of them.
+
+    And the logits of some positions, V each, in float32.
+    """
+    other = max((weight_bytes(model, "bf16") for model in others), default=0)
+    return weight_bytes(first, "bf16") + other + _compared_logits(recipe, first)
 
 
 def _execute(recipe: Recipe, precision: str, model: Dims) -> int:

@@ -39,11 +39,12 @@ def test_every_stage_has_its_own() -> None:
     assert found["student"] == 2 * 2 * P_STUDENT
     # Of 32 tokens: two times 256 positions in float32, eight times 16 in float64.
     logits = 32 * (2 * 256 * 4 + 8 * 16 * 8)
-    assert found["tensorrt-llm-fp16"] == 2 * 4 * P_STUDENT + logits
+    # Both files stay mapped, in 16 bits, beside both models in 32.
+    assert found["tensorrt-llm-fp16"] == 2 * (2 + 4) * P_STUDENT + logits
     assert found["onnx"] == CHILD + 2 * P_STUDENT + 2 * 4 * P_STUDENT
     assert found["onnx-standard-bf16"] == 3 * 4 * P_STUDENT + logits
     # Seven copies of the logits of nine positions over 32 tokens.
-    assert found["evaluate"] == 2 * P_TEACHER + 7 * 4 * 9 * 32
+    assert found["evaluate"] == 2 * (P_TEACHER + P_STUDENT) + 7 * 4 * 9 * 32
 
 
 def test_a_graph_that_is_evaluated_is_held_twice_with_the_logits_of_a_sequence() -> None:
