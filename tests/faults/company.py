@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from compressor.api.execution import SCRATCH
 from tests.faults.ground import Ground, Outcome, Undisturbed, brief
 from tests.faults.points import Point, spread
 from tests.faults.program import KILLED, Done, Kill, Running, Verdict
@@ -12,7 +13,9 @@ from tests.faults.watch import MKDIR, REMOVE, RENAME, Change
 
 SECOND, ONE_OF_TWO = "second run", "one of two killed"
 USAGE_ERROR = 2
-# A second run is refused at once; one that waits is a fault.
+# A second run is refused at once; one that waits is a fault. But the conversion of a GGUF file is for every
+# command that reads it, into whatever directory: who comes second waits for it, and is refused afterwards.
+_CONVERSIONS = f"{SCRATCH}/"
 _REFUSED_WITHIN_S = 60.0
 _OTHERS_END_WITHIN_S = 60.0
 
@@ -21,18 +24,27 @@ def second_runs(ground: Ground, found: Undisturbed, count: int | None = None) ->
     """The same command once more while the first is about to rename, to remove or to make a directory."""
     points = [point for point in found.trace if point.kind in (RENAME, REMOVE, MKDIR)]
     for at_point in spread(points, count):
+        begun: list[Running] = []
         second: list[Done] = []
 
         def at(
-            _rank: int, point: Point, _change: Change, at_point: Point = at_point, second: list[Done] = second
+            _rank: int,
+            point: Point,
+            _change: Change,
+            at_point: Point = at_point,
+            begun: list[Running] = begun,
+            second: list[Done] = second,
         ) -> Verdict:
-            if point == at_point and not second:
-                other = Running(found.scenario.words, ground.place, name="b")
-                second.append(other.finish(timeout_s=_REFUSED_WITHIN_S))
+            if point == at_point and not begun:
+                begun.append(Running(found.scenario.words, ground.place, name="b"))
+                if not point.path.startswith(_CONVERSIONS):
+                    second.append(begun[0].finish(timeout_s=_REFUSED_WITHIN_S))
             return None
 
         put(ground.work, found.start)
         first = ground.run(found.scenario.words, ground.watching(at))
+        if begun and not second:
+            second.append(begun[0].finish(timeout_s=_REFUSED_WITHIN_S))
         problem = _of_two(first, *second) or found.differs(take(ground.work))
         yield Outcome(scenario=found.scenario.name, fault=SECOND, point=str(at_point), problem=problem)
 
