@@ -93,7 +93,7 @@ def require_support(precision: str, device: str) -> None:
             f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]}",
             where="--precision",
             found="no CUDA device" if found is None else f"{found[0]}.{found[1]}",
-            hint="leave this precision out of --precision, or run on such a GPU",
+            hint="leave this precision out of --precision (of a run: --bench-precisions), or use such a GPU",
         )
 
 

@@ -294,7 +294,7 @@ def _start_token(tokenizer: Any) -> int:
 def _require_context(config: Generate, source: ModelArtifact) -> None:
     longest = 1 + (config.prompt_tokens if config.prompts else 0) + config.max_new_tokens
     context_length = num_positions(source.path)
-    if context_length is not None and longest > context_length:
+    if longest > context_length:
         raise UsageError(
             "the samples are longer than the model's context",
             where="prompt_tokens and max_new_tokens",

@@ -9,16 +9,15 @@ from compressor.models.checkpoint import read_config
 from compressor.models.config.class_defaults import value_of
 
 
-def num_positions(checkpoint: Path) -> int | None:
-    """The positions that a checkpoint's config declares; None where neither it nor its class does."""
-    found: int | None = value_of(read_config(checkpoint), "max_position_embeddings")
-    return found
+def num_positions(checkpoint: Path) -> int:
+    """The positions that a checkpoint's config declares, or its family's class where the config is silent."""
+    return int(value_of(read_config(checkpoint), "max_position_embeddings"))
 
 
 def warn_beyond_positions(checkpoint: Path, num_tokens: int, console: Console) -> None:
     """Warn where sequences go beyond them: torch computes on, with positions that no training has shown."""
     limit = num_positions(checkpoint)
-    if limit is not None and num_tokens > limit:
+    if num_tokens > limit:
         console.warn(
             f"sequences of {num_tokens:,} tokens are longer than the {limit:,} positions of {checkpoint}: it "
             "has not learned what lies beyond them"

@@ -40,3 +40,9 @@ def test_lengths_that_a_graph_does_not_read_are_refused(given: dict[str, Any], o
 )
 def test_their_neighbours_are_not(given: dict[str, Any]) -> None:
     require_positions(load_recipe(None, given), dict(CONFIG))
+
+
+def test_a_silent_config_has_the_positions_of_its_class() -> None:
+    require_positions(load_recipe(None, {**GRAPHS, "bench.isl_osl": "2000/48"}), {"model_type": "llama"})
+    with pytest.raises(UsageError, match="at most 2,048 tokens"):
+        require_positions(load_recipe(None, {**GRAPHS, "bench.isl_osl": "2000/49"}), {"model_type": "llama"})
