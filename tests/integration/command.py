@@ -21,7 +21,7 @@ from compressor.cli.main import invoke
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
 PROGRAM = (sys.executable, "-c", "from compressor.cli.main import main; main()")
-TIMEOUT_S = 600  # for a hung process; a slow machine is no failure
+TIMEOUT_S = 1800  # for a hung process; a slow machine is no failure
 POLL_S = 0.002
 
 
