@@ -191,6 +191,7 @@ def execute(
     with measured_memory() as peak, _cleared_after_errors(begun, is_new=is_new):
         recorded = on_main(lambda: _recorded(begun))
         if recorded is None:
+            on_main(lambda: remove_leftovers(begun))
             result = work() if stage.parallel else on_main(work)
             made = ModelArtifact(
                 path=begun,

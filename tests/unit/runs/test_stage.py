@@ -115,6 +115,7 @@ def test_recorded_work_that_was_harmed_before_it_was_published_is_done_again(
         with pytest.raises(Killed):
             bed.execute()
     weights, record = bed.partial / "weights", bed.partial / ARTIFACT_FILE
+    (bed.partial / SCRATCH).rename(bed.partial / f"{SCRATCH}.discarded-0")  # while it was deleted
     if harm == "another weight":
         weights.write_text("9")
     elif harm == "another record":
@@ -125,7 +126,8 @@ def test_recorded_work_that_was_harmed_before_it_was_published_is_done_again(
     assert bed.execute().artifact.details == {"width": 1}
     assert bed.runs == ["new", "continued"]
     assert (bed.out_dir / "weights").read_text() == "1"
-    assert not (bed.out_dir / SCRATCH).exists()
+    assert sorted(path.name for path in bed.out_dir.iterdir()) == [ARTIFACT_FILE, "begun", "weights"]
+    assert set(read_artifact(bed.out_dir).files) == {"begun", "weights"}
 
 
 def test_directory_with_something_else_is_refused(bed: Bed) -> None:
