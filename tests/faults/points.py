@@ -17,7 +17,6 @@ _CHANCE = (
     (re.compile(r"\.?tmp[A-Za-z0-9_]{6,8}(?=$|[./])"), "tmp*"),
     (re.compile(r"events\.out\.tfevents[^/]*"), "events*"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "hex*"),
-    (re.compile(r"^[a-z0-9_]{8}$"), "try*"),  # Python tries its temporary directory so
 )
 Item = TypeVar("Item")
 

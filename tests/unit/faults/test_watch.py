@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.faults.points import Point, disk_points, kill_points, plain_name, spread
+from tests.faults.points import Point, disk_points, kill_points, spread
 from tests.faults.trees import difference, put, take, with_file
 from tests.faults.watch import CREATE, REMOVE, RENAME, WRITE, Change, Held, UnsupportedError, install, receive
 
@@ -112,19 +111,6 @@ def test_of_each_file_the_first_and_the_last_write_are_points() -> None:
     second = [point(CREATE, "a", 2), point(WRITE, "a", 6), point(REMOVE, "a")]
     assert kill_points([*first, *second]) == [first[0], first[1], first[5], *second]
     assert disk_points([*first, *second]) == [first[0], first[1], first[3], first[5], *second[:2]]
-
-
-def test_pythons_trial_of_a_temporary_directory_has_the_same_name_every_time(tmp_path: Path) -> None:
-    def trial() -> None:
-        os.environ["TMPDIR"] = str(tmp_path)
-        tempfile.tempdir = None
-        tempfile.gettempdir()
-
-    seen, code = watched(trial, go_on)
-    assert code == 0
-    assert [change.kind for change in seen] == [CREATE, WRITE, REMOVE]
-    assert {plain_name(os.path.relpath(change.path, tmp_path)) for change in seen} == {"try*"}
-    assert plain_name("out/complete") == "out/complete"
 
 
 def test_a_spread_takes_one_of_each_part_and_the_same_every_time() -> None:
