@@ -236,6 +236,7 @@ def _as_fresh() -> None:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     tempfile.tempdir = None
+    tempfile.gettempdir()  # tries the directory with files of its own, in every process before it is watched
     renew_thread_pool()
     random.seed()
     np.random.seed()  # noqa: NPY002 - libraries draw from the global generator
