@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,45 @@ class Extend(TrainerCallback):
             mark_complete(checkpoint)
 
 
+class Curves(TrainerCallback):
+    """Writes the logged figures as TensorBoard's events, in the order and at the time they are logged.
+
+    The writer of transformers' own callback is a thread, which ends at a full disk, or when the clock is set
+    back by weeks; the training then waits for it without end. Here the first is an error of the training.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Write one file into this directory, which is made when the training begins."""
+        self._directory = directory
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Begin the file."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(self._directory / "events"))
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, *, logs: Mapping[str, Any], **kwargs: Any
+    ) -> None:
+        """Add every number under the name that transformers gives it."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+        from transformers.integrations import rewrite_logs
+
+        for name, value in rewrite_logs(dict(logs)).items():
+            if isinstance(value, (int, float)):
+                figure = scalar(name, value)
+                self._file.write_event(Event(wall_time=time.time(), step=state.global_step, summary=figure))
+        self._file.flush()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:
-    """Callbacks beside the Trainer's own integrations: TensorBoard, into a directory of ours.
+    """Callbacks beside the Trainer's own integrations: TensorBoard's, into a directory of ours.
 
     Raises:
         DependencyError: for a reporter that is not installed.
@@ -94,12 +132,7 @@ def reporters(names: Sequence[str], directory: Path) -> list[TrainerCallback]:
     for name in names:
         if find_spec(_MODULES.get(name, name)) is None:
             raise DependencyError(f"{name} is not installed", where="--report-to", hint=f"pip install {name}")
-    if "tensorboard" not in names or not is_main():
-        return []
-    from tensorboardX import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return [TensorBoardCallback(tb_writer=SummaryWriter(logdir=str(directory)))]
+    return [Curves(directory)] if "tensorboard" in names and is_main() else []
 
 
 def _duration(seconds: float) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import time
+from collections import defaultdict
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import TrainerState
 
@@ -161,11 +167,45 @@ def test_the_display_shows_every_domains_loss_where_there_are_several() -> None:
     ]
 
 
+def curves_in(directory: Path) -> dict[str, dict[int, float]]:
+    """By name and step what an event file holds: length, checksum, event, checksum, for each event."""
+    (file,) = directory.glob("events*")
+    rest, found = file.read_bytes(), defaultdict[str, dict[int, float]](dict)
+    while rest:
+        (length,) = struct.unpack_from("<Q", rest)
+        event = Event.FromString(rest[12 : 12 + length])
+        for value in event.summary.value:
+            found[value.tag][event.step] = value.simple_value
+        rest = rest[16 + length :]
+    return dict(found)
+
+
 def test_curves_go_to_tensorboard(tmp_path: Path) -> None:
-    run(make_module(), tmp_path, report_to=("tensorboard",))
-    (events,) = (tmp_path / "tensorboard").glob("events*")
-    for name in ("loss", "grad_norm", "tokens_per_s", "seconds_left", "loss/d0"):
-        assert f"train/{name}".encode() in events.read_bytes(), name
+    log = run(make_module(), tmp_path, report_to=("tensorboard",))
+    curves = curves_in(tmp_path / "tensorboard")
+    assert {"train/tokens_per_s", "train/seconds_left", "train/loss/d0"} <= set(curves)
+    for name, expected in (("loss", log.loss), ("grad_norm", log.grad_norm)):
+        assert list(curves[f"train/{name}"]) == [2, 4, 6]
+        assert list(curves[f"train/{name}"].values()) == pytest.approx(expected, rel=1e-6), name
+
+
+def test_a_clock_set_back_does_not_hold_the_training_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(make_module(), tmp_path / "undisturbed", report_to=("tensorboard",))
+    looks, two_months = count(), 60 * 86_400.0
+    monkeypatch.setattr(time, "time", lambda: 4e9 - next(looks) * two_months)
+    assert run(make_module(), tmp_path / "back", report_to=("tensorboard",)).loss == expected.loss
+    assert len(curves_in(tmp_path / "back" / "tensorboard")["train/loss"]) == 3
+
+
+def test_a_disk_that_is_full_for_the_curves_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = partial(open, "/dev/full", "wb")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _path: full())
+    with pytest.raises(OSError, match="No space left"):
+        run(make_module(), tmp_path, report_to=("tensorboard",))
 
 
 def test_a_missing_reporter_is_named(tmp_path: Path) -> None:
