@@ -31,10 +31,8 @@ from tests.performance.kept import ROOT, measuring
 from tests.performance.memory_results import run_memory
 from tests.performance.onnx_results import run_onnx_standard
 from tests.performance.quantised_results import run_quantised_repair
-from tests.performance.sparsity_results import (
-    run_sparse_training,
-    run_sparsity,
-)
+from tests.performance.recovery_results import run_recovery
+from tests.performance.sparsity_results import run_sparse_training, run_sparsity
 from tests.performance.student_results import NUM_SEEDS, PARTS, run_students, student_seconds
 from tests.performance.tables import write_tables
 
@@ -125,6 +123,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "edge-llm": lambda: run_edge_llm(_command),
     "memory": lambda: run_memory(_command),
     "onnx-standard": lambda: run_onnx_standard(_command),
+    "recovery": lambda: run_recovery(_command),
     "quantized-repair": lambda: run_quantised_repair(_command),
     "bench": run_bench,
     "promises": run_promises,

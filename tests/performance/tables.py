@@ -29,6 +29,7 @@ from tests.performance.kept import ROOT
 from tests.performance.memory_results import memory_rows
 from tests.performance.onnx_results import onnx_standard_rows
 from tests.performance.quantised_results import quantised_repair_rows
+from tests.performance.recovery_results import recovery_rows
 from tests.performance.sparsity_results import sparse_training_rows, sparsity_rows
 from tests.performance.student_results import PARTS, student_rows
 
@@ -182,6 +183,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "edge-llm": lambda result: _table(*edge_llm_rows(result["data"])),
     "memory": lambda result: _table(*memory_rows(result["data"])),
     "onnx-standard": lambda result: _table(*onnx_standard_rows(result["data"])),
+    "recovery": lambda result: _table(*recovery_rows(result["data"])),
     "quantized-repair": lambda result: _table(*quantised_repair_rows(result["data"])),
     "bench": bench_table,
     "promises": promises_table,
