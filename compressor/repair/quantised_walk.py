@@ -96,7 +96,7 @@ class QuantisedWalk(Walk):
         device = linear.weight.device
         now = Rounded(weight=linear.weight.data, amax=recorded(self.amax, own).to(device))
         made, found = solved_on_grid(
-            now, sums, self.keep_mask(name), amax=shared.to(device), dtype=self.stored_dtype
+            now, sums, self._mask(name, linear), amax=shared.to(device), dtype=self.stored_dtype
         )
         if found.accepted:
             self.amax[own] = shared

@@ -60,7 +60,7 @@ class Walk:
         plan: Which layers and units of the original stayed.
         basis: float32 `[H, K]`, the directions of the compressed model's channels in the original's stream;
             None: they are kept channels.
-        keep_mask: Which weights exist, by full name; None: all.
+        keep_mask: Which weights exist, by full name and on any device; None: all.
         scratch: Where changed weights go.
         on_layer: Called after every layer of the compressed model.
         changed: Full names of the changed weights, and the file that holds each.
@@ -202,10 +202,15 @@ class Walk:
 
     def _solved_(self, name: str, linear: nn.Linear, sums: dict[Use, Sums]) -> tuple[torch.Tensor, Repaired]:
         """Solve a linear layer, which then computes with what it will; returns the weight that is stored."""
-        repaired, found = solved(linear.weight, sums, self.keep_mask(name))
+        repaired, found = solved(linear.weight, sums, self._mask(name, linear))
         if found.accepted:
             linear.weight.data = repaired
         return repaired, found
+
+    def _mask(self, name: str, linear: nn.Linear) -> torch.Tensor | None:
+        """Which of a layer's weights exist, where they are computed with; None: all."""
+        mask = self.keep_mask(name)
+        return None if mask is None else mask.to(linear.weight.device)
 
     def _fit_branch(self, name: str, linear: nn.Linear, before: torch.Tensor, sums: dict[Use, Sums]) -> None:
         """Fit a layer's branch, if it has one, to what its weight leaves; layers after it see both act."""
@@ -233,7 +238,7 @@ class Walk:
         full = f"{self.compressed.prefix(index)}{name}"
         matrices = {
             f"{own}.weight": Matrix(
-                weight=linear.weight.data, keep_mask=self.keep_mask(f"{full}.{own}.weight")
+                weight=linear.weight.data, keep_mask=self._mask(f"{full}.{own}.weight", linear)
             )
             for own, linear in linears.items()
         }
