@@ -78,7 +78,7 @@ class AccuracyGateError(CompressExportError):
 
 
 class SpeedGateError(CompressExportError):
-    """A model is slower than the gate allows."""
+    """A model is slower or larger than the gate allows."""
 
     exit_code = 7
 

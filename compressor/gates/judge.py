@@ -2,7 +2,8 @@
 
 Where a figure has an interval, it must lie on one side of the limit as a whole: a gate that the interval
 contains is NOISY, as the measurement cannot tell. A limit of so many sigma is made of the measured noise
-itself. Figures that cannot be true fail every gate: a model of constant output may be small and fast.
+itself, and is none where that is large. Figures that cannot be true fail every gate: a model of constant
+output may be small and fast.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from bench.compare.gate import MAX_REACHED
 from bench.compare.verdicts import Verdict
+from compressor.gates.intervals import difference_reach, standard_error
 from compressor.gates.record import CONFIDENCE, Figure, GateReport, GateRow, Kind, Table
 from compressor.recipe.gates import Gates, sigmas_of
 
@@ -66,10 +67,17 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A gate's limit for one subject; `sigmas` where it is to be made of measured noise."""
+    """A gate's limit for one subject.
+
+    Attributes:
+        value: The limit itself; None until it is made.
+        sigmas: Of how many standard errors of the measurement it is made; None where it is given.
+        refused: Why the measured noise is too large for it: what lies within says nothing.
+    """
 
     value: float | None = None
     sigmas: float | None = None
+    refused: str | None = None
 
 
 def judge(gates: Gates, teacher: Table, student: Table) -> GateReport:
@@ -163,22 +171,19 @@ def _against_score(teacher: Figure, own: Figure, limit: Limit) -> tuple[Figure, 
         return Figure(value=None, reason="the teacher was not asked the same items"), limit
     students, teachers = np.asarray(own.samples), np.asarray(teacher.samples)
     if limit.sigmas is not None:
-        error = _error(students - teachers) / teacher.value
-        noise = _too_noisy(limit.sigmas, limit.sigmas * error)
-        return Figure(value=ratio, noise=noise), replace(limit, value=1 - limit.sigmas * error)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_items - 1))
-    reach *= _error(students - ratio * teachers) / teacher.value
+        tolerance = limit.sigmas * standard_error(students - teachers) / teacher.value
+        return Figure(value=ratio), _derived(limit, 1 - tolerance, tolerance)
+    reach = difference_reach(students - ratio * teachers) / teacher.value
     return Figure(value=ratio, low=max(0.0, ratio - reach), high=ratio + reach), limit
 
 
-def _error(samples: NDArray[np.float64]) -> float:
-    return float(samples.std(ddof=1)) / math.sqrt(len(samples))
-
-
-def _too_noisy(sigmas: float, tolerance: float) -> str | None:
-    if tolerance <= LARGEST_DERIVED:
-        return None
-    return f"{sigmas:g} sigma are {tolerance:.1%}, and at most {LARGEST_DERIVED:.0%} are accepted"
+def _derived(limit: Limit, value: float, tolerance: float) -> Limit:
+    """A limit that was made of so many sigma, or refused as too wide."""
+    refused = (
+        f"{limit.sigmas:g} sigma are {tolerance:.1%}, and at most {LARGEST_DERIVED:.0%} are accepted: "
+        "measure on more text, or give a number"
+    )
+    return replace(limit, value=value, refused=refused if tolerance > LARGEST_DERIVED else None)
 
 
 def _against_loss(teacher: Figure, own: Figure, limit: Limit) -> tuple[Figure, Limit]:
@@ -192,11 +197,10 @@ def _against_loss(teacher: Figure, own: Figure, limit: Limit) -> tuple[Figure, L
             found = Figure(value=None, reason="one window alone has no noise that a limit could be made of")
         return found, limit
     differences = np.asarray(own.samples) - np.asarray(teacher.samples)
-    error = _error(differences)
+    error = standard_error(differences)
     if limit.sigmas is not None:
         tolerance = math.exp(limit.sigmas * error) - 1
-        noise = _too_noisy(limit.sigmas, tolerance)
-        return Figure(value=ratio, noise=noise), replace(limit, value=1 + tolerance)
+        return Figure(value=ratio), _derived(limit, 1 + tolerance, tolerance)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
     return Figure(value=ratio, low=ratio * math.exp(-reach), high=ratio * math.exp(reach)), limit
 
@@ -207,15 +211,17 @@ def _verdict(rule: Rule, limit: Limit, figure: Figure) -> tuple[Verdict, str]:
         return "NO-BASELINE", figure.reason or "it was not measured"
     if impossible := _impossible(rule, figure):
         return "ANOMALOUS", impossible
-    if figure.best is not None and _beyond(rule, figure.best, limit.value):
+    ends = (value if figure.low is None else figure.low, value if figure.high is None else figure.high)
+    worse = [_beyond(rule, end, limit.value) for end in ends]
+    if all(worse) and figure.best is not None and _beyond(rule, figure.best, limit.value):
         best = rule.unit.format(figure.best)
         return "INFEASIBLE", f"at best {best} could be reached with this student"
     if figure.noise is not None:
         return "NOISY", figure.noise
-    ends = (value if figure.low is None else figure.low, value if figure.high is None else figure.high)
-    worse = [_beyond(rule, end, limit.value) for end in ends]
     if all(worse):
         return "REGRESSION", "the limit is not kept"
+    if limit.refused is not None:
+        return "NO-BASELINE", limit.refused
     if any(worse):
         return "NOISY", "the interval contains the limit: measure longer, or on more text"
     return "PASS", "the limit is kept"

@@ -6,16 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
 from bench.report.results import Absent, CellResult, Results, Roofline
 from compressor.evaluation.chat_figures import nll_samples
 from compressor.evaluation.chat_record import ChatRecord
 from compressor.evaluation.record import EvaluationRecord, MeasuredModel
 from compressor.evaluation.task_record import TasksRecord
+from compressor.gates.intervals import mean_interval, score_interval, share_interval
 from compressor.gates.judge import STUDENT
-from compressor.gates.record import CONFIDENCE, Figure, Table
+from compressor.gates.record import Figure, Table
 from exporters.verification.record import ExportRecord
 
 TEACHER = "teacher"
@@ -88,16 +86,6 @@ def student_table(
     )
 
 
-def interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Student's t interval of a mean; None of a single sample."""
-    if len(samples) < 2:  # noqa: PLR2004 - one has no spread
-        return None
-    values = np.asarray(samples)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    return float(values.mean()) - reach, float(values.mean()) + reach
-
-
 def _conditions(evaluation: EvaluationRecord, model: MeasuredModel) -> dict[str, str]:
     protocol = evaluation.protocol.model_dump(mode="json")
     return {
@@ -117,7 +105,7 @@ def _tasks(tasks: TaskScores, models: Mapping[str, str]) -> dict[str, Figure]:
     for called, name in models.items():
         for task, settings in tasks.record.tasks.items():
             samples = tuple(tasks.items[name][task])
-            ends = interval(samples) or (None, None)
+            ends = score_interval(samples) or (None, None)
             subject = task if called in (TEACHER, STUDENT) else f"{task} ({called})"
             value = tasks.record.models[name].tasks[task][settings.metric]
             found[subject] = Figure(value=value, low=ends[0], high=ends[1], samples=samples, against=task)
@@ -135,18 +123,17 @@ def _chat_nll(chat: ChatRecord, models: Mapping[str, str]) -> dict[str, Figure]:
 
 
 def _chat_finished(chat: ChatRecord, models: Mapping[str, str]) -> dict[str, Figure]:
-    """Shares with their Wilson interval, which has a width where all replies are alike."""
+    """The share of replies that end, of each model."""
     number, figures = len(chat.conversation_tokens), {}
     for called, name in models.items():
         share = chat.models[name].replies.finished
-        test = stats.binomtest(round(share * number), number)
-        ends = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-        figures[called] = Figure(value=share, low=float(ends.low), high=float(ends.high))
+        low, high = share_interval(round(share * number), number)
+        figures[called] = Figure(value=share, low=low, high=high)
     return figures
 
 
 def _perplexity(model: MeasuredModel) -> Figure:
-    ends = interval(model.window_nll)
+    ends = mean_interval(model.window_nll)
     if ends is None:
         return Figure(value=model.perplexity)
     return Figure(value=model.perplexity, low=math.exp(ends[0]), high=math.exp(ends[1]))
@@ -156,7 +143,7 @@ def _agreement(model: MeasuredModel, name: str) -> Figure:
     found = model.agreement
     if found is None:
         return Figure(value=None, reason="it was not compared with the teacher")
-    ends = interval(getattr(found, f"window_{name}")) or (None, None)
+    ends = mean_interval(getattr(found, f"window_{name}")) or (None, None)
     return Figure(value=getattr(found, name), low=ends[0], high=ends[1])
 
 

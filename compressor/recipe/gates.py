@@ -36,6 +36,8 @@ def _shares(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
+        if name.strip() in found:
+            raise ValueError(f"{name.strip()} is given twice")
         try:
             found[name.strip()] = float(number)
         except ValueError:

@@ -9,6 +9,7 @@ import pytest
 
 from bench.compare.verdicts import SEVERITY
 from compressor.core.errors import AccuracyGateError, SpeedGateError, UsageError
+from compressor.gates.intervals import score_interval
 from compressor.gates.judge import RULES, judge
 from compressor.gates.record import Figure, GateReport, Table
 from compressor.gates.report import gate_error
@@ -88,7 +89,8 @@ def test_windows_are_paired_so_that_their_own_difficulty_is_no_noise() -> None:
     ("sigmas", "verdict"),
     [
         ("13sigma", "REGRESSION"),  # e^(13 x 0.00707) = 1.0963 < 1.1052
-        ("14sigma", "NOISY"),  # 1.1041: more than 10 % would be let pass
+        ("14sigma", "REGRESSION"),  # 1.1041: missed as well
+        ("15sigma", "NO-BASELINE"),  # 1.1119: more than 10 % would be let pass
     ],
 )
 def test_a_limit_of_measured_noise(sigmas: str, verdict: str) -> None:
@@ -120,6 +122,9 @@ def test_a_student_within_the_noise_passes() -> None:
         ({"speedup": 1.5}, {"value": 1.4, "low": 1.3, "high": 1.45, "best": 2.0}, "REGRESSION"),
         ({"speedup": 1.5}, {"value": 1.6, "best": 2.0, "noise": "another tenant"}, "NOISY"),
         ({"speedup": 2.5}, {"value": 1.6, "low": 1.55, "high": 1.65, "best": 2.0}, "INFEASIBLE"),
+        # Rates are measured too: what was seen to keep the limit was not out of reach.
+        ({"speedup": 1.5}, {"value": 1.58, "low": 1.57, "high": 1.59, "best": 1.33}, "PASS"),
+        ({"speedup": 1.5}, {"value": 1.5, "low": 1.4, "high": 1.6, "best": 1.33}, "NOISY"),
         ({"speedup": 1.5}, {"value": 9.0, "best": 2.0}, "ANOMALOUS"),
         ({"memory": 1000}, {"value": 900.0}, "PASS"),
         ({"memory": 1000}, {"value": 1100.0}, "REGRESSION"),
@@ -156,7 +161,7 @@ def test_every_format_has_its_own_limit() -> None:
         # share 0.0246183: three of them are 7.4 %, which the missing 5 % lie within.
         ("3sigma", "PASS"),
         ("2sigma", "REGRESSION"),
-        ("5sigma", "NOISY"),  # 12.3 %: too noisy to be a limit
+        ("5sigma", "NO-BASELINE"),  # 12.3 %: too noisy to be a limit
     ],
 )
 def test_the_share_of_a_score_that_is_kept(limit: str, verdict: str) -> None:
@@ -164,6 +169,29 @@ def test_the_share_of_a_score_that_is_kept(limit: str, verdict: str) -> None:
     (row,) = judge(Gates(task_ratio=limit), teacher(), student(figures)).rows
     assert (row.subject, row.verdict) == ("quiz", verdict)
     assert row.value == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [("0.6", "NOISY"), ("0.4", "PASS")],  # Wilson: z^2 / (n + z^2) = 3.8415 / 6.8415 = 0.5615 may differ
+)
+def test_three_items_that_agree_say_little(limit: str, verdict: str) -> None:
+    right = (1.0,) * 3
+    figures = {"tasks": {"quiz": Figure(value=1.0, samples=right, against="quiz")}}
+    theirs = {"tasks": {"quiz": Figure(value=1.0, samples=right)}}
+    (row,) = judge(Gates(task_ratio=limit), teacher(figures=theirs), student(figures)).rows
+    assert (row.verdict, row.low) == (verdict, pytest.approx(1 - 0.5615, abs=1e-4))
+
+
+@pytest.mark.parametrize("limit", ["1sigma", "3sigma"])
+def test_a_ruined_student_fails_whatever_its_noise(limit: str) -> None:
+    """Its windows differ so much from each other that the limit alone would let most of it pass."""
+    ruined = tuple(
+        loss + 4.5 + step for loss, step in zip(TEACHER_NLL, (-0.4, 0.4, 0, 0.3, -0.3), strict=True)
+    )
+    report = judge(Gates(perplexity_ratio=limit), teacher(), student(nll(ruined)))
+    assert verdicts(report) == ["REGRESSION"]
+    assert report.failed
 
 
 def test_a_quantised_model_is_judged_by_the_same_limits_of_tasks() -> None:
@@ -271,10 +299,24 @@ def test_limits_that_say_nothing_are_refused(limit: object) -> None:
         load_recipe(None, {"model": "smollm2-135m", "gates.perplexity_ratio": limit})
 
 
-@pytest.mark.parametrize("shares", ["onnx", "onnx=2", "onnx=-0.1", "=0.5", "onnx=nan", {"onnx": 3}])
+@pytest.mark.parametrize(
+    "shares", ["onnx=0.9, onnx=0.1", "onnx", "onnx=2", "onnx=-0.1", "=0.5", "onnx=nan", {"onnx": 3}]
+)
 def test_shares_that_are_none_are_refused(shares: object) -> None:
     with pytest.raises(UsageError):
         load_recipe(None, {"model": "smollm2-135m", "gates.formats": shares})
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ((1.0, 1.0, 1.0), (0.43850, 1.0)),  # Wilson: n / (n + z^2)
+        ((1.0, 0.0, 0.0, 1.0), (0.15004, 0.84996)),
+        ((0.5, 0.7), (0.6 - 12.7062 * 0.1, 0.6 + 12.7062 * 0.1)),  # Student's t of one degree of freedom
+    ],
+)
+def test_the_interval_of_a_score(items: tuple[float, ...], expected: tuple[float, float]) -> None:
+    assert score_interval(items) == pytest.approx(expected, abs=1e-4)
 
 
 def test_limits_are_read_from_a_recipe_as_from_options() -> None:
