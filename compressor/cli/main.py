@@ -122,7 +122,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 unexpected, 2 usage, 3 unsupported, 4 missing dependency, 5 memory or disk,
-    6 accuracy gate, 7 speed gate, 8 verification failed or corrupt weights, 9 network or
+    6 accuracy gate, 7 speed or size gate, 8 verification failed or corrupt weights, 9 network or
     authorisation, 130 interrupted (run the same command again to resume), 141 the program that
     read the output closed it.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.models.dims import Dims
+from compressor.models.checkpoint import read_config
+from compressor.models.dims import Dims, dims_of_config
 from compressor.pipeline.bench_plan import with_bench
 from compressor.pipeline.preflight import evaluation_config
 from compressor.pipeline.running import Run
 from compressor.pipeline.summary import details_of
+from compressor.planning.depth import of_cut
 from compressor.planning.plan import make_plan
 from compressor.planning.target import ResolvedTarget
 from compressor.pruning.prune_stage import PruneStageConfig, saved_scores, stage_config
@@ -51,6 +53,6 @@ def pruning(
     """How a student is cut from a source, and what that reads: after a search, the scores of the teacher."""
     scores = run.made.get(SCORES) if source is run.teacher else None
     if scores is None:
-        prune = run.recipe.prune
+        prune = of_cut(run.recipe.prune, dims_of_config(read_config(source.path)), student)
         return stage_config(student, prune, run.recipe.calibration), saved_scores(prune)
     return prune_config(run.recipe, student, scores), {SCORES: scores}

@@ -16,6 +16,7 @@ from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, num_parameters
+from compressor.planning.depth import loses_published_layers
 from compressor.planning.search_space import Deployment, deployable_sizes, unfit_pair
 from compressor.recipe.recipe import Recipe
 
@@ -88,11 +89,18 @@ def plan_cuts(recipe: Recipe, teacher: Dims, student: Dims) -> tuple[PlannedCut,
     """Every cut, the last of which leaves the student; none for a run of one cut.
 
     Raises:
-        UsageError: where teacher and student are too close for so many.
+        UsageError: where teacher and student are too close for so many, or a publication names the layers.
     """
     number = recipe.interleave.cuts
     if not recipe.interleave.enabled:
         return ()
+    if loses_published_layers(recipe.prune, teacher, student):
+        raise UsageError(
+            "the publication of this student names the layers that one cut removes",
+            where="--interleave",
+            found=number,
+            hint="leave it out, or choose the layers by --depth-removal scattered or --depth-importance loss",
+        )
     shapes = shapes_between(teacher, student, number, Deployment.of(recipe, teacher))
     sizes = [num_parameters(shape) for shape in (teacher, *shapes)]
     if any(after >= before for before, after in pairwise(sizes)):

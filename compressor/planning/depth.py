@@ -8,6 +8,7 @@ from typing import Literal
 from compressor.core.errors import UsageError
 from compressor.data.depth_task import require_task
 from compressor.models.dims import Dims
+from compressor.models.presets import preset_of_dims
 from compressor.recipe.compression import Prune
 
 # Blocks of these many layers are measured of a model of 32 layers; of fewer layers, in proportion.
@@ -25,6 +26,28 @@ def removal(prune: Prune, source: Dims, student: Dims) -> Literal["contiguous", 
         return prune.depth
     num_removed = source.num_hidden_layers - student.num_hidden_layers
     return "contiguous" if 2 * num_removed >= source.num_hidden_layers else "scattered"
+
+
+def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
+    """The layers that the publication of this student removed from this source; none where it names none."""
+    known, made = preset_of_dims(source), preset_of_dims(student)
+    return made.removed_layers if known and made and made.alias in known.targets.values() else ()
+
+
+def loses_published_layers(prune: Prune, source: Dims, student: Dims) -> bool:
+    """Whether the removed layers are those that a publication names, as nothing else was asked for."""
+    chosen = prune.measures_depth or prune.depth == "scattered"
+    return not chosen and bool(published_layers(source, student))
+
+
+def of_cut(prune: Prune, source: Dims, student: Dims) -> Prune:
+    """Without the choices about removed layers where a cut, one of several, removes none."""
+    if student.num_hidden_layers < source.num_hidden_layers:
+        return prune
+    neutral = Prune()
+    return prune.model_copy(
+        update={name: getattr(neutral, name) for name in ("depth_importance", *_ONLY_MEASURED)}
+    )
 
 
 def curve_sizes(prune: Prune, num_layers: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from compressor.planning.cost import (
     training_estimate,
 )
 from compressor.planning.cuts import PlannedCut, plan_cuts
-from compressor.planning.depth import depth_passes, require_depth
+from compressor.planning.depth import depth_passes, of_cut, require_depth
 from compressor.planning.disk import DiskUse, disk_uses, peak_disk_bytes, quantizes_teacher
 from compressor.planning.outcome import Promise
 from compressor.planning.planned_bench import PlannedBench
@@ -216,8 +216,9 @@ def _steps(
 ) -> tuple[tuple[Dims, Dims], ...]:
     """The shapes before and after every cut, each with layers to remove where a recipe measures that."""
     steps = tuple(pairwise((teacher, *(cut.shape for cut in cuts)))) or ((teacher, student),)
+    require_depth(recipe.prune, teacher, student)
     for before, after in steps:
-        require_depth(recipe.prune, before, after)
+        require_depth(of_cut(recipe.prune, before, after), before, after)
     return steps
 
 
@@ -308,7 +309,7 @@ def _scoring_flops(recipe: Recipe, source: Dims, student: Dims) -> float:
     calibration, prune = recipe.calibration, recipe.prune
     tokens = calibration.size * calibration.seq_len * scoring_passes(prune)
     measured = min(prune.depth_size, calibration.size) * calibration.seq_len
-    passes = tokens + measured * depth_passes(prune, source, student)
+    passes = tokens + measured * depth_passes(of_cut(prune, source, student), source, student)
     return passes * flops_per_token(source, calibration.seq_len // 2)
 
 

@@ -19,10 +19,9 @@ from compressor.models.checkpoint import read_config
 from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, check_shape, dims_of_config
 from compressor.models.families import FAMILIES
 from compressor.models.memory import require_gradient_memory, require_model_memory
-from compressor.models.presets import preset_of_dims
 from compressor.models.sparse.low_rank import refuse_adapter
 from compressor.models.tokenizer_files import copy_tokenizer
-from compressor.planning.depth import removal
+from compressor.planning.depth import published_layers, removal
 from compressor.pruning.depth import choose_layers, encoded_questions
 from compressor.pruning.depth_page import render_page
 from compressor.pruning.depth_record import DEPTH_FILE, PAGE_FILE
@@ -87,12 +86,6 @@ class PruneStageConfig(Section):
 # Role of the output that scores were saved in.
 _SCORES = "scores"
 _DEPTH = ("depth_importance", "depth_size", "depth_curve")
-
-
-def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
-    """The layers that the publication of this student removed from this source; none where it names none."""
-    known, made = preset_of_dims(source), preset_of_dims(student)
-    return made.removed_layers if known and made and made.alias in known.targets.values() else ()
 
 
 def stage_config(student: Dims, settings: Prune, calibration: Calibration) -> PruneStageConfig:

@@ -53,7 +53,9 @@ def check_recipe(file: Path, recipe: Recipe, artifact: ModelArtifact) -> None:
     now = _config(comparable({**inputs, **moved, "config": said}))
     pairs: list[tuple[str, object, object]] = [("seed", recipe.seed, inputs.get("seed"))]
     if artifact.stage == "prune":  # which records these only where they are not as usual
-        for name in ("depth_importance", "hidden"):
+        # A cut, one of several, that removes no layer was made without any choice about them.
+        of_layers = ("depth_importance",) if artifact.details.get("removed_layers") else ()
+        for name in (*of_layers, "hidden"):
             chosen = recorded["prune"].get(name, getattr(Prune(), name))
             pairs.append((f"prune.{name}", getattr(recipe.prune, name), chosen))
     pairs += [

@@ -33,7 +33,11 @@ def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.Te
     recipe = write_recipe(
         directory / "recipe.yaml",
         *(tiny_checkpoint, tiny_text),
-        prune={"shape": {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}},
+        prune={
+            "shape": {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+            "depth_importance": "loss",
+            "depth_size": 2,
+        },
         interleave={"cuts": CUTS},
         distill={"tokens": CUTS * 384 + 100, "batch_size": 4},
         calibration={"size": 4},

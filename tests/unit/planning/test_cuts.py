@@ -13,6 +13,7 @@ from compressor.models.presets import PRESETS
 from compressor.pipeline.consistency import require_consistent
 from compressor.pipeline.family import plan_family
 from compressor.planning.cuts import shapes_between
+from compressor.planning.depth import of_cut, require_depth
 from compressor.planning.plan import Plan, make_plan
 from compressor.planning.search_space import Deployment
 from compressor.recipe.recipe import Recipe, load_recipe
@@ -124,11 +125,26 @@ def test_more_cuts_than_shapes_are_refused() -> None:
     assert "at most 2" in str(refused.value.expected)
 
 
-def test_layers_chosen_by_loss_need_a_layer_to_remove_in_every_cut() -> None:
-    by_loss = {"prune.depth_importance": "loss"}
+def test_a_cut_that_keeps_all_layers_measures_none_of_them() -> None:
+    by_loss = {"prune.depth_importance": "loss", "prune.depth_curve": [1, 2]}
     assert len(make_plan(recipe(**by_loss, target="4b-depth"), LLAMA).cuts) == 4
+    shape = {"num_hidden_layers": 28, "intermediate_size": 768}
+    few = recipe(model="smollm2-135m", target=None, **{"prune.shape": shape}, **by_loss)
+    steps = [SMOLLM, *(cut.shape for cut in make_plan(few, SMOLLM).cuts)]
+    assert [step.num_hidden_layers for step in steps] == [30, 29, 29, 28, 28]
+    settings = [of_cut(few.prune, *step) for step in pairwise(steps)]
+    assert [prune.measures_depth for prune in settings] == [True, False, True, False]
+    for prune, step in zip(settings, pairwise(steps), strict=True):
+        require_depth(prune, *step)
     with pytest.raises(UsageError, match="keeps every layer"):
         make_plan(recipe(**by_loss), LLAMA)
+
+
+def test_layers_that_a_publication_names_go_in_one_cut() -> None:
+    with pytest.raises(UsageError, match="names the layers"):
+        plan(target="4b-depth")
+    assert plan(target="4b-depth", interleave__cuts=1).cuts == ()
+    assert len(plan(target="4b-depth", prune__depth="scattered").cuts) == 4
 
 
 def test_every_member_of_a_family_is_cut_as_often() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from compressor.core.errors import UsageError
 from compressor.models.dims import dims_of_config
 from compressor.models.presets import PRESETS
+from compressor.planning.depth import published_layers
 from compressor.pruning.importance import random_importance
 from compressor.pruning.plan import (
     PLAN_FILE,
@@ -27,7 +28,6 @@ from compressor.pruning.plan import (
     parse_ranges,
     read_plan,
 )
-from compressor.pruning.prune_stage import published_layers
 from tests.unit.models.config.published import TINY
 
 
