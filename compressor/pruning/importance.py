@@ -10,7 +10,7 @@ the calibration set without the LM head, all axes at once.
 * block of layers i..j-1: one minus the cosine of the block's input and output (block influence).
 
 Departure: activations are aggregated over tokens by their L2 norm unless another aggregation is chosen, not
-by their mean as published, since that left better students of every size measured here (docs/results).
+by their mean as published, since that left a lower perplexity before any training (docs/results).
 
 Under `torchrun` every process runs its share of the windows; sums over windows, in float64 but for gradients,
 are added up over the processes.
