@@ -124,20 +124,30 @@ def bench(
 def verify(directory: Path, *, source: Path | None = None, sparsity: str | None = None) -> VerifyReport:
     """Check any directory that this tool wrote, or a checkpoint: every file, shape and number.
 
-    `source` is what it was made from, where it does not say, of a run its teacher; `sparsity` a pattern, such
-    as 2:4, that a checkpoint must follow.
+    `source` is what it was made from, where it does not say, of a run or a family its teacher; `sparsity` a
+    pattern, such as 2:4, that a checkpoint must follow.
 
     Raises:
         UsageError: when there is no such directory.
         VerificationError: for what is not as it was recorded.
     """
     from compressor.models.sparse.pattern import parse_pattern
+    from compressor.pipeline.family_check import check_family, is_family
     from compressor.pipeline.report import check_card
     from exporters.checks.bundle import check_bundle
-    from exporters.verification.verify import verify_directory
+    from exporters.verification.verify import VerifyReport, verify_directory
 
     if not directory.is_dir():
         raise UsageError("this directory does not exist", where=str(directory), hint="check the path")
+    if is_family(directory):
+        names = [member.name for member in check_family(directory).members]
+        members = [
+            verify(directory / name, source=None if number else source, sparsity=sparsity)
+            for number, name in enumerate(names)
+        ]
+        checked = tuple(each for member in members for each in member.checked)
+        notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
+        return VerifyReport(path=directory, kind="family", checked=checked, notes=notes)
     pattern = parse_pattern(sparsity) if sparsity else None
     report = verify_directory(directory, pattern=pattern, source=source)
     if report.kind == "run":

@@ -32,7 +32,7 @@ def doctor(show: Show) -> None:
 @click.option("--sparsity", metavar="N:M", help="Fail unless a checkpoint follows this pattern, such as 2:4.")
 @showing
 def verify(directory: Path, source: Path | None, sparsity: str | None, show: Show) -> None:
-    """Check every file, shape and number in the DIRECTORY of a run, a stage, an export or a checkpoint.
+    """Check every file, shape and number in the DIRECTORY of a run, family, stage, export or checkpoint.
 
     The directory is also compared with what it was made from: a run holds that itself, for others name it
     with --source. Sparsity is checked in every tensor if it was recorded or --sparsity is given.

@@ -229,7 +229,7 @@ def run_family(
             *(member.recipe, teacher, member.plan, out_dir / member.name, console, own),
             ahead=() if number else planned_ahead([(one.recipe, one.plan) for one in family.members]),
         )
-        entries.append(_entry(target, member, summary))
+        entries.append(member_record(target, member.name, summary))
         record = _record(family, entries, out_dir)
         _write(record, out_dir)
     return record
@@ -287,15 +287,16 @@ def _source_of_next(out_dir: Path, member: Member) -> Path:
     return run_dir / "stages" / ("distill" if trained else "reconstruct" if repaired else "prune")
 
 
-def _entry(target: str, member: Member, summary: RunSummary) -> MemberRecord:
+def member_record(target: str, name: str, summary: RunSummary) -> MemberRecord:
+    """What a family says about a member of this name, from its run."""
     models = summary.evaluation.models
     student = [name for name in models if name not in ("teacher", "quantized")][-1]
     return MemberRecord(
-        name=member.name,
+        name=name,
         target=target,
-        directory=member.name,
-        student=f"{member.name}/{STUDENT}",
-        report=f"{member.name}/{CARD_FILE}",
+        directory=name,
+        student=f"{name}/{STUDENT}",
+        report=f"{name}/{CARD_FILE}",
         teacher=summary.plan.model,
         num_parameters=summary.plan.student.num_parameters,
         perplexity=models[student].perplexity,
@@ -338,10 +339,10 @@ def _record(family: FamilyPlan, entries: list[MemberRecord], out_dir: Path) -> F
 def _write(record: FamilyRecord, out_dir: Path) -> None:
     if is_main():
         write_json(out_dir / FAMILY_FILE, record.to_json())
-        write_text(out_dir / CARD_FILE, _card(record))
+        write_text(out_dir / CARD_FILE, family_card(record))
 
 
-def _card(record: FamilyRecord) -> str:
+def family_card(record: FamilyRecord) -> str:
     """The family's page: members, their quality, and speed-ups against their own teachers."""
     members, origin = record.members, markdown_code(Path(record.model).name)
     lines = [

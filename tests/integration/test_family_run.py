@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,37 @@ def test_the_family_page_repeats_its_members_numbers(finished: Finished) -> None
         assert f"{entry['num_parameters']:,} | {entry['perplexity']:.3f}" in card
         assert f"[{entry['name']}]({entry['name']}/README.md)" in card
     assert "Not made yet" not in card
+
+
+def test_a_family_is_verified_with_all_its_members(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    moved = Path(shutil.copytree(finished[0], tmp_path / "moved"))
+    assert invoke(["verify", str(moved)]) == 0
+    shown = capsys.readouterr().out
+    for name in MEMBERS:
+        assert f"{moved / name / 'student'}: export" in shown
+    record, page = (moved / name for name in ("family.json", "README.md"))
+    weights = moved / MEMBERS[1] / "student" / "model.safetensors"
+    for file, harmed, named in (
+        (
+            record,
+            record.read_bytes().replace(b'"training_tokens": 512', b'"training_tokens": 513', 1),
+            "tokens",
+        ),
+        (page, page.read_bytes().replace(b"512", b"51", 1), "README.md"),
+        (page, None, "missing"),
+        (weights, weights.read_bytes()[:-1] + b"\x00", "model.safetensors"),
+    ):
+        whole = file.read_bytes()
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+        assert whole != harmed
+        assert invoke(["verify", str(moved)]) == 8
+        assert named in capsys.readouterr().err
+        file.write_bytes(whole)
+    record.write_bytes(record.read_bytes().replace(b'"complete": true', b'"complete": false'))
+    assert invoke(["verify", str(moved)]) == 2
+    assert "not finished" in capsys.readouterr().err
 
 
 def test_the_same_command_skips_what_is_there_and_makes_what_is_not(
