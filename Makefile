@@ -7,7 +7,7 @@
 #   make results              the long ablations of docs/results/
 #   make corruptions          faults planted in every kind of artifact, and whether verify finds them
 #   make fuzz                 hostile input of every kind, ten minutes each (FUZZ_SECONDS=600)
-#   make faults               kills, full disks, lost networks and more, at every point of every command
+#   make faults               kills, full disks, lost networks and more, where commands change files
 #   make extras               tasks of lm-eval, signatures and the bill's schema, with the optional libraries
 #   make oracles              the readers and writers against other programs (compiles llama.cpp: 20 min)
 #   make edge-env             .venv-edge, with NVIDIA's TensorRT-Edge-LLM converter and a torch for the CPU
