@@ -1,4 +1,4 @@
-"""The commands of the guides in docs/: which are run by a test, and why the others are not.
+"""The commands of README.md and the guides in docs/: which are run by a test, and why the others are not.
 
 A command stands in an indented block, on one line or on several joined by backslashes. A block that no test
 runs has `<!-- not run: REASON -->` above it. Fenced `console` blocks run in test_documents.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-GUIDES = sorted(DOCS.glob("*.md"))
+GUIDES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 _MARK = re.compile(r"^ *<!-- not run: (.{10,}) -->$")
 _COMMAND = re.compile(r"^ {4,}(?:\w+=\S+ )*(compress-export|torchrun|docker|make|sbatch)\b.*$")
 
