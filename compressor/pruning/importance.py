@@ -243,7 +243,13 @@ def taylor_method(inputs: ScoringInputs) -> ImportanceScores:
 
 
 def _summed(score: Callable[[str], torch.Tensor], dims: Dims) -> ImportanceScores:
-    """Scores of single weights, by full name, added up over everything that a removal would delete."""
+    """Scores of single weights, by full name, added up over all matrix weights that a removal would delete.
+
+    A unit has its rows and columns of every matrix, LM head included: LLM-Pruner's coupled group (arXiv
+    2305.11627, section 3.1). A key/value head goes only with all its query heads, each of which has an equal
+    share of its rows: together they count all that goes with the group, a query head with a key/value head
+    of its own counts that one whole, and the order within a group stays. Norms and biases do not count.
+    """
     family, num_layers = dims.family, dims.num_hidden_layers
     totals = {name: torch.zeros(_shape(name, dims), dtype=torch.float64) for name in PRUNABLE_AXES}
     of_layers = torch.zeros(num_layers, dtype=torch.float64)
@@ -252,7 +258,8 @@ def _summed(score: Callable[[str], torch.Tensor], dims: Dims) -> ImportanceScore
             matrix = score(f"{family.layers}.{index}.{weight.name}")
             of_layers[index] += matrix.sum()
             _add_(totals, matrix, weight, index, dims)
-    totals["hidden"] += score(f"{family.embedding}.weight").sum(0)
+    for module in (family.embedding, *([] if dims.tie_word_embeddings else [family.lm_head])):
+        totals["hidden"] += score(f"{module}.weight").sum(0)
     until = torch.cat([torch.zeros(1, dtype=torch.float64), of_layers.cumsum(0)])
     return ImportanceScores(units=totals, blocks=(until[None, :] - until[:, None]).clamp_min(0))
 
@@ -260,14 +267,16 @@ def _summed(score: Callable[[str], torch.Tensor], dims: Dims) -> ImportanceScore
 def _add_(
     totals: dict[str, torch.Tensor], matrix: torch.Tensor, weight: Weight, layer: int, dims: Dims
 ) -> None:
-    """Add the scores of one matrix to every unit that its rows and columns belong to."""
+    """Add the scores of one matrix to the units of its rows and columns; those of a group to its members."""
     assert weight.columns is not None
     by_row, by_column = matrix.sum(1), matrix.sum(0)
     parts = by_row.split([dims.size(axis) for axis in weight.rows.values()])
     for axis, sums in (*zip(weight.rows.values(), parts, strict=True), (weight.columns, by_column)):
-        if axis in totals:
-            row = totals[axis][layer] if AXES[axis].is_per_layer else totals[axis]
-            row += sums.view(dims.units(axis), -1).sum(1)
+        of_units = sums.view(dims.units(axis), -1).sum(1)
+        name = AXES[axis].members or axis
+        group_size = dims.units(name) // dims.units(axis)
+        row = totals[name][layer] if AXES[name].is_per_layer else totals[name]
+        row += (of_units / group_size).repeat_interleave(group_size)
 
 
 def random_importance(dims: Dims, *, seed: int) -> ImportanceScores:

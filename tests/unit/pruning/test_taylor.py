@@ -28,9 +28,10 @@ def products_by_hand(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: (parameter * parameter.grad).abs().detach() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_scores_are_sums_over_units(tied: bool, tmp_path: Path) -> None:
-    model = make_model(num_hidden_layers=3, tie_word_embeddings=tied)
+def test_the_scores_are_sums_over_units(tied: bool, num_key_value_heads: int, tmp_path: Path) -> None:
+    model = make_model(num_hidden_layers=3, tie_word_embeddings=tied, num_key_value_heads=num_key_value_heads)
     checkpoint = save_checkpoint(tmp_path / "model", model)
     context = StageContext(console=Console(), seed=0, device="cpu", dtype="float32")
     dims = dims_of_config(model.config.to_dict())
@@ -45,10 +46,15 @@ def test_the_scores_are_sums_over_units(tied: bool, tmp_path: Path) -> None:
     gate, up, down = (of(1, f"mlp.{name}") for name in ("gate", "up", "down"))
     neuron = gate[7].sum() + up[7].sum() + down[:, 7].sum()
     torch.testing.assert_close(scores.units["intermediate"][1, 7], neuron, rtol=1e-4, atol=0.0)
-    head = slice(dims.head_dim, 2 * dims.head_dim)
-    found = of(2, "self_attn.q")[head].sum() + of(2, "self_attn.o")[:, head].sum()
-    torch.testing.assert_close(scores.units["heads"][2, 1], found, rtol=1e-4, atol=0.0)
-    channel = products["model.embed_tokens.weight"][:, 5].sum()
+    for head in range(4):
+        group_size = 4 // num_key_value_heads
+        group = head // group_size
+        queries, keys = slice(16 * head, 16 * head + 16), slice(16 * group, 16 * group + 16)
+        found = of(2, "self_attn.q")[queries].sum() + of(2, "self_attn.o")[:, queries].sum()
+        found += (of(2, "self_attn.k")[keys].sum() + of(2, "self_attn.v")[keys].sum()) / group_size
+        torch.testing.assert_close(scores.units["heads"][2, head], found, rtol=1e-4, atol=0.0)
+    outside = ["model.embed_tokens.weight"] if tied else ["model.embed_tokens.weight", "lm_head.weight"]
+    channel = sum(products[name][:, 5].sum() for name in outside)
     for layer in range(3):
         channel += sum(of(layer, f"self_attn.{name}")[:, 5].sum() for name in "qkv")
         channel += sum(of(layer, f"mlp.{name}")[:, 5].sum() for name in ("gate", "up"))
