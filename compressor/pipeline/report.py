@@ -36,6 +36,7 @@ from compressor.pipeline.summary import (
     RunSummary,
     fitting,
     read_summary,
+    repairs_of,
 )
 from compressor.pipeline.task_table import task_table
 from compressor.planning.plan import Plan
@@ -140,6 +141,7 @@ def model_card(out_dir: Path, summary: RunSummary) -> str:
         "",
         *_text_lines(plan),
         *_depth_lines(summary.prune),
+        *_repair_lines(summary),
         *_importance_lines(summary),
         *_loss_lines(summary.distill),
         *preflight_lines(summary),
@@ -234,6 +236,15 @@ def _depth_lines(prune: PruneRecord | None) -> list[str]:
     removed = ", ".join(map(str, prune.removed_layers))
     line = f"- layers {removed} removed by {markdown_text(prune.depth.importance)}: {figures}"
     return [f"{line}, before repair and training (`{PLACES['prune']}/{PAGE_FILE}`)"]
+
+
+def _repair_lines(summary: RunSummary) -> list[str]:
+    """How many layers each repair changed: those whose error on held-out sequences fell."""
+    return [
+        f"- `{place}`: {counts.num_accepted} linear layers fitted again, "
+        f"{counts.num_left} left as they were, since their error on held-out sequences did not fall"
+        for place, counts in repairs_of(summary).items()
+    ]
 
 
 def _loss_lines(distill: DistillRecord | None) -> list[str]:

@@ -58,6 +58,7 @@ PLACES = {
     "chat": "stages/chat",
     "bench": "bench",
 }
+REPAIRS = ("reconstruct", "reconstruct_sparse", "reconstruct_fp8")  # roles that fit layers again
 Details = dict[str, JsonValue]
 Kind = TypeVar("Kind")
 
@@ -76,6 +77,19 @@ class PruneRecord(_Open):
     layer_importance: tuple[float, ...] = ()
 
 
+class RepairCounts(Record):
+    """How many linear layers a repair changed, and how many it left: their held-out error did not fall."""
+
+    num_accepted: int
+    num_left: int
+
+
+class RepairRecord(RepairCounts):
+    """What a stage that fits layers again reports, of which only the counts are read here."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class CutRecord(Record):
     """One of several cuts.
 
@@ -85,6 +99,7 @@ class CutRecord(Record):
         layer_importance: Of each layer of the model that was cut, by the method that chose what stays.
         tokens: Trained on after it.
         perplexity: After that training.
+        repair: What the repair between both changed; None without one.
     """
 
     name: str
@@ -92,6 +107,7 @@ class CutRecord(Record):
     layer_importance: tuple[float, ...]
     tokens: int
     perplexity: float
+    repair: RepairCounts | None = None
 
 
 class WeightUpdate(_Open):
@@ -138,14 +154,14 @@ class RunSummary(Record):
     search: SearchRecord | None = None
     cuts: tuple[CutRecord, ...] = ()
     prune: PruneRecord | None = None
-    reconstruct: Details | None = None
+    reconstruct: RepairRecord | None = None
     generate: Details | None = None
     correct: Details | None = None
     distill: DistillRecord | None = None
     sparsify: Details | None = None
-    reconstruct_sparse: Details | None = None
+    reconstruct_sparse: RepairRecord | None = None
     recover: Details | None = None
-    reconstruct_fp8: Details | None = None
+    reconstruct_fp8: RepairRecord | None = None
     evaluation: EvaluationRecord
     evaluated_exports: EvaluationRecord | None = None
     tasks: TasksRecord | None = None
@@ -163,6 +179,7 @@ class RunSummary(Record):
 # What a stage reports, by its role; of others it is kept as it is.
 _KINDS: dict[str, type[BaseModel]] = {
     "prune": PruneRecord,
+    **dict.fromkeys(REPAIRS, RepairRecord),
     "distill": DistillRecord,
     "evaluation": EvaluationRecord,
     "evaluated_exports": EvaluationRecord,
@@ -235,15 +252,21 @@ def _cuts(plan: Plan, made: Mapping[str, ModelArtifact]) -> tuple[CutRecord, ...
         is_last = number == len(plan.cuts)
         name, evaluated = ("", "distilled") if is_last else (f"{cut.name}-", cut.name)
         pruned = details_of(made[f"stages/{name}prune"], PruneRecord)
+        repaired = made.get(f"stages/{name}reconstruct")
         record = CutRecord(
             name=cut.name,
             removed_layers=pruned.removed_layers,
             layer_importance=pruned.layer_importance,
             tokens=details_of(made[f"stages/{name}distill"], DistillRecord).tokens,
             perplexity=evaluation[evaluated].perplexity,
+            repair=_counts(details_of(repaired, RepairRecord)) if repaired else None,
         )
         records.append(record)
     return tuple(records)
+
+
+def _counts(repair: RepairRecord) -> RepairCounts:
+    return RepairCounts(num_accepted=repair.num_accepted, num_left=repair.num_left)
 
 
 def _gates(
@@ -278,6 +301,13 @@ def _measured(recipe: Recipe, plan: Plan, made: Mapping[str, ModelArtifact], ben
         quantize=recipe.quantize,
         bench=bench if isinstance(bench, Results) else None,
     )
+
+
+def repairs_of(summary: RunSummary) -> dict[str, RepairCounts]:
+    """What every repair of a run changed, by the directory of its stage, in the order of the run."""
+    found = {f"stages/{cut.name}-reconstruct": cut.repair for cut in summary.cuts[:-1]}
+    found |= {PLACES[role]: getattr(summary, role) for role in REPAIRS}
+    return {place: counts for place, counts in found.items() if counts is not None}
 
 
 def read_summary(out_dir: Path, *, gates: Gates | None = None) -> RunSummary:

@@ -144,6 +144,53 @@ def test_the_pictures_show_the_plan(finished: tuple[Path, dict[str, Any]], marke
         assert areas["kept"] / (areas["kept"] + areas["gone"]) == pytest.approx(kept / of, abs=0.01), axis
 
 
+@pytest.fixture(scope="module")
+def repaired(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A run of two cuts that repairs after each, after 2:4 sparsity and after FP8."""
+    root = tmp_path_factory.mktemp("repaired")
+    recipe = write_recipe(
+        root / "recipe.yaml",
+        *(tiny_checkpoint, tiny_text),
+        prune={"shape": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}},
+        interleave={"cuts": 2},
+        distill={"tokens": 2 * 384, "batch_size": 4},
+        sparsify={"pattern": "2:4", "tokens": 0},
+        quantize={"fp8": True},
+        repair={"fp8": True},
+        export={"formats": ["huggingface"]},
+    )
+    return root / "out", succeed_here("run", "--config", recipe, "-o", root / "out")
+
+
+def test_the_repairs_are_what_their_stages_recorded(
+    repaired: tuple[Path, dict[str, Any]], finished: tuple[Path, dict[str, Any]]
+) -> None:
+    out, summary = repaired
+    names = ("cut-1-reconstruct", "reconstruct", "reconstruct-sparse", "reconstruct-fp8")
+    records = [json.loads((out / f"stages/{name}/artifact.json").read_text())["details"] for name in names]
+    text = (out / PAGE_FILE).read_text(encoding="utf-8")
+    marked = Marked()
+    marked.feed(text)
+    card = (out / "README.md").read_text()
+    shown = {key: row for key, row in marked.rows.items() if key.startswith("repair ")}
+    assert list(shown) == [f"repair stages/{name}" for name in names]
+    for name, record, row in zip(names, records, shown.values(), strict=True):
+        accepted = sum(layer["accepted"] for layer in record["layers"].values())
+        assert row == [accepted, len(record["layers"]) - accepted]
+        line = f"- `stages/{name}`: {row[0]:.0f} linear layers fitted again, {row[1]:.0f} left as they were,"
+        assert line in card
+    assert any(row[0] > 0 for row in shown.values())
+    counts = {"num_accepted": records[0]["num_accepted"], "num_left": records[0]["num_left"]}
+    assert summary["cuts"][0]["repair"] == counts
+    roles = ("reconstruct", "reconstruct_sparse", "reconstruct_fp8")
+    for role, record in zip(roles, records[1:], strict=True):
+        assert summary[role] == record
+    assert "<h2>Repair</h2>" in text
+    assert "<h2>Repair</h2>" not in (finished[0] / PAGE_FILE).read_text(encoding="utf-8")
+
+
 def test_every_section_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for heading in ("What was removed", "Training", "Quality, size and speed", "Gates", "Results", "Lineage"):

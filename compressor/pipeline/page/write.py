@@ -19,7 +19,7 @@ from compressor.pipeline.page.artifacts import artifacts_of, charts_of_artifacts
 from compressor.pipeline.page.removed import Picture, pictures_of
 from compressor.pipeline.page.training import charts_of_training
 from compressor.pipeline.report import closed_gap, public_name, tables_of, text_name
-from compressor.pipeline.summary import PAGE_FILE, PLACES, RunSummary
+from compressor.pipeline.summary import PAGE_FILE, PLACES, RunSummary, repairs_of
 from compressor.pruning.plan import PLAN_FILE
 from compressor.runs.artifact import write_text
 
@@ -51,6 +51,7 @@ def render_page(out_dir: Path, summary: RunSummary) -> str:
         closed=closed_gap(summary.evaluation),
         gates=(HEADER, gate_rows(summary.gates)) if summary.gates else None,
         cuts=_cuts(out_dir, summary),
+        repairs=repairs_of(summary),
         training=_marked(charts_of_training(summary.distill)) if summary.distill else [],
         forecast=forecast,
         artifacts=artifacts,

@@ -10,7 +10,17 @@ import pytest
 from compressor.core.errors import VerificationError
 from compressor.pipeline import summary
 from compressor.pipeline.report import MAX_COURSE_ROWS, closed_gap, model_card, write_model_card
-from compressor.pipeline.summary import DistillRecord, PruneRecord, RunSummary, fitting, read_summary
+from compressor.pipeline.summary import (
+    CutRecord,
+    DistillRecord,
+    PruneRecord,
+    RepairCounts,
+    RepairRecord,
+    RunSummary,
+    fitting,
+    read_summary,
+    repairs_of,
+)
 from tests.unit.pipeline.summaries import evaluation, make_summary, plan_of
 
 
@@ -85,6 +95,44 @@ def test_the_card_says_what_removing_measured_layers_cost(tmp_path: Path) -> Non
     others = PruneRecord.model_validate({"removed_layers": [4, 5]})
     write_model_card(tmp_path, summary_of("someone/some-model", "org/text", prune=others))
     assert "removed by" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_counts_the_layers_that_each_repair_changed(tmp_path: Path) -> None:
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text"))
+    assert "fitted again" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    def counted(accepted: int, left: int) -> RepairRecord:
+        return RepairRecord.model_validate({"num_accepted": accepted, "num_left": left, "outlier_tokens": 3})
+
+    parts = {
+        "reconstruct": counted(20, 1),
+        "reconstruct_sparse": counted(0, 21),
+        "reconstruct_fp8": counted(17, 4),
+    }
+    write_model_card(tmp_path, summary_of("someone/some-model", "org/text", **parts))
+    lines = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
+    found = [line.partition(" left as they were")[0] for line in lines if "fitted again" in line]
+    assert found == [
+        "- `stages/reconstruct`: 20 linear layers fitted again, 1",
+        "- `stages/reconstruct-sparse`: 0 linear layers fitted again, 21",
+        "- `stages/reconstruct-fp8`: 17 linear layers fitted again, 4",
+    ]
+
+
+def test_repairs_between_several_cuts_come_first() -> None:
+    def cut(name: str, accepted: int | None) -> CutRecord:
+        repair = None if accepted is None else RepairCounts(num_accepted=accepted, num_left=9)
+        facts = {"removed_layers": (), "layer_importance": (), "tokens": 1, "perplexity": 2.0}
+        return CutRecord.model_validate({"name": name, "repair": repair, **facts})
+
+    summary = summary_of(
+        "someone/some-model",
+        "org/text",
+        cuts=(cut("cut-1", 5), cut("cut-2", None), cut("cut-3", 7)),
+        reconstruct=RepairRecord(num_accepted=7, num_left=9),
+    )
+    found = {place: counts.num_accepted for place, counts in repairs_of(summary).items()}
+    assert list(found.items()) == [("stages/cut-1-reconstruct", 5), ("stages/reconstruct", 7)]
 
 
 def test_records_that_do_not_fit_together_are_refused(
