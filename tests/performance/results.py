@@ -2,6 +2,10 @@
 
 `python -m tests.performance.results NAME...` runs some of them; `--tables` only writes the tables of
 docs/results/README.md and README.md again from the JSON.
+
+Students are measured anew, but for what an interrupted call left in `build`. With `--keep`, those of
+docs/results that are still made by the same commands stay as they are, each with the day and the machine it
+was measured on; the file's own day, machine and versions are those of the call that wrote it.
 """
 
 from __future__ import annotations
@@ -131,14 +135,17 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def record(name: str, *, num_seeds: int) -> None:
-    """Measure, and write the JSON; what the measurement kept until then goes."""
+def record(name: str, *, num_seeds: int, keeps_recorded: bool = False) -> None:
+    """Measure, and write the JSON; what the measurement kept until then goes.
+
+    With `keeps_recorded`, students that were recorded before are taken over.
+    """
     today = datetime.now(timezone.utc).date().isoformat()
     command = f"python -m tests.performance.results {name}"
     with measuring(name) as elapsed:
         if name in PARTS:
-            data = run_students(name, _command, num_seeds=num_seeds)
-            command += f" --seeds {num_seeds}"
+            data = run_students(name, _command, num_seeds=num_seeds, keeps_recorded=keeps_recorded)
+            command += f" --seeds {num_seeds}" + (" --keep" if keeps_recorded else "")
             seconds = sum(student_seconds(data))
         else:
             data = MEASUREMENTS[name]()
@@ -171,11 +178,12 @@ def main() -> None:
     names = [*PARTS, *MEASUREMENTS]
     parser.add_argument("names", nargs="*", choices=[*names, []], help="default: all")
     parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="of the calibration text, for students")
+    parser.add_argument("--keep", action="store_true", help="take over what docs/results holds of students")
     parser.add_argument("--tables", action="store_true", help="only make the tables again")
     arguments = parser.parse_args()
     if not arguments.tables:
         for name in arguments.names or names:
-            record(name, num_seeds=arguments.seeds)
+            record(name, num_seeds=arguments.seeds, keeps_recorded=arguments.keep)
     write_tables()
 
 

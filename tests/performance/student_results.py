@@ -1,6 +1,7 @@
 """The long measurements of compressed students of SmolLM2: as cut, repaired, and after a short distillation.
 
-Every student is made with each seed of its calibration windows.
+Every student is made with each seed of its calibration windows, and its entry says on which day. An entry
+that is taken over from an earlier result keeps the day and the machine it was measured on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -143,20 +145,28 @@ PARTS: dict[str, dict[str, Student]] = {
 }
 
 
-def run_students(part: str, command: Command, *, num_seeds: int) -> dict[str, Any]:
-    """Perplexities of a part's students at every stage, by seed; what was recorded before is not redone."""
+def run_students(
+    part: str, command: Command, *, num_seeds: int, keeps_recorded: bool = False
+) -> dict[str, Any]:
+    """Perplexities of a part's students at every stage, by seed.
+
+    An interrupted measurement goes on. What docs/results holds is measured anew unless `keeps_recorded`.
+    """
     students = PARTS[part]
-    kept = _recorded(part) | read_kept(part)
+    recorded = _recorded(part) if keeps_recorded else {}
+    measured = read_kept(part)
     for seed in range(num_seeds):
         for name, student in students.items():
             key = _key(student, name, seed)
-            if key not in kept:
+            if key not in recorded and key not in measured:
                 with tempfile.TemporaryDirectory() as scratch:
-                    kept[key] = _measure(command, student, seed, Path(scratch))
-                keep(part, kept)
+                    entry = _measure(command, student, seed, Path(scratch))
+                measured[key] = {"date": datetime.now(timezone.utc).date().isoformat(), **entry}
+                keep(part, measured)
+    found = recorded | measured
     return {
         "students": {
-            name: [kept[_key(student, name, seed)] for seed in range(num_seeds)]
+            name: [found[_key(student, name, seed)] for seed in range(num_seeds)]
             for name, student in students.items()
         },
         "commands": {name: _words(student) for name, student in students.items()},
@@ -165,12 +175,18 @@ def run_students(part: str, command: Command, *, num_seeds: int) -> dict[str, An
 
 
 def _recorded(part: str) -> dict[str, Any]:
-    """What docs/results holds of the students that are still made by the same commands."""
+    """What docs/results holds of the students that are still made by the same commands.
+
+    An entry that does not say when and on what it was measured has the day and the machine of its file.
+    """
     file = RESULTS / f"{part}.json"
-    data = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    document = json.loads(file.read_text(encoding="utf-8"))
+    data, facts = document["data"], {name: document[name] for name in ("date", "hardware")}
     return {
-        _key(PARTS[part][name], name, seed): entry
-        for name, seeds in data.get("students", {}).items()
+        _key(PARTS[part][name], name, seed): {**facts, **entry}
+        for name, seeds in data["students"].items()
         if name in PARTS[part] and data["commands"][name] == _words(PARTS[part][name])
         for seed, entry in enumerate(seeds)
     }
