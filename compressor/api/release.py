@@ -95,7 +95,8 @@ def publish(
 ) -> dict[str, str]:
     """Sign the sums of a finished run, and upload it; returns where the signature and the upload are.
 
-    A run whose gates fail is not passed on.
+    A repository holds sums of its own layout, which are signed as well. A run whose gates fail is not passed
+    on.
 
     Raises:
         UsageError: for what is no finished run, or a name that the base model's licence does not allow.
@@ -104,8 +105,8 @@ def publish(
         VerificationError: for a bundle that is not as it was written.
     """
     from compressor.bundle.lineage import read_lineage
-    from compressor.bundle.publish import push_to_hub, require_repository, sign_sums
-    from compressor.bundle.sums import check_sums
+    from compressor.bundle.publish import open_signer, push_to_hub, require_repository, sign_sums
+    from compressor.bundle.sums import SIGNATURE_FILE, check_sums
     from compressor.gates.report import gate_error
     from compressor.pipeline.summary import read_summary
 
@@ -121,10 +122,16 @@ def publish(
     made: dict[str, str] = {}
     if not is_main():
         return made
-    if sign or private_key is not None:
-        made["signature"] = str(sign_sums(directory, private_key=private_key))
+    signer = open_signer(private_key) if sign or private_key is not None else None
+    if signer is not None:
+        made["signature"] = str(sign_sums(directory, signer))
     if hub is not None:
-        made["hub"] = push_to_hub(directory, hub, private=private)
+        made["hub"] = push_to_hub(directory, hub, private=private, signer=signer)
+        if signer is None and (directory / SIGNATURE_FILE).exists():
+            console.warn(
+                f"{SIGNATURE_FILE} signs the sums of this directory and was not uploaded: the repository has "
+                "others; --sign or --private-key signs both"
+            )
     for name, where in made.items():
         console.info(f"{name}: {where}")
     return made

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from compressor.bundle.licence import Terms
-from compressor.bundle.sums import SIGNATURE_FILE, SUMS_FILE, read_sums
+from compressor.bundle.sums import SIGNATURE_FILE, SUMS_FILE, read_sums, sums_text
 from compressor.core.errors import DependencyError, NetworkError, UsageError
 from compressor.core.network_errors import lost_connections
 
@@ -45,69 +46,95 @@ def require_repository(name: str, terms: Terms | None = None) -> None:
 
 
 def upload_files(out_dir: Path) -> dict[str, Path]:
-    """What a repository holds, by its path there: the student at the top, exports and documents below."""
-    found: dict[str, Path] = {}
-    for name in (*read_sums(out_dir), SUMS_FILE, SIGNATURE_FILE):
-        path = out_dir / name
-        if name.startswith(_LEFT_OUT) or not path.is_file():
-            continue
-        found[name.removeprefix(f"{_STUDENT}/")] = path
-    return found
+    """What a repository holds, by its path there: the student at the top, exports and documents below.
+
+    The sums are not among them: a repository has its own, by `write_uploaded_sums`.
+    """
+    return {there: out_dir / name for name, there in _uploaded_names(read_sums(out_dir))}
 
 
-def push_to_hub(out_dir: Path, repository: str, *, private: bool) -> str:
+def write_uploaded_sums(out_dir: Path, directory: Path) -> None:
+    """Write the sums of a repository's files, by their paths there, to a directory."""
+    sums = read_sums(out_dir)
+    uploaded = {there: sums[name] for name, there in _uploaded_names(sums)}
+    (directory / SUMS_FILE).write_text(sums_text(uploaded), "utf-8")
+
+
+def _uploaded_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Of the files that are uploaded: the path in the bundle and the one in the repository."""
+    for name in names:
+        if not name.startswith(_LEFT_OUT):
+            yield name, name.removeprefix(f"{_STUDENT}/")
+
+
+def push_to_hub(out_dir: Path, repository: str, *, private: bool, signer: Any | None = None) -> str:
     """Upload a bundle in one commit; returns the commit's address. The token is the hub client's own.
+
+    The repository gets sums of its own files, and with a `signer` (of `open_signer`) their signature. That
+    of an earlier upload is removed otherwise: it fits no more.
 
     Raises:
         NetworkError: when the hub is out of reach, or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
-        for name, path in upload_files(out_dir).items()
-    ]
-    try:
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.create_commit(repository, operations, commit_message="Add the model and its exports")
-    except lost_connections(HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        raise NetworkError(
-            "the bundle cannot be uploaded",
-            where=repository,
-            found=f"{type(error).__name__}: {str(error)[:300]}",
-            hint="go online, and set HF_TOKEN to a token that may write to this repository",
-        ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        own = Path(scratch)
+        write_uploaded_sums(out_dir, own)
+        if signer is not None:
+            sign_sums(own, signer)
+        files = upload_files(out_dir) | {path.name: path for path in sorted(own.iterdir())}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()
+        ]
+        try:
+            api = HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            if signer is None and api.file_exists(repository, SIGNATURE_FILE):
+                operations.append(CommitOperationDelete(path_in_repo=SIGNATURE_FILE))
+            commit = api.create_commit(repository, operations, commit_message="Add the model and its exports")
+        except lost_connections(HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+            raise NetworkError(
+                "the bundle cannot be uploaded",
+                where=repository,
+                found=f"{type(error).__name__}: {str(error)[:300]}",
+                hint="go online, and set HF_TOKEN to a token that may write to this repository",
+            ) from error
     return str(commit.commit_url)
 
 
-def sign_sums(out_dir: Path, *, private_key: Path | None = None) -> Path:
-    """Sign `SHA256SUMS`, and so every file that it names: by sigstore, or with a private key.
+def open_signer(private_key: Path | None = None) -> Any:
+    """What `sign_sums` signs with: a private key, or else sigstore.
+
+    Raises:
+        DependencyError: without model-signing.
+    """
+    config = _signing().Config()
+    if private_key is not None:
+        return config.use_elliptic_key_signer(private_key=private_key)
+    return config.use_sigstore_signer()
+
+
+def sign_sums(directory: Path, signer: Any) -> Path:
+    """Sign a directory's `SHA256SUMS`, and so every file that it names.
 
     Returns the signature's file, which lies beside the sums.
 
     Raises:
-        DependencyError: without model-signing.
         NetworkError: when sigstore is out of reach, or knows no identity.
     """
-    signing = _signing()
-    read_sums(out_dir)
-    config = signing.Config()
-    if private_key is not None:
-        config = config.use_elliptic_key_signer(private_key=private_key)
-    else:
-        config = config.use_sigstore_signer()
-    signature = out_dir / SIGNATURE_FILE
+    read_sums(directory)
+    signature = directory / SIGNATURE_FILE
     # What is signed is a directory, to it the sums are the whole model.
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copyfile(out_dir / SUMS_FILE, Path(scratch) / SUMS_FILE)
+        shutil.copyfile(directory / SUMS_FILE, Path(scratch) / SUMS_FILE)
         try:
-            config.sign(scratch, signature)
+            signer.sign(scratch, signature)
         except Exception as error:  # sigstore's client raises what its libraries do
             raise NetworkError(
                 "the sums cannot be signed",
-                where=str(out_dir / SUMS_FILE),
+                where=str(directory / SUMS_FILE),
                 found=f"{type(error).__name__}: {str(error)[:300]}",
                 hint="go online and sign in when asked, or give --private-key",
             ) from error

@@ -29,7 +29,12 @@ def write_sums(out_dir: Path, places: Iterable[str], documents: Iterable[str]) -
         directory = out_dir / place
         sums |= {f"{place}/{name}": digest for name, digest in recorded_sums(directory).items()}
     (out_dir / SIGNATURE_FILE).unlink(missing_ok=True)
-    write_text(out_dir / SUMS_FILE, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    write_text(out_dir / SUMS_FILE, sums_text(sums))
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """Sums by relative name as `sha256sum --check` reads them."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
 
 
 def recorded_sums(directory: Path) -> dict[str, str]:

@@ -57,7 +57,8 @@ SECTIONS = (
 @click.option(
     "--push-to-hub",
     metavar="OWNER/NAME",
-    help="Upload the finished run to this repository of the Hugging Face Hub, if no gate fails.",
+    help="Upload the finished run, without what --keep deletes, to this repository of the Hugging Face Hub, "
+    "if no gate fails.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what the run would do, without doing it.")
 def run(
@@ -103,9 +104,9 @@ def run(
         gates = list(api.gates_of(summary))
         if not any(report.failed for _, report in gates):
             for directory in api.directories_of(summary):
+                api.clean(directory, keep=parts, console=console)
                 if push_to_hub:
                     api.publish(directory, hub=push_to_hub, console=console)
-                api.clean(directory, keep=parts, console=console)
     emit(summary.to_json(), show, finished_text(summary))
     refuse_failed_gates(gates)
 

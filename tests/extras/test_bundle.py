@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_stand_in import WRITE_TOKEN, hub_stand_in
 from tests.integration.command import command_here, succeed_here, write_recipe
 
 
 @pytest.fixture(scope="module")
-def run(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     recipe = write_recipe(
         root / "recipe.yaml",
@@ -26,51 +27,80 @@ def run(tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPat
     return root / "out"
 
 
-def test_the_bill_follows_the_published_schema(run: Path) -> None:
+def test_the_bill_follows_the_published_schema(finished: Path) -> None:
     validation = pytest.importorskip("cyclonedx.validation.json")
     pytest.importorskip("jsonschema")
     from cyclonedx.schema import SchemaVersion
 
     validator = validation.JsonStrictValidator(SchemaVersion.V1_6)
-    text = (run / "sbom.cdx.json").read_text()
+    text = (finished / "sbom.cdx.json").read_text()
     assert validator.validate_str(text) is None
     broken = json.loads(text)
     broken["components"][0]["type"] = "no such type"
     assert validator.validate_str(json.dumps(broken)) is not None
 
 
-def test_the_signature_of_the_sums_holds_until_they_change(run: Path, tmp_path: Path) -> None:
-    verifying = pytest.importorskip("model_signing.verifying")
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+class Keys:
+    """A key pair of the kind that model-signing takes, and its own verification."""
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    encoding = serialization.Encoding.PEM
-    private.write_bytes(
-        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    made = succeed_here("publish", run, "--private-key", private)
-    signed = tmp_path / "signed"
-    signed.mkdir()
-    shutil.copy(run / "SHA256SUMS", signed)
+    def __init__(self, directory: Path) -> None:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
 
-    def check() -> None:
-        verifying.Config().use_elliptic_key_verifier(public_key=public).verify(signed, made["signature"])
+        key = ec.generate_private_key(ec.SECP256R1())
+        self.directory = directory
+        self.private, self.public = directory / "key.pem", directory / "key.pub"
+        encoding = serialization.Encoding.PEM
+        self.private.write_bytes(
+            key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        self.public.write_bytes(
+            key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
 
-    check()
+    def check(self, sums: Path) -> None:
+        """Verify the signature that lies beside sums."""
+        from model_signing import verifying
+
+        signed = self.directory / "signed"
+        signed.mkdir(exist_ok=True)
+        shutil.copy(sums, signed)
+        config = verifying.Config().use_elliptic_key_verifier(public_key=self.public)
+        config.verify(signed, sums.with_name("SHA256SUMS.sigstore.json"))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    pytest.importorskip("model_signing")
+    return Keys(tmp_path)
+
+
+def test_the_signature_of_the_sums_holds_until_they_change(finished: Path, keys: Keys) -> None:
+    run = Path(shutil.copytree(finished, keys.directory / "out"))
+    made = succeed_here("publish", run, "--private-key", keys.private)
+    assert made["signature"] == str(run / "SHA256SUMS.sigstore.json")
+    keys.check(run / "SHA256SUMS")
     succeed_here("verify", run)
-    with (signed / "SHA256SUMS").open("a") as file:
+    with (run / "SHA256SUMS").open("a") as file:
         file.write("0" * 64 + "  added\n")
     with pytest.raises(ValueError, match=r"."):
-        check()
+        keys.check(run / "SHA256SUMS")
 
 
-def test_signing_without_the_library_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_and_the_bundle_each_have_a_signature_of_their_sums(
+    finished: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished, keys.directory / "out"))
+    with hub_stand_in(keys.directory / "hub", monkeypatch, WRITE_TOKEN) as hub:
+        succeed_here("publish", run, "--private-key", keys.private, "--push-to-hub", "me/small")
+    uploaded = hub.root / "me/small" / "SHA256SUMS"
+    assert uploaded.read_text() != (run / "SHA256SUMS").read_text()
+    keys.check(uploaded)
+    keys.check(run / "SHA256SUMS")
+
+
+def test_signing_without_the_library_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing.signing", None)  # as if it were not installed
-    done = command_here("publish", run, "--sign")
+    done = command_here("publish", finished, "--sign")
     assert done.returncode == 4
     assert "compress-export[signing]" in done.stderr

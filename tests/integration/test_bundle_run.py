@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import yaml
 
+from tests.hub_stand_in import ADDRESS, WRITE_TOKEN, HubStandIn, hub_stand_in
 from tests.integration.command import command_here, digests, succeed_here, write_recipe
 
 PLACES = ("stages/prune", "stages/distill", "student", "exports/onnx", "stages/evaluate")
@@ -47,9 +48,13 @@ def sums_of(run: Path) -> dict[str, str]:
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
-def test_the_sums_are_those_of_another_program_and_cover_everything(run: Path) -> None:
+def sha256sum(directory: Path) -> subprocess.CompletedProcess[str]:
     words = [shutil.which("sha256sum") or "sha256sum", "--check", "--strict", "SHA256SUMS"]
-    done = subprocess.run(words, cwd=run, capture_output=True, text=True, check=False)
+    return subprocess.run(words, cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_the_sums_are_those_of_another_program_and_cover_everything(run: Path) -> None:
+    done = sha256sum(run)
     assert done.returncode == 0, done.stdout
     there = digests(run, (*PLACES, *DOCUMENTS))
     assert sums_of(run) == {name: one for name, one in there.items() if "/tensorboard/" not in name}
@@ -202,33 +207,47 @@ def test_parts_that_there_are_not_are_refused(run: Path, keep: str) -> None:
     assert command_here("clean", run, "--keep", keep).returncode == 2
 
 
-def test_what_is_uploaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the hub's client keeps what it is given."""
-    given: dict[str, Any] = {}
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """The real client of the hub, with a token that may write, beside a hub on this machine."""
+    with hub_stand_in(tmp_path / "hub", monkeypatch, WRITE_TOKEN) as served:
+        yield served
 
-    class HubStandIn:
-        def create_repo(self, name: str, **options: Any) -> None:
-            given["repository"] = name, options
 
-        def create_commit(self, name: str, operations: list[Any], **options: Any) -> Any:
-            given["files"] = {one.path_in_repo: Path(one.path_or_fileobj) for one in operations}
-            return SimpleNamespace(commit_url="https://hub.example/commit")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", HubStandIn)
+def test_what_is_uploaded(run: Path, hub: HubStandIn) -> None:
     refused = command_here("publish", run, "--push-to-hub", "me/small")
     assert refused.returncode == 2
     assert "begins with Llama" in refused.stderr
     made = succeed_here("publish", run, "--push-to-hub", "me/Llama-small", "--private")
-    assert made["hub"] == "https://hub.example/commit"
-    assert given["repository"] == ("me/Llama-small", {"private": True, "exist_ok": True})
-    files = given["files"]
-    assert {"config.json", "model.safetensors", "README.md", "SHA256SUMS", "exports/onnx/model.onnx"} <= set(
-        files
-    )
-    assert files["README.md"] == run / "README.md"
+    assert made["hub"].startswith(f"{ADDRESS}/me/Llama-small/commit/")
+    assert [one["visibility"] for one in hub.created] == ["private"]
+    files = hub.files("me/Llama-small")
+    assert {"config.json", "model.safetensors", "README.md", "SHA256SUMS", "exports/onnx/model.onnx"} <= files
+    assert (hub.root / "me/Llama-small" / "README.md").read_text() == (run / "README.md").read_text()
     assert not [name for name in files if name.startswith("stages/")]
     (run / "student" / "config.json").write_text("{}")
     assert command_here("publish", run, "--push-to-hub", "me/Llama-small").returncode == 8
+
+
+def test_a_download_is_checked_by_the_sums_that_it_holds(run: Path, hub: HubStandIn) -> None:
+    before = (run / "SHA256SUMS").read_bytes()
+    succeed_here("publish", run, "--push-to-hub", "me/Llama-small")
+    download = hub.root / "me/Llama-small"
+    done = sha256sum(download)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(sums_of(download)) == hub.files("me/Llama-small") - {"SHA256SUMS"}
+    assert (run / "SHA256SUMS").read_bytes() == before
+
+
+def test_a_signature_of_other_sums_does_not_stay_in_a_repository(run: Path, hub: HubStandIn) -> None:
+    """Neither the local bundle's, nor that of an earlier upload."""
+    (run / "SHA256SUMS.sigstore.json").write_text("{}")
+    earlier = hub.root / "me/Llama-small" / "SHA256SUMS.sigstore.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}")
+    succeed_here("publish", run, "--push-to-hub", "me/Llama-small")
+    assert not earlier.exists()
+    assert (run / "SHA256SUMS.sigstore.json").exists()
 
 
 def test_what_is_published_must_be_asked_for_and_finished(run: Path, tmp_path: Path) -> None:
