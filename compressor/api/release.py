@@ -79,7 +79,7 @@ def clean(
                 discard(converted)
         if freed or not gone.isdisjoint(read_sums(directory)):
             present = [name for name in DOCUMENTS if (directory / name).is_file()]
-            write_sums(directory, lineage, present)
+            write_sums(directory, lineage, present, on_warning=console.warn)
     console.info(f"{directory}: {shown_size(freed)} of {', '.join(parts)} deleted")
     return freed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from compressor.core.errors import VerificationError
@@ -18,18 +18,33 @@ _MAX_BYTES = 1 << 24
 _REDO = "repeat the command that made this run: it writes the sums again"
 
 
-def write_sums(out_dir: Path, places: Iterable[str], documents: Iterable[str]) -> None:
+def write_sums(
+    out_dir: Path,
+    places: Iterable[str],
+    documents: Iterable[str],
+    *,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> None:
     """Write the sums of the files in directories of artifacts, and of the run's own documents.
 
-    What an artifact recorded when it was written is taken from its record; nothing large is read again. A
-    signature of earlier sums is removed.
+    What an artifact recorded when it was written is taken from its record; nothing large is read again. Where
+    the sums are the same as before nothing is written; else a signature of the earlier ones is removed, with
+    a warning.
     """
     sums = {name: sha256_of_file(out_dir / name) for name in documents}
     for place in places:
         directory = out_dir / place
         sums |= {f"{place}/{name}": digest for name, digest in recorded_sums(directory).items()}
-    (out_dir / SIGNATURE_FILE).unlink(missing_ok=True)
-    write_text(out_dir / SUMS_FILE, sums_text(sums))
+    file, signature, text = out_dir / SUMS_FILE, out_dir / SIGNATURE_FILE, sums_text(sums)
+    if file.is_file() and file.read_bytes() == text.encode():
+        return
+    if signature.is_file():
+        signature.unlink()
+        on_warning(
+            f"{SIGNATURE_FILE} was removed: the sums that it signed have changed; sign again with "
+            f"compress-export publish {out_dir} --sign, or --private-key FILE"
+        )
+    write_text(file, text)
 
 
 def sums_text(sums: Mapping[str, str]) -> str:

@@ -106,7 +106,7 @@ def _bundled(run: Run, source: ModelSource, *, check: bool) -> RunSummary:
             run.console.warn(warning)
     run.record_choices()
     run.manifest.add_files((RECIPE_FILE, PLAN_FILE, CARD_FILE, PAGE_FILE, LINEAGE_FILE, BOM_FILE))
-    on_main(lambda: write_sums(out_dir, run.at, DOCUMENTS))
+    on_main(lambda: write_sums(out_dir, run.at, DOCUMENTS, on_warning=run.console.warn))
     return on_main(lambda: summary(run))
 
 
