@@ -15,6 +15,8 @@ from compressor.recipe.recipe import Recipe
 from compressor.runs.manifest import MANIFEST_FILE, STUDENT
 
 if TYPE_CHECKING:
+    from compressor.bundle.licence import Terms
+    from compressor.models.source import ModelSource
     from compressor.pipeline.summary import RunSummary
 
 PARTS = (STUDENT, "exports", "stages")
@@ -143,7 +145,6 @@ def require_publishable(recipe: Recipe, hub: str) -> None:
     Raises:
         UsageError: for a name that is no repository's or not allowed, and for a family of models.
     """
-    from compressor.bundle.licence import terms_of
     from compressor.bundle.publish import require_repository
     from compressor.models.source import resolve_source
     from compressor.pipeline.family import split_targets
@@ -154,11 +155,19 @@ def require_publishable(recipe: Recipe, hub: str) -> None:
             where="--push-to-hub",
             hint="leave it out, and give every member's directory to `compress-export publish`",
         )
-    source = resolve_source(recipe.model)
+    require_repository(hub, _terms(resolve_source(recipe.model)))
+
+
+def _terms(source: ModelSource) -> Terms:
+    """The terms of a model that is not downloaded yet; of an unknown one on the hub by its card."""
+    from compressor.bundle.licence import UNKNOWN, terms_of
+    from compressor.models.hub import download_card
+
     place = Path(source.location)
-    is_hub, is_gguf = source.kind == "hub", source.kind == "gguf"
-    terms = terms_of(source.location if is_hub else None, place, gguf=place if is_gguf else None)
-    require_repository(hub, terms)
+    if source.kind != "hub":
+        return terms_of(None, place, gguf=place if source.kind == "gguf" else None)
+    terms = terms_of(source.location, place)
+    return terms if terms.identifier != UNKNOWN else terms_of(source.location, download_card(source.location))
 
 
 def directories_of(result: RunSummary | FamilyRecord) -> Iterator[Path]:

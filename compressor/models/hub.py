@@ -18,8 +18,13 @@ from compressor.models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, 
 from compressor.models.files import ADAPTER_CONFIG
 from compressor.models.tokenizer_files import is_licence
 
-# Settings, tokenizers and chat templates; licences are known by their names, weights follow by the index.
-_BESIDE = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
+# The model card, which states the licence.
+_CARD = "README.md"
+# Settings, tokenizers, chat templates; texts of licences are known by their names, weights by the index.
+_BESIDE = (
+    *("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja"),
+    _CARD,
+)
 _CODE = "*.py"
 _CONFIGS = (CONFIG_FILE, ADAPTER_CONFIG, "hf_quant_config.json")
 _NEVER = ("consolidated*", "trainer_state.json", "training_args*", "optimizer*", "*.safetensors")
@@ -29,6 +34,12 @@ def download_config(hub_id: str) -> Path:
     """The local snapshot of a hub model with its config alone; else a UsageError or NetworkError."""
     listed = _revision_and_files(hub_id)
     return _cached(hub_id) if listed is None else _snapshot(hub_id, listed[0], _CONFIGS)
+
+
+def download_card(hub_id: str) -> Path:
+    """The local snapshot of a hub model with its model card, if it has one; else as `download_config`."""
+    listed = _revision_and_files(hub_id)
+    return _cached(hub_id) if listed is None else _snapshot(hub_id, listed[0], (_CARD,))
 
 
 def download_model(hub_id: str, *, trust_remote_code: bool) -> Path:

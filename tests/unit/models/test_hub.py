@@ -27,6 +27,7 @@ WANTED = {
     "additional_chat_templates/tool_use.jinja": "x",
     **dict.fromkeys(("LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md", "Llama-License.md"), "x"),
     "LICENSES/MIT.txt": "x",
+    "README.md": "---\nlicense: llama3.1\n---\n",
     "model.safetensors.index.json": INDEX,
     **dict.fromkeys(SHARDS, "weights"),
 }
@@ -38,7 +39,7 @@ OTHERS = dict.fromkeys(
         *("checkpoint-100/model.safetensors", "checkpoint-100/config.json", "onnx/model.onnx"),
         *("global_step10/trainer_state.json", "original/params.json", "original/consolidated.00.pth"),
         *("trainer_state.json", "training_args.bin", "optimizer.pt"),
-        *("evals/run.py", "picture.png", "README.md"),
+        *("evals/run.py", "picture.png", "docs/README.md"),
     ),
     "x",
 )
@@ -48,6 +49,7 @@ REPOSITORIES = {
     "someone/sharded": WANTED | CODE | OTHERS,
     "someone/plain": PLAIN | {"original/model.safetensors": "x", "adapter.safetensors": "x"},
     **dict.fromkeys((GATED, DROPPED), PLAIN),
+    "someone/card": PLAIN | {"README.md": "---\nlicense: llama3.1\n---\n"},
     "someone/pickled": {"config.json": "{}", "pytorch_model.bin": "x"},
 }
 
@@ -55,7 +57,8 @@ REPOSITORIES = {
 _PROGRAM = """
 import json, sys
 from pathlib import Path
-from compressor.models.hub import download_config, download_model
+from compressor.bundle.licence import terms_of
+from compressor.models.hub import download_card, download_config, download_model
 
 def files_of(snapshot):
     files = (str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file())
@@ -163,9 +166,10 @@ def model(name: str, *, trusted: bool = False) -> str:
     return f"download_model({name!r}, trust_remote_code={trusted})"
 
 
-PLAN = "download_config('someone/sharded')"
+PLAN, CARD = "download_config('someone/sharded')", "download_card('someone/card')"
 ONLINE = (PLAN, model("someone/plain"), model("someone/nothing"), model(GATED), model("someone/pickled"))
 LATER = (model("some one"), model(DROPPED), model("someone/sharded"), model("someone/sharded", trusted=True))
+TERMS = (f"terms_of('someone/sharded', {LATER[2]})", f"terms_of('someone/card', {CARD})")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +180,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def online(endpoint: str, home: Path) -> dict[str, str]:
     """Outcomes with the server, with the files that a snapshot then held."""
-    works = [work for download in (*ONLINE, *LATER) for work in (download, f"files_of({download})")]
+    downloads = (*ONLINE, *LATER, CARD)
+    works = [*(work for download in downloads for work in (download, f"files_of({download})")), *TERMS]
     return dict(zip(works, outcomes(works, home, endpoint), strict=True))
 
 
@@ -193,6 +198,14 @@ def test_a_model_is_downloaded_by_its_index(online: dict[str, str], trusted: boo
     found = online[f"files_of({model('someone/sharded', trusted=trusted)})"]
 
     assert found.split() == sorted({*WANTED, *(CODE if trusted else ())})
+
+
+def test_the_licence_of_a_re_upload_is_known_by_its_card(online: dict[str, str]) -> None:
+    known = "identifier='llama3.1' known_from='its model card' notices=('Built with Llama'"
+    for terms in TERMS:
+        assert known in online[terms]
+        assert "name_begins='Llama'" in online[terms]
+    assert online[f"files_of({CARD})"] == "README.md"
 
 
 @pytest.mark.parametrize(
