@@ -87,6 +87,22 @@ def test_sums_that_were_edited_are_refused(run: Path, line: str) -> None:
     assert "the sums of the bundle are missing" in done.stderr
 
 
+def test_a_repeated_run_keeps_the_signature_of_its_sums(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    sections: dict[str, Any] = {"repair": {"method": "off"}, "distill": {"tokens": 0}}
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", tiny_checkpoint, tiny_text, **sections, export={"formats": ["huggingface"]}
+    )
+    out = tmp_path / "out"
+    succeed_here("run", "--config", recipe, "-o", out)
+    before = (out / "SHA256SUMS").read_bytes()
+    (out / "SHA256SUMS.sigstore.json").write_text("{}")
+    succeed_here("run", "--config", recipe, "-o", out)
+    assert (out / "SHA256SUMS").read_bytes() == before
+    assert (out / "SHA256SUMS.sigstore.json").read_text() == "{}"
+
+
 def test_the_lineage_leads_from_the_teacher_to_every_artifact(run: Path) -> None:
     lineage = json.loads((run / "lineage.json").read_text())
     steps = lineage["steps"]
