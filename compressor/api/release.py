@@ -101,7 +101,8 @@ def publish(
     on.
 
     Raises:
-        UsageError: for what is no finished run, or a name that the base model's licence does not allow.
+        UsageError: for what is no finished run, a name that the base model's licence does not allow, or a
+            private key that cannot sign.
         AccuracyGateError, SpeedGateError: for a gate of its recipe that fails.
         DependencyError, NetworkError: when it cannot be signed or uploaded.
         VerificationError: for a bundle that is not as it was written.
@@ -117,6 +118,8 @@ def publish(
     lineage = read_lineage(directory)
     if hub is not None:
         require_repository(hub, lineage.teacher.terms if lineage else None)
+    is_signed = is_main() and (sign or private_key is not None)
+    signer = open_signer(private_key) if is_signed else None
     gates = read_summary(directory).gates
     if gates is not None and (failed := gate_error(gates, where=str(directory))):
         raise failed
@@ -124,7 +127,6 @@ def publish(
     made: dict[str, str] = {}
     if not is_main():
         return made
-    signer = open_signer(private_key) if sign or private_key is not None else None
     if signer is not None:
         made["signature"] = str(sign_sums(directory, signer))
     if hub is not None:

@@ -6,6 +6,7 @@ import importlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _uploaded_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield name, name.removeprefix(f"{_STUDENT}/")
 
 
-def push_to_hub(out_dir: Path, repository: str, *, private: bool, signer: Any | None = None) -> str:
+def push_to_hub(out_dir: Path, repository: str, *, private: bool, signer: Signer | None = None) -> str:
     """Upload a bundle in one commit; returns the commit's address. The token is the hub client's own.
 
     The repository gets sums of its own files, and with a `signer` (of `open_signer`) their signature. That
@@ -104,19 +105,43 @@ def push_to_hub(out_dir: Path, repository: str, *, private: bool, signer: Any | 
     return str(commit.commit_url)
 
 
-def open_signer(private_key: Path | None = None) -> Any:
-    """What `sign_sums` signs with: a private key, or else sigstore.
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """What sums are signed with.
+
+    Attributes:
+        config: Of model-signing.
+        needs_network: Whether signing asks sigstore; a private key signs alone.
+    """
+
+    config: Any
+    needs_network: bool
+
+
+def open_signer(private_key: Path | None = None) -> Signer:
+    """What `sign_sums` signs with: a private key, which is read now, or else sigstore.
 
     Raises:
         DependencyError: without model-signing.
+        UsageError: for a key that cannot sign.
     """
     config = _signing().Config()
-    if private_key is not None:
-        return config.use_elliptic_key_signer(private_key=private_key)
-    return config.use_sigstore_signer()
+    if private_key is None:
+        return Signer(config=config.use_sigstore_signer(), needs_network=True)
+    try:
+        return Signer(config=config.use_elliptic_key_signer(private_key=private_key), needs_network=False)
+    except Exception as error:  # what is no key raises whatever reading it runs into
+        raise UsageError(
+            "this private key cannot sign",
+            where=str(private_key),
+            expected="a PEM file with an unencrypted key on the elliptic curve P-256, P-384 or P-521",
+            found=f"{type(error).__name__}: {str(error)[:200]}",
+            hint="make one by `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`, or decrypt an "
+            "encrypted one by `openssl pkey -in FILE -out key.pem`",
+        ) from error
 
 
-def sign_sums(directory: Path, signer: Any) -> Path:
+def sign_sums(directory: Path, signer: Signer) -> Path:
     """Sign a directory's `SHA256SUMS`, and so every file that it names.
 
     Returns the signature's file, which lies beside the sums.
@@ -130,8 +155,10 @@ def sign_sums(directory: Path, signer: Any) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copyfile(directory / SUMS_FILE, Path(scratch) / SUMS_FILE)
         try:
-            signer.sign(scratch, signature)
+            signer.config.sign(scratch, signature)
         except Exception as error:  # sigstore's client raises what its libraries do
+            if not signer.needs_network:
+                raise
             raise NetworkError(
                 "the sums cannot be signed",
                 where=str(directory / SUMS_FILE),

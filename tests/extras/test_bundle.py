@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,41 @@ def test_a_repository_and_the_bundle_each_have_a_signature_of_their_sums(
     assert uploaded.read_text() != (run / "SHA256SUMS").read_text()
     keys.check(uploaded)
     keys.check(run / "SHA256SUMS")
+
+
+@pytest.mark.parametrize("kind", ["no PEM", "encrypted", "RSA", "another curve"])
+def test_a_bad_key_is_refused_before_any_file_is_read(finished: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    run, file = Path(shutil.copytree(finished, tmp_path / "out")), tmp_path / "key.pem"
+    (run / "student" / "model.safetensors").unlink()
+    key: Any = ec.generate_private_key(ec.SECP256K1() if kind == "another curve" else ec.SECP256R1())
+    if kind == "RSA":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    secret: Any = serialization.NoEncryption()
+    if kind == "encrypted":
+        secret = serialization.BestAvailableEncryption(b"secret")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+    file.write_bytes(b"no PEM" if kind == "no PEM" else pem)
+    done = command_here("publish", run, "--private-key", file)
+    assert done.returncode == 2, done.stderr
+    assert "this private key cannot sign" in done.stderr
+    assert str(file) in done.stderr
+
+
+def test_a_private_key_that_fails_is_no_matter_of_the_network(
+    finished: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_signing._signing import sign_ec_key
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sign_ec_key.Signer, "sign", fail)
+    done = command_here("publish", finished, "--private-key", keys.private)
+    assert done.returncode == 5, done.stderr
 
 
 def test_signing_without_the_library_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
