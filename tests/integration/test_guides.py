@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ that is not marked as not run: on a tiny model, page by page, in its order.
+"""Every command of README.md and docs/ that is not marked as not run: on a tiny model, page by page.
 
 Names of the pages stand for tiny things: MODEL, STUDENT, text.jsonl, and directories that an earlier command
 of another page would have made. Counts of tokens and sequences are replaced by small ones.
