@@ -141,13 +141,14 @@ def publish(
     return made
 
 
-def require_publishable(recipe: Recipe, hub: str) -> None:
-    """Refuse, before any work, a repository that could not be uploaded to.
+def require_publishable(recipe: Recipe, hub: str, *, asks_hub: bool = True) -> None:
+    """Refuse, before any work, a repository that could not be uploaded to; without `asks_hub`, by its name.
 
     Raises:
         UsageError: for a name that is no repository's or not allowed, and for a family of models.
+        NetworkError: without a token that may write.
     """
-    from compressor.bundle.publish import require_repository
+    from compressor.bundle.publish import require_repository, require_write_access
     from compressor.models.source import resolve_source
     from compressor.pipeline.family import split_targets
 
@@ -157,10 +158,12 @@ def require_publishable(recipe: Recipe, hub: str) -> None:
             where="--push-to-hub",
             hint="leave it out, and give every member's directory to `compress-export publish`",
         )
-    require_repository(hub, _terms(resolve_source(recipe.model)))
+    require_repository(hub, _terms(resolve_source(recipe.model), asks_hub=asks_hub))
+    if asks_hub and is_main():
+        require_write_access()
 
 
-def _terms(source: ModelSource) -> Terms:
+def _terms(source: ModelSource, *, asks_hub: bool) -> Terms:
     """The terms of a model that is not downloaded yet; of an unknown one on the hub by its card."""
     from compressor.bundle.licence import UNKNOWN, terms_of
     from compressor.models.hub import download_card
@@ -169,7 +172,9 @@ def _terms(source: ModelSource) -> Terms:
     if source.kind != "hub":
         return terms_of(None, place, gguf=place if source.kind == "gguf" else None)
     terms = terms_of(source.location, place)
-    return terms if terms.identifier != UNKNOWN else terms_of(source.location, download_card(source.location))
+    if terms.identifier != UNKNOWN or not asks_hub:
+        return terms
+    return terms_of(source.location, download_card(source.location))
 
 
 def directories_of(result: RunSummary | FamilyRecord) -> Iterator[Path]:

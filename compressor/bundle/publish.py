@@ -46,6 +46,26 @@ def require_repository(name: str, terms: Terms | None = None) -> None:
         )
 
 
+def require_write_access() -> None:
+    """Refuse to begin without a token of the hub that may write; a fine-grained one may still lack a right.
+
+    Raises:
+        NetworkError: without a token, for one that only reads, or when the hub is out of reach.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    what, hint = "nothing can be uploaded", "go online, and set HF_TOKEN to a token that may write"
+    try:
+        found = HfApi().whoami()
+    except lost_connections(HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise NetworkError(what, where="--push-to-hub", found=reason, hint=hint) from error
+    if found.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        reason = "a token that may only read"
+        raise NetworkError(what, where="--push-to-hub", found=reason, hint=hint)
+
+
 def upload_files(out_dir: Path) -> dict[str, Path]:
     """What a repository holds, by its path there: the student at the top, exports and documents below.
 
@@ -121,13 +141,20 @@ class Signer:
 def open_signer(private_key: Path | None = None) -> Signer:
     """What `sign_sums` signs with: a private key, which is read now, or else sigstore.
 
+    Sigstore takes the identity of a CI job where there is one, and otherwise asks.
+
     Raises:
         DependencyError: without model-signing.
         UsageError: for a key that cannot sign.
+        NetworkError: when sigstore is out of reach.
     """
     config = _signing().Config()
     if private_key is None:
-        return Signer(config=config.use_sigstore_signer(), needs_network=True)
+        try:
+            config.use_sigstore_signer(use_ambient_credentials=True)
+        except Exception as error:  # it asks sigstore for what it trusts
+            raise _unsigned("--sign", error) from error
+        return Signer(config=config, needs_network=True)
     try:
         return Signer(config=config.use_elliptic_key_signer(private_key=private_key), needs_network=False)
     except Exception as error:  # what is no key raises whatever reading it runs into
@@ -159,13 +186,17 @@ def sign_sums(directory: Path, signer: Signer) -> Path:
         except Exception as error:  # sigstore's client raises what its libraries do
             if not signer.needs_network:
                 raise
-            raise NetworkError(
-                "the sums cannot be signed",
-                where=str(directory / SUMS_FILE),
-                found=f"{type(error).__name__}: {str(error)[:300]}",
-                hint="go online and sign in when asked, or give --private-key",
-            ) from error
+            raise _unsigned(str(directory / SUMS_FILE), error) from error
     return signature
+
+
+def _unsigned(where: str, error: Exception) -> NetworkError:
+    return NetworkError(
+        "the sums cannot be signed",
+        where=where,
+        found=f"{type(error).__name__}: {str(error)[:300]}",
+        hint="go online and sign in when asked, or give --private-key",
+    )
 
 
 def _signing() -> Any:

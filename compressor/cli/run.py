@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -10,6 +11,8 @@ from click.core import ParameterSource
 from compressor.cli.bench_options import refuse_idle_options
 from compressor.cli.from_recipe import Call, from_recipe
 from compressor.cli.session import Show, emit, work
+from compressor.core.console import Console
+from compressor.core.errors import CompressExportError
 from compressor.recipe.forms import parse_names
 
 SECTIONS = (
@@ -86,7 +89,7 @@ def run(
 
     parts = api.kept_parts(parse_names(keep))
     if push_to_hub:
-        api.require_publishable(call.recipe, push_to_hub)
+        api.require_publishable(call.recipe, push_to_hub, asks_hub=not dry_run)
     asks_outcome = bool(call.recipe.outcome.goals)
     if dry_run or not asks_outcome:
         made = api.plan(call.recipe, call.out_dir)
@@ -101,14 +104,27 @@ def run(
             refuse_idle_options(call, made)
         console.info(planned_text(made, costs=False))
         summary = api.run(call.recipe, call.out_dir, restart_from=restart_from, execution=execution)
-        gates = list(api.gates_of(summary))
+        gates, refused = list(api.gates_of(summary)), None
         if not any(report.failed for _, report in gates):
             for directory in api.directories_of(summary):
                 api.clean(directory, keep=parts, console=console)
-                if push_to_hub:
-                    api.publish(directory, hub=push_to_hub, console=console)
+                refused = _upload(directory, push_to_hub, console)
     emit(summary.to_json(), show, finished_text(summary))
     refuse_failed_gates(gates)
+    if refused is not None:
+        raise refused
+
+
+def _upload(directory: Path, hub: str | None, console: Console) -> CompressExportError | None:
+    """Upload a finished run where that is asked for; an error is returned, as the result comes first."""
+    from compressor import api
+
+    try:
+        if hub:
+            api.publish(directory, hub=hub, console=console)
+    except CompressExportError as error:
+        return error
+    return None
 
 
 @from_recipe(*SECTIONS, output=None)

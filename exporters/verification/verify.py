@@ -25,7 +25,7 @@ SCHEMA = "compress-export/verify/1"
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked, and what of a run was not compared; `kind` is a `run`, `family`, `stage` and so on."""
+    """What was checked, and what of a run was not compared; `kind` is `run`, `family`, `stage`, and so on."""
 
     path: Path
     kind: str

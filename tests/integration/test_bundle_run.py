@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from tests.hub_stand_in import ADDRESS, WRITE_TOKEN, HubStandIn, hub_stand_in
+from tests.hub_stand_in import ADDRESS, READ_TOKEN, WRITE_TOKEN, HubStandIn, hub_stand_in
 from tests.integration.command import command_here, digests, succeed_here, write_recipe
 
 PLACES = ("stages/prune", "stages/distill", "student", "exports/onnx", "stages/evaluate")
@@ -264,6 +264,34 @@ def test_a_signature_of_other_sums_does_not_stay_in_a_repository(run: Path, hub:
     succeed_here("publish", run, "--push-to-hub", "me/Llama-small")
     assert not earlier.exists()
     assert (run / "SHA256SUMS.sigstore.json").exists()
+
+
+@pytest.mark.parametrize("token", [None, READ_TOKEN])
+def test_a_token_that_may_not_write_is_refused_before_any_work(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    words = ("run", "--config", finished[0].parent / "recipe.yaml", "--push-to-hub", "me/Llama-small")
+    with hub_stand_in(tmp_path / "hub", monkeypatch, token) as hub:
+        done = command_here(*words, "-o", tmp_path / "out")
+        assert done.returncode == 9
+        assert "a token that may write" in done.stderr
+        assert not (tmp_path / "out").exists()
+        asked = len(hub.requests)
+        succeed_here(*words, "-o", tmp_path / "out", "--dry-run")
+        assert len(hub.requests) == asked
+
+
+def test_the_result_is_told_although_the_upload_fails(
+    finished: tuple[Path, dict[str, Any]], hub: HubStandIn
+) -> None:
+    out, summary = finished
+    words = ("run", "--config", out.parent / "recipe.yaml", "-o", out, "--push-to-hub")
+    done = command_here(*words, "other/Llama-small", "--json")
+    assert done.returncode == 9
+    assert "cannot be uploaded" in done.stderr
+    assert json.loads(done.stdout)["plan"] == summary["plan"]
+    succeed_here(*words, "company/Llama-small")
+    assert "model.safetensors" in hub.files("company/Llama-small")
 
 
 def test_what_is_published_must_be_asked_for_and_finished(run: Path, tmp_path: Path) -> None:
