@@ -54,7 +54,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"prune.shape": {"intermediate_size": 7168}}, (2, 2)),
         ({"prune.shape": {"num_hidden_layers": 16}}, (2, 1)),
-        ({"prune.shape": {"num_hidden_layers": 16}, "interleave.cuts": 5}, (3, 1)),
+        ({"prune.shape": {"num_hidden_layers": 20}, "interleave.cuts": 5}, (3, 1)),
         ({"prune.shape": {"intermediate_size": 7168}, "interleave.cuts": 5}, (2, 2)),
         ({"prune.shape": {"intermediate_size": 7168}, "export.tensorrt_llm": {"pp_size": 4}}, (4, 4)),
         ({"prune.shape": {"num_hidden_layers": 16}, "export.tensorrt_llm": {"pp_size": 4}}, (5, 4)),
