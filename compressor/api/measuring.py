@@ -132,7 +132,7 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
         VerificationError: for what is not as it was recorded.
     """
     from compressor.models.sparse.pattern import parse_pattern
-    from compressor.pipeline.family_check import check_family, is_family
+    from compressor.pipeline.family_check import check_family, is_family, read_family
     from compressor.pipeline.report import check_card
     from exporters.checks.bundle import check_bundle
     from exporters.verification.verify import VerifyReport, verify_directory
@@ -140,11 +140,12 @@ def verify(directory: Path, *, source: Path | None = None, sparsity: str | None 
     if not directory.is_dir():
         raise UsageError("this directory does not exist", where=str(directory), hint="check the path")
     if is_family(directory):
-        names = [member.name for member in check_family(directory).members]
+        family = read_family(directory)
         members = [
-            verify(directory / name, source=None if number else source, sparsity=sparsity)
-            for number, name in enumerate(names)
+            verify(directory / member.name, source=None if number else source, sparsity=sparsity)
+            for number, member in enumerate(family.members)
         ]
+        check_family(directory, family)
         checked = tuple(each for member in members for each in member.checked)
         notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
         return VerifyReport(path=directory, kind="family", checked=checked, notes=notes)

@@ -16,7 +16,7 @@ from compressor.choices.importance import IMPORTANCE_METHODS
 from compressor.core.errors import UsageError
 from compressor.core.records import Record
 from compressor.models.dims import GROUP_FIELDS, PRUNABLE_FIELDS, Dims, num_parameters
-from compressor.planning.depth import loses_published_layers
+from compressor.planning.depth import published_layers
 from compressor.planning.search_space import Deployment, deployable_sizes, unfit_pair
 from compressor.recipe.recipe import Recipe
 
@@ -94,7 +94,7 @@ def plan_cuts(recipe: Recipe, teacher: Dims, student: Dims) -> tuple[PlannedCut,
     number = recipe.interleave.cuts
     if not recipe.interleave.enabled:
         return ()
-    if loses_published_layers(recipe.prune, teacher, student):
+    if published_layers(recipe.prune, teacher, student):
         raise UsageError(
             "the publication of this student names the layers that one cut removes",
             where="--interleave",

@@ -28,16 +28,15 @@ def removal(prune: Prune, source: Dims, student: Dims) -> Literal["contiguous", 
     return "contiguous" if 2 * num_removed >= source.num_hidden_layers else "scattered"
 
 
-def published_layers(source: Dims, student: Dims) -> tuple[int, ...]:
-    """The layers that the publication of this student removed from this source; none where it names none."""
+def published_layers(prune: Prune, source: Dims, student: Dims) -> tuple[int, ...]:
+    """The layers that the publication of this student removed from this source.
+
+    None where it names none, or where the recipe says how layers are chosen.
+    """
+    if prune.measures_depth or prune.depth == "scattered":
+        return ()
     known, made = preset_of_dims(source), preset_of_dims(student)
     return made.removed_layers if known and made and made.alias in known.targets.values() else ()
-
-
-def loses_published_layers(prune: Prune, source: Dims, student: Dims) -> bool:
-    """Whether the removed layers are those that a publication names, as nothing else was asked for."""
-    chosen = prune.measures_depth or prune.depth == "scattered"
-    return not chosen and bool(published_layers(source, student))
 
 
 def of_cut(prune: Prune, source: Dims, student: Dims) -> Prune:

@@ -205,7 +205,7 @@ def _chosen(
     scores = _scores(config, source, dims, windows, context)
     on_main(lambda: scores.save(out_dir))
     details["layer_importance"] = scores.of_layers()
-    removed = published_layers(dims, student) if settings.depth != "scattered" else ()
+    removed = published_layers(settings, dims, student)
     if config.measures_depth:
         assert windows is not None
         depth = choose_layers(source.path, dims, student, settings, windows, context, questions=questions)

@@ -91,6 +91,15 @@ def test_a_family_is_verified_with_all_its_members(
         assert invoke(["verify", str(moved)]) == 8
         assert named in capsys.readouterr().err
         file.write_bytes(whole)
+    listed = record.read_text()
+    for name in (".", "..", "../moved", str(moved), "gone"):
+        record.write_text(listed.replace(f'"name": "{MEMBERS[0]}"', f'"name": "{name}"'))
+        assert invoke(["verify", str(moved)]) == 8
+        assert "is missing" in capsys.readouterr().err
+    record.write_text(listed)
+    shutil.rmtree(moved / MEMBERS[1])
+    assert invoke(["verify", str(moved)]) == 8
+    assert "is missing" in capsys.readouterr().err
     record.write_bytes(record.read_bytes().replace(b'"complete": true', b'"complete": false'))
     assert invoke(["verify", str(moved)]) == 2
     assert "not finished" in capsys.readouterr().err

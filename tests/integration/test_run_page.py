@@ -54,24 +54,28 @@ class Marked(HTMLParser):
             self._row.append(float(found["data-value"]))
 
 
+def run_below(root: Path, model: Path, text: Path, **sections: Any) -> tuple[Path, dict[str, Any]]:
+    """The directory and the summary of a run."""
+    recipe = write_recipe(root / "recipe.yaml", model, text, **sections)
+    return root / "out", succeed_here("run", "--config", recipe, "-o", root / "out")
+
+
 @pytest.fixture(scope="module")
 def finished(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A run of a tiny model long enough for a forecast, with a gate; not to be changed."""
-    root = tmp_path_factory.mktemp("runs")
-    recipe = write_recipe(
-        root / "recipe.yaml",
-        *(tiny_checkpoint, tiny_text),
-        repair={"method": "off"},
-        distill={"tokens": 40 * 4 * 32, "micro_batch_size": 4, "learning_rate": 5e-3},
-        quantize={"fp8": True},
-        export={"formats": ["huggingface", "huggingface-fp8"]},
-        gates={"perplexity": 1e9},
-    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         teach_well(monkeypatch)
-        return root / "out", succeed_here("run", "--config", recipe, "-o", root / "out")
+        return run_below(
+            tmp_path_factory.mktemp("runs"),
+            *(tiny_checkpoint, tiny_text),
+            repair={"method": "off"},
+            distill={"tokens": 40 * 4 * 32, "micro_batch_size": 4, "learning_rate": 5e-3},
+            quantize={"fp8": True},
+            export={"formats": ["huggingface", "huggingface-fp8"]},
+            gates={"perplexity": 1e9},
+        )
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +153,8 @@ def repaired(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A run of two cuts that repairs after each, after 2:4 sparsity and after FP8."""
-    root = tmp_path_factory.mktemp("repaired")
-    recipe = write_recipe(
-        root / "recipe.yaml",
+    return run_below(
+        tmp_path_factory.mktemp("repaired"),
         *(tiny_checkpoint, tiny_text),
         prune={"shape": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}},
         interleave={"cuts": 2},
@@ -161,7 +164,6 @@ def repaired(
         repair={"fp8": True},
         export={"formats": ["huggingface"]},
     )
-    return root / "out", succeed_here("run", "--config", recipe, "-o", root / "out")
 
 
 def test_the_repairs_are_what_their_stages_recorded(

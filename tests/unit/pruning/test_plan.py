@@ -28,6 +28,7 @@ from compressor.pruning.plan import (
     parse_ranges,
     read_plan,
 )
+from compressor.recipe.recipe import Prune
 from tests.unit.models.config.published import TINY
 
 
@@ -73,12 +74,12 @@ def test_scattered_layers_are_the_least_important_ones_alone() -> None:
 
 def test_the_published_depth_model_loses_the_published_layers() -> None:
     teacher, student = PRESETS["llama3.1-8b"].dims, PRESETS["4b-depth"].dims
-    removed = published_layers(teacher, student)
+    removed = published_layers(Prune(), teacher, student)
     scores = random_importance(teacher, seed=0)
     plan = make_plan(teacher, student, scores, importance="random", removed_layers=removed)
     assert plan.layers == (*range(15), 31)
-    assert published_layers(teacher, PRESETS["4b-width"].dims) == ()
-    assert published_layers(teacher.with_shape(num_hidden_layers=24), student) == ()
+    assert published_layers(Prune(), teacher, PRESETS["4b-width"].dims) == ()
+    assert published_layers(Prune(), teacher.with_shape(num_hidden_layers=24), student) == ()
 
 
 def test_the_groups_with_the_highest_sums_stay_with_heads_of_their_own() -> None:
