@@ -22,7 +22,7 @@ def mean_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     if len(samples) < 2:  # noqa: PLR2004 - one has no spread
         return None
     values = np.asarray(samples)
-    reach = _t_reach(values)
+    reach = mean_reach(values)
     return float(values.mean()) - reach, float(values.mean()) + reach
 
 
@@ -47,8 +47,9 @@ def difference_reach(differences: NDArray[np.float64]) -> float:
 
     Where no item differs, as many may as Wilson's interval of none of them allows.
     """
-    return _t_reach(differences) or share_interval(0, len(differences))[1]
+    return mean_reach(differences) or share_interval(0, len(differences))[1]
 
 
-def _t_reach(samples: NDArray[np.float64]) -> float:
+def mean_reach(samples: NDArray[np.float64]) -> float:
+    """Half of Student's t interval of the mean of `[num_samples]`."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(samples) - 1)) * standard_error(samples)

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from bench.compare.gate import MAX_REACHED
 from bench.compare.verdicts import Verdict
-from compressor.gates.intervals import difference_reach, standard_error
-from compressor.gates.record import CONFIDENCE, Figure, GateReport, GateRow, Kind, Table
+from compressor.gates.intervals import difference_reach, mean_reach, standard_error
+from compressor.gates.record import Figure, GateReport, GateRow, Kind, Table
 from compressor.recipe.gates import Gates, sigmas_of
 
 # Of the teacher's: below it, predictions hardly depend on what was read.
@@ -197,11 +196,10 @@ def _against_loss(teacher: Figure, own: Figure, limit: Limit) -> tuple[Figure, L
             found = Figure(value=None, reason="one window alone has no noise that a limit could be made of")
         return found, limit
     differences = np.asarray(own.samples) - np.asarray(teacher.samples)
-    error = standard_error(differences)
     if limit.sigmas is not None:
-        tolerance = math.exp(limit.sigmas * error) - 1
+        tolerance = math.exp(limit.sigmas * standard_error(differences)) - 1
         return Figure(value=ratio), _derived(limit, 1 + tolerance, tolerance)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
+    reach = mean_reach(differences)
     return Figure(value=ratio, low=ratio * math.exp(-reach), high=ratio * math.exp(reach)), limit
 
 
